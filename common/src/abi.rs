@@ -1,0 +1,78 @@
+//! The maps shared by the XDP programs and the relay: their names, sizes and plain values.
+
+/// Version of everything in this crate that crosses the kernel border.
+///
+/// It stands in the object file ([`SECTION`]) and in [`GatewayConfig`]; whoever finds another
+/// number refuses to go on and names both. Raise it whenever a map, a key or a value changes.
+pub const ABI_VERSION: u32 = 1;
+
+/// ELF section of the eBPF object that holds [`ABI_VERSION`] as a little-endian `u32`.
+pub const SECTION: &str = ".millrace.abi";
+
+/// Names of the maps, which are also the names of their pins.
+pub mod map {
+    /// Array of one [`super::GatewayConfig`].
+    pub const CONFIG: &str = "CONFIG";
+    /// Array of one [`super::Heartbeat`].
+    pub const HEARTBEAT: &str = "HEARTBEAT";
+    /// LPM trie: [`crate::rule::RuleKey`] to [`crate::rule::Action`] as `u32`.
+    pub const RULES: &str = "RULES";
+    /// LRU hash: [`crate::flow::FlowKey`] to [`crate::flow::FlowState`]; flows seen but not accepted.
+    pub const PENDING: &str = "PENDING";
+    /// Hash: [`crate::flow::FlowKey`] to [`crate::flow::FlowState`]; flows the relay has accepted.
+    pub const ESTABLISHED: &str = "ESTABLISHED";
+    /// Per-CPU array of `u64`, indexed by [`crate::verdict::Verdict`].
+    pub const COUNTERS: &str = "COUNTERS";
+    /// Device map; entry 0 is the gateway's end of the veth that leads to the relay namespace.
+    pub const RELAY_LINK: &str = "RELAY_LINK";
+}
+
+/// Most steering rules.
+pub const MAX_RULES: u32 = 16_384;
+/// Most flows between SYN and accept; the least recently used is evicted.
+pub const MAX_PENDING: u32 = 262_144;
+/// Most accepted flows; further connections are refused by the relay.
+pub const MAX_ESTABLISHED: u32 = 1_048_576;
+
+/// What the loader tells the programs.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GatewayConfig {
+    /// [`ABI_VERSION`] of the loader; the programs pass everything while it is not theirs.
+    pub abi_version: u32,
+    /// Identifier of the relay namespace as seen from the gateway's (`ip netns set`, RTM_NEWNSID).
+    pub relay_nsid: u32,
+    /// A heartbeat older than this is that of a dead relay. Nanoseconds.
+    pub heartbeat_timeout_ns: u64,
+    /// Hardware address of the relay's end of the veth.
+    pub relay_mac: [u8; 6],
+    /// Zero.
+    pub reserved: [u8; 2],
+}
+
+/// Written by the relay several times per timeout, read at every SYN.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Heartbeat {
+    /// `CLOCK_MONOTONIC` of the last beat, nanoseconds (`bpf_ktime_get_ns`); 0: no relay yet.
+    pub stamp_ns: u64,
+    /// Which run of the relay this is; a flow of another run is not honoured.
+    pub generation: u64,
+}
+
+const _: () = assert!(size_of::<GatewayConfig>() == 24 && size_of::<Heartbeat>() == 16);
+
+#[cfg(feature = "user")]
+mod pod {
+    #![allow(unsafe_code)]
+    // SAFETY: repr(C), integers and byte arrays only, no padding (sizes asserted above).
+    unsafe impl aya::Pod for super::GatewayConfig {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Heartbeat {}
+    // SAFETY: repr(C), byte arrays and u16 only, no padding (size asserted beside it).
+    unsafe impl aya::Pod for crate::flow::FlowKey {}
+    // SAFETY: one u64.
+    unsafe impl aya::Pod for crate::flow::FlowState {}
+    // SAFETY: repr(C), byte arrays only, no padding (size asserted beside it).
+    unsafe impl aya::Pod for crate::rule::RuleKey {}
+}

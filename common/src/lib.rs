@@ -1,0 +1,12 @@
+//! What the XDP programs and userspace both see, in one place.
+//!
+//! In the order in which a packet meets them: [`packet`] (the one parser), [`rule`] (what may be
+//! diverted), [`flow`] (what is diverted), [`verdict`] (what became of it), [`abi`] (the maps that
+//! carry all this between the kernel and the relay).
+#![no_std]
+
+pub mod abi;
+pub mod flow;
+pub mod packet;
+pub mod rule;
+pub mod verdict;

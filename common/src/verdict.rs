@@ -1,0 +1,82 @@
+//! Verdicts: what became of a packet and why. One per-CPU counter each.
+
+use crate::packet::Unsupported;
+
+macro_rules! verdicts {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
+        /// What became of a packet, and why. The number is the index of its counter.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Verdict { $($(#[doc = $doc])+ $variant,)+ }
+
+        impl Verdict {
+            /// Every verdict, in the order of the counters.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// How operators see it: `action/reason`.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)+ }
+            }
+        }
+    };
+}
+
+verdicts! {
+    /// Ingress: shorter than its headers.
+    PassTruncated = "pass/truncated",
+    /// Ingress: not IPv4.
+    PassEtherType = "pass/ethertype",
+    /// Ingress: an impossible IPv4 header.
+    PassMalformedIpv4 = "pass/malformed_ipv4",
+    /// Ingress: IPv4 options.
+    PassIpv4Options = "pass/ipv4_options",
+    /// Ingress: a fragment.
+    PassFragment = "pass/fragment",
+    /// Ingress: not TCP.
+    PassProtocol = "pass/protocol",
+    /// Ingress: an impossible TCP header.
+    PassMalformedTcp = "pass/malformed_tcp",
+    /// Ingress: no steering rule matches.
+    PassNoRule = "pass/no_rule",
+    /// Ingress: the loader has not configured the programs, or is of another ABI version.
+    PassUnconfigured = "pass/unconfigured",
+    /// Ingress: a SYN while the relay's heartbeat is too old.
+    PassNoHeartbeat = "pass/no_heartbeat",
+    /// Ingress: a SYN to a port that no socket in the relay namespace listens on.
+    PassNoListener = "pass/no_listener",
+    /// Ingress: a SYN for which the table of pending flows had no room.
+    PassTableFull = "pass/table_full",
+    /// Ingress: neither a SYN nor of a flow that the relay has: it began before the gateway was
+    /// loaded, or while the relay was down.
+    PassNoFlow = "pass/no_flow",
+    /// Ingress: a SYN, to the relay.
+    DivertNew = "divert/new",
+    /// Ingress: of a flow that is not accepted yet, or just closed, to the relay.
+    DivertPending = "divert/pending",
+    /// Ingress: of an accepted flow, to the relay.
+    DivertEstablished = "divert/established",
+    /// Egress: from the relay to the device that leads to the client.
+    ReturnForwarded = "return/forwarded",
+    /// Egress: the client's next hop is not known yet; the host's stack finds it.
+    ReturnNoNeighbour = "return/no_neighbour",
+    /// Egress: not a TCP segment that the parser knows, or no direct route; left to the host's stack.
+    ReturnStack = "return/stack",
+    /// Egress: a reset for a connection that the relay never accepted, dropped, so that the client
+    /// tries again and reaches its server in the ordinary way.
+    ReturnResetHeld = "return/reset_held",
+}
+
+impl From<Unsupported> for Verdict {
+    #[inline(always)]
+    fn from(reason: Unsupported) -> Self {
+        match reason {
+            Unsupported::Truncated => Self::PassTruncated,
+            Unsupported::EtherType => Self::PassEtherType,
+            Unsupported::MalformedIpv4 => Self::PassMalformedIpv4,
+            Unsupported::Ipv4Options => Self::PassIpv4Options,
+            Unsupported::Fragment => Self::PassFragment,
+            Unsupported::Protocol => Self::PassProtocol,
+            Unsupported::MalformedTcp => Self::PassMalformedTcp,
+        }
+    }
+}

@@ -1,0 +1,426 @@
+//! The configuration file: one instance, its gateway, its relay, its services and their servers.
+//!
+//! Everything is checked when it is read, and a mistake is reported with its place. Sample:
+//! `docs/millrace.toml`.
+
+use std::collections::{HashMap, HashSet};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::codec::Framing;
+use crate::route::Partition;
+
+/// Longest instance name: `NAME-gw` must fit an interface name (15 bytes).
+const MAX_INSTANCE_LENGTH: usize = 12;
+/// Most worker threads; the connection key has 8 bits for them.
+pub const MAX_WORKERS: usize = 256;
+/// Most connections of a worker; the connection key has 24 bits for them.
+pub const MAX_CONNECTIONS: u32 = 1 << 24;
+/// Largest message in bytes; above it librdkafka wants other limits at the brokers too.
+pub const MAX_MESSAGE_BYTES: u32 = 16 << 20;
+
+/// Why a configuration was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("cannot read the configuration {path}: {source}; name an existing file with --config")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// Not TOML, or a key or value that does not belong there.
+    #[error("{path}: {message}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What and where.
+        message: String,
+    },
+    /// Well-formed, but it makes no sense.
+    #[error("{key}: {problem}")]
+    Invalid {
+        /// Which setting.
+        key: String,
+        /// What is wrong, and what would be right.
+        problem: String,
+    },
+}
+
+fn invalid(key: impl Into<String>, problem: impl Into<String>) -> ConfigError {
+    ConfigError::Invalid { key: key.into(), problem: problem.into() }
+}
+
+/// A whole configuration.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The XDP side.
+    pub gateway: GatewaySection,
+    /// The process.
+    #[serde(default)]
+    pub relay: RelaySection,
+    /// The cluster.
+    #[serde(default)]
+    pub kafka: KafkaSection,
+    /// What is diverted, and to whom.
+    #[serde(rename = "service")]
+    pub services: Vec<Service>,
+}
+
+/// The XDP side.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct GatewaySection {
+    /// Name of everything the instance puts on the host.
+    #[serde(default = "default_instance")]
+    pub instance: String,
+    /// Client-facing network devices.
+    pub devices: Vec<String>,
+    /// A relay that has not stamped its heartbeat for so long gets no new connections.
+    #[serde(default = "default_heartbeat_timeout_ms")]
+    pub heartbeat_timeout_ms: u32,
+}
+
+/// The process.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RelaySection {
+    /// This relay's number: its partition of the downlink.
+    pub id: u16,
+    /// Worker threads; 0: one for each processor.
+    pub workers: usize,
+    /// Most connections of one worker; one more is closed at once.
+    pub max_connections: u32,
+    /// Receive buffers of one worker, a power of two.
+    pub receive_buffers: u16,
+    /// Size of one receive buffer in bytes.
+    pub receive_buffer_bytes: u32,
+    /// Replies waiting for one client, in bytes: above it the client is not read from.
+    pub reply_pause_bytes: usize,
+    /// Replies waiting for one client, in bytes: above it the connection is closed.
+    pub reply_limit_bytes: usize,
+    /// How long replies are still sent to a client that has ended its side.
+    pub half_close_ms: u32,
+    /// How long a graceful stop waits for delivery reports.
+    pub stop_timeout_ms: u32,
+}
+
+impl Default for RelaySection {
+    fn default() -> Self {
+        Self {
+            id: 0,
+            workers: 0,
+            max_connections: 8192,
+            receive_buffers: 1024,
+            receive_buffer_bytes: 16384,
+            reply_pause_bytes: 256 << 10,
+            reply_limit_bytes: 4 << 20,
+            half_close_ms: 2000,
+            stop_timeout_ms: 30_000,
+        }
+    }
+}
+
+/// The cluster.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct KafkaSection {
+    /// Bootstrap brokers, `HOST:PORT` with commas between.
+    pub brokers: String,
+    /// Put before `uplink` and `downlink`.
+    pub topic_prefix: String,
+    /// How long the producer waits for a batch to fill. Microseconds; a floor under latency.
+    pub linger_us: u32,
+    /// Unacknowledged payload bytes of one partition, above which its clients are not read from.
+    pub partition_in_flight_bytes: usize,
+    /// Replication factor of topics that the relay creates; -1: the broker's default.
+    pub replication: i32,
+    /// Further librdkafka properties, by their own names.
+    pub properties: HashMap<String, String>,
+}
+
+impl Default for KafkaSection {
+    fn default() -> Self {
+        Self {
+            brokers: "127.0.0.1:9092".to_owned(),
+            topic_prefix: "millrace.".to_owned(),
+            linger_us: 500,
+            partition_in_flight_bytes: 16 << 20,
+            replication: -1,
+            properties: HashMap::new(),
+        }
+    }
+}
+
+impl KafkaSection {
+    /// Client to server: one partition a server.
+    pub fn uplink_topic(&self) -> String {
+        format!("{}uplink", self.topic_prefix)
+    }
+
+    /// Server to client: one partition a relay.
+    pub fn downlink_topic(&self) -> String {
+        format!("{}downlink", self.topic_prefix)
+    }
+}
+
+/// One port of a set of destinations, the way bytes become messages there, and its servers.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Service {
+    /// For people and counters.
+    pub name: String,
+    /// Destination prefixes that are diverted.
+    pub destinations: Vec<Prefix>,
+    /// TCP port.
+    pub port: u16,
+    /// How bytes become messages.
+    pub framing: Framing,
+    /// Longest message; a longer one closes its connection.
+    #[serde(default = "default_max_message_bytes")]
+    pub max_message_bytes: u32,
+    /// Who reads them.
+    #[serde(rename = "server")]
+    pub servers: Vec<Server>,
+}
+
+/// A server, declared.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Server {
+    /// For people and counters; unique.
+    pub id: String,
+    /// Its own network address, for the association records.
+    pub address: Ipv4Addr,
+    /// Its partition of the uplink; unique.
+    pub partition: Partition,
+}
+
+/// An IPv4 prefix in CIDR notation (RFC 4632 section 3.1); a bare address is a /32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Prefix {
+    /// Network address, host bits zero.
+    pub address: Ipv4Addr,
+    /// 0 to 32.
+    pub length: u8,
+}
+
+impl std::str::FromStr for Prefix {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (address, length) = text.split_once('/').unwrap_or((text, "32"));
+        let address: Ipv4Addr = address
+            .parse()
+            .map_err(|_| format!("`{text}` is not an IPv4 prefix such as 203.0.113.0/24"))?;
+        let length: u8 = length
+            .parse()
+            .ok()
+            .filter(|length| *length <= 32)
+            .ok_or_else(|| format!("`{text}`: the prefix length goes from 0 to 32"))?;
+        let mask = u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or(0);
+        let network = Ipv4Addr::from_bits(address.to_bits() & mask);
+        if network != address {
+            return Err(format!("`{text}` has host bits set; did you mean {network}/{length}?"));
+        }
+        Ok(Self { address, length })
+    }
+}
+
+impl std::fmt::Display for Prefix {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.address, self.length)
+    }
+}
+
+impl<'de> Deserialize<'de> for Prefix {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl Serialize for Prefix {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+fn default_instance() -> String {
+    "millrace".to_owned()
+}
+
+const fn default_heartbeat_timeout_ms() -> u32 {
+    2000
+}
+
+const fn default_max_message_bytes() -> u32 {
+    65_536
+}
+
+impl Config {
+    /// Reads and checks a file.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let config: Self = toml::from_str(&text).map_err(|error| ConfigError::Parse {
+            path: path.to_owned(),
+            message: error.to_string(),
+        })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// What a type cannot say.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        self.check_gateway()?;
+        self.check_relay()?;
+        self.check_kafka()?;
+        self.check_services()
+    }
+
+    fn check_gateway(&self) -> Result<(), ConfigError> {
+        let instance = &self.gateway.instance;
+        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        if instance.is_empty()
+            || instance.len() > MAX_INSTANCE_LENGTH
+            || !instance.chars().all(allowed)
+            || instance.starts_with('-')
+        {
+            return Err(invalid(
+                "gateway.instance",
+                format!(
+                    "`{instance}` must be 1 to {MAX_INSTANCE_LENGTH} of a-z, 0-9 and `-`, not starting with `-`"
+                ),
+            ));
+        }
+        if self.gateway.devices.is_empty() {
+            return Err(invalid("gateway.devices", "name at least one client-facing device"));
+        }
+        if let Some(bad) = self
+            .gateway
+            .devices
+            .iter()
+            .find(|name| name.is_empty() || name.len() > 15 || name.contains(['/', ' ']))
+        {
+            return Err(invalid("gateway.devices", format!("`{bad}` is not an interface name")));
+        }
+        if self.gateway.heartbeat_timeout_ms < 100 {
+            return Err(invalid("gateway.heartbeat_timeout_ms", "must be at least 100"));
+        }
+        Ok(())
+    }
+
+    fn check_relay(&self) -> Result<(), ConfigError> {
+        let relay = &self.relay;
+        if relay.workers > MAX_WORKERS {
+            return Err(invalid("relay.workers", format!("at most {MAX_WORKERS}")));
+        }
+        if relay.max_connections == 0 || relay.max_connections > MAX_CONNECTIONS {
+            return Err(invalid("relay.max_connections", format!("from 1 to {MAX_CONNECTIONS}")));
+        }
+        if !relay.receive_buffers.is_power_of_two() || relay.receive_buffers > 32_768 {
+            return Err(invalid("relay.receive_buffers", "a power of two up to 32768"));
+        }
+        if !(64..=1 << 20).contains(&relay.receive_buffer_bytes) {
+            return Err(invalid("relay.receive_buffer_bytes", "from 64 to 1048576"));
+        }
+        if relay.reply_pause_bytes >= relay.reply_limit_bytes {
+            return Err(invalid(
+                "relay.reply_pause_bytes",
+                "must be below relay.reply_limit_bytes",
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_kafka(&self) -> Result<(), ConfigError> {
+        for broker in self.kafka.brokers.split(',') {
+            if !broker.rsplit_once(':').is_some_and(|(host, port)| {
+                !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0)
+            }) {
+                return Err(invalid("kafka.brokers", format!("`{broker}` is not HOST:PORT")));
+            }
+        }
+        if self.kafka.partition_in_flight_bytes < 1 << 16 {
+            return Err(invalid("kafka.partition_in_flight_bytes", "at least 65536"));
+        }
+        Ok(())
+    }
+
+    fn check_services(&self) -> Result<(), ConfigError> {
+        if self.services.is_empty() {
+            return Err(invalid("service", "there is none; add a [[service]]"));
+        }
+        let (mut names, mut ports) = (HashSet::new(), HashSet::new());
+        let (mut servers, mut partitions) = (HashSet::new(), HashSet::new());
+        for service in &self.services {
+            let key = format!("service `{}`", service.name);
+            if service.name.is_empty() || !names.insert(&service.name) {
+                return Err(invalid(key, "needs a name that no other service has"));
+            }
+            if service.port == 0 || !ports.insert(service.port) {
+                return Err(invalid(key, format!("port {} is 0 or taken", service.port)));
+            }
+            if service.destinations.is_empty() {
+                return Err(invalid(key, "needs at least one destination prefix"));
+            }
+            if !(1..=MAX_MESSAGE_BYTES).contains(&service.max_message_bytes) {
+                return Err(invalid(
+                    key,
+                    format!("max_message_bytes goes from 1 to {MAX_MESSAGE_BYTES}"),
+                ));
+            }
+            service
+                .framing
+                .check(service.max_message_bytes)
+                .map_err(|problem| invalid(key.clone(), problem))?;
+            if service.servers.is_empty() {
+                return Err(invalid(key, "needs at least one [[service.server]]"));
+            }
+            for server in &service.servers {
+                if server.id.is_empty() || !servers.insert(&server.id) {
+                    return Err(invalid(key, format!("server `{}`: the id is taken", server.id)));
+                }
+                if !partitions.insert(server.partition) {
+                    return Err(invalid(
+                        key,
+                        format!(
+                            "server `{}`: partition {} is taken; two servers must not share one",
+                            server.id, server.partition
+                        ),
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Directory of run-time files: `/run/millrace/INSTANCE`.
+    pub fn run_directory(&self) -> PathBuf {
+        Path::new("/run/millrace").join(&self.gateway.instance)
+    }
+
+    /// The control socket.
+    pub fn control_socket(&self) -> PathBuf {
+        self.run_directory().join("relay.sock")
+    }
+
+    /// Directory of the pins: `/sys/fs/bpf/INSTANCE`.
+    pub fn pin_directory(&self) -> PathBuf {
+        Path::new("/sys/fs/bpf").join(&self.gateway.instance)
+    }
+
+    /// The relay namespace's file.
+    pub fn namespace(&self) -> PathBuf {
+        Path::new("/run/netns").join(&self.gateway.instance)
+    }
+
+    /// Where the relay listens for a service: every address of its namespace.
+    pub fn listen_address(service: &Service) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::UNSPECIFIED, service.port))
+    }
+}

@@ -1,0 +1,1 @@
+//! Network-namespace harness and peers for the end-to-end tests, the demo and the benchmarks.
