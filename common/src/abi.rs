@@ -25,6 +25,9 @@ pub mod map {
     pub const COUNTERS: &str = "COUNTERS";
     /// Device map; entry 0 is the gateway's end of the veth that leads to the relay namespace.
     pub const RELAY_LINK: &str = "RELAY_LINK";
+    /// Hash of devices by interface index: the client-facing ones, to which answers may be
+    /// redirected. A device that is not here may not be able to send what XDP hands it.
+    pub const CLIENT_LINKS: &str = "CLIENT_LINKS";
 }
 
 /// Most steering rules.
@@ -33,6 +36,9 @@ pub const MAX_RULES: u32 = 16_384;
 pub const MAX_PENDING: u32 = 262_144;
 /// Most accepted flows; further connections are refused by the relay.
 pub const MAX_ESTABLISHED: u32 = 1_048_576;
+
+/// Most client-facing devices of an instance.
+pub const MAX_CLIENT_LINKS: u32 = 64;
 
 /// What the loader tells the programs.
 #[repr(C)]

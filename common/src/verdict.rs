@@ -46,6 +46,8 @@ verdicts! {
     PassNoListener = "pass/no_listener",
     /// Ingress: a SYN for which the table of pending flows had no room.
     PassTableFull = "pass/table_full",
+    /// Ingress: would be diverted, but the link to the relay namespace is gone.
+    PassNoLink = "pass/no_link",
     /// Ingress: neither a SYN nor of a flow that the relay has: it began before the gateway was
     /// loaded, or while the relay was down.
     PassNoFlow = "pass/no_flow",

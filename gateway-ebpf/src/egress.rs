@@ -1,0 +1,35 @@
+//! From the relay: to the client, past the host's stack.
+
+use aya_ebpf::programs::XdpContext;
+use millrace_common::packet::parse;
+use millrace_common::verdict::Verdict;
+
+use crate::kernel::{self, Route};
+use crate::maps;
+use crate::packet::Packet;
+
+/// What becomes of a packet that came out of the relay namespace.
+#[inline(always)]
+pub fn verdict(ctx: &XdpContext) -> Verdict {
+    let packet = Packet(ctx);
+    let Ok(segment) = parse(&packet) else { return Verdict::ReturnStack };
+    if segment.refuses_connection() {
+        let flow = segment.flow.reversed();
+        if !maps::is_established(&flow) {
+            maps::forget_pending(&flow);
+            return Verdict::ReturnResetHeld;
+        }
+    }
+    match kernel::route(ctx, &segment) {
+        Route::Direct { ifindex, source, destination } => {
+            if maps::aim_at_client(ifindex).is_none()
+                || packet.set_link(destination, source).is_none()
+            {
+                return Verdict::ReturnStack;
+            }
+            Verdict::ReturnForwarded
+        }
+        Route::NoNeighbour => Verdict::ReturnNoNeighbour,
+        Route::Other => Verdict::ReturnStack,
+    }
+}

@@ -1,0 +1,84 @@
+//! The XDP programs of the gateway, in the order in which a diverted connection meets them:
+//! [`ingress`] on the client-facing devices, [`pass`] on the relay's end of the veth, [`egress`] on
+//! the gateway's end.
+//!
+//! What is decided and why stands in `ARCHITECTURE.md`; every decision is one [`Verdict`], counted
+//! per CPU and turned into an XDP action in one place, [`conclude`].
+#![no_std]
+#![no_main]
+
+mod egress;
+mod ingress;
+mod kernel;
+mod maps;
+mod packet;
+
+use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
+use millrace_common::abi::ABI_VERSION;
+use millrace_common::verdict::Verdict;
+
+/// Diverts what the relay serves; everything else goes on as if this program were not there.
+#[xdp(frags)]
+pub fn ingress(ctx: XdpContext) -> u32 {
+    conclude(ingress::verdict(&ctx))
+}
+
+/// Sends the relay's packets to the device that leads to their client.
+#[xdp(frags)]
+pub fn egress(ctx: XdpContext) -> u32 {
+    conclude(egress::verdict(&ctx))
+}
+
+/// Lets everything in. A veth accepts redirected frames only if its other end polls, and it polls
+/// if a program is attached there.
+#[xdp(frags)]
+pub fn pass(_: XdpContext) -> u32 {
+    xdp_action::XDP_PASS
+}
+
+/// Counts a verdict and says what it means to the kernel. The redirecting verdicts are reached only
+/// after the redirect's target has been set.
+#[inline(always)]
+fn conclude(verdict: Verdict) -> u32 {
+    maps::count(verdict);
+    match verdict {
+        Verdict::PassTruncated
+        | Verdict::PassEtherType
+        | Verdict::PassMalformedIpv4
+        | Verdict::PassIpv4Options
+        | Verdict::PassFragment
+        | Verdict::PassProtocol
+        | Verdict::PassMalformedTcp
+        | Verdict::PassNoRule
+        | Verdict::PassUnconfigured
+        | Verdict::PassNoHeartbeat
+        | Verdict::PassNoListener
+        | Verdict::PassTableFull
+        | Verdict::PassNoLink
+        | Verdict::PassNoFlow
+        | Verdict::ReturnNoNeighbour
+        | Verdict::ReturnStack => xdp_action::XDP_PASS,
+        Verdict::DivertNew
+        | Verdict::DivertPending
+        | Verdict::DivertEstablished
+        | Verdict::ReturnForwarded => xdp_action::XDP_REDIRECT,
+        Verdict::ReturnResetHeld => xdp_action::XDP_DROP,
+    }
+}
+
+// SAFETY: the kernel and every loader read this section as a NUL-terminated string.
+#[unsafe(link_section = "license")]
+// SAFETY: the only symbol of this name in the object.
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+// SAFETY: the loader reads this section as four little-endian bytes (`abi::SECTION`).
+#[unsafe(link_section = ".millrace.abi")]
+// SAFETY: the only symbol of this name in the object.
+#[unsafe(no_mangle)]
+static MILLRACE_ABI: [u8; 4] = ABI_VERSION.to_le_bytes();
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}

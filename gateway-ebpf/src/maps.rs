@@ -1,0 +1,123 @@
+//! The maps, and the few questions that the programs ask of them.
+
+use aya_ebpf::bindings::{BPF_ANY, BPF_F_NO_PREALLOC, xdp_action};
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::lpm_trie::Key;
+use aya_ebpf::maps::{Array, DevMap, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray};
+use millrace_common::abi::{
+    ABI_VERSION, GatewayConfig, Heartbeat, MAX_CLIENT_LINKS, MAX_ESTABLISHED, MAX_PENDING,
+    MAX_RULES,
+};
+use millrace_common::flow::{FlowKey, FlowState};
+use millrace_common::rule::RuleKey;
+use millrace_common::verdict::Verdict;
+
+#[map]
+static CONFIG: Array<GatewayConfig> = Array::with_max_entries(1, 0);
+#[map]
+static HEARTBEAT: Array<Heartbeat> = Array::with_max_entries(1, 0);
+#[map]
+static RULES: LpmTrie<RuleKey, u32> = LpmTrie::with_max_entries(MAX_RULES, 0);
+#[map]
+static PENDING: LruHashMap<FlowKey, FlowState> = LruHashMap::with_max_entries(MAX_PENDING, 0);
+/// Not preallocated: its size is a limit, and few hosts come near it.
+#[map]
+static ESTABLISHED: HashMap<FlowKey, FlowState> =
+    HashMap::with_max_entries(MAX_ESTABLISHED, BPF_F_NO_PREALLOC);
+#[map]
+static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Verdict::ALL.len() as u32, 0);
+#[map]
+static RELAY_LINK: DevMap = DevMap::with_max_entries(1, 0);
+#[map]
+static CLIENT_LINKS: DevMapHash = DevMapHash::with_max_entries(MAX_CLIENT_LINKS, 0);
+
+/// Counts a verdict.
+#[inline(always)]
+pub fn count(verdict: Verdict) {
+    if let Some(counter) = COUNTERS.get_ptr_mut(verdict as u32) {
+        // SAFETY: a value of this CPU's own, and XDP programs are not preempted by one another.
+        unsafe { *counter += 1 };
+    }
+}
+
+/// Whether a steering rule covers the packets of this flow.
+#[inline(always)]
+pub fn rule_covers(flow: &FlowKey) -> bool {
+    let key = RuleKey::new(flow.protocol, flow.server_port, flow.server);
+    RULES.get(Key::new(RuleKey::ALL_BITS, key)).is_some()
+}
+
+/// The configuration, if the loader is of this object's ABI version.
+#[inline(always)]
+pub fn config() -> Option<&'static GatewayConfig> {
+    CONFIG.get(0).filter(|config| config.abi_version == ABI_VERSION)
+}
+
+/// The relay's last beat; all zero before the first.
+#[inline(always)]
+pub fn heartbeat() -> Heartbeat {
+    HEARTBEAT.get(0).copied().unwrap_or_default()
+}
+
+/// Which of the flow maps has a flow, and for which run of the relay.
+pub enum Held {
+    /// Accepted by the relay.
+    Established(FlowState),
+    /// Not yet accepted, or closed.
+    Pending(FlowState),
+}
+
+/// Looks a flow up. In this order: a flow that the relay closes is put into `PENDING` before it
+/// leaves `ESTABLISHED`, and so is never missed.
+#[inline(always)]
+pub fn find(flow: &FlowKey) -> Option<Held> {
+    // SAFETY: an element may be reused for another flow while it is read. It holds one aligned
+    // u64, which is read whole; the generation read is then another flow's of this relay, and the
+    // packet is diverted as it would have been a moment earlier.
+    unsafe {
+        if let Some(state) = ESTABLISHED.get(flow) {
+            return Some(Held::Established(*state));
+        }
+        PENDING.get(flow).map(|state| Held::Pending(*state))
+    }
+}
+
+/// Whether the relay has accepted a flow.
+#[inline(always)]
+pub fn is_established(flow: &FlowKey) -> bool {
+    ESTABLISHED.get_ptr(flow).is_some()
+}
+
+/// Takes a flow up at its SYN; `None` if there is no room.
+#[inline(always)]
+#[must_use]
+pub fn begin(flow: &FlowKey, generation: u64) -> Option<()> {
+    PENDING.insert(flow, FlowState { generation }, u64::from(BPF_ANY)).ok()
+}
+
+/// Takes a flow out of `PENDING`. That it is not there is as good.
+#[inline(always)]
+pub fn forget_pending(flow: &FlowKey) {
+    let _ = PENDING.remove(flow);
+}
+
+/// Takes a flow out of both maps.
+#[inline(always)]
+pub fn forget(flow: &FlowKey) {
+    forget_pending(flow);
+    let _ = ESTABLISHED.remove(flow);
+}
+
+/// Sets the link to the relay as the redirect's target; `None` if the link is gone.
+#[inline(always)]
+#[must_use]
+pub fn aim_at_relay() -> Option<()> {
+    RELAY_LINK.redirect(0, u64::from(xdp_action::XDP_PASS)).ok().map(drop)
+}
+
+/// Sets a client-facing device as the redirect's target; `None` if it is not one of ours.
+#[inline(always)]
+#[must_use]
+pub fn aim_at_client(ifindex: u32) -> Option<()> {
+    CLIENT_LINKS.redirect(ifindex, u64::from(xdp_action::XDP_PASS)).ok().map(drop)
+}
