@@ -46,7 +46,7 @@ pub const MAX_CLIENT_LINKS: u32 = 64;
 pub struct GatewayConfig {
     /// [`ABI_VERSION`] of the loader; the programs pass everything while it is not theirs.
     pub abi_version: u32,
-    /// Identifier of the relay namespace as seen from the gateway's (`ip netns set`, RTM_NEWNSID).
+    /// Identifier of the relay namespace as seen from the gateway's (`ip netns set`, `RTM_NEWNSID`).
     pub relay_nsid: u32,
     /// A heartbeat older than this is that of a dead relay. Nanoseconds.
     pub heartbeat_timeout_ns: u64,

@@ -82,6 +82,7 @@ impl FlowKey {
 
     /// The same flow seen from the other direction.
     #[inline(always)]
+    #[must_use]
     pub const fn reversed(self) -> Self {
         Self {
             client: self.server,

@@ -35,12 +35,7 @@ pub fn verdict(ctx: &XdpContext) -> Verdict {
 
 /// A SYN: is there a relay, does it want the connection, is there room for it?
 #[inline(always)]
-fn open(
-    ctx: &XdpContext,
-    config: &GatewayConfig,
-    heartbeat: Heartbeat,
-    flow: &FlowKey,
-) -> Verdict {
+fn open(ctx: &XdpContext, config: &GatewayConfig, heartbeat: Heartbeat, flow: &FlowKey) -> Verdict {
     let age_ns = kernel::monotonic_ns().saturating_sub(heartbeat.stamp_ns);
     if heartbeat.stamp_ns == 0 || age_ns >= config.heartbeat_timeout_ns {
         return Verdict::PassNoHeartbeat;

@@ -91,9 +91,8 @@ pub fn route(ctx: &XdpContext, segment: &Segment) -> Route {
     fib.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(source);
     fib.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(destination);
     // SAFETY: the parameters live on the stack for the call, and their size is given.
-    let answer = unsafe {
-        bpf_fib_lookup(ctx.as_ptr(), &raw mut fib, size_of::<FibParameters>() as i32, 0)
-    };
+    let answer =
+        unsafe { bpf_fib_lookup(ctx.as_ptr(), &raw mut fib, size_of::<FibParameters>() as i32, 0) };
     match u32::try_from(answer) {
         Ok(BPF_FIB_LKUP_RET_SUCCESS) => {
             Route::Direct { ifindex: fib.ifindex, source: fib.smac, destination: fib.dmac }

@@ -4,4 +4,5 @@
 
 pub mod codec;
 pub mod config;
+pub mod gateway;
 pub mod route;

@@ -1,0 +1,254 @@
+//! What can go wrong with a gateway, told to the operator.
+
+use std::error::Error;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+/// Why the gateway could not be loaded, unloaded, inspected or used.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// Not root.
+    #[error("{action} changes network devices and BPF objects and needs root; run it with sudo")]
+    NotRoot {
+        /// What was asked for.
+        action: &'static str,
+    },
+    /// No eBPF object anywhere.
+    #[error(
+        "no eBPF object: looked for {}; build it with `cargo xtask build-ebpf` or name it in {}",
+        list(searched),
+        super::object::VARIABLE
+    )]
+    NoObject {
+        /// Where.
+        searched: Vec<PathBuf>,
+    },
+    /// The eBPF object is not one of ours.
+    #[error("{path} is not a usable eBPF object of Millrace: {problem}")]
+    BadObject {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// Loader and programs of different versions.
+    #[error(
+        "{what} has ABI version {found}, but this executable has {ours}; use a pair of one version \
+         (`relay unload` with the old executable, `relay load` with the new one)"
+    )]
+    AbiMismatch {
+        /// The object file or the loaded instance.
+        what: String,
+        /// Its version.
+        found: u32,
+        /// [`millrace_common::abi::ABI_VERSION`].
+        ours: u32,
+    },
+    /// There is one.
+    #[error(
+        "instance `{instance}` is already loaded; inspect it with `relay status`, remove it with \
+         `relay unload`"
+    )]
+    AlreadyLoaded {
+        /// Its name.
+        instance: String,
+    },
+    /// There is none.
+    #[error("instance `{instance}` is not loaded; load it with `relay load`")]
+    NotLoaded {
+        /// Its name.
+        instance: String,
+    },
+    /// Something of somebody else's has a name that this instance needs.
+    #[error(
+        "{what} exists and was not made by `relay load`; remove it, or choose another \
+         gateway.instance"
+    )]
+    NameTaken {
+        /// What.
+        what: String,
+    },
+    /// No such device.
+    #[error(
+        "there is no network device `{device}` in this network namespace; see `ip link` and set \
+         gateway.devices"
+    )]
+    NoDevice {
+        /// Its name.
+        device: String,
+    },
+    /// Someone else's program is attached.
+    #[error(
+        "device `{device}` already runs an XDP program (id {id}, see `bpftool prog show id {id}`); \
+         remove it with its own tool or `ip link set dev {device} xdp off`"
+    )]
+    ForeignProgram {
+        /// The device.
+        device: String,
+        /// The program's id.
+        id: u32,
+    },
+    /// The driver has no native XDP.
+    #[error(
+        "device `{device}` (driver {driver}) has no native XDP; use a device whose driver has it"
+    )]
+    NoNativeXdp {
+        /// The device.
+        device: String,
+        /// What `ip` calls its kind, or `unknown`.
+        driver: String,
+    },
+    /// The driver refuses the program at this MTU, or a veth cannot have it.
+    #[error(
+        "device `{device}` cannot be used with MTU {mtu}: {reason}; lower it with `ip link set dev \
+         {device} mtu 1500`"
+    )]
+    Mtu {
+        /// The device.
+        device: String,
+        /// Its MTU.
+        mtu: u32,
+        /// Why.
+        reason: String,
+    },
+    /// Attaching failed for another reason.
+    #[error("cannot attach XDP program `{program}` to device `{device}`: {reason}")]
+    Attach {
+        /// The program.
+        program: &'static str,
+        /// The device.
+        device: String,
+        /// The kernel's answer.
+        reason: String,
+    },
+    /// The kernel refused the object.
+    #[error("the kernel refused {what} of {path}: {reason}")]
+    Refused {
+        /// Program or maps.
+        what: String,
+        /// The object file.
+        path: PathBuf,
+        /// The kernel's answer.
+        reason: String,
+    },
+    /// The host does not forward.
+    #[error(
+        "this host does not forward IPv4 packets, so it is no gateway: set it with `sysctl -w \
+         net.ipv4.ip_forward=1`"
+    )]
+    NoForwarding,
+    /// More rules than the map holds.
+    #[error(
+        "{rules} steering rules are more than the {limit} that the gateway holds; merge prefixes"
+    )]
+    TooManyRules {
+        /// Destinations in the configuration.
+        rules: usize,
+        /// [`millrace_common::abi::MAX_RULES`] or the like.
+        limit: u32,
+    },
+    /// More devices than the map holds.
+    #[error("{devices} devices are more than the {limit} that the gateway holds")]
+    TooManyDevices {
+        /// Devices in the configuration.
+        devices: usize,
+        /// [`millrace_common::abi::MAX_CLIENT_LINKS`].
+        limit: u32,
+    },
+    /// A tool is missing.
+    #[error("`{tool}` cannot be run ({source}); install it with `apt-get install {package}`")]
+    NoTool {
+        /// The command.
+        tool: String,
+        /// Debian's package.
+        package: &'static str,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// A command failed.
+    #[error("`{command}` failed: {output}")]
+    Command {
+        /// With its arguments.
+        command: String,
+        /// What it said.
+        output: String,
+    },
+    /// A file or system call failed.
+    #[error("cannot {what}: {source}")]
+    Io {
+        /// What was tried, and on what.
+        what: String,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
+    /// A map or a pin failed.
+    #[error("cannot {what}: {reason}")]
+    Bpf {
+        /// What was tried, and on what.
+        what: String,
+        /// The kernel's answer.
+        reason: String,
+    },
+    /// A file of ours is damaged.
+    #[error("{path} is damaged: {problem}")]
+    State {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+}
+
+impl GatewayError {
+    pub(super) fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| Self::Io { what: what.into(), source }
+    }
+
+    pub(super) fn bpf<E: Error>(what: impl Into<String>) -> impl FnOnce(E) -> Self {
+        move |error| Self::Bpf { what: what.into(), reason: causes(&error) }
+    }
+}
+
+/// Why a flow could not be recorded.
+#[derive(Debug, thiserror::Error)]
+pub enum FlowError {
+    /// The table of accepted flows is full.
+    #[error("the table of accepted flows is full ({limit} flows); the connection must be refused")]
+    Full {
+        /// [`millrace_common::abi::MAX_ESTABLISHED`].
+        limit: u32,
+    },
+    /// The kernel refused.
+    #[error("cannot update the flow table: {reason}")]
+    Map {
+        /// The kernel's answer.
+        reason: String,
+    },
+}
+
+/// An error and its causes in one line: the libraries below keep the kernel's answer in the cause.
+pub(super) fn causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let _ = write!(text, ": {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// The kernel's error number somewhere among the causes.
+pub(super) fn errno(error: &(dyn Error + 'static)) -> Option<i32> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(io) = error.downcast_ref::<std::io::Error>() {
+            return io.raw_os_error();
+        }
+        cause = error.source();
+    }
+    None
+}
+
+fn list(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+}

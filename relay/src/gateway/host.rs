@@ -1,0 +1,165 @@
+//! The host's network: namespaces, `ip`, and sysctls.
+
+use std::os::fd::AsFd as _;
+use std::path::Path;
+use std::process::Command;
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use serde::Deserialize;
+
+use super::error::GatewayError;
+
+/// Told of every change to the host before it is made, in words that an operator could type.
+pub type Report<'a> = &'a mut dyn FnMut(&str);
+
+/// Runs `work` on a short-lived thread inside a network namespace. A socket made there stays there,
+/// a command started there runs there; the calling thread stays where it is.
+pub fn in_namespace<T: Send>(
+    namespace: &Path,
+    work: impl FnOnce() -> T + Send,
+) -> Result<T, GatewayError> {
+    let file = std::fs::File::open(namespace)
+        .map_err(GatewayError::io(format!("open the network namespace {}", namespace.display())))?;
+    let enter = move || {
+        move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
+            .map_err(|error| GatewayError::io("enter a network namespace")(error.into()))?;
+        Ok(work())
+    };
+    std::thread::scope(|scope| match scope.spawn(enter).join() {
+        Ok(result) => result,
+        Err(panic) => std::panic::resume_unwind(panic),
+    })
+}
+
+/// Runs a command, quiet unless it fails, and gives its standard output.
+pub(super) fn command(line: &[&str]) -> Result<String, GatewayError> {
+    let (tool, arguments) = line.split_first().expect("a command has a name");
+    let output = Command::new(tool).args(arguments).output().map_err(|source| {
+        let package = if *tool == "ethtool" { "ethtool" } else { "iproute2" };
+        GatewayError::NoTool { tool: (*tool).to_owned(), package, source }
+    })?;
+    if !output.status.success() {
+        let mut said = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
+        if said.is_empty() {
+            said = output.status.to_string();
+        }
+        return Err(GatewayError::Command { command: line.join(" "), output: said });
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// A network device, as `ip -json -details link` shows it.
+#[derive(Debug, Deserialize)]
+pub(super) struct Device {
+    pub ifindex: u32,
+    pub mtu: u32,
+    #[serde(default)]
+    pub address: String,
+    #[serde(default)]
+    pub xdp: Option<Xdp>,
+    #[serde(default)]
+    pub linkinfo: Option<LinkInfo>,
+}
+
+/// What is attached to a device.
+#[derive(Debug, Deserialize)]
+pub(super) struct Xdp {
+    /// `XDP_ATTACHED_*` of `linux/if_link.h`.
+    pub mode: u32,
+    pub prog: Option<Program>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Program {
+    pub id: u32,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct LinkInfo {
+    #[serde(default)]
+    pub info_kind: Option<String>,
+}
+
+impl Device {
+    /// Looks a device of the calling thread's network namespace up; `None` if there is none.
+    pub(super) fn find(name: &str) -> Result<Option<Self>, GatewayError> {
+        let answer = match command(&["ip", "-json", "-details", "link", "show", "dev", name]) {
+            Err(GatewayError::Command { output, .. }) if output.contains("does not exist") => {
+                return Ok(None);
+            }
+            answer => answer?,
+        };
+        Ok(parse::<Vec<Self>>("ip link", &answer)?.into_iter().next())
+    }
+
+    /// The attached program's id.
+    pub(super) fn program(&self) -> Option<u32> {
+        self.xdp.as_ref()?.prog.as_ref().map(|program| program.id)
+    }
+
+    /// How it is attached, in the words of `ip link`.
+    pub(super) fn mode(&self) -> &'static str {
+        match self.xdp.as_ref().map(|xdp| xdp.mode) {
+            None | Some(0) => "none",
+            Some(1) => "native",
+            Some(2) => "generic",
+            Some(3) => "offload",
+            Some(_) => "multiple",
+        }
+    }
+
+    /// The hardware address in bytes.
+    pub(super) fn mac(&self) -> Option<[u8; 6]> {
+        let mut bytes = [0; 6];
+        let mut parts = self.address.split(':');
+        for byte in &mut bytes {
+            *byte = u8::from_str_radix(parts.next()?, 16).ok()?;
+        }
+        parts.next().is_none().then_some(bytes)
+    }
+}
+
+/// The identifier that this network namespace has for the named one, if it has one.
+pub(super) fn namespace_id(name: &str) -> Result<Option<u32>, GatewayError> {
+    #[derive(Deserialize)]
+    struct Entry {
+        name: String,
+        id: Option<i64>,
+    }
+    let answer = command(&["ip", "-json", "netns", "list"])?;
+    if answer.trim().is_empty() {
+        return Ok(None);
+    }
+    let entries: Vec<Entry> = parse("ip netns list", &answer)?;
+    Ok(entries
+        .into_iter()
+        .find(|entry| entry.name == name)
+        .and_then(|entry| u32::try_from(entry.id?).ok()))
+}
+
+fn parse<T: serde::de::DeserializeOwned>(what: &str, answer: &str) -> Result<T, GatewayError> {
+    serde_json::from_str(answer).map_err(|error| GatewayError::Command {
+        command: what.to_owned(),
+        output: format!("an answer that is not understood ({error}): {}", answer.trim()),
+    })
+}
+
+/// Reads a sysctl of the calling thread's network namespace; `None` if the kernel has none such.
+pub(super) fn sysctl(key: &str) -> Result<Option<String>, GatewayError> {
+    match std::fs::read_to_string(sysctl_path(key)) {
+        Ok(value) => Ok(Some(value.trim().to_owned())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(GatewayError::io(format!("read the sysctl {key}"))(error)),
+    }
+}
+
+/// Writes a sysctl of the calling thread's network namespace.
+pub(super) fn set_sysctl(key: &str, value: &str) -> Result<(), GatewayError> {
+    std::fs::write(sysctl_path(key), value)
+        .map_err(GatewayError::io(format!("set the sysctl {key} to {value}")))
+}
+
+/// `key` has slashes between its parts, as sysctl(8) allows: a device's name may contain dots.
+fn sysctl_path(key: &str) -> std::path::PathBuf {
+    Path::new("/proc/sys").join(key)
+}

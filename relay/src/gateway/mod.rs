@@ -1,0 +1,152 @@
+//! The gateway: the XDP programs on the host, and the relay's handles on them.
+//!
+//! In the order of an instance's life: [`load`] finds and checks the eBPF object, makes the relay
+//! namespace and the link to it, attaches and pins; [`status`] looks at the pins; a relay takes hold
+//! of them with [`Gateway::open`], says that it is alive with a [`Heartbeat`] and which connections
+//! it has with a [`FlowTable`] per thread; [`unload`] removes everything. The programs, maps and
+//! links are pinned, and go on without any process of ours.
+
+mod error;
+mod flows;
+mod heartbeat;
+mod host;
+mod load;
+pub mod object;
+mod state;
+mod status;
+mod topology;
+mod unload;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use aya::maps::{Array, HashMap, Map, MapData, MapError};
+use millrace_common::abi::{self, ABI_VERSION, GatewayConfig, map};
+
+use self::error::errno;
+pub use self::error::{FlowError, GatewayError};
+use self::flows::FlowMap;
+pub use self::flows::FlowTable;
+pub use self::heartbeat::Heartbeat;
+pub use self::host::{Report, in_namespace};
+pub use self::load::{LoadReport, load, load_object_file};
+pub use self::status::{DeviceStatus, RelayStatus, Status, status};
+pub use self::topology::{RELAY_DEVICE, gateway_device};
+pub use self::unload::unload;
+use crate::config::Config;
+
+/// A running relay's hold on a loaded instance.
+#[derive(Debug)]
+pub struct Gateway {
+    pins: PathBuf,
+    namespace: PathBuf,
+    heartbeat_timeout: Duration,
+    generation: Option<u64>,
+}
+
+impl Gateway {
+    /// Takes hold of a loaded instance, in whatever network namespace the process is.
+    pub fn open(config: &Config) -> Result<Self, GatewayError> {
+        require_root("`relay run`")?;
+        let pins = config.pin_directory();
+        let value = read_config(config, &pins)?;
+        Ok(Self {
+            pins,
+            namespace: config.namespace(),
+            heartbeat_timeout: Duration::from_nanos(value.heartbeat_timeout_ns),
+            generation: None,
+        })
+    }
+
+    /// Begins a new run of the relay: its number, unlike any before it. What former runs have left
+    /// in the flow table is taken out. Call it once, before [`Self::heartbeat`] and
+    /// [`Self::flow_table`].
+    pub fn start_generation(&mut self) -> Result<u64, GatewayError> {
+        let heartbeat: Array<_, abi::Heartbeat> = self
+            .map(map::HEARTBEAT, Map::Array)
+            .and_then(|map| Array::try_from(map).map_err(unusable(map::HEARTBEAT)))?;
+        let former = heartbeat.get(&0, 0).map_err(unusable(map::HEARTBEAT))?.generation;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+        // The clock may have been set back; the number must grow all the same.
+        let generation = u64::try_from(now).unwrap_or(0).max(former + 1);
+        flows::forget_former(&mut self.flow_map(map::ESTABLISHED, Map::HashMap)?, generation)
+            .map_err(GatewayError::bpf("forget the flows of former relays"))?;
+        self.generation = Some(generation);
+        Ok(generation)
+    }
+
+    /// The heartbeat of this run.
+    pub fn heartbeat(&self) -> Result<Heartbeat, GatewayError> {
+        let map = self.map(map::HEARTBEAT, Map::Array)?;
+        let map = Array::try_from(map).map_err(unusable(map::HEARTBEAT))?;
+        Ok(Heartbeat::new(map, self.generation()))
+    }
+
+    /// A handle on the flow maps for one thread.
+    pub fn flow_table(&self) -> Result<FlowTable, GatewayError> {
+        let established = self.flow_map(map::ESTABLISHED, Map::HashMap)?;
+        let pending = self.flow_map(map::PENDING, Map::LruHashMap)?;
+        Ok(FlowTable::new(established, pending, self.generation()))
+    }
+
+    /// The relay namespace, where listeners belong: see [`in_namespace`].
+    pub fn namespace(&self) -> &Path {
+        &self.namespace
+    }
+
+    /// A relay that has not beaten for so long gets no new connections.
+    pub fn heartbeat_timeout(&self) -> Duration {
+        self.heartbeat_timeout
+    }
+
+    fn generation(&self) -> u64 {
+        self.generation.expect("start_generation comes first")
+    }
+
+    fn map(&self, name: &str, kind: fn(MapData) -> Map) -> Result<Map, GatewayError> {
+        open_map(&self.pins, name).map(kind)
+    }
+
+    fn flow_map(&self, name: &str, kind: fn(MapData) -> Map) -> Result<FlowMap, GatewayError> {
+        HashMap::try_from(self.map(name, kind)?).map_err(unusable(name))
+    }
+}
+
+/// Opens a pinned map.
+fn open_map(pins: &Path, name: &str) -> Result<MapData, GatewayError> {
+    MapData::from_pin(pins.join(name)).map_err(unusable(name))
+}
+
+fn unusable(name: &str) -> impl FnOnce(MapError) -> GatewayError {
+    GatewayError::bpf(format!("use the map {name}"))
+}
+
+/// Reads what the loader has told the programs, and refuses a loader of another version.
+fn read_config(config: &Config, pins: &Path) -> Result<GatewayConfig, GatewayError> {
+    let instance = &config.gateway.instance;
+    let data = MapData::from_pin(pins.join(map::CONFIG)).map_err(|error| match errno(&error) {
+        Some(libc::ENOENT | libc::ENOTDIR) => {
+            GatewayError::NotLoaded { instance: instance.clone() }
+        }
+        _ => unusable(map::CONFIG)(error),
+    })?;
+    let value: GatewayConfig = Array::try_from(Map::Array(data))
+        .and_then(|map| map.get(&0, 0))
+        .map_err(unusable(map::CONFIG))?;
+    if value.abi_version != ABI_VERSION {
+        return Err(GatewayError::AbiMismatch {
+            what: format!("the loaded instance `{instance}`"),
+            found: value.abi_version,
+            ours: ABI_VERSION,
+        });
+    }
+    Ok(value)
+}
+
+fn require_root(action: &'static str) -> Result<(), GatewayError> {
+    if rustix::process::geteuid().is_root() {
+        Ok(())
+    } else {
+        Err(GatewayError::NotRoot { action })
+    }
+}

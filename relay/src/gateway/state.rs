@@ -1,0 +1,168 @@
+//! What an instance leaves on the host outside the network: its state file, and the bpffs mount.
+
+use std::fs::File;
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock, statfs};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use serde::{Deserialize, Serialize};
+
+use super::error::GatewayError;
+use super::host::Report;
+use crate::config::Config;
+
+/// Where every instance has its directory.
+const RUN: &str = "/run/millrace";
+/// Where the kernel's BPF file system belongs.
+const BPFFS: &str = "/sys/fs/bpf";
+/// Present while the bpffs mount is ours to undo: shared, for instances come and go in any order.
+const MOUNTED: &str = "/run/millrace/bpffs-mounted";
+/// `BPF_FS_MAGIC` of `linux/magic.h`.
+const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+
+/// What `load` has made and `unload` removes.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct State {
+    pub instance: String,
+    pub devices: Vec<String>,
+    pub pin_directory: PathBuf,
+}
+
+impl State {
+    pub(super) fn of(config: &Config) -> Self {
+        Self {
+            instance: config.gateway.instance.clone(),
+            devices: config.gateway.devices.clone(),
+            pin_directory: config.pin_directory(),
+        }
+    }
+
+    fn path(config: &Config) -> PathBuf {
+        config.run_directory().join("gateway.json")
+    }
+
+    /// Reads the state of a loaded instance; `None` if it is not loaded.
+    pub(super) fn read(config: &Config) -> Result<Option<Self>, GatewayError> {
+        let path = Self::path(config);
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => {
+                return Err(GatewayError::io(format!("read {}", path.display()))(error));
+            }
+        };
+        serde_json::from_str(&text)
+            .map(Some)
+            .map_err(|error| GatewayError::State { path, problem: error.to_string() })
+    }
+
+    /// Writes the state before anything else is changed, so that even a load that is killed can be
+    /// undone.
+    pub(super) fn create(&self, config: &Config) -> Result<(), GatewayError> {
+        let directory = config.run_directory();
+        std::fs::create_dir_all(&directory)
+            .map_err(GatewayError::io(format!("create {}", directory.display())))?;
+        let path = Self::path(config);
+        let mut text = serde_json::to_string_pretty(self).expect("strings and paths");
+        text.push('\n');
+        // Renamed into place, so that it is never read half-written.
+        let draft = directory.join("gateway.json.new");
+        std::fs::write(&draft, text)
+            .and_then(|()| std::fs::rename(&draft, &path))
+            .map_err(GatewayError::io(format!("write {}", path.display())))
+    }
+
+    /// Removes the instance's run-time directory, unless a relay still answers there.
+    pub(super) fn remove(config: &Config, report: Report<'_>) -> Result<(), GatewayError> {
+        let directory = config.run_directory();
+        if std::os::unix::net::UnixStream::connect(config.control_socket()).is_ok() {
+            report("a relay is still running: its clients have lost their path, stop it too");
+            return ignore_missing(std::fs::remove_file(Self::path(config)))
+                .map_err(GatewayError::io("remove the state file"));
+        }
+        ignore_missing(std::fs::remove_dir_all(&directory))
+            .map_err(GatewayError::io(format!("remove {}", directory.display())))
+    }
+}
+
+/// Held while the host is changed: one `load` or `unload` at a time.
+pub(super) struct Lock {
+    _directory: File,
+}
+
+impl Lock {
+    pub(super) fn take() -> Result<Self, GatewayError> {
+        let what = || format!("lock {RUN}");
+        loop {
+            std::fs::create_dir_all(RUN).map_err(GatewayError::io(what()))?;
+            let directory = match File::open(RUN) {
+                Ok(directory) => directory,
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                Err(error) => return Err(GatewayError::io(what())(error)),
+            };
+            flock(&directory, FlockOperation::LockExclusive)
+                .map_err(|error| GatewayError::io(what())(error.into()))?;
+            // The last `unload` removes the directory: a lock on a removed one excludes nobody.
+            let ours = directory.metadata().map_err(GatewayError::io(what()))?.ino();
+            if std::fs::metadata(RUN).is_ok_and(|there| there.ino() == ours) {
+                return Ok(Self { _directory: directory });
+            }
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Fails while another instance has its directory there, which is as it should be.
+        let _ = std::fs::remove_dir(RUN);
+    }
+}
+
+/// Makes sure that there is a bpffs to pin to.
+pub(super) fn mount_bpffs(report: Report<'_>) -> Result<(), GatewayError> {
+    if is_bpffs() {
+        return Ok(());
+    }
+    report(&format!("mount -t bpf bpf {BPFFS}"));
+    File::create(MOUNTED).map_err(GatewayError::io(format!("write {MOUNTED}")))?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC | MountFlags::RELATIME;
+    mount("bpf", BPFFS, "bpf", flags, c"mode=0700").map_err(|error| {
+        // Nothing was mounted, so there is nothing to undo.
+        let _ = std::fs::remove_file(MOUNTED);
+        GatewayError::io(format!("mount the BPF file system on {BPFFS}"))(error.into())
+    })
+}
+
+/// Undoes [`mount_bpffs`] when nobody has anything there any more.
+pub(super) fn unmount_bpffs(report: Report<'_>) -> Result<(), GatewayError> {
+    if !Path::new(MOUNTED).exists() {
+        return Ok(());
+    }
+    if is_bpffs() {
+        let mut entries =
+            std::fs::read_dir(BPFFS).map_err(GatewayError::io(format!("read {BPFFS}")))?;
+        if entries.next().is_some() {
+            return Ok(());
+        }
+        report(&format!("umount {BPFFS}"));
+        unmount(BPFFS, UnmountFlags::empty())
+            .map_err(|error| GatewayError::io(format!("unmount {BPFFS}"))(error.into()))?;
+    }
+    ignore_missing(std::fs::remove_file(MOUNTED))
+        .map_err(GatewayError::io(format!("remove {MOUNTED}")))
+}
+
+fn is_bpffs() -> bool {
+    statfs(BPFFS).is_ok_and(|there| there.f_type == BPF_FS_MAGIC)
+}
+
+/// What is gone already need not be removed.
+pub(super) fn ignore_missing(result: std::io::Result<()>) -> std::io::Result<()> {
+    match result {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}

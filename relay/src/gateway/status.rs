@@ -1,0 +1,210 @@
+//! `status`: what is loaded, and what it has done.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::path::Path;
+
+use aya::maps::lpm_trie::LpmTrie;
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
+use aya::programs::ProgramInfo;
+use aya::programs::links::PinnedLink;
+use millrace_common::abi::{self, GatewayConfig, map};
+use millrace_common::flow::{FlowKey, FlowState};
+use millrace_common::packet::TCP;
+use millrace_common::rule::RuleKey;
+use millrace_common::verdict::Verdict;
+use serde::Serialize;
+
+use super::error::GatewayError;
+use super::heartbeat::monotonic_ns;
+use super::host::Device;
+use super::load::{PROGRAMS, link_pin};
+use super::state::State;
+use super::{open_map, read_config};
+use crate::config::Config;
+
+/// What is loaded, and what it has done. Numbers are since `load`.
+#[derive(Debug, Serialize)]
+pub struct Status {
+    /// The instance.
+    pub instance: String,
+    /// [`millrace_common::abi::ABI_VERSION`] of the loader.
+    pub abi_version: u32,
+    /// Client-facing devices.
+    pub devices: Vec<DeviceStatus>,
+    /// Kernel's ids of the loaded programs, by name.
+    pub programs: BTreeMap<&'static str, u32>,
+    /// Steering rules, `tcp PREFIX port PORT`.
+    pub rules: Vec<String>,
+    /// Packets by verdict, all processors together.
+    pub verdicts: BTreeMap<&'static str, u64>,
+    /// The relay's sign of life.
+    pub relay: RelayStatus,
+    /// Flows in `PENDING`: begun and not accepted, accepted, or closed a while ago.
+    pub pending: u64,
+    /// Flows that the relay has accepted and not closed.
+    pub established: u64,
+}
+
+/// A client-facing device.
+#[derive(Debug, Serialize)]
+pub struct DeviceStatus {
+    /// Its name.
+    pub name: String,
+    /// `native`, `generic`, … as attached; `none`; or `not in this network namespace`.
+    pub mode: &'static str,
+    /// The program that the instance's link holds there, if the link is there.
+    pub program_id: Option<u32>,
+}
+
+/// The relay's sign of life, as the programs see it.
+#[derive(Debug, Serialize)]
+pub struct RelayStatus {
+    /// Whether new connections are offered to it.
+    pub alive: bool,
+    /// Since the last beat; absent if there is none, or the relay has stopped in good order.
+    pub heartbeat_age_ms: Option<u64>,
+    /// From this age on the relay counts as dead.
+    pub heartbeat_timeout_ms: u64,
+    /// The last run of the relay; 0 before the first.
+    pub generation: u64,
+}
+
+/// Inspects a loaded instance.
+pub fn status(config: &Config) -> Result<Status, GatewayError> {
+    super::require_root("`relay status`")?;
+    let state = State::read(config)?
+        .ok_or_else(|| GatewayError::NotLoaded { instance: config.gateway.instance.clone() })?;
+    let pins = &state.pin_directory;
+    let value = read_config(config, pins)?;
+    Ok(Status {
+        instance: state.instance,
+        abi_version: value.abi_version,
+        devices: state
+            .devices
+            .iter()
+            .map(|name| device(pins, name))
+            .collect::<Result<_, GatewayError>>()?,
+        programs: programs(pins)?,
+        rules: rules(pins)?,
+        verdicts: verdicts(pins)?,
+        relay: relay(pins, &value)?,
+        pending: count(pins, map::PENDING, Map::LruHashMap)?,
+        established: count(pins, map::ESTABLISHED, Map::HashMap)?,
+    })
+}
+
+fn device(pins: &Path, name: &str) -> Result<DeviceStatus, GatewayError> {
+    let mode = Device::find(name)?.map_or("not in this network namespace", |found| found.mode());
+    let program_id = PinnedLink::from_pin(pins.join(link_pin(name)))
+        .ok()
+        .and_then(|link| aya::programs::links::FdLink::from(link).info().ok())
+        .map(|info| info.program_id());
+    Ok(DeviceStatus { name: name.to_owned(), mode, program_id })
+}
+
+fn programs(pins: &Path) -> Result<BTreeMap<&'static str, u32>, GatewayError> {
+    PROGRAMS
+        .into_iter()
+        .map(|name| {
+            ProgramInfo::from_pin(pins.join(format!("prog_{name}")))
+                .map(|info| (name, info.id()))
+                .map_err(GatewayError::bpf(format!("inspect the program {name}")))
+        })
+        .collect()
+}
+
+fn rules(pins: &Path) -> Result<Vec<String>, GatewayError> {
+    let failed = || GatewayError::bpf::<MapError>(format!("read the map {}", map::RULES));
+    let trie: LpmTrie<_, RuleKey, u32> =
+        LpmTrie::try_from(Map::LpmTrie(open_map(pins, map::RULES)?)).map_err(failed())?;
+    let mut rules = Vec::new();
+    for key in trie.keys() {
+        let key = key.map_err(failed())?;
+        let rule = key.data();
+        let length = key.prefix_len() - RuleKey::FIXED_BITS;
+        let address = IpAddr::from(rule.destination);
+        let length = if address.is_ipv4() { length - 96 } else { length };
+        let protocol = if rule.protocol == TCP { "tcp" } else { "unknown" };
+        let port = u16::from_be_bytes(rule.port);
+        rules.push(format!("{protocol} {address}/{length} port {port}"));
+    }
+    rules.sort();
+    Ok(rules)
+}
+
+fn verdicts(pins: &Path) -> Result<BTreeMap<&'static str, u64>, GatewayError> {
+    let failed = || GatewayError::bpf::<MapError>(format!("read the map {}", map::COUNTERS));
+    let counters: PerCpuArray<_, u64> =
+        PerCpuArray::try_from(Map::PerCpuArray(open_map(pins, map::COUNTERS)?)).map_err(failed())?;
+    Verdict::ALL
+        .iter()
+        .map(|verdict| {
+            let values = counters.get(&(*verdict as u32), 0).map_err(failed())?;
+            Ok((verdict.name(), values.iter().sum()))
+        })
+        .collect()
+}
+
+fn relay(pins: &Path, value: &GatewayConfig) -> Result<RelayStatus, GatewayError> {
+    let failed = || GatewayError::bpf::<MapError>(format!("read the map {}", map::HEARTBEAT));
+    let heartbeat: Array<_, abi::Heartbeat> =
+        Array::try_from(Map::Array(open_map(pins, map::HEARTBEAT)?)).map_err(failed())?;
+    let abi::Heartbeat { stamp_ns, generation } = heartbeat.get(&0, 0).map_err(failed())?;
+    let age_ns = (stamp_ns != 0).then(|| monotonic_ns().saturating_sub(stamp_ns));
+    Ok(RelayStatus {
+        alive: age_ns.is_some_and(|age| age < value.heartbeat_timeout_ns),
+        heartbeat_age_ms: age_ns.map(|age| age / 1_000_000),
+        heartbeat_timeout_ms: value.heartbeat_timeout_ns / 1_000_000,
+        generation,
+    })
+}
+
+fn count(pins: &Path, name: &str, kind: fn(MapData) -> Map) -> Result<u64, GatewayError> {
+    let failed = || GatewayError::bpf::<MapError>(format!("count the flows in {name}"));
+    let flows: HashMap<_, FlowKey, FlowState> =
+        HashMap::try_from(kind(open_map(pins, name)?)).map_err(failed())?;
+    // While flows come and go an iteration may meet one twice: an estimate, bounded by the table.
+    flows.keys().try_fold(0, |count, key| key.map(|_| count + 1)).map_err(failed())
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "instance     {} (ABI version {})", self.instance, self.abi_version)?;
+        for device in &self.devices {
+            let program = device
+                .program_id
+                .map_or_else(|| "no program".to_owned(), |id| format!("program {id}"));
+            writeln!(f, "device       {}: {}, {program}", device.name, device.mode)?;
+        }
+        for rule in &self.rules {
+            writeln!(f, "rule         {rule}")?;
+        }
+        let relay = &self.relay;
+        match relay.heartbeat_age_ms {
+            None => writeln!(f, "relay        none; new connections take the ordinary path")?,
+            Some(age) if relay.alive => writeln!(
+                f,
+                "relay        alive, last beat {age} ms ago (timeout {} ms), generation {}",
+                relay.heartbeat_timeout_ms, relay.generation
+            )?,
+            Some(age) => writeln!(
+                f,
+                "relay        dead, last beat {age} ms ago (timeout {} ms); new connections take \
+                 the ordinary path",
+                relay.heartbeat_timeout_ms
+            )?,
+        }
+        writeln!(f, "flows        {} established, {} pending", self.established, self.pending)?;
+        write!(f, "packets")?;
+        let seen: Vec<_> = self.verdicts.iter().filter(|(_, packets)| **packets > 0).collect();
+        if seen.is_empty() {
+            return write!(f, "      none yet");
+        }
+        for (name, packets) in seen {
+            write!(f, "\n  {name:<22} {packets}")?;
+        }
+        Ok(())
+    }
+}

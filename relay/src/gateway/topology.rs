@@ -1,0 +1,216 @@
+//! The network that a diverted packet meets: the veth, the relay namespace and its routes.
+
+use std::collections::BTreeSet;
+
+use super::error::GatewayError;
+use super::host::{self, Device, Report, command, in_namespace};
+use crate::config::Config;
+
+/// The relay's end of the veth, in the relay namespace.
+pub const RELAY_DEVICE: &str = "relay0";
+/// The relay namespace's next hop. Nobody has this address: its neighbour entry is permanent and
+/// carries the hardware address of the veth's other end. Link-local (RFC 3927), so that it cannot be
+/// a client's.
+const NEXT_HOP: &str = "169.254.77.1";
+/// What a veth can have (`max_mtu` of `ip -details link`).
+const MAX_VETH_MTU: u32 = 65_535;
+
+/// Settings of the relay namespace, and why they are not the kernel's defaults.
+const RELAY_SYSCTLS: &[(&str, &str)] = &[
+    // Inherited from the host, which forwards; here a packet is for the relay or for nobody.
+    ("net/ipv4/ip_forward", "0"),
+    // The accept queue of a listener, when all clients of a gateway come back at once.
+    ("net/core/somaxconn", "65535"),
+    ("net/ipv4/tcp_max_syn_backlog", "65535"),
+    // "Fragmentation needed" for a diverted connection goes to the server, which does not know it.
+    ("net/ipv4/tcp_mtu_probing", "1"),
+    // Inherited from the host; everything comes in by the one device there is.
+    ("net/ipv4/conf/all/rp_filter", "0"),
+    ("net/ipv4/conf/relay0/rp_filter", "0"),
+    ("net/ipv6/conf/all/disable_ipv6", "1"),
+    ("net/ipv6/conf/relay0/disable_ipv6", "1"),
+];
+
+/// The gateway's end of the veth.
+pub fn gateway_device(config: &Config) -> String {
+    format!("{}-gw", config.gateway.instance)
+}
+
+/// What the programs must be told about the topology.
+#[derive(Debug)]
+pub(super) struct Topology {
+    /// The relay namespace as the gateway's calls it.
+    pub nsid: u32,
+    /// Index of the gateway's end of the veth, in the gateway's namespace.
+    pub gateway_ifindex: u32,
+    /// Index of the relay's end, in the relay namespace.
+    pub relay_ifindex: u32,
+    /// Hardware address of the relay's end.
+    pub relay_mac: [u8; 6],
+}
+
+/// Refuses what would fail half-way: names that are taken, a host that does not forward.
+pub(super) fn check(config: &Config) -> Result<(), GatewayError> {
+    if config.namespace().exists() {
+        return Err(GatewayError::NameTaken {
+            what: format!("the network namespace {}", config.namespace().display()),
+        });
+    }
+    let gateway_device = gateway_device(config);
+    if Device::find(&gateway_device)?.is_some() {
+        return Err(GatewayError::NameTaken { what: format!("the device {gateway_device}") });
+    }
+    if host::sysctl("net/ipv4/ip_forward")?.as_deref() != Some("1") {
+        return Err(GatewayError::NoForwarding);
+    }
+    Ok(())
+}
+
+/// Makes the relay namespace and the link to it.
+pub(super) fn create(
+    config: &Config,
+    devices: &[(String, Device)],
+    report: Report<'_>,
+) -> Result<Topology, GatewayError> {
+    let instance = &config.gateway.instance;
+    let mtu = link_mtu(devices)?;
+    run(report, &["ip", "netns", "add", instance])?;
+    run(report, &["ip", "netns", "set", instance, "auto"])?;
+    let nsid = host::namespace_id(instance)?.ok_or_else(|| GatewayError::Command {
+        command: format!("ip netns set {instance} auto"),
+        output: "the namespace has no identifier afterwards".to_owned(),
+    })?;
+
+    let gateway_device = gateway_device(config);
+    add_veth(instance, &gateway_device, mtu, report)?;
+    // A packet whose next hop the program does not know goes up this device into the host's stack;
+    // its source is a server that lives elsewhere, which strict reverse-path filtering refuses.
+    sysctl(report, &format!("net/ipv4/conf/{gateway_device}/rp_filter"), "2")?;
+    sysctl(report, &format!("net/ipv6/conf/{gateway_device}/disable_ipv6"), "1")?;
+    run(report, &["ip", "link", "set", "dev", &gateway_device, "up"])?;
+
+    let gateway = find(&gateway_device)?;
+    furnish(config, &gateway, report)?;
+    let relay = in_namespace(&config.namespace(), || find(RELAY_DEVICE))??;
+    let relay_mac = relay.mac().ok_or_else(|| GatewayError::Command {
+        command: format!("ip link show dev {RELAY_DEVICE}"),
+        output: format!("`{}` is not a hardware address", relay.address),
+    })?;
+    Ok(Topology { nsid, gateway_ifindex: gateway.ifindex, relay_ifindex: relay.ifindex, relay_mac })
+}
+
+/// The largest packet that every client-facing device can carry.
+fn link_mtu(devices: &[(String, Device)]) -> Result<u32, GatewayError> {
+    if let Some((name, device)) = devices.iter().find(|(_, device)| device.mtu > MAX_VETH_MTU) {
+        return Err(GatewayError::Mtu {
+            device: name.clone(),
+            mtu: device.mtu,
+            reason: format!("the link to the relay carries at most {MAX_VETH_MTU}"),
+        });
+    }
+    Ok(devices.iter().map(|(_, device)| device.mtu).min().unwrap_or(1500))
+}
+
+/// One queue for each processor at both ends: a redirected frame is queued by the processor that
+/// received it.
+fn add_veth(
+    instance: &str,
+    gateway_device: &str,
+    mtu: u32,
+    report: Report<'_>,
+) -> Result<(), GatewayError> {
+    let queues = std::thread::available_parallelism().map_or(1, usize::from).to_string();
+    let mtu = mtu.to_string();
+    let ends = ["numtxqueues", &queues, "numrxqueues", &queues, "mtu", &mtu];
+    let mut line = vec!["ip", "link", "add", gateway_device];
+    line.extend(ends);
+    line.extend(["type", "veth", "peer", "name", RELAY_DEVICE]);
+    line.extend(ends);
+    line.extend(["netns", instance]);
+    run(report, &line)
+}
+
+/// Makes the relay namespace's inside: every diverted address is local to what comes in from the
+/// gateway, and everything that goes out goes to the gateway.
+fn furnish(config: &Config, gateway: &Device, report: Report<'_>) -> Result<(), GatewayError> {
+    let mut steps: Vec<Vec<String>> = Vec::new();
+    let mut step = |line: &str| steps.push(line.split(' ').map(str::to_owned).collect());
+    step("ip link set dev lo up");
+    // A redirected frame carries the checksum it has, and nothing later completes or segments it.
+    step(&format!("ethtool -K {RELAY_DEVICE} tx off tso off"));
+    step(&format!("ip link set dev {RELAY_DEVICE} up"));
+    step(&format!(
+        "ip neigh add {NEXT_HOP} lladdr {} dev {RELAY_DEVICE} nud permanent",
+        gateway.address
+    ));
+    step(&format!("ip route add default via {NEXT_HOP} dev {RELAY_DEVICE} onlink"));
+    let prefixes: BTreeSet<String> = config
+        .services
+        .iter()
+        .flat_map(|service| &service.destinations)
+        .map(ToString::to_string)
+        .collect();
+    for prefix in prefixes {
+        step(&format!("ip route add local {prefix} dev lo"));
+    }
+    // The diverted prefixes may hold clients too: only what comes in is looked up among them.
+    step(&format!("ip rule add pref 10 iif {RELAY_DEVICE} lookup local"));
+    step("ip rule add pref 20 to 127.0.0.0/8 lookup local");
+    step("ip rule del pref 0");
+
+    for step in &steps {
+        report(&format!("[{}] {}", config.gateway.instance, step.join(" ")));
+    }
+    for (key, value) in RELAY_SYSCTLS {
+        report(&format!("[{}] sysctl -w {key}={value}", config.gateway.instance));
+    }
+    in_namespace(&config.namespace(), || {
+        for (key, value) in RELAY_SYSCTLS {
+            write_sysctl(key, value)?;
+        }
+        for step in &steps {
+            command(&step.iter().map(String::as_str).collect::<Vec<_>>())?;
+        }
+        Ok(())
+    })?
+}
+
+/// Removes the link and the relay namespace, as far as they are there. It works from any network
+/// namespace, for the link is removed by its relay end.
+pub(super) fn remove(config: &Config, report: Report<'_>) -> Result<(), GatewayError> {
+    if !config.namespace().exists() {
+        return Ok(());
+    }
+    let instance = &config.gateway.instance;
+    let there = in_namespace(&config.namespace(), || Device::find(RELAY_DEVICE));
+    // A file that is no namespace is left by a host that stopped in between; `ip` removes it too.
+    if matches!(there, Ok(Ok(Some(_)))) {
+        report(&format!("[{instance}] ip link delete dev {RELAY_DEVICE}"));
+        in_namespace(&config.namespace(), || {
+            command(&["ip", "link", "delete", "dev", RELAY_DEVICE])
+        })??;
+    }
+    run(report, &["ip", "netns", "delete", instance])
+}
+
+fn find(name: &str) -> Result<Device, GatewayError> {
+    Device::find(name)?.ok_or_else(|| GatewayError::NoDevice { device: name.to_owned() })
+}
+
+fn run(report: Report<'_>, line: &[&str]) -> Result<(), GatewayError> {
+    report(&line.join(" "));
+    command(line).map(drop)
+}
+
+fn sysctl(report: Report<'_>, key: &str, value: &str) -> Result<(), GatewayError> {
+    report(&format!("sysctl -w {key}={value}"));
+    write_sysctl(key, value)
+}
+
+/// Sets a sysctl, unless the kernel was built without what it belongs to (IPv6).
+fn write_sysctl(key: &str, value: &str) -> Result<(), GatewayError> {
+    match host::sysctl(key)? {
+        Some(present) if present != value => host::set_sysctl(key, value),
+        _ => Ok(()),
+    }
+}
