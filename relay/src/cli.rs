@@ -5,13 +5,15 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use millrace_relay::config::Config;
-use millrace_relay::gateway;
+use millrace_relay::{control, gateway};
+use serde::Serialize;
 
 const DEFAULT_CONFIG: &str = "/etc/millrace/millrace.toml";
 
 /// Takes long-lived client connections off the network path and moves their messages to Kafka.
 #[derive(Debug, Parser)]
-#[command(name = "relay", version)]
+#[command(name = "relay", version, propagate_version = true)]
+#[command(after_help = "Example:\n  relay check && sudo relay load && sudo relay run")]
 pub(crate) struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -28,9 +30,9 @@ enum Command {
     /// Remove everything that `load` has made; needs root.
     #[command(after_help = "Example:\n  sudo relay unload --config /etc/millrace/millrace.toml")]
     Unload(ConfigFile),
-    /// Show devices, rules, packets by verdict, and whether a relay is alive; needs root.
+    /// Show devices, rules, packets by verdict, and the running relay's counters; needs root.
     #[command(
-        after_help = "Examples:\n  sudo relay status\n  sudo relay status --json | jq .verdicts"
+        after_help = "Examples:\n  sudo relay status\n  sudo relay status --json | jq .gateway.verdicts"
     )]
     Status {
         #[command(flatten)]
@@ -42,6 +44,31 @@ enum Command {
     /// Check a configuration file; changes nothing and needs no privilege.
     #[command(after_help = "Example:\n  relay check --config docs/millrace.toml")]
     Check(ConfigFile),
+    /// Serve clients until SIGTERM or SIGINT; then deliver what was read, and end. Needs root.
+    ///
+    /// Prints `relay ready: …` when clients are served, and at the end its counters as one line of
+    /// JSON. The log goes to standard error; `RUST_LOG` sets its level (default: info).
+    #[command(after_help = "Example:\n  sudo relay run --config /etc/millrace/millrace.toml")]
+    Run {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// Listen in this network namespace, for clients that connect directly; no XDP, no root.
+        #[arg(long)]
+        no_gateway: bool,
+    },
+}
+
+/// What `status --json` prints.
+#[derive(Serialize)]
+struct FullStatus {
+    gateway: gateway::Status,
+    /// Null while no relay runs.
+    relay: Option<control::Snapshot>,
+}
+
+#[derive(Serialize)]
+struct Stopped {
+    stopped: control::Snapshot,
 }
 
 #[derive(Args, Debug)]
@@ -70,14 +97,8 @@ impl Cli {
                 gateway::unload(&config, &mut step)?;
                 println!("instance `{}` is unloaded", config.gateway.instance);
             }
-            Command::Status { config, json } => {
-                let status = gateway::status(&config.read()?)?;
-                if json {
-                    println!("{}", serde_json::to_string(&status).context("encode the status")?);
-                } else {
-                    println!("{status}");
-                }
-            }
+            Command::Status { config, json } => status(&config.read()?, json)?,
+            Command::Run { config, no_gateway } => run(&config.read()?, no_gateway)?,
             Command::Check(file) => {
                 let config = file.read()?;
                 println!(
@@ -90,4 +111,32 @@ impl Cli {
         }
         Ok(())
     }
+}
+
+fn status(config: &Config, json: bool) -> anyhow::Result<()> {
+    let status = FullStatus {
+        gateway: gateway::status(config)?,
+        relay: control::read_snapshot(config).context("ask the running relay")?,
+    };
+    if json {
+        println!("{}", serde_json::to_string(&status).context("encode the status")?);
+        return Ok(());
+    }
+    println!("{}", status.gateway);
+    match status.relay {
+        Some(snapshot) => println!("{snapshot}"),
+        None => println!("relay: not running; start it with `relay run`"),
+    }
+    Ok(())
+}
+
+fn run(config: &Config, no_gateway: bool) -> anyhow::Result<()> {
+    let mode = if no_gateway { control::Mode::Direct } else { control::Mode::Gateway };
+    let services = config.services.len();
+    let snapshot = control::run(config, mode, |threads| {
+        println!("relay ready: {} workers, {services} services", threads.workers());
+    })?;
+    let stopped = Stopped { stopped: snapshot };
+    println!("{}", serde_json::to_string(&stopped).context("encode the counters")?);
+    Ok(())
 }

@@ -14,8 +14,8 @@ use crate::route::Partition;
 
 /// Longest instance name: `NAME-gw` must fit an interface name (15 bytes).
 const MAX_INSTANCE_LENGTH: usize = 12;
-/// Most worker threads; the connection key has 8 bits for them.
-pub const MAX_WORKERS: usize = 256;
+/// Most worker threads; the token of a delivery report has 7 bits for them.
+pub const MAX_WORKERS: usize = 128;
 /// Most connections of a worker; the connection key has 24 bits for them.
 pub const MAX_CONNECTIONS: u32 = 1 << 24;
 /// Largest message in bytes; above it librdkafka wants other limits at the brokers too.
@@ -397,6 +397,12 @@ impl Config {
             }
         }
         Ok(())
+    }
+
+    /// Partitions that the uplink needs: one more than the highest that a server has.
+    pub fn partitions(&self) -> usize {
+        let servers = self.services.iter().flat_map(|service| &service.servers);
+        servers.map(|server| server.partition.index() + 1).max().unwrap_or_default()
     }
 
     /// Directory of run-time files: `/run/millrace/INSTANCE`.

@@ -1,8 +1,25 @@
 //! The relay: ends long-lived client connections at the gateway and moves their messages to Kafka.
 //!
-//! The modules stand in the order in which a message meets them.
+//! In the order in which a message meets them:
+//!
+//! | module | what |
+//! |---|---|
+//! | [`config`] | what the operator says: instance, services, servers |
+//! | [`gateway`] | the XDP programs on the host: load, unload, heartbeat, flows |
+//! | [`uring`] | one `io_uring` a worker: accept, receive, send |
+//! | [`worker`] | one thread's connections, their states and limits |
+//! | [`codec`] | bytes ↔ messages, without I/O |
+//! | [`route`] | client ↔ server |
+//! | [`ring`] | batches between workers and Kafka threads, and what bounds them |
+//! | [`kafka`] | records: producer of the uplink, consumer of the downlink |
+//! | [`control`] | starts and stops all this, and answers what it is doing |
 
 pub mod codec;
 pub mod config;
+pub mod control;
 pub mod gateway;
+pub mod kafka;
+pub mod ring;
 pub mod route;
+pub mod uring;
+pub mod worker;

@@ -1,6 +1,13 @@
 //! Codecs: bytes to messages and back, without I/O.
+//!
+//! A [`Decoder`] is fed what a connection received, cut anywhere, and emits whole messages; what it
+//! emits does not depend on the cuts. [`Framing::encode`] is its inverse.
+
+mod decoder;
 
 use serde::{Deserialize, Serialize};
+
+pub use decoder::{DecodeError, Decoder};
 
 /// How the bytes of a connection become messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -25,11 +32,30 @@ pub enum ByteOrder {
     /// Network byte order.
     #[default]
     Big,
-    /// Intel's.
+    /// Least significant byte first.
     Little,
 }
 
+/// Why a payload cannot be written in a framing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EncodeError {
+    /// Longer than the service allows or the length can say.
+    #[error("the payload is longer than a message may be")]
+    TooLong,
+    /// A line feed inside, or a carriage return at the end, of what should be one line.
+    #[error("the payload does not survive as one line")]
+    NotALine,
+}
+
 impl Framing {
+    /// How records name it (`protocol` header).
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Length { .. } => "length",
+            Self::Lines => "lines",
+        }
+    }
+
     /// Refuses a framing that cannot carry messages up to `max_message_bytes`.
     pub fn check(self, max_message_bytes: u32) -> Result<(), String> {
         let Self::Length { bytes, .. } = self else { return Ok(()) };
@@ -46,4 +72,39 @@ impl Framing {
         }
         Ok(())
     }
+
+    /// Appends `payload` as one message to `output`; on error nothing is appended.
+    pub fn encode(
+        self,
+        max_message_bytes: u32,
+        payload: &[u8],
+        output: &mut Vec<u8>,
+    ) -> Result<(), EncodeError> {
+        let length = u32::try_from(payload.len())
+            .ok()
+            .filter(|length| *length <= max_message_bytes)
+            .ok_or(EncodeError::TooLong)?;
+        match self {
+            Self::Length { bytes, order } => {
+                let (big, little) = (length.to_be_bytes(), length.to_le_bytes());
+                let width = usize::from(bytes);
+                output.extend_from_slice(match order {
+                    ByteOrder::Big => &big[4 - width..],
+                    ByteOrder::Little => &little[..width],
+                });
+                output.extend_from_slice(payload);
+            }
+            Self::Lines => {
+                if payload.contains(&b'\n') || payload.ends_with(b"\r") {
+                    return Err(EncodeError::NotALine);
+                }
+                output.extend_from_slice(payload);
+                output.push(b'\n');
+            }
+        }
+        Ok(())
+    }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,187 @@
+//! The relay's counters at one moment.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+use crate::kafka::{ConsumerStats, PumpStats, RefusedReason};
+use crate::route::Associations;
+use crate::worker::{CloseReason, Counter, UndeliveredReason, WorkerStats};
+
+/// Processor time of the process in microseconds, in steps of the kernel's clock tick (10 ms).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuTime {
+    /// In user space.
+    pub user: u64,
+    /// In the kernel.
+    pub system: u64,
+}
+
+impl CpuTime {
+    /// Of this process so far; `proc_pid_stat(5)`, fields 14 and 15.
+    pub fn of_this_process() -> Self {
+        const TICK_US: u64 = 10_000;
+        let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+        // The command's name, in parentheses, may contain anything.
+        let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+        let ticks = |field: usize| -> u64 {
+            fields.split_ascii_whitespace().nth(field - 3).and_then(|t| t.parse().ok()).unwrap_or(0)
+        };
+        Self { user: ticks(14) * TICK_US, system: ticks(15) * TICK_US }
+    }
+}
+
+/// All counters of a relay. Each message read is acknowledged, in flight or refused.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// The relay's number.
+    pub relay: u16,
+    /// This run of it: Unix milliseconds of its start.
+    pub incarnation: u64,
+    /// Worker threads.
+    pub workers: usize,
+    /// Connections open now.
+    pub connections: u64,
+    /// Connections accepted.
+    pub accepted: u64,
+    /// Connections closed, by reason.
+    pub connections_closed: BTreeMap<String, u64>,
+    /// Connections that were not accepted, by reason.
+    pub connections_refused: BTreeMap<String, u64>,
+    /// Messages read from clients.
+    pub messages_received: u64,
+    /// Messages that Kafka has acknowledged.
+    pub messages_acknowledged: u64,
+    /// Messages between the two.
+    pub messages_in_flight: u64,
+    /// Messages that Kafka will never have, by reason.
+    pub messages_refused: BTreeMap<String, u64>,
+    /// Messages of which only a part came.
+    pub messages_truncated: u64,
+    /// Bytes received from clients.
+    pub received_bytes: u64,
+    /// Times that a connection was held back by a bound.
+    pub holds: u64,
+    /// Replies read from the downlink.
+    pub replies_received: u64,
+    /// Replies handed to the kernel for their client.
+    pub replies_sent: u64,
+    /// Replies not sent, by reason.
+    pub replies_undelivered: BTreeMap<String, u64>,
+    /// Clients by service and server.
+    pub associations: BTreeMap<String, BTreeMap<String, u32>>,
+    /// Processor time.
+    pub cpu_us: CpuTime,
+    /// System calls of the workers' loops: one `io_uring_enter` each.
+    pub worker_loops: u64,
+    /// Batches that the producer took.
+    pub producer_batches: u64,
+}
+
+/// Where the counters are.
+#[derive(Clone, Debug)]
+pub(super) struct Observer {
+    pub(super) relay: u16,
+    pub(super) incarnation: u64,
+    pub(super) workers: Vec<Arc<WorkerStats>>,
+    pub(super) pump: Arc<PumpStats>,
+    pub(super) consumer: Arc<ConsumerStats>,
+    pub(super) associations: Arc<Associations>,
+}
+
+/// Only what has happened, so that a reader sees what is wrong at once.
+fn nonzero<'a>(counts: impl IntoIterator<Item = (&'a str, u64)>) -> BTreeMap<String, u64> {
+    counts.into_iter().filter(|(_, n)| *n > 0).map(|(name, n)| (name.to_owned(), n)).collect()
+}
+
+impl Observer {
+    fn sum(&self, counter: impl Fn(&WorkerStats) -> &Counter) -> u64 {
+        self.workers.iter().map(|worker| counter(worker).get()).sum()
+    }
+
+    /// The counters now. What a message reaches later is read first, so that a message on its way
+    /// is never counted twice.
+    pub(super) fn snapshot(&self) -> Snapshot {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Acquire);
+        let acknowledged = load(&self.pump.acknowledged);
+        let refused: Vec<_> = RefusedReason::ALL
+            .iter()
+            .map(|reason| (reason.name(), load(&self.pump.refused[*reason as usize])))
+            .collect();
+        let received = self.sum(|worker| &worker.messages);
+        let refused_sum: u64 = refused.iter().map(|(_, count)| count).sum();
+        let closed = CloseReason::ALL
+            .iter()
+            .map(|reason| (reason.name(), self.sum(|worker| &worker.closed[*reason as usize])));
+        let undelivered = UndeliveredReason::ALL.iter().map(|reason| {
+            (reason.name(), self.sum(|worker| &worker.replies_undelivered[*reason as usize]))
+        });
+        Snapshot {
+            relay: self.relay,
+            incarnation: self.incarnation,
+            workers: self.workers.len(),
+            connections: self.workers.iter().map(|worker| worker.connections()).sum(),
+            accepted: self.sum(|worker| &worker.accepted),
+            connections_closed: nonzero(closed),
+            connections_refused: nonzero([
+                ("connection_limit", self.sum(|worker| &worker.connection_limit)),
+                ("accept_failed", self.sum(|worker| &worker.accept_failed)),
+            ]),
+            messages_received: received,
+            messages_acknowledged: acknowledged,
+            messages_in_flight: received.saturating_sub(acknowledged + refused_sum),
+            messages_refused: nonzero(refused),
+            messages_truncated: self.sum(|worker| &worker.truncated),
+            received_bytes: self.sum(|worker| &worker.received_bytes),
+            holds: self.sum(|worker| &worker.holds),
+            replies_received: load(&self.consumer.received),
+            replies_sent: self.sum(|worker| &worker.replies_sent),
+            replies_undelivered: nonzero(undelivered.chain([
+                ("malformed_key", load(&self.consumer.malformed_key)),
+                ("other_relay", load(&self.consumer.other_relay)),
+            ])),
+            associations: self.associations.counts(),
+            cpu_us: CpuTime::of_this_process(),
+            worker_loops: self.sum(|worker| &worker.loops),
+            producer_batches: load(&self.pump.batches),
+        }
+    }
+}
+
+impl std::fmt::Display for Snapshot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let list = |counts: &BTreeMap<String, u64>| {
+            if counts.is_empty() {
+                return "none".to_owned();
+            }
+            let pairs: Vec<_> = counts.iter().map(|(k, n)| format!("{k} {n}")).collect();
+            pairs.join(", ")
+        };
+        writeln!(f, "relay      {} with {} workers", self.relay, self.workers)?;
+        writeln!(f, "  connections  {} open, {} accepted", self.connections, self.accepted)?;
+        writeln!(f, "    closed     {}", list(&self.connections_closed))?;
+        writeln!(f, "    refused    {}", list(&self.connections_refused))?;
+        writeln!(
+            f,
+            "  messages     {} received, {} acknowledged, {} in flight, {} truncated",
+            self.messages_received,
+            self.messages_acknowledged,
+            self.messages_in_flight,
+            self.messages_truncated,
+        )?;
+        writeln!(f, "    refused    {}", list(&self.messages_refused))?;
+        writeln!(
+            f,
+            "  replies      {} received, {} sent",
+            self.replies_received, self.replies_sent
+        )?;
+        writeln!(f, "    undelivered {}", list(&self.replies_undelivered))?;
+        for (service, servers) in &self.associations {
+            let pairs: Vec<_> = servers.iter().map(|(k, n)| format!("{k} {n}")).collect();
+            writeln!(f, "  service {service}: clients per server: {}", pairs.join(", "))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,106 @@
+//! The control socket: whoever connects gets the counters as one JSON document.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rustix::fs::{FlockOperation, flock};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::UnixListener;
+
+use crate::config::Config;
+
+use super::snapshot::Observer;
+use super::{RunError, Snapshot};
+
+/// How long a relay may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The relay's claim to its instance, and its socket. Both end with the process, however it ends.
+pub(super) struct ControlSocket {
+    path: PathBuf,
+    listener: Option<UnixListener>,
+    _lock: File,
+}
+
+impl ControlSocket {
+    /// Claims the instance: no other relay of the same name runs on this host.
+    pub(super) fn claim(config: &Config) -> Result<Self, RunError> {
+        let directory = config.run_directory();
+        std::fs::create_dir_all(&directory)
+            .map_err(RunError::io(format!("create {}", directory.display())))?;
+        let lock_path = directory.join("relay.lock");
+        let opening = || RunError::io(format!("open {}", lock_path.display()));
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&lock_path)
+            .map_err(opening())?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                return Err(RunError::Running { lock: lock_path });
+            }
+            Err(error) => return Err(opening()(error.into())),
+        }
+        let path = config.control_socket();
+        // What is left of a relay that was killed; nobody listens there, for we have the lock.
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(RunError::io(format!("remove {}", path.display()))(error));
+            }
+            _ => {}
+        }
+        let listener = UnixListener::bind(&path)
+            .map_err(RunError::io(format!("listen on {}", path.display())))?;
+        Ok(Self { path, listener: Some(listener), _lock: lock })
+    }
+
+    /// Answers from now on.
+    pub(super) fn serve(&mut self, observer: Observer) {
+        let listener = self.listener.take().expect("served once");
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let snapshot = serde_json::to_vec(&observer.snapshot()).unwrap_or_default();
+                // Whoever asked and does not read is not waited for.
+                tokio::spawn(async move {
+                    let _ = tokio::time::timeout(ANSWER_TIMEOUT, stream.write_all(&snapshot)).await;
+                });
+            }
+        });
+    }
+}
+
+impl Drop for ControlSocket {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+        let _ = std::fs::remove_file(self.path.with_file_name("relay.lock"));
+        // Only if nothing else is in it: the loaded gateway keeps its state there.
+        if let Some(directory) = self.path.parent() {
+            let _ = std::fs::remove_dir(directory);
+        }
+    }
+}
+
+/// Asks a running relay for its counters; `None` if there is none.
+pub fn read_snapshot(config: &Config) -> io::Result<Option<Snapshot>> {
+    let mut stream = match UnixStream::connect(config.control_socket()) {
+        Ok(stream) => stream,
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+            ) =>
+        {
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    };
+    stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+    let mut text = Vec::new();
+    stream.read_to_end(&mut text)?;
+    serde_json::from_slice(&text).map(Some).map_err(io::Error::from)
+}

@@ -1,0 +1,247 @@
+//! The threads of a running relay.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::config::Config;
+use crate::gateway::{FlowTable, Gateway};
+use crate::kafka::{
+    Consumer, ConsumerStats, Incarnation, Pump, PumpStats, RdKafkaProducer, RelayId,
+};
+use crate::ring::{DownlinkReceiver, UplinkSender, Wake, downlink, uplink};
+use crate::uring::{EngineLimits, UringEngine};
+use crate::worker::{Flows, NoGateway, Shared, Worker, WorkerStats};
+
+use super::RunError;
+use super::listeners::Listeners;
+use super::snapshot::Observer;
+
+impl Flows for FlowTable {
+    fn accepted(&mut self, client: SocketAddr, server: SocketAddr) -> io::Result<()> {
+        Self::accepted(self, client, server).map_err(io::Error::other)
+    }
+
+    fn closed(&mut self, client: SocketAddr, server: SocketAddr) {
+        if let Err(error) = Self::closed(self, client, server) {
+            tracing::warn!(%error, %client, "the flow of a closed connection stays in the table");
+        }
+    }
+}
+
+/// The threads of a relay.
+pub struct Threads {
+    /// Set by a thread that had to give up.
+    pub(super) failed: Arc<AtomicBool>,
+    workers: Vec<JoinHandle<io::Result<()>>>,
+    wakes: Vec<Wake>,
+    pump: JoinHandle<Result<(), String>>,
+    consumer: JoinHandle<()>,
+    stop_consumer: Arc<AtomicBool>,
+    shared: Shared,
+    observer: Observer,
+}
+
+/// What one worker's thread is made from; the engine is made on the thread itself.
+struct WorkerParts {
+    index: u8,
+    shared: Shared,
+    wake: Wake,
+    flows: Box<dyn Flows>,
+    uplink: UplinkSender,
+    downlink: DownlinkReceiver,
+    stats: Arc<WorkerStats>,
+    listeners: Listeners,
+    failed: Arc<AtomicBool>,
+}
+
+impl WorkerParts {
+    fn run(self, ready: mpsc::Sender<io::Result<()>>) -> io::Result<()> {
+        let limits = EngineLimits {
+            sockets: self.shared.limits.max_connections,
+            buffers: self.shared.limits.receive_buffers,
+            buffer_bytes: self.shared.limits.receive_buffer_bytes,
+        };
+        let engine = match UringEngine::new(limits, self.wake.clone()) {
+            Ok(engine) => engine,
+            Err(error) => {
+                let _ = ready.send(Err(error));
+                return Ok(());
+            }
+        };
+        let mut worker = Worker::new(
+            self.index,
+            self.shared,
+            engine,
+            self.wake,
+            self.flows,
+            self.uplink,
+            self.downlink,
+            self.stats,
+        );
+        for (service, listener) in self.listeners {
+            worker.listen(service, listener);
+        }
+        let _ = ready.send(Ok(()));
+        drop(ready);
+        // A thread that ends before it was told to, by an error or a panic, is the relay's end.
+        let alarm = Alarm(self.failed);
+        let result = worker.run();
+        if result.is_ok() {
+            std::mem::forget(alarm);
+        }
+        result
+    }
+}
+
+/// Tells the control plane when it is dropped.
+struct Alarm(Arc<AtomicBool>);
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+fn spawn<T: Send + 'static>(
+    name: String,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> Result<JoinHandle<T>, RunError> {
+    std::thread::Builder::new().name(name).spawn(body).map_err(RunError::io("start a thread"))
+}
+
+impl Threads {
+    /// Starts everything. Workers accept when this returns.
+    pub(super) fn start(
+        config: &Config,
+        incarnation: Incarnation,
+        gateway: Option<&Gateway>,
+        listeners: Vec<Listeners>,
+    ) -> Result<Self, RunError> {
+        let wake = || Wake::new().map_err(RunError::io("make an eventfd"));
+        let shared = Shared::new(config, incarnation);
+        let failed = Arc::new(AtomicBool::new(false));
+        let (producer_wake, consumer_wake) = (wake()?, wake()?);
+        // The clients of Kafka first: they can fail, and nothing is running yet.
+        let producer = RdKafkaProducer::new(config, producer_wake.clone())?;
+        let pump_stats = Arc::<PumpStats>::default();
+        let consumer_stats = Arc::<ConsumerStats>::default();
+
+        let (mut uplinks, mut downlinks, mut parts) = (Vec::new(), Vec::new(), Vec::new());
+        for (index, listeners) in (0..).zip(listeners) {
+            let worker_wake = wake()?;
+            let (uplink_sender, uplink_receiver) =
+                uplink(worker_wake.clone(), producer_wake.clone());
+            let (downlink_sender, downlink_receiver) =
+                downlink(worker_wake.clone(), consumer_wake.clone());
+            uplinks.push(uplink_receiver);
+            downlinks.push(downlink_sender);
+            let flows: Box<dyn Flows> = match gateway {
+                Some(gateway) => Box::new(gateway.flow_table()?),
+                None => Box::new(NoGateway),
+            };
+            parts.push(WorkerParts {
+                index,
+                shared: shared.clone(),
+                wake: worker_wake,
+                flows,
+                uplink: uplink_sender,
+                downlink: downlink_receiver,
+                stats: Arc::default(),
+                listeners,
+                failed: failed.clone(),
+            });
+        }
+        let consumer = Consumer::new(
+            config,
+            incarnation,
+            downlinks.clone(),
+            consumer_stats.clone(),
+            consumer_wake,
+        )?;
+        let pump = Pump::new(
+            producer,
+            (RelayId(config.relay.id), incarnation),
+            uplinks,
+            downlinks,
+            config.partitions(),
+            shared.credit.clone(),
+            pump_stats.clone(),
+            producer_wake,
+            Duration::from_millis(u64::from(config.relay.stop_timeout_ms)),
+        );
+        let observer = Observer {
+            relay: config.relay.id,
+            incarnation: incarnation.value(),
+            workers: parts.iter().map(|parts| parts.stats.clone()).collect(),
+            pump: pump_stats,
+            consumer: consumer_stats,
+            associations: shared.associations.clone(),
+        };
+        let wakes = parts.iter().map(|parts| parts.wake.clone()).collect();
+        let workers = start_workers(parts)?;
+        let pump_failed = failed.clone();
+        let pump = spawn("producer".to_owned(), move || pump.run(&pump_failed))?;
+        let stop_consumer = Arc::new(AtomicBool::new(false));
+        let consumer_stop = stop_consumer.clone();
+        let consumer = spawn("consumer".to_owned(), move || consumer.run(&consumer_stop))?;
+        Ok(Self { failed, workers, wakes, pump, consumer, stop_consumer, shared, observer })
+    }
+
+    /// Worker threads.
+    pub fn workers(&self) -> usize {
+        self.workers.len()
+    }
+
+    pub(super) fn observer(&self) -> Observer {
+        self.observer.clone()
+    }
+
+    /// Ends the workers, then the producer when everything is delivered, then the consumer.
+    pub(super) fn stop(self) -> Result<(), RunError> {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        self.wakes.iter().for_each(Wake::wake);
+        let mut result = Ok(());
+        for worker in self.workers {
+            match worker.join() {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    result = Err(RunError::io("go on with an io_uring")(error));
+                }
+                Err(_panic) => result = Err(RunError::Thread),
+            }
+        }
+        // A worker that failed never says that it has ended; nobody waits for the others.
+        result?;
+        let mut result = Ok(());
+        match self.pump.join() {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => result = Err(RunError::Producer(error)),
+            Err(_panic) => result = Err(RunError::Thread),
+        }
+        self.stop_consumer.store(true, Ordering::SeqCst);
+        let _ = self.consumer.join();
+        result
+    }
+}
+
+fn start_workers(parts: Vec<WorkerParts>) -> Result<Vec<JoinHandle<io::Result<()>>>, RunError> {
+    let (sender, ready) = mpsc::channel();
+    let mut workers = Vec::new();
+    for parts in parts {
+        let sender = sender.clone();
+        let name = format!("worker-{}", parts.index);
+        workers.push(spawn(name, move || parts.run(sender))?);
+    }
+    drop(sender);
+    for _ in &workers {
+        // A worker that cannot say even this has panicked, and its alarm rings.
+        if let Ok(result) = ready.recv() {
+            result.map_err(|source| RunError::Ring { source })?;
+        }
+    }
+    Ok(workers)
+}

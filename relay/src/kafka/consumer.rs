@@ -1,0 +1,313 @@
+//! The consumer's thread: replies from the relay's downlink partition to the workers.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext};
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::{Offset, TopicPartitionList};
+
+use crate::config::Config;
+use crate::ring::{Command, DownlinkBatch, DownlinkSender, Wake};
+
+use super::producer::{LogContext, client_config};
+use super::record::{ConnectionKey, Incarnation, RelayId, header};
+
+/// How long a look for replies lasts; so often the thread sees that it should stop.
+const POLL: Duration = Duration::from_millis(100);
+/// Most records of a round, so that commits go on under load.
+const ROUND_RECORDS: usize = 10_000;
+/// Commits are no more frequent than this.
+const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What the consumer counts. Written by its thread only.
+#[derive(Debug, Default)]
+pub struct ConsumerStats {
+    /// Replies read.
+    pub received: AtomicU64,
+    /// Replies whose key is no connection key.
+    pub malformed_key: AtomicU64,
+    /// Replies to another relay, or to an earlier run of this one.
+    pub other_relay: AtomicU64,
+    /// Errors reported by the cluster.
+    pub errors: AtomicU64,
+}
+
+struct Context;
+
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        LogContext.log(level, facility, message);
+    }
+    fn error(&self, error: KafkaError, reason: &str) {
+        LogContext.error(error, reason);
+    }
+}
+
+impl ConsumerContext for Context {
+    fn commit_callback(&self, result: KafkaResult<()>, _offsets: &TopicPartitionList) {
+        if let Err(error) = result {
+            tracing::warn!(%error, "the downlink's offset was not committed; it will be again");
+        }
+    }
+}
+
+/// Records read together. When the workers have dealt with all of them, the offset behind the last
+/// may be committed.
+struct Round {
+    end: i64,
+    batches_out: usize,
+}
+
+/// The rounds whose batches have not all come back, oldest first.
+#[derive(Default)]
+struct Rounds {
+    queue: VecDeque<Round>,
+    /// Number of the first in the queue.
+    first: u64,
+}
+
+impl Rounds {
+    fn begin(&mut self, end: i64) -> u64 {
+        self.queue.push_back(Round { end, batches_out: 0 });
+        self.first + self.queue.len() as u64 - 1
+    }
+
+    fn round(&mut self, number: u64) -> &mut Round {
+        &mut self.queue[usize::try_from(number - self.first).expect("rounds are few")]
+    }
+
+    fn handed_over(&mut self, number: u64) {
+        self.round(number).batches_out += 1;
+    }
+
+    /// Counts off the batches that the workers gave back, which are empty and ready then.
+    fn count_done(&mut self, downlinks: &[DownlinkSender]) {
+        for downlink in downlinks {
+            while let Some(number) = downlink.next_done() {
+                self.round(number).batches_out -= 1;
+            }
+        }
+    }
+
+    /// The offset up to which everything is dealt with, if it has moved.
+    fn take_committable(&mut self) -> Option<i64> {
+        let mut end = None;
+        while let Some(round) = self.queue.front()
+            && round.batches_out == 0
+        {
+            end = Some(round.end);
+            self.first += 1;
+            self.queue.pop_front();
+        }
+        end
+    }
+}
+
+/// Waits until the worker gives a batch back. None only when the relay stops.
+fn empty_batch(
+    downlinks: &[DownlinkSender],
+    rounds: &mut Rounds,
+    worker: usize,
+    wake: &Wake,
+    stop: &AtomicBool,
+) -> Option<Box<DownlinkBatch>> {
+    let mut look = || {
+        downlinks[worker].take_empty().or_else(|| {
+            rounds.count_done(downlinks);
+            downlinks[worker].take_empty()
+        })
+    };
+    loop {
+        let mut batch = look();
+        if batch.is_none() && !stop.load(Ordering::SeqCst) {
+            wake.announce_sleep();
+            batch = look();
+            if batch.is_none() {
+                wake.wait(POLL);
+            }
+            wake.awake();
+        }
+        if batch.is_some() || stop.load(Ordering::SeqCst) {
+            return batch;
+        }
+    }
+}
+
+/// Reads the downlink and hands replies to the workers.
+pub struct Consumer {
+    client: BaseConsumer<Context>,
+    topic: String,
+    relay: RelayId,
+    incarnation: Incarnation,
+    downlinks: Vec<DownlinkSender>,
+    /// The batch being filled for each worker.
+    open: Vec<Option<Box<DownlinkBatch>>>,
+    rounds: Rounds,
+    committable: Option<i64>,
+    last_commit: Instant,
+    stats: Arc<ConsumerStats>,
+    wake: Wake,
+}
+
+impl Consumer {
+    /// A consumer at the committed offset of the relay's partition, or at its beginning.
+    pub fn new(
+        config: &Config,
+        incarnation: Incarnation,
+        downlinks: Vec<DownlinkSender>,
+        stats: Arc<ConsumerStats>,
+        wake: Wake,
+    ) -> Result<Self, KafkaError> {
+        let relay = RelayId(config.relay.id);
+        let topic = config.kafka.downlink_topic();
+        let mut client = client_config(&config.kafka);
+        client
+            .set("group.id", format!("{}relay-{}", config.kafka.topic_prefix, relay.0))
+            .set("enable.auto.commit", "false")
+            .set("auto.offset.reset", "earliest")
+            .set("fetch.error.backoff.ms", "50")
+            // Replies are small and many; librdkafka's default holds up to 64 MiB of them.
+            .set("queued.max.messages.kbytes", "16384");
+        let consumer: BaseConsumer<Context> = client.create_with_context(Context)?;
+        let mut assignment = TopicPartitionList::new();
+        assignment.add_partition_offset(&topic, i32::from(relay.0), Offset::Stored)?;
+        consumer.assign(&assignment)?;
+        let open = downlinks.iter().map(|_| None).collect();
+        Ok(Self {
+            client: consumer,
+            topic,
+            relay,
+            incarnation,
+            downlinks,
+            open,
+            rounds: Rounds::default(),
+            committable: None,
+            last_commit: Instant::now(),
+            stats,
+            wake,
+        })
+    }
+
+    /// Runs until `stop`, then commits what the workers have dealt with. `stop` is set when the
+    /// workers have ended, so that everything handed to them has come back.
+    pub fn run(mut self, stop: &AtomicBool) {
+        while !stop.load(Ordering::SeqCst) {
+            self.rounds.count_done(&self.downlinks);
+            if self.last_commit.elapsed() >= COMMIT_INTERVAL {
+                self.commit(CommitMode::Async);
+            }
+            self.read_round(stop);
+        }
+        self.rounds.count_done(&self.downlinks);
+        self.commit(CommitMode::Sync);
+    }
+
+    fn read_round(&mut self, stop: &AtomicBool) {
+        let mut timeout = POLL;
+        let mut end = None;
+        for _ in 0..ROUND_RECORDS {
+            // The message borrows the consumer; its parts are copied before the next step.
+            let message = match self.client.poll(timeout) {
+                None => break,
+                Some(Ok(message)) => message,
+                Some(Err(error)) => {
+                    self.stats.errors.fetch_add(1, Ordering::Relaxed);
+                    tracing::warn!(%error, "reading the downlink; trying on");
+                    break;
+                }
+            };
+            timeout = Duration::ZERO;
+            let next = message.offset() + 1;
+            self.stats.received.fetch_add(1, Ordering::Relaxed);
+            match self.addressee(&message) {
+                Ok(key) => {
+                    let worker = usize::from(key.worker);
+                    if self.open[worker].is_none() {
+                        let Some(batch) = empty_batch(
+                            &self.downlinks,
+                            &mut self.rounds,
+                            worker,
+                            &self.wake,
+                            stop,
+                        ) else {
+                            return;
+                        };
+                        self.open[worker] = Some(batch);
+                    }
+                    let batch = self.open[worker].as_mut().expect("just filled");
+                    batch.push(key, command(&message), message.payload().unwrap_or_default());
+                    if batch.is_full() {
+                        drop(message);
+                        end = Some(next);
+                        break;
+                    }
+                }
+                Err(counter) => {
+                    counter.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            end = Some(next);
+        }
+        if let Some(end) = end {
+            self.finish_round(end);
+        }
+    }
+
+    /// Whom a reply is for, or the counter of those that are for nobody here.
+    fn addressee(&self, message: &BorrowedMessage<'_>) -> Result<ConnectionKey, &AtomicU64> {
+        let key = ConnectionKey::parse(message.key().unwrap_or_default())
+            .map_err(|_| &self.stats.malformed_key)?;
+        if key.relay != self.relay || key.incarnation != self.incarnation {
+            return Err(&self.stats.other_relay);
+        }
+        if usize::from(key.worker) >= self.downlinks.len() {
+            return Err(&self.stats.malformed_key);
+        }
+        Ok(key)
+    }
+
+    fn finish_round(&mut self, end: i64) {
+        let number = self.rounds.begin(end);
+        for (batch, downlink) in self.open.iter_mut().zip(&self.downlinks) {
+            if let Some(mut batch) = batch.take() {
+                batch.round = Some(number);
+                downlink.hand_over(batch);
+                self.rounds.handed_over(number);
+            }
+        }
+    }
+
+    fn commit(&mut self, mode: CommitMode) {
+        self.last_commit = Instant::now();
+        if let Some(end) = self.rounds.take_committable() {
+            self.committable = Some(end);
+        }
+        let Some(end) = self.committable.take() else { return };
+        let mut offsets = TopicPartitionList::new();
+        let result = offsets
+            .add_partition_offset(&self.topic, i32::from(self.relay.0), Offset::Offset(end))
+            .and_then(|()| self.client.commit(&offsets, mode));
+        if let Err(error) = result {
+            tracing::warn!(%error, "the downlink's offset was not committed; it will be again");
+            self.committable = Some(end);
+        }
+    }
+}
+
+fn command(message: &BorrowedMessage<'_>) -> Command {
+    let wanted = header::CLOSE.to_bytes();
+    let close = message
+        .headers()
+        .is_some_and(|headers| headers.iter().any(|header| header.key.as_bytes() == wanted));
+    match (close, message.payload()) {
+        (false, _) => Command::Reply,
+        (true, None) => Command::Close,
+        (true, Some(_)) => Command::ReplyAndClose,
+    }
+}

@@ -1,0 +1,257 @@
+//! The one file that calls librdkafka itself.
+//!
+//! `rdkafka`'s own producer takes a C string of the topic's name for every record and wraps every
+//! delivery report; here the topic is looked up once, and reports come in arrays.
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, CString, c_void};
+use std::os::fd::{AsFd, AsRawFd};
+use std::ptr::NonNull;
+
+use rdkafka::client::{Client, ClientContext};
+use rdkafka::error::{IsError, KafkaError, RDKafkaErrorCode};
+use rdkafka_sys as sys;
+use sys::rd_kafka_vtype_t as VType;
+
+use crate::ring::Wake;
+use crate::route::Partition;
+
+/// Most headers of a record.
+pub(super) const MAX_HEADERS: usize = 8;
+/// Topic, partition, flags, opaque, key, value.
+const FIXED_ARGUMENTS: usize = 6;
+/// Reports taken from an event at a time.
+const REPORT_ARRAY: usize = 256;
+
+/// A delivery report as librdkafka gives it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NativeReport {
+    pub(super) partition: Partition,
+    pub(super) payload_bytes: usize,
+    pub(super) token: u64,
+    pub(super) error: Option<RDKafkaErrorCode>,
+}
+
+/// The value of an argument of `rd_kafka_produceva`.
+type U = sys::rd_kafka_vu_s__bindgen_ty_1;
+
+/// Writes to the waiter's eventfd (eventfd(2)) are eight bytes, the number to add.
+static EVENT_INCREMENT: u64 = 1;
+
+/// A producer for one topic.
+pub(super) struct NativeProducer<C: ClientContext> {
+    topic: NonNull<sys::rd_kafka_topic_t>,
+    queue: NonNull<sys::rd_kafka_queue_t>,
+    /// Keeps the eventfd open for as long as librdkafka may write to it.
+    _wake: Wake,
+    /// Last, so that it is dropped after the two above were given back.
+    client: Client<C>,
+}
+
+// SAFETY: librdkafka's handles may be used from any thread (INTRODUCTION.md, "Threads and
+// callbacks"); the pointers here are such handles.
+unsafe impl<C: ClientContext> Send for NativeProducer<C> {}
+
+impl<C: ClientContext> NativeProducer<C> {
+    /// Creates the producer; `wake`'s eventfd becomes readable when a report comes.
+    pub(super) fn new(
+        config: &rdkafka::ClientConfig,
+        context: C,
+        topic: &str,
+        wake: Wake,
+    ) -> Result<Self, KafkaError> {
+        let name = CString::new(topic)
+            .map_err(|_| KafkaError::ClientCreation("a topic name has no NUL".to_owned()))?;
+        let native = config.create_native_config()?;
+        // SAFETY: a configuration that is ours alone and not yet used.
+        unsafe {
+            sys::rd_kafka_conf_set_events(
+                native.ptr(),
+                sys::RD_KAFKA_EVENT_DR | sys::RD_KAFKA_EVENT_ERROR | sys::RD_KAFKA_EVENT_LOG,
+            );
+        }
+        let client = Client::new(config, native, sys::rd_kafka_type_t::RD_KAFKA_PRODUCER, context)?;
+        // SAFETY: the client lives; a null configuration means the client's default.
+        let topic = unsafe {
+            sys::rd_kafka_topic_new(client.native_ptr(), name.as_ptr(), std::ptr::null_mut())
+        };
+        let topic = NonNull::new(topic)
+            .ok_or_else(|| KafkaError::ClientCreation(format!("no handle for topic {name:?}")))?;
+        // SAFETY: the client lives; the queue is given back in `drop`.
+        let queue = unsafe { sys::rd_kafka_queue_get_main(client.native_ptr()) };
+        let queue = NonNull::new(queue)
+            .ok_or_else(|| KafkaError::ClientCreation("no main queue".to_owned()))?;
+        // SAFETY: the queue is valid; the payload is copied; the descriptor stays open as long as
+        // `_wake`, which outlives the client.
+        unsafe {
+            sys::rd_kafka_queue_io_event_enable(
+                queue.as_ptr(),
+                wake.as_fd().as_raw_fd(),
+                (&raw const EVENT_INCREMENT).cast(),
+                size_of_val(&EVENT_INCREMENT),
+            );
+        }
+        Ok(Self { topic, queue, _wake: wake, client })
+    }
+
+    /// Enqueues a record; librdkafka copies key, value and headers.
+    pub(super) fn produce<'a>(
+        &self,
+        partition: Partition,
+        key: &[u8],
+        value: &[u8],
+        headers: impl Iterator<Item = (&'a CStr, &'a [u8])>,
+        token: u64,
+    ) -> Result<(), RDKafkaErrorCode> {
+        let bytes = |slice: &[u8]| U {
+            mem: sys::rd_kafka_vu_s__bindgen_ty_1__bindgen_ty_1 {
+                ptr: slice.as_ptr().cast_mut().cast(),
+                size: slice.len(),
+            },
+        };
+        let argument = |vtype, u| sys::rd_kafka_vu_t { vtype, u };
+        let end = argument(VType::RD_KAFKA_VTYPE_END, U { i: 0 });
+        let mut arguments = [end; FIXED_ARGUMENTS + MAX_HEADERS];
+        arguments[0] = argument(VType::RD_KAFKA_VTYPE_RKT, U { rkt: self.topic.as_ptr() });
+        arguments[1] =
+            argument(VType::RD_KAFKA_VTYPE_PARTITION, U { i32_: i32::from(partition.0) });
+        arguments[2] = argument(VType::RD_KAFKA_VTYPE_MSGFLAGS, U { i: sys::RD_KAFKA_MSG_F_COPY });
+        let token = std::ptr::without_provenance_mut::<c_void>(
+            usize::try_from(token).expect("a 64-bit machine"),
+        );
+        arguments[3] = argument(VType::RD_KAFKA_VTYPE_OPAQUE, U { ptr: token });
+        arguments[4] = argument(VType::RD_KAFKA_VTYPE_KEY, bytes(key));
+        arguments[5] = argument(VType::RD_KAFKA_VTYPE_VALUE, bytes(value));
+        let mut count = FIXED_ARGUMENTS;
+        for (name, value) in headers {
+            let header = sys::rd_kafka_vu_s__bindgen_ty_1__bindgen_ty_2 {
+                name: name.as_ptr(),
+                val: value.as_ptr().cast(),
+                size: value.len().cast_signed(),
+            };
+            arguments[count] = argument(VType::RD_KAFKA_VTYPE_HEADER, U { header });
+            count += 1;
+        }
+        // SAFETY: each argument's tag fits its union member, and everything pointed to lives until
+        // the call returns; librdkafka copies it (MSG_F_COPY, rd_kafka_header_add). The error, if
+        // any, is ours to destroy.
+        unsafe {
+            let error =
+                sys::rd_kafka_produceva(self.client.native_ptr(), arguments.as_ptr(), count);
+            if error.is_null() {
+                return Ok(());
+            }
+            let code = sys::rd_kafka_error_code(error);
+            sys::rd_kafka_error_destroy(error);
+            Err(code.into())
+        }
+    }
+
+    /// Takes all reports that have come, without waiting; the number of events served.
+    pub(super) fn poll(&self, mut on_report: impl FnMut(NativeReport)) -> usize {
+        let mut events = 0;
+        loop {
+            // SAFETY: the queue is valid; the event is destroyed below.
+            let event = unsafe { sys::rd_kafka_queue_poll(self.queue.as_ptr(), 0) };
+            if event.is_null() {
+                return events;
+            }
+            events += 1;
+            // SAFETY: a valid event.
+            match unsafe { sys::rd_kafka_event_type(event) } {
+                sys::RD_KAFKA_EVENT_DR => Self::take_reports(event, &mut on_report),
+                sys::RD_KAFKA_EVENT_LOG => self.take_log(event),
+                sys::RD_KAFKA_EVENT_ERROR => self.take_error(event),
+                _ => {}
+            }
+            // SAFETY: ours, and not used after this.
+            unsafe { sys::rd_kafka_event_destroy(event) };
+        }
+    }
+
+    fn take_reports(event: *mut sys::rd_kafka_event_t, on_report: &mut impl FnMut(NativeReport)) {
+        let mut messages = [std::ptr::null(); REPORT_ARRAY];
+        loop {
+            // SAFETY: a valid delivery-report event and an array of the size given.
+            let count = unsafe {
+                sys::rd_kafka_event_message_array(event, messages.as_mut_ptr(), REPORT_ARRAY)
+            };
+            for message in &messages[..count] {
+                // SAFETY: the first `count` are valid until the event is destroyed.
+                let message = unsafe { &**message };
+                let error = message.err.is_error().then(|| message.err.into());
+                on_report(NativeReport {
+                    // We produced it, with a partition that is a u16.
+                    partition: Partition(u16::try_from(message.partition).unwrap_or(u16::MAX)),
+                    payload_bytes: message.len,
+                    token: message._private.addr() as u64,
+                    error,
+                });
+            }
+            if count < REPORT_ARRAY {
+                return;
+            }
+        }
+    }
+
+    fn take_log(&self, event: *mut sys::rd_kafka_event_t) {
+        let (mut facility, mut text, mut level) = (std::ptr::null(), std::ptr::null(), 0);
+        // SAFETY: a valid log event; the strings live until it is destroyed.
+        unsafe {
+            if sys::rd_kafka_event_log(event, &raw mut facility, &raw mut text, &raw mut level) == 0
+            {
+                let text_of = |text| CStr::from_ptr(text).to_string_lossy();
+                let level = match level {
+                    0..=3 => rdkafka::config::RDKafkaLogLevel::Error,
+                    4 => rdkafka::config::RDKafkaLogLevel::Warning,
+                    5 | 6 => rdkafka::config::RDKafkaLogLevel::Info,
+                    _ => rdkafka::config::RDKafkaLogLevel::Debug,
+                };
+                self.client.context().log(level, &text_of(facility), &text_of(text));
+            }
+        }
+    }
+
+    fn take_error(&self, event: *mut sys::rd_kafka_event_t) {
+        // SAFETY: a valid error event; the string lives until it is destroyed.
+        let (code, text) = unsafe {
+            (
+                sys::rd_kafka_event_error(event),
+                CStr::from_ptr(sys::rd_kafka_event_error_string(event)).to_string_lossy(),
+            )
+        };
+        self.client.context().error(KafkaError::Global(code.into()), &text);
+    }
+
+    /// The error after which this producer will never deliver anything again.
+    pub(super) fn fatal_error(&self) -> Option<RDKafkaErrorCode> {
+        // SAFETY: the client lives; no text is asked for.
+        let code =
+            unsafe { sys::rd_kafka_fatal_error(self.client.native_ptr(), std::ptr::null_mut(), 0) };
+        code.is_error().then(|| code.into())
+    }
+
+    /// Gives up everything that is not acknowledged; each record is reported as purged.
+    pub(super) fn purge(&self) {
+        // SAFETY: the client lives.
+        unsafe {
+            sys::rd_kafka_purge(
+                self.client.native_ptr(),
+                sys::RD_KAFKA_PURGE_F_QUEUE | sys::RD_KAFKA_PURGE_F_INFLIGHT,
+            );
+        }
+    }
+}
+
+impl<C: ClientContext> Drop for NativeProducer<C> {
+    fn drop(&mut self) {
+        // SAFETY: both are ours and not used after this; the client, dropped next, waits for its
+        // threads and so for the last write to the eventfd, which `_wake` or its clones keep open:
+        // fields drop in order, but the pump holds a clone until it has dropped the producer.
+        unsafe {
+            sys::rd_kafka_queue_io_event_enable(self.queue.as_ptr(), -1, std::ptr::null(), 0);
+            sys::rd_kafka_queue_destroy(self.queue.as_ptr());
+            sys::rd_kafka_topic_destroy(self.topic.as_ptr());
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! Kafka: what a record looks like, the producer of the uplink and the consumer of the downlink.
+//!
+//! The contract with the servers is `docs/kafka-contract.md`.
+
+mod consumer;
+mod ffi;
+mod producer;
+mod pump;
+mod record;
+mod topics;
+
+pub use consumer::{Consumer, ConsumerStats};
+pub use producer::{
+    DeliveryFailure, ProduceError, Producer, RdKafkaProducer, Report, producer_config,
+};
+pub use pump::{Pump, PumpStats, RefusedReason};
+pub use record::{ConnectionKey, Identity, Incarnation, KeyError, RelayId, header};
+pub use topics::{TopicError, ensure_topics};

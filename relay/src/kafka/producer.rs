@@ -1,0 +1,282 @@
+//! The producer behind one small trait, so that another engine can stand beside librdkafka.
+
+use rdkafka::ClientConfig;
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+
+use crate::config::{Config, KafkaSection};
+use crate::ring::{Kind, Wake};
+use crate::route::Partition;
+
+use super::ffi::NativeProducer;
+use super::record::{Identity, header};
+
+/// What a record may weigh beside its payload: key, headers and the batch's own bytes.
+const RECORD_OVERHEAD_BYTES: u32 = 4096;
+
+/// Whose record a report is about, small enough to travel through librdkafka.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Token {
+    /// Not a message but an `open` or `close` record.
+    pub control: bool,
+    /// The worker, 7 bits.
+    pub worker: u8,
+    /// The slot, 24 bits.
+    pub slot: u32,
+    /// The user of the slot.
+    pub generation: u32,
+}
+
+impl Token {
+    fn pack(self) -> u64 {
+        u64::from(self.control) << 63
+            | u64::from(self.worker) << 56
+            | u64::from(self.slot) << 32
+            | u64::from(self.generation)
+    }
+
+    #[allow(clippy::cast_possible_truncation)]
+    fn unpack(token: u64) -> Self {
+        Self {
+            control: token >> 63 == 1,
+            worker: (token >> 56 & 0x7f) as u8,
+            slot: (token >> 32 & 0xff_ffff) as u32,
+            generation: token as u32,
+        }
+    }
+}
+
+/// Why Kafka will never have a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeliveryFailure {
+    /// Larger than the client or the broker allows (`message.max.bytes`).
+    TooLarge,
+    /// The relay may not write to the topic.
+    Authorization,
+    /// The topic or partition is gone.
+    UnknownPartition,
+    /// Given up when the relay stopped before the acknowledgement came.
+    Purged,
+    /// Anything else; the log has librdkafka's code.
+    Other,
+}
+
+impl DeliveryFailure {
+    /// Every failure, in the order of the counters.
+    pub const ALL: [Self; 5] =
+        [Self::TooLarge, Self::Authorization, Self::UnknownPartition, Self::Purged, Self::Other];
+
+    /// How counters name it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::TooLarge => "too_large",
+            Self::Authorization => "authorization",
+            Self::UnknownPartition => "unknown_partition",
+            Self::Purged => "unacknowledged_at_stop",
+            Self::Other => "other",
+        }
+    }
+}
+
+impl From<RDKafkaErrorCode> for DeliveryFailure {
+    fn from(code: RDKafkaErrorCode) -> Self {
+        match code {
+            RDKafkaErrorCode::MessageSizeTooLarge => Self::TooLarge,
+            RDKafkaErrorCode::TopicAuthorizationFailed
+            | RDKafkaErrorCode::ClusterAuthorizationFailed => Self::Authorization,
+            RDKafkaErrorCode::UnknownPartition
+            | RDKafkaErrorCode::UnknownTopic
+            | RDKafkaErrorCode::UnknownTopicOrPartition => Self::UnknownPartition,
+            RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight => Self::Purged,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// What became of a record.
+#[derive(Clone, Copy, Debug)]
+pub struct Report {
+    /// Its partition.
+    pub partition: Partition,
+    /// Its payload.
+    pub payload_bytes: usize,
+    /// Whose it was.
+    pub token: Token,
+    /// Acknowledged by all in-sync replicas, or why it never will be.
+    pub result: Result<(), DeliveryFailure>,
+}
+
+/// Why a record was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProduceError {
+    /// Not now; again after a report.
+    Full,
+    /// Never.
+    Refused(DeliveryFailure),
+}
+
+/// Takes records and reports on each exactly once. Records of one partition are delivered in the
+/// order in which they were taken.
+pub trait Producer: Send {
+    /// Takes a copy of a record.
+    fn produce(
+        &mut self,
+        identity: &Identity,
+        kind: Kind,
+        payload: &[u8],
+    ) -> Result<(), ProduceError>;
+
+    /// Passes on the reports that have come, without waiting. False if there was nothing to do.
+    fn poll(&mut self, on_report: &mut dyn FnMut(Report)) -> bool;
+
+    /// Gives up what is not acknowledged; it is reported.
+    fn purge(&mut self);
+
+    /// Why this producer will never deliver anything again.
+    fn fatal(&self) -> Option<String>;
+}
+
+/// The token of a connection's record.
+pub(super) fn token(identity: &Identity, kind: Kind) -> Token {
+    Token {
+        control: kind != Kind::Message,
+        worker: identity.key.worker,
+        slot: identity.key.slot,
+        generation: identity.key.generation,
+    }
+}
+
+/// Passes librdkafka's log to ours.
+pub(super) struct LogContext;
+
+impl ClientContext for LogContext {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        match level {
+            RDKafkaLogLevel::Emerg
+            | RDKafkaLogLevel::Alert
+            | RDKafkaLogLevel::Critical
+            | RDKafkaLogLevel::Error => tracing::error!(facility, message, "kafka"),
+            RDKafkaLogLevel::Warning => tracing::warn!(facility, message, "kafka"),
+            RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => {
+                tracing::info!(facility, message, "kafka");
+            }
+            RDKafkaLogLevel::Debug => tracing::debug!(facility, message, "kafka"),
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::warn!(%error, reason, "kafka");
+    }
+}
+
+/// librdkafka.
+pub struct RdKafkaProducer(NativeProducer<LogContext>);
+
+impl RdKafkaProducer {
+    /// A producer for the uplink; `wake` is woken when reports come.
+    pub fn new(config: &Config, wake: Wake) -> Result<Self, KafkaError> {
+        let topic = config.kafka.uplink_topic();
+        NativeProducer::new(&producer_config(config), LogContext, &topic, wake).map(Self)
+    }
+}
+
+impl Producer for RdKafkaProducer {
+    fn produce(
+        &mut self,
+        identity: &Identity,
+        kind: Kind,
+        payload: &[u8],
+    ) -> Result<(), ProduceError> {
+        let (name, reason) = match kind {
+            Kind::Open => ("open", None),
+            Kind::Message => ("message", None),
+            Kind::Close(reason) => ("close", Some((header::REASON, reason.as_bytes()))),
+        };
+        let headers = identity
+            .headers
+            .iter()
+            .map(|(name, value)| (*name, &**value))
+            .chain([(header::KIND, name.as_bytes())])
+            .chain(reason);
+        let token = token(identity, kind).pack();
+        self.0.produce(identity.partition, &identity.printed, payload, headers, token).map_err(
+            |code| match code {
+                RDKafkaErrorCode::QueueFull => ProduceError::Full,
+                code => ProduceError::Refused(code.into()),
+            },
+        )
+    }
+
+    fn poll(&mut self, on_report: &mut dyn FnMut(Report)) -> bool {
+        let events = self.0.poll(|report| {
+            if let Some(code) = report.error {
+                tracing::debug!(%code, partition = report.partition.0, "record not delivered");
+            }
+            on_report(Report {
+                partition: report.partition,
+                payload_bytes: report.payload_bytes,
+                token: Token::unpack(report.token),
+                result: report.error.map_or(Ok(()), |code| Err(code.into())),
+            });
+        });
+        events > 0
+    }
+
+    fn purge(&mut self) {
+        self.0.purge();
+    }
+
+    fn fatal(&self) -> Option<String> {
+        self.0.fatal_error().map(|code| code.to_string())
+    }
+}
+
+/// What every client of the cluster has in common.
+pub(super) fn client_config(kafka: &KafkaSection) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config
+        .set("bootstrap.servers", &kafka.brokers)
+        .set("client.id", "millrace")
+        .set("reconnect.backoff.max.ms", "1000")
+        // A peer that hangs is not a broken connection; keep-alives tell those apart.
+        .set("socket.keepalive.enable", "true");
+    for (key, value) in &kafka.properties {
+        config.set(key, value);
+    }
+    config
+}
+
+/// librdkafka's properties for the uplink. The bounds are ours ([`crate::ring::Credit`]), so its
+/// own are out of the way; and a record waits as long as the broker is away.
+pub fn producer_config(config: &Config) -> ClientConfig {
+    let longest =
+        config.services.iter().map(|service| service.max_message_bytes).max().unwrap_or_default();
+    let mut client = client_config(&config.kafka);
+    client
+        .set("enable.idempotence", "true")
+        .set("acks", "all")
+        .set("message.timeout.ms", "0")
+        .set("linger.ms", (f64::from(config.kafka.linger_us) / 1000.0).to_string())
+        .set("queue.buffering.max.messages", "0")
+        .set("queue.buffering.max.kbytes", "2147483647")
+        .set("message.max.bytes", (longest + RECORD_OVERHEAD_BYTES).max(1_000_000).to_string());
+    client
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_token_survives_the_journey(
+            control: bool, worker in 0..128_u8, slot in 0..1_u32 << 24, generation: u32,
+        ) {
+            let token = Token { control, worker, slot, generation };
+            prop_assert_eq!(Token::unpack(token.pack()), token);
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! The producer's thread: batches from the workers' rings to Kafka, and reports back.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::ring::{
+    Command, Credit, DownlinkSender, MESSAGE_OVERHEAD_BYTES, UplinkBatch, UplinkReceiver, Wake,
+};
+use crate::route::Partition;
+
+use super::producer::Token;
+use super::producer::{DeliveryFailure, ProduceError, Producer, Report};
+use super::record::{ConnectionKey, Incarnation, RelayId};
+
+/// How often an idle pump looks whether the producer has failed for good.
+const IDLE_TICK: Duration = Duration::from_millis(200);
+
+/// Why a message that was read will not be delivered.
+pub type RefusedReason = DeliveryFailure;
+
+/// What the pump counts. Written by its thread only.
+#[derive(Debug, Default)]
+pub struct PumpStats {
+    /// Messages given to the producer.
+    pub produced: AtomicU64,
+    /// Messages acknowledged by Kafka.
+    pub acknowledged: AtomicU64,
+    /// Messages that Kafka will never have, by [`RefusedReason`].
+    pub refused: [AtomicU64; DeliveryFailure::ALL.len()],
+    /// `open` and `close` records acknowledged.
+    pub control_acknowledged: AtomicU64,
+    /// `open` and `close` records that Kafka will never have.
+    pub control_refused: AtomicU64,
+    /// Batches taken from the rings.
+    pub batches: AtomicU64,
+}
+
+/// A batch that the producer has not taken whole.
+struct Unfinished {
+    batch: Box<UplinkBatch>,
+    worker: usize,
+    next: usize,
+}
+
+/// Moves batches and reports between the workers and a producer.
+pub struct Pump<P> {
+    producer: P,
+    relay: RelayId,
+    incarnation: Incarnation,
+    uplinks: Vec<UplinkReceiver>,
+    downlinks: Vec<DownlinkSender>,
+    credit: Arc<Credit>,
+    stats: Arc<PumpStats>,
+    wake: Wake,
+    unfinished: Option<Unfinished>,
+    ledger: Ledger,
+    stop_timeout: Duration,
+}
+
+/// What reports bring, until it is passed on once for many of them.
+struct Ledger {
+    /// Bytes to release, by partition.
+    released: Vec<usize>,
+    touched: Vec<Partition>,
+    /// Connections whose message was refused.
+    refused: Vec<Token>,
+    /// Records that have no report yet.
+    outstanding: u64,
+}
+
+impl<P: Producer> Pump<P> {
+    /// A pump over all workers' rings, in the workers' order.
+    #[allow(clippy::too_many_arguments)]
+    pub fn new(
+        producer: P,
+        (relay, incarnation): (RelayId, Incarnation),
+        uplinks: Vec<UplinkReceiver>,
+        downlinks: Vec<DownlinkSender>,
+        partitions: usize,
+        credit: Arc<Credit>,
+        stats: Arc<PumpStats>,
+        wake: Wake,
+        stop_timeout: Duration,
+    ) -> Self {
+        let ledger = Ledger {
+            released: vec![0; partitions],
+            touched: Vec::with_capacity(partitions),
+            refused: Vec::new(),
+            outstanding: 0,
+        };
+        Self {
+            producer,
+            relay,
+            incarnation,
+            uplinks,
+            downlinks,
+            credit,
+            stats,
+            wake,
+            unfinished: None,
+            ledger,
+            stop_timeout,
+        }
+    }
+
+    /// Runs until all workers have ended and every record has its report, or the stop's time is
+    /// over; then the rest is given up, counted, and the run has ended too. An error is the
+    /// producer's fatal one: whoever runs the pump must end the relay.
+    pub fn run(mut self, failed: &AtomicBool) -> Result<(), String> {
+        let mut deadline = None;
+        loop {
+            let mut busy = self.take_batches();
+            busy |= self.take_reports();
+            if busy {
+                continue;
+            }
+            if let Some(error) = self.producer.fatal() {
+                failed.store(true, Ordering::SeqCst);
+                return Err(error);
+            }
+            if self.uplinks.iter().all(UplinkReceiver::is_ended) {
+                if self.ledger.outstanding == 0 {
+                    return Ok(());
+                }
+                let deadline = *deadline.get_or_insert_with(|| Instant::now() + self.stop_timeout);
+                if Instant::now() >= deadline {
+                    self.producer.purge();
+                }
+            }
+            self.sleep();
+        }
+    }
+
+    fn sleep(&self) {
+        self.wake.announce_sleep();
+        if !self.uplinks.iter().any(UplinkReceiver::has_batch) {
+            self.wake.wait(IDLE_TICK);
+        }
+        self.wake.awake();
+    }
+
+    /// One batch of each worker in turn, so that none waits long; true if there was one.
+    fn take_batches(&mut self) -> bool {
+        if let Some(unfinished) = self.unfinished.take()
+            && !self.produce(unfinished)
+        {
+            return false;
+        }
+        let mut any = false;
+        for worker in 0..self.uplinks.len() {
+            if let Some(batch) = self.uplinks[worker].pop() {
+                any = true;
+                self.stats.batches.fetch_add(1, Ordering::Relaxed);
+                if !self.produce(Unfinished { batch, worker, next: 0 }) {
+                    return false;
+                }
+            }
+        }
+        any
+    }
+
+    /// Gives a batch to the producer; false if it could not take all of it now.
+    fn produce(&mut self, mut unfinished: Unfinished) -> bool {
+        let (mut produced, mut full) = (0, false);
+        for (identity, kind, payload) in unfinished.batch.records().skip(unfinished.next) {
+            let token = super::producer::token(identity, kind);
+            match self.producer.produce(identity, kind, payload) {
+                Ok(()) => {
+                    self.ledger.outstanding += 1;
+                    produced += u64::from(!token.control);
+                }
+                Err(ProduceError::Full) => {
+                    full = true;
+                    break;
+                }
+                Err(ProduceError::Refused(failure)) => {
+                    self.ledger.outstanding += 1;
+                    self.ledger.report(
+                        &self.stats,
+                        Report {
+                            partition: identity.partition,
+                            payload_bytes: payload.len(),
+                            token,
+                            result: Err(failure),
+                        },
+                    );
+                }
+            }
+            unfinished.next += 1;
+        }
+        self.stats.produced.fetch_add(produced, Ordering::Relaxed);
+        if full {
+            self.unfinished = Some(unfinished);
+        } else {
+            self.uplinks[unfinished.worker].recycle(unfinished.batch);
+        }
+        !full
+    }
+
+    fn take_reports(&mut self) -> bool {
+        let (ledger, stats) = (&mut self.ledger, &*self.stats);
+        let mut acknowledged = 0;
+        let any = self.producer.poll(&mut |report| {
+            if report.result.is_ok() && !report.token.control {
+                acknowledged += 1;
+            }
+            ledger.report(stats, report);
+        });
+        self.stats.acknowledged.fetch_add(acknowledged, Ordering::Relaxed);
+        self.settle();
+        any
+    }
+
+    /// Passes on what reports brought: credit to the workers that wait for it, refusals to the
+    /// connections concerned.
+    fn settle(&mut self) {
+        let mut tell = false;
+        for partition in self.ledger.touched.drain(..) {
+            let bytes = std::mem::take(&mut self.ledger.released[partition.index()]);
+            tell |= self.credit.release(partition, bytes);
+        }
+        if tell {
+            self.uplinks.iter().for_each(UplinkReceiver::wake_worker);
+        }
+        while let Some(token) = self.ledger.refused.last() {
+            let downlink = &self.downlinks[usize::from(token.worker)];
+            // None: the worker has its hands full; the next round tries again.
+            let Some(mut batch) = downlink.take_empty() else { break };
+            let key = ConnectionKey {
+                relay: self.relay,
+                incarnation: self.incarnation,
+                worker: token.worker,
+                slot: token.slot,
+                generation: token.generation,
+            };
+            batch.push(key, Command::Refused, &[]);
+            downlink.hand_over(batch);
+            self.ledger.refused.pop();
+        }
+    }
+}
+
+impl Ledger {
+    fn report(&mut self, stats: &PumpStats, report: Report) {
+        self.outstanding -= 1;
+        if report.token.control {
+            let counter = match report.result {
+                Ok(()) => &stats.control_acknowledged,
+                Err(_) => &stats.control_refused,
+            };
+            counter.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let released = &mut self.released[report.partition.index()];
+        if *released == 0 {
+            self.touched.push(report.partition);
+        }
+        *released += report.payload_bytes + MESSAGE_OVERHEAD_BYTES;
+        if let Err(failure) = report.result {
+            stats.refused[failure as usize].fetch_add(1, Ordering::Relaxed);
+            // One order closes the connection; its further messages need none.
+            if failure != DeliveryFailure::Purged && self.refused.last() != Some(&report.token) {
+                self.refused.push(report.token);
+            }
+        }
+    }
+}

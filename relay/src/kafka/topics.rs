@@ -1,0 +1,115 @@
+//! The topics of an instance: there with enough partitions, or made.
+
+use std::time::Duration;
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+
+use crate::config::Config;
+
+use super::producer::client_config;
+
+/// How long the cluster may take to answer.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why the topics are not there.
+#[derive(Debug, thiserror::Error)]
+pub enum TopicError {
+    /// Nobody answers.
+    #[error(
+        "no Kafka broker answers at {brokers} ({source}); start one (`cargo xtask kafka start`) or \
+         set kafka.brokers"
+    )]
+    NoBroker {
+        /// The bootstrap brokers.
+        brokers: String,
+        /// librdkafka's word.
+        source: KafkaError,
+    },
+    /// The cluster answers, but will not.
+    #[error("topic {topic}: {problem}")]
+    Topic {
+        /// Which topic.
+        topic: String,
+        /// Why not.
+        problem: String,
+    },
+}
+
+/// Makes sure that uplink and downlink exist with a partition for every server and for this relay.
+/// Partitions are added where they are missing, never taken away.
+pub async fn ensure_topics(config: &Config) -> Result<(), TopicError> {
+    let admin: AdminClient<DefaultClientContext> =
+        client_config(&config.kafka).create().map_err(|source| no_broker(config, source))?;
+    let uplink = i32::try_from(config.partitions()).expect("partitions are u16");
+    let downlink = i32::from(config.relay.id) + 1;
+    ensure(config, &admin, &config.kafka.uplink_topic(), uplink).await?;
+    ensure(config, &admin, &config.kafka.downlink_topic(), downlink).await
+}
+
+fn no_broker(config: &Config, source: KafkaError) -> TopicError {
+    TopicError::NoBroker { brokers: config.kafka.brokers.clone(), source }
+}
+
+async fn ensure(
+    config: &Config,
+    admin: &AdminClient<DefaultClientContext>,
+    topic: &str,
+    wanted: i32,
+) -> Result<(), TopicError> {
+    let problem = |problem: String| TopicError::Topic { topic: topic.to_owned(), problem };
+    let options =
+        AdminOptions::new().operation_timeout(Some(TIMEOUT)).request_timeout(Some(TIMEOUT));
+    let there = partitions(config, admin, topic)?;
+    let results = if there == 0 {
+        let replication = TopicReplication::Fixed(config.kafka.replication);
+        let new = NewTopic::new(topic, wanted, replication);
+        admin.create_topics([&new], &options).await
+    } else if there < wanted {
+        let count = usize::try_from(wanted).expect("positive");
+        admin.create_partitions([&NewPartitions::new(topic, count)], &options).await
+    } else {
+        return Ok(());
+    };
+    for result in results.map_err(|error| problem(error.to_string()))? {
+        match result {
+            Ok(_) => tracing::info!(topic, partitions = wanted, "created"),
+            // Another relay was faster.
+            Err((
+                _,
+                RDKafkaErrorCode::TopicAlreadyExists | RDKafkaErrorCode::InvalidPartitions,
+            )) => {}
+            Err((_, code)) => return Err(problem(code.to_string())),
+        }
+    }
+    // Creation is acknowledged before every broker knows of it.
+    let deadline = std::time::Instant::now() + TIMEOUT;
+    while partitions(config, admin, topic)? < wanted {
+        if std::time::Instant::now() > deadline {
+            return Err(problem(format!("{wanted} partitions did not appear within {TIMEOUT:?}")));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
+}
+
+/// Partitions of a topic that have a leader; 0: there is no such topic.
+fn partitions(
+    config: &Config,
+    admin: &AdminClient<DefaultClientContext>,
+    topic: &str,
+) -> Result<i32, TopicError> {
+    let metadata = admin
+        .inner()
+        .fetch_metadata(Some(topic), TIMEOUT)
+        .map_err(|source| no_broker(config, source))?;
+    let led = metadata
+        .topics()
+        .iter()
+        .filter(|found| found.name() == topic && found.error().is_none())
+        .flat_map(rdkafka::metadata::MetadataTopic::partitions)
+        .filter(|partition| partition.leader() >= 0)
+        .count();
+    Ok(i32::try_from(led).unwrap_or(i32::MAX))
+}

@@ -1,0 +1,233 @@
+//! Worker → producer.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crossbeam_queue::ArrayQueue;
+
+use crate::kafka::Identity;
+
+use super::Wake;
+
+/// Batches of one worker; while none is empty the worker reads no more.
+const BATCHES: usize = 8;
+/// A batch of so many payload bytes is full. What was received already may still be added.
+const BATCH_BYTES: usize = 256 << 10;
+/// So many records make a batch full too.
+const BATCH_RECORDS: usize = 4096;
+
+/// What a record is about; its `kind` header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A connection began.
+    Open,
+    /// A message.
+    Message,
+    /// A connection ended, and why.
+    Close(&'static str),
+}
+
+/// A connection's place in the batch that is being filled; stale for any other batch.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Origin {
+    batch: u64,
+    index: u32,
+}
+
+#[derive(Debug)]
+struct Record {
+    origin: u32,
+    offset: u32,
+    length: u32,
+    kind: Kind,
+}
+
+/// Records of one worker, in the order in which they came to be.
+#[derive(Debug)]
+pub struct UplinkBatch {
+    number: u64,
+    /// One entry for each connection with records here: one reference count a batch, not a message.
+    origins: Vec<Arc<Identity>>,
+    payloads: Vec<u8>,
+    records: Vec<Record>,
+}
+
+impl UplinkBatch {
+    fn new() -> Self {
+        Self {
+            number: 0,
+            origins: Vec::new(),
+            payloads: Vec::with_capacity(BATCH_BYTES),
+            records: Vec::with_capacity(BATCH_RECORDS),
+        }
+    }
+
+    /// Number of records.
+    pub fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    /// True if there is no record.
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    /// The records: whose, what about, and the payload.
+    pub fn records(&self) -> impl Iterator<Item = (&Arc<Identity>, Kind, &[u8])> {
+        self.records.iter().map(|record| {
+            let start = record.offset as usize;
+            (
+                &self.origins[record.origin as usize],
+                record.kind,
+                &self.payloads[start..start + record.length as usize],
+            )
+        })
+    }
+
+    fn is_full(&self) -> bool {
+        self.payloads.len() >= BATCH_BYTES || self.records.len() >= BATCH_RECORDS
+    }
+
+    fn clear(&mut self) {
+        self.origins.clear();
+        self.payloads.clear();
+        self.payloads.shrink_to(4 * BATCH_BYTES);
+        self.records.clear();
+        self.records.shrink_to(4 * BATCH_RECORDS);
+    }
+}
+
+#[derive(Debug)]
+struct Rings {
+    filled: ArrayQueue<Box<UplinkBatch>>,
+    empty: ArrayQueue<Box<UplinkBatch>>,
+    /// The worker waits for an empty batch.
+    starved: AtomicBool,
+    /// The worker has ended and handed over everything.
+    ended: AtomicBool,
+    worker: Wake,
+    producer: Wake,
+}
+
+/// The worker's end.
+#[derive(Debug)]
+pub struct UplinkSender {
+    current: Box<UplinkBatch>,
+    rings: Arc<Rings>,
+}
+
+/// The producer's end.
+#[derive(Debug)]
+pub struct UplinkReceiver {
+    rings: Arc<Rings>,
+}
+
+/// A pair of rings between one worker and the producer: batches go one way full and the other way
+/// empty. `worker` and `producer` wake the respective thread.
+pub fn uplink(worker: Wake, producer: Wake) -> (UplinkSender, UplinkReceiver) {
+    let rings = Arc::new(Rings {
+        filled: ArrayQueue::new(BATCHES),
+        empty: ArrayQueue::new(BATCHES),
+        starved: AtomicBool::new(false),
+        ended: AtomicBool::new(false),
+        worker,
+        producer,
+    });
+    for _ in 1..BATCHES {
+        rings.empty.push(Box::new(UplinkBatch::new())).expect("the ring holds every batch");
+    }
+    let mut current = Box::new(UplinkBatch::new());
+    current.number = 1;
+    (UplinkSender { current, rings: rings.clone() }, UplinkReceiver { rings })
+}
+
+impl UplinkSender {
+    /// True if what a receive brings may be added; if not, the worker is woken when it may.
+    pub fn has_room(&mut self) -> bool {
+        !self.current.is_full() || self.hand_over()
+    }
+
+    /// Adds a record. Never refused: `open` and `close` must not get lost, and messages are only
+    /// read after [`has_room`](Self::has_room) said yes.
+    pub fn push(
+        &mut self,
+        origin: &mut Origin,
+        identity: &Arc<Identity>,
+        kind: Kind,
+        payload: &[u8],
+    ) {
+        let batch = &mut *self.current;
+        if origin.batch != batch.number {
+            let index = u32::try_from(batch.origins.len()).expect("fewer origins than records");
+            *origin = Origin { batch: batch.number, index };
+            batch.origins.push(identity.clone());
+        }
+        let offset = u32::try_from(batch.payloads.len()).expect("a batch is far below 4 GiB");
+        let length = u32::try_from(payload.len()).expect("messages are limited below 4 GiB");
+        batch.payloads.extend_from_slice(payload);
+        batch.records.push(Record { origin: origin.index, offset, length, kind });
+    }
+
+    /// Hands the batch over, if it has records and there is an empty one to go on with. False if it
+    /// had to stay; the worker is woken when the producer has emptied one.
+    pub fn hand_over(&mut self) -> bool {
+        if self.current.is_empty() {
+            return true;
+        }
+        let Some(mut next) = self.next_empty() else { return false };
+        next.number = self.current.number + 1;
+        let full = std::mem::replace(&mut self.current, next);
+        self.rings.filled.push(full).expect("the ring holds every batch");
+        self.rings.producer.wake();
+        true
+    }
+
+    fn next_empty(&self) -> Option<Box<UplinkBatch>> {
+        self.rings.empty.pop().or_else(|| {
+            self.rings.starved.store(true, Ordering::SeqCst);
+            let late = self.rings.empty.pop();
+            if late.is_some() {
+                self.rings.starved.store(false, Ordering::SeqCst);
+            }
+            late
+        })
+    }
+
+    /// Says that nothing more will come. Everything must have been handed over.
+    pub fn end(&mut self) {
+        debug_assert!(self.current.is_empty());
+        self.rings.ended.store(true, Ordering::SeqCst);
+        self.rings.producer.wake();
+    }
+}
+
+impl UplinkReceiver {
+    /// The next batch, in the worker's order.
+    pub fn pop(&self) -> Option<Box<UplinkBatch>> {
+        self.rings.filled.pop()
+    }
+
+    /// True if a batch waits.
+    pub fn has_batch(&self) -> bool {
+        !self.rings.filled.is_empty()
+    }
+
+    /// Gives a batch back.
+    pub fn recycle(&self, mut batch: Box<UplinkBatch>) {
+        batch.clear();
+        self.rings.empty.push(batch).expect("the ring holds every batch");
+        if self.rings.starved.swap(false, Ordering::SeqCst) {
+            self.rings.worker.wake();
+        }
+    }
+
+    /// True once the worker has ended and its last batch was taken.
+    pub fn is_ended(&self) -> bool {
+        self.rings.ended.load(Ordering::SeqCst) && self.rings.filled.is_empty()
+    }
+
+    /// Makes the worker look at its partitions' credit again.
+    pub fn wake_worker(&self) {
+        self.rings.worker.wake();
+    }
+}

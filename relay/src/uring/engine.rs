@@ -1,0 +1,383 @@
+//! The engine: submissions, completions and the sockets between them.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
+
+use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
+use io_uring::{IoUring, cqueue, opcode, squeue};
+
+use crate::ring::Wake;
+use crate::route::ServiceId;
+use crate::worker::{BufferId, Engine, Event, ReceiveEnd, SocketId};
+
+use super::buffers::BufferRing;
+use super::operation::Operation;
+
+/// Submissions that fit between two enters; more are submitted early.
+const SUBMISSIONS: u32 = 1024;
+/// Completions the kernel can post before it has to keep them elsewhere.
+const COMPLETIONS: u32 = 16_384;
+
+/// Pause of a listener after a failed accept.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// Sizes of an engine.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineLimits {
+    /// Most sockets.
+    pub sockets: u32,
+    /// Receive buffers, a power of two.
+    pub buffers: u16,
+    /// Size of a receive buffer.
+    pub buffer_bytes: u32,
+}
+
+#[derive(Debug)]
+struct Listener {
+    service: ServiceId,
+    socket: OwnedFd,
+    armed: bool,
+    /// After a failure such as too many open files, which would only fail again at once.
+    retry_at: Option<Instant>,
+}
+
+/// A socket and what is going on with it. The descriptor is closed by the ring, when nothing else
+/// is going on.
+#[derive(Debug)]
+struct Slot {
+    socket: OwnedFd,
+    receiving: bool,
+    stopping: bool,
+    /// The buffer that the kernel reads from until the send completes.
+    sending: Option<Vec<u8>>,
+    closing: bool,
+}
+
+/// io_uring behind the worker's [`Engine`].
+pub struct UringEngine {
+    /// First, so that the kernel is done with the memory of the fields below before they go.
+    ring: IoUring,
+    buffers: BufferRing,
+    slots: Vec<Option<Slot>>,
+    free: Vec<SocketId>,
+    listeners: Vec<Listener>,
+    completions: VecDeque<cqueue::Entry>,
+    /// Events that did not come from a completion.
+    events: VecDeque<Event>,
+    wake: Wake,
+    /// Where the kernel writes the eventfd's count; boxed, so that it stays where it is.
+    wake_count: Box<u64>,
+    limit: u32,
+}
+
+impl UringEngine {
+    /// An engine for the calling thread, and for no other.
+    pub fn new(limits: EngineLimits, wake: Wake) -> io::Result<Self> {
+        let ring = IoUring::builder()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag()
+            .setup_submit_all()
+            .setup_cqsize(COMPLETIONS)
+            .build(SUBMISSIONS)?;
+        let buffers = BufferRing::new(&ring, limits.buffers, limits.buffer_bytes)?;
+        let mut engine = Self {
+            ring,
+            buffers,
+            slots: Vec::new(),
+            free: Vec::new(),
+            listeners: Vec::new(),
+            completions: VecDeque::with_capacity(COMPLETIONS as usize),
+            events: VecDeque::new(),
+            wake,
+            wake_count: Box::new(0),
+            limit: limits.sockets,
+        };
+        engine.arm_wake();
+        Ok(engine)
+    }
+
+    fn submit(&mut self, entry: squeue::Entry, operation: Operation) {
+        let entry = entry.user_data(operation.pack());
+        // SAFETY: every descriptor in an entry stays open and every buffer stays in place until the
+        // operation's completion: sockets, buffers and the wake-up's count live in `self`, which
+        // outlasts the ring, and a slot is freed only when nothing is going on with it.
+        while unsafe { self.ring.submission().push(&entry) }.is_err() {
+            // The queue is full: hand over what is in it. With SUBMIT_ALL nothing is left behind;
+            // an interruption is tried again.
+            let _ = self.ring.submit();
+        }
+    }
+
+    fn arm_wake(&mut self) {
+        let target = (&raw mut *self.wake_count).cast();
+        let entry = opcode::Read::new(Fd(self.wake.as_fd().as_raw_fd()), target, 8).build();
+        self.submit(entry, Operation::Wake);
+    }
+
+    fn arm_accept(&mut self, index: usize) {
+        let listener = &mut self.listeners[index];
+        listener.armed = true;
+        let fd = Fd(listener.socket.as_raw_fd());
+        let entry = opcode::AcceptMulti::new(fd).flags(libc::SOCK_CLOEXEC).build();
+        let index = u32::try_from(index).expect("services are u16");
+        self.submit(entry, Operation::Accept(index));
+    }
+
+    fn slot(&mut self, socket: SocketId) -> &mut Slot {
+        self.slots[socket.index()].as_mut().expect("the socket is not closed")
+    }
+
+    fn cancel(&mut self, operation: Operation) {
+        self.submit(opcode::AsyncCancel::new(operation.pack()).build(), Operation::Cancel);
+    }
+
+    /// Closes a socket that should close as soon as nothing is going on with it.
+    fn close_if_idle(&mut self, socket: SocketId) {
+        let slot = self.slot(socket);
+        if slot.closing && !slot.receiving && slot.sending.is_none() {
+            let slot = self.slots[socket.index()].take().expect("just seen");
+            let fd = slot.socket.into_raw_fd();
+            self.submit(opcode::Close::new(Fd(fd)).build(), Operation::Close(socket));
+        }
+    }
+
+    fn event_of(&mut self, completion: &cqueue::Entry) -> Option<Event> {
+        let more = cqueue::more(completion.flags());
+        match Operation::unpack(completion.user_data()) {
+            Operation::Accept(index) => self.accepted(index as usize, completion.result(), more),
+            Operation::Receive(socket) => self.received(socket, completion, more),
+            Operation::Send(socket) => {
+                let buffer = self.slot(socket).sending.take().expect("a send has its buffer");
+                self.close_if_idle(socket);
+                let result = outcome(completion.result());
+                Some(Event::Sent { socket, buffer, result })
+            }
+            Operation::Cancel => None,
+            Operation::Close(socket) => {
+                self.free.push(socket);
+                Some(Event::Closed { socket })
+            }
+            Operation::Wake => {
+                self.arm_wake();
+                None
+            }
+        }
+    }
+
+    fn accepted(&mut self, index: usize, result: i32, more: bool) -> Option<Event> {
+        if !more && let Some(listener) = self.listeners.get_mut(index) {
+            listener.armed = false;
+            listener.retry_at = (result < 0).then(|| Instant::now() + ACCEPT_RETRY);
+        }
+        let fd = match outcome(result) {
+            Ok(fd) => RawFd::try_from(fd).expect("a descriptor is an i32"),
+            Err(error) if error.raw_os_error() == Some(libc::ECANCELED) => return None,
+            Err(error) => return Some(Event::AcceptFailed { error }),
+        };
+        // SAFETY: the kernel has just opened it for us.
+        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        let Some(listener) = self.listeners.get(index) else {
+            // Accepted while the listeners were being closed; dropping it resets the connection.
+            return None;
+        };
+        let service = listener.service;
+        match self.admit(socket) {
+            Ok((socket, client, server)) => {
+                Some(Event::Accepted { socket, service, client, server })
+            }
+            Err(error) => Some(Event::AcceptFailed { error }),
+        }
+    }
+
+    fn admit(&mut self, socket: OwnedFd) -> io::Result<(SocketId, SocketAddr, SocketAddr)> {
+        let address = |address: rustix::net::SocketAddrAny| {
+            SocketAddr::try_from(address).map_err(io::Error::from)
+        };
+        let server = address(rustix::net::getsockname(&socket)?)?;
+        let client = rustix::net::getpeername(&socket)?;
+        let client = address(client.ok_or(io::ErrorKind::NotConnected)?)?;
+        let id = match self.free.pop() {
+            Some(id) => id,
+            None if self.slots.len() < self.limit as usize => {
+                self.slots.push(None);
+                SocketId(u32::try_from(self.slots.len() - 1).expect("limit is a u32"))
+            }
+            None => return Err(io::ErrorKind::QuotaExceeded.into()),
+        };
+        self.slots[id.index()] =
+            Some(Slot { socket, receiving: false, stopping: false, sending: None, closing: false });
+        Ok((id, client, server))
+    }
+
+    fn received(
+        &mut self,
+        socket: SocketId,
+        completion: &cqueue::Entry,
+        more: bool,
+    ) -> Option<Event> {
+        let result = outcome(completion.result());
+        let buffer = cqueue::buffer_select(completion.flags()).map(BufferId);
+        if !more {
+            self.receive_ended(socket, &result);
+        }
+        match (result, buffer) {
+            (Ok(length), Some(buffer)) if length > 0 => {
+                Some(Event::Received { socket, buffer, length })
+            }
+            (_, Some(buffer)) => {
+                self.buffers.recycle(buffer);
+                self.events.pop_front()
+            }
+            (_, None) => self.events.pop_front(),
+        }
+    }
+
+    /// The multishot receive is over: for good, or to be armed again.
+    fn receive_ended(&mut self, socket: SocketId, result: &io::Result<usize>) {
+        let slot = self.slot(socket);
+        slot.receiving = false;
+        let end = match result {
+            Ok(0) => ReceiveEnd::EndOfStream,
+            // The kernel ends a multishot for its own reasons too, a lack of buffers among them;
+            // by the time of the next submission all buffers of this wait have been given back.
+            Ok(_) if !slot.stopping && !slot.closing => return self.receive(socket),
+            Err(error)
+                if error.raw_os_error() == Some(libc::ENOBUFS)
+                    && !slot.stopping
+                    && !slot.closing =>
+            {
+                return self.receive(socket);
+            }
+            Ok(_) => ReceiveEnd::Stopped,
+            Err(error) => match error.raw_os_error() {
+                Some(libc::ECANCELED | libc::ENOBUFS) => ReceiveEnd::Stopped,
+                code => ReceiveEnd::Failed(io::Error::from_raw_os_error(code.unwrap_or(libc::EIO))),
+            },
+        };
+        slot.stopping = false;
+        self.events.push_back(Event::ReceiveEnded { socket, end });
+        self.close_if_idle(socket);
+    }
+}
+
+impl Drop for UringEngine {
+    fn drop(&mut self) {
+        // Closing the ring cancels what is going on, but later, in the kernel's own time; buffers
+        // must stay until then, so it is asked for now and waited for.
+        let _ = self.ring.submitter().register_sync_cancel(None, CancelBuilder::any());
+    }
+}
+
+fn outcome(result: i32) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result))
+}
+
+impl Engine for UringEngine {
+    fn listen(&mut self, service: ServiceId, listener: OwnedFd) {
+        self.listeners.push(Listener { service, socket: listener, armed: false, retry_at: None });
+        self.arm_accept(self.listeners.len() - 1);
+    }
+
+    fn stop_listening(&mut self) {
+        for index in 0..self.listeners.len() {
+            let index = u32::try_from(index).expect("services are u16");
+            self.cancel(Operation::Accept(index));
+        }
+        // The accepts hold the files open until they are cancelled; the descriptors can go now,
+        // once the cancellations have been submitted.
+        let _ = self.ring.submit();
+        self.listeners.clear();
+    }
+
+    fn receive(&mut self, socket: SocketId) {
+        let slot = self.slot(socket);
+        debug_assert!(!slot.receiving && !slot.closing);
+        slot.receiving = true;
+        slot.stopping = false;
+        let fd = Fd(slot.socket.as_raw_fd());
+        let entry = opcode::RecvMulti::new(fd, BufferRing::GROUP).build();
+        self.submit(entry, Operation::Receive(socket));
+    }
+
+    fn stop_receiving(&mut self, socket: SocketId) {
+        let slot = self.slot(socket);
+        if slot.receiving && !slot.stopping {
+            slot.stopping = true;
+            self.cancel(Operation::Receive(socket));
+        }
+    }
+
+    fn send(&mut self, socket: SocketId, buffer: Vec<u8>) {
+        let slot = self.slot(socket);
+        debug_assert!(slot.sending.is_none() && !slot.closing);
+        let fd = Fd(slot.socket.as_raw_fd());
+        let length = u32::try_from(buffer.len()).unwrap_or(u32::MAX);
+        let entry = opcode::Send::new(fd, buffer.as_ptr(), length)
+            .flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL)
+            .build();
+        slot.sending = Some(buffer);
+        self.submit(entry, Operation::Send(socket));
+    }
+
+    fn close(&mut self, socket: SocketId) {
+        let slot = self.slot(socket);
+        if slot.closing {
+            return;
+        }
+        slot.closing = true;
+        let (receiving, sending) = (slot.receiving && !slot.stopping, slot.sending.is_some());
+        if receiving {
+            self.cancel(Operation::Receive(socket));
+        }
+        if sending {
+            self.cancel(Operation::Send(socket));
+        }
+        self.close_if_idle(socket);
+    }
+
+    fn wait(&mut self, timeout: Duration) -> io::Result<()> {
+        for index in 0..self.listeners.len() {
+            let listener = &self.listeners[index];
+            if !listener.armed && listener.retry_at.is_none_or(|at| at <= Instant::now()) {
+                self.arm_accept(index);
+            }
+        }
+        let waits = self.completions.is_empty() && self.events.is_empty() && !timeout.is_zero();
+        let timespec = Timespec::from(timeout);
+        let arguments = SubmitArgs::new().timespec(&timespec);
+        match self.ring.submitter().submit_with_args(usize::from(waits), &arguments) {
+            Ok(_) => {}
+            Err(error) => match error.raw_os_error() {
+                // The time is over, or a signal came, or completions must be taken first.
+                Some(libc::ETIME | libc::EINTR | libc::EBUSY) => {}
+                _ => return Err(error),
+            },
+        }
+        self.completions.extend(self.ring.completion());
+        Ok(())
+    }
+
+    fn next_event(&mut self) -> Option<Event> {
+        if let Some(event) = self.events.pop_front() {
+            return Some(event);
+        }
+        while let Some(completion) = self.completions.pop_front() {
+            if let Some(event) = self.event_of(&completion) {
+                return Some(event);
+            }
+        }
+        self.events.pop_front()
+    }
+
+    fn bytes(&self, buffer: &BufferId, length: usize) -> &[u8] {
+        self.buffers.bytes(buffer, length)
+    }
+
+    fn recycle(&mut self, buffer: BufferId) {
+        self.buffers.recycle(buffer);
+    }
+}

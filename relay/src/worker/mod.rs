@@ -1,0 +1,552 @@
+//! A worker: one thread, one engine, its connections and their limits.
+//!
+//! The loop: submit and wait · what came in · replies · connections that may be read again · sends ·
+//! hand the batch over. Nothing in it blocks but the wait.
+
+mod connection;
+mod engine;
+mod replies;
+mod stats;
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::codec::{Decoder, Framing};
+use crate::config::{Config, RelaySection};
+use crate::kafka::{ConnectionKey, Identity, Incarnation, RelayId};
+use crate::ring::{Credit, DownlinkReceiver, Kind, MESSAGE_OVERHEAD_BYTES, UplinkSender, Wake};
+use crate::route::{Associations, ServiceId};
+
+use connection::{Connection, Receive, State};
+
+pub use engine::{BufferId, Engine, Event, ReceiveEnd, SocketId};
+pub use stats::{CloseReason, Counter, UndeliveredReason, WorkerStats};
+
+/// Longest wait; so often a worker looks at the clock when nothing happens.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Whom a worker tells about its connections, so that the gateway keeps diverting them.
+pub trait Flows: Send {
+    /// A connection was accepted. On error it is closed.
+    fn accepted(&mut self, client: SocketAddr, server: SocketAddr) -> io::Result<()>;
+    /// A connection is about to be closed.
+    fn closed(&mut self, client: SocketAddr, server: SocketAddr);
+}
+
+/// Nobody: the relay listens where clients connect directly.
+#[derive(Debug)]
+pub struct NoGateway;
+
+impl Flows for NoGateway {
+    fn accepted(&mut self, _client: SocketAddr, _server: SocketAddr) -> io::Result<()> {
+        Ok(())
+    }
+    fn closed(&mut self, _client: SocketAddr, _server: SocketAddr) {}
+}
+
+/// How a service's connections are read.
+#[derive(Clone, Copy, Debug)]
+pub struct Protocol {
+    /// Bytes to messages.
+    pub framing: Framing,
+    /// Longest message.
+    pub max_message_bytes: u32,
+}
+
+/// What all workers of a relay have in common.
+#[derive(Clone, Debug)]
+pub struct Shared {
+    /// This relay.
+    pub relay: RelayId,
+    /// This run of it.
+    pub incarnation: Incarnation,
+    /// Bounds and times.
+    pub limits: RelaySection,
+    /// By [`ServiceId`].
+    pub protocols: Arc<[Protocol]>,
+    /// Which client belongs to which server.
+    pub associations: Arc<Associations>,
+    /// How much may be under way.
+    pub credit: Arc<Credit>,
+    /// Set when the relay should stop; each worker's [`Wake`] is woken after it.
+    pub stop: Arc<AtomicBool>,
+}
+
+impl Shared {
+    /// For a checked configuration.
+    pub fn new(config: &Config, incarnation: Incarnation) -> Self {
+        let protocols = config
+            .services
+            .iter()
+            .map(|service| Protocol {
+                framing: service.framing,
+                max_message_bytes: service.max_message_bytes,
+            })
+            .collect();
+        Self {
+            relay: RelayId(config.relay.id),
+            incarnation,
+            limits: config.relay.clone(),
+            protocols,
+            associations: Arc::new(Associations::new(&config.services)),
+            credit: Arc::new(Credit::new(
+                config.partitions(),
+                config.kafka.partition_in_flight_bytes,
+            )),
+            stop: Arc::default(),
+        }
+    }
+}
+
+/// A worker.
+pub struct Worker<E> {
+    index: u8,
+    shared: Shared,
+    engine: E,
+    wake: Wake,
+    flows: Box<dyn Flows>,
+    uplink: UplinkSender,
+    downlink: DownlinkReceiver,
+    stats: Arc<WorkerStats>,
+    connections: Vec<Option<Connection>>,
+    open: usize,
+    next_generation: u32,
+    /// Connections that are not read from; see [`Worker::hold`].
+    held: Vec<SocketId>,
+    /// Connections with output and no send going on.
+    to_send: Vec<SocketId>,
+    /// Half-closed and flushing connections, in the order in which their time is over.
+    lingering: VecDeque<(Instant, SocketId, u32)>,
+    stopping: bool,
+}
+
+impl<E: Engine> Worker<E> {
+    /// A worker. `wake` is the one that its engine and both its rings were made with.
+    #[allow(clippy::too_many_arguments)]
+    pub fn new(
+        index: u8,
+        shared: Shared,
+        engine: E,
+        wake: Wake,
+        flows: Box<dyn Flows>,
+        uplink: UplinkSender,
+        downlink: DownlinkReceiver,
+        stats: Arc<WorkerStats>,
+    ) -> Self {
+        Self {
+            index,
+            shared,
+            engine,
+            wake,
+            flows,
+            uplink,
+            downlink,
+            stats,
+            connections: Vec::new(),
+            open: 0,
+            next_generation: 0,
+            held: Vec::new(),
+            to_send: Vec::new(),
+            lingering: VecDeque::new(),
+            stopping: false,
+        }
+    }
+
+    /// Accepts the connections of a listening socket for a service.
+    pub fn listen(&mut self, service: ServiceId, listener: OwnedFd) {
+        self.engine.listen(service, listener);
+    }
+
+    /// Runs until the relay stops. An error is the engine's, and the end of the relay.
+    pub fn run(mut self) -> io::Result<()> {
+        while !self.is_done() {
+            let timeout = self.prepare_wait();
+            let waited = self.engine.wait(timeout);
+            self.wake.awake();
+            waited?;
+            self.step();
+        }
+        self.uplink.end();
+        Ok(())
+    }
+
+    /// Deals with everything that the last wait brought. For tests that own the loop.
+    pub fn step(&mut self) {
+        self.stats.loops.add(1);
+        while let Some(event) = self.engine.next_event() {
+            self.on_event(event);
+        }
+        self.take_replies();
+        self.resume_held();
+        self.end_lingering();
+        if !self.stopping && self.shared.stop.load(Ordering::SeqCst) {
+            self.begin_stop();
+        }
+        self.start_sends();
+        self.uplink.hand_over();
+    }
+
+    /// True when the relay stops, no connection is left and everything is handed over.
+    pub fn is_done(&mut self) -> bool {
+        self.stopping && self.open == 0 && self.uplink.hand_over()
+    }
+
+    /// The engine, for tests that own the loop.
+    pub fn engine(&mut self) -> &mut E {
+        &mut self.engine
+    }
+
+    /// Says that the thread sleeps and looks once more for what would not wake it then.
+    fn prepare_wait(&mut self) -> Duration {
+        self.wake.announce_sleep();
+        // Failing, it asks to be woken when a batch comes back.
+        self.uplink.hand_over();
+        let work = self.downlink.has_batch()
+            || (!self.stopping && self.shared.stop.load(Ordering::SeqCst))
+            || (self.stopping && self.open == 0)
+            || (0..self.held.len()).any(|index| self.may_resume(self.held[index]))
+            || !self.to_send.is_empty();
+        if work {
+            self.wake.awake();
+            return Duration::ZERO;
+        }
+        match self.lingering.front() {
+            Some((deadline, ..)) => deadline.saturating_duration_since(Instant::now()).min(TICK),
+            None => TICK,
+        }
+    }
+
+    fn on_event(&mut self, event: Event) {
+        match event {
+            Event::Accepted { socket, service, client, server } => {
+                self.on_accepted(socket, service, client, server);
+            }
+            Event::AcceptFailed { error } => self.on_accept_failed(&error),
+            Event::Received { socket, buffer, length } => {
+                self.stats.received_bytes.add(length as u64);
+                self.on_received(socket, &buffer, length);
+                self.engine.recycle(buffer);
+            }
+            Event::ReceiveEnded { socket, end } => self.on_receive_ended(socket, &end),
+            Event::Sent { socket, buffer, result } => self.on_sent(socket, buffer, &result),
+            Event::Closed { socket } => {
+                self.connections[socket.index()] = None;
+                self.open -= 1;
+            }
+        }
+    }
+
+    fn connection(&mut self, socket: SocketId) -> &mut Connection {
+        self.connections[socket.index()].as_mut().expect("the engine knows the socket")
+    }
+
+    fn on_accepted(
+        &mut self,
+        socket: SocketId,
+        service: ServiceId,
+        client: SocketAddr,
+        server: SocketAddr,
+    ) {
+        self.stats.accepted.add(1);
+        self.open += 1;
+        self.next_generation = self.next_generation.wrapping_add(1);
+        let key = ConnectionKey {
+            relay: self.shared.relay,
+            incarnation: self.shared.incarnation,
+            worker: self.index,
+            slot: socket.0,
+            generation: self.next_generation,
+        };
+        let protocol = self.shared.protocols[service.index()];
+        let association = self.shared.associations.associate(service, client);
+        let identity = Arc::new(Identity::new(
+            key,
+            association.partition,
+            client,
+            server,
+            protocol.framing.name(),
+        ));
+        let decoder = Decoder::new(protocol.framing, protocol.max_message_bytes);
+        let mut connection = Connection::new(identity, (client, server), service, decoder);
+        self.uplink.push(&mut connection.origin, &connection.identity, Kind::Open, &[]);
+        if self.connections.len() <= socket.index() {
+            self.connections.resize_with(socket.index() + 1, || None);
+        }
+        self.connections[socket.index()] = Some(connection);
+        if let Err(error) = self.flows.accepted(client, server) {
+            tracing::warn!(%error, %client, "a flow was not accepted; its connection is closed");
+            self.close(socket, CloseReason::FlowTableFull);
+        } else if self.stopping {
+            self.close(socket, CloseReason::RelayStop);
+        } else {
+            self.arm_receive(socket);
+        }
+    }
+
+    fn on_accept_failed(&mut self, error: &io::Error) {
+        match error.kind() {
+            io::ErrorKind::QuotaExceeded => self.stats.connection_limit.add(1),
+            // Gone again before it was looked at.
+            io::ErrorKind::NotConnected => self.stats.accept_failed.add(1),
+            _ => {
+                self.stats.accept_failed.add(1);
+                tracing::warn!(%error, "a connection could not be accepted");
+            }
+        }
+    }
+
+    fn arm_receive(&mut self, socket: SocketId) {
+        self.connection(socket).receive = Receive::Armed;
+        self.engine.receive(socket);
+    }
+
+    fn on_received(&mut self, socket: SocketId, buffer: &BufferId, length: usize) {
+        let connection = self.connections[socket.index()].as_mut().expect("known to the engine");
+        if !connection.reads() {
+            return;
+        }
+        let bytes = self.engine.bytes(buffer, length);
+        if connection.held || !self.uplink.has_room() {
+            connection.stash.extend_from_slice(bytes);
+            self.hold(socket);
+            return;
+        }
+        let more = decode(connection, &mut self.uplink, &self.shared.credit, &self.stats, bytes);
+        self.after_decode(socket, more);
+    }
+
+    fn after_decode(&mut self, socket: SocketId, more: ReadOn) {
+        match more {
+            ReadOn::Yes => {}
+            ReadOn::Hold => self.hold(socket),
+            ReadOn::Close(reason) => self.close(socket, reason),
+        }
+    }
+
+    /// Stops reading from a connection until [`may_resume`](Self::may_resume).
+    fn hold(&mut self, socket: SocketId) {
+        let connection = self.connections[socket.index()].as_mut().expect("known to the engine");
+        if !connection.held {
+            connection.held = true;
+            self.held.push(socket);
+            self.stats.holds.add(1);
+        }
+        if connection.receive == Receive::Armed {
+            connection.receive = Receive::Stopping;
+            self.engine.stop_receiving(socket);
+        }
+    }
+
+    fn may_resume(&mut self, socket: SocketId) -> bool {
+        let Some(connection) = &self.connections[socket.index()] else { return true };
+        !connection.reads()
+            || (connection.output.bytes() <= self.shared.limits.reply_pause_bytes / 2
+                && self.shared.credit.may_resume(connection.identity.partition)
+                && self.uplink.has_room())
+    }
+
+    fn resume_held(&mut self) {
+        for index in (0..self.held.len()).rev() {
+            let socket = self.held[index];
+            if !self.may_resume(socket) {
+                continue;
+            }
+            self.held.swap_remove(index);
+            if let Some(connection) = &mut self.connections[socket.index()]
+                && connection.held
+            {
+                connection.held = false;
+                self.read_on(socket);
+            }
+        }
+    }
+
+    /// Goes on with a connection that is not held any more.
+    fn read_on(&mut self, socket: SocketId) {
+        let connection = self.connections[socket.index()].as_mut().expect("just seen");
+        if !connection.reads() {
+            return;
+        }
+        let stash = std::mem::take(&mut connection.stash);
+        let more = decode(connection, &mut self.uplink, &self.shared.credit, &self.stats, &stash);
+        self.after_decode(socket, more);
+        let connection = self.connection(socket);
+        if connection.held || !connection.reads() {
+            return;
+        }
+        match connection.receive {
+            Receive::Stopped => self.arm_receive(socket),
+            Receive::Ended => self.end_stream(socket),
+            // Its end arms it again.
+            Receive::Armed | Receive::Stopping => {}
+        }
+    }
+
+    fn on_receive_ended(&mut self, socket: SocketId, end: &ReceiveEnd) {
+        let stopping = self.stopping;
+        let connection = self.connection(socket);
+        match end {
+            ReceiveEnd::Stopped => connection.receive = Receive::Stopped,
+            ReceiveEnd::EndOfStream => connection.receive = Receive::Ended,
+            ReceiveEnd::Failed(_) => {
+                connection.receive = Receive::Ended;
+                if connection.reads() {
+                    // What came before the failure was sent, and counts.
+                    self.deliver_stash(socket);
+                }
+                return self.close(socket, CloseReason::ConnectionFailed);
+            }
+        }
+        if !connection.reads() {
+            return;
+        }
+        if stopping {
+            self.stop_connection(socket);
+        } else if !connection.held {
+            self.read_on(socket);
+        }
+    }
+
+    /// The client has ended its side, and everything before that is decoded.
+    fn end_stream(&mut self, socket: SocketId) {
+        let connection = self.connection(socket);
+        connection.state = State::HalfClosed;
+        let truncated = connection.decoder.finish().is_err();
+        self.stats.truncated.add(u64::from(truncated));
+        self.linger(socket);
+    }
+
+    /// Gives a connection the time that is left for replies.
+    fn linger(&mut self, socket: SocketId) {
+        let time = Duration::from_millis(u64::from(self.shared.limits.half_close_ms));
+        let generation = self.connection(socket).generation();
+        self.lingering.push_back((Instant::now() + time, socket, generation));
+    }
+
+    fn end_lingering(&mut self) {
+        while let Some((deadline, socket, generation)) = self.lingering.front().copied()
+            && deadline <= Instant::now()
+        {
+            self.lingering.pop_front();
+            let Some(connection) = &self.connections[socket.index()] else { continue };
+            if connection.generation() != generation {
+                continue;
+            }
+            match connection.state {
+                State::HalfClosed => self.flush_and_close(socket, CloseReason::EndOfStream),
+                State::Flushing(reason) => self.close(socket, reason),
+                State::Open | State::Closing => {}
+            }
+        }
+    }
+
+    /// Reads no more, sends what is there, closes.
+    fn flush_and_close(&mut self, socket: SocketId, reason: CloseReason) {
+        let connection = self.connection(socket);
+        if !connection.writes() {
+            return;
+        }
+        if connection.output.bytes() == 0 {
+            return self.close(socket, reason);
+        }
+        connection.state = State::Flushing(reason);
+        if connection.receive == Receive::Armed {
+            connection.receive = Receive::Stopping;
+            self.engine.stop_receiving(socket);
+        }
+        self.linger(socket);
+    }
+
+    /// Closes at once.
+    fn close(&mut self, socket: SocketId, reason: CloseReason) {
+        let connection = self.connections[socket.index()].as_mut().expect("known to the engine");
+        if connection.state == State::Closing {
+            return;
+        }
+        connection.state = State::Closing;
+        connection.stash = Vec::new();
+        let kind = Kind::Close(reason.name());
+        self.uplink.push(&mut connection.origin, &connection.identity, kind, &[]);
+        self.stats.closed[reason as usize].add(1);
+        let lost = connection.output.replies();
+        self.stats.replies_undelivered[UndeliveredReason::ConnectionLost as usize].add(lost);
+        self.flows.closed(connection.client, connection.server);
+        self.shared.associations.dissociate(connection.service, connection.client);
+        self.engine.close(socket);
+    }
+
+    fn begin_stop(&mut self) {
+        self.stopping = true;
+        self.engine.stop_listening();
+        for index in 0..self.connections.len() {
+            let Some(connection) = &mut self.connections[index] else { continue };
+            let socket = SocketId(u32::try_from(index).expect("sockets are u32"));
+            match (connection.state, connection.receive) {
+                (State::Open, Receive::Armed) => {
+                    connection.receive = Receive::Stopping;
+                    self.engine.stop_receiving(socket);
+                }
+                // Its end stops the connection.
+                (State::Open, Receive::Stopping) | (State::Closing | State::Flushing(_), _) => {}
+                (State::Open | State::HalfClosed, _) => self.stop_connection(socket),
+            }
+        }
+    }
+
+    /// Delivers what was read of a connection, then closes it.
+    fn stop_connection(&mut self, socket: SocketId) {
+        if self.connection(socket).reads() {
+            self.deliver_stash(socket);
+            let held = self.connection(socket).decoder.held();
+            self.stats.truncated.add(u64::from(held > 0));
+        }
+        self.flush_and_close(socket, CloseReason::RelayStop);
+    }
+
+    /// Decodes what a hold kept back, whatever the bounds say: it was read and must not get lost.
+    fn deliver_stash(&mut self, socket: SocketId) {
+        let connection = self.connections[socket.index()].as_mut().expect("known to the engine");
+        let stash = std::mem::take(&mut connection.stash);
+        let more = decode(connection, &mut self.uplink, &self.shared.credit, &self.stats, &stash);
+        if let ReadOn::Close(reason) = more {
+            self.close(socket, reason);
+        }
+    }
+}
+
+/// What to do after decoding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ReadOn {
+    Yes,
+    Hold,
+    Close(CloseReason),
+}
+
+/// Decodes bytes of a connection into the batch and books them.
+fn decode(
+    connection: &mut Connection,
+    uplink: &mut UplinkSender,
+    credit: &Credit,
+    stats: &WorkerStats,
+    bytes: &[u8],
+) -> ReadOn {
+    let Connection { decoder, origin, identity, .. } = connection;
+    let (mut messages, mut booked) = (0, 0);
+    let decoded = decoder.decode(bytes, |message| {
+        uplink.push(origin, identity, Kind::Message, message);
+        messages += 1;
+        booked += message.len() + MESSAGE_OVERHEAD_BYTES;
+    });
+    stats.messages.add(messages);
+    let within = booked == 0 || credit.book(identity.partition, booked);
+    match decoded {
+        Err(_) => ReadOn::Close(CloseReason::OversizedMessage),
+        Ok(()) if within => ReadOn::Yes,
+        Ok(()) => ReadOn::Hold,
+    }
+}

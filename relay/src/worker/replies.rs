@@ -1,0 +1,127 @@
+//! The way back: replies from the ring to the clients.
+
+use std::io;
+
+use crate::kafka::ConnectionKey;
+use crate::ring::Command;
+
+use super::connection::State;
+use super::stats::{CloseReason, UndeliveredReason};
+use super::{Engine, SocketId, Worker};
+
+impl<E: Engine> Worker<E> {
+    pub(super) fn take_replies(&mut self) {
+        while let Some(batch) = self.downlink.pop() {
+            for (key, command, payload) in batch.commands() {
+                self.on_command(key, command, payload);
+            }
+            self.downlink.recycle(batch);
+        }
+    }
+
+    fn undelivered(&self, reason: UndeliveredReason) {
+        self.stats.replies_undelivered[reason as usize].add(1);
+    }
+
+    fn on_command(&mut self, key: ConnectionKey, command: Command, payload: &[u8]) {
+        let socket = SocketId(key.slot);
+        let is_reply = matches!(command, Command::Reply | Command::ReplyAndClose);
+        let current = self
+            .connections
+            .get(socket.index())
+            .and_then(Option::as_ref)
+            .filter(|connection| connection.generation() == key.generation);
+        let reason = match current {
+            None => Some(UndeliveredReason::Stale),
+            Some(connection) if !connection.writes() => Some(UndeliveredReason::Closing),
+            Some(_) => None,
+        };
+        if let Some(reason) = reason {
+            if is_reply {
+                self.undelivered(reason);
+            }
+            return;
+        }
+        if is_reply {
+            self.reply(socket, payload);
+        }
+        match command {
+            Command::Reply => {}
+            Command::ReplyAndClose | Command::Close => {
+                self.flush_and_close(socket, CloseReason::ClosedByServer);
+            }
+            Command::Refused => self.close(socket, CloseReason::RefusedByKafka),
+        }
+    }
+
+    fn reply(&mut self, socket: SocketId, payload: &[u8]) {
+        let limits = &self.shared.limits;
+        let (pause, limit) = (limits.reply_pause_bytes, limits.reply_limit_bytes);
+        let connection = self.connections[socket.index()].as_mut().expect("just seen");
+        let protocol = self.shared.protocols[connection.service.index()];
+        let output = &mut connection.output;
+        let idle = output.bytes() == 0;
+        if protocol
+            .framing
+            .encode(protocol.max_message_bytes, payload, &mut output.waiting)
+            .is_err()
+        {
+            return self.undelivered(UndeliveredReason::Unencodable);
+        }
+        output.waiting_replies += 1;
+        if idle {
+            self.to_send.push(socket);
+        }
+        let (bytes, open) = (output.bytes(), connection.state == State::Open);
+        if bytes > limit {
+            self.close(socket, CloseReason::SlowReader);
+        } else if bytes > pause && open {
+            self.hold(socket);
+        }
+    }
+
+    pub(super) fn start_sends(&mut self) {
+        while let Some(socket) = self.to_send.pop() {
+            self.start_send(socket);
+        }
+    }
+
+    fn start_send(&mut self, socket: SocketId) {
+        if let Some(connection) = &mut self.connections[socket.index()]
+            && connection.state != State::Closing
+            && let Some(buffer) = connection.output.begin_send()
+        {
+            self.engine.send(socket, buffer);
+        }
+    }
+
+    pub(super) fn on_sent(
+        &mut self,
+        socket: SocketId,
+        mut buffer: Vec<u8>,
+        result: &io::Result<usize>,
+    ) {
+        let connection = self.connections[socket.index()].as_mut().expect("known to the engine");
+        if connection.state == State::Closing {
+            // Counted as lost when it was given up.
+            return;
+        }
+        match *result {
+            Ok(sent) if sent == buffer.len() => {
+                self.stats.replies_sent.add(connection.output.end_send(buffer));
+                match connection.state {
+                    State::Flushing(reason) if connection.output.bytes() == 0 => {
+                        self.close(socket, reason);
+                    }
+                    _ => self.start_send(socket),
+                }
+            }
+            Ok(sent) if sent > 0 => {
+                buffer.drain(..sent);
+                connection.output.sending_bytes = buffer.len();
+                self.engine.send(socket, buffer);
+            }
+            Ok(_) | Err(_) => self.close(socket, CloseReason::ConnectionFailed),
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! What a worker counts.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A counter with one writer: no locked instruction on the data path.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds; only the owning thread may.
+    pub fn add(&self, count: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed) + count, Ordering::Relaxed);
+    }
+
+    /// The present value.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+macro_rules! reasons {
+    ($(#[doc = $type_doc:literal])+ $type:ident { $($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+ }) => {
+        $(#[doc = $type_doc])+
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $type { $($(#[doc = $doc])+ $variant,)+ }
+
+        impl $type {
+            /// Every reason, in the order of the counters.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// How counters and records name it.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Why a connection was closed.
+    CloseReason {
+        /// The client ended its side, and the time for replies is over.
+        EndOfStream = "end_of_stream",
+        /// The client reset the connection, or it timed out.
+        ConnectionFailed = "connection_failed",
+        /// A message longer than the service allows.
+        OversizedMessage = "oversized_message",
+        /// The server asked for it.
+        ClosedByServer = "closed_by_server",
+        /// Kafka refused a message for good.
+        RefusedByKafka = "refused_by_kafka",
+        /// More replies waited for the client than may.
+        SlowReader = "slow_reader",
+        /// The gateway's flow table is full.
+        FlowTableFull = "flow_table_full",
+        /// The relay stops.
+        RelayStop = "relay_stop",
+    }
+}
+
+reasons! {
+    /// Why a reply that reached the worker was not sent.
+    UndeliveredReason {
+        /// Its connection is gone; the slot may have another user.
+        Stale = "stale",
+        /// Its connection was being closed.
+        Closing = "closing",
+        /// It does not fit the service's framing or limit.
+        Unencodable = "unencodable",
+        /// The connection failed, or was given up, before it was sent.
+        ConnectionLost = "connection_lost",
+    }
+}
+
+/// A worker's counters. Written by its thread only, read by anybody.
+#[derive(Debug, Default)]
+pub struct WorkerStats {
+    /// Connections accepted.
+    pub accepted: Counter,
+    /// Connections closed, by [`CloseReason`].
+    pub closed: [Counter; CloseReason::ALL.len()],
+    /// Connections refused because the worker has all it may have.
+    pub connection_limit: Counter,
+    /// Connections that could not be accepted for another reason.
+    pub accept_failed: Counter,
+    /// Bytes received from clients.
+    pub received_bytes: Counter,
+    /// Messages decoded.
+    pub messages: Counter,
+    /// Messages of which only a part had come when the client ended its side or the relay stopped.
+    pub truncated: Counter,
+    /// Times that a connection was not read from because of a bound further on.
+    pub holds: Counter,
+    /// Replies sent.
+    pub replies_sent: Counter,
+    /// Replies not sent, by [`UndeliveredReason`].
+    pub replies_undelivered: [Counter; UndeliveredReason::ALL.len()],
+    /// Times around the loop: one `io_uring_enter` each.
+    pub loops: Counter,
+}
+
+impl WorkerStats {
+    /// Connections open now.
+    pub fn connections(&self) -> u64 {
+        let closed: u64 = self.closed.iter().map(Counter::get).sum();
+        self.accepted.get().saturating_sub(closed)
+    }
+}
