@@ -1,3 +1,18 @@
 //! Network-namespace harness and peers for the end-to-end tests, the demo and the benchmarks.
 
+pub mod client;
+pub mod cluster;
+pub mod instance;
+pub mod interrupt;
+pub mod kafka;
+pub mod load;
 pub mod netns;
+pub mod ordinary;
+pub mod paths;
+pub mod payload;
+pub mod privilege;
+pub mod process;
+pub mod reader;
+pub mod run;
+pub mod server_check;
+pub mod wire;

@@ -1,0 +1,198 @@
+//! Topics, watermarks, and a broker of one's own for the tests that hurt it.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::types::RDKafkaErrorCode;
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::paths;
+use crate::process::{run_ok, wait_until};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The brokers to use: `MILLRACE_BROKERS`, or those that `cargo xtask kafka start` runs.
+pub fn brokers() -> String {
+    std::env::var("MILLRACE_BROKERS").unwrap_or_else(|_| "127.0.0.1:9092".to_owned())
+}
+
+/// Settings that every client here needs.
+pub fn client(brokers: &str) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", brokers);
+    // After a broker's return nobody shall wait for the default's 10 seconds.
+    config.set("reconnect.backoff.max.ms", "1000");
+    config
+}
+
+/// Refuses brokers that do not answer.
+pub fn check_brokers(brokers: &str) -> Result<()> {
+    let consumer: BaseConsumer = client(brokers).create()?;
+    let metadata = consumer.fetch_metadata(None, Duration::from_secs(10)).with_context(|| {
+        format!(
+            "no Kafka broker answers at {brokers}: start one with `cargo xtask kafka start`, or \
+             name another with --brokers HOST:PORT"
+        )
+    })?;
+    ensure!(!metadata.brokers().is_empty(), "{brokers} answers, but has no broker in service");
+    Ok(())
+}
+
+/// The topics of one run; they are deleted when this is dropped.
+#[derive(Debug)]
+pub struct Topics {
+    brokers: String,
+    prefix: String,
+}
+
+impl Topics {
+    /// Topics under a prefix that nothing else uses.
+    pub fn new(brokers: &str, name: &str) -> Self {
+        static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let prefix = format!("{name}-{}-{number}.", std::process::id());
+        Self { brokers: brokers.to_owned(), prefix }
+    }
+
+    /// What stands before `uplink` and `downlink`.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// Makes one with so many partitions, for runs without a relay.
+    pub fn create(&self, name: &str, partitions: i32) -> Result<String> {
+        let name = format!("{}{name}", self.prefix);
+        let topic = NewTopic::new(&name, partitions, TopicReplication::Fixed(-1));
+        let admin = self.admin()?;
+        let results = wait(admin.create_topics([&topic], &AdminOptions::new()))??;
+        for result in results {
+            result.map_err(|(name, error)| anyhow::anyhow!("cannot make topic {name}: {error}"))?;
+        }
+        Ok(name)
+    }
+
+    /// Deletes all of them.
+    pub fn delete(&self) -> Result<()> {
+        let consumer: BaseConsumer = client(&self.brokers).create()?;
+        let metadata = consumer.fetch_metadata(None, PATIENCE)?;
+        let names: Vec<&str> = metadata
+            .topics()
+            .iter()
+            .map(rdkafka::metadata::MetadataTopic::name)
+            .filter(|name| name.starts_with(&self.prefix))
+            .collect();
+        if names.is_empty() {
+            return Ok(());
+        }
+        let admin = self.admin()?;
+        for result in wait(admin.delete_topics(&names, &AdminOptions::new()))?? {
+            match result {
+                Ok(_) | Err((_, RDKafkaErrorCode::UnknownTopicOrPartition)) => {}
+                Err((name, error)) => anyhow::bail!("cannot delete topic {name}: {error}"),
+            }
+        }
+        Ok(())
+    }
+
+    fn admin(&self) -> Result<AdminClient<DefaultClientContext>> {
+        Ok(client(&self.brokers).create()?)
+    }
+}
+
+impl Drop for Topics {
+    fn drop(&mut self) {
+        if let Err(error) = self.delete() {
+            eprintln!("the topics {}* are left behind: {error:#}", self.prefix);
+        }
+    }
+}
+
+fn wait<T>(future: impl Future<Output = T>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+    runtime
+        .block_on(async { tokio::time::timeout(PATIENCE, future).await })
+        .context("the broker did not answer in time")
+}
+
+/// Records in all partitions of a topic.
+pub fn record_count(brokers: &str, topic: &str, partitions: i32) -> Result<u64> {
+    let consumer: BaseConsumer = client(brokers).create()?;
+    let mut count = 0;
+    for partition in 0..partitions {
+        let (low, high) = consumer.fetch_watermarks(topic, partition, PATIENCE)?;
+        count += u64::try_from(high - low)?;
+    }
+    Ok(count)
+}
+
+/// A broker that only one test uses, so that it may be stopped and killed. Dropping it ends it and
+/// deletes its data.
+#[derive(Debug)]
+pub struct OwnBroker {
+    xtask: PathBuf,
+    directory: PathBuf,
+    address: String,
+}
+
+impl OwnBroker {
+    /// Starts one on a free port, with its data in `directory`.
+    pub fn start(directory: &Path) -> Result<Self> {
+        let mut broker = Self {
+            xtask: paths::xtask()?,
+            directory: directory.to_owned(),
+            address: String::new(),
+        };
+        broker.address = broker.xtask(&["start", "--port", "0"])?;
+        Ok(broker)
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Starts it again where it was, after its process was killed, and waits until it serves.
+    pub fn restart(&self) -> Result<()> {
+        let address = self.xtask(&["start"])?;
+        ensure!(address == self.address, "the broker has moved from {} to {address}", self.address);
+        Ok(())
+    }
+
+    /// Sends its process a signal; after SIGKILL, waits until it is gone.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let state = std::fs::read_to_string(self.directory.join("broker.json"))?;
+        let state: serde_json::Value = serde_json::from_str(&state)?;
+        let pid = state["pid"].as_i64().context("broker.json names no pid")?;
+        let pid = Pid::from_raw(i32::try_from(pid)?).context("broker.json names no process")?;
+        kill_process(pid, signal)?;
+        if signal == Signal::KILL {
+            wait_until(PATIENCE, "the broker's process to be gone", || {
+                Ok(!Path::new("/proc").join(pid.to_string()).exists())
+            })?;
+        }
+        Ok(())
+    }
+
+    fn xtask(&self, action: &[&str]) -> Result<String> {
+        let mut command = Command::new(&self.xtask);
+        command.arg("kafka").args(action).arg("--dir").arg(&self.directory);
+        let finished = run_ok("xtask kafka", &mut command, Duration::from_mins(2))?;
+        Ok(finished.stdout.trim().to_owned())
+    }
+}
+
+impl Drop for OwnBroker {
+    fn drop(&mut self) {
+        if let Err(error) = self.xtask(&["stop"]) {
+            eprintln!("the broker in {} is left behind: {error:#}", self.directory.display());
+            return;
+        }
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}

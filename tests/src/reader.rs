@@ -1,0 +1,109 @@
+//! Records of a partition, one after another, for the tests that look at each.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::{BorrowedMessage, Header, Headers, Message, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::{Offset, TopicPartitionList};
+
+use crate::cluster::Cluster;
+use crate::kafka;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(200);
+
+/// A record of the uplink.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Connection key.
+    pub key: String,
+    /// Payload.
+    pub value: Vec<u8>,
+    /// Headers by name.
+    pub headers: BTreeMap<String, String>,
+    /// Partition.
+    pub partition: u16,
+}
+
+impl Record {
+    /// A header's value; empty if there is no such header.
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", String::as_str)
+    }
+
+    fn of(record: &BorrowedMessage<'_>) -> Result<Self> {
+        let headers = record.headers().context("a record without headers")?;
+        let headers = headers.iter().map(|header| {
+            let value = String::from_utf8(header.value.unwrap_or_default().to_owned())?;
+            Ok((header.key.to_owned(), value))
+        });
+        Ok(Self {
+            key: String::from_utf8(record.key().unwrap_or_default().to_owned())?,
+            value: record.payload().unwrap_or_default().to_owned(),
+            headers: headers.collect::<Result<_>>()?,
+            partition: u16::try_from(record.partition())?,
+        })
+    }
+}
+
+/// A server that does only what it is told.
+pub struct HandServer {
+    consumer: BaseConsumer,
+    producer: BaseProducer,
+    downlink: String,
+}
+
+impl HandServer {
+    /// Reads these partitions of the cluster's uplink from their start.
+    pub fn new(cluster: &Cluster, partitions: &[u16]) -> Result<Self> {
+        let (brokers, prefix) = (&cluster.plan.brokers, cluster.topics.prefix());
+        let consumer: BaseConsumer =
+            kafka::client(brokers).set("group.id", format!("{prefix}by-hand")).create()?;
+        let mut list = TopicPartitionList::new();
+        for partition in partitions {
+            let partition = i32::from(*partition);
+            list.add_partition_offset(&format!("{prefix}uplink"), partition, Offset::Beginning)?;
+        }
+        consumer.assign(&list)?;
+        let producer = kafka::client(brokers).set("enable.idempotence", "true").create()?;
+        Ok(Self { consumer, producer, downlink: format!("{prefix}downlink") })
+    }
+
+    /// The next record that `wanted` takes; others are skipped.
+    pub fn next(&self, what: &str, wanted: impl Fn(&Record) -> bool) -> Result<Record> {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            if let Some(record) = self.consumer.poll(POLL) {
+                let record = Record::of(&record?)?;
+                if wanted(&record) {
+                    return Ok(record);
+                }
+            }
+        }
+        bail!("no record came within {PATIENCE:?}: {what}")
+    }
+
+    /// Answers a record.
+    pub fn reply(&self, to: &Record, value: &[u8]) -> Result<()> {
+        self.produce(to, value, OwnedHeaders::new())
+    }
+
+    /// Answers a record and has the connection closed then.
+    pub fn reply_and_close(&self, to: &Record, value: &[u8]) -> Result<()> {
+        let close = Header { key: "close", value: Some("1") };
+        self.produce(to, value, OwnedHeaders::new().insert(close))
+    }
+
+    fn produce(&self, to: &Record, value: &[u8], headers: OwnedHeaders) -> Result<()> {
+        let reply = BaseRecord::to(&self.downlink)
+            .partition(to.header("reply").parse()?)
+            .key(to.key.as_str())
+            .payload(value)
+            .headers(headers);
+        self.producer.send(reply).map_err(|(error, _)| error)?;
+        Ok(self.producer.flush(PATIENCE)?)
+    }
+}

@@ -1,0 +1,80 @@
+//! What clients do wrong is counted, and harms nobody else.
+
+use std::time::Duration;
+
+use millrace_tests::client::Client;
+use millrace_tests::cluster::{Cluster, ClusterPlan, FRAMES_PORT, LINES_PORT, frames, lines};
+use millrace_tests::privilege;
+use millrace_tests::process::wait_until;
+use millrace_tests::reader::{HandServer, Record};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn converse(server: &HandServer, client: &mut Client, text: &[u8]) -> Record {
+    client.send(text).unwrap();
+    let record = server.next("the message", |record| record.value == text).unwrap();
+    server.reply(&record, text).unwrap();
+    assert_eq!(client.receive().unwrap(), text);
+    record
+}
+
+#[test]
+fn an_oversized_message_closes_its_connection_and_no_other() {
+    let Some(_right) = privilege::exclusive() else { return };
+    let mut cluster = Cluster::build(ClusterPlan::small("oversized", 1)).unwrap();
+    cluster.start().unwrap();
+    let longest = cluster.plan.max_message_bytes as usize;
+    let cases = [
+        (FRAMES_PORT, frames(), cluster.frames_partitions(), u32::MAX.to_be_bytes().to_vec()),
+        (LINES_PORT, lines(), cluster.lines_partitions(), vec![b'x'; longest + 2]),
+    ];
+    for ((port, wire, partitions, oversized), count) in cases.into_iter().zip(1..) {
+        let server = HandServer::new(&cluster, &partitions).unwrap();
+        let target = cluster.targets(port)[0];
+        let mut good = Client::connect(&cluster.clients(), target, wire).unwrap();
+        let mut bad = Client::connect(&cluster.clients(), target, wire).unwrap();
+        converse(&server, &mut good, b"before");
+        let bad_record = converse(&server, &mut bad, b"well-behaved so far");
+
+        bad.send_bytes(&oversized).unwrap();
+        bad.wait_end().unwrap();
+        let close = server.next("close", |record| record.key == bad_record.key).unwrap();
+        assert_eq!((close.header("kind"), close.header("reason")), ("close", "oversized_message"));
+        let stats = cluster.instance.stats().unwrap();
+        assert_eq!(stats.count_by("connections_closed", "oversized_message").unwrap(), count);
+        converse(&server, &mut good, b"after");
+        converse(&server, &mut good, &vec![b'y'; longest]);
+    }
+}
+
+#[test]
+fn a_part_of_a_message_at_the_end_is_counted() {
+    let Some(_right) = privilege::exclusive() else { return };
+    let mut cluster = Cluster::build(ClusterPlan::small("half", 1)).unwrap();
+    cluster.start().unwrap();
+    let cases = [
+        (FRAMES_PORT, frames(), cluster.frames_partitions()),
+        (LINES_PORT, lines(), cluster.lines_partitions()),
+    ];
+    for ((port, wire, partitions), count) in cases.into_iter().zip(1..) {
+        let server = HandServer::new(&cluster, &partitions).unwrap();
+        let target = cluster.targets(port)[0];
+        let mut client = Client::connect(&cluster.clients(), target, wire).unwrap();
+        let framed = wire.framed(b"the second message");
+        client.send(b"the first message").unwrap();
+        client.send_bytes(&framed[..framed.len() / 2]).unwrap();
+        client.end().unwrap();
+        let first = server.next("first", |record| record.header("kind") == "message").unwrap();
+        assert_eq!(first.value, b"the first message");
+        // The client may still read what it has asked for.
+        server.reply(&first, b"an answer").unwrap();
+        assert_eq!(client.receive().unwrap(), b"an answer");
+        client.wait_end().unwrap();
+        let next = server.next("close", |record| record.key == first.key).unwrap();
+        assert_eq!(next.header("kind"), "close", "half a message was delivered");
+        wait_until(PATIENCE, "the part to be counted", || {
+            Ok(cluster.instance.stats()?.count("messages_truncated")? == count)
+        })
+        .unwrap();
+    }
+}

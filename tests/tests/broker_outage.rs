@@ -1,0 +1,91 @@
+//! A broker that hangs, and one that is killed and comes back, in the middle of a run.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use millrace_tests::cluster::{Cluster, ClusterPlan, frames};
+use millrace_tests::kafka::OwnBroker;
+use millrace_tests::privilege;
+use millrace_tests::run::{Outcome, RunPlan, Snapshot, run};
+use rustix::process::Signal;
+
+/// Much more than sockets and the relay can hold between them.
+const PLAN: fn() -> RunPlan =
+    || RunPlan { clients: 4, messages: 120_000, size: 1000, window: u32::MAX, wire: frames() };
+const DISTURB_AT: u64 = 10_000;
+
+fn directory(name: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("millrace-broker-{name}-{}", std::process::id()))
+}
+
+fn build(name: &str, broker: &OwnBroker) -> Cluster {
+    let plan = ClusterPlan { brokers: broker.address().to_owned(), ..ClusterPlan::small(name, 2) };
+    let mut cluster = Cluster::build_with(plan, |config| {
+        config.kafka.partition_in_flight_bytes = 1 << 20;
+    })
+    .unwrap();
+    cluster.start().unwrap();
+    cluster
+}
+
+fn assert_whole(outcome: &Outcome) {
+    assert!(outcome.is_flawless(), "{outcome:#?}");
+    assert_eq!(outcome.disconnected, 0, "{outcome:#?}");
+    assert_eq!((outcome.sent, outcome.delivered, outcome.replied), (120_000, 120_000, 120_000));
+}
+
+#[test]
+fn a_broker_that_hangs_for_20_seconds_slows_the_clients_and_loses_nothing() {
+    let Some(_right) = privilege::exclusive() else { return };
+    let broker = OwnBroker::start(&directory("hang")).unwrap();
+    let mut cluster = build("hang", &broker);
+    let hang = Duration::from_secs(20);
+    let mut stopped: Option<(Instant, bool)> = None;
+    let mut last = (Instant::now(), 0);
+    let mut stalled = Duration::ZERO;
+    let mut observe = |_: &mut Cluster, snapshot: &Snapshot| -> Result<()> {
+        match stopped {
+            None if snapshot.delivered >= DISTURB_AT => {
+                broker.signal(Signal::STOP)?;
+                stopped = Some((Instant::now(), true));
+            }
+            Some((since, true)) => {
+                if snapshot.sent != last.1 {
+                    last = (Instant::now(), snapshot.sent);
+                }
+                stalled = stalled.max(last.0.elapsed());
+                if since.elapsed() >= hang {
+                    assert!(snapshot.sent < PLAN().messages, "the clients were not slowed");
+                    broker.signal(Signal::CONT)?;
+                    stopped = Some((since, false));
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    };
+    let outcome = run(&mut cluster, &PLAN(), &mut observe).unwrap();
+    assert!(matches!(stopped, Some((_, false))), "the broker was not stopped in mid-run");
+    assert!(stalled > hang / 2, "the clients stood still for {stalled:?} only");
+    assert_whole(&outcome);
+}
+
+#[test]
+fn a_broker_that_is_killed_and_restarted_loses_nothing() {
+    let Some(_right) = privilege::exclusive() else { return };
+    let broker = OwnBroker::start(&directory("kill")).unwrap();
+    let mut cluster = build("kill", &broker);
+    let mut killed = false;
+    let mut observe = |_: &mut Cluster, snapshot: &Snapshot| -> Result<()> {
+        if !killed && snapshot.delivered >= DISTURB_AT {
+            broker.signal(Signal::KILL)?;
+            broker.restart()?;
+            killed = true;
+        }
+        Ok(())
+    };
+    let outcome = run(&mut cluster, &PLAN(), &mut observe).unwrap();
+    assert!(killed, "the broker was not killed in mid-run");
+    assert_whole(&outcome);
+}

@@ -1,0 +1,150 @@
+//! The whole path: from real clients through gateway, relay and Kafka to servers, and back.
+
+use std::process::Command;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use millrace_tests::client::Client;
+use millrace_tests::cluster::{
+    Cluster, ClusterPlan, FRAMES_PORT, LINES_PORT, ORDINARY_PORT, frames, lines,
+};
+use millrace_tests::load::{Load, LoadPlan};
+use millrace_tests::payload::Payload;
+use millrace_tests::process::{Process, wait_until};
+use millrace_tests::reader::HandServer;
+use millrace_tests::run::{RunPlan, run};
+use millrace_tests::{paths, privilege};
+
+#[test]
+fn every_message_and_every_reply_comes_once_and_in_order() {
+    let Some(_right) = privilege::exclusive() else { return };
+    let mut cluster = Cluster::build(ClusterPlan::small("path", 3)).unwrap();
+    cluster.start().unwrap();
+    for (wire, size) in [(frames(), 100), (lines(), 1000), (frames(), 20_000)] {
+        let plan = RunPlan { clients: 20, messages: 5000, size, window: 16, wire };
+        let outcome = run(&mut cluster, &plan, &mut |_, _| Ok(())).unwrap();
+        assert!(outcome.is_flawless(), "{wire:?}, {size} bytes: {outcome:#?}");
+        assert_eq!((outcome.sent, outcome.delivered, outcome.replied), (5000, 5000, 5000));
+        let least = outcome.associations.values().min().unwrap();
+        let most = outcome.associations.values().max().unwrap();
+        assert!(most - least <= 1, "{outcome:#?}");
+        assert_eq!(outcome.associations.len(), 3);
+        assert_eq!((outcome.ordinary_connections, outcome.ordinary_packets), (0, 0));
+        assert_eq!(outcome.errors, Vec::<String>::new());
+    }
+}
+
+#[test]
+fn records_carry_the_true_addresses_and_a_reply_reaches_its_client_alone() {
+    let Some(_right) = privilege::exclusive() else { return };
+    let mut cluster = Cluster::build(ClusterPlan::small("records", 2)).unwrap();
+    cluster.start().unwrap();
+    let target = cluster.targets(FRAMES_PORT)[1];
+    let server = HandServer::new(&cluster, &cluster.frames_partitions()).unwrap();
+    let mut client = Client::connect(&cluster.clients(), target, frames()).unwrap();
+    let address = client.address().unwrap().to_string();
+    let open = server.next("open", |record| record.header("client") == address).unwrap();
+    assert_eq!((open.header("kind"), open.value.len()), ("open", 0));
+    assert_eq!(open.header("destination"), target.to_string());
+    assert_eq!((open.header("protocol"), open.header("reply")), ("length", "0"));
+    assert_eq!(open.key.len(), 36, "{}", open.key);
+
+    client.send(b"to the server").unwrap();
+    let message = server.next("message", |record| record.key == open.key).unwrap();
+    assert_eq!(message.header("kind"), "message");
+    assert_eq!(message.value, b"to the server");
+    assert_eq!((message.header("client"), message.partition), (&*address, open.partition));
+
+    let mut other = Client::connect(&cluster.clients(), target, frames()).unwrap();
+    let other_open = server.next("open", |record| record.header("kind") == "open").unwrap();
+    assert_ne!(other_open.key, open.key);
+    assert_ne!(other_open.partition, open.partition, "the server with the fewest associations");
+    server.reply(&message, b"to the client").unwrap();
+    server.reply(&other_open, b"to the other").unwrap();
+    assert_eq!(client.receive().unwrap(), b"to the client");
+    assert_eq!(other.receive().unwrap(), b"to the other");
+
+    drop(client);
+    let close = server.next("close", |record| record.header("kind") == "close").unwrap();
+    assert_eq!((&close.key, close.value.len()), (&open.key, 0));
+    assert_ne!(close.header("reason"), "");
+    server.reply(&message, b"too late").unwrap();
+    wait_until(Duration::from_secs(20), "the stale reply to be counted", || {
+        Ok(cluster.instance.stats()?.count_by("replies_undelivered", "stale")? == 1)
+    })
+    .unwrap();
+    server.reply(&other_open, b"still there").unwrap();
+    assert_eq!(other.receive().unwrap(), b"still there");
+}
+
+#[test]
+fn a_server_can_close_a_connection() {
+    let Some(_right) = privilege::exclusive() else { return };
+    let mut cluster = Cluster::build(ClusterPlan::small("close", 1)).unwrap();
+    cluster.start().unwrap();
+    let server = HandServer::new(&cluster, &cluster.lines_partitions()).unwrap();
+    let target = cluster.targets(LINES_PORT)[0];
+    let mut client = Client::connect(&cluster.clients(), target, lines()).unwrap();
+    let open = server.next("open", |record| record.header("kind") == "open").unwrap();
+    server.reply_and_close(&open, b"good bye").unwrap();
+    assert_eq!(client.receive().unwrap(), b"good bye");
+    client.wait_end().unwrap();
+    let close = server.next("close", |record| record.header("kind") == "close").unwrap();
+    assert_eq!(close.key, open.key);
+}
+
+#[test]
+fn a_port_without_a_rule_reaches_the_servers_own_listener() {
+    let Some(_right) = privilege::exclusive() else { return };
+    let mut cluster = Cluster::build(ClusterPlan::small("ordinary", 1)).unwrap();
+    cluster.start().unwrap();
+    let target = cluster.targets(ORDINARY_PORT)[0];
+    let mut client = Client::connect(&cluster.clients(), target, lines()).unwrap();
+    client.expect_ordinary().unwrap();
+    let verdicts = cluster.instance.verdicts().unwrap();
+    assert_ne!(verdicts["pass/no_rule"], 0, "{verdicts}");
+    assert_eq!(verdicts["divert/new"], 0, "{verdicts}");
+}
+
+#[test]
+fn the_example_servers_answer() {
+    let Some(_right) = privilege::exclusive() else { return };
+    let mut cluster = Cluster::build(ClusterPlan::small("examples", 2)).unwrap();
+    cluster.start().unwrap();
+    let start = |name: &str, command: &mut Command, partition: &str| {
+        let prefix = cluster.topics.prefix();
+        Process::spawn(name, command.args([&cluster.plan.brokers, partition, prefix])).unwrap()
+    };
+    let mut servers = [
+        start("server.py", &mut Command::new(paths::python_server()), "0"),
+        start("server.rs", &mut Command::new(paths::example_server().unwrap()), "1"),
+    ];
+    let load = Load::start(
+        LoadPlan {
+            namespace: Some(cluster.clients()),
+            targets: cluster.targets(FRAMES_PORT),
+            clients: 10,
+            messages: 1000,
+            payload: Payload::new(200).unwrap(),
+            window: 8,
+            wire: frames(),
+        },
+        Arc::new((0..10).map(|_| OnceLock::new()).collect()),
+    )
+    .unwrap();
+    load.begin();
+    let answered =
+        wait_until(Duration::from_mins(1), "both servers to answer", || Ok(load.is_finished()));
+    for server in &mut servers {
+        assert!(server.is_running().unwrap(), "{}", server.stderr());
+    }
+    answered.unwrap();
+    let progress = Arc::clone(&load.progress);
+    let report = load.close().unwrap();
+    assert_eq!(report.errors, Vec::<String>::new());
+    assert_eq!(progress.replied.load(Relaxed), 1000);
+    let wrong = [&progress.duplicated, &progress.out_of_order, &progress.misrouted];
+    assert_eq!(wrong.map(|counter| counter.load(Relaxed)), [0, 0, 0]);
+    assert_eq!(progress.corrupted.load(Relaxed), 0);
+}
