@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod cluster;
+pub mod faulty;
 pub mod instance;
 pub mod interrupt;
 pub mod kafka;

@@ -11,7 +11,7 @@ mod topics;
 
 pub use consumer::{Consumer, ConsumerStats};
 pub use producer::{
-    DeliveryFailure, ProduceError, Producer, RdKafkaProducer, Report, producer_config,
+    DeliveryFailure, ProduceError, Producer, RdKafkaProducer, Report, Token, producer_config,
 };
 pub use pump::{Pump, PumpStats, RefusedReason};
 pub use record::{ConnectionKey, Identity, Incarnation, KeyError, RelayId, header};

@@ -110,9 +110,7 @@ impl<P: Producer> Pump<P> {
     pub fn run(mut self, failed: &AtomicBool) -> Result<(), String> {
         let mut deadline = None;
         loop {
-            let mut busy = self.take_batches();
-            busy |= self.take_reports();
-            if busy {
+            if self.step() {
                 continue;
             }
             if let Some(error) = self.producer.fatal() {
@@ -120,7 +118,7 @@ impl<P: Producer> Pump<P> {
                 return Err(error);
             }
             if self.uplinks.iter().all(UplinkReceiver::is_ended) {
-                if self.ledger.outstanding == 0 {
+                if self.is_settled() {
                     return Ok(());
                 }
                 let deadline = *deadline.get_or_insert_with(|| Instant::now() + self.stop_timeout);
@@ -130,6 +128,23 @@ impl<P: Producer> Pump<P> {
             }
             self.sleep();
         }
+    }
+
+    /// Takes what the workers have handed over and what the producer reports; false if there was
+    /// nothing. For tests that own the loop.
+    pub fn step(&mut self) -> bool {
+        let busy = self.take_batches();
+        self.take_reports() || busy
+    }
+
+    /// True if every record that was taken from the rings has its report.
+    pub fn is_settled(&self) -> bool {
+        self.unfinished.is_none() && self.ledger.outstanding == 0
+    }
+
+    /// The producer, for tests that own the loop.
+    pub fn producer(&mut self) -> &mut P {
+        &mut self.producer
     }
 
     fn sleep(&self) {

@@ -171,6 +171,8 @@ impl<E: Engine> Worker<E> {
             waited?;
             self.step();
         }
+        // What came too late is counted.
+        self.take_replies();
         self.uplink.end();
         Ok(())
     }

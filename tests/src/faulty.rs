@@ -1,0 +1,405 @@
+//! A faulty kernel and a faulty broker, driven from a seed.
+//!
+//! [`FaultyEngine`] cuts streams anywhere, delays everything, sends in pieces, resets connections and
+//! completes in any order that io_uring may. [`FaultyProducer`] is full at times, hangs, and refuses
+//! some records for good. Both remember what really happened, so that a test can compare.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use millrace_relay::kafka::{DeliveryFailure, Identity, ProduceError, Producer, Report, Token};
+use millrace_relay::ring::Kind;
+use millrace_relay::route::ServiceId;
+use millrace_relay::worker::{BufferId, Engine, Event, ReceiveEnd, SocketId};
+
+/// xorshift64*: small, repeatable, good enough to choose faults.
+#[derive(Clone, Debug)]
+pub struct Dice(u64);
+
+impl Dice {
+    /// The same seed gives the same throws.
+    pub fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    /// From 0 to `sides` - 1.
+    pub fn below(&mut self, sides: usize) -> usize {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        let throw = self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33;
+        usize::try_from(throw).expect("31 bits") % sides.max(1)
+    }
+
+    /// True once in `times` on average.
+    pub fn one_in(&mut self, times: usize) -> bool {
+        self.below(times) == 0
+    }
+}
+
+/// How a simulated client ends its stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Ends its side when everything is sent.
+    Close,
+    /// Resets after so many bytes.
+    Reset(usize),
+    /// Stays.
+    Stay,
+}
+
+/// A client: what it will send, and what became of it.
+#[derive(Debug)]
+pub struct SimClient {
+    /// Whose port it uses.
+    pub service: ServiceId,
+    /// Its stream.
+    pub stream: Vec<u8>,
+    /// How it ends.
+    pub ending: Ending,
+    /// Bytes of the stream that the worker was given.
+    pub taken: usize,
+    /// Bytes that the worker has sent to it.
+    pub received: Vec<u8>,
+    /// Its connection is gone.
+    pub gone: bool,
+    connected: bool,
+}
+
+impl SimClient {
+    /// A client that has not connected.
+    pub fn new(service: ServiceId, stream: Vec<u8>, ending: Ending) -> Self {
+        Self {
+            service,
+            stream,
+            ending,
+            taken: 0,
+            received: Vec::new(),
+            gone: false,
+            connected: false,
+        }
+    }
+
+    /// The address of client number `index`.
+    pub fn address(index: usize) -> SocketAddr {
+        let port = u16::try_from(10_000 + index).expect("few clients");
+        SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), port))
+    }
+}
+
+#[derive(Debug)]
+struct SimSocket {
+    client: usize,
+    receiving: bool,
+    stopping: bool,
+    sending: Option<Vec<u8>>,
+    closing: bool,
+}
+
+/// An engine without a kernel.
+#[derive(Debug)]
+pub struct FaultyEngine {
+    dice: Dice,
+    /// The clients, which tests look at.
+    pub clients: Vec<SimClient>,
+    sockets: Vec<Option<SimSocket>>,
+    free: Vec<SocketId>,
+    events: VecDeque<Event>,
+    /// Lent buffers by id.
+    lent: Vec<Option<Vec<u8>>>,
+    listening: bool,
+}
+
+impl FaultyEngine {
+    /// An engine whose clients connect, send and fail as the dice say.
+    pub fn new(dice: Dice, clients: Vec<SimClient>) -> Self {
+        Self {
+            dice,
+            clients,
+            sockets: Vec::new(),
+            free: Vec::new(),
+            events: VecDeque::new(),
+            lent: Vec::new(),
+            listening: true,
+        }
+    }
+
+    /// Receive buffers that the worker has not given back.
+    pub fn lent_buffers(&self) -> usize {
+        self.lent.iter().filter(|buffer| buffer.is_some()).count()
+    }
+
+    fn connect_one(&mut self) {
+        let waiting: Vec<_> = (0..self.clients.len())
+            .filter(|index| !self.clients[*index].connected && !self.clients[*index].gone)
+            .collect();
+        if !self.listening || waiting.is_empty() {
+            return;
+        }
+        let client = waiting[self.dice.below(waiting.len())];
+        self.clients[client].connected = true;
+        let socket = self.free.pop().unwrap_or_else(|| {
+            self.sockets.push(None);
+            SocketId(u32::try_from(self.sockets.len() - 1).expect("few sockets"))
+        });
+        self.sockets[socket.index()] = Some(SimSocket {
+            client,
+            receiving: false,
+            stopping: false,
+            sending: None,
+            closing: false,
+        });
+        self.events.push_back(Event::Accepted {
+            socket,
+            service: self.clients[client].service,
+            client: SimClient::address(client),
+            server: SocketAddr::from((Ipv4Addr::new(198, 51, 100, 1), 7000)),
+        });
+    }
+
+    fn lend(&mut self, bytes: &[u8]) -> BufferId {
+        let index = self.lent.iter().position(Option::is_none).unwrap_or_else(|| {
+            self.lent.push(None);
+            self.lent.len() - 1
+        });
+        self.lent[index] = Some(bytes.to_vec());
+        BufferId(u16::try_from(index).expect("few buffers"))
+    }
+
+    fn progress_receive(&mut self, id: SocketId) {
+        let slot = self.sockets[id.index()].as_ref().expect("checked");
+        let (index, winding_down) = (slot.client, slot.stopping || slot.closing);
+        let client = &self.clients[index];
+        let until = match client.ending {
+            Ending::Reset(at) => at.min(client.stream.len()),
+            _ => client.stream.len(),
+        };
+        // Even a receive that should stop may bring what had come already.
+        if client.taken < until && !(winding_down && self.dice.one_in(2)) {
+            let length = 1 + self.dice.below((until - client.taken).min(400));
+            let bytes = client.stream[client.taken..client.taken + length].to_vec();
+            self.clients[index].taken += length;
+            let buffer = self.lend(&bytes);
+            self.events.push_back(Event::Received { socket: id, buffer, length });
+            return;
+        }
+        let end = if winding_down {
+            ReceiveEnd::Stopped
+        } else {
+            match client.ending {
+                Ending::Close => ReceiveEnd::EndOfStream,
+                Ending::Reset(_) => ReceiveEnd::Failed(io::ErrorKind::ConnectionReset.into()),
+                Ending::Stay => return,
+            }
+        };
+        let slot = self.sockets[id.index()].as_mut().expect("checked");
+        slot.receiving = false;
+        slot.stopping = false;
+        self.events.push_back(Event::ReceiveEnded { socket: id, end });
+    }
+
+    fn progress_send(&mut self, id: SocketId) {
+        let slot = self.sockets[id.index()].as_mut().expect("checked");
+        let buffer = slot.sending.take().expect("checked");
+        let client = &mut self.clients[slot.client];
+        let reset = matches!(client.ending, Ending::Reset(at) if client.taken >= at);
+        let result = if reset || slot.closing {
+            Err(io::ErrorKind::ConnectionReset.into())
+        } else {
+            let sent =
+                if self.dice.one_in(3) { 1 + self.dice.below(buffer.len()) } else { buffer.len() };
+            client.received.extend_from_slice(&buffer[..sent]);
+            Ok(sent)
+        };
+        self.events.push_back(Event::Sent { socket: id, buffer, result });
+    }
+
+    fn progress(&mut self, id: SocketId) {
+        let Some(slot) = &self.sockets[id.index()] else { return };
+        if slot.sending.is_some() && self.dice.one_in(3) {
+            self.progress_send(id);
+        }
+        let slot = self.sockets[id.index()].as_ref().expect("just seen");
+        if slot.receiving && self.dice.one_in(2) {
+            self.progress_receive(id);
+        }
+        let slot = self.sockets[id.index()].as_ref().expect("just seen");
+        if slot.closing && !slot.receiving && slot.sending.is_none() {
+            self.clients[slot.client].gone = true;
+            self.sockets[id.index()] = None;
+            self.free.push(id);
+            self.events.push_back(Event::Closed { socket: id });
+        }
+    }
+
+    fn socket(&mut self, id: SocketId) -> &mut SimSocket {
+        self.sockets[id.index()].as_mut().expect("the worker names only open sockets")
+    }
+}
+
+impl Engine for FaultyEngine {
+    fn listen(&mut self, _service: ServiceId, _listener: OwnedFd) {}
+
+    fn stop_listening(&mut self) {
+        self.listening = false;
+    }
+
+    fn receive(&mut self, socket: SocketId) {
+        let slot = self.socket(socket);
+        assert!(!slot.receiving && !slot.closing, "one receive at a time");
+        slot.receiving = true;
+    }
+
+    fn stop_receiving(&mut self, socket: SocketId) {
+        let slot = self.socket(socket);
+        slot.stopping = slot.receiving;
+    }
+
+    fn send(&mut self, socket: SocketId, buffer: Vec<u8>) {
+        let slot = self.socket(socket);
+        assert!(
+            slot.sending.is_none() && !slot.closing && !buffer.is_empty(),
+            "one send at a time"
+        );
+        slot.sending = Some(buffer);
+    }
+
+    fn close(&mut self, socket: SocketId) {
+        let slot = self.socket(socket);
+        assert!(!slot.closing, "closed once");
+        slot.closing = true;
+    }
+
+    fn wait(&mut self, _timeout: Duration) -> io::Result<()> {
+        assert!(self.events.is_empty(), "the worker takes every event");
+        if self.dice.one_in(2) {
+            self.connect_one();
+        }
+        let count = self.sockets.len();
+        let first = self.dice.below(count);
+        for offset in 0..count {
+            let index = (first + offset) % count;
+            self.progress(SocketId(u32::try_from(index).expect("few sockets")));
+        }
+        Ok(())
+    }
+
+    fn next_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    fn bytes(&self, buffer: &BufferId, length: usize) -> &[u8] {
+        &self.lent[usize::from(buffer.0)].as_ref().expect("a lent buffer")[..length]
+    }
+
+    fn recycle(&mut self, buffer: BufferId) {
+        let lent = self.lent[usize::from(buffer.0)].take();
+        assert!(lent.is_some(), "given back once");
+    }
+}
+
+/// A record that the producer has taken.
+#[derive(Clone, Debug)]
+pub struct SimRecord {
+    /// The printed key.
+    pub key: Vec<u8>,
+    /// Whose it is.
+    pub token: Token,
+    /// The client's address, from the header.
+    pub client: Vec<u8>,
+    /// What it is about.
+    pub kind: Kind,
+    /// The payload.
+    pub payload: Vec<u8>,
+    /// Its partition.
+    pub partition: millrace_relay::route::Partition,
+}
+
+/// A producer without a broker.
+#[derive(Debug)]
+pub struct FaultyProducer {
+    dice: Dice,
+    in_flight: VecDeque<SimRecord>,
+    /// One message in so many is refused for good; 0: none.
+    refuse_one_in: usize,
+    hanging: usize,
+    /// Acknowledged, in order.
+    pub acknowledged: Vec<SimRecord>,
+    /// Refused for good.
+    pub refused: Vec<SimRecord>,
+}
+
+impl FaultyProducer {
+    /// A producer that refuses one message in so many; 0: none.
+    pub fn new(dice: Dice, refuse_one_in: usize) -> Self {
+        Self {
+            dice,
+            in_flight: VecDeque::new(),
+            refuse_one_in,
+            hanging: 0,
+            acknowledged: Vec::new(),
+            refused: Vec::new(),
+        }
+    }
+}
+
+impl Producer for FaultyProducer {
+    fn produce(
+        &mut self,
+        identity: &Identity,
+        kind: Kind,
+        payload: &[u8],
+    ) -> Result<(), ProduceError> {
+        if self.dice.one_in(50) {
+            return Err(ProduceError::Full);
+        }
+        self.in_flight.push_back(SimRecord {
+            key: identity.printed.to_vec(),
+            token: Token {
+                control: kind != Kind::Message,
+                worker: identity.key.worker,
+                slot: identity.key.slot,
+                generation: identity.key.generation,
+            },
+            client: identity.headers[0].1.to_vec(),
+            kind,
+            payload: payload.to_vec(),
+            partition: identity.partition,
+        });
+        Ok(())
+    }
+
+    fn poll(&mut self, on_report: &mut dyn FnMut(Report)) -> bool {
+        if self.hanging > 0 {
+            self.hanging -= 1;
+            return false;
+        }
+        if self.dice.one_in(20) {
+            self.hanging = self.dice.below(60);
+        }
+        let count = self.dice.below(self.in_flight.len() + 1);
+        for record in self.in_flight.drain(..count) {
+            let refuse = self.refuse_one_in > 0
+                && record.kind == Kind::Message
+                && self.dice.one_in(self.refuse_one_in);
+            let result = if refuse { Err(DeliveryFailure::TooLarge) } else { Ok(()) };
+            on_report(Report {
+                partition: record.partition,
+                payload_bytes: record.payload.len(),
+                token: record.token,
+                result,
+            });
+            if refuse { self.refused.push(record) } else { self.acknowledged.push(record) }
+        }
+        count > 0
+    }
+
+    fn purge(&mut self) {}
+
+    fn fatal(&self) -> Option<String> {
+        None
+    }
+}
