@@ -2,25 +2,54 @@
 
 /// An IPv6 address, or an IPv4 address mapped into IPv6 (RFC 4291 section 2.5.5.2), in network
 /// byte order: one key and one code path for both families.
+///
+/// Kept as words, which makes it and the map keys that hold it aligned: the BPF target writes
+/// unaligned bytes one by one, and that was nearly half of what a packet without a rule cost.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Address(pub [u8; 16]);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Address([u32; 4]);
+
+/// Third word of a mapped IPv4 address.
+const MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
 
 impl Address {
     /// `::ffff:a.b.c.d`.
     #[inline(always)]
     pub const fn from_ipv4(v4: [u8; 4]) -> Self {
-        let [a, b, c, d] = v4;
-        Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d])
+        Self([0, 0, MAPPED, u32::from_ne_bytes(v4)])
     }
 
     /// The IPv4 address, if this is a mapped one.
     #[inline(always)]
     pub const fn to_ipv4(self) -> Option<[u8; 4]> {
         match self.0 {
-            [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d] => Some([a, b, c, d]),
+            [0, 0, MAPPED, v4] => Some(v4.to_ne_bytes()),
             _ => None,
         }
+    }
+
+    /// Sixteen bytes in network byte order.
+    #[inline(always)]
+    pub const fn from_ipv6(v6: [u8; 16]) -> Self {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = v6;
+        Self([
+            u32::from_ne_bytes([a, b, c, d]),
+            u32::from_ne_bytes([e, f, g, h]),
+            u32::from_ne_bytes([i, j, k, l]),
+            u32::from_ne_bytes([m, n, o, p]),
+        ])
+    }
+
+    /// Sixteen bytes in network byte order.
+    #[inline(always)]
+    pub const fn octets(self) -> [u8; 16] {
+        let [[a, b, c, d], [e, f, g, h], [i, j, k, l], [m, n, o, p]] = [
+            self.0[0].to_ne_bytes(),
+            self.0[1].to_ne_bytes(),
+            self.0[2].to_ne_bytes(),
+            self.0[3].to_ne_bytes(),
+        ];
+        [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
     }
 }
 
@@ -28,7 +57,7 @@ impl From<core::net::IpAddr> for Address {
     fn from(address: core::net::IpAddr) -> Self {
         match address {
             core::net::IpAddr::V4(v4) => Self::from_ipv4(v4.octets()),
-            core::net::IpAddr::V6(v6) => Self(v6.octets()),
+            core::net::IpAddr::V6(v6) => Self::from_ipv6(v6.octets()),
         }
     }
 }
@@ -37,7 +66,7 @@ impl From<Address> for core::net::IpAddr {
     fn from(address: Address) -> Self {
         match address.to_ipv4() {
             Some(v4) => core::net::IpAddr::from(v4),
-            None => core::net::IpAddr::from(address.0),
+            None => core::net::IpAddr::from(address.octets()),
         }
     }
 }
@@ -60,7 +89,7 @@ pub struct FlowKey {
     pub reserved: [u8; 3],
 }
 
-const _: () = assert!(size_of::<FlowKey>() == 40);
+const _: () = assert!(size_of::<FlowKey>() == 40 && align_of::<FlowKey>() == 4);
 
 impl FlowKey {
     /// The key of a packet that travels from `client` to `server`.
