@@ -29,27 +29,21 @@ impl Address {
     }
 
     /// Sixteen bytes in network byte order.
-    #[inline(always)]
-    pub const fn from_ipv6(v6: [u8; 16]) -> Self {
-        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = v6;
-        Self([
-            u32::from_ne_bytes([a, b, c, d]),
-            u32::from_ne_bytes([e, f, g, h]),
-            u32::from_ne_bytes([i, j, k, l]),
-            u32::from_ne_bytes([m, n, o, p]),
-        ])
+    pub fn from_ipv6(v6: [u8; 16]) -> Self {
+        let mut words = [0; 4];
+        for (word, bytes) in words.iter_mut().zip(v6.as_chunks().0) {
+            *word = u32::from_ne_bytes(*bytes);
+        }
+        Self(words)
     }
 
     /// Sixteen bytes in network byte order.
-    #[inline(always)]
-    pub const fn octets(self) -> [u8; 16] {
-        let [[a, b, c, d], [e, f, g, h], [i, j, k, l], [m, n, o, p]] = [
-            self.0[0].to_ne_bytes(),
-            self.0[1].to_ne_bytes(),
-            self.0[2].to_ne_bytes(),
-            self.0[3].to_ne_bytes(),
-        ];
-        [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
+    pub fn octets(self) -> [u8; 16] {
+        let mut octets = [0; 16];
+        for (bytes, word) in octets.as_chunks_mut().0.iter_mut().zip(self.0) {
+            *bytes = word.to_ne_bytes();
+        }
+        octets
     }
 }
 

@@ -388,6 +388,29 @@ fn an_unknown_neighbour_is_found_by_the_hosts_stack() -> anyhow::Result<()> {
 }
 
 #[test]
+fn a_device_that_cannot_be_redirected_to_is_answered_through_the_stack() -> anyhow::Result<()> {
+    if !privileged("a_device_that_cannot_be_redirected_to_is_answered_through_the_stack") {
+        return Ok(());
+    }
+    let _shared = shared();
+    let topology = Topology::new(1, 1)?;
+    topology.clients[0].ethtool("-K eth0 gro off")?;
+    let config = topology.config(PORT, Framing::Lines);
+    let loaded = topology.load(&config)?;
+    let status = topology.gateway.run(|| gateway::status(&config))??;
+    ensure!(!status.devices[0].redirects_answers && status.devices[0].mode == "native");
+    let mut relay = FakeRelay::start(&config, PORT)?;
+    let mut client = connect(&topology.clients[0], Topology::server_address(0), PORT)?;
+    let mut accepted = relay.accept()?;
+    transfer(&mut client, accepted.stream(), 1_000_000)?;
+    transfer(accepted.stream(), &mut client, 1_000_000)?;
+    drop(accepted);
+    ensure!(loaded.verdict("return/stack")? > 0);
+    ensure!(loaded.verdict("return/forwarded")? == 0);
+    loaded.unload()
+}
+
+#[test]
 fn clients_within_a_diverted_prefix_are_answered() -> anyhow::Result<()> {
     if !privileged("clients_within_a_diverted_prefix_are_answered") {
         return Ok(());
@@ -509,6 +532,39 @@ fn unload_leaves_nothing() -> anyhow::Result<()> {
     ensure!(after == before, "before {before:#?}\nafter {after:#?}");
     let second = gateway::unload(&config, &mut |_| {});
     ensure!(matches!(second, Err(GatewayError::NotLoaded { .. })), "{second:?}");
+    Ok(())
+}
+
+/// After a load that was killed, or an operator's own clearing up, `unload` removes what is left.
+#[test]
+fn unload_removes_what_is_left_of_an_instance() -> anyhow::Result<()> {
+    if !privileged("unload_removes_what_is_left_of_an_instance") {
+        return Ok(());
+    }
+    let _shared = shared();
+    let topology = Topology::new(1, 1)?;
+    let config = topology.config(PORT, Framing::Lines);
+    let before = traces(&topology.gateway, &config)?;
+
+    let loaded = topology.load(&config)?;
+    std::fs::remove_dir_all(config.pin_directory())?;
+    loaded.unload()?;
+    let loaded = topology.load(&config)?;
+    topology.gateway.ip(&format!("link delete {}", gateway::gateway_device(&config)))?;
+    loaded.unload()?;
+    let loaded = topology.load(&config)?;
+    topology.gateway.ip(&format!("netns delete {}", config.gateway.instance))?;
+    loaded.unload()?;
+    // A relay's socket keeps a namespace alive whose name is gone.
+    let loaded = topology.load(&config)?;
+    let socket = gateway::in_namespace(&config.namespace(), || listen(Ipv4Addr::LOCALHOST, 1))??;
+    topology.gateway.ip(&format!("netns delete {}", config.gateway.instance))?;
+    std::mem::forget(loaded);
+    topology.gateway.run(|| gateway::unload(&config, &mut |_| {}))??;
+    drop(socket);
+
+    let after = traces(&topology.gateway, &config)?;
+    ensure!(Traces { bpffs: before.bpffs, ..after } == before, "something is left");
     Ok(())
 }
 

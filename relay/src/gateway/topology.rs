@@ -179,12 +179,17 @@ fn furnish(config: &Config, gateway: &Device, report: Report<'_>) -> Result<(), 
 }
 
 /// Removes the link and the relay namespace, as far as they are there. It works from any network
-/// namespace, for the link is removed by its relay end.
+/// namespace, for the link is removed by its relay end; only where the relay namespace's file is
+/// gone already and a running relay keeps the rest alive, it must be the gateway's.
 pub(super) fn remove(config: &Config, report: Report<'_>) -> Result<(), GatewayError> {
-    if !config.namespace().exists() {
-        return Ok(());
-    }
     let instance = &config.gateway.instance;
+    if !config.namespace().exists() {
+        let device = gateway_device(config);
+        return match Device::find(&device)? {
+            Some(_) => run(report, &["ip", "link", "delete", "dev", &device]),
+            None => Ok(()),
+        };
+    }
     let there = in_namespace(&config.namespace(), || Device::find(RELAY_DEVICE));
     // A file that is no namespace is left by a host that stopped in between; `ip` removes it too.
     if matches!(there, Ok(Ok(Some(_)))) {
