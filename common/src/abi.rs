@@ -75,10 +75,10 @@ mod pod {
     unsafe impl aya::Pod for super::GatewayConfig {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Heartbeat {}
-    // SAFETY: repr(C), byte arrays and u16 only, no padding (size asserted beside it).
+    // SAFETY: repr(C), integers and byte arrays only, no padding (size asserted beside it).
     unsafe impl aya::Pod for crate::flow::FlowKey {}
     // SAFETY: one u64.
     unsafe impl aya::Pod for crate::flow::FlowState {}
-    // SAFETY: repr(C), byte arrays only, no padding (size asserted beside it).
+    // SAFETY: repr(C), integers and byte arrays only, no padding (size asserted beside it).
     unsafe impl aya::Pod for crate::rule::RuleKey {}
 }

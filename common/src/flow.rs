@@ -2,25 +2,48 @@
 
 /// An IPv6 address, or an IPv4 address mapped into IPv6 (RFC 4291 section 2.5.5.2), in network
 /// byte order: one key and one code path for both families.
+///
+/// Kept as words, which makes it and the map keys that hold it aligned: the BPF target writes
+/// unaligned bytes one by one, and that was nearly half of what a packet without a rule cost.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Address(pub [u8; 16]);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Address([u32; 4]);
+
+/// Third word of a mapped IPv4 address.
+const MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
 
 impl Address {
     /// `::ffff:a.b.c.d`.
     #[inline(always)]
     pub const fn from_ipv4(v4: [u8; 4]) -> Self {
-        let [a, b, c, d] = v4;
-        Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d])
+        Self([0, 0, MAPPED, u32::from_ne_bytes(v4)])
     }
 
     /// The IPv4 address, if this is a mapped one.
     #[inline(always)]
     pub const fn to_ipv4(self) -> Option<[u8; 4]> {
         match self.0 {
-            [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d] => Some([a, b, c, d]),
+            [0, 0, MAPPED, v4] => Some(v4.to_ne_bytes()),
             _ => None,
         }
+    }
+
+    /// Sixteen bytes in network byte order.
+    pub fn from_ipv6(v6: [u8; 16]) -> Self {
+        let mut words = [0; 4];
+        for (word, bytes) in words.iter_mut().zip(v6.as_chunks().0) {
+            *word = u32::from_ne_bytes(*bytes);
+        }
+        Self(words)
+    }
+
+    /// Sixteen bytes in network byte order.
+    pub fn octets(self) -> [u8; 16] {
+        let mut octets = [0; 16];
+        for (bytes, word) in octets.as_chunks_mut().0.iter_mut().zip(self.0) {
+            *bytes = word.to_ne_bytes();
+        }
+        octets
     }
 }
 
@@ -28,7 +51,7 @@ impl From<core::net::IpAddr> for Address {
     fn from(address: core::net::IpAddr) -> Self {
         match address {
             core::net::IpAddr::V4(v4) => Self::from_ipv4(v4.octets()),
-            core::net::IpAddr::V6(v6) => Self(v6.octets()),
+            core::net::IpAddr::V6(v6) => Self::from_ipv6(v6.octets()),
         }
     }
 }
@@ -37,7 +60,7 @@ impl From<Address> for core::net::IpAddr {
     fn from(address: Address) -> Self {
         match address.to_ipv4() {
             Some(v4) => core::net::IpAddr::from(v4),
-            None => core::net::IpAddr::from(address.0),
+            None => core::net::IpAddr::from(address.octets()),
         }
     }
 }
@@ -60,7 +83,7 @@ pub struct FlowKey {
     pub reserved: [u8; 3],
 }
 
-const _: () = assert!(size_of::<FlowKey>() == 40);
+const _: () = assert!(size_of::<FlowKey>() == 40 && align_of::<FlowKey>() == 4);
 
 impl FlowKey {
     /// The key of a packet that travels from `client` to `server`.

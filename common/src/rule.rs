@@ -20,7 +20,7 @@ pub struct RuleKey {
     pub destination: Address,
 }
 
-const _: () = assert!(size_of::<RuleKey>() == 20);
+const _: () = assert!(size_of::<RuleKey>() == 20 && align_of::<RuleKey>() == 4);
 
 impl RuleKey {
     /// Bits before the address, always matched.

@@ -17,6 +17,7 @@ use serde::Serialize;
 
 use super::error::{GatewayError, causes, errno};
 use super::host::{Device, Report, in_namespace};
+use super::netdev;
 use super::object::ObjectFile;
 use super::state::{self, Lock, State};
 use super::topology::{self, RELAY_DEVICE, Topology};
@@ -130,7 +131,7 @@ fn build(
     let topology = topology::create(config, devices, report)?;
 
     report(&format!("{} steering rule(s)", rules.len()));
-    fill(&mut ebpf, config, &topology, devices, rules)?;
+    fill(&mut ebpf, config, &topology, rules)?;
     pin(&mut ebpf, &pins)?;
 
     let gateway_device = topology::gateway_device(config);
@@ -149,6 +150,32 @@ fn build(
         report(&format!("attach XDP program ingress to {name}"));
         let link = attach(program, "ingress", name, device.ifindex)?;
         pin_link(link, &pins, name)?;
+    }
+    aim_answers(&mut ebpf, devices, report)
+}
+
+/// Has answers redirected to the devices that can send them. Asked after attaching: many drivers
+/// can only while they run a program.
+fn aim_answers(
+    ebpf: &mut Ebpf,
+    devices: &[(String, Device)],
+    report: Report<'_>,
+) -> Result<(), GatewayError> {
+    let mut links = DevMapHash::try_from(map_mut(ebpf, map::CLIENT_LINKS))
+        .map_err(GatewayError::bpf(format!("open the map {}", map::CLIENT_LINKS)))?;
+    for (name, device) in devices {
+        let sends = netdev::sends_redirected(device.ifindex)
+            .map_err(GatewayError::io(format!("ask what {name} can do with XDP")))?;
+        if sends == Some(false) {
+            report(&format!(
+                "{name} cannot send redirected frames: answers go through the host's stack, which \
+                 is slower (on a veth: `ethtool -K PEER gro on` at its other end, then load again)"
+            ));
+            continue;
+        }
+        links
+            .insert(device.ifindex, device.ifindex, None, 0)
+            .map_err(GatewayError::bpf(format!("fill the map {}", map::CLIENT_LINKS)))?;
     }
     Ok(())
 }
@@ -225,7 +252,6 @@ fn fill(
     ebpf: &mut Ebpf,
     config: &Config,
     topology: &Topology,
-    devices: &[(String, Device)],
     rules: &[(Prefix, u16)],
 ) -> Result<(), GatewayError> {
     let failed = |name: &str| GatewayError::bpf::<MapError>(format!("fill the map {name}"));
@@ -244,14 +270,6 @@ fn fill(
         DevMap::try_from(map_mut(ebpf, map::RELAY_LINK)).map_err(failed(map::RELAY_LINK))?;
     link.set(0, topology.gateway_ifindex, None, 0)
         .map_err(GatewayError::bpf(format!("fill the map {}", map::RELAY_LINK)))?;
-    let mut links = DevMapHash::try_from(map_mut(ebpf, map::CLIENT_LINKS))
-        .map_err(failed(map::CLIENT_LINKS))?;
-    for (_, device) in devices {
-        links
-            .insert(device.ifindex, device.ifindex, None, 0)
-            .map_err(GatewayError::bpf(format!("fill the map {}", map::CLIENT_LINKS)))?;
-    }
-
     let mut trie: LpmTrie<_, RuleKey, u32> =
         LpmTrie::try_from(map_mut(ebpf, map::RULES)).map_err(failed(map::RULES))?;
     for (prefix, port) in rules {

@@ -11,6 +11,7 @@ mod flows;
 mod heartbeat;
 mod host;
 mod load;
+mod netdev;
 pub mod object;
 mod state;
 mod status;

@@ -19,6 +19,8 @@ const RUN: &str = "/run/millrace";
 const BPFFS: &str = "/sys/fs/bpf";
 /// Present while the bpffs mount is ours to undo: shared, for instances come and go in any order.
 const MOUNTED: &str = "/run/millrace/bpffs-mounted";
+/// What the kernel itself puts into a fresh bpffs.
+const BY_KERNEL: [&str; 2] = ["maps.debug", "progs.debug"];
 /// `BPF_FS_MAGIC` of `linux/magic.h`.
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
@@ -142,9 +144,11 @@ pub(super) fn unmount_bpffs(report: Report<'_>) -> Result<(), GatewayError> {
         return Ok(());
     }
     if is_bpffs() {
-        let mut entries =
-            std::fs::read_dir(BPFFS).map_err(GatewayError::io(format!("read {BPFFS}")))?;
-        if entries.next().is_some() {
+        let in_use = std::fs::read_dir(BPFFS)
+            .map_err(GatewayError::io(format!("read {BPFFS}")))?
+            .flatten()
+            .any(|entry| !BY_KERNEL.iter().any(|name| entry.file_name() == *name));
+        if in_use {
             return Ok(());
         }
         report(&format!("umount {BPFFS}"));

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use aya::maps::lpm_trie::LpmTrie;
+use aya::maps::xdp::DevMapHash;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use aya::programs::ProgramInfo;
 use aya::programs::links::PinnedLink;
@@ -56,6 +57,8 @@ pub struct DeviceStatus {
     pub mode: &'static str,
     /// The program that the instance's link holds there, if the link is there.
     pub program_id: Option<u32>,
+    /// Whether answers are redirected to it; if not, they go through the host's stack.
+    pub redirects_answers: bool,
 }
 
 /// The relay's sign of life, as the programs see it.
@@ -96,12 +99,17 @@ pub fn status(config: &Config) -> Result<Status, GatewayError> {
 }
 
 fn device(pins: &Path, name: &str) -> Result<DeviceStatus, GatewayError> {
-    let mode = Device::find(name)?.map_or("not in this network namespace", |found| found.mode());
+    let found = Device::find(name)?;
+    let mode = found.as_ref().map_or("not in this network namespace", Device::mode);
+    let failed = || GatewayError::bpf::<MapError>(format!("read the map {}", map::CLIENT_LINKS));
+    let links = DevMapHash::try_from(Map::DevMapHash(open_map(pins, map::CLIENT_LINKS)?))
+        .map_err(failed())?;
+    let redirects_answers = found.is_some_and(|found| links.get(found.ifindex, 0).is_ok());
     let program_id = PinnedLink::from_pin(pins.join(link_pin(name)))
         .ok()
         .and_then(|link| aya::programs::links::FdLink::from(link).info().ok())
         .map(|info| info.program_id());
-    Ok(DeviceStatus { name: name.to_owned(), mode, program_id })
+    Ok(DeviceStatus { name: name.to_owned(), mode, program_id, redirects_answers })
 }
 
 fn programs(pins: &Path) -> Result<BTreeMap<&'static str, u32>, GatewayError> {
@@ -176,7 +184,10 @@ impl fmt::Display for Status {
             let program = device
                 .program_id
                 .map_or_else(|| "no program".to_owned(), |id| format!("program {id}"));
-            writeln!(f, "device       {}: {}, {program}", device.name, device.mode)?;
+            let answers =
+                if device.redirects_answers { "redirected" } else { "by the host's stack" };
+            let (name, mode) = (&device.name, device.mode);
+            writeln!(f, "device       {name}: {mode}, {program}, answers {answers}")?;
         }
         for rule in &self.rules {
             writeln!(f, "rule         {rule}")?;

@@ -8,9 +8,9 @@ use crate::config::Config;
 
 /// The relay's end of the veth, in the relay namespace.
 pub const RELAY_DEVICE: &str = "relay0";
-/// The relay namespace's next hop. Nobody has this address: its neighbour entry is permanent and
-/// carries the hardware address of the veth's other end. Link-local (RFC 3927), so that it cannot be
-/// a client's.
+/// The gateway's end of the veth, as the relay namespace's next hop. Its neighbour entry there is
+/// permanent. Link-local (RFC 3927), so that it cannot be a client's; alike in every instance, for
+/// nothing is ever sent to it.
 const NEXT_HOP: &str = "169.254.77.1";
 /// What a veth can have (`max_mtu` of `ip -details link`).
 const MAX_VETH_MTU: u32 = 65_535;
@@ -84,7 +84,10 @@ pub(super) fn create(
     let gateway_device = gateway_device(config);
     add_veth(instance, &gateway_device, mtu, report)?;
     // A packet whose next hop the program does not know goes up this device into the host's stack;
-    // its source is a server that lives elsewhere, which strict reverse-path filtering refuses.
+    // its source is a server that lives elsewhere, which strict reverse-path filtering refuses, and
+    // loose filtering too on a device without any address.
+    let address = format!("{NEXT_HOP}/32");
+    run(report, &["ip", "address", "add", &address, "dev", &gateway_device, "scope", "host"])?;
     sysctl(report, &format!("net/ipv4/conf/{gateway_device}/rp_filter"), "2")?;
     sysctl(report, &format!("net/ipv6/conf/{gateway_device}/disable_ipv6"), "1")?;
     run(report, &["ip", "link", "set", "dev", &gateway_device, "up"])?;
@@ -176,12 +179,17 @@ fn furnish(config: &Config, gateway: &Device, report: Report<'_>) -> Result<(), 
 }
 
 /// Removes the link and the relay namespace, as far as they are there. It works from any network
-/// namespace, for the link is removed by its relay end.
+/// namespace, for the link is removed by its relay end; only where the relay namespace's file is
+/// gone already and a running relay keeps the rest alive, it must be the gateway's.
 pub(super) fn remove(config: &Config, report: Report<'_>) -> Result<(), GatewayError> {
-    if !config.namespace().exists() {
-        return Ok(());
-    }
     let instance = &config.gateway.instance;
+    if !config.namespace().exists() {
+        let device = gateway_device(config);
+        return match Device::find(&device)? {
+            Some(_) => run(report, &["ip", "link", "delete", "dev", &device]),
+            None => Ok(()),
+        };
+    }
     let there = in_namespace(&config.namespace(), || Device::find(RELAY_DEVICE));
     // A file that is no namespace is left by a host that stopped in between; `ip` removes it too.
     if matches!(there, Ok(Ok(Some(_)))) {

@@ -1,0 +1,145 @@
+//! The `relay` command's gateway side, as an operator types it.
+
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use anyhow::{Context as _, ensure};
+use millrace_relay::codec::Framing;
+use millrace_relay::config::Config;
+use millrace_tests::netns::{Topology, bpf_object, privileged};
+
+const NOBODY: u32 = 65_534;
+
+/// Builds the executable of this build's profile, and gives its path.
+fn relay() -> anyhow::Result<PathBuf> {
+    let tests = std::env::current_exe()?;
+    let profile = tests.ancestors().nth(2).context("not below a profile's directory")?;
+    let mut build = Command::new(env!("CARGO"));
+    build.args(["build", "--quiet", "--package", "millrace-relay", "--bin", "relay"]);
+    if profile.ends_with("release") {
+        build.arg("--release");
+    }
+    ensure!(build.status()?.success(), "cannot build the relay");
+    Ok(profile.join("relay"))
+}
+
+/// A directory that is removed with its value.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> anyhow::Result<Self> {
+        let path = std::env::temp_dir().join(format!("millrace-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path)?;
+        Ok(Self(path))
+    }
+
+    fn config(&self, config: &Config) -> anyhow::Result<PathBuf> {
+        let path = self.0.join("millrace.toml");
+        std::fs::write(&path, toml::to_string(config)?)?;
+        Ok(path)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn said(output: &Output) -> String {
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}
+
+#[test]
+fn load_status_and_unload() -> anyhow::Result<()> {
+    if !privileged("load_status_and_unload") {
+        return Ok(());
+    }
+    let relay = relay()?;
+    let topology = Topology::new(1, 1)?;
+    let scratch = Scratch::new("cli")?;
+    let config = topology.config(7000, Framing::Lines);
+    let path = scratch.config(&config)?;
+    let run = |arguments: &[&str]| {
+        let mut command = topology.gateway.command(&relay.display().to_string());
+        command.args(arguments).arg("--config").arg(&path);
+        command.env("MILLRACE_BPF_OBJECT", bpf_object()?);
+        Ok::<_, anyhow::Error>(command.output()?)
+    };
+
+    let output = run(&["status"])?;
+    ensure!(!output.status.success() && said(&output).contains("load it with `relay load`"));
+
+    let output = run(&["load"])?;
+    ensure!(output.status.success(), "{}", said(&output));
+    let steps = String::from_utf8_lossy(&output.stderr);
+    for step in ["ip netns add", "attach XDP program ingress to eth1"] {
+        ensure!(steps.contains(step), "no step `{step}`: {steps}");
+    }
+
+    let again = run(&["load"])?;
+    ensure!(!again.status.success() && said(&again).contains("already loaded"), "{}", said(&again));
+
+    let output = run(&["status", "--json"])?;
+    let status: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    ensure!(status["instance"] == config.gateway.instance.as_str(), "{status}");
+    ensure!(status["devices"][0]["mode"] == "native", "{status}");
+    ensure!(status["rules"][0] == "tcp 10.77.2.0/24 port 7000", "{status}");
+    ensure!(status["verdicts"]["divert/new"] == 0, "{status}");
+    let output = run(&["status"])?;
+    ensure!(said(&output).contains("new connections take the ordinary path"), "{}", said(&output));
+
+    let output = run(&["unload"])?;
+    ensure!(output.status.success(), "{}", said(&output));
+    ensure!(!config.namespace().exists() && !config.run_directory().exists());
+    Ok(())
+}
+
+#[test]
+fn without_root_it_says_so() -> anyhow::Result<()> {
+    if !privileged("without_root_it_says_so") {
+        return Ok(());
+    }
+    let scratch = Scratch::new("nobody")?;
+    let executable = scratch.0.join("relay");
+    std::fs::copy(relay()?, &executable)?;
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/millrace.toml");
+    let path = std::fs::copy(path, scratch.0.join("millrace.toml"))
+        .map(|_| scratch.0.join("millrace.toml"))?;
+    for action in ["load", "unload", "status"] {
+        let mut command = Command::new(&executable);
+        let output = command.args([action, "--config"]).arg(&path).uid(NOBODY).output()?;
+        let message = said(&output);
+        ensure!(!output.status.success() && message.contains("run it with sudo"), "{message}");
+    }
+    let mut command = Command::new(&executable);
+    let output = command.args(["check", "--config"]).arg(&path).uid(NOBODY).output()?;
+    ensure!(output.status.success(), "{}", said(&output));
+    Ok(())
+}
+
+#[test]
+fn a_missing_object_or_configuration_is_named() -> anyhow::Result<()> {
+    if !privileged("a_missing_object_or_configuration_is_named") {
+        return Ok(());
+    }
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/millrace.toml");
+    let output = Command::new(relay()?)
+        .args(["load", "--config"])
+        .arg(&path)
+        .env("MILLRACE_BPF_OBJECT", "/nonexistent/gateway.bpf.o")
+        .output()?;
+    let message = said(&output);
+    ensure!(!output.status.success(), "{message}");
+    ensure!(message.contains("no eBPF object: looked for /nonexistent/gateway.bpf.o"), "{message}");
+
+    let output = Command::new(relay()?).args(["load", "--config", "/nonexistent.toml"]).output()?;
+    let message = said(&output);
+    ensure!(!output.status.success() && message.contains("--config"), "{message}");
+    Ok(())
+}
