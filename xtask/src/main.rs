@@ -1,2 +1,149 @@
-//! `cargo xtask`.
-fn main() {}
+//! `cargo xtask`: the front door of the project.
+//!
+//! It orchestrates only: it installs, builds, starts Kafka and runs other programs. What an
+//! operator's host needs is in the `relay` binary.
+
+mod build;
+mod ci;
+mod kafka;
+mod paths;
+mod process;
+mod run;
+mod setup;
+mod test;
+mod tidy;
+mod toolchain;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Sets up, builds, runs, tests and measures Millrace.
+#[derive(Debug, Parser)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    arg_required_else_help = true,
+    after_help = "Start with:\n  cargo xtask demo\n  cargo xtask test"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Install what is missing to build and run everything
+    #[command(after_help = "Changes on the host: installs Debian packages, bpf-linker into \
+        ~/.cargo/bin, and Kafka's jars below target/; it lists them first. Nothing is removed.\n\n\
+        Examples:\n  cargo xtask setup --check\n  cargo xtask setup --bench")]
+    Setup(setup::Options),
+    /// Build the eBPF programs
+    #[command(after_help = "Changes on the host: installs what is missing (see `setup --check`); \
+        writes target/bpf/gateway.bpf.o and target/release/gateway.bpf.o.\n\n\
+        Example:\n  cargo xtask build-ebpf")]
+    BuildEbpf,
+    /// Build the eBPF programs, the relay, and the programs of demo and tests
+    #[command(after_help = "Changes on the host: installs what is missing (see `setup --check`); \
+        writes below target/.\n\nExample:\n  cargo xtask build")]
+    Build,
+    /// Run an Apache Kafka for demo, tests and benchmarks
+    #[command(
+        subcommand,
+        after_help = "Changes on the host: a Java process on 127.0.0.1 with 512 MB of heap at \
+            most; its data is below target/kafka.\n\n\
+            Examples:\n  cargo xtask kafka start\n  cargo xtask kafka logs --follow"
+    )]
+    Kafka(kafka::Action),
+    /// Build, then `relay load`: make the relay namespace and attach the XDP programs
+    #[command(after_help = "Changes on the host: a network namespace, a veth, routes in that \
+        namespace, pins in /sys/fs/bpf, XDP programs on the configured devices. `unload` removes \
+        all of it.\n\nExample:\n  cargo xtask load --config docs/millrace.toml")]
+    Load(run::Passed),
+    /// Build, then `relay unload`: remove all that `load` made
+    #[command(after_help = "Changes on the host: takes back what `load` made, and nothing \
+        else.\n\nExample:\n  cargo xtask unload --config docs/millrace.toml")]
+    Unload(run::Passed),
+    /// Build, then `relay status`: say what is loaded and what the relay is doing
+    #[command(after_help = "Changes nothing on the host but target/.\n\n\
+        Example:\n  cargo xtask status --config docs/millrace.toml")]
+    Status(run::Passed),
+    /// Build, then `relay run`: take the diverted connections, until SIGINT or SIGTERM
+    #[command(after_help = "Changes on the host: writes topics of the configured Kafka, and a \
+        socket in /run/millrace.\n\nExample:\n  cargo xtask run --config docs/millrace.toml")]
+    Run(run::Passed),
+    /// Show the whole path on this machine, with real clients, and check every message
+    #[command(after_help = run::DEMO_HELP)]
+    Demo(run::Passed),
+    /// Measure
+    #[command(subcommand, after_help = "Example:\n  cargo xtask bench relay --json")]
+    Bench(run::Bench),
+    /// Run the unit, property and end-to-end tests
+    #[command(after_help = test::HELP)]
+    Test(run::Passed),
+    /// Run all checks that a change must pass: format, lints, docs, tests, demo
+    #[command(after_help = "Changes on the host: as `test` and `demo`, and as they, it cleans \
+        up.\n\nExample:\n  cargo xtask ci")]
+    Ci,
+}
+
+fn main() -> ExitCode {
+    match dispatch(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            // Not `Debug`: with RUST_BACKTRACE set that buries the message.
+            eprintln!("Error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Setup(options) => setup::run(&options)?,
+        Command::BuildEbpf => {
+            setup::ensure(&[setup::Part::Build, setup::Part::Ebpf])?;
+            build::ebpf()?;
+            process::say(format!("Built {}.", paths::bpf_object().display()));
+        }
+        Command::Build => {
+            setup::ensure(&[setup::Part::Build, setup::Part::Ebpf])?;
+            build::all()?;
+        }
+        Command::Kafka(action) => kafka::run(&action)?,
+        Command::Load(passed) => run::relay("load", &passed)?,
+        Command::Unload(passed) => run::relay("unload", &passed)?,
+        Command::Status(passed) => run::relay("status", &passed)?,
+        Command::Run(passed) => run::relay("run", &passed)?,
+        Command::Demo(passed) => run::demo(&passed)?,
+        Command::Bench(bench) => run::bench(&bench)?,
+        Command::Test(passed) => return test::run(&passed),
+        Command::Ci => ci::run()?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_subcommand_shows_an_example() {
+        fn check(command: &clap::Command) {
+            for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
+                let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
+                assert!(help.contains("Example"), "`{}` shows no example", sub.get_name());
+                check(sub);
+            }
+        }
+        check(&Cli::command());
+    }
+}

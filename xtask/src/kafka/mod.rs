@@ -1,0 +1,169 @@
+//! `cargo xtask kafka`: an Apache Kafka on loopback for demo, tests and benchmarks.
+
+mod config;
+pub(crate) mod jars;
+mod node;
+mod wire;
+
+use std::{net::SocketAddr, path::PathBuf, process::Command};
+
+use anyhow::{Result, bail};
+use clap::{Args, Subcommand};
+
+use node::{Node, Started};
+
+use crate::{
+    paths, process,
+    setup::{self, Part},
+};
+use node::State;
+
+/// What to do with the broker.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Action {
+    /// Start it and print its address when it serves; nothing if it runs already
+    #[command(after_help = "Example:\n  cargo xtask kafka start\n  \
+        cargo xtask kafka start --dir /tmp/second --port 0     # another one, on any free port")]
+    Start {
+        #[command(flatten)]
+        place: Place,
+        /// Port for clients, on 127.0.0.1; 0 takes any free one [default: the one it had, else
+        /// 9092, else any free one]
+        #[arg(long)]
+        port: Option<u16>,
+    },
+    /// Stop it; its data stays
+    #[command(after_help = "Example:\n  cargo xtask kafka stop")]
+    Stop {
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Say whether it runs, and where; exit code 1 if it does not serve
+    #[command(after_help = "Example:\n  cargo xtask kafka status")]
+    Status {
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Show the end of its log
+    #[command(after_help = "Example:\n  cargo xtask kafka logs --follow")]
+    Logs {
+        #[command(flatten)]
+        place: Place,
+        /// Go on showing what is written
+        #[arg(long, short)]
+        follow: bool,
+        /// How many lines
+        #[arg(long, short = 'n', default_value_t = 40)]
+        lines: u32,
+    },
+}
+
+/// Which node is meant.
+#[derive(Debug, Args)]
+pub(crate) struct Place {
+    /// Folder of the node [default: target/kafka/node]
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+}
+
+impl Place {
+    fn node(&self) -> Result<Node> {
+        Node::at(&self.dir.clone().unwrap_or_else(paths::kafka_node))
+    }
+}
+
+/// Runs one of the actions.
+pub(crate) fn run(action: &Action) -> Result<()> {
+    match action {
+        Action::Start { place, port } => {
+            setup::ensure(&[Part::Kafka])?;
+            let broker = match place.node()?.start(*port)? {
+                Started::Before(broker) => {
+                    process::say(format!("Kafka already runs (pid {}).", broker.pid()));
+                    broker
+                }
+                Started::Now(broker) => {
+                    process::say(format!("Kafka runs (pid {}).", broker.pid()));
+                    broker
+                }
+            };
+            println!("{}", broker.address());
+        }
+        Action::Stop { place } => {
+            let stopped = place.node()?.stop()?;
+            process::say(if stopped { "Kafka has stopped." } else { "Kafka was not running." });
+        }
+        Action::Status { place } => match place.node()?.state() {
+            State::Ready(broker) => {
+                println!("Kafka serves on {} (pid {}).", broker.address(), broker.pid());
+            }
+            State::Stopped => bail!("Kafka does not run: `cargo xtask kafka start` starts it"),
+            State::Held(broker) => bail!(
+                "Kafka (pid {0}) is held by SIGSTOP: `kill -CONT {0}` lets it go on",
+                broker.pid()
+            ),
+            State::Silent(broker) => bail!(
+                "Kafka (pid {}) does not answer on {}: see `cargo xtask kafka logs`",
+                broker.pid(),
+                broker.address()
+            ),
+        },
+        Action::Logs { place, follow, lines } => {
+            let log = place.node()?.log();
+            if !log.is_file() {
+                bail!("no log at {}: Kafka has not run there", log.display());
+            }
+            let mut tail = Command::new("tail");
+            tail.args(["-n", &lines.to_string()]).arg(log);
+            if *follow {
+                tail.arg("-F");
+            }
+            process::replace(&mut tail)?;
+        }
+    }
+    Ok(())
+}
+
+/// The broker that demo, tests and benchmarks use: the one given, or the shared node, started if
+/// need be.
+pub(crate) fn for_run(brokers: Option<&str>) -> Result<Cluster> {
+    if let Some(brokers) = brokers {
+        return Ok(Cluster { brokers: brokers.to_owned(), started: None });
+    }
+    let node = Node::at(&paths::kafka_node())?;
+    let (address, started): (SocketAddr, _) = match node.start(None)? {
+        Started::Before(broker) => (broker.address(), None),
+        Started::Now(broker) => {
+            process::say(format!(
+                "Kafka runs on {} (pid {}); `cargo xtask kafka stop` stops it.",
+                broker.address(),
+                broker.pid()
+            ));
+            (broker.address(), Some(node))
+        }
+    };
+    Ok(Cluster { brokers: address.to_string(), started })
+}
+
+/// A cluster to run against.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    brokers: String,
+    started: Option<Node>,
+}
+
+impl Cluster {
+    /// Its addresses, as librdkafka's `bootstrap.servers` has them.
+    pub(crate) fn brokers(&self) -> &str {
+        &self.brokers
+    }
+
+    /// Stops the node if it was started for this run.
+    pub(crate) fn release(self) -> Result<()> {
+        if let Some(node) = self.started {
+            node.stop()?;
+            process::say("Kafka, started for this run, has stopped.");
+        }
+        Ok(())
+    }
+}

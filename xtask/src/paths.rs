@@ -1,0 +1,39 @@
+//! Where things are: the workspace and what is generated below its target folder.
+
+use std::path::{Path, PathBuf};
+
+/// The folder of the workspace.
+pub(crate) fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace")
+}
+
+/// Cargo's target folder.
+pub(crate) fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| root().join("target"), |folder| root().join(folder))
+}
+
+/// A program of the release build.
+pub(crate) fn release(name: &str) -> PathBuf {
+    target().join("release").join(name)
+}
+
+/// The eBPF object that `build-ebpf` makes.
+pub(crate) fn bpf_object() -> PathBuf {
+    target().join("bpf").join("gateway.bpf.o")
+}
+
+/// Kafka's jars.
+pub(crate) fn kafka_jars() -> PathBuf {
+    target().join("kafka").join("libs")
+}
+
+/// The folder of the broker that demo, tests and benchmarks share.
+pub(crate) fn kafka_node() -> PathBuf {
+    target().join("kafka").join("node")
+}
+
+/// The log of a set-up step.
+pub(crate) fn setup_log(step: &str) -> PathBuf {
+    target().join("setup").join(format!("{step}.log"))
+}

@@ -1,0 +1,162 @@
+//! Commands that build and then hand over to another program.
+
+use std::{ffi::OsString, process::Command};
+
+use anyhow::{Result, bail};
+use clap::{Args, Subcommand};
+
+use crate::{
+    build, kafka, paths, process,
+    setup::{self, Part},
+};
+
+pub(crate) const DEMO_HELP: &str = "\
+Arguments go to the demo:
+  --clients N --servers N --messages N --size BYTES   how much
+  --json           the last line of standard output is one JSON object
+  --hold           keep everything up, and say how to type into it by hand
+  --brokers LIST   an existing Kafka instead of the one on 127.0.0.1
+
+Changes on the host: installs what is missing (see `setup --check`); needs root; makes network
+namespaces and removes them at its end; leaves Kafka running (`cargo xtask kafka stop`). No device
+of the host is touched.
+
+Examples:
+  cargo xtask demo
+  cargo xtask demo --clients 200 --servers 4 --messages 100000 --json";
+
+const BENCH_HELP: &str = "\
+Arguments go to the benchmark:
+  --json           the last line of standard output is one JSON object
+  --brokers LIST   an existing Kafka instead of the one on 127.0.0.1
+
+Changes on the host: as `demo`; and installs rsyslog, masked as a service if it was not there.
+
+Example:
+  cargo xtask bench relay --json";
+
+/// Arguments that are passed on as they are.
+#[derive(Debug, Args)]
+pub(crate) struct Passed {
+    /// Passed on to the program that is run
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+    arguments: Vec<OsString>,
+}
+
+/// What to measure.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Bench {
+    /// Messages from many connections through the relay to Kafka, beside rsyslog and two floors
+    #[command(after_help = BENCH_HELP)]
+    Relay(Passed),
+}
+
+/// Builds what the relay's subcommand needs and becomes it.
+pub(crate) fn relay(subcommand: &str, passed: &Passed) -> Result<()> {
+    if matches!(subcommand, "load" | "run") {
+        setup::ensure(&[Part::Build, Part::Ebpf])?;
+        build::gateway()?;
+    } else {
+        setup::ensure(&[Part::Build])?;
+        build::relay()?;
+    }
+    process::replace(Command::new(paths::release("relay")).arg(subcommand).args(&passed.arguments))
+}
+
+/// Brings everything up and becomes the demo.
+pub(crate) fn demo(passed: &Passed) -> Result<()> {
+    hand_over("demo", &setup::USUAL, passed)
+}
+
+/// Brings everything up and becomes the benchmark.
+pub(crate) fn bench(bench: &Bench) -> Result<()> {
+    match bench {
+        Bench::Relay(passed) => hand_over("bench-relay", &setup::WITH_BENCH, passed),
+    }
+}
+
+fn hand_over(program: &str, parts: &[Part], passed: &Passed) -> Result<()> {
+    require_root()?;
+    let (brokers, arguments) = passed.split()?;
+    setup::ensure(parts)?;
+    build::all()?;
+    let cluster = kafka::for_run(brokers.as_deref())?;
+    let mut command = Command::new(paths::release(program));
+    environment(&mut command, cluster.brokers())?;
+    process::replace(command.args(arguments).args(["--brokers", cluster.brokers()]))
+}
+
+/// Network namespaces want root; said before minutes of building.
+pub(crate) fn require_root() -> Result<()> {
+    if !process::is_root() {
+        bail!(
+            "this builds network namespaces and loads XDP programs, which needs root: run it as \
+             root, for example with `sudo -E env PATH=$PATH cargo xtask …`"
+        );
+    }
+    Ok(())
+}
+
+/// What the programs of the tests crate learn from their environment.
+pub(crate) fn environment(command: &mut Command, brokers: &str) -> Result<()> {
+    command
+        .env("MILLRACE_BROKERS", brokers)
+        .env("MILLRACE_RELAY", paths::release("relay"))
+        .env("MILLRACE_BPF_OBJECT", paths::bpf_object())
+        .env("MILLRACE_EXAMPLE_SERVER", paths::release("examples/server"))
+        .env("MILLRACE_XTASK", std::env::current_exe()?);
+    Ok(())
+}
+
+impl Passed {
+    /// The value of `--brokers`, which xtask itself has to know, and the other arguments.
+    pub(crate) fn split(&self) -> Result<(Option<String>, Vec<OsString>)> {
+        let (mut brokers, mut others) = (None, Vec::new());
+        let mut arguments = self.arguments.iter();
+        while let Some(argument) = arguments.next() {
+            let text = argument.to_string_lossy();
+            if text == "--" {
+                others.push(argument.clone());
+                others.extend(arguments.cloned());
+                break;
+            } else if text == "--brokers" {
+                match arguments.next() {
+                    Some(value) => brokers = Some(value.to_string_lossy().into_owned()),
+                    None => bail!("--brokers wants HOST:PORT[,HOST:PORT…]"),
+                }
+            } else if let Some(value) = text.strip_prefix("--brokers=") {
+                brokers = Some(value.to_owned());
+            } else {
+                others.push(argument.clone());
+            }
+        }
+        Ok((brokers, others))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn split(arguments: &[&str]) -> Result<(Option<String>, Vec<OsString>)> {
+        Passed { arguments: arguments.iter().map(OsString::from).collect() }.split()
+    }
+
+    #[test]
+    fn brokers_are_taken_out_wherever_they_stand() {
+        for arguments in
+            [&["--json", "--brokers", "a:1", "--hold"][..], &["--json", "--hold", "--brokers=a:1"]]
+        {
+            let (brokers, others) = split(arguments).unwrap();
+            assert_eq!(brokers.as_deref(), Some("a:1"));
+            assert_eq!(others, ["--json", "--hold"]);
+        }
+        assert!(split(&["--brokers"]).is_err());
+    }
+
+    #[test]
+    fn what_follows_two_dashes_is_left_alone() {
+        let (brokers, others) = split(&["--", "--brokers", "x"]).unwrap();
+        assert_eq!((brokers, others.len()), (None, 3));
+    }
+}

@@ -1,0 +1,120 @@
+//! `cargo xtask test`: cargo's test runner with everything that the tests want around it.
+
+use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    process::{Command, ExitCode, ExitStatus, Stdio},
+};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    build, kafka, process,
+    run::{Passed, environment},
+    setup,
+};
+
+pub(crate) const HELP: &str = "\
+Arguments go to `cargo test`, but for --brokers LIST, which names an existing Kafka to use instead
+of the one on 127.0.0.1.
+
+Changes on the host: installs what is missing (see `setup --check`); as root, makes network
+namespaces and removes them; starts Kafka unless it runs, and then stops it at the end. Without root
+the end-to-end tests are skipped, and say so.
+
+Examples:
+  cargo xtask test
+  cargo xtask test -p millrace-relay codec
+  cargo xtask test -- --nocapture";
+
+/// Sums of what the test binaries reported.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Totals {
+    binaries: u32,
+    passed: u32,
+    failed: u32,
+    ignored: u32,
+}
+
+/// Runs the tests; the exit code is cargo's.
+pub(crate) fn run(passed: &Passed) -> Result<ExitCode> {
+    let (brokers, arguments) = passed.split()?;
+    setup::ensure(&setup::USUAL)?;
+    build::all()?;
+    let cluster = kafka::for_run(brokers.as_deref())?;
+
+    // Release mode, because the programs that the tests run are built that way already.
+    let mut command = build::cargo();
+    command.args(["test", "--release", "--no-fail-fast"]);
+    if !arguments.iter().any(|argument| argument == "-p" || argument == "--package") {
+        command.arg("--workspace");
+    }
+    environment(&mut command, cluster.brokers())?;
+    if process::is_root() {
+        // A test that lacks a privilege must fail here and not skip.
+        command.env("MILLRACE_REQUIRE_PRIVILEGE", "1");
+    }
+    let outcome = watch(command.args(arguments));
+    cluster.release()?;
+
+    let (status, totals) = outcome?;
+    println!(
+        "{} test binaries: {} passed, {} failed, {} ignored",
+        totals.binaries, totals.passed, totals.failed, totals.ignored
+    );
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Shows the runner's output and adds up its closing lines.
+fn watch(command: &mut Command) -> Result<(ExitStatus, Totals)> {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start `{}`", process::shown(command)))?;
+    let mut totals = Totals::default();
+    let output = child.stdout.take().context("no pipe to the test runner")?;
+    let mut stdout = std::io::stdout().lock();
+    // By bytes: a test may print what is not UTF-8.
+    for line in BufReader::new(output).split(b'\n') {
+        let line = line?;
+        stdout.write_all(&line)?;
+        stdout.write_all(b"\n")?;
+        totals.add(&String::from_utf8_lossy(&line));
+    }
+    Ok((child.wait()?, totals))
+}
+
+impl Totals {
+    fn add(&mut self, line: &str) {
+        let Some(counts) = line.strip_prefix("test result: ") else {
+            return;
+        };
+        self.binaries += 1;
+        for count in counts.split([';', '.']) {
+            let mut words = count.split_whitespace();
+            let Some(Ok(number)) = words.next().map(str::parse::<u32>) else {
+                continue;
+            };
+            match words.next() {
+                Some("passed") => self.passed += number,
+                Some("failed") => self.failed += number,
+                Some("ignored") => self.ignored += number,
+                _ => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn closing_lines_add_up() {
+        let mut totals = Totals::default();
+        totals.add("test result: ok. 12 passed; 0 failed; 3 ignored; 0 measured; 1 filtered out");
+        totals.add("test codec::round_trip ... ok");
+        totals.add("test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured");
+        assert_eq!(totals, Totals { binaries: 2, passed: 13, failed: 2, ignored: 3 });
+    }
+}
