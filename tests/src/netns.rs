@@ -152,11 +152,15 @@ pub fn link(
 ) -> anyhow::Result<()> {
     a.ip(&format!("link add {a_device} type veth peer name {b_device} netns {}", b.name()))?;
     for (host, device, address) in [(a, a_device, a_address), (b, b_device, b_address)] {
-        host.ethtool(&format!("-K {device} tx off tso off gro on"))?;
+        host.ethtool(&format!("-K {device} tx off tso off"))?;
         if !address.is_empty() {
             host.ip(&format!("address add {address} dev {device}"))?;
         }
         host.ip(&format!("link set dev {device} up"))?;
+    }
+    // Only a device that is up tells its other end that it polls.
+    for (host, device) in [(a, a_device), (b, b_device)] {
+        host.ethtool(&format!("-K {device} gro on"))?;
     }
     Ok(())
 }
