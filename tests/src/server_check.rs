@@ -22,6 +22,7 @@ use crate::wire::Wire;
 const NOBODY: u32 = u32::MAX;
 /// Complaints kept for the report.
 const KEPT_COMPLAINTS: usize = 10;
+const START_PATIENCE: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(100);
 
 /// What the servers shall expect.
@@ -96,6 +97,8 @@ impl Servers {
             .set("message.timeout.ms", "0")
             .set("linger.ms", "1")
             .create()?;
+        // Finds the topic's leader now, so that the first replies need not wait for it.
+        producer.client().fetch_metadata(Some(&format!("{}downlink", plan.prefix)), START_PATIENCE)?;
         let places = plan.partitions.iter().copied().max().map_or(0, |last| usize::from(last) + 1);
         let tally = Arc::new(Tally {
             opened_at: std::iter::repeat_with(AtomicU64::default).take(places).collect(),
