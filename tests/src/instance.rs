@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use millrace_relay::config::Config;
+use millrace_relay::gateway::object::VARIABLE;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::paths;
 use crate::process::{Finished, Process, run, run_ok};
+use crate::{netns, paths};
 
 const COMMAND_PATIENCE: Duration = Duration::from_secs(30);
 const START_PATIENCE: Duration = Duration::from_mins(1);
@@ -26,6 +27,7 @@ pub struct Instance {
     pub config: Config,
     program: PathBuf,
     directory: PathBuf,
+    object: Option<PathBuf>,
     gateway: Option<PathBuf>,
     loaded: bool,
     relay: Option<Process>,
@@ -41,6 +43,7 @@ impl Instance {
         let instance = Self {
             program: paths::relay()?,
             gateway: gateway.map(Path::to_owned),
+            object: gateway.map(|_| netns::bpf_object()).transpose()?,
             config,
             directory,
             loaded: false,
@@ -74,6 +77,7 @@ impl Instance {
             _ => Command::new(&self.program),
         };
         command.arg(verb).arg("--config").arg(self.config_file());
+        command.envs(self.object.as_ref().map(|object| (VARIABLE, object)));
         command
     }
 

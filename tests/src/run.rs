@@ -41,7 +41,7 @@ pub struct RunPlan {
 /// How far a run is.
 #[derive(Clone, Copy, Debug)]
 pub struct Snapshot {
-    /// Since sending began; zero while clients connect.
+    /// Since the run began.
     pub elapsed: Duration,
     /// Clients connected.
     pub connected: u64,
@@ -67,6 +67,8 @@ pub struct Latency {
 /// How a run ended.
 #[derive(Clone, Debug, Serialize)]
 pub struct Outcome {
+    /// Messages that clients were to send.
+    pub requested: u64,
     /// Messages that clients sent.
     pub sent: u64,
     /// Messages that servers got, each counted once.
@@ -106,9 +108,12 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Whether every message and every reply came as it should.
+    /// Whether every message was sent, and every message and every reply came as it should.
     pub fn is_flawless(&self) -> bool {
-        [self.lost, self.duplicated, self.out_of_order, self.misrouted, self.corrupted] == [0; 5]
+        self.sent == self.requested
+            && self.disconnected == 0
+            && [self.lost, self.duplicated, self.out_of_order, self.misrouted, self.corrupted]
+                == [0; 5]
     }
 }
 
@@ -157,7 +162,7 @@ pub fn run(
         },
         directory,
     )?;
-    let mut run = Run { cluster, servers, load, observe, started: None };
+    let mut run = Run { cluster, servers, load, observe, started: Instant::now() };
     run.connect()?;
     let (connections, associations) = run.associations(service)?;
     let cpu_before = run.cluster.instance.stats()?.cpu_us()?;
@@ -176,6 +181,7 @@ pub fn run(
     let quantile = |q| report.latency_us.value_at_quantile(q);
     let cpu = (cpu_after.0 + cpu_after.1).saturating_sub(cpu_before.0 + cpu_before.1);
     Ok(Outcome {
+        requested: plan.messages,
         sent,
         delivered: get(&tally.delivered),
         replied,
@@ -231,14 +237,14 @@ struct Run<'a> {
     servers: Servers,
     load: Load,
     observe: &'a mut dyn FnMut(&mut Cluster, &Snapshot) -> Result<()>,
-    started: Option<Instant>,
+    started: Instant,
 }
 
 impl Run<'_> {
     fn snapshot(&self) -> Snapshot {
         let progress = &self.load.progress;
         Snapshot {
-            elapsed: self.started.map_or(Duration::ZERO, |started| started.elapsed()),
+            elapsed: self.started.elapsed(),
             connected: progress.connected.load(Relaxed),
             sent: progress.sent.load(Relaxed),
             delivered: self.servers.tally.delivered.load(Relaxed),
@@ -290,7 +296,6 @@ impl Run<'_> {
     }
 
     fn exchange(&mut self) -> Result<()> {
-        self.started = Some(Instant::now());
         self.load.begin();
         self.watch(|run| run.load.is_finished())
     }

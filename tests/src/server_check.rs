@@ -22,6 +22,7 @@ use crate::wire::Wire;
 const NOBODY: u32 = u32::MAX;
 /// Complaints kept for the report.
 const KEPT_COMPLAINTS: usize = 10;
+const START_PATIENCE: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(100);
 
 /// What the servers shall expect.
@@ -89,22 +90,31 @@ pub struct Servers {
 }
 
 impl Servers {
-    /// Starts one thread and one consumer for each partition, reading from the partition's start.
+    /// Starts one thread and one consumer for each partition, reading what comes from now on.
     pub fn start(plan: &ServerPlan, directory: &Directory) -> Result<Self> {
         let producer: ThreadedProducer<DefaultProducerContext> = kafka::client(&plan.brokers)
             .set("enable.idempotence", "true")
             .set("message.timeout.ms", "0")
             .set("linger.ms", "1")
             .create()?;
+        // Finds the topic's leader now, so that the first replies need not wait for it.
+        producer
+            .client()
+            .fetch_metadata(Some(&format!("{}downlink", plan.prefix)), START_PATIENCE)?;
         let places = plan.partitions.iter().copied().max().map_or(0, |last| usize::from(last) + 1);
         let tally = Arc::new(Tally {
             opened_at: std::iter::repeat_with(AtomicU64::default).take(places).collect(),
             owners: directory.iter().map(|_| AtomicU32::new(NOBODY)).collect(),
             ..Tally::default()
         });
+        let uplink = format!("{}uplink", plan.prefix);
         let mut servers = Self { tally, stop: Arc::default(), threads: Vec::new() };
         for partition in &plan.partitions {
+            let place = i32::from(*partition);
+            let (_, end) = producer.client().fetch_watermarks(&uplink, place, START_PATIENCE)?;
             let server = Server {
+                uplink: uplink.clone(),
+                start: end,
                 partition: *partition,
                 plan: plan.clone(),
                 downlink: format!("{}downlink", plan.prefix),
@@ -155,6 +165,9 @@ impl Drop for Servers {
 
 struct Server {
     partition: u16,
+    uplink: String,
+    /// Offset of its first record.
+    start: i64,
     plan: ServerPlan,
     downlink: String,
     reply_header: String,
@@ -199,6 +212,7 @@ impl<'a> Labels<'a> {
 
 impl Server {
     fn run(mut self, stop: &AtomicBool) -> Result<()> {
+        let partition = i32::from(self.partition);
         let consumer: BaseConsumer = kafka::client(&self.plan.brokers)
             // Needed for `assign`, though nothing is committed.
             .set("group.id", format!("{}check-{}", self.plan.prefix, self.partition))
@@ -206,8 +220,7 @@ impl Server {
             .set("fetch.wait.max.ms", "50")
             .create()?;
         let mut own = TopicPartitionList::new();
-        let uplink = format!("{}uplink", self.plan.prefix);
-        own.add_partition_offset(&uplink, i32::from(self.partition), Offset::Beginning)?;
+        own.add_partition_offset(&self.uplink, partition, Offset::Offset(self.start))?;
         consumer.assign(&own)?;
         while !stop.load(Relaxed) {
             match consumer.poll(POLL) {

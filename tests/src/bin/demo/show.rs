@@ -96,9 +96,10 @@ pub(crate) fn summary(report: &Report, progress: &Progress) {
         progress.line(&format!("wrong: {error}"));
     }
     progress.line(&format!(
-        "sent {}, delivered {}, replied {}; lost {}, duplicated {}, out of order {}, misrouted {}, \
-         corrupted {}",
+        "sent {} of {}, delivered {}, replied {}; lost {}, duplicated {}, out of order {}, \
+         misrouted {}, corrupted {}, disconnected {}",
         outcome.sent,
+        outcome.requested,
         outcome.delivered,
         outcome.replied,
         outcome.lost,
@@ -106,6 +107,7 @@ pub(crate) fn summary(report: &Report, progress: &Progress) {
         outcome.out_of_order,
         outcome.misrouted,
         outcome.corrupted,
+        outcome.disconnected,
     ));
     progress.line(&format!(
         "{:.2} s, {:.0} messages/s; round trip p50 {} µs, p99 {} µs, longest {} µs; relay {:.2} µs \
