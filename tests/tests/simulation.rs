@@ -12,7 +12,9 @@ use millrace_relay::config::Config;
 use millrace_relay::kafka::{ConnectionKey, Incarnation, Pump, PumpStats, RefusedReason, RelayId};
 use millrace_relay::ring::{Command, DownlinkSender, Kind, Wake, downlink, uplink};
 use millrace_relay::route::ServiceId;
-use millrace_relay::worker::{CloseReason, Engine as _, NoGateway, Shared, Worker, WorkerStats};
+use millrace_relay::worker::{
+    CloseReason, Counter, Engine as _, NoGateway, Shared, Worker, WorkerStats,
+};
 use millrace_tests::faulty::{Dice, Ending, FaultyEngine, FaultyProducer, SimClient, SimRecord};
 
 const SEEDS: u64 = 2000;
@@ -102,7 +104,7 @@ impl Run {
         let (worker_wake, producer_wake) = (wake(), wake());
         let (uplink_sender, uplink_receiver) = uplink(worker_wake.clone(), producer_wake.clone());
         let (replies, downlink_receiver) = downlink(worker_wake.clone(), wake());
-        let clients = (0..1 + dice.below(30)).map(|number| client(&mut dice, number)).collect();
+        let clients = (0..=dice.below(30)).map(|number| client(&mut dice, number)).collect();
         let stats = Arc::<WorkerStats>::default();
         let worker = Worker::new(
             0,
@@ -235,7 +237,7 @@ impl Run {
         let counted = &self.pump_stats.refused[RefusedReason::TooLarge as usize];
         assert_eq!(counted.load(Ordering::SeqCst), messages(&refused));
         assert_eq!(stats.connections(), 0, "every connection was closed, and counted");
-        let undelivered: u64 = stats.replies_undelivered.iter().map(|n| n.get()).sum();
+        let undelivered: u64 = stats.replies_undelivered.iter().map(Counter::get).sum();
         assert_eq!(
             stats.replies_sent.get() + undelivered,
             self.replies_given,
