@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod cluster;
+pub mod fake_relay;
 pub mod faulty;
 pub mod instance;
 pub mod interrupt;
