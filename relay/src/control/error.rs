@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::gateway::GatewayError;
-use crate::kafka::TopicError;
+use crate::kafka::{ConsumerError, TopicError};
 
 /// Why the relay did not start, or ended by itself.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +39,9 @@ pub enum RunError {
         /// What to do.
         hint: &'static str,
     },
+    /// The downlink cannot be read.
+    #[error(transparent)]
+    Consumer(#[from] ConsumerError),
     /// Kafka's client could not be made.
     #[error("the Kafka client refuses its configuration: {0}; see kafka.properties")]
     Client(#[from] rdkafka::error::KafkaError),

@@ -10,6 +10,7 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::Config;
@@ -22,6 +23,9 @@ use super::record::{ConnectionKey, Incarnation, RelayId, header};
 const POLL: Duration = Duration::from_millis(100);
 /// Most records of a round, so that commits go on under load.
 const ROUND_RECORDS: usize = 10_000;
+/// How long the cluster may take to tell the committed offset; a new one has to make its topic of
+/// offsets first.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// Commits are no more frequent than this.
 const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -36,6 +40,25 @@ pub struct ConsumerStats {
     pub other_relay: AtomicU64,
     /// Errors reported by the cluster.
     pub errors: AtomicU64,
+}
+
+/// Why there is no consumer.
+#[derive(Debug, thiserror::Error)]
+pub enum ConsumerError {
+    /// librdkafka refuses.
+    #[error("the Kafka client refuses its configuration: {0}; see kafka.properties")]
+    Client(#[from] KafkaError),
+    /// The cluster does not tell where the last run has stopped reading.
+    #[error(
+        "the cluster does not tell the committed offset of consumer group {group} ({source}); the \
+         group must be allowed to the relay, and the brokers' logs may say more"
+    )]
+    Offset {
+        /// The relay's group.
+        group: String,
+        /// librdkafka's word.
+        source: KafkaError,
+    },
 }
 
 struct Context;
@@ -156,19 +179,23 @@ pub struct Consumer {
 }
 
 impl Consumer {
-    /// A consumer at the committed offset of the relay's partition, or at its beginning.
+    /// A consumer at the committed offset of the relay's partition, or at its beginning. The offset
+    /// is asked for here and waited for: left to librdkafka (`Offset::Stored`) it would be looked up
+    /// while clients are served already, and a broker that hangs in that moment would keep their
+    /// replies back for minutes.
     pub fn new(
         config: &Config,
         incarnation: Incarnation,
         downlinks: Vec<DownlinkSender>,
         stats: Arc<ConsumerStats>,
         wake: Wake,
-    ) -> Result<Self, KafkaError> {
+    ) -> Result<Self, ConsumerError> {
         let relay = RelayId(config.relay.id);
         let topic = config.kafka.downlink_topic();
+        let group = format!("{}relay-{}", config.kafka.topic_prefix, relay.0);
         let mut client = client_config(&config.kafka);
         client
-            .set("group.id", format!("{}relay-{}", config.kafka.topic_prefix, relay.0))
+            .set("group.id", &group)
             .set("enable.auto.commit", "false")
             .set("auto.offset.reset", "earliest")
             .set("fetch.error.backoff.ms", "50")
@@ -176,7 +203,16 @@ impl Consumer {
             .set("queued.max.messages.kbytes", "16384");
         let consumer: BaseConsumer<Context> = client.create_with_context(Context)?;
         let mut assignment = TopicPartitionList::new();
-        assignment.add_partition_offset(&topic, i32::from(relay.0), Offset::Stored)?;
+        assignment.add_partition(&topic, i32::from(relay.0));
+        let committed = consumer
+            .committed_offsets(assignment, START_TIMEOUT)
+            .map_err(|source| ConsumerError::Offset { group, source })?;
+        let start = match committed.elements().first().map(TopicPartitionListElem::offset) {
+            None | Some(Offset::Invalid) => Offset::Beginning,
+            Some(committed) => committed,
+        };
+        let mut assignment = TopicPartitionList::new();
+        assignment.add_partition_offset(&topic, i32::from(relay.0), start)?;
         consumer.assign(&assignment)?;
         let open = downlinks.iter().map(|_| None).collect();
         Ok(Self {

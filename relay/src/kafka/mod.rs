@@ -9,7 +9,7 @@ mod pump;
 mod record;
 mod topics;
 
-pub use consumer::{Consumer, ConsumerStats};
+pub use consumer::{Consumer, ConsumerError, ConsumerStats};
 pub use producer::{
     DeliveryFailure, ProduceError, Producer, RdKafkaProducer, Report, Token, producer_config,
 };
