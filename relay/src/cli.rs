@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
@@ -48,13 +49,15 @@ enum Command {
     ///
     /// Prints `relay ready: …` when clients are served, and at the end its counters as one line of
     /// JSON. The log goes to standard error; `RUST_LOG` sets its level (default: info).
-    #[command(after_help = "Example:\n  sudo relay run --config /etc/millrace/millrace.toml")]
+    #[command(
+        after_help = "Examples:\n  sudo relay run --config /etc/millrace/millrace.toml\n  relay run --config millrace.toml --no-gateway 127.0.0.1"
+    )]
     Run {
         #[command(flatten)]
         config: ConfigFile,
-        /// Listen in this network namespace, for clients that connect directly; no XDP, no root.
-        #[arg(long)]
-        no_gateway: bool,
+        /// Listen at this address, for clients that connect directly; no XDP, no root.
+        #[arg(long, value_name = "ADDRESS", num_args = 0..=1, default_missing_value = "0.0.0.0")]
+        no_gateway: Option<IpAddr>,
     },
 }
 
@@ -130,8 +133,8 @@ fn status(config: &Config, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn run(config: &Config, no_gateway: bool) -> anyhow::Result<()> {
-    let mode = if no_gateway { control::Mode::Direct } else { control::Mode::Gateway };
+fn run(config: &Config, no_gateway: Option<IpAddr>) -> anyhow::Result<()> {
+    let mode = no_gateway.map_or(control::Mode::Gateway, control::Mode::Direct);
     let services = config.services.len();
     let snapshot = control::run(config, mode, |threads| {
         println!("relay ready: {} workers, {services} services", threads.workers());

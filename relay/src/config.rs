@@ -4,7 +4,7 @@
 //! `docs/millrace.toml`.
 
 use std::collections::{HashMap, HashSet};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -405,9 +405,15 @@ impl Config {
         servers.map(|server| server.partition.index() + 1).max().unwrap_or_default()
     }
 
-    /// Directory of run-time files: `/run/millrace/INSTANCE`.
+    /// Directory of run-time files: `/run/millrace/INSTANCE`; for a relay without gateway that is
+    /// not root's, `$XDG_RUNTIME_DIR/millrace/INSTANCE` (XDG Base Directory Specification).
     pub fn run_directory(&self) -> PathBuf {
-        Path::new("/run/millrace").join(&self.gateway.instance)
+        let own = std::env::var_os("XDG_RUNTIME_DIR").filter(|own| !own.is_empty());
+        let base = match own {
+            Some(own) if !rustix::process::geteuid().is_root() => PathBuf::from(own),
+            _ => PathBuf::from("/run"),
+        };
+        base.join("millrace").join(&self.gateway.instance)
     }
 
     /// The control socket.
@@ -423,10 +429,5 @@ impl Config {
     /// The relay namespace's file.
     pub fn namespace(&self) -> PathBuf {
         Path::new("/run/netns").join(&self.gateway.instance)
-    }
-
-    /// Where the relay listens for a service: every address of its namespace.
-    pub fn listen_address(service: &Service) -> SocketAddr {
-        SocketAddr::from((Ipv4Addr::UNSPECIFIED, service.port))
     }
 }

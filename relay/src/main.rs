@@ -20,8 +20,30 @@ fn main() -> ExitCode {
     match cli::Cli::parse().run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("relay: {error:#}");
+            eprintln!("relay: {}", in_words(&error));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// An error with its causes; those that its own message tells already are left out.
+fn in_words(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |told, cause| match &*told {
+        "" => cause,
+        _ if told.contains(&cause) => told,
+        _ => format!("{told}: {cause}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let error = anyhow::anyhow!("permission denied")
+            .context("open the lock: permission denied")
+            .context("claim the instance");
+        assert_eq!(in_words(&error), "claim the instance: open the lock: permission denied");
     }
 }

@@ -35,7 +35,7 @@ pub struct Instance {
 
 impl Instance {
     /// Writes the configuration. `gateway` is the network namespace of the gateway host; without
-    /// one there is no XDP, and the relay listens where it is started.
+    /// one there is no XDP, and the relay listens on 127.0.0.1 where it is started.
     pub fn new(config: Config, gateway: Option<&Path>) -> Result<Self> {
         let name = format!("millrace-{}-{}", config.gateway.instance, std::process::id());
         let directory = std::env::temp_dir().join(name);
@@ -107,7 +107,7 @@ impl Instance {
         }
         let mut command = self.command("run", false);
         if self.gateway.is_none() {
-            command.arg("--no-gateway");
+            command.args(["--no-gateway", "127.0.0.1"]);
         }
         let relay = Process::spawn("relay run", &mut command)?;
         relay.wait_line("relay ready:", START_PATIENCE)?;

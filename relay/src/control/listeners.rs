@@ -2,7 +2,7 @@
 //! was made, whoever uses it, and so do those it accepts.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
@@ -28,20 +28,25 @@ pub(super) type Listeners = Vec<(ServiceId, OwnedFd)>;
 pub(super) fn open(
     config: &Config,
     namespace: Option<&Path>,
+    address: IpAddr,
     workers: usize,
 ) -> Result<Vec<Listeners>, RunError> {
-    let open_all = || (0..workers).map(|_| open_services(config, namespace)).collect();
+    let open_all = || (0..workers).map(|_| open_services(config, namespace, address)).collect();
     match namespace {
         Some(path) => in_namespace(path, open_all)?,
         None => open_all(),
     }
 }
 
-fn open_services(config: &Config, namespace: Option<&Path>) -> Result<Listeners, RunError> {
+fn open_services(
+    config: &Config,
+    namespace: Option<&Path>,
+    address: IpAddr,
+) -> Result<Listeners, RunError> {
     let services = config.services.iter().zip((0..).map(ServiceId));
     services
         .map(|(service, id)| {
-            let address = Config::listen_address(service);
+            let address = SocketAddr::from((address, service.port));
             let socket = listener(address).map_err(|source| RunError::Listen {
                 service: service.name.clone(),
                 address,

@@ -13,6 +13,7 @@ mod snapshot;
 mod socket;
 mod threads;
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -36,8 +37,8 @@ const BEATS_PER_TIMEOUT: u32 = 10;
 pub enum Mode {
     /// Behind a loaded gateway, in its relay namespace.
     Gateway,
-    /// In the network namespace of the process, for clients that connect directly.
-    Direct,
+    /// At this address in the network namespace of the process, for clients that connect directly.
+    Direct(IpAddr),
 }
 
 /// Runs the relay until SIGTERM or SIGINT, or until it cannot go on. `on_ready` is called when
@@ -66,11 +67,12 @@ async fn run_async(
     let mut interrupt =
         signal(SignalKind::interrupt()).map_err(RunError::io("watch for SIGINT"))?;
 
-    let mut socket = ControlSocket::claim(config)?;
-    let mut gateway = match mode {
-        Mode::Gateway => Some(Gateway::open(config)?),
-        Mode::Direct => None,
+    let (mut gateway, address) = match mode {
+        // Every address is local in the relay namespace.
+        Mode::Gateway => (Some(Gateway::open(config)?), IpAddr::from(Ipv4Addr::UNSPECIFIED)),
+        Mode::Direct(address) => (None, address),
     };
+    let mut socket = ControlSocket::claim(config)?;
     ensure_topics(config).await?;
 
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -80,7 +82,7 @@ async fn run_async(
     }
     let namespace = gateway.as_ref().map(Gateway::namespace);
     let workers = worker_count(config);
-    let listeners = listeners::open(config, namespace, workers)?;
+    let listeners = listeners::open(config, namespace, address, workers)?;
     let threads = Threads::start(config, incarnation, gateway.as_ref(), listeners)?;
     socket.serve(threads.observer());
     // Last: from here on the gateway diverts connections to us.
