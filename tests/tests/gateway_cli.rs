@@ -4,25 +4,13 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 use millrace_relay::codec::Framing;
 use millrace_relay::config::Config;
 use millrace_tests::netns::{Topology, bpf_object, privileged};
+use millrace_tests::paths;
 
 const NOBODY: u32 = 65_534;
-
-/// Builds the executable of this build's profile, and gives its path.
-fn relay() -> anyhow::Result<PathBuf> {
-    let tests = std::env::current_exe()?;
-    let profile = tests.ancestors().nth(2).context("not below a profile's directory")?;
-    let mut build = Command::new(env!("CARGO"));
-    build.args(["build", "--quiet", "--package", "millrace-relay", "--bin", "relay"]);
-    if profile.ends_with("release") {
-        build.arg("--release");
-    }
-    ensure!(build.status()?.success(), "cannot build the relay");
-    Ok(profile.join("relay"))
-}
 
 /// A directory that is removed with its value.
 struct Scratch(PathBuf);
@@ -60,7 +48,7 @@ fn load_status_and_unload() -> anyhow::Result<()> {
     if !privileged("load_status_and_unload") {
         return Ok(());
     }
-    let relay = relay()?;
+    let relay = paths::relay()?;
     let topology = Topology::new(1, 1)?;
     let scratch = Scratch::new("cli")?;
     let config = topology.config(7000, Framing::Lines);
@@ -87,6 +75,7 @@ fn load_status_and_unload() -> anyhow::Result<()> {
 
     let output = run(&["status", "--json"])?;
     let status: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    let status = &status["gateway"];
     ensure!(status["instance"] == config.gateway.instance.as_str(), "{status}");
     ensure!(status["devices"][0]["mode"] == "native", "{status}");
     ensure!(status["rules"][0] == "tcp 10.77.2.0/24 port 7000", "{status}");
@@ -107,7 +96,7 @@ fn without_root_it_says_so() -> anyhow::Result<()> {
     }
     let scratch = Scratch::new("nobody")?;
     let executable = scratch.0.join("relay");
-    std::fs::copy(relay()?, &executable)?;
+    std::fs::copy(paths::relay()?, &executable)?;
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/millrace.toml");
     let path = std::fs::copy(path, scratch.0.join("millrace.toml"))
         .map(|_| scratch.0.join("millrace.toml"))?;
@@ -129,7 +118,7 @@ fn a_missing_object_or_configuration_is_named() -> anyhow::Result<()> {
         return Ok(());
     }
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/millrace.toml");
-    let output = Command::new(relay()?)
+    let output = Command::new(paths::relay()?)
         .args(["load", "--config"])
         .arg(&path)
         .env("MILLRACE_BPF_OBJECT", "/nonexistent/gateway.bpf.o")
@@ -138,7 +127,8 @@ fn a_missing_object_or_configuration_is_named() -> anyhow::Result<()> {
     ensure!(!output.status.success(), "{message}");
     ensure!(message.contains("no eBPF object: looked for /nonexistent/gateway.bpf.o"), "{message}");
 
-    let output = Command::new(relay()?).args(["load", "--config", "/nonexistent.toml"]).output()?;
+    let output =
+        Command::new(paths::relay()?).args(["load", "--config", "/nonexistent.toml"]).output()?;
     let message = said(&output);
     ensure!(!output.status.success() && message.contains("--config"), "{message}");
     Ok(())
