@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
+use millrace_relay::config::RelaySection;
 use millrace_relay::kafka::{ConnectionKey, Incarnation, RelayId};
 use millrace_relay::ring::Wake;
 use millrace_relay::route::ServiceId;
@@ -42,7 +43,13 @@ impl Sink {
     pub(crate) fn run(&self) -> Result<()> {
         let listener = TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;
         let address: SocketAddr = listener.local_addr()?;
-        let limits = EngineLimits { sockets: 8192, buffers: 1024, buffer_bytes: 16_384 };
+        let relay = RelaySection::default();
+        let limits = EngineLimits {
+            sockets: relay.max_connections,
+            buffers: relay.receive_buffers,
+            buffer_bytes: relay.receive_buffer_bytes,
+            batch_wait_us: relay.batch_wait_us,
+        };
         let mut engine = UringEngine::new(limits, Wake::new()?)?;
         engine.listen(ServiceId(0), OwnedFd::from(listener));
         println!("listening {address}");

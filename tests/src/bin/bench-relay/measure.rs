@@ -39,6 +39,9 @@ pub(crate) struct Measured {
     pub(crate) process: CpuTime,
     /// Of everything: subject, generator, broker.
     pub(crate) machine: CpuTime,
+    /// Of the relay's workers, over its whole run: each is one `io_uring_enter`, their only system
+    /// call.
+    pub(crate) worker_loops: Option<u64>,
 }
 
 /// Measures one subject once.
@@ -76,6 +79,7 @@ fn timed(
         seconds: start.elapsed().as_secs_f64(),
         process: CpuTime::of_process(process)?.since(before.0),
         machine: CpuTime::of_machine()?.since(before.1),
+        worker_loops: None,
     })
 }
 
@@ -94,7 +98,9 @@ fn relay(setting: &Setting<'_>, topics: &Topics) -> Result<Measured> {
         stopped["messages_acknowledged"] == setting.flood.messages,
         "the relay has delivered something else than was sent: {stopped}"
     );
-    Ok(measured)
+    let worker_loops = stopped["worker_loops"].as_u64();
+    ensure!(worker_loops.is_some(), "the relay reports no loops: {stopped}");
+    Ok(Measured { worker_loops, ..measured })
 }
 
 fn config(setting: &Setting<'_>, topics: &Topics, port: u16) -> Config {
@@ -175,7 +181,7 @@ fn produce(setting: &Setting<'_>, topics: &Topics) -> Result<Measured> {
     let machine = CpuTime::of_machine()?.since(machine);
     let records = record_count(setting.brokers, &topic, i32::from(PARTITIONS))?;
     ensure!(records == messages, "{records} records instead of {messages}");
-    Ok(Measured { messages, seconds, process, machine })
+    Ok(Measured { messages, seconds, process, machine, worker_loops: None })
 }
 
 fn sink(setting: &Setting<'_>) -> Result<Measured> {
@@ -192,6 +198,7 @@ fn sink(setting: &Setting<'_>) -> Result<Measured> {
         seconds: start.elapsed().as_secs_f64(),
         process,
         machine: CpuTime::of_machine()?.since(machine),
+        worker_loops: None,
     })
 }
 

@@ -38,6 +38,9 @@ struct Figures {
     system_us: f64,
     cpu_us: f64,
     machine_cpu_us: f64,
+    /// Of the relay's workers; the last round's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    system_calls_per_message: Option<f64>,
     #[serde(skip)]
     rounds: Vec<[f64; 5]>,
 }
@@ -66,11 +69,20 @@ fn figures(measured: &Measured) -> [f64; 5] {
 /// A measurement in a line.
 pub(crate) fn line(subject: Subject, measured: &Measured) -> String {
     let [rate, user, system, cpu, machine] = figures(measured);
+    let loops = loops_per_message(measured)
+        .map(|loops| format!(", {loops} enters/message"))
+        .unwrap_or_default();
     format!(
         "{:<15} {rate:>9.0} messages/s  {cpu:>6.2} µs/message ({user:.2} user, {system:.2} system), \
-         machine {machine:.2}",
+         machine {machine:.2}{loops}",
         subject.name()
     )
+}
+
+#[allow(clippy::cast_precision_loss, reason = "counts become rates")]
+fn loops_per_message(measured: &Measured) -> Option<f64> {
+    let loops = measured.worker_loops? as f64 / measured.messages as f64;
+    Some((loops * 10_000.0).round() / 10_000.0)
 }
 
 fn median(values: impl Iterator<Item = f64>) -> f64 {
@@ -107,6 +119,7 @@ impl Report {
                     system_us: 0.0,
                     cpu_us: 0.0,
                     machine_cpu_us: 0.0,
+                    system_calls_per_message: None,
                     rounds: Vec::new(),
                 })
                 .into(),
@@ -127,6 +140,7 @@ impl Report {
         figures_of.system_us = system;
         figures_of.cpu_us = cpu;
         figures_of.machine_cpu_us = machine;
+        figures_of.system_calls_per_message = loops_per_message(measured);
         workload.compare();
     }
 }
