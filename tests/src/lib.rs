@@ -6,6 +6,7 @@ pub mod cpu;
 pub mod fake_relay;
 pub mod faulty;
 pub mod flood;
+pub mod fuzz;
 pub mod instance;
 pub mod interrupt;
 pub mod kafka;
