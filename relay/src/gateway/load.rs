@@ -2,33 +2,35 @@
 
 use std::path::Path;
 
-use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::xdp::{DevMap, DevMapHash};
 use aya::maps::{Array, Map, MapError};
 use aya::programs::links::FdLink;
 use aya::programs::xdp::XdpMode;
 use aya::programs::{ProgramError, Xdp};
 use aya::{Ebpf, EbpfLoader};
-use millrace_common::abi::{ABI_VERSION, GatewayConfig, MAX_CLIENT_LINKS, MAX_RULES, map};
-use millrace_common::flow::Address;
-use millrace_common::packet::TCP;
-use millrace_common::rule::{Action, RuleKey};
+use millrace_common::abi::{ABI_VERSION, GatewayConfig, MAX_CLIENT_LINKS, map};
 use serde::Serialize;
 
 use super::error::{GatewayError, causes, errno};
 use super::host::{Device, Report, in_namespace};
 use super::netdev;
-use super::object::ObjectFile;
+use super::object::{ObjectFile, verify};
+use super::rules::RuleSet;
+use super::rules::command::InForce;
+use super::rules::compile::Compiled;
+use super::rules::tables::RuleTables;
 use super::state::{self, Lock, State};
 use super::topology::{self, RELAY_DEVICE, Topology};
 use super::unload::undo;
-use crate::config::{Config, Prefix};
+use crate::config::{Config, Mode};
 
 /// The programs, by their names in the object.
 pub(super) const PROGRAMS: [&str; 3] = ["ingress", "egress", "pass"];
-const MAPS: [&str; 8] = [
+const MAPS: [&str; 10] = [
     map::CONFIG,
     map::HEARTBEAT,
+    map::ACTIVE_SET,
+    map::PORT_CLASSES,
     map::RULES,
     map::PENDING,
     map::ESTABLISHED,
@@ -84,9 +86,10 @@ pub fn load_object_file(
     if State::read(config)?.is_some() {
         return Err(GatewayError::AlreadyLoaded { instance: config.gateway.instance.clone() });
     }
-    let rules = rules(config)?;
+    let rules = RuleSet::of(config)?;
+    let compiled = Compiled::of(&rules)?;
     let devices = devices(config)?;
-    topology::check(config)?;
+    topology::check(config, &rules)?;
     if config.pin_directory().exists() {
         return Err(GatewayError::NameTaken {
             what: format!("the directory {}", config.pin_directory().display()),
@@ -95,7 +98,9 @@ pub fn load_object_file(
 
     let state = State::of(config);
     state.create(config)?;
-    if let Err(error) = build(config, object, &devices, &rules, report) {
+    let built = build(config, object, &devices, &compiled, report)
+        .and_then(|()| state::draft_rules(config, &InForce::of(config, &rules))?.keep());
+    if let Err(error) = built {
         report(&format!("failed: {error}; undoing what was done"));
         if let Err(second) = undo(config, &state, report) {
             report(&format!("could not undo everything: {second}; run `relay unload`"));
@@ -106,7 +111,7 @@ pub fn load_object_file(
     Ok(LoadReport {
         instance: state.instance,
         devices: state.devices,
-        rules: rules.len(),
+        rules: rules.rules.len(),
         object: object.path.clone(),
         pin_directory: state.pin_directory,
         namespace: config.namespace(),
@@ -118,7 +123,7 @@ fn build(
     config: &Config,
     object: &ObjectFile,
     devices: &[(String, Device)],
-    rules: &[(Prefix, u16)],
+    rules: &Compiled,
     report: Report<'_>,
 ) -> Result<(), GatewayError> {
     let pins = config.pin_directory();
@@ -130,8 +135,11 @@ fn build(
     let mut ebpf = load_object(object)?;
     let topology = topology::create(config, devices, report)?;
 
-    report(&format!("{} steering rule(s)", rules.len()));
-    fill(&mut ebpf, config, &topology, rules)?;
+    report(&format!("{} class(es) of ports with rules", rules.class_count()));
+    fill(&mut ebpf, config, &topology)?;
+    RuleTables::of(&mut ebpf)
+        .expect("load_object has checked the maps")
+        .replace(rules, config.gateway.mode == Mode::All)?;
     pin(&mut ebpf, &pins)?;
 
     let gateway_device = topology::gateway_device(config);
@@ -180,19 +188,6 @@ fn aim_answers(
     Ok(())
 }
 
-/// What the configuration asks to divert.
-fn rules(config: &Config) -> Result<Vec<(Prefix, u16)>, GatewayError> {
-    let rules: Vec<_> = config
-        .services
-        .iter()
-        .flat_map(|service| service.destinations.iter().map(|prefix| (*prefix, service.port)))
-        .collect();
-    if rules.len() > MAX_RULES as usize {
-        return Err(GatewayError::TooManyRules { rules: rules.len(), limit: MAX_RULES });
-    }
-    Ok(rules)
-}
-
 /// The client-facing devices, each there and free.
 fn devices(config: &Config) -> Result<Vec<(String, Device)>, GatewayError> {
     let names = &config.gateway.devices;
@@ -222,8 +217,7 @@ fn load_object(object: &ObjectFile) -> Result<Ebpf, GatewayError> {
         .load(&object.bytes)
         .map_err(|error| refused("the maps", causes(&error)))?;
     for name in PROGRAMS {
-        xdp(&mut ebpf, name, &object.path)?
-            .load()
+        verify(xdp(&mut ebpf, name, &object.path)?)
             .map_err(|error| refused(&format!("program `{name}`"), causes(&error)))?;
     }
     if let Some(missing) = MAPS.iter().find(|name| ebpf.map(name).is_none()) {
@@ -248,12 +242,7 @@ fn map_mut<'a>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut Map {
     ebpf.map_mut(name).expect("load_object has checked the maps")
 }
 
-fn fill(
-    ebpf: &mut Ebpf,
-    config: &Config,
-    topology: &Topology,
-    rules: &[(Prefix, u16)],
-) -> Result<(), GatewayError> {
+fn fill(ebpf: &mut Ebpf, config: &Config, topology: &Topology) -> Result<(), GatewayError> {
     let failed = |name: &str| GatewayError::bpf::<MapError>(format!("fill the map {name}"));
     let value = GatewayConfig {
         abi_version: ABI_VERSION,
@@ -266,20 +255,10 @@ fn fill(
         .and_then(|mut map| map.set(0, value, 0))
         .map_err(failed(map::CONFIG))?;
 
-    let mut link =
-        DevMap::try_from(map_mut(ebpf, map::RELAY_LINK)).map_err(failed(map::RELAY_LINK))?;
-    link.set(0, topology.gateway_ifindex, None, 0)
-        .map_err(GatewayError::bpf(format!("fill the map {}", map::RELAY_LINK)))?;
-    let mut trie: LpmTrie<_, RuleKey, u32> =
-        LpmTrie::try_from(map_mut(ebpf, map::RULES)).map_err(failed(map::RULES))?;
-    for (prefix, port) in rules {
-        let data =
-            RuleKey::new(TCP, port.to_be_bytes(), Address::from_ipv4(prefix.address.octets()));
-        let length = RuleKey::FIXED_BITS + 96 + u32::from(prefix.length);
-        trie.insert(&Key::new(length, data), Action::Divert as u32, 0)
-            .map_err(failed(map::RULES))?;
-    }
-    Ok(())
+    DevMap::try_from(map_mut(ebpf, map::RELAY_LINK))
+        .map_err(failed(map::RELAY_LINK))?
+        .set(0, topology.gateway_ifindex, None, 0)
+        .map_err(GatewayError::bpf(format!("fill the map {}", map::RELAY_LINK)))
 }
 
 /// Pins maps and programs; the links follow one by one.

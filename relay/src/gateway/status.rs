@@ -2,18 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
 use std::path::Path;
 
-use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::xdp::DevMapHash;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use aya::programs::ProgramInfo;
 use aya::programs::links::PinnedLink;
 use millrace_common::abi::{self, GatewayConfig, map};
 use millrace_common::flow::{FlowKey, FlowState};
-use millrace_common::packet::TCP;
-use millrace_common::rule::RuleKey;
 use millrace_common::verdict::Verdict;
 use serde::Serialize;
 
@@ -21,9 +17,13 @@ use super::error::GatewayError;
 use super::heartbeat::monotonic_ns;
 use super::host::Device;
 use super::load::{PROGRAMS, link_pin};
-use super::state::State;
+use super::rules::command::InForce;
+use super::state::{self, State};
 use super::{open_map, read_config};
 use crate::config::Config;
+
+/// Rules that the text shows; a gateway may have thousands.
+const SHOWN_RULES: usize = 10;
 
 /// What is loaded, and what it has done. Numbers are since `load`.
 #[derive(Debug, Serialize)]
@@ -36,8 +36,8 @@ pub struct Status {
     pub devices: Vec<DeviceStatus>,
     /// Kernel's ids of the loaded programs, by name.
     pub programs: BTreeMap<&'static str, u32>,
-    /// Steering rules, `tcp PREFIX port PORT`.
-    pub rules: Vec<String>,
+    /// Steering rules, as `relay rules show` has them.
+    pub rules: InForce,
     /// Packets by verdict, all processors together.
     pub verdicts: BTreeMap<&'static str, u64>,
     /// The relay's sign of life.
@@ -77,8 +77,7 @@ pub struct RelayStatus {
 /// Inspects a loaded instance.
 pub fn status(config: &Config) -> Result<Status, GatewayError> {
     super::require_root("`relay status`")?;
-    let state = State::read(config)?
-        .ok_or_else(|| GatewayError::NotLoaded { instance: config.gateway.instance.clone() })?;
+    let state = State::of_loaded(config)?;
     let pins = &state.pin_directory;
     let value = read_config(config, pins)?;
     Ok(Status {
@@ -90,7 +89,7 @@ pub fn status(config: &Config) -> Result<Status, GatewayError> {
             .map(|name| device(pins, name))
             .collect::<Result<_, GatewayError>>()?,
         programs: programs(pins)?,
-        rules: rules(pins)?,
+        rules: state::read_rules(config)?,
         verdicts: verdicts(pins)?,
         relay: relay(pins, &value)?,
         pending: count(pins, map::PENDING, Map::LruHashMap)?,
@@ -121,25 +120,6 @@ fn programs(pins: &Path) -> Result<BTreeMap<&'static str, u32>, GatewayError> {
                 .map_err(GatewayError::bpf(format!("inspect the program {name}")))
         })
         .collect()
-}
-
-fn rules(pins: &Path) -> Result<Vec<String>, GatewayError> {
-    let failed = || GatewayError::bpf::<MapError>(format!("read the map {}", map::RULES));
-    let trie: LpmTrie<_, RuleKey, u32> =
-        LpmTrie::try_from(Map::LpmTrie(open_map(pins, map::RULES)?)).map_err(failed())?;
-    let mut rules = Vec::new();
-    for key in trie.keys() {
-        let key = key.map_err(failed())?;
-        let rule = key.data();
-        let length = key.prefix_len() - RuleKey::FIXED_BITS;
-        let address = IpAddr::from(rule.destination);
-        let length = if address.is_ipv4() { length - 96 } else { length };
-        let protocol = if rule.protocol == TCP { "tcp" } else { "unknown" };
-        let port = u16::from_be_bytes(rule.port);
-        rules.push(format!("{protocol} {address}/{length} port {port}"));
-    }
-    rules.sort();
-    Ok(rules)
 }
 
 fn verdicts(pins: &Path) -> Result<BTreeMap<&'static str, u64>, GatewayError> {
@@ -189,8 +169,13 @@ impl fmt::Display for Status {
             let (name, mode) = (&device.name, device.mode);
             writeln!(f, "device       {name}: {mode}, {program}, answers {answers}")?;
         }
-        for rule in &self.rules {
+        let InForce { source, mode, rules } = &self.rules;
+        writeln!(f, "rules        {} of {source}, mode {}", rules.len(), mode.name())?;
+        for rule in rules.iter().take(SHOWN_RULES) {
             writeln!(f, "rule         {rule}")?;
+        }
+        if rules.len() > SHOWN_RULES {
+            writeln!(f, "rule         … `relay rules show` has all")?;
         }
         let relay = &self.relay;
         match relay.heartbeat_age_ms {

@@ -107,15 +107,11 @@ fn relay(setting: &Setting<'_>, topics: &Topics) -> Result<Measured> {
 fn config(setting: &Setting<'_>, topics: &Topics, port: u16) -> Config {
     let servers = (0..PARTITIONS).map(|number| Server {
         id: format!("server-{number}"),
-        address: Ipv4Addr::LOCALHOST,
+        address: Ipv4Addr::LOCALHOST.into(),
         partition: Partition(number),
     });
     Config {
-        gateway: GatewaySection {
-            instance: instance_name(),
-            devices: vec!["none".to_owned()],
-            heartbeat_timeout_ms: 2000,
-        },
+        gateway: GatewaySection::new(instance_name(), &["none"]),
         relay: RelaySection { workers: setting.workers, ..RelaySection::default() },
         kafka: KafkaSection {
             brokers: setting.brokers.to_owned(),
