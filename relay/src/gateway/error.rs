@@ -13,6 +13,16 @@ pub enum GatewayError {
         /// What was asked for.
         action: &'static str,
     },
+    /// The kernel is too old, or was built without something.
+    #[error("Linux {release} lacks what Millrace needs: {lacking}; {remedy}")]
+    Kernel {
+        /// As `uname -r` says it.
+        release: String,
+        /// What is lacking, and since when the kernel has had it.
+        lacking: String,
+        /// What to do.
+        remedy: String,
+    },
     /// No eBPF object anywhere.
     #[error(
         "no eBPF object: looked for {}; build it with `cargo xtask build-ebpf` or name it in {}",

@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use super::error::{GatewayError, causes, errno};
 use super::host::{Device, Report, in_namespace};
+use super::kernel;
 use super::netdev;
 use super::object::{ObjectFile, verify};
 use super::rules::RuleSet;
@@ -86,6 +87,7 @@ pub fn load_object_file(
     if State::read(config)?.is_some() {
         return Err(GatewayError::AlreadyLoaded { instance: config.gateway.instance.clone() });
     }
+    kernel::check(report)?;
     let rules = RuleSet::of(config)?;
     let compiled = Compiled::of(&rules)?;
     let devices = devices(config)?;
@@ -211,7 +213,7 @@ fn load_object(object: &ObjectFile) -> Result<Ebpf, GatewayError> {
     let refused = |what: &str, reason: String| GatewayError::Refused {
         what: what.to_owned(),
         path: object.path.clone(),
-        reason,
+        reason: reason + &kernel::hint(),
     };
     let mut ebpf = EbpfLoader::new()
         .load(&object.bytes)
@@ -300,7 +302,7 @@ fn attach(
         .take_link(link)
         .map_err(|error| causes(&error))
         .and_then(|link| {
-            FdLink::try_from(link).map_err(|_| "the kernel has no XDP links (Linux 5.9)".to_owned())
+            FdLink::try_from(link).map_err(|_| format!("no XDP link{}", kernel::hint()))
         })
         .map_err(|reason| GatewayError::Attach { program: name, device: device.to_owned(), reason })
 }
