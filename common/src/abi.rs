@@ -43,6 +43,13 @@ pub const MAX_EXCLUSIONS: u32 = 4096;
 pub const MAX_SET_ENTRIES: u32 = 131_072;
 /// Slots of port classes: two sets of two protocols.
 pub const PORT_SLOTS: u32 = 2 * 2 * 65_536;
+/// UDP port of 127.0.0.1 in the relay namespace that a relay holds for as long as its process lives.
+///
+/// A listener outlives a killed process by some milliseconds: the kernel takes an `io_uring` apart in
+/// its own time, and until then holds the sockets that accepts are going on for. No ring ever has
+/// this one, and so the programs ask for it too.
+pub const LIFE_PORT: u16 = 1;
+
 /// Most flows between SYN and accept; the least recently used is evicted.
 pub const MAX_PENDING: u32 = 262_144;
 /// Most accepted flows; further connections are refused by the relay.

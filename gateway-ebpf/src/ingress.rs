@@ -72,7 +72,8 @@ impl Steering<'_> {
         if let Some(verdict) = self.kept_away() {
             return verdict;
         }
-        if !kernel::listens(self.ctx, &self.flow, self.config.relay_nsid) {
+        let nsid = self.config.relay_nsid;
+        if !kernel::listens(self.ctx, &self.flow, nsid) || !kernel::lives(self.ctx, nsid) {
             return Verdict::PassNoListener;
         }
         if self.active.flags().by_rule() {

@@ -11,7 +11,8 @@ use aya_ebpf::helpers::generated::{
     bpf_tcp_check_syncookie,
 };
 use aya_ebpf::programs::XdpContext;
-use millrace_common::flow::FlowKey;
+use millrace_common::abi::LIFE_PORT;
+use millrace_common::flow::{Address, FlowKey};
 use millrace_common::packet::{Family, Headers, IPV4_LENGTH, IPV6_LENGTH, TCP_LENGTH};
 
 use crate::packet::Packet;
@@ -76,6 +77,14 @@ fn found(socket: *mut bpf_sock) -> bool {
 pub fn listens(ctx: &XdpContext, flow: &FlowKey, nsid: u32) -> bool {
     let flow = FlowKey { client_port: [0; 2], ..*flow };
     found(socket(bpf_skc_lookup_tcp, ctx, &flow, nsid))
+}
+
+/// Whether a relay lives in the namespace `nsid`; see [`LIFE_PORT`].
+#[inline(always)]
+pub fn lives(ctx: &XdpContext, nsid: u32) -> bool {
+    let loopback = Address::from_ipv4([127, 0, 0, 1]);
+    let flow = FlowKey::new((loopback, 0), (loopback, LIFE_PORT));
+    found(socket(bpf_sk_lookup_udp, ctx, &flow, nsid))
 }
 
 /// Whether a UDP socket in the namespace `nsid` waits for this flow's datagrams.

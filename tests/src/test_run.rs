@@ -8,7 +8,7 @@ use aya::maps::xdp::{DevMap, DevMapHash};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
-use millrace_common::abi::{ABI_VERSION, GatewayConfig, Heartbeat, map};
+use millrace_common::abi::{ABI_VERSION, GatewayConfig, Heartbeat, LIFE_PORT, map};
 use millrace_common::flow::{FlowKey, FlowState};
 use millrace_common::verdict::Verdict;
 use millrace_relay::gateway::object::verify;
@@ -326,7 +326,8 @@ impl Bench {
         let everywhere: [SocketAddr; 2] =
             [([0; 4], PORT).into(), (Ipv6Addr::UNSPECIFIED, PORT).into()];
         let listeners = relay.run(|| listeners(&everywhere))??;
-        let sockets = relay.run(|| sockets(&everywhere))??;
+        let life = ([127, 0, 0, 1], LIFE_PORT).into();
+        let sockets = relay.run(|| sockets(&[everywhere[0], everywhere[1], life]))??;
         let index = |device: &str| -> anyhow::Result<u32> {
             let answer = gateway.ip(&format!("-json link show dev {device}"))?;
             let answer: serde_json::Value = serde_json::from_str(&answer)?;

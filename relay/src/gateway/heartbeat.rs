@@ -1,21 +1,36 @@
 //! The relay's sign of life, which the programs compare at every SYN.
 
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::Path;
+
 use aya::maps::{Array, MapData};
-use millrace_common::abi;
+use millrace_common::abi::{self, LIFE_PORT};
 use rustix::time::{ClockId, clock_gettime};
+use socket2::{Domain, Protocol, Socket, Type};
 
 use super::error::GatewayError;
+use super::host::in_namespace;
 
 /// Stamps the heartbeat of one run of the relay. Until the first [`Heartbeat::beat`] the gateway
 /// diverts nothing to this run.
 pub struct Heartbeat {
     map: Array<MapData, abi::Heartbeat>,
     generation: u64,
+    /// Held for as long as this lives; see [`abi::LIFE_PORT`].
+    _life: Socket,
 }
 
 impl Heartbeat {
-    pub(super) fn new(map: Array<MapData, abi::Heartbeat>, generation: u64) -> Self {
-        Self { map, generation }
+    pub(super) fn new(
+        map: Array<MapData, abi::Heartbeat>,
+        generation: u64,
+        namespace: &Path,
+    ) -> Result<Self, GatewayError> {
+        let life = in_namespace(namespace, life_socket)?.map_err(GatewayError::io(format!(
+            "bind UDP port {LIFE_PORT} of 127.0.0.1 in the relay namespace, which says that the relay \
+             lives"
+        )))?;
+        Ok(Self { map, generation, _life: life })
     }
 
     /// "Alive now". Call it several times per heartbeat timeout, from a thread that stops when the
@@ -34,6 +49,14 @@ impl Heartbeat {
         let value = abi::Heartbeat { stamp_ns, generation: self.generation };
         self.map.set(0, value, 0).map_err(GatewayError::bpf("write the heartbeat"))
     }
+}
+
+/// A relay that was killed may still have its own when the next one comes.
+fn life_socket() -> std::io::Result<Socket> {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&SocketAddrV4::new(Ipv4Addr::LOCALHOST, LIFE_PORT).into())?;
+    Ok(socket)
 }
 
 /// The clock of `bpf_ktime_get_ns`.

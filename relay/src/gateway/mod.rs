@@ -87,7 +87,7 @@ impl Gateway {
     pub fn heartbeat(&self) -> Result<Heartbeat, GatewayError> {
         let map = self.map(map::HEARTBEAT, Map::Array)?;
         let map = Array::try_from(map).map_err(unusable(map::HEARTBEAT))?;
-        Ok(Heartbeat::new(map, self.generation()))
+        Heartbeat::new(map, self.generation(), &self.namespace)
     }
 
     /// A handle on the flow maps for one thread.
