@@ -1,9 +1,10 @@
 //! The command line.
 
+use std::fmt::Display;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use clap::{Args, Parser, Subcommand};
 use millrace_relay::config::Config;
 use millrace_relay::{control, gateway};
@@ -26,8 +27,26 @@ enum Command {
     ///
     /// Every change is printed before it is made. A load that fails undoes what it has done.
     /// Nothing is diverted until a relay runs.
-    #[command(after_help = "Example:\n  sudo relay load --config /etc/millrace/millrace.toml")]
-    Load(ConfigFile),
+    ///
+    /// With --check it says what a load would find: what would refuse it (exit code 1), what makes
+    /// it slow, and what to type against either. With --replace the programs of a loaded instance
+    /// are replaced by those of the present eBPF object, each device in one atomic step: no packet
+    /// is lost; rules, flows and counters stay.
+    #[command(after_help = "Examples:\n  relay load --check --config docs/millrace.toml\n  \
+        sudo relay load --config /etc/millrace/millrace.toml\n  sudo relay load --replace")]
+    Load {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// Say what stands in the way, and change nothing; exit code 1 if something does.
+        #[arg(long)]
+        check: bool,
+        /// Swap the programs of an instance that is loaded, and keep its maps.
+        #[arg(long, conflicts_with = "check")]
+        replace: bool,
+        /// One JSON document instead of text.
+        #[arg(long)]
+        json: bool,
+    },
     /// Remove everything that `load` has made; needs root.
     #[command(after_help = "Example:\n  sudo relay unload --config /etc/millrace/millrace.toml")]
     Unload(ConfigFile),
@@ -89,11 +108,17 @@ impl ConfigFile {
 
 impl Cli {
     pub(crate) fn run(self) -> anyhow::Result<()> {
-        // The steps go to standard error: standard output is for what was asked.
-        let mut step = |step: &str| eprintln!("+ {step}");
         match self.command {
-            Command::Load(file) => {
-                println!("{}", gateway::load(&file.read()?, &mut step)?);
+            Command::Load { config, check: true, json, .. } => {
+                let found = gateway::preflight(&config.read()?)?;
+                show(&found, json)?;
+                ensure!(found.passes(), "{} thing(s) stand in the way", found.refusals().count());
+            }
+            Command::Load { config, replace: true, json, .. } => {
+                show(&gateway::replace(&config.read()?, &mut step)?, json)?;
+            }
+            Command::Load { config, json, .. } => {
+                show(&gateway::load(&config.read()?, &mut step)?, json)?;
             }
             Command::Unload(file) => {
                 let config = file.read()?;
@@ -114,6 +139,21 @@ impl Cli {
         }
         Ok(())
     }
+}
+
+/// The steps go to standard error: standard output is for what was asked.
+fn step(step: &str) {
+    eprintln!("+ {step}");
+}
+
+/// Prints what was asked for: for people, or as one JSON document.
+fn show(answer: &(impl Serialize + Display), json: bool) -> anyhow::Result<()> {
+    if json {
+        println!("{}", serde_json::to_string(answer).context("encode the answer")?);
+    } else {
+        println!("{answer}");
+    }
+    Ok(())
 }
 
 fn status(config: &Config, json: bool) -> anyhow::Result<()> {

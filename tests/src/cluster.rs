@@ -6,7 +6,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use millrace_relay::codec::{ByteOrder, Framing};
-use millrace_relay::config::{Config, GatewaySection, KafkaSection, RelaySection, Server, Service};
+use millrace_relay::config::{
+    Config, GatewaySection, KafkaSection, RelaySection, Server, Service, XdpPolicy,
+};
 use millrace_relay::route::Partition;
 
 use crate::instance::Instance;
@@ -157,6 +159,7 @@ fn config(plan: &ClusterPlan, prefix: &str) -> Config {
             instance: instance_name(),
             devices: vec![Topology::CLIENT_DEVICE.to_owned()],
             heartbeat_timeout_ms: 2000,
+            xdp: XdpPolicy::default(),
         },
         relay: RelaySection::default(),
         kafka: KafkaSection {

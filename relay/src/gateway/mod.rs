@@ -7,12 +7,16 @@
 //! links are pinned, and go on without any process of ours.
 
 mod error;
+mod facts;
 mod flows;
 mod heartbeat;
 mod host;
+mod links;
 mod load;
 mod netdev;
 pub mod object;
+mod preflight;
+mod replace;
 mod state;
 mod status;
 mod topology;
@@ -26,11 +30,14 @@ use millrace_common::abi::{self, ABI_VERSION, GatewayConfig, map};
 
 use self::error::errno;
 pub use self::error::{FlowError, GatewayError};
+pub use self::facts::{DevicePlan, Preflight, preflight};
 use self::flows::FlowMap;
 pub use self::flows::FlowTable;
 pub use self::heartbeat::Heartbeat;
 pub use self::host::{Report, in_namespace};
 pub use self::load::{LoadReport, load, load_object_file};
+pub use self::preflight::{AttachMode, Finding, Severity};
+pub use self::replace::{ReplaceReport, Replaced, replace, replace_by};
 pub use self::status::{DeviceStatus, RelayStatus, Status, status};
 pub use self::topology::{RELAY_DEVICE, gateway_device};
 pub use self::unload::unload;

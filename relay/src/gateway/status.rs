@@ -8,7 +8,6 @@ use std::path::Path;
 use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::xdp::DevMapHash;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
-use aya::programs::ProgramInfo;
 use aya::programs::links::PinnedLink;
 use millrace_common::abi::{self, GatewayConfig, map};
 use millrace_common::flow::{FlowKey, FlowState};
@@ -20,7 +19,8 @@ use serde::Serialize;
 use super::error::GatewayError;
 use super::heartbeat::monotonic_ns;
 use super::host::Device;
-use super::load::{PROGRAMS, link_pin};
+use super::links::{link_pin, pinned_info, program_pin};
+use super::load::PROGRAMS;
 use super::state::State;
 use super::{open_map, read_config};
 use crate::config::Config;
@@ -115,11 +115,7 @@ fn device(pins: &Path, name: &str) -> Result<DeviceStatus, GatewayError> {
 fn programs(pins: &Path) -> Result<BTreeMap<&'static str, u32>, GatewayError> {
     PROGRAMS
         .into_iter()
-        .map(|name| {
-            ProgramInfo::from_pin(pins.join(format!("prog_{name}")))
-                .map(|info| (name, info.id()))
-                .map_err(GatewayError::bpf(format!("inspect the program {name}")))
-        })
+        .map(|name| Ok((name, pinned_info(&pins.join(program_pin(name)))?.id())))
         .collect()
 }
 
