@@ -129,14 +129,19 @@ pub fn listen(address: Ipv4Addr, port: u16) -> std::io::Result<TcpListener> {
 
 /// Accepts within the deadline.
 pub fn accept(listener: &TcpListener) -> anyhow::Result<(TcpStream, SocketAddr)> {
-    let (stream, peer) = within("a connection", || match listener.accept() {
-        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(None),
-        result => Ok(Some(result?)),
-    })?;
+    within("a connection", || accept_now(listener))
+}
+
+/// Accepts a connection that is there already.
+pub fn accept_now(listener: &TcpListener) -> anyhow::Result<Option<(TcpStream, SocketAddr)>> {
+    let (stream, peer) = match listener.accept() {
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(None),
+        result => result?,
+    };
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(DEADLINE))?;
     stream.set_write_timeout(Some(DEADLINE))?;
-    Ok((stream, peer))
+    Ok(Some((stream, peer)))
 }
 
 /// Polls for what must come within the deadline.

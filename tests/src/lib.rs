@@ -17,4 +17,5 @@ pub mod process;
 pub mod reader;
 pub mod run;
 pub mod server_check;
+pub mod traffic;
 pub mod wire;
