@@ -115,6 +115,9 @@ pub struct RelaySection {
     pub receive_buffers: u16,
     /// Size of one receive buffer in bytes.
     pub receive_buffer_bytes: u32,
+    /// How long a busy worker collects what the kernel has for it before it looks. Microseconds; a
+    /// bound on the delay it adds; 0: not at all. Needs Linux 6.12, and has no effect before.
+    pub batch_wait_us: u32,
     /// Replies waiting for one client, in bytes: above it the client is not read from.
     pub reply_pause_bytes: usize,
     /// Replies waiting for one client, in bytes: above it the connection is closed.
@@ -133,6 +136,7 @@ impl Default for RelaySection {
             max_connections: 8192,
             receive_buffers: 1024,
             receive_buffer_bytes: 16384,
+            batch_wait_us: 100,
             reply_pause_bytes: 256 << 10,
             reply_limit_bytes: 4 << 20,
             half_close_ms: 2000,
@@ -343,6 +347,9 @@ impl Config {
         }
         if !(64..=1 << 20).contains(&relay.receive_buffer_bytes) {
             return Err(invalid("relay.receive_buffer_bytes", "from 64 to 1048576"));
+        }
+        if relay.batch_wait_us > 100_000 {
+            return Err(invalid("relay.batch_wait_us", "at most 100000"));
         }
         if relay.reply_pause_bytes >= relay.reply_limit_bytes {
             return Err(invalid(

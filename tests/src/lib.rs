@@ -2,8 +2,10 @@
 
 pub mod client;
 pub mod cluster;
+pub mod cpu;
 pub mod fake_relay;
 pub mod faulty;
+pub mod flood;
 pub mod instance;
 pub mod interrupt;
 pub mod kafka;

@@ -64,6 +64,7 @@ impl WorkerParts {
             sockets: self.shared.limits.max_connections,
             buffers: self.shared.limits.receive_buffers,
             buffer_bytes: self.shared.limits.receive_buffer_bytes,
+            batch_wait_us: self.shared.limits.batch_wait_us,
         };
         let engine = match UringEngine::new(limits, self.wake.clone()) {
             Ok(engine) => engine,
