@@ -88,6 +88,18 @@ pub struct GatewaySection {
     pub heartbeat_timeout_ms: u32,
 }
 
+impl GatewaySection {
+    /// An instance with the default settings.
+    pub fn new(instance: String, devices: Vec<String>) -> Self {
+        Self {
+            instance,
+            devices,
+            xdp: XdpPolicy::default(),
+            heartbeat_timeout_ms: default_heartbeat_timeout_ms(),
+        }
+    }
+}
+
 /// Where the program may run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]

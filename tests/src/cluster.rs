@@ -6,9 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use millrace_relay::codec::{ByteOrder, Framing};
-use millrace_relay::config::{
-    Config, GatewaySection, KafkaSection, RelaySection, Server, Service, XdpPolicy,
-};
+use millrace_relay::config::{Config, GatewaySection, KafkaSection, RelaySection, Server, Service};
 use millrace_relay::route::Partition;
 
 use crate::instance::Instance;
@@ -155,12 +153,7 @@ fn config(plan: &ClusterPlan, prefix: &str) -> Config {
             .collect(),
     };
     Config {
-        gateway: GatewaySection {
-            instance: instance_name(),
-            devices: vec![Topology::CLIENT_DEVICE.to_owned()],
-            heartbeat_timeout_ms: 2000,
-            xdp: XdpPolicy::default(),
-        },
+        gateway: GatewaySection::new(instance_name(), vec![Topology::CLIENT_DEVICE.to_owned()]),
         relay: RelaySection::default(),
         kafka: KafkaSection {
             brokers: plan.brokers.clone(),

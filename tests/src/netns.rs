@@ -11,9 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, bail, ensure};
 use millrace_relay::codec::Framing;
-use millrace_relay::config::{
-    Config, GatewaySection, KafkaSection, RelaySection, Server, Service, XdpPolicy,
-};
+use millrace_relay::config::{Config, GatewaySection, KafkaSection, RelaySection, Server, Service};
 use millrace_relay::gateway::{self, LoadReport, object::ObjectFile};
 use millrace_relay::route::Partition;
 
@@ -217,12 +215,7 @@ impl Topology {
             })
             .collect();
         Config {
-            gateway: GatewaySection {
-                instance: instance_name(),
-                devices: vec![Self::CLIENT_DEVICE.to_owned()],
-                heartbeat_timeout_ms: 2000,
-                xdp: XdpPolicy::default(),
-            },
+            gateway: GatewaySection::new(instance_name(), vec![Topology::CLIENT_DEVICE.to_owned()]),
             relay: RelaySection::default(),
             kafka: KafkaSection::default(),
             services: vec![Service {

@@ -110,11 +110,7 @@ fn config(setting: &Setting<'_>, topics: &Topics, port: u16) -> Config {
         partition: Partition(number),
     });
     Config {
-        gateway: GatewaySection {
-            instance: instance_name(),
-            devices: vec!["none".to_owned()],
-            heartbeat_timeout_ms: 2000,
-        },
+        gateway: GatewaySection::new(instance_name(), vec!["none".to_owned()]),
         relay: RelaySection { workers: setting.workers, ..RelaySection::default() },
         kafka: KafkaSection {
             brokers: setting.brokers.to_owned(),
