@@ -1,5 +1,7 @@
 //! The command line.
 
+mod status;
+
 use std::fmt::Display;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -51,15 +53,21 @@ enum Command {
     #[command(after_help = "Example:\n  sudo relay unload --config /etc/millrace/millrace.toml")]
     Unload(ConfigFile),
     /// Show devices, rules, packets by verdict, and the running relay's counters; needs root.
-    #[command(
-        after_help = "Examples:\n  sudo relay status\n  sudo relay status --json | jq .gateway.verdicts"
-    )]
+    #[command(after_help = "Examples:\n  sudo relay status\n  sudo relay status --watch\n  \
+            sudo relay status --interval 5 --json | jq .rates.packets_per_s")]
     Status {
         #[command(flatten)]
         config: ConfigFile,
         /// One JSON document instead of text.
         #[arg(long)]
         json: bool,
+        /// Look twice, so many seconds apart, and show packets and messages a second too.
+        #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=3600))]
+        interval: Option<u32>,
+        /// Go on, once in each interval (default: 1 s), until interrupted; with --json a document
+        /// a line.
+        #[arg(long)]
+        watch: bool,
     },
     /// Check a configuration file; changes nothing and needs no privilege.
     #[command(after_help = "Example:\n  relay check --config docs/millrace.toml")]
@@ -78,14 +86,6 @@ enum Command {
         #[arg(long, value_name = "ADDRESS", num_args = 0..=1, default_missing_value = "0.0.0.0")]
         no_gateway: Option<IpAddr>,
     },
-}
-
-/// What `status --json` prints.
-#[derive(Serialize)]
-struct FullStatus {
-    gateway: gateway::Status,
-    /// Null while no relay runs.
-    relay: Option<control::Snapshot>,
 }
 
 #[derive(Serialize)]
@@ -125,7 +125,9 @@ impl Cli {
                 gateway::unload(&config, &mut step)?;
                 println!("instance `{}` is unloaded", config.gateway.instance);
             }
-            Command::Status { config, json } => status(&config.read()?, json)?,
+            Command::Status { config, json, interval, watch } => {
+                status::run(&config.read()?, json, interval, watch)?;
+            }
             Command::Run { config, no_gateway } => run(&config.read()?, no_gateway)?,
             Command::Check(file) => {
                 let config = file.read()?;
@@ -152,23 +154,6 @@ fn show(answer: &(impl Serialize + Display), json: bool) -> anyhow::Result<()> {
         println!("{}", serde_json::to_string(answer).context("encode the answer")?);
     } else {
         println!("{answer}");
-    }
-    Ok(())
-}
-
-fn status(config: &Config, json: bool) -> anyhow::Result<()> {
-    let status = FullStatus {
-        gateway: gateway::status(config)?,
-        relay: control::read_snapshot(config).context("ask the running relay")?,
-    };
-    if json {
-        println!("{}", serde_json::to_string(&status).context("encode the status")?);
-        return Ok(());
-    }
-    println!("{}", status.gateway);
-    match status.relay {
-        Some(snapshot) => println!("{snapshot}"),
-        None => println!("relay: not running; start it with `relay run`"),
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::xdp::{XdpLink, XdpMode};
 use aya::programs::{ProgramError, ProgramInfo, Xdp};
 use aya_obj::programs::XdpAttachType;
@@ -69,6 +69,15 @@ impl Slot {
     fn failed(&self, verb: &str) -> String {
         format!("{verb} the link of program {} to {}", self.program, self.device)
     }
+}
+
+/// The program that an instance's link holds on a client-facing device.
+pub(super) fn linked_program(pins: &Path, device: &str) -> Result<u32, LinkError> {
+    program_of(&pins.join(link_pin(device)))
+}
+
+fn program_of(pin: &Path) -> Result<u32, LinkError> {
+    Ok(FdLink::from(PinnedLink::from_pin(pin)?).info()?.program_id())
 }
 
 /// One slot and the program that it shall have.
