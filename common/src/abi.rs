@@ -79,6 +79,8 @@ mod pod {
     unsafe impl aya::Pod for crate::flow::FlowKey {}
     // SAFETY: one u64.
     unsafe impl aya::Pod for crate::flow::FlowState {}
+    // SAFETY: repr(C), integers, byte arrays and words only, no padding (sizes asserted beside it).
+    unsafe impl aya::Pod for crate::trace::Desk {}
     // SAFETY: repr(C), integers and byte arrays only, no padding (size asserted beside it).
     unsafe impl aya::Pod for crate::rule::RuleKey {}
 }

@@ -28,6 +28,18 @@ impl Address {
         }
     }
 
+    /// As it stands in memory.
+    #[inline(always)]
+    pub const fn words(self) -> [u32; 4] {
+        self.0
+    }
+
+    /// From [`Self::words`].
+    #[inline(always)]
+    pub const fn from_words(words: [u32; 4]) -> Self {
+        Self(words)
+    }
+
     /// Sixteen bytes in network byte order.
     pub fn from_ipv6(v6: [u8; 16]) -> Self {
         let mut words = [0; 4];

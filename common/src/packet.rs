@@ -96,6 +96,32 @@ impl Segment {
     }
 }
 
+/// Who sent a packet to whom: what can be said of one that [`parse`] refuses too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ends {
+    /// From the IP header.
+    pub source: Address,
+    /// From the IP header.
+    pub destination: Address,
+    /// IANA protocol number, or that of an extension header.
+    pub protocol: u8,
+}
+
+/// The ends of a packet that starts with its Ethernet header, if it is IP.
+#[inline(always)]
+pub fn ends<P: PacketBytes + ?Sized>(packet: &P) -> Option<Ends> {
+    let ethertype: [u8; 2] = packet.load(12)?;
+    if ethertype != ETHERTYPE_IPV4 {
+        return None;
+    }
+    let ip: [u8; IPV4_LENGTH] = packet.load(ETHERNET_LENGTH)?;
+    Some(Ends {
+        source: Address::from_ipv4([ip[12], ip[13], ip[14], ip[15]]),
+        destination: Address::from_ipv4([ip[16], ip[17], ip[18], ip[19]]),
+        protocol: ip[9],
+    })
+}
+
 /// Parses a packet that starts with its Ethernet header.
 #[inline(always)]
 pub fn parse<P: PacketBytes + ?Sized>(packet: &P) -> Result<Segment, Unsupported> {

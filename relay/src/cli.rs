@@ -1,6 +1,7 @@
 //! The command line.
 
 mod status;
+mod trace;
 
 use std::fmt::Display;
 use std::net::IpAddr;
@@ -69,6 +70,14 @@ enum Command {
         #[arg(long)]
         watch: bool,
     },
+    /// Show each packet of one client and what becomes of it; needs root.
+    ///
+    /// While it runs, the devices run traced variants of the programs, put there and taken off
+    /// again in atomic steps: no packet is lost, and an instance that is not traced pays nothing.
+    /// After a tracer that was killed, `relay load --replace` puts the usual programs back.
+    #[command(after_help = "Examples:\n  sudo relay trace 198.51.100.7\n  \
+        sudo relay trace 198.51.100.7 --seconds 10 --json | jq -r .verdict | sort | uniq -c")]
+    Trace(trace::Arguments),
     /// Check a configuration file; changes nothing and needs no privilege.
     #[command(after_help = "Example:\n  relay check --config docs/millrace.toml")]
     Check(ConfigFile),
@@ -128,6 +137,7 @@ impl Cli {
             Command::Status { config, json, interval, watch } => {
                 status::run(&config.read()?, json, interval, watch)?;
             }
+            Command::Trace(arguments) => trace::run(&arguments)?,
             Command::Run { config, no_gateway } => run(&config.read()?, no_gateway)?,
             Command::Check(file) => {
                 let config = file.read()?;

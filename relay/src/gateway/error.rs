@@ -85,6 +85,15 @@ pub enum GatewayError {
         /// Of the configuration.
         configured: String,
     },
+    /// Another tracer is at work.
+    #[error(
+        "instance `{instance}` is being traced already, and one trace at a time is possible: end \
+         the other `relay trace`"
+    )]
+    AlreadyTraced {
+        /// Its name.
+        instance: String,
+    },
     /// Somebody has removed a pin.
     #[error(
         "the pin {path} is missing, so the instance is damaged; `relay unload` removes the rest of \

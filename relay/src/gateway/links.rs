@@ -110,14 +110,21 @@ pub(super) fn swap(swaps: Vec<Swap<'_>>, report: Report<'_>) -> Result<(), Gatew
 
 /// A handle on the program that a slot has.
 fn present(slot: &Slot) -> Result<Xdp, GatewayError> {
-    let id = slot.program_id()?;
-    let failed = || slot.failed("find the program of");
-    let info = aya::programs::loaded_programs()
-        .filter_map(Result::ok)
-        .find(|info| info.id() == id)
+    program(slot.program_id()?, slot.program)
+}
+
+/// A handle on a program that the kernel has.
+pub(super) fn program(id: u32, name: &'static str) -> Result<Xdp, GatewayError> {
+    let failed = || format!("find the program {name}");
+    let info = info_of(id)
         .ok_or_else(|| GatewayError::Bpf { what: failed(), reason: format!("no program {id}") })?;
-    Xdp::from_program_info(info, slot.program.into(), XdpAttachType::Interface)
+    Xdp::from_program_info(info, name.into(), XdpAttachType::Interface)
         .map_err(GatewayError::bpf(failed()))
+}
+
+/// What the kernel knows of a program.
+pub(super) fn info_of(id: u32) -> Option<ProgramInfo> {
+    aya::programs::loaded_programs().filter_map(Result::ok).find(|info| info.id() == id)
 }
 
 /// Opens a pinned program.

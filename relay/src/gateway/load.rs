@@ -5,8 +5,8 @@ use std::path::Path;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::xdp::{DevMap, DevMapHash};
 use aya::maps::{Array, Map, MapError};
-use aya::programs::Xdp;
 use aya::programs::links::FdLink;
+use aya::programs::{ProgramError, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use millrace_common::abi::{ABI_VERSION, GatewayConfig, MAX_CLIENT_LINKS, MAX_RULES, map};
 use millrace_common::flow::Address;
@@ -14,7 +14,7 @@ use millrace_common::packet::TCP;
 use millrace_common::rule::{Action, RuleKey};
 use serde::Serialize;
 
-use super::error::{GatewayError, causes};
+use super::error::{GatewayError, causes, errno};
 use super::facts::{self, features};
 use super::host::{Device, Report, in_namespace};
 use super::links::{attach, pin_link, program_pin};
@@ -258,22 +258,35 @@ fn devices(config: &Config) -> Result<Vec<(String, Device)>, GatewayError> {
 
 /// Creates the maps, or takes those that are pinned in a directory, and has the programs verified.
 pub(super) fn load_object(object: &ObjectFile, pins: Option<&Path>) -> Result<Ebpf, GatewayError> {
+    let mut loader = EbpfLoader::new();
+    if let Some(pins) = pins {
+        pinned_maps(&mut loader, pins);
+    }
+    load_programs(&mut loader, object, &PROGRAMS)
+}
+
+/// Has a loader take the maps that are pinned in a directory.
+pub(super) fn pinned_maps(loader: &mut EbpfLoader<'_>, pins: &Path) {
+    for name in MAPS {
+        loader.map_pin_path(name, pins.join(name));
+    }
+}
+
+/// Has some programs of an object verified.
+pub(super) fn load_programs(
+    loader: &mut EbpfLoader<'_>,
+    object: &ObjectFile,
+    programs: &[&str],
+) -> Result<Ebpf, GatewayError> {
     let refused = |what: &str, reason: String| GatewayError::Refused {
         what: what.to_owned(),
         path: object.path.clone(),
         reason,
     };
-    let mut loader = EbpfLoader::new();
-    if let Some(pins) = pins {
-        for name in MAPS {
-            loader.map_pin_path(name, pins.join(name));
-        }
-    }
     let mut ebpf =
         loader.load(&object.bytes).map_err(|error| refused("the maps", causes(&error)))?;
-    for name in PROGRAMS {
-        xdp(&mut ebpf, name, &object.path)?
-            .load()
+    for name in programs {
+        verify(xdp(&mut ebpf, name, &object.path)?)
             .map_err(|error| refused(&format!("program `{name}`"), causes(&error)))?;
     }
     if let Some(missing) = MAPS.iter().find(|name| ebpf.map(name).is_none()) {
@@ -285,7 +298,26 @@ pub(super) fn load_object(object: &ObjectFile, pins: Option<&Path>) -> Result<Eb
     Ok(ebpf)
 }
 
-fn xdp<'a>(ebpf: &'a mut Ebpf, name: &str, path: &Path) -> Result<&'a mut Xdp, GatewayError> {
+/// Has a program verified. The verifier gives up with `EAGAIN` when a signal is pending
+/// (`do_check`, `kernel/bpf/verifier.c`), which says nothing about the program; libbpf tries as often.
+fn verify(program: &mut Xdp) -> Result<(), ProgramError> {
+    const ATTEMPTS: u32 = 5;
+    let mut result = program.load();
+    for _ in 1..ATTEMPTS {
+        match &result {
+            Err(error) if errno(error) == Some(libc::EAGAIN) => result = program.load(),
+            _ => break,
+        }
+    }
+    result
+}
+
+/// A program of an object, by its name there.
+pub(super) fn xdp<'a>(
+    ebpf: &'a mut Ebpf,
+    name: &str,
+    path: &Path,
+) -> Result<&'a mut Xdp, GatewayError> {
     ebpf.program_mut(name).and_then(|program| program.try_into().ok()).ok_or_else(|| {
         GatewayError::BadObject {
             path: path.to_owned(),

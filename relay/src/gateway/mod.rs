@@ -21,6 +21,8 @@ mod running;
 mod state;
 mod status;
 mod topology;
+mod trace;
+mod traced;
 mod unload;
 
 use std::path::{Path, PathBuf};
@@ -42,6 +44,8 @@ pub use self::replace::{ReplaceReport, Replaced, replace, replace_by};
 pub use self::running::{DeviceStatus, ProgramStatus};
 pub use self::status::{RelayStatus, Status, status};
 pub use self::topology::{RELAY_DEVICE, gateway_device};
+pub use self::trace::{TraceEnd, TraceOptions, TraceSummary, trace};
+pub use self::traced::Traced;
 pub use self::unload::unload;
 use crate::config::Config;
 

@@ -62,8 +62,7 @@ pub fn replace_by(
 ) -> Result<ReplaceReport, GatewayError> {
     super::require_root("`relay load --replace`")?;
     let _lock = Lock::take()?;
-    let state = State::read(config)?
-        .ok_or_else(|| GatewayError::NotLoaded { instance: config.gateway.instance.clone() })?;
+    let state = State::of_loaded(config)?;
     let pins = &state.pin_directory;
     read_config(config, pins)?;
     if state.devices != config.gateway.devices {
@@ -72,7 +71,7 @@ pub fn replace_by(
             configured: config.gateway.devices.join(", "),
         });
     }
-    present(pins)?;
+    all_pinned(pins)?;
 
     report(&format!("load the programs of {} with the instance's maps", object.path.display()));
     let mut ebpf = load::load_object(object, Some(pins))?;
@@ -110,7 +109,7 @@ pub fn replace_by(
 }
 
 /// Every pin that is reused must be there: what is not would be made anew, and empty.
-fn present(pins: &Path) -> Result<(), GatewayError> {
+pub(super) fn all_pinned(pins: &Path) -> Result<(), GatewayError> {
     let programs = PROGRAMS.iter().map(|name| program_pin(name));
     let mut all = MAPS.iter().map(|name| (*name).to_owned()).chain(programs);
     match all.find(|name| !pins.join(name).exists()) {

@@ -6,13 +6,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use aya::maps::xdp::DevMapHash;
 use aya::maps::{Map, MapError};
-use aya::programs::loaded_programs;
 use millrace_common::abi::map;
 use serde::Serialize;
 
 use super::error::GatewayError;
 use super::host::Device;
-use super::links::{linked_program, pinned_info, program_pin};
+use super::links::{info_of, linked_program, pinned_info, program_pin};
 use super::load::PROGRAMS;
 use super::open_map;
 
@@ -61,10 +60,7 @@ impl DeviceStatus {
         let redirects_answers = found.is_some_and(|found| links.get(found.ifindex, 0).is_ok());
         // Without its link, what runs there is not ours.
         let program_id = linked_program(pins, name).ok();
-        let program = program_id.and_then(|id| {
-            let info = loaded_programs().filter_map(Result::ok).find(|info| info.id() == id)?;
-            info.name_as_str().map(str::to_owned)
-        });
+        let program = program_id.and_then(|id| info_of(id)?.name_as_str().map(str::to_owned));
         Ok(Self { name: name.to_owned(), mode, program_id, program, redirects_answers })
     }
 }

@@ -62,6 +62,12 @@ impl State {
             .map_err(|error| GatewayError::State { path, problem: error.to_string() })
     }
 
+    /// [`Self::read`] of an instance that should be loaded.
+    pub(super) fn of_loaded(config: &Config) -> Result<Self, GatewayError> {
+        let instance = || config.gateway.instance.clone();
+        Self::read(config)?.ok_or_else(|| GatewayError::NotLoaded { instance: instance() })
+    }
+
     /// Writes the state before anything else is changed, so that even a load that is killed can be
     /// undone.
     pub(super) fn create(&self, config: &Config) -> Result<(), GatewayError> {

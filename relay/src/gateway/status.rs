@@ -60,8 +60,7 @@ pub struct RelayStatus {
 /// Inspects a loaded instance.
 pub fn status(config: &Config) -> Result<Status, GatewayError> {
     super::require_root("`relay status`")?;
-    let state = State::read(config)?
-        .ok_or_else(|| GatewayError::NotLoaded { instance: config.gateway.instance.clone() })?;
+    let state = State::of_loaded(config)?;
     let pins = &state.pin_directory;
     let value = read_config(config, pins)?;
     Ok(Status {
