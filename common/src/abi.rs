@@ -4,7 +4,7 @@
 ///
 /// It stands in the object file ([`SECTION`]) and in [`GatewayConfig`]; whoever finds another
 /// number refuses to go on and names both. Raise it whenever a map, a key or a value changes.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// ELF section of the eBPF object that holds [`ABI_VERSION`] as a little-endian `u32`.
 pub const SECTION: &str = ".millrace.abi";
@@ -15,6 +15,10 @@ pub mod map {
     pub const CONFIG: &str = "CONFIG";
     /// Array of one [`super::Heartbeat`].
     pub const HEARTBEAT: &str = "HEARTBEAT";
+    /// Array of one [`crate::rule::ActiveSet`] as `u32`.
+    pub const ACTIVE_SET: &str = "ACTIVE_SET";
+    /// Array of [`crate::rule::PortClass`] as `u32`, at [`crate::rule::PortClass::slot`].
+    pub const PORT_CLASSES: &str = "PORT_CLASSES";
     /// LPM trie: [`crate::rule::RuleKey`] to [`crate::rule::Action`] as `u32`.
     pub const RULES: &str = "RULES";
     /// LRU hash: [`crate::flow::FlowKey`] to [`crate::flow::FlowState`]; flows seen but not accepted.
@@ -30,8 +34,15 @@ pub mod map {
     pub const CLIENT_LINKS: &str = "CLIENT_LINKS";
 }
 
-/// Most steering rules.
+/// Most steering rules of a set, as they are written.
 pub const MAX_RULES: u32 = 16_384;
+/// Most sources that a set excludes.
+pub const MAX_EXCLUSIONS: u32 = 4096;
+/// Most entries that the rules and exclusions of a set become: a rule has one in every class that
+/// its ports belong to.
+pub const MAX_SET_ENTRIES: u32 = 131_072;
+/// Slots of port classes: two sets of two protocols.
+pub const PORT_SLOTS: u32 = 2 * 2 * 65_536;
 /// Most flows between SYN and accept; the least recently used is evicted.
 pub const MAX_PENDING: u32 = 262_144;
 /// Most accepted flows; further connections are refused by the relay.
@@ -81,6 +92,6 @@ mod pod {
     unsafe impl aya::Pod for crate::flow::FlowState {}
     // SAFETY: repr(C), integers, byte arrays and words only, no padding (sizes asserted beside it).
     unsafe impl aya::Pod for crate::trace::Desk {}
-    // SAFETY: repr(C), integers and byte arrays only, no padding (size asserted beside it).
+    // SAFETY: repr(C), integers only, no padding (size asserted beside it).
     unsafe impl aya::Pod for crate::rule::RuleKey {}
 }

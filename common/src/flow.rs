@@ -12,6 +12,11 @@ pub struct Address([u32; 4]);
 /// Third word of a mapped IPv4 address.
 const MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
 
+#[inline(always)]
+const fn word(bytes: &[u8; 16], at: usize) -> u32 {
+    u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
 impl Address {
     /// `::ffff:a.b.c.d`.
     #[inline(always)]
@@ -28,12 +33,6 @@ impl Address {
         }
     }
 
-    /// As it stands in memory.
-    #[inline(always)]
-    pub const fn words(self) -> [u32; 4] {
-        self.0
-    }
-
     /// From [`Self::words`].
     #[inline(always)]
     pub const fn from_words(words: [u32; 4]) -> Self {
@@ -41,12 +40,15 @@ impl Address {
     }
 
     /// Sixteen bytes in network byte order.
-    pub fn from_ipv6(v6: [u8; 16]) -> Self {
-        let mut words = [0; 4];
-        for (word, bytes) in words.iter_mut().zip(v6.as_chunks().0) {
-            *word = u32::from_ne_bytes(*bytes);
-        }
-        Self(words)
+    #[inline(always)]
+    pub const fn from_ipv6(v6: [u8; 16]) -> Self {
+        Self([word(&v6, 0), word(&v6, 4), word(&v6, 8), word(&v6, 12)])
+    }
+
+    /// The words, each in network byte order.
+    #[inline(always)]
+    pub const fn words(self) -> [u32; 4] {
+        self.0
     }
 
     /// Sixteen bytes in network byte order.
@@ -77,7 +79,10 @@ impl From<Address> for core::net::IpAddr {
     }
 }
 
-/// Key of both flow maps. Ports in network byte order, as they stand in the packet.
+/// Key of both flow maps: the ends of a TCP connection. Ports in network byte order, as they stand
+/// in the packet.
+///
+/// Nothing but what tells flows apart is in it: the kernel hashes it for every packet of a flow.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FlowKey {
@@ -89,19 +94,14 @@ pub struct FlowKey {
     pub client_port: [u8; 2],
     /// Network byte order.
     pub server_port: [u8; 2],
-    /// IANA protocol number.
-    pub protocol: u8,
-    /// Zero.
-    pub reserved: [u8; 3],
 }
 
-const _: () = assert!(size_of::<FlowKey>() == 40 && align_of::<FlowKey>() == 4);
+const _: () = assert!(size_of::<FlowKey>() == 36 && align_of::<FlowKey>() == 4);
 
 impl FlowKey {
     /// The key of a packet that travels from `client` to `server`.
     #[inline(always)]
     pub const fn new(
-        protocol: u8,
         (client, client_port): (Address, u16),
         (server, server_port): (Address, u16),
     ) -> Self {
@@ -110,8 +110,6 @@ impl FlowKey {
             server,
             client_port: client_port.to_be_bytes(),
             server_port: server_port.to_be_bytes(),
-            protocol,
-            reserved: [0; 3],
         }
     }
 
@@ -124,7 +122,6 @@ impl FlowKey {
             server: self.client,
             client_port: self.server_port,
             server_port: self.client_port,
-            ..self
         }
     }
 }

@@ -29,25 +29,37 @@ macro_rules! verdicts {
 verdicts! {
     /// Ingress: shorter than its headers.
     PassTruncated = "pass/truncated",
-    /// Ingress: not IPv4.
+    /// Ingress: neither IPv4 nor IPv6.
     PassEtherType = "pass/ethertype",
+    /// Ingress: more VLAN tags than two.
+    PassTooManyTags = "pass/too_many_tags",
     /// Ingress: an impossible IPv4 header.
     PassMalformedIpv4 = "pass/malformed_ipv4",
     /// Ingress: IPv4 options.
     PassIpv4Options = "pass/ipv4_options",
+    /// Ingress: an impossible IPv6 header.
+    PassMalformedIpv6 = "pass/malformed_ipv6",
+    /// Ingress: an IPv6 extension header.
+    PassIpv6Extension = "pass/ipv6_extension",
     /// Ingress: a fragment.
     PassFragment = "pass/fragment",
-    /// Ingress: not TCP.
+    /// Ingress: neither TCP nor UDP.
     PassProtocol = "pass/protocol",
     /// Ingress: an impossible TCP header.
     PassMalformedTcp = "pass/malformed_tcp",
-    /// Ingress: no steering rule matches.
+    /// Ingress: an impossible UDP header.
+    PassMalformedUdp = "pass/malformed_udp",
+    /// Ingress: no steering rule is for it.
     PassNoRule = "pass/no_rule",
+    /// Ingress: a rule says so.
+    PassRule = "pass/rule",
+    /// Ingress: would be diverted, but its source is excluded.
+    PassExcluded = "pass/excluded",
     /// Ingress: the loader has not configured the programs, or is of another ABI version.
     PassUnconfigured = "pass/unconfigured",
-    /// Ingress: a SYN while the relay's heartbeat is too old.
+    /// Ingress: would be diverted, but the relay's heartbeat is too old.
     PassNoHeartbeat = "pass/no_heartbeat",
-    /// Ingress: a SYN to a port that no socket in the relay namespace listens on.
+    /// Ingress: a SYN or datagram to a port on which no socket in the relay namespace waits.
     PassNoListener = "pass/no_listener",
     /// Ingress: a SYN for which the table of pending flows had no room.
     PassTableFull = "pass/table_full",
@@ -56,17 +68,29 @@ verdicts! {
     /// Ingress: neither a SYN nor of a flow that the relay has: it began before the gateway was
     /// loaded, or while the relay was down.
     PassNoFlow = "pass/no_flow",
+    /// Ingress: a rule says so.
+    DropRule = "drop/rule",
     /// Ingress: a SYN, to the relay.
     DivertNew = "divert/new",
     /// Ingress: of a flow that is not accepted yet, or just closed, to the relay.
     DivertPending = "divert/pending",
     /// Ingress: of an accepted flow, to the relay.
     DivertEstablished = "divert/established",
+    /// Ingress: of a flow that the table of pending flows has lost in a flood of SYNs, but for
+    /// which the relay's stack has a socket.
+    DivertSocket = "divert/socket",
+    /// Ingress: as before, but the relay's stack has kept nothing either: the packet carries the
+    /// SYN cookie that it was sent.
+    DivertCookie = "divert/cookie",
+    /// Ingress: by rule alone, in mode `all`.
+    DivertRule = "divert/rule",
+    /// Ingress: a UDP datagram, to the relay.
+    DivertDatagram = "divert/datagram",
     /// Egress: from the relay to the device that leads to the client.
     ReturnForwarded = "return/forwarded",
     /// Egress: the client's next hop is not known yet; the host's stack finds it.
     ReturnNoNeighbour = "return/no_neighbour",
-    /// Egress: not a TCP segment that the parser knows, or no direct route; left to the host's stack.
+    /// Egress: not a packet that the parser knows, or no direct route; left to the host's stack.
     ReturnStack = "return/stack",
     /// Egress: a reset for a connection that the relay never accepted, dropped, so that the client
     /// tries again and reaches its server in the ordinary way.
@@ -79,11 +103,15 @@ impl From<Unsupported> for Verdict {
         match reason {
             Unsupported::Truncated => Self::PassTruncated,
             Unsupported::EtherType => Self::PassEtherType,
+            Unsupported::TooManyTags => Self::PassTooManyTags,
             Unsupported::MalformedIpv4 => Self::PassMalformedIpv4,
             Unsupported::Ipv4Options => Self::PassIpv4Options,
+            Unsupported::MalformedIpv6 => Self::PassMalformedIpv6,
+            Unsupported::Ipv6Extension => Self::PassIpv6Extension,
             Unsupported::Fragment => Self::PassFragment,
             Unsupported::Protocol => Self::PassProtocol,
             Unsupported::MalformedTcp => Self::PassMalformedTcp,
+            Unsupported::MalformedUdp => Self::PassMalformedUdp,
         }
     }
 }

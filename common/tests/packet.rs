@@ -2,7 +2,7 @@
 
 use millrace_common::flow::{Address, FlowKey};
 use millrace_common::packet::{
-    ETHERNET_LENGTH, IPV4_LENGTH, Segment, TCP, TCP_LENGTH, Unsupported, parse,
+    ETHERNET_LENGTH, Family, Headers, IPV4_LENGTH, TCP, TCP_LENGTH, UDP, Unsupported, parse,
 };
 use proptest::prelude::*;
 
@@ -85,7 +85,7 @@ fn plain() -> Fields {
     }
 }
 
-fn parsed(frame: &[u8]) -> Result<Segment, Unsupported> {
+fn parsed(frame: &[u8]) -> Result<Headers, Unsupported> {
     parse(frame)
 }
 
@@ -96,17 +96,99 @@ fn with(offset: usize, bytes: &[u8]) -> Vec<u8> {
     frame
 }
 
+/// A frame with tags of these types put before its type.
+fn tagged(frame: &[u8], types: &[u16]) -> Vec<u8> {
+    let mut tagged = frame[..12].to_vec();
+    for tag in types {
+        tagged.extend(tag.to_be_bytes());
+        tagged.extend([0x20, 0x64]);
+    }
+    tagged.extend(&frame[12..]);
+    tagged
+}
+
+const IPV6_SOURCE: [u8; 16] = [0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+const IPV6_DESTINATION: [u8; 16] = [0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
+
+/// An IPv6 packet of traffic class 0xb8 in an Ethernet frame.
+fn ipv6(next_header: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![2; 12];
+    frame.extend([0x86, 0xdd, 0x6b, 0x80, 0, 0]);
+    frame.extend(u16::try_from(payload.len()).unwrap().to_be_bytes());
+    frame.extend([next_header, 64]);
+    frame.extend(IPV6_SOURCE);
+    frame.extend(IPV6_DESTINATION);
+    frame.extend(payload);
+    frame
+}
+
+/// A segment one of whose addresses is an IPv4 address mapped into IPv6.
+fn mapped(offset: usize) -> Vec<u8> {
+    let mut frame = ipv6(TCP, &plain().frame()[34..]);
+    assert!(parsed(&frame).is_ok());
+    frame[offset..offset + 12].copy_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff]);
+    frame
+}
+
+#[test]
+fn every_extension_header_is_refused() {
+    // IANA's registry "IPv6 Extension Header Types", but for the fragment's.
+    for next_header in [0, 43, 50, 51, 60, 135, 139, 140, 253, 254] {
+        let frame = ipv6(next_header, &[0; 40]);
+        assert_eq!(parsed(&frame), Err(Unsupported::Ipv6Extension), "{next_header}");
+    }
+}
+
+/// Both families, both transports, up to two tags of both types.
+#[test]
+fn tags_and_families_do_not_matter() {
+    let udp = [0x9c, 0x40, 0x1b, 0x58, 0, 8, 0, 0];
+    let mut ipv4_udp = with(23, &[UDP]);
+    ipv4_udp[34..42].copy_from_slice(&udp);
+    for (frame, family, protocol) in [
+        (plain().frame(), Family::Ipv4, TCP),
+        (ipv4_udp, Family::Ipv4, UDP),
+        (ipv6(TCP, &plain().frame()[34..]), Family::Ipv6, TCP),
+        (ipv6(UDP, &udp), Family::Ipv6, UDP),
+    ] {
+        for types in
+            [&[][..], &[0x8100], &[0x88a8], &[0x88a8, 0x8100], &[0x8100, 0x8100], &[0x8100, 0x88a8]]
+        {
+            let frame = tagged(&frame, types);
+            let headers = parsed(&frame).unwrap();
+            assert_eq!((headers.family, headers.protocol), (family, protocol));
+            assert_eq!(headers.tags, types.len());
+            let flow = headers.flow(&frame[..]).unwrap();
+            assert_eq!(flow.client_port, 40_000_u16.to_be_bytes());
+            assert_eq!(flow.server_port, 7000_u16.to_be_bytes());
+            let (client, server): (std::net::IpAddr, std::net::IpAddr) = match family {
+                Family::Ipv4 => ([10, 0, 0, 1].into(), [203, 0, 113, 11].into()),
+                Family::Ipv6 => (IPV6_SOURCE.into(), IPV6_DESTINATION.into()),
+            };
+            assert_eq!((flow.client, flow.server), (client.into(), server.into()));
+            let class = if family == Family::Ipv6 { 0xb8 } else { 0 };
+            assert_eq!(headers.traffic_class, class);
+        }
+    }
+}
+
 #[test]
 fn what_is_not_understood_is_refused_with_its_reason() {
     use Unsupported::{
-        EtherType, Fragment, Ipv4Options, MalformedIpv4, MalformedTcp, Protocol, Truncated,
+        EtherType, Fragment, Ipv4Options, MalformedIpv4, MalformedIpv6, MalformedTcp, MalformedUdp,
+        Protocol, TooManyTags, Truncated,
     };
     assert!(parsed(&plain().frame()).is_ok());
     for (frame, reason) in [
         (Vec::new(), Truncated),
-        (with(12, &[0x86, 0xdd]), EtherType),
         (with(12, &[0x08, 0x06]), EtherType),
-        (with(12, &[0x81, 0x00]), EtherType),
+        (with(12, &[0x88, 0x47]), EtherType),
+        // An IPv6 packet must say so itself.
+        (with(12, &[0x86, 0xdd]), MalformedIpv6),
+        (tagged(&plain().frame(), &[0x8100, 0x8100, 0x8100]), TooManyTags),
+        (tagged(&with(12, &[0x08, 0x06]), &[0x88a8, 0x8100]), EtherType),
+        (plain().frame()[..13].to_vec(), Truncated),
+        (tagged(&plain().frame(), &[0x8100])[..17].to_vec(), Truncated),
         (with(14, &[0x65]), MalformedIpv4),
         (with(14, &[0x44]), MalformedIpv4),
         (with(16, &[0, 19]), MalformedIpv4),
@@ -116,13 +198,24 @@ fn what_is_not_understood_is_refused_with_its_reason() {
         (with(20, &[0x20, 0x00]), Fragment),
         (with(20, &[0x20, 0x01]), Fragment),
         (with(20, &[0x1f, 0xff]), Fragment),
-        (with(23, &[17]), Protocol),
         (with(23, &[1]), Protocol),
+        (with(23, &[47]), Protocol),
+        // The sequence number stands where UDP has its length: 0 and 1.
+        (with(23, &[17]), MalformedUdp),
         // The packet ends within the TCP header, whatever the frame holds.
         (with(16, &[0, 39]), MalformedTcp),
         (with(46, &[0x40]), MalformedTcp),
         // A TCP header that is longer than its packet.
         (with(46, &[0x60]), MalformedTcp),
+        (ipv6(TCP, &[0; 19]), MalformedTcp),
+        (ipv6(UDP, &[0; 7]), MalformedUdp),
+        (ipv6(UDP, &[0, 1, 0, 2, 0, 9, 0, 0]), MalformedUdp),
+        (ipv6(44, &[0; 40]), Fragment),
+        (ipv6(58, &[0; 40]), Protocol),
+        (ipv6(59, &[]), Protocol),
+        (ipv6(TCP, &[0; 40])[..53].to_vec(), Truncated),
+        (mapped(22), MalformedIpv6),
+        (mapped(38), MalformedIpv6),
     ] {
         assert_eq!(parsed(&frame), Err(reason), "{frame:02x?}");
     }
@@ -135,6 +228,7 @@ fn only_a_bare_syn_opens() {
         // FIN, RST and ACK contradict it; PSH, URG and the congestion bits do not.
         assert_eq!(segment.flags.opens(), flags & 0b1_0111 == 0b0_0010, "{flags:#010b}");
         assert_eq!(segment.flags.resets(), flags & 0b100 != 0, "{flags:#010b}");
+        assert_eq!(segment.flags.acknowledges(), flags & 0b1_0110 == 0b1_0000, "{flags:#010b}");
     }
 }
 
@@ -154,16 +248,16 @@ proptest! {
     #[test]
     fn fields_survive(fields in fields()) {
         let flow = FlowKey::new(
-            TCP,
             (Address::from_ipv4(fields.source.0), fields.source.1),
             (Address::from_ipv4(fields.destination.0), fields.destination.1),
         );
         let segment = parsed(&fields.frame()).unwrap();
-        prop_assert_eq!(segment.flow, flow);
+        prop_assert_eq!(segment.flow(&fields.frame()[..]), Some(flow));
+        prop_assert_eq!(segment.protocol, TCP);
         prop_assert_eq!(segment.flags.0, fields.flags);
         prop_assert_eq!(segment.sequence, fields.sequence);
-        prop_assert_eq!(segment.tos, fields.tos);
-        prop_assert_eq!(segment.ip_length, fields.ip_length());
+        prop_assert_eq!(segment.traffic_class, fields.tos);
+        prop_assert_eq!(segment.ip_length, u32::from(fields.ip_length()));
     }
 
     /// A frame cut anywhere within its headers is refused as truncated; beyond them it is parsed.
@@ -193,25 +287,32 @@ proptest! {
             frame[23] = TCP;
         }
         if let Ok(segment) = parsed(&frame) {
-            prop_assert!(frame.len() >= HEADERS);
-            prop_assert_eq!(&frame[12..15], &[0x08, 0x00, 0x45]);
-            prop_assert_eq!(&segment.flow.client.to_ipv4().unwrap()[..], &frame[26..30]);
-            prop_assert_eq!(&segment.flow.server.to_ipv4().unwrap()[..], &frame[30..34]);
-            prop_assert_eq!(segment.flow.protocol, TCP);
-            prop_assert!(usize::from(segment.ip_length) >= IPV4_LENGTH + TCP_LENGTH);
+            prop_assert!(frame.len() >= segment.transport_at() + 8);
+            let flow = segment.flow(&frame[..]).unwrap();
+            if plausible {
+                prop_assert_eq!(&frame[12..15], &[0x08, 0x00, 0x45]);
+                prop_assert_eq!(&flow.client.to_ipv4().unwrap()[..], &frame[26..30]);
+                prop_assert_eq!(&flow.server.to_ipv4().unwrap()[..], &frame[30..34]);
+                prop_assert_eq!(segment.protocol, TCP);
+                prop_assert!(segment.ip_length as usize >= IPV4_LENGTH + TCP_LENGTH);
+            }
         }
     }
 
     /// One flow, two directions.
     #[test]
     fn reversing_twice_is_nothing(fields in fields()) {
-        let flow = parsed(&fields.frame()).unwrap().flow;
+        let flow_of = |fields: &Fields| {
+            let frame = fields.frame();
+            parsed(&frame).unwrap().flow(&frame[..]).unwrap()
+        };
+        let flow = flow_of(&fields);
         let back = Fields {
             source: fields.destination,
             destination: fields.source,
             ..fields
         };
-        prop_assert_eq!(parsed(&back.frame()).unwrap().flow, flow.reversed());
+        prop_assert_eq!(flow_of(&back), flow.reversed());
         prop_assert_eq!(flow.reversed().reversed(), flow);
     }
 
@@ -241,6 +342,6 @@ fn verdicts_are_numbered_and_named_apart() {
     for (index, verdict) in Verdict::ALL.iter().enumerate() {
         assert_eq!(*verdict as usize, index);
         let action = verdict.name().split_once('/').unwrap().0;
-        assert!(["pass", "divert", "return"].contains(&action));
+        assert!(["pass", "drop", "divert", "return"].contains(&action));
     }
 }

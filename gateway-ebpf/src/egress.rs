@@ -1,7 +1,7 @@
 //! From the relay: to the client, past the host's stack.
 
 use aya_ebpf::programs::XdpContext;
-use millrace_common::packet::parse;
+use millrace_common::packet::{TCP, parse};
 use millrace_common::verdict::Verdict;
 
 use crate::kernel::{self, Route};
@@ -12,15 +12,19 @@ use crate::packet::Packet;
 #[inline(always)]
 pub fn verdict(ctx: &XdpContext) -> Verdict {
     let packet = Packet(ctx);
-    let Ok(segment) = parse(&packet) else { return Verdict::ReturnStack };
-    if segment.refuses_connection() {
-        let flow = segment.flow.reversed();
+    let Ok(headers) = parse(&packet) else { return Verdict::ReturnStack };
+    let Some(flow) = headers.flow(&packet) else { return Verdict::ReturnStack };
+    if headers.tags > 0 {
+        return Verdict::ReturnStack;
+    }
+    if headers.protocol == TCP && headers.refuses_connection() {
+        let flow = flow.reversed();
         if !maps::is_established(&flow) {
             maps::forget_pending(&flow);
             return Verdict::ReturnResetHeld;
         }
     }
-    match kernel::route(ctx, &segment) {
+    match kernel::route(ctx, &headers, &flow) {
         Route::Direct { ifindex, source, destination } => {
             if maps::aim_at_client(ifindex).is_none()
                 || packet.set_link(destination, source).is_none()

@@ -2,17 +2,28 @@
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{
-    BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibParameters,
+    BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibParameters, bpf_sock,
     bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
+    bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
 };
 use aya_ebpf::helpers::generated::{
-    bpf_fib_lookup, bpf_ktime_get_ns, bpf_sk_release, bpf_skc_lookup_tcp,
+    bpf_fib_lookup, bpf_ktime_get_ns, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
+    bpf_tcp_check_syncookie,
 };
 use aya_ebpf::programs::XdpContext;
 use millrace_common::flow::FlowKey;
-use millrace_common::packet::Segment;
+use millrace_common::packet::{Family, Headers, IPV4_LENGTH, IPV6_LENGTH, TCP_LENGTH};
+
+use crate::packet::Packet;
 
 const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+
+/// States of `net/tcp_states.h`.
+const TCP_ESTABLISHED: u32 = 1;
+const TCP_CLOSE_WAIT: u32 = 8;
+const TCP_LISTEN: u32 = 10;
+const TCP_NEW_SYN_RECV: u32 = 12;
 
 /// `CLOCK_MONOTONIC` in nanoseconds.
 #[inline(always)]
@@ -21,38 +32,111 @@ pub fn monotonic_ns() -> u64 {
     unsafe { bpf_ktime_get_ns() }
 }
 
+type LookUp =
+    unsafe fn(*mut core::ffi::c_void, *mut bpf_sock_tuple, u32, u64, u64) -> *mut bpf_sock;
+
+/// Looks a socket of the namespace `nsid` up, null if there is none; the caller releases it.
+#[inline(always)]
+fn socket(look_up: LookUp, ctx: &XdpContext, flow: &FlowKey, nsid: u32) -> *mut bpf_sock {
+    let (sport, dport) =
+        (u16::from_ne_bytes(flow.client_port), u16::from_ne_bytes(flow.server_port));
+    // The helper knows the family by the tuple's size.
+    let (tuple, size) =
+        if let (Some(client), Some(server)) = (flow.client.to_ipv4(), flow.server.to_ipv4()) {
+            let saddr = u32::from_ne_bytes(client);
+            let daddr = u32::from_ne_bytes(server);
+            let ipv4 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 { saddr, daddr, sport, dport };
+            (bpf_sock_tuple__bindgen_ty_1 { ipv4 }, size_of_val(&ipv4))
+        } else {
+            let (saddr, daddr) = (flow.client.words(), flow.server.words());
+            let ipv6 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 { saddr, daddr, sport, dport };
+            (bpf_sock_tuple__bindgen_ty_1 { ipv6 }, size_of_val(&ipv6))
+        };
+    let mut tuple = bpf_sock_tuple { __bindgen_anon_1: tuple };
+    // SAFETY: the tuple lives on the stack for the call, and `size` bytes of it are initialised.
+    unsafe { look_up(ctx.as_ptr(), &raw mut tuple, size as u32, u64::from(nsid), 0) }
+}
+
+/// Whether a look-up found a socket, which is let go of.
+#[inline(always)]
+fn found(socket: *mut bpf_sock) -> bool {
+    if socket.is_null() {
+        return false;
+    }
+    // SAFETY: a socket that a look-up has given, released once.
+    unsafe { bpf_sk_release(socket.cast()) };
+    true
+}
+
 /// Whether a socket in the namespace `nsid` listens for the connection that this flow begins.
 ///
 /// It asks with client port 0, which no connection has: so that the answer is a listener, and not
 /// what an earlier connection between the same ends has left in TIME-WAIT after its relay died.
 #[inline(always)]
 pub fn listens(ctx: &XdpContext, flow: &FlowKey, nsid: u32) -> bool {
-    let (Some(client), Some(server)) = (flow.client.to_ipv4(), flow.server.to_ipv4()) else {
-        return false;
-    };
-    let ipv4 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
-        saddr: u32::from_ne_bytes(client),
-        daddr: u32::from_ne_bytes(server),
-        sport: 0,
-        dport: u16::from_ne_bytes(flow.server_port),
-    };
-    let mut tuple = bpf_sock_tuple { __bindgen_anon_1: bpf_sock_tuple__bindgen_ty_1 { ipv4 } };
-    // SAFETY: the tuple lives on the stack for the call, and its size is that of the IPv4 variant,
-    // by which the helper knows the family; the socket is released exactly if one was found.
-    unsafe {
-        let socket = bpf_skc_lookup_tcp(
-            ctx.as_ptr(),
-            &raw mut tuple,
-            size_of::<bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1>() as u32,
-            u64::from(nsid),
-            0,
-        );
-        if socket.is_null() {
-            return false;
-        }
-        bpf_sk_release(socket.cast());
+    let flow = FlowKey { client_port: [0; 2], ..*flow };
+    found(socket(bpf_skc_lookup_tcp, ctx, &flow, nsid))
+}
+
+/// Whether a UDP socket in the namespace `nsid` waits for this flow's datagrams.
+#[inline(always)]
+pub fn receives(ctx: &XdpContext, flow: &FlowKey, nsid: u32) -> bool {
+    found(socket(bpf_sk_lookup_udp, ctx, flow, nsid))
+}
+
+/// What a namespace's stack knows of a connection.
+pub enum Known {
+    /// Nothing.
+    Nothing,
+    /// It has a socket for it, accepted or not.
+    Socket,
+    /// It has sent the SYN cookie that the segment carries.
+    Cookie,
+}
+
+/// Asks the stack of the namespace `nsid` for a connection to which a segment of no known flow may
+/// belong. Sockets that nobody holds any more do not count: their relay is dead.
+#[inline(always)]
+pub fn knows(ctx: &XdpContext, headers: &Headers, flow: &FlowKey, nsid: u32) -> Known {
+    let socket = socket(bpf_skc_lookup_tcp, ctx, flow, nsid);
+    if socket.is_null() {
+        return Known::Nothing;
     }
-    true
+    // SAFETY: the socket is held until it is released, below; one aligned word, which the verifier
+    // allows to read of any socket. Volatile, for it must be read as the word it is.
+    let state = unsafe { (&raw const (*socket).state).read_volatile() };
+    let known = match state {
+        TCP_ESTABLISHED | TCP_CLOSE_WAIT | TCP_NEW_SYN_RECV => Known::Socket,
+        TCP_LISTEN if carries_cookie(ctx, headers, socket) => Known::Cookie,
+        _ => Known::Nothing,
+    };
+    // SAFETY: found above, released once.
+    unsafe { bpf_sk_release(socket.cast()) };
+    known
+}
+
+/// Whether a segment carries a SYN cookie that this listener has sent. Cheap where none has been
+/// sent lately.
+#[inline(always)]
+fn carries_cookie(ctx: &XdpContext, headers: &Headers, listener: *mut bpf_sock) -> bool {
+    let packet = Packet(ctx);
+    let Some(tcp) = packet.at::<TCP_LENGTH>(headers.transport_at()) else { return false };
+    let (ip, length) = match headers.family {
+        Family::Ipv4 => match packet.at::<IPV4_LENGTH>(headers.network_at()) {
+            Some(ip) => (ip.cast::<core::ffi::c_void>(), IPV4_LENGTH),
+            None => return false,
+        },
+        Family::Ipv6 => match packet.at::<IPV6_LENGTH>(headers.network_at()) {
+            Some(ip) => (ip.cast::<core::ffi::c_void>(), IPV6_LENGTH),
+            None => return false,
+        },
+    };
+    // SAFETY: both headers lie within the packet, as `at` has checked; the listener is held by the
+    // caller.
+    let answer = unsafe {
+        bpf_tcp_check_syncookie(listener.cast(), ip, length as u32, tcp.cast(), TCP_LENGTH as u32)
+    };
+    answer == 0
 }
 
 /// Where the host would send a packet.
@@ -74,22 +158,26 @@ pub enum Route {
 
 /// Asks the host's routing what becomes of a packet that came in where this one did.
 #[inline(always)]
-pub fn route(ctx: &XdpContext, segment: &Segment) -> Route {
-    let flow = &segment.flow;
-    let (Some(source), Some(destination)) = (flow.client.to_ipv4(), flow.server.to_ipv4()) else {
-        return Route::Other;
-    };
+pub fn route(ctx: &XdpContext, headers: &Headers, flow: &FlowKey) -> Route {
     // SAFETY: integers, byte arrays and unions of them: all zero is a valid value.
     let mut fib: FibParameters = unsafe { core::mem::zeroed() };
-    fib.family = AF_INET;
-    fib.l4_protocol = flow.protocol;
+    fib.l4_protocol = headers.protocol;
     fib.sport = u16::from_ne_bytes(flow.client_port);
     fib.dport = u16::from_ne_bytes(flow.server_port);
-    fib.__bindgen_anon_1.tot_len = segment.ip_length;
+    // Only a jumbogram is longer, and the parser refuses those.
+    fib.__bindgen_anon_1.tot_len = headers.ip_length.min(u32::from(u16::MAX)) as u16;
     fib.ifindex = ctx.ingress_ifindex() as u32;
-    fib.__bindgen_anon_2.tos = segment.tos;
-    fib.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(source);
-    fib.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(destination);
+    if let (Some(source), Some(destination)) = (flow.client.to_ipv4(), flow.server.to_ipv4()) {
+        fib.family = AF_INET;
+        fib.__bindgen_anon_2.tos = headers.traffic_class;
+        fib.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(source);
+        fib.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(destination);
+    } else {
+        fib.family = AF_INET6;
+        fib.__bindgen_anon_2.flowinfo = (u32::from(headers.traffic_class) << 20).to_be();
+        fib.__bindgen_anon_3.ipv6_src = flow.client.words();
+        fib.__bindgen_anon_4.ipv6_dst = flow.server.words();
+    }
     // SAFETY: the parameters live on the stack for the call, and their size is given.
     let answer =
         unsafe { bpf_fib_lookup(ctx.as_ptr(), &raw mut fib, size_of::<FibParameters>() as i32, 0) };

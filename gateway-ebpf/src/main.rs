@@ -7,6 +7,7 @@
 //! per CPU and turned into an XDP action in one place, [`conclude`].
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
 mod egress;
 mod ingress;
@@ -59,12 +60,18 @@ fn conclude(verdict: Verdict) -> u32 {
     match verdict {
         Verdict::PassTruncated
         | Verdict::PassEtherType
+        | Verdict::PassTooManyTags
         | Verdict::PassMalformedIpv4
         | Verdict::PassIpv4Options
+        | Verdict::PassMalformedIpv6
+        | Verdict::PassIpv6Extension
         | Verdict::PassFragment
         | Verdict::PassProtocol
         | Verdict::PassMalformedTcp
+        | Verdict::PassMalformedUdp
         | Verdict::PassNoRule
+        | Verdict::PassRule
+        | Verdict::PassExcluded
         | Verdict::PassUnconfigured
         | Verdict::PassNoHeartbeat
         | Verdict::PassNoListener
@@ -76,8 +83,12 @@ fn conclude(verdict: Verdict) -> u32 {
         Verdict::DivertNew
         | Verdict::DivertPending
         | Verdict::DivertEstablished
+        | Verdict::DivertSocket
+        | Verdict::DivertCookie
+        | Verdict::DivertRule
+        | Verdict::DivertDatagram
         | Verdict::ReturnForwarded => xdp_action::XDP_REDIRECT,
-        Verdict::ReturnResetHeld => xdp_action::XDP_DROP,
+        Verdict::DropRule | Verdict::ReturnResetHeld => xdp_action::XDP_DROP,
     }
 }
 

@@ -6,10 +6,11 @@ use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, DevMap, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use millrace_common::abi::{
     ABI_VERSION, GatewayConfig, Heartbeat, MAX_CLIENT_LINKS, MAX_ESTABLISHED, MAX_PENDING,
-    MAX_RULES,
+    MAX_SET_ENTRIES, PORT_SLOTS,
 };
 use millrace_common::flow::{FlowKey, FlowState};
-use millrace_common::rule::RuleKey;
+use millrace_common::packet::Headers;
+use millrace_common::rule::{Action, ActiveSet, PortClass, RuleKey, SetIndex};
 use millrace_common::verdict::Verdict;
 
 #[map]
@@ -17,7 +18,11 @@ static CONFIG: Array<GatewayConfig> = Array::with_max_entries(1, 0);
 #[map]
 static HEARTBEAT: Array<Heartbeat> = Array::with_max_entries(1, 0);
 #[map]
-static RULES: LpmTrie<RuleKey, u32> = LpmTrie::with_max_entries(MAX_RULES, 0);
+static ACTIVE_SET: Array<u32> = Array::with_max_entries(1, 0);
+#[map]
+static PORT_CLASSES: Array<u32> = Array::with_max_entries(PORT_SLOTS, 0);
+#[map]
+static RULES: LpmTrie<RuleKey, u32> = LpmTrie::with_max_entries(2 * MAX_SET_ENTRIES, 0);
 #[map]
 static PENDING: LruHashMap<FlowKey, FlowState> = LruHashMap::with_max_entries(MAX_PENDING, 0);
 /// Not preallocated: its size is a limit, and few hosts come near it.
@@ -40,11 +45,33 @@ pub fn count(verdict: Verdict) {
     }
 }
 
-/// Whether a steering rule covers the packets of this flow.
+/// The set of rules in force. Read once a packet: all its questions are to the same set.
 #[inline(always)]
-pub fn rule_covers(flow: &FlowKey) -> bool {
-    let key = RuleKey::new(flow.protocol, flow.server_port, flow.server);
-    RULES.get(Key::new(RuleKey::ALL_BITS, key)).is_some()
+pub fn active_set() -> ActiveSet {
+    ActiveSet(ACTIVE_SET.get(0).copied().unwrap_or_default())
+}
+
+/// The class of the port that a packet goes to.
+#[inline(always)]
+pub fn port_class(set: SetIndex, headers: &Headers) -> PortClass {
+    let slot = PortClass::slot(set, headers.protocol, headers.destination_port);
+    PortClass(PORT_CLASSES.get(slot).copied().unwrap_or_default())
+}
+
+/// What the rules of a class say about a flow.
+#[inline(always)]
+pub fn action(set: SetIndex, class: PortClass, flow: &FlowKey) -> Option<Action> {
+    if !class.has_rules() {
+        return None;
+    }
+    let key = RuleKey::destination(set, class, flow.server);
+    RULES.get(Key::new(RuleKey::ALL_BITS, key)).copied().and_then(Action::from_value)
+}
+
+/// Whether a flow's client is excluded from diversion.
+#[inline(always)]
+pub fn excludes(set: SetIndex, flow: &FlowKey) -> bool {
+    RULES.get(Key::new(RuleKey::ALL_BITS, RuleKey::source(set, flow.client))).is_some()
 }
 
 /// The configuration, if the loader is of this object's ABI version.
@@ -59,27 +86,20 @@ pub fn heartbeat() -> Heartbeat {
     HEARTBEAT.get(0).copied().unwrap_or_default()
 }
 
-/// Which of the flow maps has a flow, and for which run of the relay.
-pub enum Held {
-    /// Accepted by the relay.
-    Established(FlowState),
-    /// Not yet accepted, or closed.
-    Pending(FlowState),
-}
-
-/// Looks a flow up. In this order: a flow that the relay closes is put into `PENDING` before it
-/// leaves `ESTABLISHED`, and so is never missed.
+/// Looks up what is to be done with a flow of the relay's present run. In this order: a flow that
+/// the relay closes is put into `PENDING` before it leaves `ESTABLISHED`, and so is never missed.
 #[inline(always)]
-pub fn find(flow: &FlowKey) -> Option<Held> {
+pub fn find(flow: &FlowKey, generation: u64) -> Option<Verdict> {
     // SAFETY: an element may be reused for another flow while it is read. It holds one aligned
     // u64, which is read whole; the generation read is then another flow's of this relay, and the
     // packet is diverted as it would have been a moment earlier.
-    unsafe {
-        if let Some(state) = ESTABLISHED.get(flow) {
-            return Some(Held::Established(*state));
+    let (state, verdict) = unsafe {
+        match ESTABLISHED.get(flow) {
+            Some(state) => (*state, Verdict::DivertEstablished),
+            None => (*PENDING.get(flow)?, Verdict::DivertPending),
         }
-        PENDING.get(flow).map(|state| Held::Pending(*state))
-    }
+    };
+    (state.generation == generation).then_some(verdict)
 }
 
 /// Whether the relay has accepted a flow.

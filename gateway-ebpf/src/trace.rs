@@ -67,11 +67,11 @@ fn note(ctx: &XdpContext, direction: Direction) -> Option<&'static mut Desk> {
     event.destination_port = [0; 2];
     event.flags = 0;
     event.sequence = 0;
-    if let Ok(segment) = parse(&packet) {
-        event.source_port = segment.flow.client_port;
-        event.destination_port = segment.flow.server_port;
-        event.flags = segment.flags.0;
-        event.sequence = segment.sequence;
+    if let Ok(headers) = parse(&packet) {
+        event.source_port = headers.source_port;
+        event.destination_port = headers.destination_port;
+        event.flags = headers.flags.0;
+        event.sequence = headers.sequence;
     }
     Some(desk)
 }

@@ -4,12 +4,13 @@
 //! `docs/millrace.toml`.
 
 use std::collections::{HashMap, HashSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::codec::Framing;
+use crate::prefix::Prefix;
 use crate::route::Partition;
 
 /// Longest instance name: `NAME-gw` must fit an interface name (15 bytes).
@@ -86,16 +87,46 @@ pub struct GatewaySection {
     /// A relay that has not stamped its heartbeat for so long gets no new connections.
     #[serde(default = "default_heartbeat_timeout_ms")]
     pub heartbeat_timeout_ms: u32,
+    /// Which packets a `divert` rule diverts.
+    #[serde(default)]
+    pub mode: Mode,
+    /// File of steering rules, relative to the configuration; without one, every service's
+    /// destinations are diverted at its port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rules: Option<PathBuf>,
 }
 
 impl GatewaySection {
-    /// An instance with the default settings.
-    pub fn new(instance: String, devices: Vec<String>) -> Self {
+    /// An instance on these devices, everything else with its default.
+    pub fn new(instance: impl Into<String>, devices: &[&str]) -> Self {
         Self {
-            instance,
-            devices,
+            instance: instance.into(),
+            devices: devices.iter().map(ToString::to_string).collect(),
             xdp: XdpPolicy::default(),
             heartbeat_timeout_ms: default_heartbeat_timeout_ms(),
+            mode: Mode::default(),
+            rules: None,
+        }
+    }
+}
+
+/// Which packets a `divert` rule diverts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Those of connections that begin after the rule is in force, until they end.
+    #[default]
+    New,
+    /// All that it covers: by rule alone, without a table of flows.
+    All,
+}
+
+impl Mode {
+    /// As it is written.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::New => "new",
+            Self::All => "all",
         }
     }
 }
@@ -206,7 +237,8 @@ impl KafkaSection {
 pub struct Service {
     /// For people and counters.
     pub name: String,
-    /// Destination prefixes that are diverted.
+    /// Destination prefixes that are diverted, unless [`GatewaySection::rules`] says what is.
+    #[serde(default)]
     pub destinations: Vec<Prefix>,
     /// TCP port.
     pub port: u16,
@@ -227,58 +259,9 @@ pub struct Server {
     /// For people and counters; unique.
     pub id: String,
     /// Its own network address, for the association records.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Its partition of the uplink; unique.
     pub partition: Partition,
-}
-
-/// An IPv4 prefix in CIDR notation (RFC 4632 section 3.1); a bare address is a /32.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Prefix {
-    /// Network address, host bits zero.
-    pub address: Ipv4Addr,
-    /// 0 to 32.
-    pub length: u8,
-}
-
-impl std::str::FromStr for Prefix {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (address, length) = text.split_once('/').unwrap_or((text, "32"));
-        let address: Ipv4Addr = address
-            .parse()
-            .map_err(|_| format!("`{text}` is not an IPv4 prefix such as 203.0.113.0/24"))?;
-        let length: u8 = length
-            .parse()
-            .ok()
-            .filter(|length| *length <= 32)
-            .ok_or_else(|| format!("`{text}`: the prefix length goes from 0 to 32"))?;
-        let mask = u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or(0);
-        let network = Ipv4Addr::from_bits(address.to_bits() & mask);
-        if network != address {
-            return Err(format!("`{text}` has host bits set; did you mean {network}/{length}?"));
-        }
-        Ok(Self { address, length })
-    }
-}
-
-impl std::fmt::Display for Prefix {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.address, self.length)
-    }
-}
-
-impl<'de> Deserialize<'de> for Prefix {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
-    }
-}
-
-impl Serialize for Prefix {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
 }
 
 fn default_instance() -> String {
@@ -298,10 +281,13 @@ impl Config {
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        let config: Self = toml::from_str(&text).map_err(|error| ConfigError::Parse {
+        let mut config: Self = toml::from_str(&text).map_err(|error| ConfigError::Parse {
             path: path.to_owned(),
             message: error.to_string(),
         })?;
+        if let Some(rules) = &mut config.gateway.rules {
+            *rules = path.parent().unwrap_or(Path::new("")).join(&*rules);
+        }
         config.check()?;
         Ok(config)
     }
@@ -400,8 +386,9 @@ impl Config {
             if service.port == 0 || !ports.insert(service.port) {
                 return Err(invalid(key, format!("port {} is 0 or taken", service.port)));
             }
-            if service.destinations.is_empty() {
-                return Err(invalid(key, "needs at least one destination prefix"));
+            if service.destinations.is_empty() && self.gateway.rules.is_none() {
+                let problem = "needs at least one destination prefix, or gateway.rules a file";
+                return Err(invalid(key, problem));
             }
             if !(1..=MAX_MESSAGE_BYTES).contains(&service.max_message_bytes) {
                 return Err(invalid(

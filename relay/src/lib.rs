@@ -5,7 +5,8 @@
 //! | module | what |
 //! |---|---|
 //! | [`config`] | what the operator says: instance, services, servers |
-//! | [`gateway`] | the XDP programs on the host: load, unload, heartbeat, flows |
+//! | [`prefix`] | address prefixes of both families |
+//! | [`gateway`] | the XDP programs on the host: load, unload, rules, heartbeat, flows |
 //! | [`uring`] | one `io_uring` a worker: accept, receive, send |
 //! | [`worker`] | one thread's connections, their states and limits |
 //! | [`codec`] | bytes ↔ messages, without I/O |
@@ -19,6 +20,7 @@ pub mod config;
 pub mod control;
 pub mod gateway;
 pub mod kafka;
+pub mod prefix;
 pub mod ring;
 pub mod route;
 pub mod uring;

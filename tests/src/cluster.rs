@@ -147,13 +147,13 @@ fn config(plan: &ClusterPlan, prefix: &str) -> Config {
         servers: (0..plan.servers)
             .map(|index| Server {
                 id: format!("{name}-{index}"),
-                address: Topology::server_address(usize::from(index)),
+                address: Topology::server_address(usize::from(index)).into(),
                 partition: Partition(first_partition + index),
             })
             .collect(),
     };
     Config {
-        gateway: GatewaySection::new(instance_name(), vec![Topology::CLIENT_DEVICE.to_owned()]),
+        gateway: GatewaySection::new(instance_name(), &[Topology::CLIENT_DEVICE]),
         relay: RelaySection::default(),
         kafka: KafkaSection {
             brokers: plan.brokers.clone(),

@@ -352,6 +352,7 @@ impl Producer for FaultyProducer {
         identity: &Identity,
         kind: Kind,
         payload: &[u8],
+        _unix_ms: i64,
     ) -> Result<(), ProduceError> {
         if self.dice.one_in(50) {
             return Err(ProduceError::Full);

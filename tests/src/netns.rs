@@ -210,12 +210,12 @@ impl Topology {
         let servers = (0..self.servers.len())
             .map(|index| Server {
                 id: format!("server-{index}"),
-                address: Self::server_address(index),
+                address: Self::server_address(index).into(),
                 partition: Partition(u16::try_from(index).expect("at most MAX_HOSTS")),
             })
             .collect();
         Config {
-            gateway: GatewaySection::new(instance_name(), vec![Topology::CLIENT_DEVICE.to_owned()]),
+            gateway: GatewaySection::new(instance_name(), &[Self::CLIENT_DEVICE]),
             relay: RelaySection::default(),
             kafka: KafkaSection::default(),
             services: vec![Service {

@@ -79,7 +79,7 @@ fn load_status_and_unload() -> anyhow::Result<()> {
     let status = &status["gateway"];
     ensure!(status["instance"] == config.gateway.instance.as_str(), "{status}");
     ensure!(status["devices"][0]["mode"] == "native", "{status}");
-    ensure!(status["rules"][0] == "tcp 10.77.2.0/24 port 7000", "{status}");
+    ensure!(status["rules"]["rules"][0] == "divert tcp 10.77.2.0/24 port 7000", "{status}");
     ensure!(status["verdicts"]["divert/new"] == 0, "{status}");
     let output = run(&["status"])?;
     ensure!(said(&output).contains("new connections take the ordinary path"), "{}", said(&output));

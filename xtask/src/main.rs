@@ -5,6 +5,7 @@
 
 mod build;
 mod ci;
+mod fuzz;
 mod kafka;
 mod paths;
 mod process;
@@ -91,6 +92,9 @@ enum Command {
     /// Run the unit, property and end-to-end tests
     #[command(after_help = test::HELP)]
     Test(run::Passed),
+    /// Fuzz a target, guided by coverage
+    #[command(after_help = fuzz::HELP)]
+    Fuzz(fuzz::Options),
     /// Run all checks that a change must pass: format, lints, docs, tests, demo
     #[command(after_help = "Changes on the host: as `test` and `demo`, and as they, it cleans \
         up.\n\nExample:\n  cargo xtask ci")]
@@ -129,6 +133,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Demo(passed) => run::demo(&passed)?,
         Command::Bench(bench) => run::bench(&bench)?,
         Command::Test(passed) => return test::run(&passed),
+        Command::Fuzz(options) => fuzz::run(&options)?,
         Command::Ci => ci::run()?,
     }
     Ok(ExitCode::SUCCESS)

@@ -2,7 +2,7 @@
 //! was made, whoever uses it, and so do those it accepts.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
@@ -23,30 +23,45 @@ const KEEPALIVE: Duration = Duration::from_mins(1);
 /// The listeners of one worker.
 pub(super) type Listeners = Vec<(ServiceId, OwnedFd)>;
 
-/// Makes a listener of every service for every worker; the kernel spreads connections over them
-/// (`SO_REUSEPORT`, socket(7)).
+/// Makes listeners of every service for every worker, at one address or, without one, at all of
+/// both families; the kernel spreads connections over the workers (`SO_REUSEPORT`, socket(7)).
 pub(super) fn open(
     config: &Config,
     namespace: Option<&Path>,
-    address: IpAddr,
+    address: Option<IpAddr>,
     workers: usize,
 ) -> Result<Vec<Listeners>, RunError> {
-    let open_all = || (0..workers).map(|_| open_services(config, namespace, address)).collect();
+    let open_all = || {
+        let addresses = address.map_or_else(every_address, |address| vec![address]);
+        (0..workers).map(|_| open_services(config, namespace, &addresses)).collect()
+    };
     match namespace {
         Some(path) => in_namespace(path, open_all)?,
         None => open_all(),
     }
 }
 
+/// Every address of the calling thread's network namespace, by family. A kernel may be built
+/// without IPv6, and an operator may have turned it off.
+fn every_address() -> Vec<IpAddr> {
+    let mut addresses = vec![IpAddr::V4(Ipv4Addr::UNSPECIFIED)];
+    if std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6")
+        .is_ok_and(|value| value.trim() == "0")
+    {
+        addresses.push(IpAddr::V6(Ipv6Addr::UNSPECIFIED));
+    }
+    addresses
+}
+
 fn open_services(
     config: &Config,
     namespace: Option<&Path>,
-    address: IpAddr,
+    addresses: &[IpAddr],
 ) -> Result<Listeners, RunError> {
-    let services = config.services.iter().zip((0..).map(ServiceId));
-    services
-        .map(|(service, id)| {
-            let address = SocketAddr::from((address, service.port));
+    let mut listeners = Vec::new();
+    for (service, id) in config.services.iter().zip((0..).map(ServiceId)) {
+        for address in addresses {
+            let address = SocketAddr::from((*address, service.port));
             let socket = listener(address).map_err(|source| RunError::Listen {
                 service: service.name.clone(),
                 address,
@@ -62,15 +77,20 @@ fn open_services(
                 },
                 source,
             })?;
-            Ok((id, socket))
-        })
-        .collect()
+            listeners.push((id, socket));
+        }
+    }
+    Ok(listeners)
 }
 
 fn listener(address: SocketAddr) -> io::Result<OwnedFd> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
+    if address.is_ipv6() {
+        // The other family has a listener of its own, so that its addresses are its own too.
+        socket.set_only_v6(true)?;
+    }
     // Accepted sockets inherit these.
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;

@@ -13,7 +13,7 @@ mod snapshot;
 mod socket;
 mod threads;
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -69,8 +69,8 @@ async fn run_async(
 
     let (mut gateway, address) = match mode {
         // Every address is local in the relay namespace.
-        Mode::Gateway => (Some(Gateway::open(config)?), IpAddr::from(Ipv4Addr::UNSPECIFIED)),
-        Mode::Direct(address) => (None, address),
+        Mode::Gateway => (Some(Gateway::open(config)?), None),
+        Mode::Direct(address) => (None, Some(address)),
     };
     let mut socket = ControlSocket::claim(config)?;
     ensure_topics(config).await?;

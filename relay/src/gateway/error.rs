@@ -134,16 +134,48 @@ pub enum GatewayError {
         /// The kernel's answer.
         source: std::io::Error,
     },
-    /// More rules than the map holds.
+    /// The host does not forward IPv6.
     #[error(
-        "{rules} steering rules are more than the {limit} that the gateway holds; merge prefixes"
+        "there are rules for IPv6, but this host does not forward it, so it is no gateway for it: \
+         set it with `sysctl -w net.ipv6.conf.all.forwarding=1`"
     )]
+    NoIpv6Forwarding,
+    /// Lines of rules that are wrong.
+    #[error("{}\nnothing was changed", places(mistakes))]
+    Rules {
+        /// Each with its place.
+        mistakes: Vec<RuleMistake>,
+    },
+    /// More rules than may be.
+    #[error("{count} {what} are more than the {limit} that the gateway holds; merge prefixes")]
     TooManyRules {
-        /// Destinations in the configuration.
-        rules: usize,
+        /// Of what there are too many.
+        what: &'static str,
+        /// How many there are.
+        count: usize,
         /// [`millrace_common::abi::MAX_RULES`] or the like.
         limit: u32,
     },
+    /// The rules have too many combinations of ports and prefixes.
+    #[error(
+        "the rules have more than {limit} combinations of ports and prefixes, for a rule counts \
+         once for every different set of rules that its ports meet; give wide ranges of ports \
+         fewer prefixes, or prefixes the same ranges of ports"
+    )]
+    RulesTooLarge {
+        /// [`millrace_common::abi::MAX_SET_ENTRIES`].
+        limit: u32,
+    },
+    /// The kernel has no memory for the rules.
+    #[error("the kernel has no room for the rules; the former ones are in force")]
+    RulesFull,
+    /// No way to know when the programs have ended that use the former rules.
+    #[error(
+        "this kernel cannot wait for running programs (membarrier(2) has no MEMBARRIER_CMD_GLOBAL: \
+         it is built without it or runs with nohz_full), so rules cannot be replaced; boot without \
+         nohz_full"
+    )]
+    NoGracePeriod,
     /// More devices than the map holds.
     #[error("{devices} devices are more than the {limit} that the gateway holds")]
     TooManyDevices {
@@ -209,6 +241,8 @@ impl GatewayError {
             Self::NoObject { .. } => "no_object",
             Self::BadObject { .. } => "bad_object",
             Self::AbiMismatch { .. } => "abi_mismatch",
+            Self::NoIpv6Forwarding => "no_ipv6_forwarding",
+            Self::Rules { .. } => "rules",
             Self::TooManyRules { .. } => "too_many_rules",
             Self::TooManyDevices { .. } => "too_many_devices",
             _ => "other",
@@ -222,6 +256,25 @@ impl GatewayError {
     pub(super) fn bpf<E: Error>(what: impl Into<String>) -> impl FnOnce(E) -> Self {
         move |error| Self::Bpf { what: what.into(), reason: causes(&error) }
     }
+}
+
+/// A line of the rules that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuleMistake {
+    /// `FILE:LINE`, or the service.
+    pub place: String,
+    /// What is wrong, and what is allowed.
+    pub reason: String,
+}
+
+impl std::fmt::Display for RuleMistake {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.place, self.reason)
+    }
+}
+
+fn places(mistakes: &[RuleMistake]) -> String {
+    mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
 /// Why a flow could not be recorded.

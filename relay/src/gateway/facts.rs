@@ -4,10 +4,11 @@ use serde::Serialize;
 
 use super::error::GatewayError;
 use super::host::{self, Device, Offloads};
-use super::load::rules;
 use super::netdev::{self, XdpFeatures};
 use super::object::ObjectFile;
 use super::preflight::{self, AttachMode, Facts, Finding, LinkFacts, Peer, Severity};
+use super::rules::RuleSet;
+use super::rules::compile::Compiled;
 use super::state::{self, State};
 use super::topology;
 use crate::config::Config;
@@ -84,7 +85,7 @@ pub fn preflight(config: &Config) -> Result<Preflight, GatewayError> {
     let obstacles = [
         loaded(config).err(),
         topology::check_names(config).err(),
-        rules(config).err(),
+        check_rules(config).err(),
         ObjectFile::find().err(),
     ];
     findings.splice(0..0, obstacles.iter().flatten().map(Finding::of_error));
@@ -103,6 +104,13 @@ pub fn preflight(config: &Config) -> Result<Preflight, GatewayError> {
         devices: facts.devices.iter().filter_map(plan).collect(),
         findings,
     })
+}
+
+/// Refuses rules that are wrong, too many, or for what the host does not forward.
+fn check_rules(config: &Config) -> Result<(), GatewayError> {
+    let rules = RuleSet::of(config)?;
+    Compiled::of(&rules)?;
+    topology::check_forwarding(&rules)
 }
 
 /// Refuses an instance that is loaded.

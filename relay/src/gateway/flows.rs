@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use aya::maps::{HashMap, MapData, MapError};
 use millrace_common::abi::MAX_ESTABLISHED;
 use millrace_common::flow::{Address, FlowKey, FlowState};
-use millrace_common::packet::TCP;
 
 use super::error::{FlowError, causes, errno};
 
@@ -83,9 +82,6 @@ pub(super) fn forget_former(established: &mut FlowMap, generation: u64) -> Resul
 }
 
 fn key(client: SocketAddr, server: SocketAddr) -> FlowKey {
-    FlowKey::new(
-        TCP,
-        (Address::from(client.ip()), client.port()),
-        (Address::from(server.ip()), server.port()),
-    )
+    let end = |address: SocketAddr| (Address::from(address.ip()), address.port());
+    FlowKey::new(end(client), end(server))
 }

@@ -2,36 +2,38 @@
 
 use std::path::Path;
 
-use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::xdp::{DevMap, DevMapHash};
 use aya::maps::{Array, Map, MapError};
+use aya::programs::Xdp;
 use aya::programs::links::FdLink;
-use aya::programs::{ProgramError, Xdp};
 use aya::{Ebpf, EbpfLoader};
-use millrace_common::abi::{ABI_VERSION, GatewayConfig, MAX_CLIENT_LINKS, MAX_RULES, map};
-use millrace_common::flow::Address;
-use millrace_common::packet::TCP;
-use millrace_common::rule::{Action, RuleKey};
+use millrace_common::abi::{ABI_VERSION, GatewayConfig, MAX_CLIENT_LINKS, map};
 use serde::Serialize;
 
-use super::error::{GatewayError, causes, errno};
+use super::error::{GatewayError, causes};
 use super::facts::{self, features};
 use super::host::{Device, Report, in_namespace};
 use super::links::{attach, pin_link, program_pin};
 use super::netdev::XdpFeatures;
-use super::object::ObjectFile;
+use super::object::{ObjectFile, verify};
 use super::preflight::{self, AttachMode, Finding, LinkFacts, Severity};
+use super::rules::RuleSet;
+use super::rules::command::InForce;
+use super::rules::compile::Compiled;
+use super::rules::tables::RuleTables;
 use super::state::{self, Lock, State};
 use super::topology::{self, RELAY_DEVICE, Topology};
 use super::unload::undo;
-use crate::config::{Config, Prefix, XdpPolicy};
+use crate::config::{Config, Mode, XdpPolicy};
 
 /// The programs, by their names in the object.
 pub(super) const PROGRAMS: [&str; 3] = ["ingress", "egress", "pass"];
 /// The maps that programs and relay share: those that are pinned.
-pub(super) const MAPS: [&str; 8] = [
+pub(super) const MAPS: [&str; 10] = [
     map::CONFIG,
     map::HEARTBEAT,
+    map::ACTIVE_SET,
+    map::PORT_CLASSES,
     map::RULES,
     map::PENDING,
     map::ESTABLISHED,
@@ -85,14 +87,18 @@ pub fn load_object_file(
     super::require_root("`relay load`")?;
     let lock = Lock::take()?;
     facts::loaded(config)?;
-    let rules = rules(config)?;
+    let rules = RuleSet::of(config)?;
+    let compiled = Compiled::of(&rules)?;
     let facts = examine(config, report)?;
     let devices = devices(config)?;
+    topology::check_forwarding(&rules)?;
     topology::check_names(config)?;
 
     let state = State::of(config);
     state.create(config)?;
-    if let Err(error) = build(config, object, (&devices, &facts), &rules, report) {
+    let built = build(config, object, (&devices, &facts), &compiled, report)
+        .and_then(|()| state::draft_rules(config, &InForce::of(config, &rules))?.keep());
+    if let Err(error) = built {
         report(&format!("failed: {error}; undoing what was done"));
         if let Err(second) = undo(config, &state, report) {
             report(&format!("could not undo everything: {second}; run `relay unload`"));
@@ -103,7 +109,7 @@ pub fn load_object_file(
     Ok(LoadReport {
         instance: state.instance,
         devices: state.devices,
-        rules: rules.len(),
+        rules: rules.rules.len(),
         object: object.path.clone(),
         pin_directory: state.pin_directory,
         namespace: config.namespace(),
@@ -115,7 +121,7 @@ fn build(
     config: &Config,
     object: &ObjectFile,
     (devices, facts): (&[(String, Device)], &[LinkFacts]),
-    rules: &[(Prefix, u16)],
+    rules: &Compiled,
     report: Report<'_>,
 ) -> Result<(), GatewayError> {
     let pins = config.pin_directory();
@@ -127,8 +133,11 @@ fn build(
     let mut ebpf = load_object(object, None)?;
     let topology = topology::create(config, devices, report)?;
 
-    report(&format!("{} steering rule(s)", rules.len()));
-    fill(&mut ebpf, config, &topology, rules)?;
+    report(&format!("{} class(es) of ports with rules", rules.class_count()));
+    fill(&mut ebpf, config, &topology)?;
+    RuleTables::of(&mut ebpf)
+        .expect("load_object has checked the maps")
+        .replace(rules, config.gateway.mode == Mode::All)?;
     pin(&mut ebpf, &pins)?;
 
     attach_veth(&mut ebpf, config, &topology, &object.path, report)?;
@@ -230,19 +239,6 @@ fn aim_answers(
     Ok(())
 }
 
-/// What the configuration asks to divert.
-pub(super) fn rules(config: &Config) -> Result<Vec<(Prefix, u16)>, GatewayError> {
-    let rules: Vec<_> = config
-        .services
-        .iter()
-        .flat_map(|service| service.destinations.iter().map(|prefix| (*prefix, service.port)))
-        .collect();
-    if rules.len() > MAX_RULES as usize {
-        return Err(GatewayError::TooManyRules { rules: rules.len(), limit: MAX_RULES });
-    }
-    Ok(rules)
-}
-
 /// The client-facing devices.
 fn devices(config: &Config) -> Result<Vec<(String, Device)>, GatewayError> {
     let names = &config.gateway.devices;
@@ -298,20 +294,6 @@ pub(super) fn load_programs(
     Ok(ebpf)
 }
 
-/// Has a program verified. The verifier gives up with `EAGAIN` when a signal is pending
-/// (`do_check`, `kernel/bpf/verifier.c`), which says nothing about the program; libbpf tries as often.
-fn verify(program: &mut Xdp) -> Result<(), ProgramError> {
-    const ATTEMPTS: u32 = 5;
-    let mut result = program.load();
-    for _ in 1..ATTEMPTS {
-        match &result {
-            Err(error) if errno(error) == Some(libc::EAGAIN) => result = program.load(),
-            _ => break,
-        }
-    }
-    result
-}
-
 /// A program of an object, by its name there.
 pub(super) fn xdp<'a>(
     ebpf: &'a mut Ebpf,
@@ -330,12 +312,7 @@ fn map_mut<'a>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut Map {
     ebpf.map_mut(name).expect("load_object has checked the maps")
 }
 
-fn fill(
-    ebpf: &mut Ebpf,
-    config: &Config,
-    topology: &Topology,
-    rules: &[(Prefix, u16)],
-) -> Result<(), GatewayError> {
+fn fill(ebpf: &mut Ebpf, config: &Config, topology: &Topology) -> Result<(), GatewayError> {
     let failed = |name: &str| GatewayError::bpf::<MapError>(format!("fill the map {name}"));
     let value = GatewayConfig {
         abi_version: ABI_VERSION,
@@ -348,20 +325,10 @@ fn fill(
         .and_then(|mut map| map.set(0, value, 0))
         .map_err(failed(map::CONFIG))?;
 
-    let mut link =
-        DevMap::try_from(map_mut(ebpf, map::RELAY_LINK)).map_err(failed(map::RELAY_LINK))?;
-    link.set(0, topology.gateway_ifindex, None, 0)
-        .map_err(GatewayError::bpf(format!("fill the map {}", map::RELAY_LINK)))?;
-    let mut trie: LpmTrie<_, RuleKey, u32> =
-        LpmTrie::try_from(map_mut(ebpf, map::RULES)).map_err(failed(map::RULES))?;
-    for (prefix, port) in rules {
-        let data =
-            RuleKey::new(TCP, port.to_be_bytes(), Address::from_ipv4(prefix.address.octets()));
-        let length = RuleKey::FIXED_BITS + 96 + u32::from(prefix.length);
-        trie.insert(&Key::new(length, data), Action::Divert as u32, 0)
-            .map_err(failed(map::RULES))?;
-    }
-    Ok(())
+    DevMap::try_from(map_mut(ebpf, map::RELAY_LINK))
+        .map_err(failed(map::RELAY_LINK))?
+        .set(0, topology.gateway_ifindex, None, 0)
+        .map_err(GatewayError::bpf(format!("fill the map {}", map::RELAY_LINK)))
 }
 
 /// Pins maps and programs; the links follow one by one.

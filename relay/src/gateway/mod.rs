@@ -1,7 +1,8 @@
 //! The gateway: the XDP programs on the host, and the relay's handles on them.
 //!
 //! In the order of an instance's life: [`load`] finds and checks the eBPF object, makes the relay
-//! namespace and the link to it, attaches and pins; [`status`] looks at the pins; a relay takes hold
+//! namespace and the link to it, attaches and pins; [`rules`] says what is diverted and may be replaced
+//! at any time; [`status`] looks at the pins; a relay takes hold
 //! of them with [`Gateway::open`], says that it is alive with a [`Heartbeat`] and which connections
 //! it has with a [`FlowTable`] per thread; [`unload`] removes everything. The programs, maps and
 //! links are pinned, and go on without any process of ours.
@@ -17,6 +18,7 @@ mod netdev;
 pub mod object;
 mod preflight;
 mod replace;
+pub mod rules;
 mod running;
 mod state;
 mod status;
@@ -32,7 +34,7 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use millrace_common::abi::{self, ABI_VERSION, GatewayConfig, map};
 
 use self::error::errno;
-pub use self::error::{FlowError, GatewayError};
+pub use self::error::{FlowError, GatewayError, RuleMistake};
 pub use self::facts::{DevicePlan, Preflight, preflight};
 use self::flows::FlowMap;
 pub use self::flows::FlowTable;
@@ -76,10 +78,7 @@ impl Gateway {
     /// in the flow table is taken out. Call it once, before [`Self::heartbeat`] and
     /// [`Self::flow_table`].
     pub fn start_generation(&mut self) -> Result<u64, GatewayError> {
-        let heartbeat: Array<_, abi::Heartbeat> = self
-            .map(map::HEARTBEAT, Map::Array)
-            .and_then(|map| Array::try_from(map).map_err(unusable(map::HEARTBEAT)))?;
-        let former = heartbeat.get(&0, 0).map_err(unusable(map::HEARTBEAT))?.generation;
+        let former = self.present()?.generation;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
         // The clock may have been set back; the number must grow all the same.
         let generation = u64::try_from(now).unwrap_or(0).max(former + 1);
@@ -87,6 +86,12 @@ impl Gateway {
             .map_err(GatewayError::bpf("forget the flows of former relays"))?;
         self.generation = Some(generation);
         Ok(generation)
+    }
+
+    /// The last beat of the last run.
+    fn present(&self) -> Result<abi::Heartbeat, GatewayError> {
+        let map = self.map(map::HEARTBEAT, Map::Array)?;
+        Array::try_from(map).and_then(|map| map.get(&0, 0)).map_err(unusable(map::HEARTBEAT))
     }
 
     /// The heartbeat of this run.

@@ -2,15 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
+use aya::programs::{ProgramError, Xdp};
 use millrace_common::abi::{ABI_VERSION, SECTION};
 use object::{Object as _, ObjectSection as _};
 
-use super::error::GatewayError;
+use super::error::{GatewayError, errno};
 
 /// Environment variable that names the object file.
 pub const VARIABLE: &str = "MILLRACE_BPF_OBJECT";
 /// Name of the object file beside the executable.
 const FILE: &str = "gateway.bpf.o";
+/// libbpf's `PROG_LOAD_ATTEMPTS`.
+const VERIFY_ATTEMPTS: usize = 5;
 /// Where packages put it.
 const INSTALLED: &str = "/usr/lib/millrace/gateway.bpf.o";
 
@@ -57,6 +60,20 @@ impl ObjectFile {
         }
         Ok(Self { path: path.to_owned(), bytes })
     }
+}
+
+/// Has the kernel verify a program.
+///
+/// A signal that comes in meanwhile, a child's end for one, makes the verifier give up with EAGAIN;
+/// that says nothing about the program, and libbpf tries as often again.
+pub fn verify(program: &mut Xdp) -> Result<(), ProgramError> {
+    for _ in 1..VERIFY_ATTEMPTS {
+        match program.load() {
+            Err(error) if errno(&error) == Some(libc::EAGAIN) => {}
+            result => return result,
+        }
+    }
+    program.load()
 }
 
 fn abi_version(bytes: &[u8]) -> Result<u32, String> {

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::error::GatewayError;
 use super::host::Report;
 use super::preflight::Bpffs;
+use super::rules::command::InForce;
 use crate::config::Config;
 
 /// Where every instance has its directory.
@@ -49,17 +50,7 @@ impl State {
 
     /// Reads the state of a loaded instance; `None` if it is not loaded.
     pub(super) fn read(config: &Config) -> Result<Option<Self>, GatewayError> {
-        let path = Self::path(config);
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => {
-                return Err(GatewayError::io(format!("read {}", path.display()))(error));
-            }
-        };
-        serde_json::from_str(&text)
-            .map(Some)
-            .map_err(|error| GatewayError::State { path, problem: error.to_string() })
+        read_json(&Self::path(config))
     }
 
     /// [`Self::read`] of an instance that should be loaded.
@@ -74,14 +65,7 @@ impl State {
         let directory = config.run_directory();
         std::fs::create_dir_all(&directory)
             .map_err(GatewayError::io(format!("create {}", directory.display())))?;
-        let path = Self::path(config);
-        let mut text = serde_json::to_string_pretty(self).expect("strings and paths");
-        text.push('\n');
-        // Renamed into place, so that it is never read half-written.
-        let draft = directory.join("gateway.json.new");
-        std::fs::write(&draft, text)
-            .and_then(|()| std::fs::rename(&draft, &path))
-            .map_err(GatewayError::io(format!("write {}", path.display())))
+        Draft::write(Self::path(config), self)?.keep()
     }
 
     /// Removes the instance's run-time directory, unless a relay still answers there.
@@ -94,6 +78,58 @@ impl State {
         }
         ignore_missing(std::fs::remove_dir_all(&directory))
             .map_err(GatewayError::io(format!("remove {}", directory.display())))
+    }
+}
+
+fn rules_path(config: &Config) -> PathBuf {
+    config.run_directory().join("rules.json")
+}
+
+/// The rules that were put into force last.
+pub(super) fn read_rules(config: &Config) -> Result<InForce, GatewayError> {
+    let path = rules_path(config);
+    read_json(&path)?
+        .ok_or_else(|| GatewayError::State { path, problem: "it is missing".to_owned() })
+}
+
+/// Writes rules down that are about to be put into force.
+pub(super) fn draft_rules(config: &Config, rules: &InForce) -> Result<Draft, GatewayError> {
+    Draft::write(rules_path(config), rules)
+}
+
+/// Reads one of our files; `None` if there is none.
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, GatewayError> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(GatewayError::io(format!("read {}", path.display()))(error)),
+    };
+    serde_json::from_str(&text)
+        .map(Some)
+        .map_err(|error| GatewayError::State { path: path.to_owned(), problem: error.to_string() })
+}
+
+/// A file that is written whole and takes its place later, so that it is never read half-written
+/// and writing it fails before anything depends on it.
+pub(super) struct Draft {
+    draft: PathBuf,
+    path: PathBuf,
+}
+
+impl Draft {
+    fn write(path: PathBuf, value: &impl Serialize) -> Result<Self, GatewayError> {
+        let mut text = serde_json::to_string_pretty(value).expect("strings and paths");
+        text.push('\n');
+        let draft = path.with_extension("json.new");
+        std::fs::write(&draft, text)
+            .map_err(GatewayError::io(format!("write {}", draft.display())))?;
+        Ok(Self { draft, path })
+    }
+
+    /// Puts it in its place.
+    pub(super) fn keep(&self) -> Result<(), GatewayError> {
+        std::fs::rename(&self.draft, &self.path)
+            .map_err(GatewayError::io(format!("write {}", self.path.display())))
     }
 }
 

@@ -2,24 +2,24 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
 use std::path::Path;
 
-use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use millrace_common::abi::{self, GatewayConfig, map};
 use millrace_common::flow::{FlowKey, FlowState};
-use millrace_common::packet::TCP;
-use millrace_common::rule::RuleKey;
 use millrace_common::verdict::Verdict;
 use serde::Serialize;
 
 use super::error::GatewayError;
 use super::heartbeat::monotonic_ns;
+use super::rules::command::InForce;
 use super::running::{DeviceStatus, ProgramStatus, programs};
-use super::state::State;
+use super::state::{self, State};
 use super::{open_map, read_config};
 use crate::config::Config;
+
+/// Rules that the text shows; a gateway may have thousands.
+const SHOWN_RULES: usize = 10;
 
 /// What is loaded, and what it has done. Numbers are since `load`.
 #[derive(Debug, Serialize)]
@@ -32,8 +32,8 @@ pub struct Status {
     pub devices: Vec<DeviceStatus>,
     /// The loaded programs, by name.
     pub programs: BTreeMap<&'static str, ProgramStatus>,
-    /// Steering rules, `tcp PREFIX port PORT`.
-    pub rules: Vec<String>,
+    /// Steering rules, as `relay rules show` has them.
+    pub rules: InForce,
     /// Packets by verdict, all processors together.
     pub verdicts: BTreeMap<&'static str, u64>,
     /// The relay's sign of life.
@@ -72,31 +72,12 @@ pub fn status(config: &Config) -> Result<Status, GatewayError> {
             .map(|name| DeviceStatus::of(pins, name))
             .collect::<Result<_, GatewayError>>()?,
         programs: programs(pins)?,
-        rules: rules(pins)?,
+        rules: state::read_rules(config)?,
         verdicts: verdicts(pins)?,
         relay: relay(pins, &value)?,
         pending: count(pins, map::PENDING, Map::LruHashMap)?,
         established: count(pins, map::ESTABLISHED, Map::HashMap)?,
     })
-}
-
-fn rules(pins: &Path) -> Result<Vec<String>, GatewayError> {
-    let failed = || GatewayError::bpf::<MapError>(format!("read the map {}", map::RULES));
-    let trie: LpmTrie<_, RuleKey, u32> =
-        LpmTrie::try_from(Map::LpmTrie(open_map(pins, map::RULES)?)).map_err(failed())?;
-    let mut rules = Vec::new();
-    for key in trie.keys() {
-        let key = key.map_err(failed())?;
-        let rule = key.data();
-        let length = key.prefix_len() - RuleKey::FIXED_BITS;
-        let address = IpAddr::from(rule.destination);
-        let length = if address.is_ipv4() { length - 96 } else { length };
-        let protocol = if rule.protocol == TCP { "tcp" } else { "unknown" };
-        let port = u16::from_be_bytes(rule.port);
-        rules.push(format!("{protocol} {address}/{length} port {port}"));
-    }
-    rules.sort();
-    Ok(rules)
 }
 
 fn verdicts(pins: &Path) -> Result<BTreeMap<&'static str, u64>, GatewayError> {
@@ -174,8 +155,13 @@ impl fmt::Display for Status {
         for (name, program) in &self.programs {
             writeln!(f, "program      {name}: {program}")?;
         }
-        for rule in &self.rules {
+        let InForce { source, mode, rules } = &self.rules;
+        writeln!(f, "rules        {} of {source}, mode {}", rules.len(), mode.name())?;
+        for rule in rules.iter().take(SHOWN_RULES) {
             writeln!(f, "rule         {rule}")?;
+        }
+        if rules.len() > SHOWN_RULES {
+            writeln!(f, "rule         … `relay rules show` has all")?;
         }
         let relay = &self.relay;
         match relay.heartbeat_age_ms {

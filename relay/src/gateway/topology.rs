@@ -1,10 +1,9 @@
 //! The network that a diverted packet meets: the veth, the relay namespace and its routes.
 
-use std::collections::BTreeSet;
-
 use super::error::GatewayError;
 use super::host::{self, Device, Report, command, in_namespace};
 use super::preflight::Finding;
+use super::rules::RuleSet;
 use crate::config::Config;
 
 /// The relay's end of the veth, in the relay namespace.
@@ -13,6 +12,8 @@ pub const RELAY_DEVICE: &str = "relay0";
 /// permanent. Link-local (RFC 3927), so that it cannot be a client's; alike in every instance, for
 /// nothing is ever sent to it.
 const NEXT_HOP: &str = "169.254.77.1";
+/// The same for IPv6 (RFC 4291 section 2.5.6).
+const NEXT_HOP_IPV6: &str = "fe80::4d:1";
 
 /// Settings of the relay namespace, and why they are not the kernel's defaults.
 const RELAY_SYSCTLS: &[(&str, &str)] = &[
@@ -26,8 +27,18 @@ const RELAY_SYSCTLS: &[(&str, &str)] = &[
     // Inherited from the host; everything comes in by the one device there is.
     ("net/ipv4/conf/all/rp_filter", "0"),
     ("net/ipv4/conf/relay0/rp_filter", "0"),
-    ("net/ipv6/conf/all/disable_ipv6", "1"),
-    ("net/ipv6/conf/relay0/disable_ipv6", "1"),
+    // A listener whose queue of half-open connections is full answers with cookies and keeps no
+    // state (RFC 4987 section 3.6): a flood of SYNs does not keep honest clients out.
+    ("net/ipv4/tcp_syncookies", "1"),
+    // Inherited from the host as well. The one neighbour is permanent and there is no router: no
+    // address of its own, no solicitation, no advertisement, so nothing is sent but connections.
+    ("net/ipv6/conf/all/forwarding", "0"),
+    ("net/ipv6/conf/relay0/addr_gen_mode", "1"),
+    ("net/ipv6/conf/relay0/accept_ra", "0"),
+    ("net/ipv6/conf/relay0/accept_dad", "0"),
+    ("net/ipv6/conf/relay0/router_solicitations", "0"),
+    ("net/ipv6/conf/all/disable_ipv6", "0"),
+    ("net/ipv6/conf/relay0/disable_ipv6", "0"),
 ];
 
 /// The gateway's end of the veth.
@@ -60,6 +71,18 @@ pub(super) fn check_names(config: &Config) -> Result<(), GatewayError> {
     Err(GatewayError::NameTaken { what })
 }
 
+/// Refuses to divert what the host does not forward: answers take the host's route too.
+pub(super) fn check_forwarding(rules: &RuleSet) -> Result<(), GatewayError> {
+    if rules.diverts_ipv6() && !forwards_ipv6()? {
+        return Err(GatewayError::NoIpv6Forwarding);
+    }
+    Ok(())
+}
+
+fn forwards_ipv6() -> Result<bool, GatewayError> {
+    Ok(host::sysctl("net/ipv6/conf/all/forwarding")?.as_deref() == Some("1"))
+}
+
 /// Makes the relay namespace and the link to it.
 pub(super) fn create(
     config: &Config,
@@ -83,7 +106,15 @@ pub(super) fn create(
     let address = format!("{NEXT_HOP}/32");
     run(report, &["ip", "address", "add", &address, "dev", &gateway_device, "scope", "host"])?;
     sysctl(report, &format!("net/ipv4/conf/{gateway_device}/rp_filter"), "2")?;
-    sysctl(report, &format!("net/ipv6/conf/{gateway_device}/disable_ipv6"), "1")?;
+    // It forwards IPv6 if the host does, and says nothing by itself.
+    let ipv6 = |key: &str| format!("net/ipv6/conf/{gateway_device}/{key}");
+    for key in ["accept_ra", "accept_dad", "router_solicitations"] {
+        sysctl(report, &ipv6(key), "0")?;
+    }
+    sysctl(report, &ipv6("addr_gen_mode"), "1")?;
+    let forwards = forwards_ipv6()?;
+    sysctl(report, &ipv6("forwarding"), if forwards { "1" } else { "0" })?;
+    sysctl(report, &ipv6("disable_ipv6"), if forwards { "0" } else { "1" })?;
     run(report, &["ip", "link", "set", "dev", &gateway_device, "up"])?;
 
     let gateway = find(&gateway_device)?;
@@ -130,24 +161,24 @@ fn furnish(config: &Config, gateway: &Device, report: Report<'_>) -> Result<(), 
     // A redirected frame carries the checksum it has, and nothing later completes or segments it.
     step(&format!("ethtool -K {RELAY_DEVICE} tx off tso off"));
     step(&format!("ip link set dev {RELAY_DEVICE} up"));
-    step(&format!(
-        "ip neigh add {NEXT_HOP} lladdr {} dev {RELAY_DEVICE} nud permanent",
-        gateway.address
-    ));
-    step(&format!("ip route add default via {NEXT_HOP} dev {RELAY_DEVICE} onlink"));
-    let prefixes: BTreeSet<String> = config
-        .services
-        .iter()
-        .flat_map(|service| &service.destinations)
-        .map(ToString::to_string)
-        .collect();
-    for prefix in prefixes {
-        step(&format!("ip route add local {prefix} dev lo"));
+    let ipv6 = host::sysctl("net/ipv6/conf/all/disable_ipv6")?.is_some();
+    for (family, next_hop, loopback) in
+        [("-4", NEXT_HOP, "127.0.0.0/8"), ("-6", NEXT_HOP_IPV6, "::1/128")]
+    {
+        if family == "-6" && !ipv6 {
+            continue;
+        }
+        step(&format!(
+            "ip {family} neigh add {next_hop} lladdr {} dev {RELAY_DEVICE} nud permanent",
+            gateway.address
+        ));
+        step(&format!("ip {family} route add default via {next_hop} dev {RELAY_DEVICE} onlink"));
+        step(&format!("ip {family} route add local default dev lo"));
+        // Every address is local only to what comes in: what goes out goes to the client.
+        step(&format!("ip {family} rule add pref 10 iif {RELAY_DEVICE} lookup local"));
+        step(&format!("ip {family} rule add pref 20 to {loopback} lookup local"));
+        step(&format!("ip {family} rule del pref 0"));
     }
-    // The diverted prefixes may hold clients too: only what comes in is looked up among them.
-    step(&format!("ip rule add pref 10 iif {RELAY_DEVICE} lookup local"));
-    step("ip rule add pref 20 to 127.0.0.0/8 lookup local");
-    step("ip rule del pref 0");
 
     for step in &steps {
         report(&format!("[{}] {}", config.gateway.instance, step.join(" ")));

@@ -18,10 +18,7 @@ const DETACH: Duration = Duration::from_secs(5);
 pub fn unload(config: &Config, report: Report<'_>) -> Result<(), GatewayError> {
     super::require_root("`relay unload`")?;
     let _lock = Lock::take()?;
-    let Some(state) = State::read(config)? else {
-        return Err(GatewayError::NotLoaded { instance: config.gateway.instance.clone() });
-    };
-    undo(config, &state, report)
+    undo(config, &State::of_loaded(config)?, report)
 }
 
 /// What `load` did, undone in reverse. The state file goes last, so that this can be repeated.

@@ -18,8 +18,8 @@ use crate::route::Partition;
 
 /// Most headers of a record.
 pub(super) const MAX_HEADERS: usize = 8;
-/// Topic, partition, flags, opaque, key, value.
-const FIXED_ARGUMENTS: usize = 6;
+/// Topic, partition, flags, opaque, key, value, time.
+const FIXED_ARGUMENTS: usize = 7;
 /// Reports taken from an event at a time.
 const REPORT_ARRAY: usize = 256;
 
@@ -100,6 +100,7 @@ impl<C: ClientContext> NativeProducer<C> {
         partition: Partition,
         key: &[u8],
         value: &[u8],
+        unix_ms: i64,
         headers: impl Iterator<Item = (&'a CStr, &'a [u8])>,
         token: u64,
     ) -> Result<(), RDKafkaErrorCode> {
@@ -122,6 +123,7 @@ impl<C: ClientContext> NativeProducer<C> {
         arguments[3] = argument(VType::RD_KAFKA_VTYPE_OPAQUE, U { ptr: token });
         arguments[4] = argument(VType::RD_KAFKA_VTYPE_KEY, bytes(key));
         arguments[5] = argument(VType::RD_KAFKA_VTYPE_VALUE, bytes(value));
+        arguments[6] = argument(VType::RD_KAFKA_VTYPE_TIMESTAMP, U { i64_: unix_ms });
         let mut count = FIXED_ARGUMENTS;
         for (name, value) in headers {
             let header = sys::rd_kafka_vu_s__bindgen_ty_1__bindgen_ty_2 {

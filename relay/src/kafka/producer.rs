@@ -119,12 +119,13 @@ pub enum ProduceError {
 /// Takes records and reports on each exactly once. Records of one partition are delivered in the
 /// order in which they were taken.
 pub trait Producer: Send {
-    /// Takes a copy of a record.
+    /// Takes a copy of a record; its timestamp is in Unix milliseconds.
     fn produce(
         &mut self,
         identity: &Identity,
         kind: Kind,
         payload: &[u8],
+        unix_ms: i64,
     ) -> Result<(), ProduceError>;
 
     /// Passes on the reports that have come, without waiting. False if there was nothing to do.
@@ -187,6 +188,7 @@ impl Producer for RdKafkaProducer {
         identity: &Identity,
         kind: Kind,
         payload: &[u8],
+        unix_ms: i64,
     ) -> Result<(), ProduceError> {
         let (name, reason) = match kind {
             Kind::Open => ("open", None),
@@ -200,12 +202,12 @@ impl Producer for RdKafkaProducer {
             .chain([(header::KIND, name.as_bytes())])
             .chain(reason);
         let token = token(identity, kind).pack();
-        self.0.produce(identity.partition, &identity.printed, payload, headers, token).map_err(
-            |code| match code {
+        self.0
+            .produce(identity.partition, &identity.printed, payload, unix_ms, headers, token)
+            .map_err(|code| match code {
                 RDKafkaErrorCode::QueueFull => ProduceError::Full,
                 code => ProduceError::Refused(code.into()),
-            },
-        )
+            })
     }
 
     fn poll(&mut self, on_report: &mut dyn FnMut(Report)) -> bool {

@@ -178,9 +178,10 @@ impl<P: Producer> Pump<P> {
     /// Gives a batch to the producer; false if it could not take all of it now.
     fn produce(&mut self, mut unfinished: Unfinished) -> bool {
         let (mut produced, mut full) = (0, false);
+        let unix_ms = unfinished.batch.unix_ms();
         for (identity, kind, payload) in unfinished.batch.records().skip(unfinished.next) {
             let token = super::producer::token(identity, kind);
-            match self.producer.produce(identity, kind, payload) {
+            match self.producer.produce(identity, kind, payload, unix_ms) {
                 Ok(()) => {
                     self.ledger.outstanding += 1;
                     produced += u64::from(!token.control);

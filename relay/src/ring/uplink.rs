@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crossbeam_queue::ArrayQueue;
 
@@ -46,6 +47,8 @@ struct Record {
 #[derive(Debug)]
 pub struct UplinkBatch {
     number: u64,
+    /// When its first record came to be: one look at the clock a batch, not a message.
+    unix_ms: i64,
     /// One entry for each connection with records here: one reference count a batch, not a message.
     origins: Vec<Arc<Identity>>,
     payloads: Vec<u8>,
@@ -56,6 +59,7 @@ impl UplinkBatch {
     fn new() -> Self {
         Self {
             number: 0,
+            unix_ms: 0,
             origins: Vec::new(),
             payloads: Vec::with_capacity(BATCH_BYTES),
             records: Vec::with_capacity(BATCH_RECORDS),
@@ -70,6 +74,11 @@ impl UplinkBatch {
     /// True if there is no record.
     pub fn is_empty(&self) -> bool {
         self.records.is_empty()
+    }
+
+    /// Unix milliseconds of its first record; the others came within the worker's turn.
+    pub fn unix_ms(&self) -> i64 {
+        self.unix_ms
     }
 
     /// The records: whose, what about, and the payload.
@@ -157,6 +166,10 @@ impl UplinkSender {
         payload: &[u8],
     ) {
         let batch = &mut *self.current;
+        if batch.records.is_empty() {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            batch.unix_ms = i64::try_from(now.as_millis()).unwrap_or_default();
+        }
         if origin.batch != batch.number {
             let index = u32::try_from(batch.origins.len()).expect("fewer origins than records");
             *origin = Origin { batch: batch.number, index };

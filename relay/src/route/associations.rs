@@ -167,7 +167,7 @@ mod tests {
             servers: (first_partition..first_partition + servers)
                 .map(|partition| Server {
                     id: format!("{name}-{partition}"),
-                    address: Ipv4Addr::LOCALHOST,
+                    address: Ipv4Addr::LOCALHOST.into(),
                     partition: Partition(partition),
                 })
                 .collect(),

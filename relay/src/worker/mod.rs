@@ -30,6 +30,11 @@ pub use stats::{CloseReason, Counter, UndeliveredReason, WorkerStats};
 /// Longest wait; so often a worker looks at the clock when nothing happens.
 const TICK: Duration = Duration::from_secs(1);
 
+/// Most stashes that a worker keeps for held connections to come.
+const MAX_SPARE_STASHES: usize = 64;
+/// A larger one is given back to the allocator.
+const MAX_SPARE_STASH_BYTES: usize = 256 << 10;
+
 /// Whom a worker tells about its connections, so that the gateway keeps diverting them.
 pub trait Flows: Send {
     /// A connection was accepted. On error it is closed.
@@ -118,6 +123,8 @@ pub struct Worker<E> {
     next_generation: u32,
     /// Connections that are not read from; see [`Worker::hold`].
     held: Vec<SocketId>,
+    /// Empty, for the next connections that are held with something received.
+    spare_stashes: Vec<Vec<u8>>,
     /// Connections with output and no send going on.
     to_send: Vec<SocketId>,
     /// Half-closed and flushing connections, in the order in which their time is over.
@@ -151,6 +158,7 @@ impl<E: Engine> Worker<E> {
             open: 0,
             next_generation: 0,
             held: Vec::new(),
+            spare_stashes: Vec::new(),
             to_send: Vec::new(),
             lingering: VecDeque::new(),
             stopping: false,
@@ -314,6 +322,9 @@ impl<E: Engine> Worker<E> {
         }
         let bytes = self.engine.bytes(buffer, length);
         if connection.held || !self.uplink.has_room() {
+            if connection.stash.capacity() == 0 {
+                connection.stash = self.spare_stashes.pop().unwrap_or_default();
+            }
             connection.stash.extend_from_slice(bytes);
             self.hold(socket);
             return;
@@ -376,6 +387,7 @@ impl<E: Engine> Worker<E> {
         }
         let stash = std::mem::take(&mut connection.stash);
         let more = decode(connection, &mut self.uplink, &self.shared.credit, &self.stats, &stash);
+        self.keep_stash(stash);
         self.after_decode(socket, more);
         let connection = self.connection(socket);
         if connection.held || !connection.reads() {
@@ -510,11 +522,22 @@ impl<E: Engine> Worker<E> {
         self.flush_and_close(socket, CloseReason::RelayStop);
     }
 
+    /// Keeps the memory of a few stashes: under back-pressure connections are held and resumed many
+    /// times a second.
+    fn keep_stash(&mut self, mut stash: Vec<u8>) {
+        let fits = (1..=MAX_SPARE_STASH_BYTES).contains(&stash.capacity());
+        if fits && self.spare_stashes.len() < MAX_SPARE_STASHES {
+            stash.clear();
+            self.spare_stashes.push(stash);
+        }
+    }
+
     /// Decodes what a hold kept back, whatever the bounds say: it was read and must not get lost.
     fn deliver_stash(&mut self, socket: SocketId) {
         let connection = self.connections[socket.index()].as_mut().expect("known to the engine");
         let stash = std::mem::take(&mut connection.stash);
         let more = decode(connection, &mut self.uplink, &self.shared.credit, &self.stats, &stash);
+        self.keep_stash(stash);
         if let ReadOn::Close(reason) = more {
             self.close(socket, reason);
         }

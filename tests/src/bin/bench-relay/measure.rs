@@ -16,7 +16,7 @@ use millrace_tests::netns::instance_name;
 use millrace_tests::process::{Process, wait_until};
 
 use crate::floors::PARTITIONS;
-use crate::rsyslog::{PRODUCER, Rsyslog};
+use crate::rsyslog::{PRODUCER, Rsyslog, Tuning};
 use crate::subject::Subject;
 
 const PATIENCE: Duration = Duration::from_mins(3);
@@ -50,7 +50,8 @@ pub(crate) fn measure(subject: Subject, setting: &Setting<'_>) -> Result<Measure
     let context = || format!("{} could not be measured", subject.name());
     match subject {
         Subject::Relay => relay(setting, &topics),
-        Subject::Rsyslog => rsyslog(setting, &topics),
+        Subject::Rsyslog => rsyslog(setting, &topics, Tuning::None),
+        Subject::RsyslogTuned => rsyslog(setting, &topics, Tuning::Best),
         Subject::Produce => produce(setting, &topics),
         Subject::Sink => sink(setting),
     }
@@ -106,11 +107,11 @@ fn relay(setting: &Setting<'_>, topics: &Topics) -> Result<Measured> {
 fn config(setting: &Setting<'_>, topics: &Topics, port: u16) -> Config {
     let servers = (0..PARTITIONS).map(|number| Server {
         id: format!("server-{number}"),
-        address: Ipv4Addr::LOCALHOST,
+        address: Ipv4Addr::LOCALHOST.into(),
         partition: Partition(number),
     });
     Config {
-        gateway: GatewaySection::new(instance_name(), vec!["none".to_owned()]),
+        gateway: GatewaySection::new(instance_name(), &["none"]),
         relay: RelaySection { workers: setting.workers, ..RelaySection::default() },
         kafka: KafkaSection {
             brokers: setting.brokers.to_owned(),
@@ -128,10 +129,10 @@ fn config(setting: &Setting<'_>, topics: &Topics, port: u16) -> Config {
     }
 }
 
-fn rsyslog(setting: &Setting<'_>, topics: &Topics) -> Result<Measured> {
+fn rsyslog(setting: &Setting<'_>, topics: &Topics, tuning: Tuning) -> Result<Measured> {
     let topic = topics.create("uplink", i32::from(PARTITIONS))?;
     let address = free_address()?;
-    let rsyslog = Rsyslog::start(address, setting.brokers, &topic)?;
+    let rsyslog = Rsyslog::start(tuning, address, setting.brokers, &topic)?;
     timed(setting, address, rsyslog.id()?, || {
         let mut records = 0;
         wait_until(PATIENCE, "rsyslog to deliver everything", || {
@@ -215,8 +216,8 @@ pub(crate) fn configuration(brokers: &str, workers: usize) -> Result<serde_json:
         "producers": PRODUCER.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>(),
         "relay": relay,
         "relay_kafka": KafkaSection { brokers: brokers.to_owned(), ..KafkaSection::default() },
-        "rsyslog": format!("{}, no parser, FixedArray queue of 200000, batches of 1024",
-            crate::rsyslog::version()?),
+        "rsyslog": crate::rsyslog::version()?,
+        "rsyslog_tuned": "no parser, FixedArray queue of 200000, batches of 1024",
         "librdkafka": rdkafka::util::get_rdkafka_version().1,
     }))
 }

@@ -49,6 +49,7 @@ struct Figures {
 #[derive(Clone, Copy, Debug, Serialize)]
 struct Ratios {
     rsyslog: f64,
+    rsyslog_tuned: f64,
     rdkafka: f64,
     floors: f64,
 }
@@ -159,7 +160,7 @@ impl Workload {
         let cpu = |subject: Subject| {
             self.subjects[subject as usize].rounds.iter().map(|round| round[3]).collect::<Vec<_>>()
         };
-        let [relay, rsyslog, produce, sink] = Subject::ALL.map(cpu);
+        let [relay, rsyslog, tuned, produce, sink] = Subject::ALL.map(cpu);
         if sink.len() < relay.len() {
             return;
         }
@@ -168,6 +169,7 @@ impl Workload {
         };
         self.relay_cpu_ratio_to = Some(Ratios {
             rsyslog: ratio(&|round| rsyslog[round]),
+            rsyslog_tuned: ratio(&|round| tuned[round]),
             rdkafka: ratio(&|round| produce[round]),
             floors: ratio(&|round| produce[round] + sink[round]),
         });
@@ -198,9 +200,9 @@ impl fmt::Display for Report {
             if let Some(ratios) = workload.relay_cpu_ratio_to {
                 writeln!(
                     f,
-                    "  the relay's cpu is {:.2} of rsyslog's, {:.2} of bare rdkafka's, {:.2} of the \
-                     two floors' sum",
-                    ratios.rsyslog, ratios.rdkafka, ratios.floors
+                    "  the relay's cpu is {:.2} of rsyslog's ({:.2} tuned), {:.2} of bare rdkafka's, \
+                     {:.2} of the two floors' sum",
+                    ratios.rsyslog, ratios.rsyslog_tuned, ratios.rdkafka, ratios.floors
                 )?;
             }
         }

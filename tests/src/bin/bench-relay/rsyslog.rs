@@ -1,5 +1,5 @@
-//! rsyslog with a configuration of our own, as good a one as we know: no parsing, the record is the
-//! line as it came, batches of the size of its queue's, the same producer settings as the relay's.
+//! rsyslog with a configuration of our own: as it comes, and as good as we know. In both the record is
+//! the line as it came, and the producer has the relay's settings.
 
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -35,6 +35,15 @@ pub(crate) fn version() -> Result<String> {
     Ok(said.lines().next().unwrap_or_default().trim().to_owned())
 }
 
+/// How it is configured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tuning {
+    /// Debian's defaults: its parsers, its main queue.
+    None,
+    /// No parsing, one receiving thread, a queue with batches of 1024 and one thread behind it.
+    Best,
+}
+
 /// A running one. Dropping it ends it and removes its files.
 #[derive(Debug)]
 pub(crate) struct Rsyslog {
@@ -44,13 +53,18 @@ pub(crate) struct Rsyslog {
 
 impl Rsyslog {
     /// Starts it, and waits until it listens.
-    pub(crate) fn start(address: SocketAddr, brokers: &str, topic: &str) -> Result<Self> {
+    pub(crate) fn start(
+        tuning: Tuning,
+        address: SocketAddr,
+        brokers: &str,
+        topic: &str,
+    ) -> Result<Self> {
         let directory =
             std::env::temp_dir().join(format!("millrace-rsyslog-{}", std::process::id()));
         std::fs::create_dir_all(&directory)?;
         let mut rsyslog = Self { process: None, directory };
         let file = rsyslog.directory.join("rsyslog.conf");
-        std::fs::write(&file, configuration(address, brokers, topic, &rsyslog.directory))?;
+        std::fs::write(&file, configuration(tuning, address, brokers, topic, &rsyslog.directory))?;
         let mut command = Command::new(PROGRAM);
         command.arg("-n").arg("-f").arg(&file).arg("-i").arg(rsyslog.directory.join("pid"));
         let mut process = Process::spawn("rsyslogd", &mut command)?;
@@ -74,7 +88,13 @@ impl Drop for Rsyslog {
     }
 }
 
-fn configuration(address: SocketAddr, brokers: &str, topic: &str, directory: &Path) -> String {
+fn configuration(
+    tuning: Tuning,
+    address: SocketAddr,
+    brokers: &str,
+    topic: &str,
+    directory: &Path,
+) -> String {
     let quoted = |items: &mut dyn Iterator<Item = String>| {
         items.map(|item| format!("\"{item}\"")).collect::<Vec<_>>().join(",")
     };
@@ -82,15 +102,22 @@ fn configuration(address: SocketAddr, brokers: &str, topic: &str, directory: &Pa
     let producer = quoted(&mut PRODUCER.iter().map(|(key, value)| format!("{key}={value}")));
     let (ip, port) = (address.ip(), address.port());
     let directory = directory.display();
+    let (module, parser, queue) = match tuning {
+        Tuning::None => ("", "", ""),
+        Tuning::Best => (
+            r#" threads="1""#,
+            r#"module(load="pmnull") parser(name="whole" type="pmnull")"#,
+            r#" parser="whole" queue.type="FixedArray" queue.size="200000"
+             queue.dequeueBatchSize="1024" queue.workerThreads="1""#,
+        ),
+    };
     format!(
         r#"global(workDirectory="{directory}")
-module(load="imptcp" threads="1")
+module(load="imptcp"{module})
 module(load="omkafka")
-module(load="pmnull")
-parser(name="whole" type="pmnull")
+{parser}
 template(name="line" type="string" string="%rawmsg%")
-ruleset(name="bench" parser="whole" queue.type="FixedArray" queue.size="200000"
-        queue.dequeueBatchSize="1024" queue.workerThreads="1") {{
+ruleset(name="bench"{queue}) {{
   action(type="omkafka" broker=[{brokers}] topic="{topic}" template="line"
          partitions.auto="on" resubmitOnFailure="on" confParam=[{producer}])
 }}

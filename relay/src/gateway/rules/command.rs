@@ -1,0 +1,256 @@
+//! `relay rules`: put a set of rules into force, and show the one that is.
+
+use std::collections::HashSet;
+use std::fmt;
+
+use aya::maps::{HashMap, Map, MapError};
+use millrace_common::abi::{self, map};
+use serde::{Deserialize, Serialize};
+
+use super::compile::Compiled;
+use super::tables::RuleTables;
+use super::{GatewayError, RuleSet};
+use crate::config::{Config, Mode};
+use crate::gateway::flows::FlowMap;
+use crate::gateway::host::Device;
+use crate::gateway::state::{self, Lock, State};
+use crate::gateway::{Gateway, open_map, read_config, require_root, topology};
+
+/// Lines of rules that are shown to people before they are referred to `--json`.
+const SHOWN: usize = 20;
+
+/// What stands in the state beside the maps: the rules in force, as people know them.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct InForce {
+    /// Where they were written.
+    pub source: String,
+    /// Which packets they divert.
+    pub mode: Mode,
+    /// One a line.
+    pub rules: Vec<String>,
+}
+
+impl InForce {
+    /// What a configuration puts into force.
+    pub(in crate::gateway) fn of(config: &Config, set: &RuleSet) -> Self {
+        let source = match &config.gateway.rules {
+            Some(path) => path.display().to_string(),
+            None => "the services of the configuration".to_owned(),
+        };
+        Self { source, mode: config.gateway.mode, rules: set.lines() }
+    }
+}
+
+/// What `relay rules check` found.
+#[derive(Debug, Serialize)]
+pub struct CheckReport {
+    /// Where the rules were written.
+    pub source: String,
+    /// Rules and exclusions.
+    pub rules: usize,
+    /// Classes of ports that the same rules cover.
+    pub classes: usize,
+    /// Prefixes of all classes.
+    pub entries: usize,
+}
+
+/// What `relay rules apply` changed.
+#[derive(Debug, Serialize)]
+pub struct ApplyReport {
+    /// What is in force now.
+    #[serde(flatten)]
+    pub now: CheckReport,
+    /// Rules that were not in force before.
+    pub added: Vec<String>,
+    /// Rules that are not in force any more.
+    pub removed: Vec<String>,
+    /// TCP ports without a rule whose old connections go on.
+    pub closing_ports: Vec<u16>,
+}
+
+/// What `relay rules show` sees in the kernel.
+#[derive(Debug, Serialize)]
+pub struct Shown {
+    /// The rules, their mode and their source.
+    #[serde(flatten)]
+    pub in_force: InForce,
+    /// Classes of ports that the same rules cover.
+    pub classes: usize,
+    /// Prefixes of all classes.
+    pub entries: usize,
+    /// TCP ports without a rule whose old connections go on.
+    pub closing_ports: Vec<u16>,
+    /// How the maps differ from these rules; absent if they don't.
+    pub difference: Option<String>,
+}
+
+/// Reads and compiles the rules of a configuration; changes nothing and needs no privilege.
+pub fn check(config: &Config) -> Result<CheckReport, GatewayError> {
+    let set = RuleSet::of(config)?;
+    let compiled = Compiled::of(&set)?;
+    Ok(CheckReport::of(&InForce::of(config, &set), &compiled))
+}
+
+/// Replaces the rules of a loaded instance by those of its configuration, all at once. Connections
+/// that are diverted go on, whatever the new rules say.
+pub fn apply(config: &Config) -> Result<ApplyReport, GatewayError> {
+    require_root("`relay rules apply`")?;
+    let set = RuleSet::of(config)?;
+    let compiled = Compiled::of(&set)?;
+    let _lock = Lock::take()?;
+    let loaded = State::of_loaded(config)?;
+    read_config(config, &loaded.pin_directory)?;
+    // Run elsewhere than `load`, it cannot see whether the gateway forwards.
+    if Device::find(&topology::gateway_device(config))?.is_some() {
+        topology::check_forwarding(&set)?;
+    }
+    let former: HashSet<String> = state::read_rules(config)?.rules.into_iter().collect();
+    let now = InForce::of(config, &set);
+    let draft = state::draft_rules(config, &now)?;
+
+    let mut tables = RuleTables::open(&loaded.pin_directory)?;
+    let closing = tables.replace(&compiled, config.gateway.mode == Mode::All)?;
+    draft.keep()?;
+    let closing_ports = close(config, &mut tables, closing)?;
+
+    let kept: HashSet<String> = now.rules.iter().cloned().collect();
+    let removed = former.difference(&kept).cloned().collect();
+    Ok(ApplyReport {
+        now: CheckReport::of(&now, &compiled),
+        added: now.rules.into_iter().filter(|rule| !former.contains(rule)).collect(),
+        removed: sorted(removed),
+        closing_ports,
+    })
+}
+
+/// Shows the rules in force, and whether the maps agree.
+pub fn show(config: &Config) -> Result<Shown, GatewayError> {
+    require_root("`relay rules show`")?;
+    let _lock = Lock::take()?;
+    let loaded = State::of_loaded(config)?;
+    read_config(config, &loaded.pin_directory)?;
+    let in_force = state::read_rules(config)?;
+    let set = RuleSet::parse("the rules in force", &in_force.rules.join("\n"))?;
+    let compiled = Compiled::of(&set)?;
+    let tables = RuleTables::open(&loaded.pin_directory)?;
+    Ok(Shown {
+        classes: compiled.class_count(),
+        entries: compiled.entries(),
+        closing_ports: tables.closing_ports()?,
+        difference: tables.difference(&compiled, in_force.mode == Mode::All)?,
+        in_force,
+    })
+}
+
+/// Of ports that have no rule any more, ends diversion where no connection is left; gives the
+/// others. Since the new set is in force no connection can have begun there.
+fn close(
+    config: &Config,
+    tables: &mut RuleTables<aya::maps::MapData>,
+    ports: Vec<u16>,
+) -> Result<Vec<u16>, GatewayError> {
+    if ports.is_empty() {
+        return Ok(ports);
+    }
+    let gateway = Gateway::open(config)?;
+    let generation = gateway.present()?.generation;
+    let mut busy: HashSet<u16> = HashSet::new();
+    // In this order: a flow is in `PENDING` before it is in `ESTABLISHED`.
+    for (name, kind) in [
+        (map::PENDING, Map::LruHashMap as fn(_) -> _),
+        (map::ESTABLISHED, Map::HashMap as fn(_) -> _),
+    ] {
+        let failed = || GatewayError::bpf::<MapError>(format!("read the flows in {name}"));
+        let pins = config.pin_directory();
+        let flows: FlowMap = HashMap::try_from(kind(open_map(&pins, name)?)).map_err(failed())?;
+        for flow in &flows {
+            let (key, state) = flow.map_err(failed())?;
+            if state.generation == generation {
+                busy.insert(u16::from_be_bytes(key.server_port));
+            }
+        }
+    }
+    let (kept, free): (Vec<_>, Vec<_>) = ports.into_iter().partition(|port| busy.contains(port));
+    tables.close_ports(&free)?;
+    Ok(kept)
+}
+
+fn sorted(mut lines: Vec<String>) -> Vec<String> {
+    lines.sort_unstable();
+    lines
+}
+
+impl CheckReport {
+    fn of(set: &InForce, compiled: &Compiled) -> Self {
+        Self {
+            source: set.source.clone(),
+            rules: set.rules.len(),
+            classes: compiled.class_count(),
+            entries: compiled.entries(),
+        }
+    }
+}
+
+impl fmt::Display for CheckReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} rule(s) of {}: {} class(es) of ports, {} of {} entries",
+            self.rules,
+            self.source,
+            self.classes,
+            self.entries,
+            abi::MAX_SET_ENTRIES
+        )
+    }
+}
+
+/// Some lines with a mark before each, and how many more there are.
+fn list(f: &mut fmt::Formatter<'_>, mark: &str, lines: &[String]) -> fmt::Result {
+    for line in lines.iter().take(SHOWN) {
+        write!(f, "\n{mark}{line}")?;
+    }
+    match lines.len().checked_sub(SHOWN) {
+        None | Some(0) => Ok(()),
+        Some(more) => write!(f, "\n{mark}… and {more} more; --json shows all"),
+    }
+}
+
+fn closing(f: &mut fmt::Formatter<'_>, ports: &[u16]) -> fmt::Result {
+    let ports: Vec<String> = ports.iter().map(ToString::to_string).collect();
+    if ports.is_empty() {
+        return Ok(());
+    }
+    write!(f, "\nwithout a rule, but with connections that go on: tcp port ")?;
+    f.write_str(&ports.join(", "))
+}
+
+impl fmt::Display for ApplyReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (added, removed) = (self.added.len(), self.removed.len());
+        write!(f, "in force: {}; {added} added, {removed} removed", self.now)?;
+        list(f, "+ ", &self.added)?;
+        list(f, "- ", &self.removed)?;
+        closing(f, &self.closing_ports)
+    }
+}
+
+impl fmt::Display for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let InForce { source, mode, rules } = &self.in_force;
+        write!(f, "# {} rule(s) of {source}, mode {}", rules.len(), mode.name())?;
+        for rule in rules {
+            write!(f, "\n{rule}")?;
+        }
+        closing(f, &self.closing_ports)?;
+        if let Some(difference) = &self.difference {
+            write!(
+                f,
+                "\nthe programs have other rules than these: {difference}; `relay rules apply` \
+                 puts that right"
+            )?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,186 @@
+//! The file of rules: one a line, `#` begins a comment.
+
+use std::sync::Arc;
+
+use super::{Action, GatewayError, Origin, Ports, Protocol, Rule, RuleMistake, RuleSet, mistake};
+use crate::prefix::Prefix;
+
+const FORM: &str = "a line is `divert|pass|drop tcp|udp PREFIX port PORT|FIRST-LAST|any`, or \
+                    `exclude PREFIX`";
+
+impl RuleSet {
+    /// Reads the text of a file of rules; `name` is what its lines are called by.
+    pub fn parse(name: &str, text: &str) -> Result<Self, GatewayError> {
+        let name: Arc<str> = name.into();
+        let mut set = Self::default();
+        let mut mistakes: Vec<RuleMistake> = Vec::new();
+        for (line, number) in text.lines().zip(1..) {
+            let origin = Origin::Line(Arc::clone(&name), number);
+            let code = line.split('#').next().unwrap_or_default();
+            let words: Vec<&str> = code.split_whitespace().collect();
+            match statement(&words) {
+                Ok(None) => {}
+                Ok(Some(Statement::Rule(rule))) => set.rules.push((rule, origin)),
+                Ok(Some(Statement::Exclusion(prefix))) => set.exclusions.push((prefix, origin)),
+                Err(reason) => mistakes.push(mistake(&origin, reason)),
+            }
+        }
+        mistakes.extend(set.ties());
+        if mistakes.is_empty() { Ok(set) } else { Err(GatewayError::Rules { mistakes }) }
+    }
+
+    /// Rules of which neither comes before the other.
+    fn ties(&self) -> Vec<RuleMistake> {
+        let mut rules: Vec<_> = self.rules.iter().collect();
+        // Stable: of two alike the later line is the mistake.
+        rules.sort_by_key(|(rule, _)| {
+            (rule.protocol, rule.destination, rule.ports.width(), rule.ports.first)
+        });
+        rules
+            .windows(2)
+            .filter_map(|pair| {
+                let [(first, there), (second, here)] = pair else { return None };
+                let alike = (first.protocol, first.destination, first.ports.width())
+                    == (second.protocol, second.destination, second.ports.width());
+                (alike && first.ports.last >= second.ports.first).then(|| {
+                    let reason = if first == second {
+                        format!("`{second}` stands in {there} already; remove one of them")
+                    } else {
+                        format!(
+                            "`{second}` and `{first}` ({there}) have the same prefix and as many \
+                             ports, so that neither comes before the other at port {}; narrow one \
+                             of them",
+                            second.ports.first
+                        )
+                    };
+                    mistake(here, reason)
+                })
+            })
+            .collect()
+    }
+}
+
+enum Statement {
+    Rule(Rule),
+    Exclusion(Prefix),
+}
+
+fn statement(words: &[&str]) -> Result<Option<Statement>, String> {
+    let action = match words.first() {
+        None => return Ok(None),
+        Some(&"exclude") => {
+            return match words[1..] {
+                [prefix] => Ok(Some(Statement::Exclusion(prefix.parse()?))),
+                _ => Err(format!("`exclude` wants one prefix; {FORM}")),
+            };
+        }
+        Some(&"divert") => Action::Divert,
+        Some(&"pass") => Action::Pass,
+        Some(&"drop") => Action::Drop,
+        Some(word) => return Err(format!("`{word}` is no action; {FORM}")),
+    };
+    let [protocol, destination, port, ports] = words[1..] else {
+        return Err(format!("{} words, but a rule has 5; {FORM}", words.len()));
+    };
+    if port != "port" {
+        return Err(format!("`{port}` should be `port`; {FORM}"));
+    }
+    let protocol = Protocol::ALL
+        .into_iter()
+        .find(|known| known.name() == protocol)
+        .ok_or_else(|| format!("`{protocol}` is no protocol that has rules: tcp or udp"))?;
+    let (destination, ports) = (destination.parse()?, self::ports(ports)?);
+    Ok(Some(Statement::Rule(Rule { action, protocol, destination, ports })))
+}
+
+fn ports(text: &str) -> Result<Ports, String> {
+    if text == "any" {
+        return Ok(Ports::ANY);
+    }
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let wrong = || format!("`{text}` is no port: one from 0 to 65535, FIRST-LAST, or any");
+    let first = first.parse().map_err(|_| wrong())?;
+    let last = last.parse().map_err(|_| wrong())?;
+    if first > last {
+        return Err(format!("`{text}`: the first port is above the last"));
+    }
+    Ok(Ports { first, last })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mistakes(text: &str) -> Vec<String> {
+        match RuleSet::parse("rules", text) {
+            Err(GatewayError::Rules { mistakes }) => {
+                mistakes.iter().map(ToString::to_string).collect()
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_file_is_read_and_written() {
+        let set = RuleSet::parse(
+            "rules",
+            "# The chat.\n\n  divert tcp 203.0.113.0/24 port 7000-7010 # and more\n\
+             pass tcp 203.0.113.7 port 7000\ndrop udp 2001:db8::/32 port any\n\
+             exclude 198.51.100.0/24\n",
+        )
+        .unwrap();
+        assert_eq!(
+            set.lines(),
+            [
+                "divert tcp 203.0.113.0/24 port 7000-7010",
+                "pass tcp 203.0.113.7/32 port 7000",
+                "drop udp 2001:db8::/32 port any",
+                "exclude 198.51.100.0/24",
+            ]
+        );
+        let again = RuleSet::parse("again", &set.lines().join("\n")).unwrap();
+        assert_eq!(again.lines(), set.lines());
+    }
+
+    #[test]
+    fn every_wrong_line_is_reported_with_its_place_and_what_is_allowed() {
+        let found = mistakes(
+            "steer tcp 10.0.0.0/8 port 1\ndivert tcp 10.0.0.0/8 port 1\ndivert sctp 10.0.0.0/8 port \
+             1\ndivert tcp 10.0.0.1/8 port 1\ndivert tcp 10.0.0.0/8 port 70000\ndivert tcp \
+             10.0.0.0/8 port 9-3\ndivert tcp 10.0.0.0/8\ndivert tcp 10.0.0.0/8 ports 1\nexclude\n",
+        );
+        for (line, said) in [
+            (1, "`steer` is no action; a line is `divert|pass|drop"),
+            (3, "tcp or udp"),
+            (4, "did you mean 10.0.0.0/8?"),
+            (5, "one from 0 to 65535, FIRST-LAST, or any"),
+            (6, "the first port is above the last"),
+            (7, "3 words"),
+            (8, "should be `port`"),
+            (9, "wants one prefix"),
+        ] {
+            let place = format!("rules:{line}: ");
+            assert!(
+                found.iter().any(|text| text.starts_with(&place) && text.contains(said)),
+                "{place}{said}: {found:#?}"
+            );
+        }
+        assert_eq!(found.len(), 8, "{found:#?}");
+    }
+
+    #[test]
+    fn a_tie_names_both_lines() {
+        let found = mistakes(
+            "divert tcp 10.0.0.0/8 port 10-20\ndivert tcp 10.0.0.0/8 port 5\npass tcp 10.0.0.0/8 \
+             port 20-30\n",
+        );
+        assert_eq!(found.len(), 1, "{found:#?}");
+        assert!(found[0].starts_with("rules:3: ") && found[0].contains("(rules:1)"), "{found:?}");
+        let found = mistakes("pass udp ::/0 port any\npass udp ::/0 port 0-65535\n");
+        assert!(found[0].contains("stands in rules:1 already"), "{found:?}");
+        // The narrower decides, and so does the longer prefix or the protocol.
+        let text = "divert tcp 10.0.0.0/8 port 10-20\npass tcp 10.0.0.0/8 port 20-31\ndrop tcp \
+                    10.0.0.0/9 port 10-20\npass udp 10.0.0.0/8 port 10-20\n";
+        assert_eq!(RuleSet::parse("rules", text).unwrap().rules.len(), 4);
+    }
+}

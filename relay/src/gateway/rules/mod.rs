@@ -1,0 +1,207 @@
+//! Steering rules: how they are written ([`file`]), what the programs are told of them ([`compile`]),
+//! and how a whole set comes into force at once ([`tables`], [`command`]).
+//!
+//! Of the rules whose protocol and ports fit a packet, the one with the longest destination prefix
+//! decides; among equal prefixes, the one with the fewest ports.
+
+pub mod command;
+pub mod compile;
+mod file;
+pub mod tables;
+
+use std::fmt;
+
+use millrace_common::packet::{TCP, UDP};
+pub use millrace_common::rule::Action;
+
+use super::error::{GatewayError, RuleMistake};
+use crate::config::Config;
+use crate::prefix::Prefix;
+
+/// A transport protocol that has rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    /// RFC 9293.
+    Tcp,
+    /// RFC 768.
+    Udp,
+}
+
+impl Protocol {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Tcp, Self::Udp];
+
+    /// IANA protocol number.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => TCP,
+            Self::Udp => UDP,
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+}
+
+/// Destination ports, from the first to the last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ports {
+    /// The first.
+    pub first: u16,
+    /// The last, not below the first.
+    pub last: u16,
+}
+
+impl Ports {
+    /// Every port.
+    pub const ANY: Self = Self { first: 0, last: u16::MAX };
+
+    /// How many, less one.
+    const fn width(self) -> u16 {
+        self.last - self.first
+    }
+
+    /// Whether a port is among them.
+    pub const fn contains(self, port: u16) -> bool {
+        self.first <= port && port <= self.last
+    }
+}
+
+impl From<u16> for Ports {
+    fn from(port: u16) -> Self {
+        Self { first: port, last: port }
+    }
+}
+
+impl fmt::Display for Ports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::ANY => f.write_str("any"),
+            Self { first, last } if first == last => write!(f, "{first}"),
+            Self { first, last } => write!(f, "{first}-{last}"),
+        }
+    }
+}
+
+/// One steering rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Rule {
+    /// What it asks for.
+    pub action: Action,
+    /// Of packets of this protocol,
+    pub protocol: Protocol,
+    /// to these addresses
+    pub destination: Prefix,
+    /// and these ports.
+    pub ports: Ports,
+}
+
+const fn action_name(action: Action) -> &'static str {
+    match action {
+        Action::Divert => "divert",
+        Action::Pass => "pass",
+        Action::Drop => "drop",
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (action, protocol) = (action_name(self.action), self.protocol.name());
+        write!(f, "{action} {protocol} {} port {}", self.destination, self.ports)
+    }
+}
+
+/// Where something was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// `FILE:LINE`.
+    Line(std::sync::Arc<str>, usize),
+    /// A service of the configuration.
+    Service(String),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Line(file, line) => write!(f, "{file}:{line}"),
+            Self::Service(name) => write!(f, "service `{name}`"),
+        }
+    }
+}
+
+/// A set of rules, as it is written.
+#[derive(Clone, Debug, Default)]
+pub struct RuleSet {
+    /// The rules, in the order of the file, which does not matter to them.
+    pub rules: Vec<(Rule, Origin)>,
+    /// Sources that no rule diverts.
+    pub exclusions: Vec<(Prefix, Origin)>,
+}
+
+impl RuleSet {
+    /// The rules that a configuration asks for: those of its file, or its services' destinations.
+    pub fn of(config: &Config) -> Result<Self, GatewayError> {
+        match &config.gateway.rules {
+            Some(path) => Self::read(path),
+            None => Ok(Self::of_services(config)),
+        }
+    }
+
+    /// Reads a file of rules, and reports everything that is wrong with it.
+    pub fn read(path: &std::path::Path) -> Result<Self, GatewayError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(GatewayError::io(format!("read the rules {}", path.display())))?;
+        Self::parse(&path.display().to_string(), &text)
+    }
+
+    fn of_services(config: &Config) -> Self {
+        let mut set = Self::default();
+        for service in &config.services {
+            let mut destinations = service.destinations.clone();
+            // Named twice it is meant once.
+            destinations.sort_unstable();
+            destinations.dedup();
+            set.rules.extend(destinations.into_iter().map(|destination| {
+                let rule = Rule {
+                    action: Action::Divert,
+                    protocol: Protocol::Tcp,
+                    destination,
+                    ports: service.port.into(),
+                };
+                (rule, Origin::Service(service.name.clone()))
+            }));
+        }
+        set
+    }
+
+    /// Every line, in an order that depends on nothing but the rules.
+    pub fn lines(&self) -> Vec<String> {
+        let mut rules: Vec<_> = self.rules.iter().map(|(rule, _)| rule).collect();
+        rules.sort_unstable_by_key(|rule| {
+            (rule.protocol, rule.destination, rule.ports, rule.action)
+        });
+        let mut exclusions: Vec<_> = self.exclusions.iter().map(|(prefix, _)| prefix).collect();
+        exclusions.sort_unstable();
+        exclusions.dedup();
+        rules
+            .into_iter()
+            .map(ToString::to_string)
+            .chain(exclusions.into_iter().map(|prefix| format!("exclude {prefix}")))
+            .collect()
+    }
+
+    /// Whether a rule diverts packets of IPv6.
+    pub fn diverts_ipv6(&self) -> bool {
+        self.rules
+            .iter()
+            .any(|(rule, _)| rule.action == Action::Divert && rule.destination.address.is_ipv6())
+    }
+}
+
+fn mistake(origin: &Origin, reason: impl Into<String>) -> RuleMistake {
+    RuleMistake { place: origin.to_string(), reason: reason.into() }
+}

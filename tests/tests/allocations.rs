@@ -1,0 +1,199 @@
+//! The hot path allocates nothing for a message: neither the worker and the pump on its way to the
+//! producer, nor the worker on a reply's way to the client.
+//!
+//! What librdkafka allocates for a record is its own, and is not seen here.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use millrace_relay::config::Config;
+use millrace_relay::kafka::{
+    ConnectionKey, Identity, Incarnation, ProduceError, Producer, Pump, PumpStats, RelayId, Report,
+    Token,
+};
+use millrace_relay::ring::{Command, Kind, Wake, downlink, uplink};
+use millrace_relay::route::ServiceId;
+use millrace_relay::worker::{BufferId, Engine, Event, NoGateway, Shared, SocketId, Worker};
+
+#[global_allocator]
+static ALLOCATOR: dhat::Alloc = dhat::Alloc;
+
+const WARM_UP: usize = 1000;
+const ROUNDS: usize = 3000;
+/// Receive buffers a round, and messages in each.
+const BUFFERS: usize = 8;
+const MESSAGES: usize = 10;
+/// The test runner's own thread allocates a few blocks while it begins to wait for this one.
+const BY_THE_RUNNER: u64 = 10;
+const SOCKET: SocketId = SocketId(0);
+
+/// One client that sends the same buffers again and again, and takes what it is sent.
+struct SteadyEngine {
+    stream: Vec<u8>,
+    accepted: bool,
+    to_receive: usize,
+    sending: Option<Vec<u8>>,
+}
+
+impl Engine for SteadyEngine {
+    fn listen(&mut self, _: ServiceId, _: OwnedFd) {}
+    fn stop_listening(&mut self) {}
+    fn receive(&mut self, _: SocketId) {}
+    fn stop_receiving(&mut self, _: SocketId) {
+        panic!("nothing here is held back");
+    }
+    fn send(&mut self, _: SocketId, buffer: Vec<u8>) {
+        self.sending = Some(buffer);
+    }
+    fn close(&mut self, _: SocketId) {
+        panic!("nothing here is closed");
+    }
+    fn wait(&mut self, _: Duration) -> io::Result<()> {
+        self.to_receive = BUFFERS;
+        Ok(())
+    }
+    fn next_event(&mut self) -> Option<Event> {
+        if !std::mem::replace(&mut self.accepted, true) {
+            let address = |port| SocketAddr::from(([192, 0, 2, 1], port));
+            return Some(Event::Accepted {
+                socket: SOCKET,
+                service: ServiceId(0),
+                client: address(1),
+                server: address(2),
+            });
+        }
+        if let Some(buffer) = self.sending.take() {
+            let result = Ok(buffer.len());
+            return Some(Event::Sent { socket: SOCKET, buffer, result });
+        }
+        self.to_receive = self.to_receive.checked_sub(1)?;
+        let length = self.stream.len();
+        Some(Event::Received { socket: SOCKET, buffer: BufferId(0), length })
+    }
+    fn bytes(&self, _: &BufferId, length: usize) -> &[u8] {
+        &self.stream[..length]
+    }
+    fn recycle(&mut self, _: BufferId) {}
+}
+
+/// Acknowledges everything at the next look.
+#[derive(Default)]
+struct SteadyProducer {
+    reports: Vec<Report>,
+    key: Option<ConnectionKey>,
+    messages: u64,
+}
+
+impl Producer for SteadyProducer {
+    fn produce(
+        &mut self,
+        identity: &Identity,
+        kind: Kind,
+        payload: &[u8],
+        _unix_ms: i64,
+    ) -> Result<(), ProduceError> {
+        let key = identity.key;
+        self.key = Some(key);
+        self.messages += u64::from(kind == Kind::Message);
+        self.reports.push(Report {
+            partition: identity.partition,
+            payload_bytes: payload.len(),
+            token: Token {
+                control: kind != Kind::Message,
+                worker: key.worker,
+                slot: key.slot,
+                generation: key.generation,
+            },
+            result: Ok(()),
+        });
+        Ok(())
+    }
+    fn poll(&mut self, on_report: &mut dyn FnMut(Report)) -> bool {
+        let any = !self.reports.is_empty();
+        self.reports.drain(..).for_each(on_report);
+        any
+    }
+    fn purge(&mut self) {}
+    fn fatal(&self) -> Option<String> {
+        None
+    }
+}
+
+fn config() -> Config {
+    toml::from_str(
+        r#"
+        [gateway]
+        devices = ["eth0"]
+        [[service]]
+        name = "frames"
+        destinations = ["192.0.2.0/24"]
+        port = 7000
+        framing = { type = "length", bytes = 2 }
+        server = [{ id = "a", address = "192.0.2.2", partition = 0 }]
+        "#,
+    )
+    .expect("valid")
+}
+
+#[test]
+fn a_message_and_its_reply_allocate_nothing() {
+    let _profiler = dhat::Profiler::builder().testing().build();
+    let config = config();
+    let incarnation = Incarnation::new(1);
+    let shared = Shared::new(&config, incarnation);
+    let wake = || Wake::new().expect("an eventfd");
+    let (worker_wake, producer_wake) = (wake(), wake());
+    let (sender, receiver) = uplink(worker_wake.clone(), producer_wake.clone());
+    let (replies, downlink_receiver) = downlink(worker_wake.clone(), wake());
+    let payload = [7; 100];
+    let mut stream = Vec::new();
+    for _ in 0..MESSAGES {
+        config.services[0].framing.encode(1000, &payload, &mut stream).expect("it fits");
+    }
+    let engine = SteadyEngine { stream, accepted: false, to_receive: 0, sending: None };
+    let stats = Arc::default();
+    let mut worker = Worker::new(
+        0,
+        shared.clone(),
+        engine,
+        worker_wake,
+        Box::new(NoGateway),
+        sender,
+        downlink_receiver,
+        stats,
+    );
+    let mut pump = Pump::new(
+        SteadyProducer::default(),
+        (RelayId(0), incarnation),
+        vec![receiver],
+        vec![replies.clone()],
+        config.partitions(),
+        shared.credit.clone(),
+        Arc::<PumpStats>::default(),
+        producer_wake,
+        Duration::ZERO,
+    );
+    let mut before = dhat::HeapStats::get();
+    for round in 0..WARM_UP + ROUNDS {
+        if round == WARM_UP {
+            before = dhat::HeapStats::get();
+        }
+        worker.engine().wait(Duration::ZERO).expect("no kernel, no error");
+        worker.step();
+        while pump.step() {}
+        let key = pump.producer().key.expect("the connection's open record came first");
+        let mut batch = replies.take_empty().expect("the worker takes every batch at once");
+        for _ in 0..MESSAGES {
+            batch.push(key, Command::Reply, &payload);
+        }
+        replies.hand_over(batch);
+    }
+    let after = dhat::HeapStats::get();
+    let messages = pump.producer().messages;
+    assert!(messages >= (ROUNDS * BUFFERS * MESSAGES) as u64, "only {messages} came through");
+    let allocated = after.total_blocks - before.total_blocks;
+    assert!(allocated <= BY_THE_RUNNER, "{allocated} allocations for {messages} messages");
+}
