@@ -79,6 +79,13 @@ fn conclude(verdict: Verdict) -> u32 {
         | Verdict::PassNoLink
         | Verdict::PassNoFlow
         | Verdict::ReturnNoNeighbour
+        | Verdict::ReturnNoRoute
+        | Verdict::ReturnBlackhole
+        | Verdict::ReturnUnreachable
+        | Verdict::ReturnProhibited
+        | Verdict::ReturnForwardingOff
+        | Verdict::ReturnTooLong
+        | Verdict::ReturnNoRedirect
         | Verdict::ReturnStack => xdp_action::XDP_PASS,
         Verdict::DivertNew
         | Verdict::DivertPending

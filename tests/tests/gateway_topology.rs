@@ -65,7 +65,7 @@ fn a_ruled_connection_ends_at_the_relay_with_both_addresses() -> anyhow::Result<
     for name in ["divert/established", "divert/pending", "return/forwarded"] {
         ensure!(status.verdicts[name] > 0, "no {name}: {:?}", status.verdicts);
     }
-    for name in ["pass/no_flow", "pass/no_listener", "return/stack", "return/reset_held"] {
+    for name in ["pass/no_flow", "pass/no_listener", "return/no_redirect", "return/reset_held"] {
         ensure!(status.verdicts[name] == 0, "{name}: {:?}", status.verdicts);
     }
     // The counters of the servers' own stacks are the witness: not one segment.
@@ -248,7 +248,7 @@ fn a_device_that_cannot_be_redirected_to_is_answered_through_the_stack() -> anyh
     transfer(&mut client, accepted.stream(), 1_000_000)?;
     transfer(accepted.stream(), &mut client, 1_000_000)?;
     drop(accepted);
-    ensure!(loaded.verdict("return/stack")? > 0);
+    ensure!(loaded.verdict("return/no_redirect")? > 0);
     ensure!(loaded.verdict("return/forwarded")? == 0);
     loaded.unload()
 }
@@ -292,7 +292,7 @@ fn jumbo_frames_are_diverted() -> anyhow::Result<()> {
     transfer(&mut client, accepted.stream(), 3_000_000)?;
     transfer(accepted.stream(), &mut client, 3_000_000)?;
     drop(accepted);
-    ensure!(loaded.verdict("return/stack")? == 0);
+    ensure!(loaded.verdict("return/no_redirect")? == 0);
     loaded.unload()
 }
 
