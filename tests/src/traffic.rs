@@ -5,7 +5,6 @@ use std::collections::HashSet;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::path::Path;
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -17,7 +16,6 @@ use millrace_relay::gateway::{FlowTable, in_namespace};
 
 use crate::fake_relay::{FakeRelay, Pulse, accept_now};
 use crate::netns::{Host, tcp_counter};
-use crate::process::run_ok;
 
 /// Between two datagrams.
 const DATAGRAM_EVERY: Duration = Duration::from_micros(500);
@@ -32,18 +30,14 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(5);
 
 /// Makes a namespace's TCP retransmit only what was lost, and not what is late on a busy machine:
-/// no tail loss probes, and a retransmission timeout of ten seconds.
+/// no tail loss probes, and a retransmission timeout of ten seconds at least (Linux 6.11).
 pub fn retransmit_losses_only(namespace: &Path) -> Result<()> {
-    let ip = |words: &str| {
-        let net = format!("--net={}", namespace.display());
-        let mut command = Command::new("nsenter");
-        command.arg(net).arg("ip").args(words.split_whitespace());
-        run_ok("ip", &mut command, PATIENCE).map(|finished| finished.stdout)
-    };
-    in_namespace(namespace, || std::fs::write("/proc/sys/net/ipv4/tcp_early_retrans", "0"))??;
-    let routes = ip("-4 route show default")?;
-    let default = routes.lines().next().context("no default route")?;
-    ip(&format!("route change {} rto_min 10s", default.trim_end())).map(drop)
+    for (name, value) in [("tcp_early_retrans", "0"), ("tcp_rto_min_us", "10000000")] {
+        let path = Path::new("/proc/sys/net/ipv4").join(name);
+        in_namespace(namespace, || std::fs::write(path, value))?
+            .with_context(|| format!("set {name} to {value}"))?;
+    }
+    Ok(())
 }
 
 /// Segments that the TCP of these namespaces has sent again.

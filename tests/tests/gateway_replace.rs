@@ -105,6 +105,10 @@ fn a_swap_that_fails_half_way_goes_back() -> anyhow::Result<()> {
     let after = gateway.run(|| gateway::status(&config))??;
     ensure!(ids(&after) == ids(&before) && pins(&config)? == pins_before);
     ensure!(after.devices[0].program_id == before.devices[0].program_id);
+    // A device of the same name is not the device that was loaded.
+    gateway.ip("link add gone0 type veth peer name gone1")?;
+    let status = gateway.run(|| gateway::status(&config))??.to_string();
+    ensure!(status.contains("GONE       nothing is diverted from gone0"), "{status}");
     // What went back works, and what is broken can be unloaded.
     let mut relay = FakeRelay::start(&config, PORT)?;
     let mut client = connect(&topology.clients[0], Topology::server_address(0), PORT)?;

@@ -1,6 +1,7 @@
 //! What would stand in a load's way or make it slow: facts in, findings out, nothing changed.
 //!
 //! The facts are gathered by [`super::facts`]; here is what they mean, and what to do about it.
+//! Head room is no question in native mode: no program of ours makes a packet longer.
 
 use std::fmt;
 

@@ -122,6 +122,13 @@ impl Status {
         if device.mode == "generic" {
             writeln!(f, "  SLOW       {name} runs in generic mode; see `relay load --check`")?;
         }
+        if device.mode == "none" && program_id.is_some() {
+            return writeln!(
+                f,
+                "  GONE       nothing is diverted from {name}: the device of this name is another \
+                 than that of the load; `relay unload` and `relay load` put it right"
+            );
+        }
         match (self.programs.get("ingress"), program_id) {
             (_, None) => writeln!(
                 f,
