@@ -186,6 +186,17 @@ pub fn loaded() -> anyhow::Result<(Loaded, Topology)> {
     let config = topology.config(PORT, Framing::Lines);
     Ok((topology.load(&config)?, topology))
 }
+
+/// Starts a relay, and checks that a connection of the first client's to the first server ends
+/// there and carries so many bytes each way.
+pub fn diverts(topology: &Topology, config: &Config, bytes: usize) -> anyhow::Result<()> {
+    let mut relay = FakeRelay::start(config, PORT)?;
+    let mut client = connect(&topology.clients[0], Topology::server_address(0), PORT)?;
+    let mut accepted = relay.accept()?;
+    transfer(&mut client, accepted.stream(), bytes)?;
+    transfer(accepted.stream(), &mut client, bytes)
+}
+
 /// What `load` could change, in one comparable value.
 #[derive(Debug, PartialEq)]
 pub struct Traces {

@@ -9,7 +9,7 @@ use millrace_relay::codec::Framing;
 use millrace_relay::config::{Config, XdpPolicy};
 use millrace_relay::gateway::{self, Gateway, GatewayError, object::ObjectFile};
 use millrace_tests::fake_relay::{
-    FakeRelay, PORT, Traces, alone, connect, listen, loaded, shared, traces, transfer,
+    FakeRelay, PORT, Traces, alone, connect, diverts, listen, loaded, shared, traces, transfer,
 };
 use millrace_tests::netns::{Host, Loaded, Topology, bpf_object, load_on, load_told, privileged};
 
@@ -179,12 +179,7 @@ fn generic_mode_is_used_only_where_it_may_and_says_so() -> anyhow::Result<()> {
         let modes: Vec<_> = status.devices.iter().map(|device| device.mode).collect();
         let warned = steps.iter().filter(|step| step.contains("in generic mode: ")).count();
         let loaded = Loaded { config, report };
-        let mut relay = FakeRelay::start(&loaded.config, PORT)?;
-        let mut client = connect(&topology.clients[0], Topology::server_address(0), PORT)?;
-        let mut accepted = relay.accept()?;
-        transfer(&mut client, accepted.stream(), 100_000)?;
-        transfer(accepted.stream(), &mut client, 100_000)?;
-        drop(accepted);
+        diverts(&topology, &loaded.config, 100_000)?;
         loaded.unload()?;
         anyhow::Ok((modes, warned))
     };

@@ -8,7 +8,7 @@ use millrace_common::abi::{ABI_VERSION, SECTION};
 use millrace_relay::codec::Framing;
 use millrace_relay::config::Config;
 use millrace_relay::gateway::{self, GatewayError, ReplaceReport, Status, object::ObjectFile};
-use millrace_tests::fake_relay::{FakeRelay, PORT, connect, loaded, shared, transfer};
+use millrace_tests::fake_relay::{FakeRelay, PORT, connect, diverts, loaded, shared, transfer};
 use millrace_tests::netns::{Host, Topology, bpf_object, privileged};
 use object::{Object as _, ObjectSection as _};
 
@@ -110,9 +110,7 @@ fn a_swap_that_fails_half_way_goes_back() -> anyhow::Result<()> {
     let status = gateway.run(|| gateway::status(&config))??.to_string();
     ensure!(status.contains("GONE       nothing is diverted from gone0"), "{status}");
     // What went back works, and what is broken can be unloaded.
-    let mut relay = FakeRelay::start(&config, PORT)?;
-    let mut client = connect(&topology.clients[0], Topology::server_address(0), PORT)?;
-    transfer(&mut client, relay.accept()?.stream(), 1000)?;
+    diverts(&topology, &config, 1000)?;
     loaded.unload()
 }
 

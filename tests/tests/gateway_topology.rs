@@ -8,7 +8,7 @@ use anyhow::{Context as _, ensure};
 use millrace_relay::codec::Framing;
 use millrace_relay::gateway::{self, Gateway};
 use millrace_tests::fake_relay::{
-    FakeRelay, PORT, accept, connect, listen, loaded, shared, transfer, within,
+    FakeRelay, PORT, accept, connect, diverts, listen, loaded, shared, transfer, within,
 };
 use millrace_tests::netns::{Host, Topology, privileged};
 
@@ -242,12 +242,7 @@ fn a_device_that_cannot_be_redirected_to_is_answered_through_the_stack() -> anyh
     let loaded = topology.load(&config)?;
     let status = topology.gateway.run(|| gateway::status(&config))??;
     ensure!(!status.devices[0].redirects_answers && status.devices[0].mode == "native");
-    let mut relay = FakeRelay::start(&config, PORT)?;
-    let mut client = connect(&topology.clients[0], Topology::server_address(0), PORT)?;
-    let mut accepted = relay.accept()?;
-    transfer(&mut client, accepted.stream(), 1_000_000)?;
-    transfer(accepted.stream(), &mut client, 1_000_000)?;
-    drop(accepted);
+    diverts(&topology, &config, 1_000_000)?;
     ensure!(loaded.verdict("return/no_redirect")? > 0);
     ensure!(loaded.verdict("return/forwarded")? == 0);
     loaded.unload()
@@ -264,12 +259,7 @@ fn clients_within_a_diverted_prefix_are_answered() -> anyhow::Result<()> {
         let mut config = topology.config(PORT, Framing::Lines);
         config.services[0].destinations = vec![prefix.parse().map_err(anyhow::Error::msg)?];
         let loaded = topology.load(&config)?;
-        let mut relay = FakeRelay::start(&config, PORT)?;
-        let mut client = connect(&topology.clients[0], Topology::server_address(0), PORT)?;
-        let mut accepted = relay.accept()?;
-        transfer(&mut client, accepted.stream(), 100_000)?;
-        transfer(accepted.stream(), &mut client, 100_000)?;
-        drop(accepted);
+        diverts(&topology, &config, 100_000)?;
         loaded.unload()?;
     }
     Ok(())
@@ -286,12 +276,7 @@ fn jumbo_frames_are_diverted() -> anyhow::Result<()> {
     topology.gateway.ip("link set dev eth1 mtu 9000")?;
     let config = topology.config(PORT, Framing::Lines);
     let loaded = topology.load(&config)?;
-    let mut relay = FakeRelay::start(&config, PORT)?;
-    let mut client = connect(&topology.clients[0], Topology::server_address(0), PORT)?;
-    let mut accepted = relay.accept()?;
-    transfer(&mut client, accepted.stream(), 3_000_000)?;
-    transfer(accepted.stream(), &mut client, 3_000_000)?;
-    drop(accepted);
+    diverts(&topology, &config, 3_000_000)?;
     ensure!(loaded.verdict("return/no_redirect")? == 0);
     loaded.unload()
 }

@@ -16,7 +16,7 @@ use millrace_relay::gateway::{
     object::VARIABLE,
 };
 use millrace_tests::fake_relay::{
-    Accepted, FakeRelay, PORT, accept, connect, listen, loaded, shared, transfer, within,
+    Accepted, FakeRelay, PORT, accept, connect, diverts, listen, loaded, shared, transfer, within,
 };
 use millrace_tests::netns::{Host, Loaded, Topology, bpf_object, privileged};
 use millrace_tests::paths;
@@ -313,9 +313,7 @@ fn signals_end_it_in_good_order_and_a_killed_one_is_put_right() -> anyhow::Resul
     ensure!(status.stdout.contains("REPLACED   eth1 runs `ingress_traced`"), "{}", status.stdout);
     ensure!(status.stdout.contains("`relay load --replace` puts it right"));
     // Traffic goes on meanwhile, and the next trace and its end put things right, as --replace does.
-    let mut relay = FakeRelay::start(config, PORT)?;
-    let mut stream = connect(&topology.clients[0], Topology::server_address(0), PORT)?;
-    transfer(&mut stream, relay.accept()?.stream(), 100_000)?;
+    diverts(&topology, config, 100_000)?;
     run_ok("load", &mut cli.command(&topology, &["load", "--replace"])?, PATIENCE)?;
     ensure!(is_usual(config)?, "--replace has not put it right");
 
