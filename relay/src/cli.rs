@@ -76,7 +76,8 @@ enum Command {
     /// again in atomic steps: no packet is lost, and an instance that is not traced pays nothing.
     /// After a tracer that was killed, `relay load --replace` puts the usual programs back.
     #[command(after_help = "Examples:\n  sudo relay trace 198.51.100.7\n  \
-        sudo relay trace 198.51.100.7 --seconds 10 --json | jq -r .verdict | sort | uniq -c")]
+        sudo relay trace 198.51.100.7 --seconds 10 --json | \
+        jq -r '.verdict // empty' | sort | uniq -c")]
     Trace(trace::Arguments),
     /// Check a configuration file; changes nothing and needs no privilege.
     #[command(after_help = "Example:\n  relay check --config docs/millrace.toml")]

@@ -74,6 +74,12 @@ fn load_status_and_unload() -> anyhow::Result<()> {
     let again = run(&["load"])?;
     ensure!(!again.status.success() && said(&again).contains("already loaded"), "{}", said(&again));
 
+    let check = run(&["load", "--check", "--json"])?;
+    let found: serde_json::Value = serde_json::from_slice(&check.stdout)?;
+    let findings = found["findings"].as_array().context("no findings")?;
+    let refusals: Vec<_> = findings.iter().filter(|it| it["severity"] == "refuses").collect();
+    ensure!(refusals.len() == 1 && refusals[0]["code"] == "already_loaded", "{found}");
+
     let output = run(&["status", "--json"])?;
     let status: serde_json::Value = serde_json::from_slice(&output.stdout)?;
     let status = &status["gateway"];
@@ -142,7 +148,9 @@ fn without_root_it_says_so() -> anyhow::Result<()> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/millrace.toml");
     let path = std::fs::copy(path, scratch.0.join("millrace.toml"))
         .map(|_| scratch.0.join("millrace.toml"))?;
-    for action in [&["load"][..], &["load", "--replace"], &["unload"], &["status"]] {
+    for action in
+        [&["load"][..], &["load", "--replace"], &["unload"], &["status"], &["trace", "::1"]]
+    {
         let mut command = Command::new(&executable);
         let output = command.args(action).arg("--config").arg(&path).uid(NOBODY).output()?;
         let message = said(&output);

@@ -46,8 +46,10 @@ fn during<T: Send>(
                 Ok(())
             };
             let ended = || ended.load(Relaxed);
-            host.run(|| gateway::trace(config, &object, &options, &mut |_| {}, &ended, &mut tell))?
-                .map_err(anyhow::Error::from)
+            host.run(|| {
+                gateway::trace_by(config, &object, &options, &mut |_| {}, &ended, &mut tell)
+            })?
+            .map_err(anyhow::Error::from)
         });
         let shows = |verdict: &str| {
             within(verdict, || {
@@ -157,7 +159,7 @@ fn it_is_limited_and_ends_by_itself() -> anyhow::Result<()> {
     let trace = |options: TraceOptions| {
         let start = Instant::now();
         let summary =
-            gateway::trace(config, &object, &options, &mut |_| {}, &|| false, &mut |_| Ok(()))?;
+            gateway::trace_by(config, &object, &options, &mut |_| {}, &|| false, &mut |_| Ok(()))?;
         ensure!(is_usual(config)?, "the usual programs are not back");
         anyhow::Ok((summary, start.elapsed()))
     };
@@ -230,11 +232,11 @@ fn one_trace_at_a_time_and_unload_ends_it() -> anyhow::Result<()> {
     let object = ObjectFile::read(&bpf_object()?)?;
     let before = std::thread::scope(|scope| {
         let tracer = scope.spawn(|| {
-            gateway::trace(&config, &object, &options, &mut |_| {}, &|| false, &mut |_| Ok(()))
+            gateway::trace_by(&config, &object, &options, &mut |_| {}, &|| false, &mut |_| Ok(()))
         });
         within("traced programs", || Ok(is_traced(&config)?.then_some(())))?;
         let second =
-            gateway::trace(&config, &object, &options, &mut |_| {}, &|| true, &mut |_| Ok(()));
+            gateway::trace_by(&config, &object, &options, &mut |_| {}, &|| true, &mut |_| Ok(()));
         ensure!(matches!(second, Err(GatewayError::AlreadyTraced { .. })), "{second:?}");
         ensure!(is_traced(&config)?, "the second has disturbed the first");
         loaded.unload()?;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
-use millrace_relay::gateway::{self, TraceEnd, TraceOptions, TraceSummary, Traced, object};
+use millrace_relay::gateway::{self, TraceEnd, TraceOptions, TraceSummary, Traced};
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -45,7 +45,6 @@ struct Summary {
 /// Traces until enough is told, nobody reads on, or SIGINT, SIGTERM or SIGHUP comes.
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let config = arguments.config.read()?;
-    let object = object::ObjectFile::find()?;
     let options = TraceOptions {
         client: arguments.client,
         per_second: arguments.per_second,
@@ -67,7 +66,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         out.flush()
     };
     let ended = || ended.load(Relaxed);
-    let summary = gateway::trace(&config, &object, &options, &mut step, &ended, &mut tell)?;
+    let summary = gateway::trace(&config, &options, &mut step, &ended, &mut tell)?;
     let TraceSummary { end, shown, withheld, lost } = summary;
     if arguments.json {
         // Whoever closed the pipe does not want it.

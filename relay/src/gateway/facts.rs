@@ -82,12 +82,16 @@ pub fn preflight(config: &Config) -> Result<Preflight, GatewayError> {
     let facts = gather(config)?;
     let policy = config.gateway.xdp;
     let mut findings = preflight::judge(&facts, policy);
-    let obstacles = [
-        loaded(config).err(),
-        topology::check_names(config).err(),
-        check_rules(config).err(),
-        ObjectFile::find().err(),
-    ];
+    let loaded = loaded(config);
+    let names = if loaded.is_ok() {
+        topology::check_names(config)
+    } else {
+        // The names and the programs are the instance's own.
+        findings.retain(|finding| finding.code != Finding::FOREIGN_PROGRAM);
+        Ok(())
+    };
+    let obstacles =
+        [loaded.err(), names.err(), check_rules(config).err(), ObjectFile::find().err()];
     findings.splice(0..0, obstacles.iter().flatten().map(Finding::of_error));
     let plan = |(name, link): &(String, Option<LinkFacts>)| {
         let link = link.as_ref()?;

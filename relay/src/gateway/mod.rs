@@ -47,7 +47,7 @@ pub use self::replace::{ReplaceReport, Replaced, replace, replace_by};
 pub use self::running::{DeviceStatus, ProgramStatus};
 pub use self::status::{RelayStatus, Status, status};
 pub use self::topology::{RELAY_DEVICE, gateway_device};
-pub use self::trace::{TraceEnd, TraceOptions, TraceSummary, trace};
+pub use self::trace::{TraceEnd, TraceOptions, TraceSummary, trace, trace_by};
 pub use self::traced::Traced;
 pub use self::unload::unload;
 use crate::config::Config;

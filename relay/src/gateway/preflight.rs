@@ -146,6 +146,7 @@ impl Finding {
         Self::new(Severity::Refuses, subject, code, what, remedy)
     }
 
+    pub(super) const FOREIGN_PROGRAM: &str = "foreign_program";
     pub(super) const NO_NATIVE_XDP: &str = "no_native_xdp";
 
     /// A refusal in the words of an error, which say what to do.
@@ -174,7 +175,7 @@ impl Finding {
     pub(super) fn foreign_program(device: &str, id: u32) -> Self {
         Self::refuses(
             device,
-            "foreign_program",
+            Self::FOREIGN_PROGRAM,
             format!(
                 "device `{device}` already runs an XDP program (id {id}, see `bpftool prog show id \
                  {id}`), and there is room for one; remove it with the tool that attached it, or"

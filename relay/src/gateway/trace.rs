@@ -79,9 +79,21 @@ pub struct TraceSummary {
     pub lost: u64,
 }
 
-/// Traces until `ended`, or until as much is told as the options allow. The usual programs are back
-/// when it returns.
+/// Traces until `ended`, or until as much is told as the options allow, with the object that
+/// [`ObjectFile::find`] finds. The usual programs are back when it returns.
 pub fn trace(
+    config: &Config,
+    options: &TraceOptions,
+    report: Report<'_>,
+    ended: &dyn Fn() -> bool,
+    tell: &mut dyn FnMut(&Traced) -> std::io::Result<()>,
+) -> Result<TraceSummary, GatewayError> {
+    super::require_root("`relay trace`")?;
+    trace_by(config, &ObjectFile::find()?, options, report, ended, tell)
+}
+
+/// [`trace`] with a given object file.
+pub fn trace_by(
     config: &Config,
     object: &ObjectFile,
     options: &TraceOptions,
