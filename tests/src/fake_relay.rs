@@ -180,6 +180,22 @@ pub fn transfer(from: &mut TcpStream, to: &mut TcpStream, bytes: usize) -> anyho
     ensure!(sent == received, "what arrived is not what was sent");
     Ok(())
 }
+
+/// A connection by the ordinary path works, both ways; how long it took to
+/// connect.
+pub fn reaches_server(topology: &Topology, port: u16) -> anyhow::Result<Duration> {
+    let server = &topology.servers[0];
+    let listener = server.run(|| listen(Topology::server_address(0), port))??;
+    let start = Instant::now();
+    let mut client = connect(&topology.clients[0], Topology::server_address(0), port)?;
+    let elapsed = start.elapsed();
+    let (mut accepted, peer) = accept(&listener)?;
+    ensure!(peer.ip() == Topology::client_address(0), "the server sees {peer}");
+    transfer(&mut client, &mut accepted, 100_000)?;
+    transfer(&mut accepted, &mut client, 100_000)?;
+    Ok(elapsed)
+}
+
 /// One client, one server, an instance loaded between them.
 pub fn loaded() -> anyhow::Result<(Loaded, Topology)> {
     let topology = Topology::new(1, 1)?;

@@ -16,6 +16,7 @@ pub mod netns;
 pub mod ordinary;
 pub mod paths;
 pub mod payload;
+pub mod pktgen_kernel;
 pub mod privilege;
 pub mod process;
 pub mod raw;

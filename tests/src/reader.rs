@@ -59,7 +59,11 @@ pub struct HandServer {
 impl HandServer {
     /// Reads these partitions of the cluster's uplink from their start.
     pub fn new(cluster: &Cluster, partitions: &[u16]) -> Result<Self> {
-        let (brokers, prefix) = (&cluster.plan.brokers, cluster.topics.prefix());
+        Self::on(&cluster.plan.brokers, cluster.topics.prefix(), partitions)
+    }
+
+    /// The same for topics with this prefix at these brokers.
+    pub fn on(brokers: &str, prefix: &str, partitions: &[u16]) -> Result<Self> {
         let consumer: BaseConsumer =
             kafka::client(brokers).set("group.id", format!("{prefix}by-hand")).create()?;
         let mut list = TopicPartitionList::new();

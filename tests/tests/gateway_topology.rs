@@ -2,13 +2,14 @@
 
 use std::io::Read as _;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use millrace_relay::codec::Framing;
 use millrace_relay::gateway::{self, Gateway};
 use millrace_tests::fake_relay::{
-    FakeRelay, PORT, accept, connect, diverts, listen, loaded, shared, transfer, within,
+    FakeRelay, PORT, accept, connect, diverts, listen, loaded, reaches_server, shared, transfer,
+    within,
 };
 use millrace_tests::netns::{Host, Topology, privileged};
 
@@ -16,19 +17,7 @@ const OTHER_PORT: u16 = 7001;
 /// TCP's first retransmission comes after one second (RFC 6298 section 2): whoever is served sooner
 /// has not lost a packet.
 const NO_RETRANSMISSION: Duration = Duration::from_millis(900);
-/// A connection by the ordinary path works, both ways.
-fn reaches_server(topology: &Topology, port: u16) -> anyhow::Result<Duration> {
-    let server = &topology.servers[0];
-    let listener = server.run(|| listen(Topology::server_address(0), port))??;
-    let start = Instant::now();
-    let mut client = connect(&topology.clients[0], Topology::server_address(0), port)?;
-    let elapsed = start.elapsed();
-    let (mut accepted, peer) = accept(&listener)?;
-    ensure!(peer.ip() == Topology::client_address(0), "the server sees {peer}");
-    transfer(&mut client, &mut accepted, 100_000)?;
-    transfer(&mut accepted, &mut client, 100_000)?;
-    Ok(elapsed)
-}
+
 #[test]
 fn a_ruled_connection_ends_at_the_relay_with_both_addresses() -> anyhow::Result<()> {
     if !privileged("a_ruled_connection_ends_at_the_relay_with_both_addresses") {

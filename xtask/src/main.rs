@@ -14,6 +14,7 @@ mod setup;
 mod test;
 mod tidy;
 mod toolchain;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -95,9 +96,15 @@ enum Command {
     /// Fuzz a target, guided by coverage
     #[command(after_help = fuzz::HELP)]
     Fuzz(fuzz::Options),
-    /// Run all checks that a change must pass: format, lints, docs, tests, demo
-    #[command(after_help = "Changes on the host: as `test` and `demo`, and as they, it cleans \
-        up.\n\nExample:\n  cargo xtask ci")]
+    /// Test under other kernels, Debian's 6.1, 6.12 and 5.10, in QEMU
+    #[command(after_help = vm::HELP)]
+    VmTest(vm::Options),
+    /// Run all checks that a change must pass: format, lints, docs, tests, demo, other
+    /// kernels
+    #[command(
+        after_help = "Changes on the host: as `test`, `demo` and `vm-test`, and as they, it \
+        cleans up.\n\nExample:\n  cargo xtask ci"
+    )]
     Ci,
 }
 
@@ -134,6 +141,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Bench(bench) => run::bench(&bench)?,
         Command::Test(passed) => return test::run(&passed),
         Command::Fuzz(options) => fuzz::run(&options)?,
+        Command::VmTest(options) => vm::run(&options)?,
         Command::Ci => ci::run()?,
     }
     Ok(ExitCode::SUCCESS)

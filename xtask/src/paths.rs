@@ -33,6 +33,11 @@ pub(crate) fn kafka_node() -> PathBuf {
     target().join("kafka").join("node")
 }
 
+/// Kernels for virtual machines, and what their runs leave.
+pub(crate) fn vm() -> PathBuf {
+    target().join("vm")
+}
+
 /// The log of a set-up step.
 pub(crate) fn setup_log(step: &str) -> PathBuf {
     target().join("setup").join(format!("{step}.log"))

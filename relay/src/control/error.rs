@@ -47,8 +47,9 @@ pub enum RunError {
     Client(#[from] rdkafka::error::KafkaError),
     /// io_uring is not there, or not what it should be.
     #[error(
-        "cannot make an io_uring ({source}); it needs Linux 6.1 or newer, \
-         and /proc/sys/kernel/io_uring_disabled must be 0"
+        "cannot make an io_uring ({source}); the relay needs Linux {} or newer, \
+         and /proc/sys/kernel/io_uring_disabled must be 0",
+        crate::gateway::minimum_kernel()
     )]
     Ring {
         /// Why not.

@@ -15,6 +15,16 @@ pub enum GatewayError {
         /// What was asked for.
         action: &'static str,
     },
+    /// The kernel is too old, or was built without something.
+    #[error("Linux {release} lacks what Millrace needs: {lacking}; {remedy}")]
+    Kernel {
+        /// As `uname -r` says it.
+        release: String,
+        /// What is lacking, and since when the kernel has had it.
+        lacking: String,
+        /// What to do.
+        remedy: String,
+    },
     /// No eBPF object anywhere.
     #[error(
         "no eBPF object: looked for {}; build it with `cargo xtask build-ebpf` or name it in {}",
@@ -241,6 +251,7 @@ impl GatewayError {
             Self::NoObject { .. } => "no_object",
             Self::BadObject { .. } => "bad_object",
             Self::AbiMismatch { .. } => "abi_mismatch",
+            Self::Kernel { .. } => "kernel",
             Self::NoIpv6Forwarding => "no_ipv6_forwarding",
             Self::Rules { .. } => "rules",
             Self::TooManyRules { .. } => "too_many_rules",

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::error::GatewayError;
 use super::host::{self, Device, Offloads};
+use super::kernel;
 use super::netdev::{self, XdpFeatures};
 use super::object::ObjectFile;
 use super::preflight::{self, AttachMode, Facts, Finding, LinkFacts, Peer, Severity};
@@ -90,8 +91,18 @@ pub fn preflight(config: &Config) -> Result<Preflight, GatewayError> {
         findings.retain(|finding| finding.code != Finding::FOREIGN_PROGRAM);
         Ok(())
     };
-    let obstacles =
-        [loaded.err(), names.err(), check_rules(config).err(), ObjectFile::find().err()];
+    let mut unanswered = false;
+    let kernel = kernel::check(&mut |_| unanswered = true);
+    if unanswered {
+        findings.push(Finding::kernel_unanswered());
+    }
+    let obstacles = [
+        loaded.err(),
+        kernel.err(),
+        names.err(),
+        check_rules(config).err(),
+        ObjectFile::find().err(),
+    ];
     findings.splice(0..0, obstacles.iter().flatten().map(Finding::of_error));
     let plan = |(name, link): &(String, Option<LinkFacts>)| {
         let link = link.as_ref()?;

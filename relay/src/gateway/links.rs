@@ -10,6 +10,7 @@ use aya_obj::programs::XdpAttachType;
 
 use super::error::{GatewayError, causes, errno};
 use super::host::{Device, Report};
+use super::kernel;
 use super::preflight::{AttachMode, Finding};
 use super::state::State;
 use super::topology::{self, RELAY_DEVICE};
@@ -175,7 +176,7 @@ pub(super) fn attach(
         .take_link(link)
         .map_err(|error| causes(&error))
         .and_then(|link| {
-            FdLink::try_from(link).map_err(|_| "the kernel has no XDP links (Linux 5.9)".to_owned())
+            FdLink::try_from(link).map_err(|_| format!("no XDP link{}", kernel::hint()))
         })
         .map_err(|reason| GatewayError::Attach { program: name, device: device.to_owned(), reason })
 }

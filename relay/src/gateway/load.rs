@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::error::{GatewayError, causes};
 use super::facts::{self, features};
 use super::host::{Device, Report, in_namespace};
+use super::kernel;
 use super::links::{attach, pin_link, program_pin};
 use super::netdev::XdpFeatures;
 use super::object::{ObjectFile, verify};
@@ -87,6 +88,7 @@ pub fn load_object_file(
     super::require_root("`relay load`")?;
     let lock = Lock::take()?;
     facts::loaded(config)?;
+    kernel::check(report)?;
     let rules = RuleSet::of(config)?;
     let compiled = Compiled::of(&rules)?;
     let facts = examine(config, report)?;
@@ -277,7 +279,7 @@ pub(super) fn load_programs(
     let refused = |what: &str, reason: String| GatewayError::Refused {
         what: what.to_owned(),
         path: object.path.clone(),
-        reason,
+        reason: reason + &kernel::hint(),
     };
     let mut ebpf =
         loader.load(&object.bytes).map_err(|error| refused("the maps", causes(&error)))?;

@@ -205,6 +205,17 @@ impl Finding {
         )
     }
 
+    /// A kernel tells only root what it has.
+    pub(super) fn kernel_unanswered() -> Self {
+        Self::new(
+            Severity::Note,
+            "host",
+            "kernel_unanswered",
+            "the kernel did not say whether it has all that a load needs; it tells root",
+            "sudo relay load --check",
+        )
+    }
+
     /// The kernel keeps the link of a device that is gone, for nothing.
     pub(super) fn device_gone(device: &str) -> Self {
         Self::refuses(

@@ -10,3 +10,9 @@ mod engine;
 mod operation;
 
 pub use engine::{EngineLimits, UringEngine};
+
+/// Makes the least engine and drops it, to see whether this kernel has what one needs.
+pub fn probe() -> std::io::Result<()> {
+    let limits = EngineLimits { sockets: 1, buffers: 1, buffer_bytes: 4096, batch_wait_us: 0 };
+    UringEngine::new(limits, crate::ring::Wake::new()?).map(drop)
+}

@@ -22,6 +22,7 @@ const ROUNDS: u32 = 4;
 
 /// What to set up.
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub(crate) struct Options {
     /// Change nothing: say what is missing; exit code 1 if anything is
     #[arg(long)]
@@ -29,6 +30,9 @@ pub(crate) struct Options {
     /// Also what `cargo xtask bench` needs: rsyslog, kept from running as a service
     #[arg(long)]
     bench: bool,
+    /// Also what `cargo xtask vm-test` needs: QEMU
+    #[arg(long)]
+    vm: bool,
     /// With --check: report as JSON
     #[arg(long, requires = "check")]
     json: bool,
@@ -47,6 +51,8 @@ pub(crate) enum Part {
     Network,
     /// To run benchmarks.
     Bench,
+    /// To run other kernels in QEMU.
+    Vm,
 }
 
 /// What demo and tests need.
@@ -88,11 +94,13 @@ impl Step {
 
 /// Runs the command.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let parts: &[Part] = if options.bench { &WITH_BENCH } else { &USUAL };
+    let mut parts = USUAL.to_vec();
+    parts.extend(options.bench.then_some(Part::Bench));
+    parts.extend(options.vm.then_some(Part::Vm));
     if options.check {
-        return check(parts, options.json);
+        return check(&parts, options.json);
     }
-    ensure(parts)?;
+    ensure(&parts)?;
     if let Some(toolchain) = Toolchain::find() {
         process::say(format!("eBPF programs are built with {}.", toolchain.name()));
     }

@@ -61,6 +61,11 @@ const PACKAGES: &[Package] = packages! {
     Kafka: "default-jre-headless" by Java for "Java 17 or later, for Kafka";
     Kafka: "maven" by Maven for "fetches Kafka's jars";
     Bench: "rsyslog" by Program("rsyslogd") for "what the relay is measured against";
+    Vm: "qemu-system-x86" by Program("qemu-system-x86_64")
+        for "machines with other kernels";
+    Vm: "busybox-static" by Program("busybox") for "the first process of such a machine";
+    Vm: "xz-utils" by Program("xz") for "unpacks kernel modules";
+    Vm: "libc-bin" by Program("ldd") for "which libraries a program needs";
     Bench: "rsyslog-kafka" by Library("rsyslog/omkafka.so") for "rsyslog's way to Kafka";
 };
 

@@ -1,0 +1,120 @@
+//! `cargo xtask vm-test`: the gateway and the relay under Debian's stock kernels, in QEMU.
+
+mod cpio;
+mod initramfs;
+mod kernel;
+mod machine;
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+use serde_json::{Value, json};
+
+use crate::{build, paths, process, setup};
+use kernel::{Kernel, Series};
+
+pub(crate) const HELP: &str = "\
+Boots the kernel in QEMU, emulated in software and without any network, and there: loads every XDP
+program through the verifier, diverts a TCP connection, runs the relay, kills it, runs the kernel's
+pktgen against the loaded program, and unloads. Under 5.10 `relay load` must refuse, say why, and
+leave nothing. Needs no root once its packages are installed.
+
+Changes on the host: installs what is missing (see `setup --vm --check`); fetches Debian's kernel
+packages, without installing them, into target/vm. Delete that folder to have newer ones.
+
+Examples:
+  cargo xtask vm-test
+  cargo xtask vm-test --kernel 6.1 --json";
+
+/// How to test.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Kernel series to boot
+    #[arg(long, value_enum, default_value = "all")]
+    kernel: kernel::Choice,
+    /// Print the results as one JSON object; progress goes to standard error
+    #[arg(long)]
+    json: bool,
+    /// Seconds that a machine may take before it is ended
+    #[arg(long, default_value_t = 240, value_parser = clap::value_parser!(u64).range(10..))]
+    limit_s: u64,
+}
+
+/// Runs the command.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    setup::ensure(&[setup::Part::Build, setup::Part::Ebpf, setup::Part::Network, setup::Part::Vm])?;
+    build::all()?;
+    let chosen = options.kernel.series();
+    let (mut reports, mut skipped, mut failed) = (Vec::new(), Vec::new(), Vec::new());
+    for series in chosen {
+        let kernel = match Kernel::get(*series) {
+            Ok(kernel) => kernel,
+            // What was asked for by name must be there.
+            Err(error) if chosen.len() == 1 || series.required => return Err(error),
+            Err(error) => {
+                process::say(format!("SKIPPED kernel {}: {error:#}", series.name));
+                skipped.push(json!({ "kernel": series.name, "why": format!("{error:#}") }));
+                continue;
+            }
+        };
+        let report = test(*series, &kernel, Duration::from_secs(options.limit_s))?;
+        if let Some(why) = report["failed"].as_str() {
+            failed.push(format!("{}: {why}", series.name));
+        }
+        reports.push(report);
+    }
+    if options.json {
+        println!("{}", json!({ "kernels": reports, "skipped": skipped }));
+    }
+    if !failed.is_empty() {
+        bail!("{}", failed.join("\n"));
+    }
+    process::say(format!("{} of {} kernels tested, all passed.", reports.len(), chosen.len()));
+    Ok(())
+}
+
+/// Boots one kernel; the report has a field `failed` if it did not pass.
+fn test(series: Series, kernel: &Kernel, limit: Duration) -> Result<Value> {
+    let folder = paths::vm().join(format!("run-{}", series.name));
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let initramfs = folder.join(format!("initramfs.{}.cpio", std::process::id()));
+    initramfs::write(kernel, series.expected, limit.as_secs(), &initramfs)?;
+    process::say(format!("Linux {} in QEMU:", kernel.release));
+    let started = Instant::now();
+    let mut checks = Vec::new();
+    let console = folder.join("console.log");
+    let outcome = machine::run(kernel, &initramfs, &console, limit, &mut |check| {
+        say(check);
+        checks.push(check.clone());
+    });
+    fs::remove_file(&initramfs)?;
+    let mut report = json!({
+        "kernel": series.name,
+        "release": kernel.release,
+        "took_s": started.elapsed().as_secs_f64(),
+        "checks": checks,
+    });
+    match outcome {
+        Ok(()) => process::say(format!(
+            "  {} checks passed in {:.1} s",
+            checks.len(),
+            started.elapsed().as_secs_f64()
+        )),
+        Err(error) => report["failed"] = format!("{error:#}").into(),
+    }
+    Ok(report)
+}
+
+fn say(check: &Value) {
+    let mark = if check["passed"] == true { "passed" } else { "FAILED" };
+    process::say(format!(
+        "  {mark} {:<13} {:>6} ms  {}",
+        check["check"].as_str().unwrap_or_default(),
+        check["took_ms"],
+        check["detail"].as_str().unwrap_or_default()
+    ));
+}
