@@ -4,7 +4,7 @@
 ///
 /// It stands in the object file ([`SECTION`]) and in [`GatewayConfig`]; whoever finds another
 /// number refuses to go on and names both. Raise it whenever a map, a key or a value changes.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// ELF section of the eBPF object that holds [`ABI_VERSION`] as a little-endian `u32`.
 pub const SECTION: &str = ".millrace.abi";
@@ -97,6 +97,8 @@ mod pod {
     unsafe impl aya::Pod for crate::flow::FlowKey {}
     // SAFETY: one u64.
     unsafe impl aya::Pod for crate::flow::FlowState {}
+    // SAFETY: repr(C), integers, byte arrays and words only, no padding (sizes asserted beside it).
+    unsafe impl aya::Pod for crate::trace::Desk {}
     // SAFETY: repr(C), integers only, no padding (size asserted beside it).
     unsafe impl aya::Pod for crate::rule::RuleKey {}
 }

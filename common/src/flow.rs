@@ -33,6 +33,12 @@ impl Address {
         }
     }
 
+    /// From [`Self::words`].
+    #[inline(always)]
+    pub const fn from_words(words: [u32; 4]) -> Self {
+        Self(words)
+    }
+
     /// Sixteen bytes in network byte order.
     #[inline(always)]
     pub const fn from_ipv6(v6: [u8; 16]) -> Self {

@@ -1,8 +1,8 @@
 //! What the XDP programs and userspace both see, in one place.
 //!
 //! In the order in which a packet meets them: [`packet`] (the one parser), [`rule`] (what may be
-//! diverted), [`flow`] (what is diverted), [`verdict`] (what became of it), [`abi`] (the maps that
-//! carry all this between the kernel and the relay).
+//! diverted), [`flow`] (what is diverted), [`verdict`] (what became of it), [`trace`] (a packet and its
+//! verdict, told), [`abi`] (the maps that carry all this between the kernel and the relay).
 #![no_std]
 // A BPF program has few stack bytes and no calls worth having: what is small is part of its caller.
 #![allow(clippy::inline_always)]
@@ -11,4 +11,5 @@ pub mod abi;
 pub mod flow;
 pub mod packet;
 pub mod rule;
+pub mod trace;
 pub mod verdict;

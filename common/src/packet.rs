@@ -162,16 +162,7 @@ impl Headers {
     /// headers'.
     #[inline(always)]
     pub fn flow<P: PacketBytes + ?Sized>(&self, packet: &P) -> Option<FlowKey> {
-        let (client, server) = match self.family {
-            Family::Ipv4 => (
-                Address::from_ipv4(packet.load(self.network_at() + 12)?),
-                Address::from_ipv4(packet.load(self.network_at() + 16)?),
-            ),
-            Family::Ipv6 => (
-                Address::from_ipv6(packet.load(self.network_at() + 8)?),
-                Address::from_ipv6(packet.load(self.network_at() + 24)?),
-            ),
-        };
+        let (client, server) = addresses(packet, self.family, self.network_at())?;
         let (client_port, server_port) = (self.source_port, self.destination_port);
         Some(FlowKey { client, server, client_port, server_port })
     }
@@ -181,6 +172,54 @@ impl Headers {
     #[inline(always)]
     pub const fn refuses_connection(&self) -> bool {
         self.flags.resets() && self.sequence == 0
+    }
+}
+
+/// Who sent a packet to whom: what can be said of one that [`parse`] refuses too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ends {
+    /// From the IP header.
+    pub source: Address,
+    /// From the IP header.
+    pub destination: Address,
+    /// IANA protocol number, or that of an extension header.
+    pub protocol: u8,
+}
+
+/// The ends of a packet that starts with its Ethernet header, if it is IP.
+#[inline(always)]
+pub fn ends<P: PacketBytes + ?Sized>(packet: &P) -> Option<Ends> {
+    let (ethertype, tags) = link(packet).ok()?;
+    let at = ETHERNET_LENGTH + tags * TAG_LENGTH;
+    let (family, protocol_at) = match ethertype {
+        ETHERTYPE_IPV4 => (Family::Ipv4, at + 9),
+        ETHERTYPE_IPV6 => (Family::Ipv6, at + 6),
+        _ => return None,
+    };
+    let [protocol] = packet.load(protocol_at)?;
+    let (source, destination) = addresses(packet, family, at)?;
+    Some(Ends { source, destination, protocol })
+}
+
+/// Source and destination, from the network header that begins there.
+#[inline(always)]
+fn addresses<P: PacketBytes + ?Sized>(
+    packet: &P,
+    family: Family,
+    at: usize,
+) -> Option<(Address, Address)> {
+    match family {
+        Family::Ipv4 => {
+            let both: [u8; 8] = packet.load(at + 12)?;
+            Some((
+                Address::from_ipv4([both[0], both[1], both[2], both[3]]),
+                Address::from_ipv4([both[4], both[5], both[6], both[7]]),
+            ))
+        }
+        Family::Ipv6 => Some((
+            Address::from_ipv6(packet.load(at + 8)?),
+            Address::from_ipv6(packet.load(at + 24)?),
+        )),
     }
 }
 

@@ -17,6 +17,11 @@ macro_rules! verdicts {
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$variant => $name,)+ }
             }
+
+            /// In a sentence.
+            pub const fn meaning(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc,)+).trim_ascii(),)+ }
+            }
         }
     };
 }
@@ -83,9 +88,27 @@ verdicts! {
     DivertDatagram = "divert/datagram",
     /// Egress: from the relay to the device that leads to the client.
     ReturnForwarded = "return/forwarded",
-    /// Egress: the client's next hop is not known yet; the host's stack finds it.
+    /// Egress: the client's next hop is not known yet; the host's stack finds it. As for every
+    /// packet that is left to the stack, it goes the slow way or nowhere, as the stack decides.
     ReturnNoNeighbour = "return/no_neighbour",
-    /// Egress: not a packet that the parser knows, or no direct route; left to the host's stack.
+    /// Egress: the host has no route to the client but to itself; left to the host's stack.
+    ReturnNoRoute = "return/no_route",
+    /// Egress: the host's route to the client is a `blackhole`; left to the host's stack.
+    ReturnBlackhole = "return/blackhole",
+    /// Egress: the host's route to the client is `unreachable`; left to the host's stack.
+    ReturnUnreachable = "return/unreachable",
+    /// Egress: the host's route to the client is `prohibit`; left to the host's stack.
+    ReturnProhibited = "return/prohibited",
+    /// Egress: the host does not forward what comes in from the relay; left to the host's stack.
+    ReturnForwardingOff = "return/forwarding_off",
+    /// Egress: longer than the route to the client carries; the host's stack fragments it, or tells
+    /// the relay.
+    ReturnTooLong = "return/fragmentation_needed",
+    /// Egress: the device that leads to the client is not one of the instance's, or cannot send
+    /// redirected frames; left to the host's stack.
+    ReturnNoRedirect = "return/no_redirect",
+    /// Egress: not a packet that the parser knows, or a route of another kind; left to the host's
+    /// stack.
     ReturnStack = "return/stack",
     /// Egress: a reset for a connection that the relay never accepted, dropped, so that the client
     /// tries again and reaches its server in the ordinary way.

@@ -2,7 +2,7 @@
 
 use millrace_common::flow::{Address, FlowKey};
 use millrace_common::packet::{
-    ETHERNET_LENGTH, Family, Headers, IPV4_LENGTH, TCP, TCP_LENGTH, UDP, Unsupported, parse,
+    ETHERNET_LENGTH, Family, Headers, IPV4_LENGTH, TCP, TCP_LENGTH, UDP, Unsupported, ends, parse,
 };
 use proptest::prelude::*;
 
@@ -140,6 +140,26 @@ fn every_extension_header_is_refused() {
 }
 
 /// Both families, both transports, up to two tags of both types.
+/// A trace tells who a packet is from, also of one that the parser refuses.
+#[test]
+fn a_refused_packet_has_ends_too() {
+    let fragment = with(20, &[0x20, 0]);
+    assert_eq!(parsed(&fragment), Err(Unsupported::Fragment));
+    let told = ends(fragment.as_slice()).unwrap();
+    assert_eq!(Some(told), ends(plain().frame().as_slice()));
+    assert_eq!((told.source.to_ipv4(), told.protocol), (Some(plain().source.0), TCP));
+
+    let extended = tagged(&ipv6(60, &[0; 8]), &[0x88a8, 0x8100]);
+    assert_eq!(parsed(&extended), Err(Unsupported::Ipv6Extension));
+    let told = ends(extended.as_slice()).unwrap();
+    assert_eq!(told.source, Address::from_ipv6(IPV6_SOURCE));
+    assert_eq!((told.destination, told.protocol), (Address::from_ipv6(IPV6_DESTINATION), 60));
+
+    let arp = with(12, &[0x08, 0x06]);
+    assert_eq!(ends(arp.as_slice()), None);
+    assert_eq!(ends(&extended[..60]), None);
+}
+
 #[test]
 fn tags_and_families_do_not_matter() {
     let udp = [0x9c, 0x40, 0x1b, 0x58, 0, 8, 0, 0];

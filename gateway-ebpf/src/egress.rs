@@ -26,14 +26,14 @@ pub fn verdict(ctx: &XdpContext) -> Verdict {
     }
     match kernel::route(ctx, &headers, &flow) {
         Route::Direct { ifindex, source, destination } => {
-            if maps::aim_at_client(ifindex).is_none()
-                || packet.set_link(destination, source).is_none()
-            {
+            if maps::aim_at_client(ifindex).is_none() {
+                return Verdict::ReturnNoRedirect;
+            }
+            if packet.set_link(destination, source).is_none() {
                 return Verdict::ReturnStack;
             }
             Verdict::ReturnForwarded
         }
-        Route::NoNeighbour => Verdict::ReturnNoNeighbour,
-        Route::Other => Verdict::ReturnStack,
+        Route::None(reason) => reason,
     }
 }

@@ -2,9 +2,11 @@
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{
-    BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibParameters, bpf_sock,
-    bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
-    bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
+    BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED,
+    BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_PROHIBIT,
+    BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNREACHABLE, bpf_fib_lookup as FibParameters,
+    bpf_sock, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1,
+    bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
 };
 use aya_ebpf::helpers::generated::{
     bpf_fib_lookup, bpf_ktime_get_ns, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
@@ -14,6 +16,7 @@ use aya_ebpf::programs::XdpContext;
 use millrace_common::abi::LIFE_PORT;
 use millrace_common::flow::{Address, FlowKey};
 use millrace_common::packet::{Family, Headers, IPV4_LENGTH, IPV6_LENGTH, TCP_LENGTH};
+use millrace_common::verdict::Verdict;
 
 use crate::packet::Packet;
 
@@ -159,10 +162,8 @@ pub enum Route {
         /// The next hop's.
         destination: [u8; 6],
     },
-    /// The next hop's hardware address is not known.
-    NoNeighbour,
-    /// Nowhere, or in a way that only the stack knows.
-    Other,
+    /// In no way that a program could take: what the verdict says.
+    None(Verdict),
 }
 
 /// Asks the host's routing what becomes of a packet that came in where this one did.
@@ -190,11 +191,18 @@ pub fn route(ctx: &XdpContext, headers: &Headers, flow: &FlowKey) -> Route {
     // SAFETY: the parameters live on the stack for the call, and their size is given.
     let answer =
         unsafe { bpf_fib_lookup(ctx.as_ptr(), &raw mut fib, size_of::<FibParameters>() as i32, 0) };
-    match u32::try_from(answer) {
+    Route::None(match u32::try_from(answer) {
         Ok(BPF_FIB_LKUP_RET_SUCCESS) => {
-            Route::Direct { ifindex: fib.ifindex, source: fib.smac, destination: fib.dmac }
+            let (source, destination) = (fib.smac, fib.dmac);
+            return Route::Direct { ifindex: fib.ifindex, source, destination };
         }
-        Ok(BPF_FIB_LKUP_RET_NO_NEIGH) => Route::NoNeighbour,
-        _ => Route::Other,
-    }
+        Ok(BPF_FIB_LKUP_RET_NO_NEIGH) => Verdict::ReturnNoNeighbour,
+        Ok(BPF_FIB_LKUP_RET_NOT_FWDED) => Verdict::ReturnNoRoute,
+        Ok(BPF_FIB_LKUP_RET_BLACKHOLE) => Verdict::ReturnBlackhole,
+        Ok(BPF_FIB_LKUP_RET_UNREACHABLE) => Verdict::ReturnUnreachable,
+        Ok(BPF_FIB_LKUP_RET_PROHIBIT) => Verdict::ReturnProhibited,
+        Ok(BPF_FIB_LKUP_RET_FWD_DISABLED) => Verdict::ReturnForwardingOff,
+        Ok(BPF_FIB_LKUP_RET_FRAG_NEEDED) => Verdict::ReturnTooLong,
+        _ => Verdict::ReturnStack,
+    })
 }

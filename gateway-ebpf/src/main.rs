@@ -1,6 +1,7 @@
 //! The XDP programs of the gateway, in the order in which a diverted connection meets them:
 //! [`ingress`] on the client-facing devices, [`pass`] on the relay's end of the veth, [`egress`] on
-//! the gateway's end.
+//! the gateway's end. [`trace`] has what is added to them while a client is watched: then other
+//! programs run, and these know nothing of it.
 //!
 //! What is decided and why stands in `ARCHITECTURE.md`; every decision is one [`Verdict`], counted
 //! per CPU and turned into an XDP action in one place, [`conclude`].
@@ -13,9 +14,11 @@ mod ingress;
 mod kernel;
 mod maps;
 mod packet;
+mod trace;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use millrace_common::abi::ABI_VERSION;
+use millrace_common::trace::Direction;
 use millrace_common::verdict::Verdict;
 
 /// Diverts what the relay serves; everything else goes on as if this program were not there.
@@ -28,6 +31,18 @@ pub fn ingress(ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 pub fn egress(ctx: XdpContext) -> u32 {
     conclude(egress::verdict(&ctx))
+}
+
+/// [`ingress`], while `relay trace` watches a client.
+#[xdp(frags)]
+pub fn ingress_traced(ctx: XdpContext) -> u32 {
+    conclude(trace::told(&ctx, Direction::FromClient, ingress::verdict))
+}
+
+/// [`egress`], while `relay trace` watches a client.
+#[xdp(frags)]
+pub fn egress_traced(ctx: XdpContext) -> u32 {
+    conclude(trace::told(&ctx, Direction::ToClient, egress::verdict))
 }
 
 /// Lets everything in. A veth accepts redirected frames only if its other end polls, and it polls
@@ -64,6 +79,13 @@ fn conclude(verdict: Verdict) -> u32 {
         | Verdict::PassNoLink
         | Verdict::PassNoFlow
         | Verdict::ReturnNoNeighbour
+        | Verdict::ReturnNoRoute
+        | Verdict::ReturnBlackhole
+        | Verdict::ReturnUnreachable
+        | Verdict::ReturnProhibited
+        | Verdict::ReturnForwardingOff
+        | Verdict::ReturnTooLong
+        | Verdict::ReturnNoRedirect
         | Verdict::ReturnStack => xdp_action::XDP_PASS,
         Verdict::DivertNew
         | Verdict::DivertPending

@@ -1,9 +1,13 @@
 //! The command line.
 
+mod status;
+mod trace;
+
+use std::fmt::Display;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use clap::{Args, Parser, Subcommand};
 use millrace_relay::config::Config;
 use millrace_relay::{control, gateway};
@@ -26,22 +30,55 @@ enum Command {
     ///
     /// Every change is printed before it is made. A load that fails undoes what it has done.
     /// Nothing is diverted until a relay runs.
-    #[command(after_help = "Example:\n  sudo relay load --config /etc/millrace/millrace.toml")]
-    Load(ConfigFile),
+    ///
+    /// With --check it says what a load would find: what would refuse it (exit code 1), what makes
+    /// it slow, and what to type against either. With --replace the programs of a loaded instance
+    /// are replaced by those of the present eBPF object, each device in one atomic step: no packet
+    /// is lost; rules, flows and counters stay.
+    #[command(after_help = "Examples:\n  relay load --check --config docs/millrace.toml\n  \
+        sudo relay load --config /etc/millrace/millrace.toml\n  sudo relay load --replace")]
+    Load {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// Say what stands in the way, and change nothing; exit code 1 if something does.
+        #[arg(long)]
+        check: bool,
+        /// Swap the programs of an instance that is loaded, and keep its maps.
+        #[arg(long, conflicts_with = "check")]
+        replace: bool,
+        /// One JSON document instead of text.
+        #[arg(long)]
+        json: bool,
+    },
     /// Remove everything that `load` has made; needs root.
     #[command(after_help = "Example:\n  sudo relay unload --config /etc/millrace/millrace.toml")]
     Unload(ConfigFile),
     /// Show devices, rules, packets by verdict, and the running relay's counters; needs root.
-    #[command(
-        after_help = "Examples:\n  sudo relay status\n  sudo relay status --json | jq .gateway.verdicts"
-    )]
+    #[command(after_help = "Examples:\n  sudo relay status\n  sudo relay status --watch\n  \
+            sudo relay status --interval 5 --json | jq .rates.packets_per_s")]
     Status {
         #[command(flatten)]
         config: ConfigFile,
         /// One JSON document instead of text.
         #[arg(long)]
         json: bool,
+        /// Look twice, so many seconds apart, and show packets and messages a second too.
+        #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=3600))]
+        interval: Option<u32>,
+        /// Go on, once in each interval (default: 1 s), until interrupted; with --json a document
+        /// a line.
+        #[arg(long)]
+        watch: bool,
     },
+    /// Show each packet of one client and what becomes of it; needs root.
+    ///
+    /// While it runs, the devices run traced variants of the programs, put there and taken off
+    /// again in atomic steps: no packet is lost, and an instance that is not traced pays nothing.
+    /// After a tracer that was killed, `relay load --replace` puts the usual programs back.
+    #[command(after_help = "Examples:\n  sudo relay trace 198.51.100.7\n  \
+        sudo relay trace 198.51.100.7 --seconds 10 --json | \
+        jq -r '.verdict // empty' | sort | uniq -c")]
+    Trace(trace::Arguments),
     /// Check a configuration file; changes nothing and needs no privilege.
     #[command(after_help = "Example:\n  relay check --config docs/millrace.toml")]
     Check(ConfigFile),
@@ -59,14 +96,6 @@ enum Command {
         #[arg(long, value_name = "ADDRESS", num_args = 0..=1, default_missing_value = "0.0.0.0")]
         no_gateway: Option<IpAddr>,
     },
-}
-
-/// What `status --json` prints.
-#[derive(Serialize)]
-struct FullStatus {
-    gateway: gateway::Status,
-    /// Null while no relay runs.
-    relay: Option<control::Snapshot>,
 }
 
 #[derive(Serialize)]
@@ -89,18 +118,27 @@ impl ConfigFile {
 
 impl Cli {
     pub(crate) fn run(self) -> anyhow::Result<()> {
-        // The steps go to standard error: standard output is for what was asked.
-        let mut step = |step: &str| eprintln!("+ {step}");
         match self.command {
-            Command::Load(file) => {
-                println!("{}", gateway::load(&file.read()?, &mut step)?);
+            Command::Load { config, check: true, json, .. } => {
+                let found = gateway::preflight(&config.read()?)?;
+                show(&found, json)?;
+                ensure!(found.passes(), "{} thing(s) stand in the way", found.refusals().count());
+            }
+            Command::Load { config, replace: true, json, .. } => {
+                show(&gateway::replace(&config.read()?, &mut step)?, json)?;
+            }
+            Command::Load { config, json, .. } => {
+                show(&gateway::load(&config.read()?, &mut step)?, json)?;
             }
             Command::Unload(file) => {
                 let config = file.read()?;
                 gateway::unload(&config, &mut step)?;
                 println!("instance `{}` is unloaded", config.gateway.instance);
             }
-            Command::Status { config, json } => status(&config.read()?, json)?,
+            Command::Status { config, json, interval, watch } => {
+                status::run(&config.read()?, json, interval, watch)?;
+            }
+            Command::Trace(arguments) => trace::run(&arguments)?,
             Command::Run { config, no_gateway } => run(&config.read()?, no_gateway)?,
             Command::Check(file) => {
                 let config = file.read()?;
@@ -116,19 +154,17 @@ impl Cli {
     }
 }
 
-fn status(config: &Config, json: bool) -> anyhow::Result<()> {
-    let status = FullStatus {
-        gateway: gateway::status(config)?,
-        relay: control::read_snapshot(config).context("ask the running relay")?,
-    };
+/// The steps go to standard error: standard output is for what was asked.
+fn step(step: &str) {
+    eprintln!("+ {step}");
+}
+
+/// Prints what was asked for: for people, or as one JSON document.
+fn show(answer: &(impl Serialize + Display), json: bool) -> anyhow::Result<()> {
     if json {
-        println!("{}", serde_json::to_string(&status).context("encode the status")?);
-        return Ok(());
-    }
-    println!("{}", status.gateway);
-    match status.relay {
-        Some(snapshot) => println!("{snapshot}"),
-        None => println!("relay: not running; start it with `relay run`"),
+        println!("{}", serde_json::to_string(answer).context("encode the answer")?);
+    } else {
+        println!("{answer}");
     }
     Ok(())
 }

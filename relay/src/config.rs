@@ -81,6 +81,9 @@ pub struct GatewaySection {
     pub instance: String,
     /// Client-facing network devices.
     pub devices: Vec<String>,
+    /// Where on these devices the program may run.
+    #[serde(default)]
+    pub xdp: XdpPolicy,
     /// A relay that has not stamped its heartbeat for so long gets no new connections.
     #[serde(default = "default_heartbeat_timeout_ms")]
     pub heartbeat_timeout_ms: u32,
@@ -99,6 +102,7 @@ impl GatewaySection {
         Self {
             instance: instance.into(),
             devices: devices.iter().map(ToString::to_string).collect(),
+            xdp: XdpPolicy::default(),
             heartbeat_timeout_ms: default_heartbeat_timeout_ms(),
             mode: Mode::default(),
             rules: None,
@@ -125,6 +129,19 @@ impl Mode {
             Self::All => "all",
         }
     }
+}
+
+/// Where the program may run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum XdpPolicy {
+    /// In the drivers only: a device whose driver cannot is refused.
+    #[default]
+    Native,
+    /// In the kernel's stack: slower, with any device.
+    Generic,
+    /// In the driver where it can, else in the kernel's stack, which `load` and `status` say.
+    NativeOrGeneric,
 }
 
 /// The process.

@@ -129,14 +129,19 @@ pub fn listen(address: Ipv4Addr, port: u16) -> std::io::Result<TcpListener> {
 
 /// Accepts within the deadline.
 pub fn accept(listener: &TcpListener) -> anyhow::Result<(TcpStream, SocketAddr)> {
-    let (stream, peer) = within("a connection", || match listener.accept() {
-        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(None),
-        result => Ok(Some(result?)),
-    })?;
+    within("a connection", || accept_now(listener))
+}
+
+/// Accepts a connection that is there already.
+pub fn accept_now(listener: &TcpListener) -> anyhow::Result<Option<(TcpStream, SocketAddr)>> {
+    let (stream, peer) = match listener.accept() {
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(None),
+        result => result?,
+    };
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(DEADLINE))?;
     stream.set_write_timeout(Some(DEADLINE))?;
-    Ok((stream, peer))
+    Ok(Some((stream, peer)))
 }
 
 /// Polls for what must come within the deadline.
@@ -197,6 +202,17 @@ pub fn loaded() -> anyhow::Result<(Loaded, Topology)> {
     let config = topology.config(PORT, Framing::Lines);
     Ok((topology.load(&config)?, topology))
 }
+
+/// Starts a relay, and checks that a connection of the first client's to the first server ends
+/// there and carries so many bytes each way.
+pub fn diverts(topology: &Topology, config: &Config, bytes: usize) -> anyhow::Result<()> {
+    let mut relay = FakeRelay::start(config, PORT)?;
+    let mut client = connect(&topology.clients[0], Topology::server_address(0), PORT)?;
+    let mut accepted = relay.accept()?;
+    transfer(&mut client, accepted.stream(), bytes)?;
+    transfer(accepted.stream(), &mut client, bytes)
+}
+
 /// What `load` could change, in one comparable value.
 #[derive(Debug, PartialEq)]
 pub struct Traces {

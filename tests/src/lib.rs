@@ -24,4 +24,5 @@ pub mod reader;
 pub mod run;
 pub mod server_check;
 pub mod test_run;
+pub mod traffic;
 pub mod wire;

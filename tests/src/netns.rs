@@ -121,11 +121,7 @@ impl Host {
 
     /// Packets that the host's TCP has received, whatever became of them.
     pub fn tcp_segments_received(&self) -> anyhow::Result<u64> {
-        let text = self.run(|| std::fs::read_to_string("/proc/thread-self/net/snmp"))??;
-        let mut lines = text.lines().filter_map(|line| line.strip_prefix("Tcp: "));
-        let (names, values) = lines.next().zip(lines.next()).context("no `Tcp:` in snmp")?;
-        let position = names.split(' ').position(|name| name == "InSegs").context("no InSegs")?;
-        Ok(values.split(' ').nth(position).context("no value of InSegs")?.parse()?)
+        tcp_counter(&self.namespace(), "InSegs")
     }
 }
 
@@ -242,8 +238,17 @@ impl Topology {
 
 /// Loads an instance on a host, and leaves it to the caller to unload it.
 pub fn load_on(host: &Host, config: &Config) -> anyhow::Result<LoadReport> {
+    load_told(host, config, |_| {})
+}
+
+/// [`load_on`], with each step told inside the host before it is made.
+pub fn load_told(
+    host: &Host,
+    config: &Config,
+    mut told: impl FnMut(&str) + Send,
+) -> anyhow::Result<LoadReport> {
     let object = ObjectFile::read(&bpf_object()?)?;
-    Ok(host.run(|| gateway::load_object_file(config, &object, &mut |_| {}))??)
+    Ok(host.run(|| gateway::load_object_file(config, &object, &mut told))??)
 }
 
 /// A loaded instance, unloaded on drop.
@@ -276,6 +281,16 @@ impl Drop for Loaded {
             eprintln!("cannot unload {}: {error}", self.config.gateway.instance);
         }
     }
+}
+
+/// A counter of a network namespace's TCP, by its name in RFC 4022 without the `tcp`.
+pub fn tcp_counter(namespace: &Path, name: &str) -> anyhow::Result<u64> {
+    let read = || std::fs::read_to_string("/proc/thread-self/net/snmp");
+    let text = gateway::in_namespace(namespace, read)??;
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("Tcp: "));
+    let (names, values) = lines.next().zip(lines.next()).context("no `Tcp:` in snmp")?;
+    let position = names.split(' ').position(|known| known == name).context(name.to_owned())?;
+    Ok(values.split(' ').nth(position).context(name.to_owned())?.parse()?)
 }
 
 fn address(network: u8, index: usize) -> Ipv4Addr {

@@ -4,11 +4,12 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use millrace_relay::codec::Framing;
 use millrace_relay::config::Config;
 use millrace_tests::netns::{Topology, bpf_object, privileged};
 use millrace_tests::paths;
+use millrace_tests::traffic::Datagrams;
 
 const NOBODY: u32 = 65_534;
 
@@ -73,6 +74,12 @@ fn load_status_and_unload() -> anyhow::Result<()> {
     let again = run(&["load"])?;
     ensure!(!again.status.success() && said(&again).contains("already loaded"), "{}", said(&again));
 
+    let check = run(&["load", "--check", "--json"])?;
+    let found: serde_json::Value = serde_json::from_slice(&check.stdout)?;
+    let findings = found["findings"].as_array().context("no findings")?;
+    let refusals: Vec<_> = findings.iter().filter(|it| it["severity"] == "refuses").collect();
+    ensure!(refusals.len() == 1 && refusals[0]["code"] == "already_loaded", "{found}");
+
     let output = run(&["status", "--json"])?;
     let status: serde_json::Value = serde_json::from_slice(&output.stdout)?;
     let status = &status["gateway"];
@@ -90,6 +97,47 @@ fn load_status_and_unload() -> anyhow::Result<()> {
 }
 
 #[test]
+fn status_tells_rates_and_programs() -> anyhow::Result<()> {
+    if !privileged("status_tells_rates_and_programs") {
+        return Ok(());
+    }
+    let topology = Topology::new(1, 1)?;
+    let scratch = Scratch::new("rates")?;
+    let loaded = topology.load(&topology.config(7000, Framing::Lines))?;
+    let path = scratch.config(&loaded.config)?;
+    let (client, server) = (&topology.clients[0], &topology.servers[0]);
+    let traffic = Datagrams::start(client, server, Topology::server_address(0), 9000)?;
+    let status = |arguments: &[&str]| {
+        let mut command = topology.gateway.command(&paths::relay()?.display().to_string());
+        command.arg("status").args(arguments).arg("--config").arg(&path);
+        let output = command.output()?;
+        ensure!(output.status.success(), "{}", said(&output));
+        anyhow::Ok(String::from_utf8(output.stdout)?)
+    };
+    let json: serde_json::Value = serde_json::from_str(&status(&["--interval", "1", "--json"])?)?;
+    let interval = json["rates"]["interval_ms"].as_u64().context("no interval")?;
+    ensure!((1000..10_000).contains(&interval), "{interval}");
+    let rates = json["rates"]["packets_per_s"].as_object().context("no rates")?;
+    ensure!(rates.len() == json["gateway"]["verdicts"].as_object().context("no verdicts")?.len());
+    let all: f64 = rates.values().filter_map(serde_json::Value::as_f64).sum();
+    ensure!(all > 100.0, "2000 datagrams a second came by, and it tells {all} packets");
+    ensure!(json["rates"]["relay_per_s"].is_null(), "no relay runs");
+    let ingress = &json["gateway"]["programs"]["ingress"];
+    ensure!(ingress["id"] == json["gateway"]["devices"][0]["program_id"], "{ingress}");
+    ensure!(ingress["loaded_unix_s"].as_u64() > Some(1_500_000_000), "{ingress}");
+
+    let text = status(&["--interval", "1"])?;
+    for words in ["a second, over", "program      egress: id ", "loaded ", "native"] {
+        ensure!(text.contains(words), "no `{words}` in {text}");
+    }
+    let without = status(&[])?;
+    ensure!(!without.contains("a second") && !without.contains("REPLACED"), "{without}");
+    let (sent, returned) = traffic.finish()?;
+    ensure!(sent == returned);
+    loaded.unload()
+}
+
+#[test]
 fn without_root_it_says_so() -> anyhow::Result<()> {
     if !privileged("without_root_it_says_so") {
         return Ok(());
@@ -100,9 +148,11 @@ fn without_root_it_says_so() -> anyhow::Result<()> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/millrace.toml");
     let path = std::fs::copy(path, scratch.0.join("millrace.toml"))
         .map(|_| scratch.0.join("millrace.toml"))?;
-    for action in ["load", "unload", "status"] {
+    for action in
+        [&["load"][..], &["load", "--replace"], &["unload"], &["status"], &["trace", "::1"]]
+    {
         let mut command = Command::new(&executable);
-        let output = command.args([action, "--config"]).arg(&path).uid(NOBODY).output()?;
+        let output = command.args(action).arg("--config").arg(&path).uid(NOBODY).output()?;
         let message = said(&output);
         ensure!(!output.status.success() && message.contains("run it with sudo"), "{message}");
     }

@@ -2,15 +2,16 @@
 
 use std::net::Ipv4Addr;
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context as _, ensure};
 use millrace_relay::codec::Framing;
-use millrace_relay::config::Config;
+use millrace_relay::config::{Config, XdpPolicy};
 use millrace_relay::gateway::{self, Gateway, GatewayError, object::ObjectFile};
 use millrace_tests::fake_relay::{
-    FakeRelay, PORT, Traces, alone, connect, listen, loaded, shared, traces, transfer,
+    FakeRelay, PORT, Traces, alone, connect, diverts, listen, loaded, shared, traces, transfer,
 };
-use millrace_tests::netns::{Host, Topology, bpf_object, load_on, privileged};
+use millrace_tests::netns::{Host, Loaded, Topology, bpf_object, load_on, load_told, privileged};
 
 const OTHER_PORT: u16 = 7001;
 
@@ -101,7 +102,6 @@ fn what_cannot_be_loaded_is_refused_and_leaves_nothing() -> anyhow::Result<()> {
     };
 
     refused(gateway, &with_device("nope"), "there is no network device `nope`")?;
-    // These fail at the last step, with everything else made, and must be undone.
     gateway.ip("link add bridge0 type bridge")?;
     refused(gateway, &with_device("bridge0"), "`bridge0` (driver bridge) has no native XDP")?;
     gateway.ip("link set dev lo mtu 65536")?;
@@ -124,6 +124,70 @@ fn what_cannot_be_loaded_is_refused_and_leaves_nothing() -> anyhow::Result<()> {
 
     // After all these failures the right one works.
     topology.load(&config)?.unload()
+}
+
+/// The device is there at the preflight and gone when the program is attached to it, after
+/// everything else was made.
+#[test]
+fn a_device_that_goes_away_in_mid_load_has_the_load_undone() -> anyhow::Result<()> {
+    if !privileged("a_device_that_goes_away_in_mid_load_has_the_load_undone") {
+        return Ok(());
+    }
+    let _shared = shared();
+    let topology = Topology::new(1, 1)?;
+    let gateway = &topology.gateway;
+    let mut config = topology.config(PORT, Framing::Lines);
+    config.gateway.devices.push("gone0".to_owned());
+    for fatal_step in ["ip netns add", "attach XDP program ingress to gone0"] {
+        let before = traces(gateway, &config)?;
+        gateway.ip("link add gone0 type veth peer name gone1")?;
+        let mut steps = Vec::new();
+        let error = load_told(gateway, &config, |step| {
+            steps.push(step.to_owned());
+            if step.starts_with(fatal_step) {
+                let delete = ["link", "delete", "gone0"];
+                assert!(Command::new("ip").args(delete).status().expect("ip").success());
+            }
+        })
+        .err()
+        .context("the load was not refused")?
+        .to_string();
+        ensure!(error.contains("there is no network device `gone0`"), "{error}");
+        ensure!(steps.iter().any(|step| step == "detach XDP program ingress from eth1"));
+        let after = traces(gateway, &config)?;
+        ensure!(Traces { bpffs: before.bpffs, ..after } == before, "{fatal_step}: {before:#?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn generic_mode_is_used_only_where_it_may_and_says_so() -> anyhow::Result<()> {
+    if !privileged("generic_mode_is_used_only_where_it_may_and_says_so") {
+        return Ok(());
+    }
+    let _shared = shared();
+    let topology = Topology::new(1, 1)?;
+    let gateway = &topology.gateway;
+    gateway.ip("link add bridge0 type bridge")?;
+    let load = |policy, devices: &[&str]| {
+        let mut config = topology.config(PORT, Framing::Lines);
+        config.gateway.xdp = policy;
+        config.gateway.devices = devices.iter().map(|&device| device.to_owned()).collect();
+        let mut steps = Vec::new();
+        let report = load_told(gateway, &config, |step| steps.push(step.to_owned()))?;
+        let status = gateway.run(|| gateway::status(&config))??;
+        let modes: Vec<_> = status.devices.iter().map(|device| device.mode).collect();
+        let warned = steps.iter().filter(|step| step.contains("in generic mode: ")).count();
+        let loaded = Loaded { config, report };
+        diverts(&topology, &loaded.config, 100_000)?;
+        loaded.unload()?;
+        anyhow::Ok((modes, warned))
+    };
+    ensure!(load(XdpPolicy::Generic, &["eth1"])? == (vec!["generic"], 1));
+    ensure!(
+        load(XdpPolicy::NativeOrGeneric, &["eth1", "bridge0"])? == (vec!["native", "generic"], 1)
+    );
+    Ok(())
 }
 
 #[test]

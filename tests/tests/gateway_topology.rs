@@ -8,7 +8,8 @@ use anyhow::{Context as _, ensure};
 use millrace_relay::codec::Framing;
 use millrace_relay::gateway::{self, Gateway};
 use millrace_tests::fake_relay::{
-    FakeRelay, PORT, accept, connect, listen, loaded, reaches_server, shared, transfer, within,
+    FakeRelay, PORT, accept, connect, diverts, listen, loaded, reaches_server, shared, transfer,
+    within,
 };
 use millrace_tests::netns::{Host, Topology, privileged};
 
@@ -53,7 +54,7 @@ fn a_ruled_connection_ends_at_the_relay_with_both_addresses() -> anyhow::Result<
     for name in ["divert/established", "divert/pending", "return/forwarded"] {
         ensure!(status.verdicts[name] > 0, "no {name}: {:?}", status.verdicts);
     }
-    for name in ["pass/no_flow", "pass/no_listener", "return/stack", "return/reset_held"] {
+    for name in ["pass/no_flow", "pass/no_listener", "return/no_redirect", "return/reset_held"] {
         ensure!(status.verdicts[name] == 0, "{name}: {:?}", status.verdicts);
     }
     // The counters of the servers' own stacks are the witness: not one segment.
@@ -230,13 +231,8 @@ fn a_device_that_cannot_be_redirected_to_is_answered_through_the_stack() -> anyh
     let loaded = topology.load(&config)?;
     let status = topology.gateway.run(|| gateway::status(&config))??;
     ensure!(!status.devices[0].redirects_answers && status.devices[0].mode == "native");
-    let mut relay = FakeRelay::start(&config, PORT)?;
-    let mut client = connect(&topology.clients[0], Topology::server_address(0), PORT)?;
-    let mut accepted = relay.accept()?;
-    transfer(&mut client, accepted.stream(), 1_000_000)?;
-    transfer(accepted.stream(), &mut client, 1_000_000)?;
-    drop(accepted);
-    ensure!(loaded.verdict("return/stack")? > 0);
+    diverts(&topology, &config, 1_000_000)?;
+    ensure!(loaded.verdict("return/no_redirect")? > 0);
     ensure!(loaded.verdict("return/forwarded")? == 0);
     loaded.unload()
 }
@@ -252,12 +248,7 @@ fn clients_within_a_diverted_prefix_are_answered() -> anyhow::Result<()> {
         let mut config = topology.config(PORT, Framing::Lines);
         config.services[0].destinations = vec![prefix.parse().map_err(anyhow::Error::msg)?];
         let loaded = topology.load(&config)?;
-        let mut relay = FakeRelay::start(&config, PORT)?;
-        let mut client = connect(&topology.clients[0], Topology::server_address(0), PORT)?;
-        let mut accepted = relay.accept()?;
-        transfer(&mut client, accepted.stream(), 100_000)?;
-        transfer(accepted.stream(), &mut client, 100_000)?;
-        drop(accepted);
+        diverts(&topology, &config, 100_000)?;
         loaded.unload()?;
     }
     Ok(())
@@ -274,13 +265,8 @@ fn jumbo_frames_are_diverted() -> anyhow::Result<()> {
     topology.gateway.ip("link set dev eth1 mtu 9000")?;
     let config = topology.config(PORT, Framing::Lines);
     let loaded = topology.load(&config)?;
-    let mut relay = FakeRelay::start(&config, PORT)?;
-    let mut client = connect(&topology.clients[0], Topology::server_address(0), PORT)?;
-    let mut accepted = relay.accept()?;
-    transfer(&mut client, accepted.stream(), 3_000_000)?;
-    transfer(accepted.stream(), &mut client, 3_000_000)?;
-    drop(accepted);
-    ensure!(loaded.verdict("return/stack")? == 0);
+    diverts(&topology, &config, 3_000_000)?;
+    ensure!(loaded.verdict("return/no_redirect")? == 0);
     loaded.unload()
 }
 

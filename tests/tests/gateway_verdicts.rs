@@ -10,7 +10,7 @@ use millrace_common::abi::{ABI_VERSION, GatewayConfig, map};
 use millrace_common::verdict::Verdict;
 use millrace_tests::frames::flag::{ACK, FIN, RST, SYN};
 use millrace_tests::frames::{Frame, SERVICE_TAG, TAG, Transport};
-use millrace_tests::netns::{bpf_object, privileged};
+use millrace_tests::netns::{Host, bpf_object, privileged};
 use millrace_tests::raw;
 use millrace_tests::test_run::{
     Bench, CLIENT_MAC, CLIENT_PORT, CLOSED_PORT, DROP, Family, GATEWAY_MAC, GENERATION, PASS,
@@ -234,7 +234,7 @@ fn returning(programs: &mut Programs, family: Family) -> anyhow::Result<()> {
     let out = programs.egress(&stranger, Verdict::ReturnNoNeighbour, PASS)?;
     ensure!(out == stranger.bytes(), "what the stack gets is as it was");
     let unrouted = family.from_relay(family.host(3, 1), ACK, 7);
-    programs.egress(&unrouted, Verdict::ReturnStack, PASS)?;
+    programs.egress(&unrouted, Verdict::ReturnNoRoute, PASS)?;
     programs.egress(&answer.tagged(&[TAG]), Verdict::ReturnStack, PASS)?;
     let mut icmp = answer.bytes();
     icmp[if family == Family::Ipv4 { 23 } else { 20 }] = 1;
@@ -253,11 +253,51 @@ fn returning(programs: &mut Programs, family: Family) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What keeps an answer from its client, each by its own reason.
+fn kept_from_the_client(
+    programs: &mut Programs,
+    gateway: &Host,
+    family: Family,
+) -> anyhow::Result<()> {
+    let (length, client) =
+        if family == Family::Ipv4 { (32, "10.77.1.11") } else { (128, "fd77:1::11") };
+    let ip = format!("-{}", if family == Family::Ipv4 { 4 } else { 6 });
+    let away = |host: u8| family.host(3, host);
+    for (host, kind, verdict) in [
+        (1, "blackhole", Verdict::ReturnBlackhole),
+        (2, "unreachable", Verdict::ReturnUnreachable),
+        (3, "prohibit", Verdict::ReturnProhibited),
+    ] {
+        gateway.ip(&format!("{ip} route add {kind} {}/{length}", away(host)))?;
+        let frame = family.from_relay(away(host), ACK, 7);
+        let out = programs.egress(&frame, verdict, PASS)?;
+        ensure!(out == frame.bytes(), "what the stack gets is as it was");
+    }
+
+    gateway
+        .ip(&format!("{ip} route add {}/{length} via {client} dev eth1 mtu lock 1300", away(4)))?;
+    let mut frame = family.from_relay(away(4), ACK, 7).bytes();
+    programs.expect("egress", &frame, Verdict::ReturnForwarded, REDIRECT)?;
+    let length_at = if family == Family::Ipv4 { 16 } else { 18 };
+    frame[length_at..length_at + 2].copy_from_slice(&1301u16.to_be_bytes());
+    programs.expect("egress", &frame, Verdict::ReturnTooLong, PASS)?;
+
+    let version = if family == Family::Ipv4 { "ipv4" } else { "ipv6" };
+    // A test run comes in by the loopback device.
+    let forwarding = format!("net/{version}/conf/lo/forwarding");
+    let frame = family.from_relay(family.client().ip(), ACK, 7);
+    gateway.sysctl(&forwarding, "0")?;
+    programs.egress(&frame, Verdict::ReturnForwardingOff, PASS)?;
+    gateway.sysctl(&forwarding, "1")?;
+    programs.egress(&frame, Verdict::ReturnForwarded, REDIRECT)?;
+    Ok(())
+}
+
 /// The links are gone: everything goes up, unchanged.
 fn without_links(programs: &mut Programs, bench: &Bench) -> anyhow::Result<()> {
     DevMapHash::try_from(programs.map(map::CLIENT_LINKS)?)?.remove(bench.client_ifindex)?;
     let frame = Family::Ipv4.from_relay(Family::Ipv4.client().ip(), ACK, 7);
-    let out = programs.egress(&frame, Verdict::ReturnStack, PASS)?;
+    let out = programs.egress(&frame, Verdict::ReturnNoRedirect, PASS)?;
     ensure!(out == frame.bytes(), "what the stack gets is as it was");
 
     bench.relay.ip("link delete dev relay0")?;
@@ -307,6 +347,7 @@ fn every_verdict() -> anyhow::Result<()> {
             programs.ingress(&family.from_client(SYN), Verdict::DivertNew, REDIRECT)?;
             programs.insert(map::ESTABLISHED, flow(&family.from_client(SYN)))?;
             returning(programs, family)?;
+            kept_from_the_client(programs, &bench.gateway, family)?;
         }
         ruling(programs)?;
         lost_flows(programs, &bench)?;

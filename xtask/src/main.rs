@@ -61,7 +61,10 @@ enum Command {
     /// Build, then `relay load`: make the relay namespace and attach the XDP programs
     #[command(after_help = "Changes on the host: a network namespace, a veth, routes in that \
         namespace, pins in /sys/fs/bpf, XDP programs on the configured devices. `unload` removes \
-        all of it.\n\nExample:\n  cargo xtask load --config docs/millrace.toml")]
+        all of it. With --check: nothing. With --replace: the programs of a loaded instance, in \
+        atomic steps.\n\nExamples:\n  cargo xtask load --check --config docs/millrace.toml\n  \
+        cargo xtask load --config docs/millrace.toml\n  \
+        cargo xtask load --replace --config docs/millrace.toml")]
     Load(run::Passed),
     /// Build, then `relay unload`: remove all that `load` made
     #[command(after_help = "Changes on the host: takes back what `load` made, and nothing \
@@ -69,8 +72,14 @@ enum Command {
     Unload(run::Passed),
     /// Build, then `relay status`: say what is loaded and what the relay is doing
     #[command(after_help = "Changes nothing on the host but target/.\n\n\
-        Example:\n  cargo xtask status --config docs/millrace.toml")]
+        Examples:\n  cargo xtask status --config docs/millrace.toml\n  \
+        cargo xtask status --watch --config docs/millrace.toml")]
     Status(run::Passed),
+    /// Build, then `relay trace`: show each packet of one client and what becomes of it
+    #[command(after_help = "Changes on the host: the programs of a loaded instance, in atomic \
+        steps, and back at its end.\n\n\
+        Example:\n  cargo xtask trace 198.51.100.7 --seconds 10 --config docs/millrace.toml")]
+    Trace(run::Passed),
     /// Build, then `relay run`: take the diverted connections, until SIGINT or SIGTERM
     #[command(after_help = "Changes on the host: writes topics of the configured Kafka, and a \
         socket in /run/millrace.\n\nExample:\n  cargo xtask run --config docs/millrace.toml")]
@@ -126,6 +135,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Load(passed) => run::relay("load", &passed)?,
         Command::Unload(passed) => run::relay("unload", &passed)?,
         Command::Status(passed) => run::relay("status", &passed)?,
+        Command::Trace(passed) => run::relay("trace", &passed)?,
         Command::Run(passed) => run::relay("run", &passed)?,
         Command::Demo(passed) => run::demo(&passed)?,
         Command::Bench(bench) => run::bench(&bench)?,

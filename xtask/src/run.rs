@@ -53,7 +53,7 @@ pub(crate) enum Bench {
 
 /// Builds what the relay's subcommand needs and becomes it.
 pub(crate) fn relay(subcommand: &str, passed: &Passed) -> Result<()> {
-    if matches!(subcommand, "load" | "run") {
+    if matches!(subcommand, "load" | "run" | "trace") {
         setup::ensure(&[Part::Build, Part::Ebpf])?;
         build::gateway()?;
     } else {

@@ -4,6 +4,8 @@ use std::error::Error;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
+use super::preflight::Finding;
+
 /// Why the gateway could not be loaded, unloaded, inspected or used.
 #[derive(Debug, thiserror::Error)]
 pub enum GatewayError {
@@ -78,48 +80,38 @@ pub enum GatewayError {
         /// What.
         what: String,
     },
-    /// No such device.
+    /// The host or a device stands in the way.
+    #[error("{}", joined(.0))]
+    Unfit(Vec<Finding>),
+    /// `load --replace` with another set of devices.
     #[error(
-        "there is no network device `{device}` in this network namespace; see `ip link` and set \
-         gateway.devices"
+        "the instance was loaded for the devices {loaded}, but the configuration says \
+         {configured}; replacing programs attaches none anew: set gateway.devices back, or use \
+         `relay unload` and `relay load`"
     )]
-    NoDevice {
+    DevicesDiffer {
+        /// Of the instance.
+        loaded: String,
+        /// Of the configuration.
+        configured: String,
+    },
+    /// Another tracer is at work.
+    #[error(
+        "instance `{instance}` is being traced already, and one trace at a time is possible: end \
+         the other `relay trace`"
+    )]
+    AlreadyTraced {
         /// Its name.
-        device: String,
+        instance: String,
     },
-    /// Someone else's program is attached.
+    /// Somebody has removed a pin.
     #[error(
-        "device `{device}` already runs an XDP program (id {id}, see `bpftool prog show id {id}`); \
-         remove it with its own tool or `ip link set dev {device} xdp off`"
+        "the pin {path} is missing, so the instance is damaged; `relay unload` removes the rest of \
+         it, then `relay load`"
     )]
-    ForeignProgram {
-        /// The device.
-        device: String,
-        /// The program's id.
-        id: u32,
-    },
-    /// The driver has no native XDP.
-    #[error(
-        "device `{device}` (driver {driver}) has no native XDP; use a device whose driver has it"
-    )]
-    NoNativeXdp {
-        /// The device.
-        device: String,
-        /// What `ip` calls its kind, or `unknown`.
-        driver: String,
-    },
-    /// The driver refuses the program at this MTU, or a veth cannot have it.
-    #[error(
-        "device `{device}` cannot be used with MTU {mtu}: {reason}; lower it with `ip link set dev \
-         {device} mtu 1500`"
-    )]
-    Mtu {
-        /// The device.
-        device: String,
-        /// Its MTU.
-        mtu: u32,
-        /// Why.
-        reason: String,
+    PinMissing {
+        /// Which.
+        path: PathBuf,
     },
     /// Attaching failed for another reason.
     #[error("cannot attach XDP program `{program}` to device `{device}`: {reason}")]
@@ -141,12 +133,17 @@ pub enum GatewayError {
         /// The kernel's answer.
         reason: String,
     },
-    /// The host does not forward.
+    /// The BPF file system cannot be mounted.
     #[error(
-        "this host does not forward IPv4 packets, so it is no gateway: set it with `sysctl -w \
-         net.ipv4.ip_forward=1`"
+        "cannot mount the BPF file system, which keeps the programs, on {path}: {source}; it takes \
+         CAP_SYS_ADMIN: `mount -t bpf bpf {path}` as the host's root, then load again"
     )]
-    NoForwarding,
+    NoBpffs {
+        /// Where it belongs.
+        path: &'static str,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
     /// The host does not forward IPv6.
     #[error(
         "there are rules for IPv6, but this host does not forward it, so it is no gateway for it: \
@@ -246,6 +243,27 @@ impl GatewayError {
         move |source| Self::Io { what: what.into(), source }
     }
 
+    /// A short name for programs, of what can stand in a load's way.
+    pub(super) fn code(&self) -> &'static str {
+        match self {
+            Self::AlreadyLoaded { .. } => "already_loaded",
+            Self::NameTaken { .. } => "name_taken",
+            Self::NoObject { .. } => "no_object",
+            Self::BadObject { .. } => "bad_object",
+            Self::AbiMismatch { .. } => "abi_mismatch",
+            Self::Kernel { .. } => "kernel",
+            Self::NoIpv6Forwarding => "no_ipv6_forwarding",
+            Self::Rules { .. } => "rules",
+            Self::TooManyRules { .. } => "too_many_rules",
+            Self::TooManyDevices { .. } => "too_many_devices",
+            _ => "other",
+        }
+    }
+
+    pub(super) fn unfit(finding: Finding) -> Self {
+        Self::Unfit(vec![finding])
+    }
+
     pub(super) fn bpf<E: Error>(what: impl Into<String>) -> impl FnOnce(E) -> Self {
         move |error| Self::Bpf { what: what.into(), reason: causes(&error) }
     }
@@ -308,6 +326,10 @@ pub(super) fn errno(error: &(dyn Error + 'static)) -> Option<i32> {
         cause = error.source();
     }
     None
+}
+
+fn joined(findings: &[Finding]) -> String {
+    findings.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
 fn list(paths: &[PathBuf]) -> String {

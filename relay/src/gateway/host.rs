@@ -54,6 +54,11 @@ pub(super) struct Device {
     pub ifindex: u32,
     pub mtu: u32,
     #[serde(default)]
+    pub flags: Vec<String>,
+    /// Of a veth: its other end, if that is in the same network namespace.
+    #[serde(default)]
+    pub link: Option<String>,
+    #[serde(default)]
     pub address: String,
     #[serde(default)]
     pub xdp: Option<Xdp>,
@@ -92,6 +97,25 @@ impl Device {
         Ok(parse::<Vec<Self>>("ip link", &answer)?.into_iter().next())
     }
 
+    /// What `ip` calls its kind, if it has one.
+    fn kind(&self) -> Option<&str> {
+        self.linkinfo.as_ref()?.info_kind.as_deref()
+    }
+
+    pub(super) fn is_veth(&self) -> bool {
+        self.kind() == Some("veth")
+    }
+
+    /// The name of its driver, as far as it has one that says so.
+    pub(super) fn driver(&self, name: &str) -> Result<String, GatewayError> {
+        let answer = match command(&["ethtool", "-i", name]) {
+            Err(GatewayError::Command { .. }) => String::new(),
+            answer => answer?,
+        };
+        let driver = answer.lines().find_map(|line| line.strip_prefix("driver: "));
+        Ok(driver.or(self.kind()).unwrap_or("unknown").to_owned())
+    }
+
     /// The attached program's id.
     pub(super) fn program(&self) -> Option<u32> {
         self.xdp.as_ref()?.prog.as_ref().map(|program| program.id)
@@ -116,6 +140,22 @@ impl Device {
             *byte = u8::from_str_radix(parts.next()?, 16).ok()?;
         }
         parts.next().is_none().then_some(bytes)
+    }
+}
+
+/// What a device does by itself, as `ethtool -k` shows it.
+pub(super) struct Offloads(serde_json::Map<String, serde_json::Value>);
+
+impl Offloads {
+    pub(super) fn of(device: &str) -> Result<Self, GatewayError> {
+        let answer = command(&["ethtool", "--json", "-k", device])?;
+        let devices: Vec<_> = parse("ethtool --json -k", &answer)?;
+        Ok(Self(devices.into_iter().next().unwrap_or_default()))
+    }
+
+    /// Whether a feature is there and on.
+    pub(super) fn is_on(&self, feature: &str) -> bool {
+        self.0.get(feature).is_some_and(|feature| feature["active"] == true)
     }
 }
 

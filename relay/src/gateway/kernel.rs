@@ -79,6 +79,7 @@ const FEATURES: &[Feature] = &[
     ),
     feature("redirect with a fallback", Version(5, 3), Probe::None),
     feature("device hash map", Version(5, 4), Probe::Map(MapType::DevMapHash)),
+    feature("ring buffer map", Version(5, 8), Probe::Map(MapType::RingBuf)),
     feature("XDP link", Version(5, 9), Probe::None),
     feature("XDP program for frames in several buffers", Version(5, 18), Probe::None),
     feature("io_uring with deferred task run", Version(6, 1), Probe::Ring),

@@ -4,18 +4,20 @@ use std::path::Path;
 
 use aya::maps::xdp::{DevMap, DevMapHash};
 use aya::maps::{Array, Map, MapError};
+use aya::programs::Xdp;
 use aya::programs::links::FdLink;
-use aya::programs::xdp::XdpMode;
-use aya::programs::{ProgramError, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use millrace_common::abi::{ABI_VERSION, GatewayConfig, MAX_CLIENT_LINKS, map};
 use serde::Serialize;
 
-use super::error::{GatewayError, causes, errno};
+use super::error::{GatewayError, causes};
+use super::facts::{self, features};
 use super::host::{Device, Report, in_namespace};
 use super::kernel;
-use super::netdev;
+use super::links::{attach, pin_link, program_pin};
+use super::netdev::XdpFeatures;
 use super::object::{ObjectFile, verify};
+use super::preflight::{self, AttachMode, Finding, LinkFacts, Severity};
 use super::rules::RuleSet;
 use super::rules::command::InForce;
 use super::rules::compile::Compiled;
@@ -23,11 +25,12 @@ use super::rules::tables::RuleTables;
 use super::state::{self, Lock, State};
 use super::topology::{self, RELAY_DEVICE, Topology};
 use super::unload::undo;
-use crate::config::{Config, Mode};
+use crate::config::{Config, Mode, XdpPolicy};
 
 /// The programs, by their names in the object.
 pub(super) const PROGRAMS: [&str; 3] = ["ingress", "egress", "pass"];
-const MAPS: [&str; 10] = [
+/// The maps that programs and relay share: those that are pinned.
+pub(super) const MAPS: [&str; 10] = [
     map::CONFIG,
     map::HEARTBEAT,
     map::ACTIVE_SET,
@@ -84,23 +87,18 @@ pub fn load_object_file(
 ) -> Result<LoadReport, GatewayError> {
     super::require_root("`relay load`")?;
     let lock = Lock::take()?;
-    if State::read(config)?.is_some() {
-        return Err(GatewayError::AlreadyLoaded { instance: config.gateway.instance.clone() });
-    }
+    facts::loaded(config)?;
     kernel::check(report)?;
     let rules = RuleSet::of(config)?;
     let compiled = Compiled::of(&rules)?;
+    let facts = examine(config, report)?;
     let devices = devices(config)?;
-    topology::check(config, &rules)?;
-    if config.pin_directory().exists() {
-        return Err(GatewayError::NameTaken {
-            what: format!("the directory {}", config.pin_directory().display()),
-        });
-    }
+    topology::check_forwarding(&rules)?;
+    topology::check_names(config)?;
 
     let state = State::of(config);
     state.create(config)?;
-    let built = build(config, object, &devices, &compiled, report)
+    let built = build(config, object, (&devices, &facts), &compiled, report)
         .and_then(|()| state::draft_rules(config, &InForce::of(config, &rules))?.keep());
     if let Err(error) = built {
         report(&format!("failed: {error}; undoing what was done"));
@@ -124,7 +122,7 @@ pub fn load_object_file(
 fn build(
     config: &Config,
     object: &ObjectFile,
-    devices: &[(String, Device)],
+    (devices, facts): (&[(String, Device)], &[LinkFacts]),
     rules: &Compiled,
     report: Report<'_>,
 ) -> Result<(), GatewayError> {
@@ -134,7 +132,7 @@ fn build(
     std::fs::create_dir(&pins).map_err(GatewayError::io(format!("create {}", pins.display())))?;
 
     report(&format!("load the programs and maps of {}", object.path.display()));
-    let mut ebpf = load_object(object)?;
+    let mut ebpf = load_object(object, None)?;
     let topology = topology::create(config, devices, report)?;
 
     report(&format!("{} class(es) of ports with rules", rules.class_count()));
@@ -144,24 +142,77 @@ fn build(
         .replace(rules, config.gateway.mode == Mode::All)?;
     pin(&mut ebpf, &pins)?;
 
-    let gateway_device = topology::gateway_device(config);
-    report(&format!("[{}] attach XDP program pass to {RELAY_DEVICE}", config.gateway.instance));
-    let program = xdp(&mut ebpf, "pass", &object.path)?;
-    let link = in_namespace(&config.namespace(), || {
-        attach(program, "pass", RELAY_DEVICE, topology.relay_ifindex)
-    })??;
-    pin_link(link, &pins, "pass")?;
-    report(&format!("attach XDP program egress to {gateway_device}"));
-    let program = xdp(&mut ebpf, "egress", &object.path)?;
-    let link = attach(program, "egress", &gateway_device, topology.gateway_ifindex)?;
-    pin_link(link, &pins, "egress")?;
+    attach_veth(&mut ebpf, config, &topology, &object.path, report)?;
     let program = xdp(&mut ebpf, "ingress", &object.path)?;
-    for (name, device) in devices {
-        report(&format!("attach XDP program ingress to {name}"));
-        let link = attach(program, "ingress", name, device.ifindex)?;
+    for ((name, device), facts) in devices.iter().zip(facts) {
+        let slot = (name.as_str(), device.ifindex);
+        let link = attach_ingress(program, slot, facts, config.gateway.xdp, report)?;
         pin_link(link, &pins, name)?;
     }
     aim_answers(&mut ebpf, devices, report)
+}
+
+/// Attaches the programs of both ends of the link to the relay.
+fn attach_veth(
+    ebpf: &mut Ebpf,
+    config: &Config,
+    topology: &Topology,
+    object: &Path,
+    report: Report<'_>,
+) -> Result<(), GatewayError> {
+    let pins = config.pin_directory();
+    report(&format!("[{}] attach XDP program pass to {RELAY_DEVICE}", config.gateway.instance));
+    let program = xdp(ebpf, "pass", object)?;
+    let link = in_namespace(&config.namespace(), || {
+        attach(program, "pass", RELAY_DEVICE, topology.relay_ifindex, AttachMode::Native)
+    })??;
+    pin_link(link, &pins, "pass")?;
+    let device = topology::gateway_device(config);
+    report(&format!("attach XDP program egress to {device}"));
+    let program = xdp(ebpf, "egress", object)?;
+    let ifindex = topology.gateway_ifindex;
+    let link = attach(program, "egress", &device, ifindex, AttachMode::Native)?;
+    pin_link(link, &pins, "egress")
+}
+
+/// Attaches `ingress` as the policy has it. A driver that was thought able and refuses is one that
+/// cannot: only then, and only if it may, the program runs in the kernel's stack.
+fn attach_ingress(
+    program: &mut Xdp,
+    (name, ifindex): (&str, u32),
+    facts: &LinkFacts,
+    policy: XdpPolicy,
+    report: Report<'_>,
+) -> Result<FdLink, GatewayError> {
+    let mode = preflight::planned(facts, policy);
+    report(&format!("attach XDP program ingress to {name} in {mode} mode"));
+    let refusal = match attach(program, "ingress", name, ifindex, mode) {
+        Err(GatewayError::Unfit(findings)) => findings,
+        result => return result,
+    };
+    let unable = refusal.iter().any(|finding| finding.code == Finding::NO_NATIVE_XDP);
+    if mode == AttachMode::Generic || policy != XdpPolicy::NativeOrGeneric || !unable {
+        return Err(GatewayError::Unfit(refusal));
+    }
+    report(&format!("costs: {}", preflight::generic(name, facts)));
+    report(&format!("attach XDP program ingress to {name} in generic mode"));
+    attach(program, "ingress", name, ifindex, AttachMode::Generic)
+}
+
+/// Looks at host and devices before anything is changed: says what it finds, and refuses what
+/// would fail. Gives what it knows of the devices, all of which are there.
+fn examine(config: &Config, report: Report<'_>) -> Result<Vec<LinkFacts>, GatewayError> {
+    let facts = facts::gather(config)?;
+    let findings = preflight::judge(&facts, config.gateway.xdp);
+    let (refusals, others): (Vec<_>, Vec<_>) =
+        findings.into_iter().partition(|finding| finding.severity == Severity::Refuses);
+    if !refusals.is_empty() {
+        return Err(GatewayError::Unfit(refusals));
+    }
+    for finding in others {
+        report(&format!("{}: {finding}", finding.severity));
+    }
+    Ok(facts.devices.into_iter().filter_map(|(_, link)| link).collect())
 }
 
 /// Has answers redirected to the devices that can send them. Asked after attaching: many drivers
@@ -174,9 +225,9 @@ fn aim_answers(
     let mut links = DevMapHash::try_from(map_mut(ebpf, map::CLIENT_LINKS))
         .map_err(GatewayError::bpf(format!("open the map {}", map::CLIENT_LINKS)))?;
     for (name, device) in devices {
-        let sends = netdev::sends_redirected(device.ifindex)
-            .map_err(GatewayError::io(format!("ask what {name} can do with XDP")))?;
-        if sends == Some(false) {
+        // What is redirected to a device that does not send it is lost without a trace.
+        if features(name, device.ifindex)?.is_some_and(|features| !features.has(XdpFeatures::SEND))
+        {
             report(&format!(
                 "{name} cannot send redirected frames: answers go through the host's stack, which \
                  is slower (on a veth: `ethtool -K PEER gro on` at its other end, then load again)"
@@ -190,7 +241,7 @@ fn aim_answers(
     Ok(())
 }
 
-/// The client-facing devices, each there and free.
+/// The client-facing devices.
 fn devices(config: &Config) -> Result<Vec<(String, Device)>, GatewayError> {
     let names = &config.gateway.devices;
     if names.len() > MAX_CLIENT_LINKS as usize {
@@ -198,27 +249,41 @@ fn devices(config: &Config) -> Result<Vec<(String, Device)>, GatewayError> {
     }
     let mut devices = Vec::with_capacity(names.len());
     for name in names {
-        let device =
-            Device::find(name)?.ok_or_else(|| GatewayError::NoDevice { device: name.clone() })?;
-        if let Some(id) = device.program() {
-            return Err(GatewayError::ForeignProgram { device: name.clone(), id });
-        }
-        devices.push((name.clone(), device));
+        devices.push((name.clone(), topology::find(name)?));
     }
     Ok(devices)
 }
 
-/// Creates the maps and has the programs verified.
-fn load_object(object: &ObjectFile) -> Result<Ebpf, GatewayError> {
+/// Creates the maps, or takes those that are pinned in a directory, and has the programs verified.
+pub(super) fn load_object(object: &ObjectFile, pins: Option<&Path>) -> Result<Ebpf, GatewayError> {
+    let mut loader = EbpfLoader::new();
+    if let Some(pins) = pins {
+        pinned_maps(&mut loader, pins);
+    }
+    load_programs(&mut loader, object, &PROGRAMS)
+}
+
+/// Has a loader take the maps that are pinned in a directory.
+pub(super) fn pinned_maps(loader: &mut EbpfLoader<'_>, pins: &Path) {
+    for name in MAPS {
+        loader.map_pin_path(name, pins.join(name));
+    }
+}
+
+/// Has some programs of an object verified.
+pub(super) fn load_programs(
+    loader: &mut EbpfLoader<'_>,
+    object: &ObjectFile,
+    programs: &[&str],
+) -> Result<Ebpf, GatewayError> {
     let refused = |what: &str, reason: String| GatewayError::Refused {
         what: what.to_owned(),
         path: object.path.clone(),
         reason: reason + &kernel::hint(),
     };
-    let mut ebpf = EbpfLoader::new()
-        .load(&object.bytes)
-        .map_err(|error| refused("the maps", causes(&error)))?;
-    for name in PROGRAMS {
+    let mut ebpf =
+        loader.load(&object.bytes).map_err(|error| refused("the maps", causes(&error)))?;
+    for name in programs {
         verify(xdp(&mut ebpf, name, &object.path)?)
             .map_err(|error| refused(&format!("program `{name}`"), causes(&error)))?;
     }
@@ -231,7 +296,12 @@ fn load_object(object: &ObjectFile) -> Result<Ebpf, GatewayError> {
     Ok(ebpf)
 }
 
-fn xdp<'a>(ebpf: &'a mut Ebpf, name: &str, path: &Path) -> Result<&'a mut Xdp, GatewayError> {
+/// A program of an object, by its name there.
+pub(super) fn xdp<'a>(
+    ebpf: &'a mut Ebpf,
+    name: &str,
+    path: &Path,
+) -> Result<&'a mut Xdp, GatewayError> {
     ebpf.program_mut(name).and_then(|program| program.try_into().ok()).ok_or_else(|| {
         GatewayError::BadObject {
             path: path.to_owned(),
@@ -270,92 +340,11 @@ fn pin(ebpf: &mut Ebpf, directory: &Path) -> Result<(), GatewayError> {
             .pin(directory.join(name))
             .map_err(GatewayError::bpf(format!("pin the map {name}")))?;
     }
-    for (name, program) in ebpf.programs_mut() {
-        program
-            .pin(directory.join(format!("prog_{name}")))
-            .map_err(GatewayError::bpf(format!("pin the program {name}")))?;
-    }
-    Ok(())
+    PROGRAMS.iter().try_for_each(|name| pin_program(ebpf, name, &directory.join(program_pin(name))))
 }
 
-fn pin_link(link: FdLink, directory: &Path, name: &str) -> Result<(), GatewayError> {
-    link.pin(directory.join(link_pin(name)))
-        .map(drop)
-        .map_err(GatewayError::bpf(format!("pin the link to {name}")))
-}
-
-/// Name of a link's pin. A bpffs refuses dots, which device names may have; a colon they may not.
-pub(super) fn link_pin(name: &str) -> String {
-    format!("link_{}", name.replace('.', ":"))
-}
-
-fn attach(
-    program: &mut Xdp,
-    name: &'static str,
-    device: &str,
-    ifindex: u32,
-) -> Result<FdLink, GatewayError> {
-    let link = program
-        .attach_to_if_index(ifindex, XdpMode::Driver)
-        .map_err(|error| attach_error(name, device, &error))?;
-    program
-        .take_link(link)
-        .map_err(|error| causes(&error))
-        .and_then(|link| {
-            FdLink::try_from(link).map_err(|_| format!("no XDP link{}", kernel::hint()))
-        })
-        .map_err(|reason| GatewayError::Attach { program: name, device: device.to_owned(), reason })
-}
-
-/// Tells the operator what a driver's bare error number means.
-fn attach_error(program: &'static str, name: &str, error: &ProgramError) -> GatewayError {
-    let device = Device::find(name).ok().flatten();
-    let driver = || {
-        let kind = device.as_ref().and_then(|device| device.linkinfo.as_ref()?.info_kind.clone());
-        kind.unwrap_or_else(|| "unknown".to_owned())
-    };
-    match errno(error) {
-        Some(libc::EOPNOTSUPP) => {
-            GatewayError::NoNativeXdp { device: name.to_owned(), driver: driver() }
-        }
-        Some(libc::ERANGE | libc::EMSGSIZE) => GatewayError::Mtu {
-            device: name.to_owned(),
-            mtu: device.as_ref().map_or(0, |device| device.mtu),
-            reason: "its driver does not run XDP programs at this MTU".to_owned(),
-        },
-        Some(libc::EBUSY | libc::EEXIST) => GatewayError::ForeignProgram {
-            device: name.to_owned(),
-            id: device.as_ref().and_then(Device::program).unwrap_or(0),
-        },
-        _ => GatewayError::Attach { program, device: name.to_owned(), reason: causes(error) },
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use aya::sys::SyscallError;
-
-    use super::*;
-
-    fn refused(errno: i32) -> String {
-        let error = ProgramError::SyscallError(SyscallError {
-            call: "bpf_link_create",
-            io_error: std::io::Error::from_raw_os_error(errno),
-        });
-        attach_error("ingress", "no-such-device", &error).to_string()
-    }
-
-    #[test]
-    fn a_drivers_refusal_is_explained() {
-        assert!(refused(libc::EOPNOTSUPP).contains("has no native XDP"));
-        assert!(refused(libc::ERANGE).contains("does not run XDP programs at this MTU"));
-        assert!(refused(libc::EBUSY).contains("already runs an XDP program"));
-        let other = refused(libc::ENOMEM);
-        assert!(other.contains("`ingress`") && other.contains("Cannot allocate"), "{other}");
-    }
-
-    #[test]
-    fn a_link_pin_has_no_dot() {
-        assert_eq!(link_pin("eth1.100"), "link_eth1:100");
-    }
+/// Pins one program.
+pub(super) fn pin_program(ebpf: &mut Ebpf, name: &str, path: &Path) -> Result<(), GatewayError> {
+    let program = ebpf.program_mut(name).expect("load_object has loaded the programs");
+    program.pin(path).map_err(GatewayError::bpf(format!("pin the program {name}")))
 }

@@ -1,24 +1,32 @@
 //! The gateway: the XDP programs on the host, and the relay's handles on them.
 //!
-//! In the order of an instance's life: [`load`] finds and checks the eBPF object, makes the relay
-//! namespace and the link to it, attaches and pins; [`rules`] says what is diverted and may be replaced
-//! at any time; [`status`] looks at the pins; a relay takes hold
-//! of them with [`Gateway::open`], says that it is alive with a [`Heartbeat`] and which connections
+//! In the order of an instance's life: [`preflight`] looks at host and devices; [`load`] finds and
+//! checks the eBPF object, makes the relay namespace and the link to it, attaches and pins;
+//! [`rules`] says what is diverted and may be replaced at any time, as the programs may by
+//! [`replace`]; [`status`] looks at the pins, [`trace`] at a client's packets; a relay takes hold of
+//! the pins with [`Gateway::open`], says that it is alive with a [`Heartbeat`] and which connections
 //! it has with a [`FlowTable`] per thread; [`unload`] removes everything. The programs, maps and
 //! links are pinned, and go on without any process of ours.
 
 mod error;
+mod facts;
 mod flows;
 mod heartbeat;
 mod host;
 mod kernel;
+mod links;
 mod load;
 mod netdev;
 pub mod object;
+mod preflight;
+mod replace;
 pub mod rules;
+mod running;
 mod state;
 mod status;
 mod topology;
+mod trace;
+mod traced;
 mod unload;
 
 use std::path::{Path, PathBuf};
@@ -29,14 +37,20 @@ use millrace_common::abi::{self, ABI_VERSION, GatewayConfig, map};
 
 use self::error::errno;
 pub use self::error::{FlowError, GatewayError, RuleMistake};
+pub use self::facts::{DevicePlan, Preflight, preflight};
 use self::flows::FlowMap;
 pub use self::flows::FlowTable;
 pub use self::heartbeat::Heartbeat;
 pub use self::host::{Report, in_namespace};
 pub use self::kernel::{Version, minimum as minimum_kernel};
 pub use self::load::{LoadReport, load, load_object_file};
-pub use self::status::{DeviceStatus, RelayStatus, Status, status};
+pub use self::preflight::{AttachMode, Finding, Severity};
+pub use self::replace::{ReplaceReport, Replaced, replace, replace_by};
+pub use self::running::{DeviceStatus, ProgramStatus};
+pub use self::status::{RelayStatus, Status, status};
 pub use self::topology::{RELAY_DEVICE, gateway_device};
+pub use self::trace::{TraceEnd, TraceOptions, TraceSummary, trace, trace_by};
+pub use self::traced::Traced;
 pub use self::unload::unload;
 use crate::config::Config;
 

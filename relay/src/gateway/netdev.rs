@@ -6,8 +6,36 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
 };
 
-/// `NETDEV_XDP_ACT_NDO_XMIT`: the device sends frames that XDP hands it.
-const CAN_SEND: u64 = 1 << 2;
+/// What a device can do with XDP: the bits of `enum netdev_xdp_act` (`linux/netdev.h`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct XdpFeatures(pub u64);
+
+impl XdpFeatures {
+    /// Runs programs in its driver: `NETDEV_XDP_ACT_BASIC`.
+    pub(super) const BASIC: Self = Self(1 << 0);
+    /// Its programs may redirect: `NETDEV_XDP_ACT_REDIRECT`.
+    pub(super) const REDIRECT: Self = Self(1 << 1);
+    /// Sends frames that XDP hands it: `NETDEV_XDP_ACT_NDO_XMIT`.
+    pub(super) const SEND: Self = Self(1 << 2);
+    /// Gives programs packets in several buffers: `NETDEV_XDP_ACT_RX_SG`.
+    pub(super) const FRAGS: Self = Self(1 << 5);
+
+    const NAMES: [(Self, &'static str); 4] = [
+        (Self::BASIC, "native"),
+        (Self::REDIRECT, "redirect"),
+        (Self::SEND, "send-redirected"),
+        (Self::FRAGS, "frags"),
+    ];
+
+    pub(super) const fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// In words, for people.
+    pub(super) fn names(self) -> Vec<&'static str> {
+        Self::NAMES.iter().filter(|(bit, _)| self.has(*bit)).map(|(_, name)| *name).collect()
+    }
+}
 
 const NLMSG_ERROR: u16 = 2;
 const NLM_F_REQUEST: u16 = 1;
@@ -24,9 +52,9 @@ const MESSAGE_HEADER: usize = 16;
 const GENERIC_HEADER: usize = 4;
 const ATTRIBUTE_HEADER: usize = 4;
 
-/// Whether a device of the calling thread's network namespace sends redirected frames; `None` if
-/// the kernel is too old to say. What is redirected to one that does not is lost without a trace.
-pub(super) fn sends_redirected(ifindex: u32) -> std::io::Result<Option<bool>> {
+/// What a device of the calling thread's network namespace can do; `None` if the kernel is too old
+/// to say.
+pub(super) fn features(ifindex: u32) -> std::io::Result<Option<XdpFeatures>> {
     let Some(family) = ask(GENL_ID_CTRL, CTRL_CMD_GETFAMILY, CTRL_ATTR_FAMILY_NAME, b"netdev\0")?
         .as_deref()
         .and_then(|answer| attribute(answer, CTRL_ATTR_FAMILY_ID))
@@ -39,7 +67,7 @@ pub(super) fn sends_redirected(ifindex: u32) -> std::io::Result<Option<bool>> {
         .as_deref()
         .and_then(|answer| attribute(answer, NETDEV_A_DEV_XDP_FEATURES))
         .and_then(|value| Some(u64::from_ne_bytes(value.try_into().ok()?)))
-        .map(|features| features & CAN_SEND != 0))
+        .map(XdpFeatures))
 }
 
 /// Sends one request with one attribute; gives the attributes of the answer, or `None` if there is
@@ -120,6 +148,7 @@ mod tests {
     #[test]
     fn the_kernel_answers_or_does_not_know() {
         // Loopback is there in every namespace, and redirects are never sent out of it.
-        assert!(matches!(sends_redirected(1), Ok(None | Some(false))));
+        let features = features(1).unwrap();
+        assert!(features.is_none_or(|features| !features.has(XdpFeatures::SEND)), "{features:?}");
     }
 }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::GatewayError;
 use super::host::Report;
+use super::preflight::Bpffs;
 use super::rules::command::InForce;
 use crate::config::Config;
 
@@ -176,7 +177,7 @@ pub(super) fn mount_bpffs(report: Report<'_>) -> Result<(), GatewayError> {
     mount("bpf", BPFFS, "bpf", flags, c"mode=0700").map_err(|error| {
         // Nothing was mounted, so there is nothing to undo.
         let _ = std::fs::remove_file(MOUNTED);
-        GatewayError::io(format!("mount the BPF file system on {BPFFS}"))(error.into())
+        GatewayError::NoBpffs { path: BPFFS, source: error.into() }
     })
 }
 
@@ -199,6 +200,20 @@ pub(super) fn unmount_bpffs(report: Report<'_>) -> Result<(), GatewayError> {
     }
     ignore_missing(std::fs::remove_file(MOUNTED))
         .map_err(GatewayError::io(format!("remove {MOUNTED}")))
+}
+
+/// Whether there is a bpffs, or can be.
+pub(super) fn bpffs() -> Bpffs {
+    if is_bpffs() {
+        return Bpffs::Usable;
+    }
+    if !Path::new(BPFFS).is_dir() {
+        return Bpffs::NoMountPoint;
+    }
+    // Where the list cannot be read, mounting will tell.
+    let kinds = std::fs::read_to_string("/proc/filesystems").unwrap_or_else(|_| "bpf".to_owned());
+    let known = kinds.lines().any(|line| line.split_whitespace().next_back() == Some("bpf"));
+    if known { Bpffs::Usable } else { Bpffs::Unknown }
 }
 
 fn is_bpffs() -> bool {

@@ -4,10 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 
-use aya::maps::xdp::DevMapHash;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
-use aya::programs::ProgramInfo;
-use aya::programs::links::PinnedLink;
 use millrace_common::abi::{self, GatewayConfig, map};
 use millrace_common::flow::{FlowKey, FlowState};
 use millrace_common::verdict::Verdict;
@@ -15,9 +12,8 @@ use serde::Serialize;
 
 use super::error::GatewayError;
 use super::heartbeat::monotonic_ns;
-use super::host::Device;
-use super::load::{PROGRAMS, link_pin};
 use super::rules::command::InForce;
+use super::running::{DeviceStatus, ProgramStatus, programs};
 use super::state::{self, State};
 use super::{open_map, read_config};
 use crate::config::Config;
@@ -34,8 +30,8 @@ pub struct Status {
     pub abi_version: u32,
     /// Client-facing devices.
     pub devices: Vec<DeviceStatus>,
-    /// Kernel's ids of the loaded programs, by name.
-    pub programs: BTreeMap<&'static str, u32>,
+    /// The loaded programs, by name.
+    pub programs: BTreeMap<&'static str, ProgramStatus>,
     /// Steering rules, as `relay rules show` has them.
     pub rules: InForce,
     /// Packets by verdict, all processors together.
@@ -46,19 +42,6 @@ pub struct Status {
     pub pending: u64,
     /// Flows that the relay has accepted and not closed.
     pub established: u64,
-}
-
-/// A client-facing device.
-#[derive(Debug, Serialize)]
-pub struct DeviceStatus {
-    /// Its name.
-    pub name: String,
-    /// `native`, `generic`, … as attached; `none`; or `not in this network namespace`.
-    pub mode: &'static str,
-    /// The program that the instance's link holds there, if the link is there.
-    pub program_id: Option<u32>,
-    /// Whether answers are redirected to it; if not, they go through the host's stack.
-    pub redirects_answers: bool,
 }
 
 /// The relay's sign of life, as the programs see it.
@@ -86,7 +69,7 @@ pub fn status(config: &Config) -> Result<Status, GatewayError> {
         devices: state
             .devices
             .iter()
-            .map(|name| device(pins, name))
+            .map(|name| DeviceStatus::of(pins, name))
             .collect::<Result<_, GatewayError>>()?,
         programs: programs(pins)?,
         rules: state::read_rules(config)?,
@@ -95,31 +78,6 @@ pub fn status(config: &Config) -> Result<Status, GatewayError> {
         pending: count(pins, map::PENDING, Map::LruHashMap)?,
         established: count(pins, map::ESTABLISHED, Map::HashMap)?,
     })
-}
-
-fn device(pins: &Path, name: &str) -> Result<DeviceStatus, GatewayError> {
-    let found = Device::find(name)?;
-    let mode = found.as_ref().map_or("not in this network namespace", Device::mode);
-    let failed = || GatewayError::bpf::<MapError>(format!("read the map {}", map::CLIENT_LINKS));
-    let links = DevMapHash::try_from(Map::DevMapHash(open_map(pins, map::CLIENT_LINKS)?))
-        .map_err(failed())?;
-    let redirects_answers = found.is_some_and(|found| links.get(found.ifindex, 0).is_ok());
-    let program_id = PinnedLink::from_pin(pins.join(link_pin(name)))
-        .ok()
-        .and_then(|link| aya::programs::links::FdLink::from(link).info().ok())
-        .map(|info| info.program_id());
-    Ok(DeviceStatus { name: name.to_owned(), mode, program_id, redirects_answers })
-}
-
-fn programs(pins: &Path) -> Result<BTreeMap<&'static str, u32>, GatewayError> {
-    PROGRAMS
-        .into_iter()
-        .map(|name| {
-            ProgramInfo::from_pin(pins.join(format!("prog_{name}")))
-                .map(|info| (name, info.id()))
-                .map_err(GatewayError::bpf(format!("inspect the program {name}")))
-        })
-        .collect()
 }
 
 fn verdicts(pins: &Path) -> Result<BTreeMap<&'static str, u64>, GatewayError> {
@@ -157,6 +115,37 @@ fn count(pins: &Path, name: &str, kind: fn(MapData) -> Map) -> Result<u64, Gatew
     flows.keys().try_fold(0, |count, key| key.map(|_| count + 1)).map_err(failed())
 }
 
+impl Status {
+    /// What is not as it should be on a device.
+    fn warn(&self, device: &DeviceStatus, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let DeviceStatus { name, program, program_id, .. } = device;
+        if device.mode == "generic" {
+            writeln!(f, "  SLOW       {name} runs in generic mode; see `relay load --check`")?;
+        }
+        if device.mode == "none" && program_id.is_some() {
+            return writeln!(
+                f,
+                "  GONE       nothing is diverted from {name}: the device of this name is another \
+                 than that of the load; `relay unload` and `relay load` put it right"
+            );
+        }
+        match (self.programs.get("ingress"), program_id) {
+            (_, None) => writeln!(
+                f,
+                "  MISSING    nothing is diverted from {name}: its link is gone; `relay unload` and \
+                 `relay load` put it right"
+            ),
+            (Some(ingress), Some(_)) if !device.is_right(ingress) => writeln!(
+                f,
+                "  REPLACED   {name} runs `{}`, as while `relay trace` runs; after one that was \
+                 killed, `relay load --replace` puts it right",
+                program.as_deref().unwrap_or("another program")
+            ),
+            _ => Ok(()),
+        }
+    }
+}
+
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "instance     {} (ABI version {})", self.instance, self.abi_version)?;
@@ -168,6 +157,10 @@ impl fmt::Display for Status {
                 if device.redirects_answers { "redirected" } else { "by the host's stack" };
             let (name, mode) = (&device.name, device.mode);
             writeln!(f, "device       {name}: {mode}, {program}, answers {answers}")?;
+            self.warn(device, f)?;
+        }
+        for (name, program) in &self.programs {
+            writeln!(f, "program      {name}: {program}")?;
         }
         let InForce { source, mode, rules } = &self.rules;
         writeln!(f, "rules        {} of {source}, mode {}", rules.len(), mode.name())?;

@@ -2,6 +2,7 @@
 
 use super::error::GatewayError;
 use super::host::{self, Device, Report, command, in_namespace};
+use super::preflight::Finding;
 use super::rules::RuleSet;
 use crate::config::Config;
 
@@ -13,8 +14,6 @@ pub const RELAY_DEVICE: &str = "relay0";
 const NEXT_HOP: &str = "169.254.77.1";
 /// The same for IPv6 (RFC 4291 section 2.5.6).
 const NEXT_HOP_IPV6: &str = "fe80::4d:1";
-/// What a veth can have (`max_mtu` of `ip -details link`).
-const MAX_VETH_MTU: u32 = 65_535;
 
 /// Settings of the relay namespace, and why they are not the kernel's defaults.
 const RELAY_SYSCTLS: &[(&str, &str)] = &[
@@ -60,21 +59,16 @@ pub(super) struct Topology {
     pub relay_mac: [u8; 6],
 }
 
-/// Refuses what would fail half-way: names that are taken, a host that does not forward.
-pub(super) fn check(config: &Config, rules: &RuleSet) -> Result<(), GatewayError> {
-    if config.namespace().exists() {
-        return Err(GatewayError::NameTaken {
-            what: format!("the network namespace {}", config.namespace().display()),
-        });
-    }
+/// Refuses names that are taken.
+pub(super) fn check_names(config: &Config) -> Result<(), GatewayError> {
     let gateway_device = gateway_device(config);
-    if Device::find(&gateway_device)?.is_some() {
-        return Err(GatewayError::NameTaken { what: format!("the device {gateway_device}") });
-    }
-    if host::sysctl("net/ipv4/ip_forward")?.as_deref() != Some("1") {
-        return Err(GatewayError::NoForwarding);
-    }
-    check_forwarding(rules)
+    let paths = [("network namespace", config.namespace()), ("directory", config.pin_directory())];
+    let what = match paths.into_iter().find(|(_, path)| path.exists()) {
+        Some((kind, path)) => format!("the {kind} {}", path.display()),
+        None if Device::find(&gateway_device)?.is_some() => format!("the device {gateway_device}"),
+        None => return Ok(()),
+    };
+    Err(GatewayError::NameTaken { what })
 }
 
 /// Refuses to divert what the host does not forward: answers take the host's route too.
@@ -96,7 +90,7 @@ pub(super) fn create(
     report: Report<'_>,
 ) -> Result<Topology, GatewayError> {
     let instance = &config.gateway.instance;
-    let mtu = link_mtu(devices)?;
+    let mtu = link_mtu(devices);
     run(report, &["ip", "netns", "add", instance])?;
     run(report, &["ip", "netns", "set", instance, "auto"])?;
     let nsid = host::namespace_id(instance)?.ok_or_else(|| GatewayError::Command {
@@ -133,16 +127,10 @@ pub(super) fn create(
     Ok(Topology { nsid, gateway_ifindex: gateway.ifindex, relay_ifindex: relay.ifindex, relay_mac })
 }
 
-/// The largest packet that every client-facing device can carry.
-fn link_mtu(devices: &[(String, Device)]) -> Result<u32, GatewayError> {
-    if let Some((name, device)) = devices.iter().find(|(_, device)| device.mtu > MAX_VETH_MTU) {
-        return Err(GatewayError::Mtu {
-            device: name.clone(),
-            mtu: device.mtu,
-            reason: format!("the link to the relay carries at most {MAX_VETH_MTU}"),
-        });
-    }
-    Ok(devices.iter().map(|(_, device)| device.mtu).min().unwrap_or(1500))
+/// The largest packet that every client-facing device can carry. The preflight has refused what a
+/// veth cannot.
+fn link_mtu(devices: &[(String, Device)]) -> u32 {
+    devices.iter().map(|(_, device)| device.mtu).min().unwrap_or(1500)
 }
 
 /// One queue for each processor at both ends: a redirected frame is queued by the processor that
@@ -232,8 +220,9 @@ pub(super) fn remove(config: &Config, report: Report<'_>) -> Result<(), GatewayE
     run(report, &["ip", "netns", "delete", instance])
 }
 
-fn find(name: &str) -> Result<Device, GatewayError> {
-    Device::find(name)?.ok_or_else(|| GatewayError::NoDevice { device: name.to_owned() })
+/// A device that must be there.
+pub(super) fn find(name: &str) -> Result<Device, GatewayError> {
+    Device::find(name)?.ok_or_else(|| GatewayError::unfit(Finding::no_device(name)))
 }
 
 fn run(report: Report<'_>, line: &[&str]) -> Result<(), GatewayError> {

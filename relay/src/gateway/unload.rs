@@ -6,7 +6,7 @@ use aya::programs::links::PinnedLink;
 
 use super::error::GatewayError;
 use super::host::{Device, Report};
-use super::load::link_pin;
+use super::links::link_pin;
 use super::state::{self, Lock, State, ignore_missing};
 use super::topology;
 use crate::config::Config;

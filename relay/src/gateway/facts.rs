@@ -1,0 +1,177 @@
+//! What the host and its devices are, for [`super::preflight`] to judge. Nothing is changed.
+
+use serde::Serialize;
+
+use super::error::GatewayError;
+use super::host::{self, Device, Offloads};
+use super::kernel;
+use super::netdev::{self, XdpFeatures};
+use super::object::ObjectFile;
+use super::preflight::{self, AttachMode, Facts, Finding, LinkFacts, Peer, Severity};
+use super::rules::RuleSet;
+use super::rules::compile::Compiled;
+use super::state::{self, State};
+use super::topology;
+use crate::config::Config;
+
+/// What a load would find.
+#[derive(Debug, Serialize)]
+pub struct Preflight {
+    /// The instance.
+    pub instance: String,
+    /// The configured devices that are there.
+    pub devices: Vec<DevicePlan>,
+    /// What there is to say, what matters most first.
+    pub findings: Vec<Finding>,
+}
+
+/// What would become of a device.
+#[derive(Debug, Serialize)]
+pub struct DevicePlan {
+    /// Its name.
+    pub name: String,
+    /// Its driver, or `unknown`.
+    pub driver: String,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// How `ingress` would be attached.
+    pub mode: AttachMode,
+    /// What it can do with XDP; null if the kernel is too old to say (Linux 6.3).
+    pub xdp: Option<Vec<&'static str>>,
+}
+
+impl Preflight {
+    /// Whether nothing stands in the way.
+    pub fn passes(&self) -> bool {
+        self.refusals().next().is_none()
+    }
+
+    /// What stands in the way.
+    pub fn refusals(&self) -> impl Iterator<Item = &Finding> {
+        self.findings.iter().filter(|finding| finding.severity == Severity::Refuses)
+    }
+}
+
+impl std::fmt::Display for Preflight {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for device in &self.devices {
+            let DevicePlan { name, driver, mtu, mode, xdp } = device;
+            let xdp = match xdp.as_deref() {
+                None => "not known".to_owned(),
+                Some([]) => "none".to_owned(),
+                Some(features) => features.join(", "),
+            };
+            writeln!(f, "device   {name}: driver {driver}, MTU {mtu}, XDP: {xdp}; {mode} mode")?;
+        }
+        for Finding { severity, subject, what, remedy, .. } in &self.findings {
+            write!(f, "{severity:<8} {subject}: {what}")?;
+            match remedy {
+                Some(remedy) => writeln!(f, ":\n             {remedy}")?,
+                None => writeln!(f)?,
+            }
+        }
+        let refusals = self.refusals().count();
+        match refusals {
+            0 => write!(f, "nothing stands in the way of instance `{}`", self.instance),
+            _ => write!(f, "instance `{}` cannot be loaded ({refusals} reason(s))", self.instance),
+        }
+    }
+}
+
+/// Looks at everything that `load` would refuse or stumble over; changes nothing.
+pub fn preflight(config: &Config) -> Result<Preflight, GatewayError> {
+    let facts = gather(config)?;
+    let policy = config.gateway.xdp;
+    let mut findings = preflight::judge(&facts, policy);
+    let loaded = loaded(config);
+    let names = if loaded.is_ok() {
+        topology::check_names(config)
+    } else {
+        // The names and the programs are the instance's own.
+        findings.retain(|finding| finding.code != Finding::FOREIGN_PROGRAM);
+        Ok(())
+    };
+    let mut unanswered = false;
+    let kernel = kernel::check(&mut |_| unanswered = true);
+    if unanswered {
+        findings.push(Finding::kernel_unanswered());
+    }
+    let obstacles = [
+        loaded.err(),
+        kernel.err(),
+        names.err(),
+        check_rules(config).err(),
+        ObjectFile::find().err(),
+    ];
+    findings.splice(0..0, obstacles.iter().flatten().map(Finding::of_error));
+    let plan = |(name, link): &(String, Option<LinkFacts>)| {
+        let link = link.as_ref()?;
+        Some(DevicePlan {
+            name: name.clone(),
+            driver: link.driver.clone(),
+            mtu: link.mtu,
+            mode: preflight::planned(link, policy),
+            xdp: link.features.map(XdpFeatures::names),
+        })
+    };
+    Ok(Preflight {
+        instance: config.gateway.instance.clone(),
+        devices: facts.devices.iter().filter_map(plan).collect(),
+        findings,
+    })
+}
+
+/// Refuses rules that are wrong, too many, or for what the host does not forward.
+fn check_rules(config: &Config) -> Result<(), GatewayError> {
+    let rules = RuleSet::of(config)?;
+    Compiled::of(&rules)?;
+    topology::check_forwarding(&rules)
+}
+
+/// Refuses an instance that is loaded.
+pub(super) fn loaded(config: &Config) -> Result<(), GatewayError> {
+    match State::read(config)? {
+        Some(_) => Err(GatewayError::AlreadyLoaded { instance: config.gateway.instance.clone() }),
+        None => Ok(()),
+    }
+}
+
+pub(super) fn gather(config: &Config) -> Result<Facts, GatewayError> {
+    let devices = config.gateway.devices.iter();
+    Ok(Facts {
+        forwards: host::sysctl("net/ipv4/ip_forward")?.as_deref() == Some("1"),
+        page_size: u32::try_from(rustix::param::page_size()).unwrap_or(u32::MAX),
+        bpffs: state::bpffs(),
+        devices: devices
+            .map(|name| {
+                Ok((name.clone(), Device::find(name)?.map(|it| link(name, &it)).transpose()?))
+            })
+            .collect::<Result<_, GatewayError>>()?,
+    })
+}
+
+/// What is known of a device that is there.
+pub(super) fn link(name: &str, device: &Device) -> Result<LinkFacts, GatewayError> {
+    let offloads = Offloads::of(name)?;
+    Ok(LinkFacts {
+        driver: device.driver(name)?,
+        mtu: device.mtu,
+        up: device.flags.iter().any(|flag| flag == "UP"),
+        program: device.program(),
+        features: features(name, device.ifindex)?,
+        lro: offloads.is_on("large-receive-offload"),
+        gro_hw: offloads.is_on("rx-gro-hw"),
+        peer: device.is_veth().then(|| peer(device)).transpose()?,
+    })
+}
+
+/// What a device can do with XDP; `None` if the kernel is too old to say.
+pub(super) fn features(name: &str, ifindex: u32) -> Result<Option<XdpFeatures>, GatewayError> {
+    netdev::features(ifindex).map_err(GatewayError::io(format!("ask what {name} can do with XDP")))
+}
+
+fn peer(device: &Device) -> Result<Peer, GatewayError> {
+    let Some(name) = &device.link else { return Ok(Peer::Elsewhere) };
+    let completes_checksums = !Offloads::of(name)?.is_on("tx-checksumming");
+    Ok(Peer::Here { name: name.clone(), completes_checksums })
+}

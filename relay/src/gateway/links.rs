@@ -1,0 +1,235 @@
+//! The links that hold the programs to their devices: attached by `load`, found again by their
+//! pins, and given other programs without a packet in between.
+
+use std::path::{Path, PathBuf};
+
+use aya::programs::links::{FdLink, LinkError, PinnedLink};
+use aya::programs::xdp::{XdpLink, XdpMode};
+use aya::programs::{ProgramError, ProgramInfo, Xdp};
+use aya_obj::programs::XdpAttachType;
+
+use super::error::{GatewayError, causes, errno};
+use super::host::{Device, Report};
+use super::kernel;
+use super::preflight::{AttachMode, Finding};
+use super::state::State;
+use super::topology::{self, RELAY_DEVICE};
+use crate::config::Config;
+
+/// A place where a program of the instance runs.
+pub(super) struct Slot {
+    /// Its name in the object.
+    pub program: &'static str,
+    /// Where.
+    pub device: String,
+    pin: PathBuf,
+}
+
+impl Slot {
+    /// Every place of a loaded instance, in the order in which they are attached: the diversion
+    /// itself last.
+    pub(super) fn all(config: &Config, state: &State) -> Vec<Self> {
+        let slot = |program, name: &str, device: String| Self {
+            program,
+            device,
+            pin: state.pin_directory.join(link_pin(name)),
+        };
+        let mut slots = vec![
+            slot("pass", "pass", RELAY_DEVICE.to_owned()),
+            slot("egress", "egress", topology::gateway_device(config)),
+        ];
+        slots.extend(state.devices.iter().map(|device| slot("ingress", device, device.clone())));
+        slots
+    }
+
+    /// The program that runs there now.
+    pub(super) fn program_id(&self) -> Result<u32, GatewayError> {
+        let link =
+            PinnedLink::from_pin(&self.pin).map_err(GatewayError::bpf(self.failed("find")))?;
+        let info = FdLink::from(link).info().map_err(GatewayError::bpf(self.failed("inspect")))?;
+        Ok(info.program_id())
+    }
+
+    /// Puts another program there; the device runs either the one or the other all the time
+    /// (`BPF_LINK_UPDATE`, bpf(2)).
+    fn update(&self, program: &mut Xdp) -> Result<(), GatewayError> {
+        let link =
+            PinnedLink::from_pin(&self.pin).map_err(GatewayError::bpf(self.failed("find")))?;
+        let link =
+            XdpLink::try_from(FdLink::from(link)).map_err(GatewayError::bpf(self.failed("use")))?;
+        match program.attach_to_link(link) {
+            Ok(_) => Ok(()),
+            // The kernel keeps the link of a device that is gone, without a device.
+            Err(error) if errno(&error) == Some(libc::ENOLINK) => {
+                Err(GatewayError::unfit(Finding::device_gone(&self.device)))
+            }
+            Err(error) => Err(GatewayError::bpf(self.failed("update"))(error)),
+        }
+    }
+
+    fn failed(&self, verb: &str) -> String {
+        format!("{verb} the link of program {} to {}", self.program, self.device)
+    }
+}
+
+/// The program that an instance's link holds on a client-facing device.
+pub(super) fn linked_program(pins: &Path, device: &str) -> Result<u32, LinkError> {
+    program_of(&pins.join(link_pin(device)))
+}
+
+fn program_of(pin: &Path) -> Result<u32, LinkError> {
+    Ok(FdLink::from(PinnedLink::from_pin(pin)?).info()?.program_id())
+}
+
+/// One slot and the program that it shall have.
+pub(super) struct Swap<'a> {
+    pub slot: &'a Slot,
+    pub program: Xdp,
+}
+
+/// Gives every slot its new program, or, if one cannot have it, all of them what they had.
+pub(super) fn swap(swaps: Vec<Swap<'_>>, report: Report<'_>) -> Result<(), GatewayError> {
+    let mut done: Vec<(&Slot, Xdp)> = Vec::new();
+    for Swap { slot, mut program } in swaps {
+        report(&format!("replace XDP program {} on {}", slot.program, slot.device));
+        let step = present(slot).and_then(|former| slot.update(&mut program).map(|()| former));
+        match step {
+            Ok(former) => done.push((slot, former)),
+            Err(error) => {
+                report(&format!("failed: {error}; going back to the programs before"));
+                for (slot, mut former) in done.into_iter().rev() {
+                    if let Err(second) = slot.update(&mut former) {
+                        report(&format!("could not go back: {second}"));
+                    }
+                }
+                return Err(error);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A handle on the program that a slot has.
+fn present(slot: &Slot) -> Result<Xdp, GatewayError> {
+    program(slot.program_id()?, slot.program)
+}
+
+/// A handle on a program that the kernel has.
+pub(super) fn program(id: u32, name: &'static str) -> Result<Xdp, GatewayError> {
+    let failed = || format!("find the program {name}");
+    let info = info_of(id)
+        .ok_or_else(|| GatewayError::Bpf { what: failed(), reason: format!("no program {id}") })?;
+    Xdp::from_program_info(info, name.into(), XdpAttachType::Interface)
+        .map_err(GatewayError::bpf(failed()))
+}
+
+/// What the kernel knows of a program.
+pub(super) fn info_of(id: u32) -> Option<ProgramInfo> {
+    aya::programs::loaded_programs().filter_map(Result::ok).find(|info| info.id() == id)
+}
+
+/// Opens a pinned program.
+pub(super) fn pinned_program(pin: &Path) -> Result<Xdp, GatewayError> {
+    Xdp::from_pin(pin, XdpAttachType::Interface)
+        .map_err(GatewayError::bpf(format!("open the program {}", pin.display())))
+}
+
+/// What the kernel knows of a pinned program.
+pub(super) fn pinned_info(pin: &Path) -> Result<ProgramInfo, GatewayError> {
+    ProgramInfo::from_pin(pin)
+        .map_err(GatewayError::bpf(format!("inspect the program {}", pin.display())))
+}
+
+/// Name of a program's pin.
+pub(super) fn program_pin(name: &str) -> String {
+    format!("prog_{name}")
+}
+
+/// Name of a link's pin. A bpffs refuses dots, which device names may have; a colon they may not.
+pub(super) fn link_pin(name: &str) -> String {
+    format!("link_{}", name.replace('.', ":"))
+}
+
+/// Pins a link, which goes on without us then.
+pub(super) fn pin_link(link: FdLink, directory: &Path, name: &str) -> Result<(), GatewayError> {
+    link.pin(directory.join(link_pin(name)))
+        .map(drop)
+        .map_err(GatewayError::bpf(format!("pin the link to {name}")))
+}
+
+/// Attaches a program to a device.
+pub(super) fn attach(
+    program: &mut Xdp,
+    name: &'static str,
+    device: &str,
+    ifindex: u32,
+    mode: AttachMode,
+) -> Result<FdLink, GatewayError> {
+    let mode = match mode {
+        AttachMode::Native => XdpMode::Driver,
+        AttachMode::Generic => XdpMode::Skb,
+    };
+    let link = program
+        .attach_to_if_index(ifindex, mode)
+        .map_err(|error| attach_error(name, device, &error))?;
+    program
+        .take_link(link)
+        .map_err(|error| causes(&error))
+        .and_then(|link| {
+            FdLink::try_from(link).map_err(|_| format!("no XDP link{}", kernel::hint()))
+        })
+        .map_err(|reason| GatewayError::Attach { program: name, device: device.to_owned(), reason })
+}
+
+/// Tells the operator what a driver's bare error number means.
+fn attach_error(program: &'static str, name: &str, error: &ProgramError) -> GatewayError {
+    let device = Device::find(name).ok().flatten();
+    GatewayError::unfit(match errno(error) {
+        Some(libc::EOPNOTSUPP) => {
+            let driver = device.and_then(|device| device.driver(name).ok());
+            Finding::no_native_xdp(name, driver.as_deref().unwrap_or("unknown"))
+        }
+        Some(libc::ERANGE | libc::EMSGSIZE) => {
+            let mtu = device.map_or(0, |device| device.mtu);
+            Finding::mtu(name, mtu, "its driver does not run XDP programs at this MTU")
+        }
+        Some(libc::EBUSY | libc::EEXIST) => {
+            Finding::foreign_program(name, device.and_then(|device| device.program()).unwrap_or(0))
+        }
+        Some(libc::ENODEV) => Finding::no_device(name),
+        _ => {
+            let device = name.to_owned();
+            return GatewayError::Attach { program, device, reason: causes(error) };
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use aya::sys::SyscallError;
+
+    use super::*;
+
+    fn refused(errno: i32) -> String {
+        let error = ProgramError::SyscallError(SyscallError {
+            call: "bpf_link_create",
+            io_error: std::io::Error::from_raw_os_error(errno),
+        });
+        attach_error("ingress", "no-such-device", &error).to_string()
+    }
+
+    #[test]
+    fn a_drivers_refusal_is_explained() {
+        assert!(refused(libc::EOPNOTSUPP).contains("has no native XDP"));
+        assert!(refused(libc::ERANGE).contains("does not run XDP programs at this MTU"));
+        assert!(refused(libc::EBUSY).contains("already runs an XDP program"));
+        assert!(refused(libc::ENODEV).contains("there is no network device"));
+        let other = refused(libc::ENOMEM);
+        assert!(other.contains("`ingress`") && other.contains("Cannot allocate"), "{other}");
+    }
+
+    #[test]
+    fn a_link_pin_has_no_dot() {
+        assert_eq!(link_pin("eth1.100"), "link_eth1:100");
+    }
+}

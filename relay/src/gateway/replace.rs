@@ -1,0 +1,129 @@
+//! `load --replace`: other programs on the links of a loaded instance, with its maps.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::error::GatewayError;
+use super::host::Report;
+use super::links::{self, Slot, Swap, pinned_info, pinned_program, program_pin};
+use super::load::{self, MAPS, PROGRAMS};
+use super::object::ObjectFile;
+use super::read_config;
+use super::state::{Lock, State, ignore_missing};
+use crate::config::Config;
+
+/// What was replaced.
+#[derive(Debug, Serialize)]
+pub struct ReplaceReport {
+    /// The instance.
+    pub instance: String,
+    /// The kernel's ids of the programs, by name.
+    pub programs: BTreeMap<&'static str, Replaced>,
+    /// The eBPF object.
+    pub object: std::path::PathBuf,
+}
+
+/// The kernel's ids of a program.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Replaced {
+    /// Before.
+    pub from: u32,
+    /// Now.
+    pub to: u32,
+}
+
+impl std::fmt::Display for ReplaceReport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let programs: Vec<_> = self
+            .programs
+            .iter()
+            .map(|(name, Replaced { from, to })| format!("{name} {from} → {to}"))
+            .collect();
+        let programs = programs.join(", ");
+        write!(f, "instance `{}` has its programs replaced: {programs}", self.instance)
+    }
+}
+
+/// Replaces the programs of a loaded instance by those of the object that [`ObjectFile::find`]
+/// finds. Rules, flows and counters stay; no packet is lost. Either all programs are replaced, or
+/// none.
+pub fn replace(config: &Config, report: Report<'_>) -> Result<ReplaceReport, GatewayError> {
+    super::require_root("`relay load --replace`")?;
+    replace_by(config, &ObjectFile::find()?, report)
+}
+
+/// [`replace`] with a given object file.
+pub fn replace_by(
+    config: &Config,
+    object: &ObjectFile,
+    report: Report<'_>,
+) -> Result<ReplaceReport, GatewayError> {
+    super::require_root("`relay load --replace`")?;
+    let _lock = Lock::take()?;
+    let state = State::of_loaded(config)?;
+    let pins = &state.pin_directory;
+    read_config(config, pins)?;
+    if state.devices != config.gateway.devices {
+        return Err(GatewayError::DevicesDiffer {
+            loaded: state.devices.join(", "),
+            configured: config.gateway.devices.join(", "),
+        });
+    }
+    all_pinned(pins)?;
+
+    report(&format!("load the programs of {} with the instance's maps", object.path.display()));
+    let mut ebpf = load::load_object(object, Some(pins))?;
+    let drafts: Vec<_> = PROGRAMS.iter().map(|name| pins.join(draft(name))).collect();
+    let mut replaced = BTreeMap::new();
+    let result = (|| {
+        for (name, draft) in PROGRAMS.into_iter().zip(&drafts) {
+            // What a replacement that was killed has left.
+            remove(draft)?;
+            load::pin_program(&mut ebpf, name, draft)?;
+            let from = pinned_info(&pins.join(program_pin(name)))?.id();
+            replaced.insert(name, Replaced { from, to: pinned_info(draft)?.id() });
+        }
+        let slots = Slot::all(config, &state);
+        let swaps = slots
+            .iter()
+            .map(|slot| {
+                let program = pinned_program(&pins.join(draft(slot.program)))?;
+                Ok(Swap { slot, program })
+            })
+            .collect::<Result<_, GatewayError>>()?;
+        links::swap(swaps, report)
+    })();
+    if let Err(error) = result {
+        for draft in &drafts {
+            remove(draft)?;
+        }
+        return Err(error);
+    }
+    for (name, draft) in PROGRAMS.into_iter().zip(&drafts) {
+        std::fs::rename(draft, pins.join(program_pin(name)))
+            .map_err(GatewayError::io(format!("rename {}", draft.display())))?;
+    }
+    Ok(ReplaceReport { instance: state.instance, programs: replaced, object: object.path.clone() })
+}
+
+/// Every pin that is reused must be there: what is not would be made anew, and empty.
+pub(super) fn all_pinned(pins: &Path) -> Result<(), GatewayError> {
+    let programs = PROGRAMS.iter().map(|name| program_pin(name));
+    let mut all = MAPS.iter().map(|name| (*name).to_owned()).chain(programs);
+    match all.find(|name| !pins.join(name).exists()) {
+        None => Ok(()),
+        Some(missing) => Err(GatewayError::PinMissing { path: pins.join(missing) }),
+    }
+}
+
+/// Where a program is pinned until its links have it.
+fn draft(name: &str) -> String {
+    format!("new_{name}")
+}
+
+fn remove(pin: &Path) -> Result<(), GatewayError> {
+    ignore_missing(std::fs::remove_file(pin))
+        .map_err(GatewayError::io(format!("remove {}", pin.display())))
+}

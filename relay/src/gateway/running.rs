@@ -1,0 +1,137 @@
+//! What runs where: the programs of a loaded instance, and the devices that they are on.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use aya::maps::xdp::DevMapHash;
+use aya::maps::{Map, MapError};
+use millrace_common::abi::map;
+use serde::Serialize;
+
+use super::error::GatewayError;
+use super::host::Device;
+use super::links::{info_of, linked_program, pinned_info, program_pin};
+use super::load::PROGRAMS;
+use super::open_map;
+
+/// A client-facing device.
+#[derive(Debug, Serialize)]
+pub struct DeviceStatus {
+    /// Its name.
+    pub name: String,
+    /// `native`, `generic`, … as attached; `none`; or `not in this network namespace`.
+    pub mode: &'static str,
+    /// The program that the instance's link holds there, if the link is there.
+    pub program_id: Option<u32>,
+    /// That program's name in the kernel.
+    pub program: Option<String>,
+    /// Whether answers are redirected to it; if not, they go through the host's stack.
+    pub redirects_answers: bool,
+}
+
+/// A loaded program.
+#[derive(Clone, Debug, Serialize)]
+pub struct ProgramStatus {
+    /// The kernel's id.
+    pub id: u32,
+    /// When it was loaded: seconds since 1970; null before Linux 4.15.
+    pub loaded_unix_s: Option<u64>,
+    /// Packets that it has run for; null unless the kernel counts (`sysctl
+    /// kernel.bpf_stats_enabled=1`, Linux 5.1).
+    pub run_count: Option<u64>,
+    /// Time that it has run, nanoseconds; as `run_count`.
+    pub run_time_ns: Option<u64>,
+}
+
+impl DeviceStatus {
+    /// Whether it runs the program that it should.
+    pub fn is_right(&self, ingress: &ProgramStatus) -> bool {
+        self.program_id == Some(ingress.id)
+    }
+
+    pub(super) fn of(pins: &Path, name: &str) -> Result<Self, GatewayError> {
+        let found = Device::find(name)?;
+        let mode = found.as_ref().map_or("not in this network namespace", Device::mode);
+        let failed =
+            || GatewayError::bpf::<MapError>(format!("read the map {}", map::CLIENT_LINKS));
+        let links = DevMapHash::try_from(Map::DevMapHash(open_map(pins, map::CLIENT_LINKS)?))
+            .map_err(failed())?;
+        let redirects_answers = found.is_some_and(|found| links.get(found.ifindex, 0).is_ok());
+        // Without its link, what runs there is not ours.
+        let program_id = linked_program(pins, name).ok();
+        let program = program_id.and_then(|id| info_of(id)?.name_as_str().map(str::to_owned));
+        Ok(Self { name: name.to_owned(), mode, program_id, program, redirects_answers })
+    }
+}
+
+/// The pinned programs, by name.
+pub(super) fn programs(pins: &Path) -> Result<BTreeMap<&'static str, ProgramStatus>, GatewayError> {
+    PROGRAMS
+        .into_iter()
+        .map(|name| {
+            let info = pinned_info(&pins.join(program_pin(name)))?;
+            let loaded = info.loaded_at().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+            // Both are 0 unless the kernel counts.
+            let counted = info.run_count() > 0;
+            let run_time_ns = u64::try_from(info.run_time().as_nanos()).unwrap_or(u64::MAX);
+            let status = ProgramStatus {
+                id: info.id(),
+                loaded_unix_s: loaded.map(|since| since.as_secs()),
+                run_count: counted.then(|| info.run_count()),
+                run_time_ns: counted.then_some(run_time_ns),
+            };
+            Ok((name, status))
+        })
+        .collect()
+}
+
+impl std::fmt::Display for ProgramStatus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "id {}", self.id)?;
+        if let Some(since) = self.loaded_unix_s {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+            write!(f, ", loaded {} ago", ago(now.saturating_sub(since)))?;
+        }
+        match (self.run_count, self.run_time_ns) {
+            (Some(count), Some(time_ns)) => {
+                write!(f, ", {count} packets at {} ns", time_ns / count.max(1))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A time span in its two largest units.
+fn ago(seconds: u64) -> String {
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{minutes} min {} s", seconds % 60),
+        3600..86_400 => format!("{hours} h {} min", minutes % 60),
+        _ => format!("{days} d {} h", hours % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_spans() {
+        let spans = [0, 59, 60, 3599, 3600, 86_399, 86_400, 900_000].map(ago);
+        assert_eq!(
+            spans,
+            [
+                "0 s",
+                "59 s",
+                "1 min 0 s",
+                "59 min 59 s",
+                "1 h 0 min",
+                "23 h 59 min",
+                "1 d 0 h",
+                "10 d 10 h"
+            ]
+        );
+    }
+}
