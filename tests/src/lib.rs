@@ -17,6 +17,7 @@ pub mod ordinary;
 pub mod paths;
 pub mod payload;
 pub mod pktgen_kernel;
+pub mod plot;
 pub mod privilege;
 pub mod process;
 pub mod raw;
