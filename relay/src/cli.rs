@@ -87,7 +87,7 @@ enum Command {
     /// Prints `relay ready: …` when clients are served, and at the end its counters as one line of
     /// JSON. The log goes to standard error; `RUST_LOG` sets its level (default: info).
     #[command(
-        after_help = "Examples:\n  sudo relay run --config /etc/millrace/millrace.toml\n  relay run --config millrace.toml --no-gateway 127.0.0.1"
+        after_help = "Examples:\n  sudo relay run --config /etc/millrace/millrace.toml\n  relay run --config millrace.toml --no-gateway 127.0.0.1\n  sudo relay run --config millrace.toml --no-gateway --transparent --netns /run/netns/gateway"
     )]
     Run {
         #[command(flatten)]
@@ -95,6 +95,12 @@ enum Command {
         /// Listen at this address, for clients that connect directly; no XDP, no root.
         #[arg(long, value_name = "ADDRESS", num_args = 0..=1, default_missing_value = "0.0.0.0")]
         no_gateway: Option<IpAddr>,
+        /// Take connections to addresses of other hosts, too, which a TPROXY rule sends here.
+        #[arg(long, requires = "no_gateway")]
+        transparent: bool,
+        /// Listen in this network namespace; Kafka is reached from the present one. Needs root.
+        #[arg(long, value_name = "FILE", requires = "no_gateway")]
+        netns: Option<PathBuf>,
     },
 }
 
@@ -139,7 +145,13 @@ impl Cli {
                 status::run(&config.read()?, json, interval, watch)?;
             }
             Command::Trace(arguments) => trace::run(&arguments)?,
-            Command::Run { config, no_gateway } => run(&config.read()?, no_gateway)?,
+            Command::Run { config, no_gateway, transparent, netns } => {
+                let mode = no_gateway.map_or(control::Mode::Gateway, |address| {
+                    let address = Some(address);
+                    control::Mode::Direct(control::Place { namespace: netns, address, transparent })
+                });
+                run(&config.read()?, mode)?;
+            }
             Command::Check(file) => {
                 let config = file.read()?;
                 println!(
@@ -169,8 +181,7 @@ fn show(answer: &(impl Serialize + Display), json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn run(config: &Config, no_gateway: Option<IpAddr>) -> anyhow::Result<()> {
-    let mode = no_gateway.map_or(control::Mode::Gateway, control::Mode::Direct);
+fn run(config: &Config, mode: control::Mode) -> anyhow::Result<()> {
     let services = config.services.len();
     let snapshot = control::run(config, mode, |threads| {
         println!("relay ready: {} workers, {services} services", threads.workers());

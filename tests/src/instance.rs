@@ -102,13 +102,24 @@ impl Instance {
 
     /// Starts the relay and waits until it listens.
     pub fn start(&mut self) -> Result<()> {
+        let place: &[&str] =
+            if self.gateway.is_none() { &["--no-gateway", "127.0.0.1"] } else { &[] };
+        self.start_with(place)
+    }
+
+    /// Starts a relay without gateway for the connections that a TPROXY rule of this network
+    /// namespace sends there, and waits until it listens.
+    pub fn start_transparent(&mut self, namespace: &Path) -> Result<()> {
+        let namespace = namespace.to_str().context("a namespace's name is no UTF-8")?;
+        self.start_with(&["--no-gateway", "--transparent", "--netns", namespace])
+    }
+
+    fn start_with(&mut self, arguments: &[&str]) -> Result<()> {
         if self.relay.is_some() {
             bail!("the relay runs already");
         }
         let mut command = self.command("run", false);
-        if self.gateway.is_none() {
-            command.args(["--no-gateway", "127.0.0.1"]);
-        }
+        command.args(arguments);
         let relay = Process::spawn("relay run", &mut command)?;
         relay.wait_line("relay ready:", START_PATIENCE)?;
         self.relay = Some(relay);

@@ -25,5 +25,6 @@ pub mod reader;
 pub mod run;
 pub mod server_check;
 pub mod test_run;
+pub mod tproxy;
 pub mod traffic;
 pub mod wire;

@@ -4,7 +4,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
@@ -20,22 +20,32 @@ const BACKLOG: i32 = 4096;
 /// A client that has been silent for so long is asked whether it is still there.
 const KEEPALIVE: Duration = Duration::from_mins(1);
 
+/// Where a relay listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Network namespace; the one of the process if there is none.
+    pub namespace: Option<PathBuf>,
+    /// Address; all of both families if there is none.
+    pub address: Option<IpAddr>,
+    /// Whether connections to addresses of other hosts are taken, too, if the packets come here
+    /// (`IP_TRANSPARENT`, ip(7)); wants `CAP_NET_ADMIN`.
+    pub transparent: bool,
+}
+
 /// The listeners of one worker.
 pub(super) type Listeners = Vec<(ServiceId, OwnedFd)>;
 
-/// Makes listeners of every service for every worker, at one address or, without one, at all of
-/// both families; the kernel spreads connections over the workers (`SO_REUSEPORT`, socket(7)).
+/// Makes listeners of every service for every worker; the kernel spreads connections over the workers (`SO_REUSEPORT`, socket(7)).
 pub(super) fn open(
     config: &Config,
-    namespace: Option<&Path>,
-    address: Option<IpAddr>,
+    place: &Place,
     workers: usize,
 ) -> Result<Vec<Listeners>, RunError> {
     let open_all = || {
-        let addresses = address.map_or_else(every_address, |address| vec![address]);
-        (0..workers).map(|_| open_services(config, namespace, &addresses)).collect()
+        let addresses = place.address.map_or_else(every_address, |address| vec![address]);
+        (0..workers).map(|_| open_services(config, place, &addresses)).collect()
     };
-    match namespace {
+    match &place.namespace {
         Some(path) => in_namespace(path, open_all)?,
         None => open_all(),
     }
@@ -55,35 +65,41 @@ fn every_address() -> Vec<IpAddr> {
 
 fn open_services(
     config: &Config,
-    namespace: Option<&Path>,
+    place: &Place,
     addresses: &[IpAddr],
 ) -> Result<Listeners, RunError> {
     let mut listeners = Vec::new();
     for (service, id) in config.services.iter().zip((0..).map(ServiceId)) {
         for address in addresses {
             let address = SocketAddr::from((*address, service.port));
-            let socket = listener(address).map_err(|source| RunError::Listen {
-                service: service.name.clone(),
-                address,
-                place: namespace
-                    .map(|path| format!(" in namespace {}", path.display()))
-                    .unwrap_or_default(),
-                hint: match source.kind() {
-                    io::ErrorKind::AddrInUse => {
-                        "; find who has the port with `ss -ltnp`, there with `ip netns exec`"
-                    }
-                    io::ErrorKind::PermissionDenied => "; a port below 1024 wants root",
-                    _ => "",
-                },
-                source,
-            })?;
+            let socket =
+                listener(address, place.transparent).map_err(|source| RunError::Listen {
+                    service: service.name.clone(),
+                    address,
+                    place: place
+                        .namespace
+                        .as_ref()
+                        .map(|path| format!(" in namespace {}", path.display()))
+                        .unwrap_or_default(),
+                    hint: match source.kind() {
+                        io::ErrorKind::AddrInUse => {
+                            "; find who has the port with `ss -ltnp`, there with `ip netns exec`"
+                        }
+                        io::ErrorKind::PermissionDenied if place.transparent => {
+                            "; a transparent listener wants root"
+                        }
+                        io::ErrorKind::PermissionDenied => "; a port below 1024 wants root",
+                        _ => "",
+                    },
+                    source,
+                })?;
             listeners.push((id, socket));
         }
     }
     Ok(listeners)
 }
 
-fn listener(address: SocketAddr) -> io::Result<OwnedFd> {
+fn listener(address: SocketAddr, transparent: bool) -> io::Result<OwnedFd> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
@@ -94,6 +110,12 @@ fn listener(address: SocketAddr) -> io::Result<OwnedFd> {
     // Accepted sockets inherit these.
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
+    if transparent {
+        match address {
+            SocketAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
+            SocketAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
+        }
+    }
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())

@@ -13,7 +13,6 @@ mod snapshot;
 mod socket;
 mod threads;
 
-use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -24,6 +23,7 @@ use crate::gateway::{Gateway, Heartbeat};
 use crate::kafka::{Incarnation, ensure_topics};
 
 pub use error::RunError;
+pub use listeners::Place;
 pub use snapshot::{CpuTime, Snapshot};
 use socket::ControlSocket;
 pub use socket::read_snapshot;
@@ -33,12 +33,12 @@ use threads::Threads;
 const BEATS_PER_TIMEOUT: u32 = 10;
 
 /// How to run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// Behind a loaded gateway, in its relay namespace.
     Gateway,
-    /// At this address in the network namespace of the process, for clients that connect directly.
-    Direct(IpAddr),
+    /// For clients that connect directly, or that a TPROXY rule sends.
+    Direct(Place),
 }
 
 /// Runs the relay until SIGTERM or SIGINT, or until it cannot go on. `on_ready` is called when
@@ -67,10 +67,14 @@ async fn run_async(
     let mut interrupt =
         signal(SignalKind::interrupt()).map_err(RunError::io("watch for SIGINT"))?;
 
-    let (mut gateway, address) = match mode {
-        // Every address is local in the relay namespace.
-        Mode::Gateway => (Some(Gateway::open(config)?), None),
-        Mode::Direct(address) => (None, Some(address)),
+    let (mut gateway, place) = match mode {
+        Mode::Gateway => {
+            let gateway = Gateway::open(config)?;
+            // Every address is local there.
+            let namespace = Some(gateway.namespace().to_owned());
+            (Some(gateway), Place { namespace, address: None, transparent: false })
+        }
+        Mode::Direct(place) => (None, place),
     };
     let mut socket = ControlSocket::claim(config)?;
     ensure_topics(config).await?;
@@ -80,9 +84,8 @@ async fn run_async(
     if let Some(gateway) = &mut gateway {
         gateway.start_generation()?;
     }
-    let namespace = gateway.as_ref().map(Gateway::namespace);
     let workers = worker_count(config);
-    let listeners = listeners::open(config, namespace, address, workers)?;
+    let listeners = listeners::open(config, &place, workers)?;
     let threads = Threads::start(config, incarnation, gateway.as_ref(), listeners)?;
     socket.serve(threads.observer());
     // Last: from here on the gateway diverts connections to us.
