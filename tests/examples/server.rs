@@ -8,8 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::message::{Headers, Message};
-use rdkafka::producer::{BaseRecord, Producer, ThreadedProducer};
-use rdkafka::{ClientConfig, Offset, TopicPartitionList, producer::DefaultProducerContext};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -25,10 +25,11 @@ fn main() -> anyhow::Result<()> {
     let mut own = TopicPartitionList::new();
     own.add_partition_offset(&format!("{prefix}uplink"), partition.parse()?, Offset::Stored)?;
     consumer.assign(&own)?;
-    let producer: ThreadedProducer<DefaultProducerContext> = ClientConfig::new()
+    let producer: BaseProducer = ClientConfig::new()
         .set("bootstrap.servers", brokers)
         .set("enable.idempotence", "true")
         .set("message.timeout.ms", "0") // a broker that is away is waited for
+        .set("linger.ms", "0") // a client waits, too
         .create()?;
 
     let (downlink, mut uncommitted) = (format!("{prefix}downlink"), 0);
@@ -53,7 +54,11 @@ fn main() -> anyhow::Result<()> {
             }
         }
         if uncommitted == 1000 || record.is_none() && uncommitted > 0 {
-            producer.flush(Duration::from_mins(1))?; // the broker has the replies
+            // Until the broker has the replies. `flush` polls for 100 ms at a time, come what may.
+            while producer.in_flight_count() > 0 {
+                std::thread::sleep(Duration::from_micros(500));
+                producer.poll(Duration::ZERO);
+            }
             consumer.commit_consumer_state(CommitMode::Async)?;
             uncommitted = 0;
         }
