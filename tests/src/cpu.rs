@@ -8,6 +8,20 @@ use serde::Serialize;
 /// What a clock tick of `/proc` is worth (`sysconf(_SC_CLK_TCK)` is 100 on every Linux we run on).
 const TICK_US: u64 = 10_000;
 
+/// Microseconds that all processors together have had nothing to do, in steps of 10 ms, or been
+/// taken away by a hypervisor. A tickless kernel measures idling; what [`CpuTime::of_machine`]
+/// counts are samples taken at ticks, which miss the timers that run at ticks.
+pub fn idle_us() -> Result<u64> {
+    let stat = std::fs::read_to_string("/proc/stat")?;
+    let line = stat.lines().next().context("an empty /proc/stat")?;
+    let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+    let ticks = |field: usize| -> Result<u64> {
+        fields.get(field).and_then(|ticks| ticks.parse().ok()).context("a short first line")
+    };
+    // The first is `cpu`; idle, waiting for a disk, stolen.
+    Ok((ticks(4)? + ticks(5)? + ticks(8)?) * TICK_US)
+}
+
 /// Processor time in microseconds, in steps of 10 ms.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct CpuTime {

@@ -82,6 +82,40 @@ pub struct Series {
     pub values: Vec<Option<f64>>,
 }
 
+/// Collects the values of a [`Chart`] one by one.
+#[derive(Clone, Debug, Default)]
+pub struct Bars {
+    groups: Vec<String>,
+    series: Vec<Series>,
+}
+
+impl Bars {
+    /// Adds a value; groups and series stand in the order of their first values.
+    pub fn add(&mut self, group: &str, series: &str, value: f64) {
+        let place = self.groups.iter().position(|name| name == group).unwrap_or_else(|| {
+            self.groups.push(group.to_owned());
+            self.groups.len() - 1
+        });
+        let known = self.series.iter().position(|known| known.name == series);
+        let known = known.unwrap_or_else(|| {
+            self.series.push(Series { name: series.to_owned(), values: Vec::new() });
+            self.series.len() - 1
+        });
+        let values = &mut self.series[known].values;
+        values.resize(values.len().max(place + 1), None);
+        values[place] = Some(value);
+    }
+
+    /// The chart of all values.
+    pub fn chart(mut self, title: &str, axis: &str, scale: Scale) -> Chart {
+        for series in &mut self.series {
+            series.values.resize(self.groups.len(), None);
+        }
+        let (title, axis) = (title.to_owned(), axis.to_owned());
+        Chart { title, axis, scale, groups: self.groups, series: self.series }
+    }
+}
+
 /// Draws charts below each other into a file.
 pub fn write(path: &Path, title: &str, charts: &[Chart]) -> Result<()> {
     ensure!(!charts.is_empty(), "a picture of no chart");
@@ -206,7 +240,10 @@ struct Axis {
 impl Axis {
     fn of(chart: &Chart) -> Self {
         let values = || chart.series.iter().flat_map(|series| &series.values).flatten().copied();
-        let most = values().fold(f64::MIN_POSITIVE, f64::max);
+        let most = match values().fold(0.0, f64::max) {
+            0.0 => 1.0,
+            most => most,
+        };
         let (first, last, ticks) = match chart.scale {
             Scale::Linear => {
                 let step = nice_step(most / TICKS);
@@ -347,6 +384,18 @@ mod tests {
     }
 
     #[test]
+    fn values_find_their_places() {
+        let mut bars = Bars::default();
+        for (group, series, value) in [("a", "x", 1.0), ("b", "y", 2.0), ("a", "y", 3.0)] {
+            bars.add(group, series, value);
+        }
+        let chart = bars.chart("", "", Scale::Linear);
+        assert_eq!(chart.groups, ["a", "b"]);
+        let values: Vec<_> = chart.series.iter().map(|series| series.values.clone()).collect();
+        assert_eq!(values, [[Some(1.0), None], [Some(3.0), Some(2.0)]]);
+    }
+
+    #[test]
     fn what_cannot_be_drawn_is_refused() {
         let path = Path::new("/nowhere/plot.svg");
         for values in [vec![Some(f64::NAN)], vec![Some(-1.0)], vec![]] {
@@ -364,6 +413,7 @@ mod tests {
         assert_eq!(linear.ticks, [0.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0]);
         let length = |value| linear.place(value) - linear.left;
         assert_eq!((length(0.0), length(60.0)), (0, 2 * length(30.0)));
+        assert_eq!(Axis::of(&chart(Scale::Linear, &[Some(0.0)])).ticks.len(), 6);
         let log = Axis::of(&chart(Scale::Logarithmic, &[Some(3.0), Some(900.0)]));
         assert_eq!((log.first, log.last), (0.0, 3.0));
     }

@@ -88,7 +88,11 @@ enum Command {
     #[command(after_help = run::DEMO_HELP)]
     Demo(run::Passed),
     /// Measure
-    #[command(subcommand, after_help = "Example:\n  cargo xtask bench relay --json")]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  cargo xtask bench relay --json\n  cargo \
+        xtask bench path --plot path.svg"
+    )]
     Bench(run::Bench),
     /// Run the unit, property and end-to-end tests
     #[command(after_help = test::HELP)]

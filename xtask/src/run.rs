@@ -35,6 +35,36 @@ Changes on the host: as `demo`; and installs rsyslog, masked as a service if it 
 Example:
   cargo xtask bench relay --json";
 
+const BENCH_GATEWAY_HELP: &str = "\
+The same clients and the same work by several roads through a gateway: forwarded without a program,
+past the XDP programs in native and in generic mode, taken by TPROXY, and diverted; to the same TCP
+server, and to the relay. Arguments go to the benchmark:
+  --rounds N --connections N --messages N --megabytes N   how much
+  --quick            one round of very little, to see that everything works
+  --plot FILE.svg    draws the report
+  --json             the last line of standard output is one JSON object
+  --brokers LIST     an existing Kafka instead of the one on 127.0.0.1
+
+Changes on the host: as `demo`. It takes about three minutes.
+
+Example:
+  cargo xtask bench gateway --plot gateway.svg";
+
+const BENCH_PATH_HELP: &str = "\
+Packets at all hosts, processor time, latency and sockets of messages and of idle connections: by the
+conventional chain client, gateway, core router, distributed router, server; and with Millrace at
+the same gateway. Arguments go to the benchmark:
+  --rounds N --messages N --connections N --idle-seconds N   how much
+  --quick            one round of very little, to see that everything works
+  --plot FILE.svg    draws the report
+  --json             the last line of standard output is one JSON object
+  --brokers LIST     an existing Kafka instead of the one on 127.0.0.1
+
+Changes on the host: as `demo`. It takes about three minutes.
+
+Example:
+  cargo xtask bench path --plot path.svg";
+
 /// Arguments that are passed on as they are.
 #[derive(Debug, Args)]
 pub(crate) struct Passed {
@@ -49,6 +79,12 @@ pub(crate) enum Bench {
     /// Messages from many connections through the relay to Kafka, beside rsyslog and two floors
     #[command(after_help = BENCH_HELP)]
     Relay(Passed),
+    /// What it costs to divert connections, beside TPROXY and plain forwarding
+    #[command(after_help = BENCH_GATEWAY_HELP)]
+    Gateway(Passed),
+    /// What a message and an idle connection cost on the whole path, with Millrace and without
+    #[command(after_help = BENCH_PATH_HELP)]
+    Path(Passed),
 }
 
 /// Builds what the relay's subcommand needs and becomes it.
@@ -72,6 +108,8 @@ pub(crate) fn demo(passed: &Passed) -> Result<()> {
 pub(crate) fn bench(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Relay(passed) => hand_over("bench-relay", &setup::WITH_BENCH, passed),
+        Bench::Gateway(passed) => hand_over("bench-gateway", &setup::USUAL, passed),
+        Bench::Path(passed) => hand_over("bench-path", &setup::USUAL, passed),
     }
 }
 

@@ -48,7 +48,7 @@ const PACKAGES: &[Package] = packages! {
     Build: "zlib1g-dev" by File("/usr/include/zlib.h") for "compression in librdkafka";
     Network: "iproute2" by Program("ip") for "namespaces, veth, routes";
     Network: "ethtool" by Program("ethtool") for "checksum offload of test devices";
-    Network: "nftables" by Program("nft") for "packet counts in tests";
+    Network: "nftables" by Program("nft") for "packet counts in tests, and TPROXY in benchmarks";
     Network: "tcpdump" by Program("tcpdump") for "packet capture in tests";
     Network: "netcat-openbsd" by Program("nc") for "typing into the demo by hand";
     Network: "kcat" by Program("kcat") for "reading topics by hand";
