@@ -55,6 +55,8 @@ struct IdleRow {
     keepalive: &'static str,
     road: &'static str,
     connections: u32,
+    /// Signs of life of one connection that were answered in one minute.
+    signs_of_life: f64,
     server_sockets: u64,
     relay_sockets: u64,
     /// Of one connection in one minute, without what it costs if nothing is connected.
@@ -147,9 +149,9 @@ impl Report {
                 &[("", |row| row.p50_us)],
             ),
             self.of_idle(
-                "An idle connection with a sign of life every second",
-                "packets in a minute, received by the devices of all hosts; less is better",
-                |row| row.costs.packets_of_all_hosts,
+                "A sign of life of an idle connection, with its answer",
+                "packets received by the devices of all hosts; less is better",
+                |row| row.costs.packets_of_all_hosts / row.signs_of_life,
             ),
             self.of_idle(
                 "Idle connections",
@@ -225,6 +227,7 @@ fn idle_row(idle: &Idle, idles: &[Idle]) -> IdleRow {
         keepalive: idle.sign,
         road: idle.road,
         connections: idle.connections,
+        signs_of_life: idle.signs * 60.0 / f64::from(idle.connections.max(1)),
         server_sockets: idle.server_sockets,
         relay_sockets: idle.relay_sockets,
         costs: Costs::of(&[&idle.cost], background, 60.0 / f64::from(idle.connections.max(1))),
@@ -271,9 +274,10 @@ impl fmt::Display for Report {
         writeln!(f, "\nOne idle connection in one minute, with a sign of life every second")?;
         writeln!(
             f,
-            "\n  {:<26} {:<13} {:>8} {:>9} {:>10} {:>11} {:>15} {:>14}",
+            "\n  {:<26} {:<13} {:>8} {:>8} {:>9} {:>10} {:>11} {:>15} {:>14}",
             "",
             "",
+            "signs",
             "packets",
             "+ Kafka's",
             "CPU µs",
@@ -285,9 +289,10 @@ impl fmt::Display for Report {
             let costs = &row.costs;
             writeln!(
                 f,
-                "  {:<26} {:<13} {:>8.1} {:>9.1} {:>10.1} {:>11.1} {:>15} {:>14}",
+                "  {:<26} {:<13} {:>8.1} {:>8.1} {:>9.1} {:>10.1} {:>11.1} {:>15} {:>14}",
                 if row.connections == 0 { "all, nothing connected" } else { row.keepalive },
                 row.road,
+                row.signs_of_life,
                 costs.packets_of_all_hosts,
                 costs.kafka_segments,
                 costs.cpu_us,

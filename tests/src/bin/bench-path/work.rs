@@ -96,6 +96,8 @@ pub(crate) struct Idle {
     pub(crate) sign: &'static str,
     pub(crate) road: &'static str,
     pub(crate) connections: u32,
+    /// Signs of life that were answered, per second.
+    pub(crate) signs: f64,
     /// Held by the server.
     pub(crate) server_sockets: u64,
     /// Held by the relay.
@@ -133,20 +135,23 @@ pub(crate) fn idle(road: &Road, sign: SignOfLife, amounts: &Amounts) -> Result<I
     let crowd = Crowd::connect(&road.hosts.client, Road::target(), connections, sign, EVERY)?;
     pause(SETTLING)?;
     let answered = crowd.answers();
-    let outcome = watch(road, sign.name(), connections, amounts.idle)?;
+    let mut outcome = watch(road, sign.name(), connections, amounts.idle)?;
     let answered = crowd.answers() - answered;
     crowd.close()?;
-    // One for each connection and second, or nearly.
-    let signs = amounts.idle.as_secs_f64() / EVERY.as_secs_f64() * f64::from(connections);
-    let seen = match sign {
-        SignOfLife::Message => answered as f64,
-        SignOfLife::Tcp => outcome.cost.packets["client"] * amounts.idle.as_secs_f64(),
+    outcome.signs = match sign {
+        SignOfLife::Message => answered as f64 / amounts.idle.as_secs_f64(),
+        // The client host receives nothing else.
+        SignOfLife::Tcp => outcome.cost.packets["client"],
     };
+    // One for each connection and second, but TCP's timers are coarse and late on a busy machine:
+    // the costs are to be read with this count.
+    let expected = f64::from(connections) / EVERY.as_secs_f64();
     ensure!(
-        seen > 0.8 * signs,
-        "{}, {}: {seen} of {signs} signs of life were answered",
+        outcome.signs > 0.2 * expected,
+        "{}, {}: {} of {expected} signs of life a second were answered",
         road.name,
-        sign.name()
+        sign.name(),
+        outcome.signs
     );
     Ok(outcome)
 }
@@ -157,7 +162,8 @@ fn watch(road: &Road, sign: &'static str, connections: u32, time: Duration) -> R
     let after = road.probe()?;
     let cost = Cost::between(&before, &after, time.as_secs_f64());
     let (server_sockets, relay_sockets) = (road.server_sockets()?, road.relay_sockets()?);
-    Ok(Idle { sign, road: road.name, connections, server_sockets, relay_sockets, cost })
+    let (sign, road, signs) = (sign, road.name, 0.0);
+    Ok(Idle { sign, road, connections, signs, server_sockets, relay_sockets, cost })
 }
 
 /// Lets time pass, but not after Ctrl-C.
