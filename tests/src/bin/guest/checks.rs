@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use aya::EbpfLoader;
 use aya::programs::Xdp;
 use millrace_relay::codec::Framing;
-use millrace_relay::gateway;
+use millrace_relay::gateway::{self, TraceOptions, Traced, object::ObjectFile};
 use millrace_tests::client::Client;
 use millrace_tests::cluster::lines;
 use millrace_tests::fake_relay::{
@@ -35,6 +35,9 @@ const DISCARD: u16 = 9;
 /// Packets beside pktgen's in the time of a run: an ARP question, a late acknowledgement.
 const MAX_STRAY: u64 = 20;
 
+/// Longest trace.
+const TRACE: Duration = Duration::from_secs(30);
+
 type Check = fn(&mut Guest) -> Result<Finding>;
 
 /// Under a kernel that has everything.
@@ -45,6 +48,7 @@ pub(crate) const WORK: &[(&str, Check)] = &[
     ("relay", relay),
     ("fail open", fail_open),
     ("divert", divert),
+    ("swap", swap),
     ("ordinary path", ordinary_path),
     ("pktgen", pktgen),
     ("unload", unload),
@@ -209,6 +213,43 @@ fn divert(guest: &mut Guest) -> Result<Finding> {
     let leaked = guest.topology.servers[0].tcp_segments_received()? - before;
     ensure!(leaked == 0, "the server saw {leaked} segments of a diverted connection");
     Ok(finding("both addresses intact, 1 MiB each way, nothing at the server", Value::Null))
+}
+
+/// Under a diverted connection: the programs are replaced, and then traced.
+fn swap(guest: &mut Guest) -> Result<Finding> {
+    let (config, host) = (&guest.instance.config, &guest.topology.gateway);
+    let object = ObjectFile::read(&netns::bpf_object()?)?;
+    let mut relay = FakeRelay::start(config, PORT)?;
+    let mut client = connect(&guest.topology.clients[0], Topology::server_address(0), PORT)?;
+    let mut accepted = relay.accept()?;
+    host.run(|| gateway::replace_by(config, &object, &mut |_| {}))??;
+    transfer(&mut client, accepted.stream(), BYTES)?;
+
+    let options = TraceOptions {
+        client: Topology::client_address(0).into(),
+        per_second: 1000,
+        count: Some(1),
+        duration: Some(TRACE),
+    };
+    let mut seen = Vec::new();
+    let mut tell = |packet: &Traced| {
+        seen.push(packet.verdict);
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let tracer = scope.spawn(|| {
+            host.run(|| {
+                gateway::trace_by(config, &object, &options, &mut |_| {}, &|| false, &mut tell)
+            })
+        });
+        while !tracer.is_finished() {
+            transfer(&mut client, accepted.stream(), 1)?;
+        }
+        tracer.join().expect("the tracer")?.map_err(anyhow::Error::from)
+    })?;
+    let verdict = *seen.first().context("the trace has shown nothing")?;
+    transfer(accepted.stream(), &mut client, BYTES)?;
+    Ok(finding(format!("replaced, traced ({verdict}), and back, under a connection"), Value::Null))
 }
 
 fn ordinary_path(guest: &mut Guest) -> Result<Finding> {
