@@ -1,5 +1,6 @@
 //! The command line.
 
+mod rules;
 mod status;
 mod trace;
 
@@ -79,9 +80,12 @@ enum Command {
         sudo relay trace 198.51.100.7 --seconds 10 --json | \
         jq -r '.verdict // empty' | sort | uniq -c")]
     Trace(trace::Arguments),
-    /// Check a configuration file; changes nothing and needs no privilege.
+    /// Check a configuration file and its rules; changes nothing and needs no privilege.
     #[command(after_help = "Example:\n  relay check --config docs/millrace.toml")]
     Check(ConfigFile),
+    /// Check steering rules, put them into force while traffic flows, show them.
+    #[command(subcommand, after_help = rules::HELP)]
+    Rules(rules::Rules),
     /// Serve clients until SIGTERM or SIGINT; then deliver what was read, and end. Needs root.
     ///
     /// Prints `relay ready: …` when clients are served, and at the end its counters as one line of
@@ -154,13 +158,15 @@ impl Cli {
             }
             Command::Check(file) => {
                 let config = file.read()?;
+                let rules = gateway::rules::command::check(&config)?;
                 println!(
-                    "{}: instance `{}`, {} service(s): no mistake found",
+                    "{}: instance `{}`, {} service(s): no mistake found\n{rules}",
                     file.config.display(),
                     config.gateway.instance,
                     config.services.len()
                 );
             }
+            Command::Rules(rules) => rules.run()?,
         }
         Ok(())
     }

@@ -16,8 +16,13 @@ pub struct Prefix {
 }
 
 impl Prefix {
+    /// The prefix of this length in which an address lies.
+    pub fn containing(address: IpAddr, length: u8) -> Self {
+        Self { address: network(address, length), length }
+    }
+
     /// Bits of an address of the prefix's family.
-    const fn width(address: IpAddr) -> u8 {
+    pub(crate) const fn width(address: IpAddr) -> u8 {
         match address {
             IpAddr::V4(_) => 32,
             IpAddr::V6(_) => 128,
@@ -78,11 +83,11 @@ impl std::str::FromStr for Prefix {
                 .filter(|length| *length <= width)
                 .ok_or_else(|| format!("`{text}`: the prefix length goes from 0 to {width}"))?,
         };
-        let network = network(address, length);
-        if network != address {
-            return Err(format!("`{text}` has host bits set; did you mean {network}/{length}?"));
+        let prefix = Self::containing(address, length);
+        if prefix.address != address {
+            return Err(format!("`{text}` has host bits set; did you mean {prefix}?"));
         }
-        Ok(Self { address, length })
+        Ok(prefix)
     }
 }
 

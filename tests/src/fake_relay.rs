@@ -2,7 +2,7 @@
 //! a listener in the relay namespace, a heartbeat, a flow table.
 
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread::JoinHandle;
@@ -12,11 +12,14 @@ use anyhow::{Context as _, ensure};
 use millrace_relay::codec::Framing;
 use millrace_relay::config::Config;
 use millrace_relay::gateway::{self, FlowTable, Gateway, Heartbeat};
+use socket2::{Domain, Socket, Type};
 
 use crate::netns::{Host, Loaded, Topology};
 
 /// The port with a rule.
 pub const PORT: u16 = 7000;
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 128;
 /// Longer than any step takes, shorter than patience.
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -77,10 +80,15 @@ pub struct FakeRelay {
 impl FakeRelay {
     /// Takes hold of the loaded instance, listens and beats.
     pub fn start(config: &Config, port: u16) -> anyhow::Result<Self> {
+        Self::start_at(config, (Ipv4Addr::UNSPECIFIED, port).into())
+    }
+
+    /// The same at another address; of IPv6 only, if it is one of IPv6.
+    pub fn start_at(config: &Config, address: SocketAddr) -> anyhow::Result<Self> {
         let mut gateway = Gateway::open(config)?;
         gateway.start_generation()?;
         let listener =
-            gateway::in_namespace(gateway.namespace(), || listen(Ipv4Addr::UNSPECIFIED, port))??;
+            gateway::in_namespace(gateway.namespace(), || listen(address.ip(), address.port()))??;
         let flows = gateway.flow_table()?;
         let pulse = Pulse::start(gateway.heartbeat()?)?;
         Ok(Self { listener, flows, pulse: Some(pulse) })
@@ -121,10 +129,17 @@ impl Drop for Accepted<'_> {
 }
 
 /// A listener to be polled.
-pub fn listen(address: Ipv4Addr, port: u16) -> std::io::Result<TcpListener> {
-    let listener = TcpListener::bind((address, port))?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
+pub fn listen(address: impl Into<IpAddr>, port: u16) -> std::io::Result<TcpListener> {
+    let address = SocketAddr::from((address.into(), port));
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
 }
 
 /// Accepts within the deadline.
@@ -160,8 +175,8 @@ pub fn within<T>(
 }
 
 /// Connects out of a host.
-pub fn connect(host: &Host, server: Ipv4Addr, port: u16) -> anyhow::Result<TcpStream> {
-    let address = SocketAddr::from((server, port));
+pub fn connect(host: &Host, server: impl Into<IpAddr>, port: u16) -> anyhow::Result<TcpStream> {
+    let address = SocketAddr::from((server.into(), port));
     let stream = host.run(|| TcpStream::connect_timeout(&address, DEADLINE))??;
     stream.set_read_timeout(Some(DEADLINE))?;
     stream.set_write_timeout(Some(DEADLINE))?;

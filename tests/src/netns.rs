@@ -3,7 +3,7 @@
 //! Everything here is removed when its value is dropped, after a panic too; what a killed process
 //! has left is removed by the next one that makes a [`Host`].
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Once;
@@ -161,11 +161,11 @@ pub fn link(
 /// Clients – gateway – servers. The fields are dropped in this order.
 #[derive(Debug)]
 pub struct Topology {
-    /// `10.77.1.11` and upwards, behind the gateway's `eth1`.
+    /// `10.77.1.11`, `fd77:1::b` and upwards, behind the gateway's `eth1`.
     pub clients: Vec<Host>,
-    /// `10.77.2.11` and upwards, behind the gateway's `eth2`.
+    /// `10.77.2.11`, `fd77:2::b` and upwards, behind the gateway's `eth2`.
     pub servers: Vec<Host>,
-    /// `10.77.1.1` on `eth1`, `10.77.2.1` on `eth2`; it forwards.
+    /// `10.77.1.1` and `fd77:1::1` on `eth1`, `10.77.2.1` and `fd77:2::1` on `eth2`; it forwards.
     pub gateway: Host,
     /// The bridges that connect several hosts to one device of the gateway.
     _switch: Host,
@@ -178,6 +178,8 @@ impl Topology {
     pub const SERVER_DEVICE: &'static str = "eth2";
     /// Where the servers are.
     pub const SERVER_NETWORK: &'static str = "10.77.2.0/24";
+    /// Where they are in IPv6.
+    pub const SERVER_NETWORK_IPV6: &'static str = "fd77:2::/64";
 
     /// Makes so many hosts on each side, and connects them. One host is connected to the gateway by
     /// its own link, several through a bridge.
@@ -188,6 +190,7 @@ impl Topology {
         );
         let gateway = Host::new("gateway")?;
         gateway.sysctl("net/ipv4/ip_forward", "1")?;
+        gateway.sysctl("net/ipv6/conf/all/forwarding", "1")?;
         let switch = Host::new("switch")?;
         let clients = side(&gateway, &switch, Self::CLIENT_DEVICE, "client", 1, clients)?;
         let servers = side(&gateway, &switch, Self::SERVER_DEVICE, "server", 2, servers)?;
@@ -202,6 +205,16 @@ impl Topology {
     /// Address of a server, counted from 0.
     pub fn server_address(index: usize) -> Ipv4Addr {
         address(2, index)
+    }
+
+    /// IPv6 address of a client, counted from 0.
+    pub fn client_address_ipv6(index: usize) -> Ipv6Addr {
+        address_ipv6(1, index)
+    }
+
+    /// IPv6 address of a server, counted from 0.
+    pub fn server_address_ipv6(index: usize) -> Ipv6Addr {
+        address_ipv6(2, index)
     }
 
     /// A configuration for an instance of its own: one service on `port` of every server, a
@@ -231,7 +244,13 @@ impl Topology {
 
     /// Loads an instance on the gateway.
     pub fn load(&self, config: &Config) -> anyhow::Result<Loaded> {
-        let report = load_on(&self.gateway, config)?;
+        self.load_object(config, &ObjectFile::read(&bpf_object()?)?)
+    }
+
+    /// The same with another object.
+    pub fn load_object(&self, config: &Config, object: &ObjectFile) -> anyhow::Result<Loaded> {
+        let load = || gateway::load_object_file(config, object, &mut |_| {});
+        let report = self.gateway.run(load)??;
         Ok(Loaded { config: config.clone(), report })
     }
 }
@@ -297,6 +316,11 @@ fn address(network: u8, index: usize) -> Ipv4Addr {
     Ipv4Addr::new(10, 77, network, 11 + u8::try_from(index).expect("at most MAX_HOSTS"))
 }
 
+fn address_ipv6(network: u8, index: usize) -> Ipv6Addr {
+    let host = 11 + u16::try_from(index).expect("at most MAX_HOSTS");
+    Ipv6Addr::new(0xfd77, network.into(), 0, 0, 0, 0, 0, host)
+}
+
 /// Makes the hosts of one side and connects them to the gateway.
 fn side(
     gateway: &Host,
@@ -328,8 +352,12 @@ fn side(
             switch.ip(&format!("link set dev {port} master {bridge}"))?;
         }
     }
-    for host in &hosts {
+    gateway.ip(&format!("address add fd77:{network}::1/64 dev {device} nodad"))?;
+    for (index, host) in hosts.iter().enumerate() {
         host.ip(&format!("route add default via {gateway_address}"))?;
+        let own = address_ipv6(network, index);
+        host.ip(&format!("address add {own}/64 dev eth0 nodad"))?;
+        host.ip(&format!("route add default via fd77:{network}::1"))?;
     }
     Ok(hosts)
 }

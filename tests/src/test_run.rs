@@ -14,7 +14,8 @@ use millrace_common::verdict::Verdict;
 use millrace_relay::gateway::object::verify;
 use millrace_relay::gateway::rules::RuleSet;
 use millrace_relay::gateway::rules::compile::Compiled;
-use millrace_relay::gateway::rules::tables::RuleTables;
+use millrace_relay::gateway::rules::tables::{Present, RuleTables};
+use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 
 use crate::frames::Frame;
 use crate::netns::{Host, link};
@@ -92,6 +93,25 @@ impl Family {
     }
 }
 
+/// `BPF_MAP_TYPE_HASH`.
+pub const HASH: u32 = 1;
+/// `BPF_MAP_TYPE_LRU_HASH`.
+pub const LRU_HASH: u32 = 9;
+
+/// The object with another map as `PENDING`: of this type, with so many entries.
+pub fn with_pending(bytes: &[u8], kind: u32, entries: u32) -> anyhow::Result<Vec<u8>> {
+    let file = object::File::parse(bytes)?;
+    let symbol = file.symbols().find(|symbol| symbol.name() == Ok(map::PENDING));
+    let section = file.section_by_name("maps").context("no section `maps`")?;
+    let (start, _) = section.file_range().context("an empty section `maps`")?;
+    let at = usize::try_from(start + symbol.context("no symbol PENDING")?.address())?;
+    let mut bytes = bytes.to_vec();
+    ensure!(bytes[at..at + 4] == LRU_HASH.to_le_bytes(), "PENDING is an LRU hash");
+    bytes[at..at + 4].copy_from_slice(&kind.to_le_bytes());
+    bytes[at + 12..at + 16].copy_from_slice(&entries.to_le_bytes());
+    Ok(bytes)
+}
+
 /// The key of a frame's flow, with its source as the client.
 pub fn flow(frame: &Frame) -> FlowKey {
     let end = |address: SocketAddr| (address.ip().into(), address.port());
@@ -123,6 +143,8 @@ pub struct Programs {
     pub ebpf: Ebpf,
     /// Every verdict that a case has expected and got.
     pub seen: BTreeSet<Verdict>,
+    /// In force, and the ports without a rule whose connections go on.
+    rules: (Compiled, Vec<u16>),
 }
 
 impl Programs {
@@ -132,7 +154,8 @@ impl Programs {
             let program: &mut Xdp = program.try_into()?;
             verify(program).with_context(|| format!("load {name}"))?;
         }
-        Ok(Self { ebpf, seen: BTreeSet::new() })
+        let rules = (Compiled::of(&RuleSet::default())?, Vec::new());
+        Ok(Self { ebpf, seen: BTreeSet::new(), rules })
     }
 
     /// The usual state: [`RULES`], a relay that is alive, both links.
@@ -147,14 +170,19 @@ impl Programs {
     }
 
     /// Puts rules into force; connections at ports that had rules before go on.
-    pub fn rules(&mut self, text: &str, by_rule: bool) -> anyhow::Result<Vec<u16>> {
-        let compiled = Compiled::of(&RuleSet::parse("rules", text)?)?;
-        Ok(self.tables()?.replace(&compiled, by_rule)?)
+    pub fn rules(&mut self, text: &str, by_rule: bool) -> anyhow::Result<()> {
+        let next = Compiled::of(&RuleSet::parse("rules", text)?)?;
+        let present = Present { compiled: &self.rules.0, closing: &self.rules.1 };
+        let closing = tables(&mut self.ebpf)?.replace(Some(&present), &next, by_rule)?;
+        self.rules = (next, closing);
+        Ok(())
     }
 
-    /// The rules in the kernel.
-    pub fn tables(&mut self) -> anyhow::Result<RuleTables<&mut MapData>> {
-        RuleTables::of(&mut self.ebpf).context("an object without rules")
+    /// Ends the connections at ports that have no rule any more; gives their number.
+    pub fn close_ports(&mut self) -> anyhow::Result<usize> {
+        let ports = std::mem::take(&mut self.rules.1);
+        tables(&mut self.ebpf)?.close_ports(&ports)?;
+        Ok(ports.len())
     }
 
     /// A map of the object.
@@ -273,6 +301,10 @@ impl Programs {
     pub fn program(&self, name: &str) -> anyhow::Result<&Xdp> {
         Ok(self.ebpf.program(name).with_context(|| format!("no program {name}"))?.try_into()?)
     }
+}
+
+fn tables(ebpf: &mut Ebpf) -> anyhow::Result<RuleTables<&mut MapData>> {
+    RuleTables::of(ebpf).context("an object without rules")
 }
 
 /// A gateway with a device towards the clients, and a relay namespace where sockets of both

@@ -90,9 +90,47 @@ fn load_status_and_unload() -> anyhow::Result<()> {
     let output = run(&["status"])?;
     ensure!(said(&output).contains("new connections take the ordinary path"), "{}", said(&output));
 
+    rules(&scratch, &run)?;
+
     let output = run(&["unload"])?;
     ensure!(output.status.success(), "{}", said(&output));
     ensure!(!config.namespace().exists() && !config.run_directory().exists());
+    Ok(())
+}
+
+/// `relay rules` on a loaded instance.
+fn rules(scratch: &Scratch, run: &dyn Fn(&[&str]) -> anyhow::Result<Output>) -> anyhow::Result<()> {
+    let former = "divert tcp 10.77.2.0/24 port 7000";
+    let file = scratch.0.join("new.rules");
+    let name = file.to_str().context("a name")?;
+    std::fs::write(&file, "divert tcp 10.77.2.0/24 port 7000-\npass udp ::1 port any\ndeny\n")?;
+    for verb in ["check", "apply"] {
+        let output = run(&["rules", verb, name])?;
+        let message = said(&output);
+        ensure!(!output.status.success(), "{message}");
+        for part in [&format!("{name}:1: `7000-`"), &format!("{name}:3: `deny`"), "nothing was"] {
+            ensure!(message.contains(part), "no `{part}`: {message}");
+        }
+    }
+    let shown = said(&run(&["rules", "show"])?);
+    ensure!(shown.lines().nth(1) == Some(former), "{shown}");
+
+    let new = "divert tcp 10.77.2.0/25 port any\nexclude 10.77.1.0/28";
+    std::fs::write(&file, new)?;
+    let message = said(&run(&["rules", "check", name])?);
+    ensure!(message.contains("1 class(es) of ports, 2 of 131072 entries"), "{message}");
+    let output = run(&["rules", "apply", name])?;
+    let message = said(&output);
+    ensure!(output.status.success() && message.contains("2 added, 1 removed"), "{message}");
+    ensure!(message.contains(&format!("- {former}")), "{message}");
+    let output = run(&["rules", "show", "--json"])?;
+    let shown: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    ensure!(shown["rules"] == serde_json::json!(new.lines().collect::<Vec<_>>()), "{shown}");
+    ensure!(shown["difference"].is_null() && shown["entries"] == 2, "{shown}");
+
+    // Without a file the configuration says what is diverted.
+    let output = run(&["rules", "apply"])?;
+    ensure!(output.status.success() && said(&output).contains("1 added, 2 removed"));
     Ok(())
 }
 
@@ -148,9 +186,15 @@ fn without_root_it_says_so() -> anyhow::Result<()> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/millrace.toml");
     let path = std::fs::copy(path, scratch.0.join("millrace.toml"))
         .map(|_| scratch.0.join("millrace.toml"))?;
-    for action in
-        [&["load"][..], &["load", "--replace"], &["unload"], &["status"], &["trace", "::1"]]
-    {
+    for action in [
+        &["load"][..],
+        &["load", "--replace"],
+        &["unload"],
+        &["status"],
+        &["trace", "::1"],
+        &["rules", "apply"],
+        &["rules", "show"],
+    ] {
         let mut command = Command::new(&executable);
         let output = command.args(action).arg("--config").arg(&path).uid(NOBODY).output()?;
         let message = said(&output);

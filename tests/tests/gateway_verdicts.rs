@@ -2,7 +2,7 @@
 
 use std::net::{SocketAddr, TcpStream};
 
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 use aya::maps::Array;
 use aya::maps::xdp::DevMapHash;
 use aya::programs::{TestRun as _, TestRunOptions};
@@ -13,10 +13,9 @@ use millrace_tests::frames::{Frame, SERVICE_TAG, TAG, Transport};
 use millrace_tests::netns::{Host, bpf_object, privileged};
 use millrace_tests::raw;
 use millrace_tests::test_run::{
-    Bench, CLIENT_MAC, CLIENT_PORT, CLOSED_PORT, DROP, Family, GATEWAY_MAC, GENERATION, PASS,
-    Programs, REDIRECT, RELAY_MAC, RULES, flow, now_ns,
+    Bench, CLIENT_MAC, CLIENT_PORT, CLOSED_PORT, DROP, Family, GATEWAY_MAC, GENERATION, HASH, PASS,
+    Programs, REDIRECT, RELAY_MAC, RULES, flow, now_ns, with_pending,
 };
-use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 
 fn unsupported(programs: &mut Programs) -> anyhow::Result<()> {
     let ipv4 = Family::Ipv4.from_client(SYN).bytes();
@@ -187,11 +186,9 @@ fn ruling(programs: &mut Programs) -> anyhow::Result<()> {
     programs.ingress(&datagram, Verdict::PassRule, PASS)?;
     // The longer prefix is decisive before the narrower port.
     programs.ingress(&syn.to_port(7002), Verdict::PassNoListener, PASS)?;
-    let closing = programs
-        .rules("drop tcp 10.77.0.0/16 port 7002\ndrop udp 10.77.0.0/16 port 7002", false)?;
-    ensure!(closing.len() == 65_535, "all ports but one have lost their rules");
+    programs.rules("drop tcp 10.77.0.0/16 port 7002\ndrop udp 10.77.0.0/16 port 7002", false)?;
     programs.ingress(&segment.to_port(7003), Verdict::PassNoFlow, PASS)?;
-    programs.tables()?.close_ports(&closing)?;
+    ensure!(programs.close_ports()? == 65_535, "all ports but one have lost their rules");
     // Every packet, not only one that opens.
     for frame in [syn, segment, datagram] {
         programs.ingress(&frame.to_port(7002), Verdict::DropRule, DROP)?;
@@ -309,23 +306,6 @@ fn without_links(programs: &mut Programs, bench: &Bench) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The object with `PENDING` as a plain hash of one entry: the LRU hash of the real one makes room
-/// by evicting, and is refused memory only by a kernel in distress.
-fn with_small_pending(bytes: &[u8]) -> anyhow::Result<Vec<u8>> {
-    const HASH: u32 = 1;
-    const LRU_HASH: u32 = 9;
-    let file = object::File::parse(bytes)?;
-    let symbol = file.symbols().find(|symbol| symbol.name() == Ok(map::PENDING));
-    let section = file.section_by_name("maps").context("no section `maps`")?;
-    let (start, _) = section.file_range().context("an empty section `maps`")?;
-    let at = usize::try_from(start + symbol.context("no symbol PENDING")?.address())?;
-    let mut bytes = bytes.to_vec();
-    ensure!(bytes[at..at + 4] == LRU_HASH.to_le_bytes(), "PENDING is an LRU hash");
-    bytes[at..at + 4].copy_from_slice(&HASH.to_le_bytes());
-    bytes[at + 12..at + 16].copy_from_slice(&1u32.to_le_bytes());
-    Ok(bytes)
-}
-
 #[test]
 fn every_verdict() -> anyhow::Result<()> {
     if !privileged("every_verdict") {
@@ -355,8 +335,10 @@ fn every_verdict() -> anyhow::Result<()> {
         Ok(std::mem::take(&mut programs.seen))
     })?;
 
+    // The LRU hash of the real object makes room by evicting, and is refused memory only by a kernel
+    // in distress.
     let bench = Bench::new()?;
-    seen.extend(bench.with_programs(&with_small_pending(&bytes)?, |programs| {
+    seen.extend(bench.with_programs(&with_pending(&bytes, HASH, 1)?, |programs| {
         let first = Family::Ipv4.from_client(SYN);
         let second = first.from_port(CLIENT_PORT + 1);
         programs.ingress(&first, Verdict::DivertNew, REDIRECT)?;

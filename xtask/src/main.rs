@@ -80,6 +80,13 @@ enum Command {
         steps, and back at its end.\n\n\
         Example:\n  cargo xtask trace 198.51.100.7 --seconds 10 --config docs/millrace.toml")]
     Trace(run::Passed),
+    /// Build, then `relay rules`: check steering rules, put them into force, show them
+    #[command(after_help = "Changes on the host: `apply` replaces the instance's rules in the \
+        kernel, all at once; the others change nothing but target/.\n\n\
+        Examples:\n  cargo xtask rules check --config docs/millrace.toml docs/example.rules\n  \
+        cargo xtask rules apply --config millrace.toml\n  \
+        cargo xtask rules show --config millrace.toml --json")]
+    Rules(run::Passed),
     /// Build, then `relay run`: take the diverted connections, until SIGINT or SIGTERM
     #[command(after_help = "Changes on the host: writes topics of the configured Kafka, and a \
         socket in /run/millrace.\n\nExample:\n  cargo xtask run --config docs/millrace.toml")]
@@ -140,6 +147,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Unload(passed) => run::relay("unload", &passed)?,
         Command::Status(passed) => run::relay("status", &passed)?,
         Command::Trace(passed) => run::relay("trace", &passed)?,
+        Command::Rules(passed) => run::relay("rules", &passed)?,
         Command::Run(passed) => run::relay("run", &passed)?,
         Command::Demo(passed) => run::demo(&passed)?,
         Command::Bench(bench) => run::bench(&bench)?,

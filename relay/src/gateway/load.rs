@@ -21,7 +21,7 @@ use super::preflight::{self, AttachMode, Finding, LinkFacts, Severity};
 use super::rules::RuleSet;
 use super::rules::command::InForce;
 use super::rules::compile::Compiled;
-use super::rules::tables::RuleTables;
+use super::rules::tables::{Present, RuleTables};
 use super::state::{self, Lock, State};
 use super::topology::{self, RELAY_DEVICE, Topology};
 use super::unload::undo;
@@ -137,9 +137,11 @@ fn build(
 
     report(&format!("{} class(es) of ports with rules", rules.class_count()));
     fill(&mut ebpf, config, &topology)?;
-    RuleTables::of(&mut ebpf)
-        .expect("load_object has checked the maps")
-        .replace(rules, config.gateway.mode == Mode::All)?;
+    RuleTables::of(&mut ebpf).expect("load_object has checked the maps").replace(
+        Some(&Present { compiled: &Compiled::of(&RuleSet::default())?, closing: &[] }),
+        rules,
+        config.gateway.mode == Mode::All,
+    )?;
     pin(&mut ebpf, &pins)?;
 
     attach_veth(&mut ebpf, config, &topology, &object.path, report)?;

@@ -97,6 +97,12 @@ pub(super) fn draft_rules(config: &Config, rules: &InForce) -> Result<Draft, Gat
     Draft::write(rules_path(config), rules)
 }
 
+/// Whether rules were written down and then neither put into force nor discarded, as far as anybody
+/// knows.
+pub(super) fn has_draft(config: &Config) -> bool {
+    Draft::path_of(&rules_path(config)).exists()
+}
+
 /// Reads one of our files; `None` if there is none.
 fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, GatewayError> {
     let text = match std::fs::read_to_string(path) {
@@ -120,10 +126,20 @@ impl Draft {
     fn write(path: PathBuf, value: &impl Serialize) -> Result<Self, GatewayError> {
         let mut text = serde_json::to_string_pretty(value).expect("strings and paths");
         text.push('\n');
-        let draft = path.with_extension("json.new");
+        let draft = Self::path_of(&path);
         std::fs::write(&draft, text)
             .map_err(GatewayError::io(format!("write {}", draft.display())))?;
         Ok(Self { draft, path })
+    }
+
+    fn path_of(path: &Path) -> PathBuf {
+        path.with_extension("json.new")
+    }
+
+    /// Removes it.
+    pub(super) fn discard(&self) -> Result<(), GatewayError> {
+        std::fs::remove_file(&self.draft)
+            .map_err(GatewayError::io(format!("remove {}", self.draft.display())))
     }
 
     /// Puts it in its place.

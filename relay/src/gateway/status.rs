@@ -162,7 +162,7 @@ impl fmt::Display for Status {
         for (name, program) in &self.programs {
             writeln!(f, "program      {name}: {program}")?;
         }
-        let InForce { source, mode, rules } = &self.rules;
+        let InForce { source, mode, rules, .. } = &self.rules;
         writeln!(f, "rules        {} of {source}, mode {}", rules.len(), mode.name())?;
         for rule in rules.iter().take(SHOWN_RULES) {
             writeln!(f, "rule         {rule}")?;

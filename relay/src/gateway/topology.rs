@@ -37,6 +37,9 @@ const RELAY_SYSCTLS: &[(&str, &str)] = &[
     ("net/ipv6/conf/relay0/accept_ra", "0"),
     ("net/ipv6/conf/relay0/accept_dad", "0"),
     ("net/ipv6/conf/relay0/router_solicitations", "0"),
+    // A socket that answers datagrams has the address that they were sent to. IPv4 allows what a
+    // route makes local.
+    ("net/ipv6/ip_nonlocal_bind", "1"),
     ("net/ipv6/conf/all/disable_ipv6", "0"),
     ("net/ipv6/conf/relay0/disable_ipv6", "0"),
 ];

@@ -8,7 +8,7 @@ use millrace_common::abi::{self, map};
 use serde::{Deserialize, Serialize};
 
 use super::compile::Compiled;
-use super::tables::RuleTables;
+use super::tables::{Present, RuleTables};
 use super::{GatewayError, RuleSet};
 use crate::config::{Config, Mode};
 use crate::gateway::flows::FlowMap;
@@ -29,16 +29,23 @@ pub struct InForce {
     pub mode: Mode,
     /// One a line.
     pub rules: Vec<String>,
+    /// TCP ports without a rule whose old connections go on.
+    pub closing_ports: Vec<u16>,
 }
 
 impl InForce {
+    /// The rules again.
+    fn compile(&self) -> Result<Compiled, GatewayError> {
+        Compiled::of(&RuleSet::parse("the rules in force", &self.rules.join("\n"))?)
+    }
+
     /// What a configuration puts into force.
     pub(in crate::gateway) fn of(config: &Config, set: &RuleSet) -> Self {
         let source = match &config.gateway.rules {
             Some(path) => path.display().to_string(),
             None => "the services of the configuration".to_owned(),
         };
-        Self { source, mode: config.gateway.mode, rules: set.lines() }
+        Self { source, mode: config.gateway.mode, rules: set.lines(), closing_ports: Vec::new() }
     }
 }
 
@@ -79,8 +86,6 @@ pub struct Shown {
     pub classes: usize,
     /// Prefixes of all classes.
     pub entries: usize,
-    /// TCP ports without a rule whose old connections go on.
-    pub closing_ports: Vec<u16>,
     /// How the maps differ from these rules; absent if they don't.
     pub difference: Option<String>,
 }
@@ -105,22 +110,38 @@ pub fn apply(config: &Config) -> Result<ApplyReport, GatewayError> {
     if Device::find(&topology::gateway_device(config))?.is_some() {
         topology::check_forwarding(&set)?;
     }
-    let former: HashSet<String> = state::read_rules(config)?.rules.into_iter().collect();
-    let now = InForce::of(config, &set);
+    // An apply that was killed has left its draft: what the kernel holds is not known then.
+    let killed = state::has_draft(config);
+    let former = state::read_rules(config)?;
+    let in_force = former.compile()?;
+    let present = Present { compiled: &in_force, closing: &former.closing_ports };
+    let mut now = InForce::of(config, &set);
     let draft = state::draft_rules(config, &now)?;
 
     let mut tables = RuleTables::open(&loaded.pin_directory)?;
-    let closing = tables.replace(&compiled, config.gateway.mode == Mode::All)?;
-    draft.keep()?;
-    let closing_ports = close(config, &mut tables, closing)?;
+    let by_rule = config.gateway.mode == Mode::All;
+    let closing = match tables.replace((!killed).then_some(&present), &compiled, by_rule) {
+        Ok(closing) => closing,
+        Err(error) => {
+            if !killed {
+                draft.discard()?;
+            }
+            return Err(error);
+        }
+    };
+    now.closing_ports = close(config, &mut tables, closing)?;
+    state::draft_rules(config, &now)?.keep()?;
 
-    let kept: HashSet<String> = now.rules.iter().cloned().collect();
-    let removed = former.difference(&kept).cloned().collect();
+    let before: HashSet<&String> = former.rules.iter().collect();
+    let after: HashSet<&String> = now.rules.iter().collect();
+    let but = |rules: &[String], others: &HashSet<&String>| {
+        rules.iter().filter(|rule| !others.contains(rule)).cloned().collect()
+    };
     Ok(ApplyReport {
         now: CheckReport::of(&now, &compiled),
-        added: now.rules.into_iter().filter(|rule| !former.contains(rule)).collect(),
-        removed: sorted(removed),
-        closing_ports,
+        added: but(&now.rules, &before),
+        removed: but(&former.rules, &after),
+        closing_ports: now.closing_ports,
     })
 }
 
@@ -131,14 +152,13 @@ pub fn show(config: &Config) -> Result<Shown, GatewayError> {
     let loaded = State::of_loaded(config)?;
     read_config(config, &loaded.pin_directory)?;
     let in_force = state::read_rules(config)?;
-    let set = RuleSet::parse("the rules in force", &in_force.rules.join("\n"))?;
-    let compiled = Compiled::of(&set)?;
+    let compiled = in_force.compile()?;
+    let present = Present { compiled: &compiled, closing: &in_force.closing_ports };
     let tables = RuleTables::open(&loaded.pin_directory)?;
     Ok(Shown {
         classes: compiled.class_count(),
         entries: compiled.entries(),
-        closing_ports: tables.closing_ports()?,
-        difference: tables.difference(&compiled, in_force.mode == Mode::All)?,
+        difference: tables.difference(&present, in_force.mode == Mode::All)?,
         in_force,
     })
 }
@@ -174,11 +194,6 @@ fn close(
     let (kept, free): (Vec<_>, Vec<_>) = ports.into_iter().partition(|port| busy.contains(port));
     tables.close_ports(&free)?;
     Ok(kept)
-}
-
-fn sorted(mut lines: Vec<String>) -> Vec<String> {
-    lines.sort_unstable();
-    lines
 }
 
 impl CheckReport {
@@ -238,19 +253,11 @@ impl fmt::Display for ApplyReport {
 
 impl fmt::Display for Shown {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let InForce { source, mode, rules } = &self.in_force;
+        let InForce { source, mode, rules, closing_ports } = &self.in_force;
         write!(f, "# {} rule(s) of {source}, mode {}", rules.len(), mode.name())?;
         for rule in rules {
             write!(f, "\n{rule}")?;
         }
-        closing(f, &self.closing_ports)?;
-        if let Some(difference) = &self.difference {
-            write!(
-                f,
-                "\nthe programs have other rules than these: {difference}; `relay rules apply` \
-                 puts that right"
-            )?;
-        }
-        Ok(())
+        closing(f, closing_ports)
     }
 }

@@ -122,6 +122,11 @@ impl Compiled {
         self.classes[protocol as usize][usize::from(port)]
     }
 
+    /// The classes of every port, by [`Protocol`].
+    pub(super) fn classes(&self) -> &[Vec<PortClass>; 2] {
+        &self.classes
+    }
+
     /// Entries that it takes in the trie.
     pub fn entries(&self) -> usize {
         self.destinations.len() + self.exclusions.len()
@@ -150,5 +155,135 @@ impl Compiled {
             (bits(*prefix), RuleKey::source(set, prefix.key()), Action::Pass as u32)
         });
         destinations.chain(exclusions)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use proptest::prelude::*;
+
+    use super::super::Ports;
+    use super::*;
+
+    /// The rules as they are meant, asked one by one.
+    fn naive(rules: &[Rule], protocol: Protocol, address: IpAddr, port: u16) -> Option<Action> {
+        let fits = |rule: &&Rule| {
+            rule.protocol == protocol
+                && rule.destination.contains(address)
+                && rule.ports.contains(port)
+        };
+        let key = |rule: &&Rule| (u16::from(rule.destination.length), !rule.ports.width());
+        rules.iter().filter(fits).max_by_key(key).map(|rule| rule.action)
+    }
+
+    /// What the programs find: the class of the port, then the longest of its prefixes.
+    fn asked(
+        compiled: &Compiled,
+        protocol: Protocol,
+        address: IpAddr,
+        port: u16,
+    ) -> Option<Action> {
+        let class = compiled.port_class(protocol, port);
+        let found = compiled
+            .destinations
+            .iter()
+            .filter(|(of, prefix, _)| *of == class && prefix.contains(address))
+            .max_by_key(|(_, prefix, _)| prefix.length)
+            .map(|(.., action)| *action);
+        assert!(found != Some(Action::Drop) || class.has_drop(), "{class:?} hides a drop");
+        assert!(found.is_none() || class.has_rules());
+        found
+    }
+
+    fn protocol() -> impl Strategy<Value = Protocol> {
+        prop::sample::select(&Protocol::ALL[..])
+    }
+
+    /// Few addresses and ports, so that rules overlap in every way.
+    fn address() -> impl Strategy<Value = IpAddr> {
+        (any::<bool>(), 0..16_u8).prop_map(|(ipv4, low)| {
+            if ipv4 {
+                IpAddr::from([10, 0, 0, low])
+            } else {
+                IpAddr::from([0x2001, 0x0db8, 0, 0, 0, 0, 0, u16::from(low)])
+            }
+        })
+    }
+
+    fn rule() -> impl Strategy<Value = Rule> {
+        let action = prop::sample::select(&[Action::Divert, Action::Pass, Action::Drop][..]);
+        let ports = prop_oneof![
+            4 => (0..12_u16, 0..12_u16).prop_map(|(a, b)| (a.min(b), a.max(b))),
+            1 => (65_530..=u16::MAX).prop_map(|first| (first, u16::MAX)),
+            1 => Just((0, u16::MAX)),
+        ];
+        (action, protocol(), address(), 0..5_u8, ports).prop_map(
+            |(action, protocol, address, host_bits, (first, last))| {
+                let length = Prefix::width(address) - host_bits;
+                let destination = Prefix::containing(address, length);
+                Rule { action, protocol, destination, ports: Ports { first, last } }
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn the_compiled_form_says_what_the_rules_say(
+            rules in prop::collection::vec(rule(), 0..40),
+            questions in prop::collection::vec((protocol(), address(), 0..14_u16), 100),
+        ) {
+            let text: Vec<String> = rules.iter().map(ToString::to_string).collect();
+            // Rules of which neither comes before the other are refused, and so are not compiled.
+            let mut kept: Vec<String> = Vec::new();
+            for line in text {
+                kept.push(line);
+                if RuleSet::parse("rules", &kept.join("\n")).is_err() {
+                    kept.pop();
+                }
+            }
+            let set = RuleSet::parse("rules", &kept.join("\n")).unwrap();
+            let rules: Vec<Rule> = set.rules.iter().map(|(rule, _)| *rule).collect();
+            let compiled = Compiled::of(&set).unwrap();
+            let ends = questions.iter().map(|(protocol, address, port)| {
+                (*protocol, *address, u16::MAX - *port)
+            });
+            for (protocol, address, port) in questions.iter().copied().chain(ends) {
+                prop_assert_eq!(
+                    asked(&compiled, protocol, address, port),
+                    naive(&rules, protocol, address, port),
+                    "{:?} {} {}", protocol, address, port
+                );
+            }
+        }
+    }
+
+    fn compiled(lines: impl Iterator<Item = String>) -> Result<Compiled, GatewayError> {
+        Compiled::of(&RuleSet::parse("rules", &lines.collect::<Vec<_>>().join("\n")).unwrap())
+    }
+
+    #[test]
+    fn ten_thousand_rules_fit() {
+        let rule = |n: u16| format!("divert tcp 10.{}.{}.0/24 port {n}", n >> 8, n & 255);
+        let form = compiled((1..=10_000).map(rule)).unwrap();
+        assert_eq!((form.class_count(), form.entries()), (10_000, 10_000));
+        let rule = |n: u16| format!("divert tcp 10.{}.{}.0/24 port any", n >> 8, n & 255);
+        let form = compiled((1..=10_000).map(rule)).unwrap();
+        assert_eq!((form.class_count(), form.entries()), (1, 10_000));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let everywhere = |n: u16| format!("drop tcp 10.{}.{}.0/24 port any", n >> 8, n & 255);
+        let here = |n: u16| format!("divert tcp 192.0.2.1 port {n}");
+        let lines = (0..1000).map(everywhere).chain((1..=1000).map(here));
+        let error = compiled(lines).unwrap_err().to_string();
+        assert!(error.contains("more than 131072 combinations"), "{error}");
+        let error = compiled((0..20_000).map(everywhere)).unwrap_err().to_string();
+        assert!(error.contains("20000 steering rules are more than the 16384"), "{error}");
+        let exclude = |n: u16| format!("exclude 10.{}.{}.0/24", n >> 8, n & 255);
+        let error = compiled((0..5000).map(exclude)).unwrap_err().to_string();
+        assert!(error.contains("5000 excluded prefixes are more than the 4096"), "{error}");
     }
 }

@@ -86,35 +86,32 @@ impl<T: Borrow<MapData>> RuleTables<T> {
             .map_err(failed("read"))
     }
 
-    /// What of the set in force is not as it would be if `compiled` had been put into force; `None`
+    /// What of the set in force is not as it would be if `present` had been put into force; `None`
     /// if all is.
     pub fn difference(
         &self,
-        compiled: &Compiled,
+        present: &Present<'_>,
         by_rule: bool,
     ) -> Result<Option<String>, GatewayError> {
         let active = self.active()?;
         let set = active.set();
-        if active.flags() != SetFlags::new(compiled.has_exclusions(), by_rule) {
+        if active.flags() != SetFlags::new(present.compiled.has_exclusions(), by_rule) {
             return Ok(Some("the set's properties are others".to_owned()));
         }
+        let wanted = present.held(set);
         for protocol in Protocol::ALL {
-            for port in 0..=u16::MAX {
-                let there = self.class(set, protocol, port)?;
-                let wanted = compiled.port_class(protocol, port);
-                let closing = wanted == PortClass::NO_RULE && there == PortClass::FLOWS_ONLY;
-                if there != wanted && !closing {
+            for (port, class) in (0..=u16::MAX).zip(&wanted.classes[protocol as usize]) {
+                if self.class(set, protocol, port)? != *class {
                     let name = protocol.name();
                     return Ok(Some(format!("{name} port {port} has the rules of another class")));
                 }
             }
         }
-        let entries = self.keys(set)?.len();
-        if entries != compiled.entries() {
-            let wanted = compiled.entries();
+        let (entries, wanted) = (self.keys(set)?.len(), wanted.keys.len());
+        if entries != wanted {
             return Ok(Some(format!("there are {entries} entries and should be {wanted}")));
         }
-        for (bits, key, value) in compiled.trie(set) {
+        for (bits, key, value) in present.compiled.trie(set) {
             // The longest match of a prefix's own address and length is the prefix itself.
             match self.rules.get(&Key::new(bits, key), 0) {
                 Ok(there) if there == value => {}
@@ -126,17 +123,32 @@ impl<T: Borrow<MapData>> RuleTables<T> {
         }
         Ok(None)
     }
+}
 
-    /// Ports of which only old connections are diverted.
-    pub fn closing_ports(&self) -> Result<Vec<u16>, GatewayError> {
-        let set = self.active()?.set();
-        let mut ports = Vec::new();
-        for port in 0..=u16::MAX {
-            if self.class(set, Protocol::Tcp, port)? == PortClass::FLOWS_ONLY {
-                ports.push(port);
-            }
+/// What the maps hold of one set.
+struct Held {
+    /// The classes of every port, by [`Protocol`].
+    classes: [Vec<PortClass>; 2],
+    keys: Vec<Key<RuleKey>>,
+}
+
+/// Rules that are in force, and the TCP ports of which only old connections are diverted.
+#[derive(Debug)]
+pub struct Present<'a> {
+    /// The rules.
+    pub compiled: &'a Compiled,
+    /// Ports without a rule.
+    pub closing: &'a [u16],
+}
+
+impl Present<'_> {
+    fn held(&self, set: SetIndex) -> Held {
+        let mut classes = self.compiled.classes().clone();
+        for port in self.closing {
+            classes[Protocol::Tcp as usize][usize::from(*port)] = PortClass::FLOWS_ONLY;
         }
-        Ok(ports)
+        let keys = self.compiled.trie(set).map(|(bits, key, _)| Key::new(bits, key)).collect();
+        Held { classes, keys }
     }
 }
 
@@ -145,9 +157,11 @@ impl<T: BorrowMut<MapData>> RuleTables<T> {
     /// mixture. TCP ports that had rules and have none now are given, in the state in which their
     /// old connections go on; see [`Self::close_ports`].
     ///
-    /// On an error the former set is in force.
+    /// Whoever does not know what is in force says `None`, and it is read from the kernel, which
+    /// takes a few hundred thousand system calls. On an error the former set is in force.
     pub fn replace(
         &mut self,
+        present: Option<&Present<'_>>,
         compiled: &Compiled,
         by_rule: bool,
     ) -> Result<Vec<u16>, GatewayError> {
@@ -157,22 +171,27 @@ impl<T: BorrowMut<MapData>> RuleTables<T> {
         }
         let active = self.active()?;
         let (former, set) = (active.set(), active.set().other());
-        // What an `apply` that was killed has left.
-        self.clear(set)?;
-        let closing = match self.write(compiled, former, set) {
-            Ok(closing) => closing,
-            Err(error) => {
-                self.clear(set)?;
-                return Err(error);
-            }
+        let held = if let Some(present) = present {
+            present.held(former)
+        } else {
+            let remains = self.read(set)?;
+            self.clear(set, &remains)?;
+            self.read(former)?
         };
+        let (mut next, closing) = next(compiled, &held, set);
+        if let Err(error) = self.write(compiled, &next, set) {
+            // What was not written is not there to be removed.
+            next.keys = self.keys(set)?;
+            self.clear(set, &next)?;
+            return Err(error);
+        }
         let flags = SetFlags::new(compiled.has_exclusions(), by_rule);
         let prepared = active.with_flags(set, flags);
         for value in [prepared, prepared.with_set(set)] {
             self.active.set(0, value.0, 0).map_err(failed("switch"))?;
         }
         wait_for_programs()?;
-        self.clear(former)?;
+        self.clear(former, &held)?;
         Ok(closing)
     }
 
@@ -180,31 +199,41 @@ impl<T: BorrowMut<MapData>> RuleTables<T> {
     /// has seen since [`Self::replace`], no connection either.
     pub fn close_ports(&mut self, ports: &[u16]) -> Result<(), GatewayError> {
         let set = self.active()?.set();
-        for port in ports {
-            let slot = PortClass::slot(set, Protocol::Tcp.number(), port.to_be_bytes());
-            self.classes.set(slot, PortClass::NO_RULE.0, 0).map_err(failed("write"))?;
-        }
-        Ok(())
+        ports
+            .iter()
+            .try_for_each(|port| self.set_class(set, Protocol::Tcp, *port, PortClass::NO_RULE))
     }
 
-    /// Takes the entries of a set out that is not in force. Its classes stay: without entries they
-    /// mean nothing, and every one is written before the set comes into force.
-    fn clear(&mut self, set: SetIndex) -> Result<(), GatewayError> {
-        for key in self.keys(set)? {
-            match self.rules.remove(&key) {
+    fn set_class(
+        &mut self,
+        set: SetIndex,
+        protocol: Protocol,
+        port: u16,
+        class: PortClass,
+    ) -> Result<(), GatewayError> {
+        let slot = PortClass::slot(set, protocol.number(), port.to_be_bytes());
+        self.classes.set(slot, class.0, 0).map_err(failed("write"))
+    }
+
+    /// Takes a set out that is not in force: at rest the other set is empty.
+    fn clear(&mut self, set: SetIndex, held: &Held) -> Result<(), GatewayError> {
+        for key in &held.keys {
+            match self.rules.remove(key) {
                 Ok(()) | Err(MapError::KeyNotFound) => {}
                 Err(error) => return Err(failed("remove")(error)),
             }
         }
-        Ok(())
+        ruled_ports(&held.classes).try_for_each(|(protocol, port, _)| {
+            self.set_class(set, protocol, port, PortClass::NO_RULE)
+        })
     }
 
     fn write(
         &mut self,
         compiled: &Compiled,
-        former: SetIndex,
+        next: &Held,
         set: SetIndex,
-    ) -> Result<Vec<u16>, GatewayError> {
+    ) -> Result<(), GatewayError> {
         for (bits, key, value) in compiled.trie(set) {
             self.rules.insert(&Key::new(bits, key), value, 0).map_err(|error| {
                 match errno(&error) {
@@ -213,23 +242,47 @@ impl<T: BorrowMut<MapData>> RuleTables<T> {
                 }
             })?;
         }
-        let mut closing = Vec::new();
-        for protocol in Protocol::ALL {
-            for port in 0..=u16::MAX {
-                let mut class = compiled.port_class(protocol, port);
-                if protocol == Protocol::Tcp
-                    && class == PortClass::NO_RULE
-                    && self.class(former, protocol, port)? != PortClass::NO_RULE
-                {
-                    class = PortClass::FLOWS_ONLY;
-                    closing.push(port);
-                }
-                let slot = PortClass::slot(set, protocol.number(), port.to_be_bytes());
-                self.classes.set(slot, class.0, 0).map_err(failed("write"))?;
-            }
-        }
-        Ok(closing)
+        ruled_ports(&next.classes)
+            .try_for_each(|(protocol, port, class)| self.set_class(set, protocol, port, class))
     }
+
+    /// Everything of a set, from the kernel.
+    fn read(&self, set: SetIndex) -> Result<Held, GatewayError> {
+        let classes = |protocol| -> Result<Vec<_>, GatewayError> {
+            (0..=u16::MAX).map(|port| self.class(set, protocol, port)).collect()
+        };
+        let classes = [classes(Protocol::Tcp)?, classes(Protocol::Udp)?];
+        Ok(Held { classes, keys: self.keys(set)? })
+    }
+}
+
+/// What a set will hold that follows on another, and the ports of which only old connections are
+/// diverted then.
+fn next(compiled: &Compiled, former: &Held, set: SetIndex) -> (Held, Vec<u16>) {
+    let mut next = Present { compiled, closing: &[] }.held(set);
+    let closing: Vec<u16> = ruled_ports(&former.classes)
+        .filter(|(protocol, port, _)| {
+            *protocol == Protocol::Tcp
+                && compiled.port_class(*protocol, *port) == PortClass::NO_RULE
+        })
+        .map(|(_, port, _)| port)
+        .collect();
+    for port in &closing {
+        next.classes[Protocol::Tcp as usize][usize::from(*port)] = PortClass::FLOWS_ONLY;
+    }
+    (next, closing)
+}
+
+/// Ports of any class but the one that has no rule.
+fn ruled_ports(
+    classes: &[Vec<PortClass>; 2],
+) -> impl Iterator<Item = (Protocol, u16, PortClass)> + '_ {
+    Protocol::ALL.into_iter().flat_map(|protocol| {
+        (0..=u16::MAX)
+            .zip(&classes[protocol as usize])
+            .filter(|(_, class)| **class != PortClass::NO_RULE)
+            .map(move |(port, class)| (protocol, port, *class))
+    })
 }
 
 /// Waits until every program that runs now has ended: what runs later sees the new set.

@@ -1,0 +1,109 @@
+//! `relay rules`: check, apply, show.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::{Args, Subcommand};
+use millrace_relay::config::Config;
+use millrace_relay::gateway::rules::command;
+use serde::Serialize;
+
+use super::ConfigFile;
+
+pub(super) const HELP: &str = "\
+A file of rules, named by gateway.rules in the configuration, has one rule a line:
+
+  # ACTION PROTOCOL DESTINATION port PORTS
+  divert tcp 203.0.113.0/24 port 7000-7010
+  pass   tcp 203.0.113.7    port 7000         # this one goes to its server
+  drop   udp 2001:db8::/32  port any
+  exclude 198.51.100.0/24                     # clients that are never diverted
+
+Of the rules whose protocol and ports fit a packet, the one with the longest destination prefix
+decides; among equal prefixes, the one with the fewest ports. Packets without a rule are passed.
+
+Examples:
+  relay rules check new.rules
+  sudo relay rules apply
+  sudo relay rules show --json | jq .rules";
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Rules {
+    /// Check a file of rules; changes nothing and needs no privilege.
+    #[command(after_help = "Example:\n  relay rules check --config millrace.toml new.rules")]
+    Check(Written),
+    /// Put the rules into force, all at once; needs root.
+    ///
+    /// No packet meets a mixture of the former rules and these. Connections that are diverted go
+    /// on until they end, whatever the rules say. If a line is wrong, nothing changes. Run it in
+    /// the network namespace in which `load` ran.
+    #[command(after_help = "Changes on the host: maps of the instance, and its rules.json below \
+        /run/millrace.\n\nExample:\n  sudo relay rules apply --config millrace.toml")]
+    Apply(Written),
+    /// Show the rules in force, and check that the programs have them; needs root.
+    #[command(after_help = "Example:\n  sudo relay rules show --config millrace.toml")]
+    Show {
+        #[command(flatten)]
+        config: ConfigFile,
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+/// Rules as they are written.
+#[derive(Args, Debug)]
+pub(super) struct Written {
+    #[command(flatten)]
+    config: ConfigFile,
+    /// Rules to take instead of the configuration's.
+    file: Option<PathBuf>,
+    #[command(flatten)]
+    output: Output,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Output {
+    /// One JSON document instead of text.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Output {
+    fn print<T: Serialize + std::fmt::Display>(&self, value: &T) -> anyhow::Result<()> {
+        if self.json {
+            println!("{}", serde_json::to_string(value).context("encode the answer")?);
+        } else {
+            println!("{value}");
+        }
+        Ok(())
+    }
+}
+
+impl Written {
+    fn read(&self) -> anyhow::Result<Config> {
+        let mut config = self.config.read()?;
+        if let Some(file) = &self.file {
+            config.gateway.rules = Some(file.clone());
+        }
+        Ok(config)
+    }
+}
+
+impl Rules {
+    pub(super) fn run(&self) -> anyhow::Result<()> {
+        match self {
+            Self::Check(written) => written.output.print(&command::check(&written.read()?)?),
+            Self::Apply(written) => written.output.print(&command::apply(&written.read()?)?),
+            Self::Show { config, output } => {
+                let shown = command::show(&config.read()?)?;
+                output.print(&shown)?;
+                shown.difference.map_or(Ok(()), |difference| {
+                    anyhow::bail!(
+                        "the programs have other rules than these: {difference}; put that right \
+                         with `relay rules apply`"
+                    )
+                })
+            }
+        }
+    }
+}
