@@ -92,7 +92,7 @@ pub fn trace(
     trace_by(config, &ObjectFile::find()?, options, report, ended, tell)
 }
 
-/// [`trace`] with a given object file.
+/// [`trace()`] with a given object file.
 pub fn trace_by(
     config: &Config,
     object: &ObjectFile,
