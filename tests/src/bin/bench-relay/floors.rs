@@ -19,7 +19,7 @@ use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer};
 use rdkafka::types::RDKafkaErrorCode;
 
-use crate::rsyslog::PRODUCER;
+use crate::rsyslog::producer as producer_settings;
 
 const PATIENCE: Duration = Duration::from_mins(2);
 /// Partitions that records are spread over.
@@ -93,12 +93,14 @@ pub(crate) struct Produce {
     connections: u32,
     #[arg(long)]
     per_write: u32,
+    #[arg(long)]
+    linger_us: u32,
 }
 
 impl Produce {
     pub(crate) fn run(&self) -> Result<()> {
         let mut config = kafka::client(&self.brokers);
-        for (key, value) in PRODUCER {
+        for (key, value) in producer_settings(self.linger_us) {
             config.set(key, value);
         }
         let producer: BaseProducer<DefaultProducerContext> = config.create()?;

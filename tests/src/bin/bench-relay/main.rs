@@ -11,6 +11,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
+use millrace_relay::config::KafkaSection;
 use millrace_tests::flood::Flood;
 use millrace_tests::{interrupt, kafka};
 
@@ -47,6 +48,9 @@ struct Arguments {
     /// The relay's worker threads
     #[arg(long, default_value_t = 1)]
     workers: usize,
+    /// How long every producer waits for a batch to fill, in microseconds
+    #[arg(long, default_value_t = KafkaSection::default().linger_us)]
+    linger_us: u32,
     /// Print the report as one JSON object in the last line; progress goes to standard error
     #[arg(long)]
     json: bool,
@@ -87,7 +91,7 @@ fn bench(arguments: &Arguments) -> Result<()> {
     let brokers = arguments.brokers.clone().unwrap_or_else(kafka::brokers);
     kafka::check_brokers(&brokers)?;
     rsyslog::check()?;
-    let mut report = Report::new(&brokers, arguments.workers, arguments.rounds);
+    let mut report = Report::new(&brokers, arguments);
     let sizes = if arguments.size.is_empty() { &[100, 1000][..] } else { &arguments.size };
     for size in sizes {
         for (per_write, thousands) in [(1, arguments.single), (100, arguments.batched)] {
@@ -99,7 +103,12 @@ fn bench(arguments: &Arguments) -> Result<()> {
             };
             ensure!(flood.messages > 0, "too few messages for {} connections", flood.connections);
             report.workload(&flood);
-            let setting = measure::Setting { flood, brokers: &brokers, workers: arguments.workers };
+            let setting = measure::Setting {
+                flood,
+                brokers: &brokers,
+                workers: arguments.workers,
+                linger_us: arguments.linger_us,
+            };
             for round in 1..=arguments.rounds {
                 for subject in Subject::ALL {
                     interrupt::check()?;

@@ -15,8 +15,9 @@ use millrace_tests::kafka::{Topics, record_count};
 use millrace_tests::netns::instance_name;
 use millrace_tests::process::{Process, wait_until};
 
+use crate::Arguments;
 use crate::floors::PARTITIONS;
-use crate::rsyslog::{PRODUCER, Rsyslog, Tuning};
+use crate::rsyslog::{Rsyslog, Tuning, producer};
 use crate::subject::Subject;
 
 const PATIENCE: Duration = Duration::from_mins(3);
@@ -26,6 +27,7 @@ pub(crate) struct Setting<'a> {
     pub(crate) flood: Flood,
     pub(crate) brokers: &'a str,
     pub(crate) workers: usize,
+    pub(crate) linger_us: u32,
 }
 
 /// What came out.
@@ -116,6 +118,7 @@ fn config(setting: &Setting<'_>, topics: &Topics, port: u16) -> Config {
         kafka: KafkaSection {
             brokers: setting.brokers.to_owned(),
             topic_prefix: topics.prefix().to_owned(),
+            linger_us: setting.linger_us,
             ..KafkaSection::default()
         },
         services: vec![Service {
@@ -132,7 +135,7 @@ fn config(setting: &Setting<'_>, topics: &Topics, port: u16) -> Config {
 fn rsyslog(setting: &Setting<'_>, topics: &Topics, tuning: Tuning) -> Result<Measured> {
     let topic = topics.create("uplink", i32::from(PARTITIONS))?;
     let address = free_address()?;
-    let rsyslog = Rsyslog::start(tuning, address, setting.brokers, &topic)?;
+    let rsyslog = Rsyslog::start(tuning, address, setting, &topic)?;
     timed(setting, address, rsyslog.id()?, || {
         let mut records = 0;
         wait_until(PATIENCE, "rsyslog to deliver everything", || {
@@ -170,6 +173,7 @@ fn produce(setting: &Setting<'_>, topics: &Topics) -> Result<Measured> {
         &format!("--bytes={size}"),
         &format!("--connections={connections}"),
         &format!("--per-write={per_write}"),
+        &format!("--linger-us={}", setting.linger_us),
     ])?;
     floor.wait_line("begin", PATIENCE)?;
     let start = Instant::now();
@@ -200,12 +204,17 @@ fn sink(setting: &Setting<'_>) -> Result<Measured> {
 }
 
 /// What the report says of the configuration.
-pub(crate) fn configuration(brokers: &str, workers: usize) -> Result<serde_json::Value> {
+pub(crate) fn configuration(brokers: &str, arguments: &Arguments) -> Result<serde_json::Value> {
     let cpus = std::thread::available_parallelism()?;
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
     let model = std::fs::read_to_string("/proc/cpuinfo")?;
     let model = model.lines().find(|line| line.starts_with("model name")).unwrap_or_default();
-    let relay = RelaySection { workers, ..RelaySection::default() };
+    let relay = RelaySection { workers: arguments.workers, ..RelaySection::default() };
+    let kafka = KafkaSection {
+        brokers: brokers.to_owned(),
+        linger_us: arguments.linger_us,
+        ..KafkaSection::default()
+    };
     Ok(serde_json::json!({
         "processors": cpus,
         "processor": model.split_once(": ").map_or("unknown", |(_, name)| name),
@@ -213,9 +222,9 @@ pub(crate) fn configuration(brokers: &str, workers: usize) -> Result<serde_json:
         "brokers": brokers,
         "partitions": PARTITIONS,
         "path": "TCP over loopback, lines; relay without gateway",
-        "producers": PRODUCER.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>(),
+        "producers": producer(arguments.linger_us).map(|(key, value)| format!("{key}={value}")),
         "relay": relay,
-        "relay_kafka": KafkaSection { brokers: brokers.to_owned(), ..KafkaSection::default() },
+        "relay_kafka": kafka,
         "rsyslog": crate::rsyslog::version()?,
         "rsyslog_tuned": "no parser, FixedArray queue of 200000, batches of 1024",
         "librdkafka": rdkafka::util::get_rdkafka_version().1,

@@ -6,6 +6,7 @@ use millrace_tests::flood::Flood;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::Arguments;
 use crate::measure::{self, Measured};
 use crate::subject::Subject;
 
@@ -99,8 +100,9 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
 }
 
 impl Report {
-    pub(crate) fn new(brokers: &str, workers: usize, rounds: u32) -> Self {
-        let configuration = measure::configuration(brokers, workers)
+    pub(crate) fn new(brokers: &str, arguments: &Arguments) -> Self {
+        let rounds = arguments.rounds;
+        let configuration = measure::configuration(brokers, arguments)
             .unwrap_or_else(|error| Value::String(format!("not known: {error:#}")));
         Self { configuration, rounds, workloads: Vec::new() }
     }

@@ -9,16 +9,20 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use millrace_tests::process::{Process, run_ok, wait_until};
 
+use crate::measure::Setting;
+
 const PROGRAM: &str = "/usr/sbin/rsyslogd";
 const START_PATIENCE: Duration = Duration::from_secs(20);
 
-/// What both producers are told.
-pub(crate) const PRODUCER: [(&str, &str); 4] = [
-    ("acks", "all"),
-    ("enable.idempotence", "true"),
-    ("linger.ms", "0.5"),
-    ("queue.buffering.max.messages", "1000000"),
-];
+/// What every producer but the relay's own is told; with these it has the relay's guarantees.
+pub(crate) fn producer(linger_us: u32) -> [(&'static str, String); 4] {
+    [
+        ("acks", "all".to_owned()),
+        ("enable.idempotence", "true".to_owned()),
+        ("linger.ms", (f64::from(linger_us) / 1000.0).to_string()),
+        ("queue.buffering.max.messages", "1000000".to_owned()),
+    ]
+}
 
 /// Refuses a machine without it.
 pub(crate) fn check() -> Result<()> {
@@ -56,7 +60,7 @@ impl Rsyslog {
     pub(crate) fn start(
         tuning: Tuning,
         address: SocketAddr,
-        brokers: &str,
+        setting: &Setting<'_>,
         topic: &str,
     ) -> Result<Self> {
         let directory =
@@ -64,7 +68,7 @@ impl Rsyslog {
         std::fs::create_dir_all(&directory)?;
         let mut rsyslog = Self { process: None, directory };
         let file = rsyslog.directory.join("rsyslog.conf");
-        std::fs::write(&file, configuration(tuning, address, brokers, topic, &rsyslog.directory))?;
+        std::fs::write(&file, configuration(tuning, address, setting, topic, &rsyslog.directory))?;
         let mut command = Command::new(PROGRAM);
         command.arg("-n").arg("-f").arg(&file).arg("-i").arg(rsyslog.directory.join("pid"));
         let mut process = Process::spawn("rsyslogd", &mut command)?;
@@ -91,15 +95,16 @@ impl Drop for Rsyslog {
 fn configuration(
     tuning: Tuning,
     address: SocketAddr,
-    brokers: &str,
+    setting: &Setting<'_>,
     topic: &str,
     directory: &Path,
 ) -> String {
     let quoted = |items: &mut dyn Iterator<Item = String>| {
         items.map(|item| format!("\"{item}\"")).collect::<Vec<_>>().join(",")
     };
-    let brokers = quoted(&mut brokers.split(',').map(str::to_owned));
-    let producer = quoted(&mut PRODUCER.iter().map(|(key, value)| format!("{key}={value}")));
+    let brokers = quoted(&mut setting.brokers.split(',').map(str::to_owned));
+    let producer = producer(setting.linger_us);
+    let producer = quoted(&mut producer.iter().map(|(key, value)| format!("{key}={value}")));
     let (ip, port) = (address.ip(), address.port());
     let directory = directory.display();
     let (module, parser, queue) = match tuning {
