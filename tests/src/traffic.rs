@@ -2,7 +2,7 @@
 //! is done to the path.
 
 use std::collections::HashSet;
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -79,7 +79,7 @@ impl<T> Drop for Worker<T> {
 #[derive(Debug)]
 pub struct Datagrams {
     client: Worker<(u64, u64)>,
-    _server: Worker<()>,
+    server: Worker<()>,
 }
 
 impl Datagrams {
@@ -98,12 +98,15 @@ impl Datagrams {
             }
             Ok(())
         });
-        Ok(Self { client: Worker::start(move |stop| exchange(&socket, stop)), _server: server })
+        Ok(Self { client: Worker::start(move |stop| exchange(&socket, stop)), server })
     }
 
     /// Stops, and gives how many were sent and how many came back.
     pub fn finish(self) -> Result<(u64, u64)> {
-        self.client.finish()
+        let client = self.client.finish();
+        // An echo that failed is why the client did.
+        self.server.finish().context("the echo of datagrams")?;
+        client.context("the datagrams")
     }
 }
 
@@ -140,10 +143,12 @@ fn exchange(socket: &UdpSocket, stop: &AtomicBool) -> Result<(u64, u64)> {
     }
 }
 
+/// What came; nothing if it takes too long, or if a signal came instead: a call with a timeout is
+/// not begun again after one (signal(7)).
 fn ready<T>(result: std::io::Result<T>) -> std::io::Result<Option<T>> {
-    use std::io::ErrorKind::{TimedOut, WouldBlock};
+    use ErrorKind::{Interrupted, TimedOut, WouldBlock};
     match result {
-        Err(error) if matches!(error.kind(), WouldBlock | TimedOut) => Ok(None),
+        Err(error) if matches!(error.kind(), Interrupted | WouldBlock | TimedOut) => Ok(None),
         result => result.map(Some),
     }
 }
@@ -170,7 +175,10 @@ impl Stream {
             ensure!(first == greeting, "it was greeted with {first:?}");
             let mut buffer = vec![0; 65_536];
             loop {
-                let length = reading.read(&mut buffer).context("read what was echoed")?;
+                let length = match reading.read(&mut buffer) {
+                    Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                    result => result.context("read what was echoed")?,
+                };
                 if length == 0 {
                     return Ok(count.load(Relaxed));
                 }
