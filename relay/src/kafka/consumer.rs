@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext};
-use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{Offset, TopicPartitionList};
@@ -26,6 +26,8 @@ const ROUND_RECORDS: usize = 10_000;
 /// How long the cluster may take to tell the committed offset; a new one has to make its topic of
 /// offsets first.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a cluster that is not ready to tell is left alone.
+const COORDINATOR_RETRY: Duration = Duration::from_millis(100);
 /// Commits are no more frequent than this.
 const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -162,6 +164,37 @@ fn empty_batch(
     }
 }
 
+/// Asks for committed offsets until the cluster knows. A new cluster, or one that has just moved the
+/// group's coordinator, answers for some seconds that it is not ready.
+fn committed_offsets(
+    consumer: &BaseConsumer<Context>,
+    partitions: &TopicPartitionList,
+) -> KafkaResult<TopicPartitionList> {
+    let deadline = Instant::now() + START_TIMEOUT;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let not_ready = match consumer.committed_offsets(partitions.clone(), left) {
+            Err(error) if is_not_ready(&error) => error,
+            answer => return answer,
+        };
+        if Instant::now() + COORDINATOR_RETRY >= deadline {
+            return Err(not_ready);
+        }
+        std::thread::sleep(COORDINATOR_RETRY);
+    }
+}
+
+fn is_not_ready(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            RDKafkaErrorCode::NotCoordinator
+                | RDKafkaErrorCode::CoordinatorNotAvailable
+                | RDKafkaErrorCode::CoordinatorLoadInProgress
+        )
+    )
+}
+
 /// Reads the downlink and hands replies to the workers.
 pub struct Consumer {
     client: BaseConsumer<Context>,
@@ -204,8 +237,7 @@ impl Consumer {
         let consumer: BaseConsumer<Context> = client.create_with_context(Context)?;
         let mut assignment = TopicPartitionList::new();
         assignment.add_partition(&topic, i32::from(relay.0));
-        let committed = consumer
-            .committed_offsets(assignment, START_TIMEOUT)
+        let committed = committed_offsets(&consumer, &assignment)
             .map_err(|source| ConsumerError::Offset { group, source })?;
         let start = match committed.elements().first().map(TopicPartitionListElem::offset) {
             None | Some(Offset::Invalid) => Offset::Beginning,

@@ -12,7 +12,14 @@ mod operation;
 pub use engine::{EngineLimits, UringEngine};
 
 /// Makes the least engine and drops it, to see whether this kernel has what one needs.
+///
+/// On a thread of its own: when the kernel takes a ring apart, a moment later, it interrupts system
+/// calls of the thread that had it.
 pub fn probe() -> std::io::Result<()> {
     let limits = EngineLimits { sockets: 1, buffers: 1, buffer_bytes: 4096, batch_wait_us: 0 };
-    UringEngine::new(limits, crate::ring::Wake::new()?).map(drop)
+    let make = || UringEngine::new(limits, crate::ring::Wake::new()?).map(drop);
+    std::thread::scope(|scope| match scope.spawn(make).join() {
+        Ok(result) => result,
+        Err(panic) => std::panic::resume_unwind(panic),
+    })
 }
