@@ -12,37 +12,45 @@ pub struct Address([u32; 4]);
 /// Third word of a mapped IPv4 address.
 const MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
 
-#[inline(always)]
-const fn word(bytes: &[u8; 16], at: usize) -> u32 {
-    u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-}
-
 impl Address {
     /// `::ffff:a.b.c.d`.
     #[inline(always)]
     pub const fn from_ipv4(v4: [u8; 4]) -> Self {
-        Self([0, 0, MAPPED, u32::from_ne_bytes(v4)])
+        Self::mapped(u32::from_ne_bytes(v4))
     }
 
-    /// The IPv4 address, if this is a mapped one.
+    /// The same of a word that has its bytes as they stand in the packet.
     #[inline(always)]
-    pub const fn to_ipv4(self) -> Option<[u8; 4]> {
-        match self.0 {
-            [0, 0, MAPPED, v4] => Some(v4.to_ne_bytes()),
-            _ => None,
-        }
+    pub const fn mapped(v4: u32) -> Self {
+        Self([0, 0, MAPPED, v4])
     }
 
-    /// From [`Self::words`].
+    /// Four words, each with its bytes as they stand in the packet.
     #[inline(always)]
     pub const fn from_words(words: [u32; 4]) -> Self {
         Self(words)
     }
 
-    /// Sixteen bytes in network byte order.
+    /// Whether this is a mapped IPv4 address.
     #[inline(always)]
-    pub const fn from_ipv6(v6: [u8; 16]) -> Self {
-        Self([word(&v6, 0), word(&v6, 4), word(&v6, 8), word(&v6, 12)])
+    pub const fn is_mapped(self) -> bool {
+        let [a, b, c, _] = self.0;
+        (a | b) == 0 && c == MAPPED
+    }
+
+    /// The IPv4 address, if this is a mapped one.
+    #[inline(always)]
+    pub const fn to_ipv4(self) -> Option<[u8; 4]> {
+        if self.is_mapped() { Some(self.0[3].to_ne_bytes()) } else { None }
+    }
+
+    /// Sixteen bytes in network byte order.
+    pub fn from_ipv6(v6: [u8; 16]) -> Self {
+        let mut words = [0; 4];
+        for (word, bytes) in words.iter_mut().zip(v6.as_chunks().0) {
+            *word = u32::from_ne_bytes(*bytes);
+        }
+        Self(words)
     }
 
     /// The words, each in network byte order.

@@ -10,11 +10,20 @@ use crate::flow::{Address, FlowKey};
 pub trait PacketBytes {
     /// The `N` bytes at `offset`, or `None` if the packet ends before.
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
+
+    /// The `N` words at `offset`, each with its bytes as they stand in the packet, or `None` if the
+    /// packet ends before.
+    fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]>;
 }
 
 impl PacketBytes for [u8] {
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         self.get(offset..)?.first_chunk().copied()
+    }
+
+    fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]> {
+        let chunks: &[[u8; 4]; N] = self.get(offset..)?.as_chunks().0.first_chunk()?;
+        Some(chunks.map(u32::from_ne_bytes))
     }
 }
 
@@ -210,15 +219,12 @@ fn addresses<P: PacketBytes + ?Sized>(
 ) -> Option<(Address, Address)> {
     match family {
         Family::Ipv4 => {
-            let both: [u8; 8] = packet.load(at + 12)?;
-            Some((
-                Address::from_ipv4([both[0], both[1], both[2], both[3]]),
-                Address::from_ipv4([both[4], both[5], both[6], both[7]]),
-            ))
+            let [source, destination] = packet.words(at + 12)?;
+            Some((Address::mapped(source), Address::mapped(destination)))
         }
         Family::Ipv6 => Some((
-            Address::from_ipv6(packet.load(at + 8)?),
-            Address::from_ipv6(packet.load(at + 24)?),
+            Address::from_words(packet.words(at + 8)?),
+            Address::from_words(packet.words(at + 24)?),
         )),
     }
 }
@@ -288,12 +294,9 @@ fn ipv4<P: PacketBytes + ?Sized>(packet: &P, at: usize) -> Result<Network, Unsup
 #[inline(always)]
 fn ipv6<P: PacketBytes + ?Sized>(packet: &P, at: usize) -> Result<Network, Unsupported> {
     let ip: [u8; 8] = packet.load(at).ok_or(Unsupported::Truncated)?;
-    let source: [u8; 16] = packet.load(at + 8).ok_or(Unsupported::Truncated)?;
-    let destination: [u8; 16] = packet.load(at + 24).ok_or(Unsupported::Truncated)?;
-    if ip[0] >> 4 != 6
-        || Address::from_ipv6(source).to_ipv4().is_some()
-        || Address::from_ipv6(destination).to_ipv4().is_some()
-    {
+    let (source, destination) =
+        addresses(packet, Family::Ipv6, at).ok_or(Unsupported::Truncated)?;
+    if ip[0] >> 4 != 6 || source.is_mapped() || destination.is_mapped() {
         return Err(Unsupported::MalformedIpv6);
     }
     match ip[6] {

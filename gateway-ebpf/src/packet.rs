@@ -1,5 +1,7 @@
 //! A packet as XDP sees it: reads and writes that the verifier can follow.
 
+use core::arch::asm;
+
 use aya_ebpf::helpers::generated::bpf_xdp_adjust_head;
 use aya_ebpf::programs::XdpContext;
 use millrace_common::packet::{PacketBytes, TAG_LENGTH};
@@ -19,6 +21,16 @@ impl Packet<'_> {
         Some((start + offset) as *mut [u8; N])
     }
 
+    /// The same of `N` words.
+    #[inline(always)]
+    fn at_words<const N: usize>(&self, offset: usize) -> Option<*const [u8; 4]> {
+        let start = self.0.data();
+        if start + offset + N * 4 > self.0.data_end() {
+            return None;
+        }
+        Some((start + offset) as *const [u8; 4])
+    }
+
     /// Overwrites the destination's hardware address, and takes the VLAN tags off: the relay's
     /// device has no VLANs. `None`, with nothing changed, of a packet that has no such tags.
     #[inline(always)]
@@ -34,10 +46,13 @@ impl Packet<'_> {
             }
             return self.set_link(destination, source);
         }
-        let field = self.at::<6>(0)?;
-        // SAFETY: `at` has checked the bounds; bytes need no alignment; this program alone has the
-        // packet while it runs.
-        unsafe { *field = destination };
+        let field = self.at::<6>(0)?.cast::<u8>();
+        let [a, b, c, d, e, f] = destination;
+        // SAFETY: `at` has checked the bounds; this program alone has the packet while it runs.
+        unsafe {
+            set_word(field, u32::from_ne_bytes([a, b, c, d]));
+            set_half(field.add(4), u16::from_ne_bytes([e, f]));
+        }
         Some(())
     }
 
@@ -45,11 +60,15 @@ impl Packet<'_> {
     #[inline(always)]
     #[must_use]
     pub fn set_link(&self, destination: [u8; 6], source: [u8; 6]) -> Option<()> {
-        let field = self.at::<12>(0)?;
+        let field = self.at::<12>(0)?.cast::<u8>();
         let [a, b, c, d, e, f] = destination;
         let [g, h, i, j, k, l] = source;
         // SAFETY: as in `readdress`.
-        unsafe { *field = [a, b, c, d, e, f, g, h, i, j, k, l] };
+        unsafe {
+            set_word(field, u32::from_ne_bytes([a, b, c, d]));
+            set_word(field.add(4), u32::from_ne_bytes([e, f, g, h]));
+            set_word(field.add(8), u32::from_ne_bytes([i, j, k, l]));
+        }
         Some(())
     }
 }
@@ -73,21 +92,33 @@ impl PacketBytes for Packet<'_> {
         }
         Some(bytes)
     }
+
+    #[inline(always)]
+    fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]> {
+        let field = self.at_words::<N>(offset)?;
+        let mut words = [0; N];
+        for (index, target) in words.iter_mut().enumerate() {
+            // SAFETY: `at` has checked the bounds.
+            *target = unsafe { word(field.add(index).cast()) };
+        }
+        Some(words)
+    }
 }
 
-/// Reads four bytes of the packet, wherever they stand, by one instruction.
-///
-/// The kernel allows it and Rust can't say it: the BPF target knows no unaligned access and would
-/// read byte by byte, which was a quarter of what a packet of an established flow cost.
+// The kernel allows what Rust can't say: access to words of the packet wherever they stand. The BPF
+// target knows no unaligned access and would go byte by byte, which was a tenth of what a packet of
+// an established flow cost.
+
+/// Reads four bytes of the packet by one instruction.
 ///
 /// # Safety
-/// The four bytes lie within the packet.
+/// They lie within the packet.
 #[inline(always)]
 unsafe fn word(field: *const u8) -> u32 {
     let word: u64;
     // SAFETY: reads what the caller vouches for, and does nothing else.
     unsafe {
-        core::arch::asm!(
+        asm!(
             "{word} = *(u32 *)({field} + 0)",
             field = in(reg) field,
             word = out(reg) word,
@@ -95,4 +126,38 @@ unsafe fn word(field: *const u8) -> u32 {
         );
     }
     word as u32
+}
+
+/// Writes four bytes of the packet by one instruction.
+///
+/// # Safety
+/// They lie within the packet, and nobody else has it.
+#[inline(always)]
+unsafe fn set_word(field: *mut u8, word: u32) {
+    // SAFETY: writes what the caller vouches for, and does nothing else.
+    unsafe {
+        asm!(
+            "*(u32 *)({field} + 0) = {word}",
+            field = in(reg) field,
+            word = in(reg) u64::from(word),
+            options(nostack, preserves_flags),
+        );
+    }
+}
+
+/// Writes two bytes of the packet by one instruction.
+///
+/// # Safety
+/// As [`set_word`].
+#[inline(always)]
+unsafe fn set_half(field: *mut u8, half: u16) {
+    // SAFETY: as in `set_word`.
+    unsafe {
+        asm!(
+            "*(u16 *)({field} + 0) = {half}",
+            field = in(reg) field,
+            half = in(reg) u64::from(half),
+            options(nostack, preserves_flags),
+        );
+    }
 }
