@@ -6,13 +6,19 @@ use millrace_relay::codec::{ByteOrder, DecodeError, Decoder, Framing};
 use millrace_relay::kafka::ConnectionKey;
 
 use crate::faulty::Dice;
+use crate::fuzz_packet;
 use crate::wire::Wire;
 
 /// A target: its name, which is its corpus's folder too, and what it does with an input.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: &[Target] = &[("codec", codec), ("key", key)];
+pub const TARGETS: &[Target] = &[("codec", codec), ("key", key), ("packet", packet)];
+
+/// See [`fuzz_packet::packet`].
+pub fn packet(frame: &[u8]) {
+    let _ = fuzz_packet::packet(frame);
+}
 
 const FRAMINGS: [Framing; 6] = [
     Framing::Lines,
