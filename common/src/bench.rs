@@ -21,11 +21,20 @@ pub struct Variation {
     pub other_port: u32,
     /// of which there are so many among 2^32.
     pub others: u32,
+    /// Where IPv4's time to live or IPv6's hop limit stands. A frame that was forwarded comes again
+    /// as it went out: it is set to [`Self::HOPS`],
+    pub hops_at: u32,
+    /// and the destination's hardware address to this one: its first four bytes
+    pub link_high: u32,
+    /// and its last two.
+    pub link_low: u32,
 }
 
 impl Variation {
     /// Words of the value.
-    pub const WORDS: usize = 8;
+    pub const WORDS: usize = 11;
+    /// Of every packet.
+    pub const HOPS: u8 = 64;
     /// Every offset is below it: the verifier has to see that.
     pub const MAX_OFFSET: u32 = 0x7f;
 
@@ -41,6 +50,9 @@ impl Variation {
             self.port,
             self.other_port,
             self.others,
+            self.hops_at,
+            self.link_high,
+            self.link_low,
         ]
     }
 
@@ -48,9 +60,32 @@ impl Variation {
     #[inline(always)]
     #[must_use]
     pub const fn from_words(words: [u32; Self::WORDS]) -> Self {
-        let [source_at, first_source, sources, checksum_at, port_at, port, other_port, others] =
-            words;
-        Self { source_at, first_source, sources, checksum_at, port_at, port, other_port, others }
+        let [
+            source_at,
+            first_source,
+            sources,
+            checksum_at,
+            port_at,
+            port,
+            other_port,
+            others,
+            hops_at,
+            link_high,
+            link_low,
+        ] = words;
+        Self {
+            source_at,
+            first_source,
+            sources,
+            checksum_at,
+            port_at,
+            port,
+            other_port,
+            others,
+            hops_at,
+            link_high,
+            link_low,
+        }
     }
 }
 

@@ -46,18 +46,30 @@ fn rewrite(ctx: &XdpContext) -> Option<()> {
     unsafe { *state = second };
 
     let source = variation.first_source + below(variation.sources, first);
-    let field = at::<4>(ctx, variation.source_at)?;
+    // Of two bytes: the verifier does not follow the compiler's test for a single one.
+    let (source_field, hops_field) =
+        (at::<4>(ctx, variation.source_at)?, at::<2>(ctx, variation.hops_at)?);
     // SAFETY: `at` has checked the bounds; bytes need no alignment; this program alone has the
     // packet while it runs.
-    let before = u32::from_be_bytes(unsafe { *field });
+    let (before, [hops, next]) = unsafe { (u32::from_be_bytes(*source_field), *hops_field) };
     // SAFETY: as above.
-    unsafe { *field = source.to_be_bytes() };
+    unsafe { (*source_field, *hops_field) = (source.to_be_bytes(), [Variation::HOPS, next]) };
     if variation.checksum_at > 0 {
         let field = at::<2>(ctx, variation.checksum_at)?;
         // SAFETY: as above.
-        let checksum = updated_checksum(u16::from_be_bytes(unsafe { *field }), before, source);
+        let checksum = u16::from_be_bytes(unsafe { *field });
+        let checksum = updated_checksum(checksum, before, source);
+        // The upper byte of its word.
+        let (hops, after) = (u32::from(hops) << 8, u32::from(Variation::HOPS) << 8);
+        let checksum = updated_checksum(checksum, hops, after);
         // SAFETY: as above.
         unsafe { *field = checksum.to_be_bytes() };
+    }
+    let (high, low) = (at::<4>(ctx, 0)?, at::<2>(ctx, 4)?);
+    // SAFETY: as above.
+    unsafe {
+        (*high, *low) =
+            (variation.link_high.to_be_bytes(), (variation.link_low as u16).to_be_bytes());
     }
     let is_other = second < variation.others;
     let port = if is_other { variation.other_port } else { variation.port };

@@ -16,6 +16,7 @@ pub mod measure;
 pub mod meter;
 pub mod netns;
 pub mod ordinary;
+pub mod packet_cost;
 pub mod paths;
 pub mod payload;
 pub mod pktgen_kernel;
