@@ -13,6 +13,7 @@ mod egress;
 mod ingress;
 mod kernel;
 mod maps;
+mod object;
 mod packet;
 mod trace;
 
@@ -99,19 +100,8 @@ fn conclude(verdict: Verdict) -> u32 {
     }
 }
 
-// SAFETY: the kernel and every loader read this section as a NUL-terminated string.
-#[unsafe(link_section = "license")]
-// SAFETY: the only symbol of this name in the object.
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
-
 // SAFETY: the loader reads this section as four little-endian bytes (`abi::SECTION`).
 #[unsafe(link_section = ".millrace.abi")]
 // SAFETY: the only symbol of this name in the object.
 #[unsafe(no_mangle)]
 static MILLRACE_ABI: [u8; 4] = ABI_VERSION.to_le_bytes();
-
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
-}

@@ -18,6 +18,7 @@ pub mod meter;
 pub mod netns;
 pub mod odd;
 pub mod ordinary;
+pub mod packet_cost;
 pub mod paths;
 pub mod payload;
 pub mod pktgen_kernel;

@@ -234,6 +234,15 @@ impl Programs {
             .collect()
     }
 
+    /// Verdicts counted since an earlier reading of [`Self::counters`], and how often.
+    pub fn counted_since(&mut self, before: &[u64]) -> anyhow::Result<Vec<(&'static str, u64)>> {
+        Ok(std::iter::zip(before, self.counters()?)
+            .zip(Verdict::ALL)
+            .filter(|((before, after), _)| after > before)
+            .map(|((before, after), verdict)| (verdict.name(), after - before))
+            .collect())
+    }
+
     /// Runs a program over a frame and checks the action, the counter, and gives the frame as it
     /// came out.
     pub fn expect(
@@ -264,11 +273,7 @@ impl Programs {
             ..TestRunOptions::default()
         })?;
         out.truncate(usize::try_from(result.data_size_out)?);
-        let counted = std::iter::zip(before, self.counters()?)
-            .zip(Verdict::ALL)
-            .filter(|((before, after), _)| after > before)
-            .map(|((before, after), verdict)| (verdict.name(), after - before))
-            .collect();
+        let counted = self.counted_since(&before)?;
         Ok(Outcome { counted, out, returned: result.return_value })
     }
 
@@ -297,6 +302,11 @@ impl Programs {
         self.expect("egress", &frame.bytes(), verdict, action)
     }
 
+    /// A program, to be attached.
+    pub fn program_mut(&mut self, name: &str) -> anyhow::Result<&mut Xdp> {
+        Ok(self.ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?)
+    }
+
     /// A program.
     pub fn program(&self, name: &str) -> anyhow::Result<&Xdp> {
         Ok(self.ebpf.program(name).with_context(|| format!("no program {name}"))?.try_into()?)
@@ -318,7 +328,8 @@ pub struct Bench {
     pub relay: Host,
     /// The gateway.
     pub gateway: Host,
-    _client: Host,
+    /// The client, behind `eth1`.
+    pub client: Host,
     /// The relay namespace's identifier.
     pub nsid: u32,
     relay_ifindex: u32,
@@ -373,7 +384,7 @@ impl Bench {
             client_ifindex: index("eth1")?,
             relay,
             gateway,
-            _client: client,
+            client,
         })
     }
 

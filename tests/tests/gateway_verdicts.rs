@@ -5,7 +5,6 @@ use std::net::{SocketAddr, TcpStream};
 use anyhow::ensure;
 use aya::maps::Array;
 use aya::maps::xdp::DevMapHash;
-use aya::programs::{TestRun as _, TestRunOptions};
 use millrace_common::abi::{ABI_VERSION, GatewayConfig, map};
 use millrace_common::verdict::Verdict;
 use millrace_tests::frames::flag::{ACK, FIN, RST, SYN};
@@ -351,57 +350,4 @@ fn every_verdict() -> anyhow::Result<()> {
         Verdict::ALL.iter().filter(|verdict| !seen.contains(verdict)).map(|v| v.name()).collect();
     ensure!(missing.is_empty(), "never seen: {missing:?}");
     Ok(())
-}
-
-/// Prints what a packet costs: `cargo test --release --test gateway_verdicts -- --ignored --nocapture`.
-#[test]
-#[ignore = "a measurement"]
-fn cost_per_packet() -> anyhow::Result<()> {
-    const REPEAT: u32 = 2_000_000;
-    if !privileged("cost_per_packet") {
-        return Ok(());
-    }
-    let bytes = std::fs::read(bpf_object()?)?;
-    let bench = Bench::new()?;
-    bench.with_programs(&bytes, |programs| {
-        let segment = Family::Ipv4.from_client(ACK);
-        programs.insert(map::ESTABLISHED, flow(&segment))?;
-        let ipv6 = Family::Ipv6.from_client(ACK);
-        programs.insert(map::ESTABLISHED, flow(&ipv6))?;
-        let pending = segment.from_port(CLIENT_PORT + 1);
-        programs.insert(map::PENDING, flow(&pending))?;
-        let mut icmp = segment.bytes();
-        icmp[23] = 1;
-        let from_relay = Family::Ipv4.from_relay(Family::Ipv4.client().ip(), ACK, 7);
-        let mut trivial = 0.0;
-        for (what, program, frame) in [
-            ("trivial pass", "pass", segment.bytes()),
-            ("ingress, ICMP", "ingress", icmp),
-            ("ingress, no rule", "ingress", segment.to_port(9).bytes()),
-            ("ingress, no rule, IPv6", "ingress", ipv6.to_port(9).bytes()),
-            ("ingress, no flow", "ingress", segment.from_port(CLIENT_PORT + 2).bytes()),
-            ("ingress, established", "ingress", segment.bytes()),
-            ("ingress, established, IPv6", "ingress", ipv6.bytes()),
-            ("ingress, pending", "ingress", pending.bytes()),
-            ("ingress, SYN", "ingress", Family::Ipv4.from_client(SYN).bytes()),
-            ("egress, forwarded", "egress", from_relay.bytes()),
-        ] {
-            // The best of five: what else runs on the machine only ever adds.
-            let mut best = f64::INFINITY;
-            for _ in 0..5 {
-                let options = TestRunOptions {
-                    data_in: Some(&frame),
-                    repeat: REPEAT,
-                    ..TestRunOptions::default()
-                };
-                let run = programs.program(program)?.test_run(options)?;
-                best = best.min(run.duration.as_secs_f64() * 1e9);
-            }
-            if what == "trivial pass" {
-                trivial = best;
-            }
-            println!("{what:<26} {best:>6.0} ns   {:>5.2} of trivial", best / trivial);
-        }
-        Ok(())
-    })
 }

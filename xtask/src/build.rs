@@ -45,7 +45,8 @@ fn userspace(packages: &[&str]) -> Result<()> {
     ]))
 }
 
-/// Builds the XDP programs, and puts the object below `target/bpf` and beside the relay.
+/// Builds the XDP programs, and puts the objects below `target/bpf`, and the gateway's beside the
+/// relay.
 pub(crate) fn ebpf() -> Result<()> {
     let toolchain = toolchain::require()?;
     let folder = paths::root().join("gateway-ebpf");
@@ -58,7 +59,9 @@ pub(crate) fn ebpf() -> Result<()> {
             .env("PATH", path_with_linker()?)
             .current_dir(&folder),
     )?;
-    let object = folder.join("target/bpfel-unknown-none/release/gateway");
+    let built = folder.join("target/bpfel-unknown-none/release");
+    let object = built.join("gateway");
+    install(&built.join("bench"), &paths::bench_object())?;
     install(&object, &paths::bpf_object())?;
     install(&object, &paths::release("gateway.bpf.o"))
 }

@@ -101,6 +101,9 @@ enum Command {
         xtask bench path --plot path.svg"
     )]
     Bench(run::Bench),
+    /// Measure packets a second through the gateway's XDP program
+    #[command(after_help = run::PKTGEN_HELP)]
+    Pktgen(run::Passed),
     /// Run the unit, property and end-to-end tests
     #[command(after_help = test::HELP)]
     Test(run::Passed),
@@ -151,6 +154,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Run(passed) => run::relay("run", &passed)?,
         Command::Demo(passed) => run::demo(&passed)?,
         Command::Bench(bench) => run::bench(&bench)?,
+        Command::Pktgen(passed) => run::pktgen(&passed)?,
         Command::Test(passed) => return test::run(&passed),
         Command::Fuzz(options) => fuzz::run(&options)?,
         Command::VmTest(options) => vm::run(&options)?,

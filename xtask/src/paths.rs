@@ -23,6 +23,11 @@ pub(crate) fn bpf_object() -> PathBuf {
     target().join("bpf").join("gateway.bpf.o")
 }
 
+/// The eBPF object of the benchmarks' own programs.
+pub(crate) fn bench_object() -> PathBuf {
+    bpf_object().with_file_name("bench.bpf.o")
+}
+
 /// Kafka's jars.
 pub(crate) fn kafka_jars() -> PathBuf {
     target().join("kafka").join("libs")

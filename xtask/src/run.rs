@@ -65,6 +65,43 @@ Changes on the host: as `demo`. It takes about three minutes.
 Example:
   cargo xtask bench path --plot path.svg";
 
+const BENCH_CLASSIFY_HELP: &str = "\
+Processor time of a packet in the gateway's programs, for every way through them, by test run of the
+real object; as a ratio to a program that only passes. Arguments go to the benchmark:
+  --rounds N --packets N --flows N --rules N   how much
+  --only TEXT        only what has this in its name
+  --quick            one round of very little, to see that everything works
+  --plot FILE.svg    draws the report
+  --json             the last line of standard output is one JSON object
+
+Changes on the host: installs what is missing (see `setup --check`); needs root; makes network
+namespaces and removes them at its end. It takes about two minutes, and no Kafka.
+
+Examples:
+  cargo xtask bench classify --json
+  cargo xtask bench classify --only established";
+
+pub(crate) const PKTGEN_HELP: &str = "\
+Packets a second through the gateway's ingress program, beside programs that only drop and only pass.
+Arguments go to the program:
+  SCENARIO           drop, pass, no-rule, flows-1, flows-1000, flows-1000000, rules-10000, syn-flood,
+                     mixture; several, or none for all
+  --engine kernel|live-frames   the kernel's pktgen, or BPF_PROG_RUN with live frames
+  --size BYTES       of a frame; may be given several times
+  --rounds N --packets N   how much
+  --quick            one round of very little, to see that everything works
+  --plot FILE.svg    draws the report
+  --json             the last line of standard output is one JSON object
+
+Without --engine it is the kernel's where the module is there: it is loaded (`modprobe pktgen`) and
+stays. Changes on the host else: installs what is missing (see `setup --check`); needs root; makes
+network namespaces, sends within them only, and removes them at its end. It takes about two minutes,
+and no Kafka.
+
+Examples:
+  cargo xtask pktgen
+  cargo xtask pktgen mixture syn-flood --engine live-frames --plot pktgen.svg";
+
 /// Arguments that are passed on as they are.
 #[derive(Debug, Args)]
 pub(crate) struct Passed {
@@ -72,6 +109,9 @@ pub(crate) struct Passed {
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
     arguments: Vec<OsString>,
 }
+
+/// Tells programs where the gateway's eBPF object is.
+const BPF_OBJECT: &str = "MILLRACE_BPF_OBJECT";
 
 /// What to measure.
 #[derive(Debug, Subcommand)]
@@ -85,6 +125,9 @@ pub(crate) enum Bench {
     /// What a message and an idle connection cost on the whole path, with Millrace and without
     #[command(after_help = BENCH_PATH_HELP)]
     Path(Passed),
+    /// What a packet costs in the gateway's programs, for every way through them
+    #[command(after_help = BENCH_CLASSIFY_HELP)]
+    Classify(Passed),
 }
 
 /// Builds what the relay's subcommand needs and becomes it.
@@ -110,7 +153,22 @@ pub(crate) fn bench(bench: &Bench) -> Result<()> {
         Bench::Relay(passed) => hand_over("bench-relay", &setup::WITH_BENCH, passed),
         Bench::Gateway(passed) => hand_over("bench-gateway", &setup::USUAL, passed),
         Bench::Path(passed) => hand_over("bench-path", &setup::USUAL, passed),
+        Bench::Classify(passed) => without_kafka("bench-classify", passed),
     }
+}
+
+/// Builds the generator of packets and becomes it.
+pub(crate) fn pktgen(passed: &Passed) -> Result<()> {
+    without_kafka("pktgen", passed)
+}
+
+/// For what concerns the XDP programs alone.
+fn without_kafka(program: &str, passed: &Passed) -> Result<()> {
+    require_root()?;
+    setup::ensure(&[Part::Build, Part::Ebpf, Part::Network])?;
+    build::all()?;
+    let mut command = Command::new(paths::release(program));
+    process::replace(command.env(BPF_OBJECT, paths::bpf_object()).args(&passed.arguments))
 }
 
 fn hand_over(program: &str, parts: &[Part], passed: &Passed) -> Result<()> {
@@ -140,7 +198,7 @@ pub(crate) fn environment(command: &mut Command, brokers: &str) -> Result<()> {
     command
         .env("MILLRACE_BROKERS", brokers)
         .env("MILLRACE_RELAY", paths::release("relay"))
-        .env("MILLRACE_BPF_OBJECT", paths::bpf_object())
+        .env(BPF_OBJECT, paths::bpf_object())
         .env("MILLRACE_EXAMPLE_SERVER", paths::release("examples/server"))
         .env("MILLRACE_XTASK", std::env::current_exe()?);
     Ok(())
