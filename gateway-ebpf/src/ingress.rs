@@ -27,7 +27,7 @@ pub fn verdict(ctx: &XdpContext) -> Verdict {
     let Some(config) = maps::config() else { return Verdict::PassUnconfigured };
     let Some(flow) = headers.flow(&packet) else { return Verdict::PassTruncated };
     let heartbeat = maps::heartbeat();
-    let steering = Steering { ctx, headers, flow, active, class, config, heartbeat };
+    let steering = Steering { ctx, headers, flow: &flow, active, class, config, heartbeat };
     if headers.protocol == UDP {
         steering.datagram()
     } else if headers.flags.opens() {
@@ -41,7 +41,8 @@ pub fn verdict(ctx: &XdpContext) -> Verdict {
 struct Steering<'a> {
     ctx: &'a XdpContext,
     headers: Headers,
-    flow: FlowKey,
+    /// Apart, for its address goes to the kernel: within, it would take all of this onto the stack.
+    flow: &'a FlowKey,
     active: ActiveSet,
     class: PortClass,
     config: &'a GatewayConfig,
@@ -55,7 +56,7 @@ impl Steering<'_> {
     fn open(&self) -> Verdict {
         let verdict = self.offer();
         if !matches!(verdict, Verdict::DivertNew | Verdict::DivertRule | Verdict::DropRule) {
-            maps::forget(&self.flow);
+            maps::forget(self.flow);
         }
         verdict
     }
@@ -73,13 +74,13 @@ impl Steering<'_> {
             return verdict;
         }
         let nsid = self.config.relay_nsid;
-        if !kernel::listens(self.ctx, &self.flow, nsid) || !kernel::lives(self.ctx, nsid) {
+        if !kernel::listens(self.ctx, self.flow, nsid) || !kernel::lives(self.ctx, nsid) {
             return Verdict::PassNoListener;
         }
         if self.active.flags().by_rule() {
             return self.divert(Verdict::DivertRule);
         }
-        if maps::begin(&self.flow, self.heartbeat.generation).is_none() {
+        if maps::begin(self.flow, self.heartbeat.generation).is_none() {
             return Verdict::PassTableFull;
         }
         self.divert(Verdict::DivertNew)
@@ -92,7 +93,7 @@ impl Steering<'_> {
         if by_rule && self.action() == Some(Action::Divert) {
             return self.kept_away().unwrap_or_else(|| self.divert(Verdict::DivertRule));
         }
-        match maps::find(&self.flow, self.heartbeat.generation) {
+        match maps::find(self.flow, self.heartbeat.generation) {
             Some(verdict) => self.divert(verdict),
             None => self.stray(),
         }
@@ -113,13 +114,13 @@ impl Steering<'_> {
             _ => return Verdict::PassNoFlow,
         }
         let verdict =
-            match kernel::knows(self.ctx, &self.headers, &self.flow, self.config.relay_nsid) {
+            match kernel::knows(self.ctx, &self.headers, self.flow, self.config.relay_nsid) {
                 Known::Nothing => return Verdict::PassNoFlow,
                 Known::Socket => Verdict::DivertSocket,
                 Known::Cookie => Verdict::DivertCookie,
             };
         // If there is no room, the next segment is looked for in the same way.
-        let _ = maps::begin(&self.flow, self.heartbeat.generation);
+        let _ = maps::begin(self.flow, self.heartbeat.generation);
         self.divert(verdict)
     }
 
@@ -135,7 +136,7 @@ impl Steering<'_> {
         if let Some(verdict) = self.kept_away() {
             return verdict;
         }
-        if !kernel::receives(self.ctx, &self.flow, self.config.relay_nsid) {
+        if !kernel::receives(self.ctx, self.flow, self.config.relay_nsid) {
             return Verdict::PassNoListener;
         }
         self.divert(Verdict::DivertDatagram)
@@ -144,14 +145,14 @@ impl Steering<'_> {
     /// What the rules say.
     #[inline(always)]
     fn action(&self) -> Option<Action> {
-        maps::action(self.active.set(), self.class, &self.flow)
+        maps::action(self.active.set(), self.class, self.flow)
     }
 
     /// Why a packet that a rule diverts is passed all the same, if it is: its source, or that the
     /// relay has not beaten for too long.
     #[inline(always)]
     fn kept_away(&self) -> Option<Verdict> {
-        if self.active.flags().has_exclusions() && maps::excludes(self.active.set(), &self.flow) {
+        if self.active.flags().has_exclusions() && maps::excludes(self.active.set(), self.flow) {
             return Some(Verdict::PassExcluded);
         }
         let stamp_ns = self.heartbeat.stamp_ns;
