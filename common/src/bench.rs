@@ -114,7 +114,7 @@ pub const fn updated_checksum(checksum: u16, before: u32, after: u32) -> u16 {
     sum += (after >> 16) + (after & 0xffff);
     sum = (sum & 0xffff) + (sum >> 16);
     sum = (sum & 0xffff) + (sum >> 16);
-    !(sum as u16)
+    !((sum & 0xffff) as u16)
 }
 
 #[cfg(test)]
@@ -137,14 +137,18 @@ mod tests {
             while sum > 0xffff {
                 sum = (sum & 0xffff) + (sum >> 16);
             }
-            !(sum as u16)
+            !u16::try_from(sum).unwrap()
         };
         let mut random = 7;
         for _ in 0..10_000 {
             let before = random;
             random = next_random(random);
-            let rest = [(random >> 8) as u16, 0x4500];
-            let of = |part: u32| checksum([rest[0], rest[1], (part >> 16) as u16, part as u16]);
+            let [_, a, b, _] = before.to_be_bytes();
+            let rest = u16::from_be_bytes([a, b]);
+            let of = |part: u32| {
+                let [a, b, c, d] = part.to_be_bytes();
+                checksum([rest, 0x4500, u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])])
+            };
             assert_eq!(updated_checksum(of(before), before, random), of(random));
         }
     }

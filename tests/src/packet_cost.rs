@@ -82,7 +82,7 @@ impl Sources {
             Family::Ipv4 => (12, network_at + 10, 22, 8),
             Family::Ipv6 => (20, 0, 42, 7),
         };
-        let [a, b, c, d, e, f] = frame.link.0;
+        let [link @ .., fifth, sixth] = frame.link.0;
         Variation {
             source_at: network_at + source_at,
             first_source: self.first,
@@ -93,8 +93,8 @@ impl Sources {
             other_port: port,
             others: 0,
             hops_at: network_at + hops_at,
-            link_high: u32::from_be_bytes([a, b, c, d]),
-            link_low: u16::from_be_bytes([e, f]).into(),
+            link_high: u32::from_be_bytes(link),
+            link_low: u16::from_be_bytes([fifth, sixth]).into(),
         }
     }
 }
@@ -195,7 +195,7 @@ pub fn nanoseconds(program: &Xdp, frame: &[u8], packets: u32) -> Result<f64> {
         TestRunOptions { data_in: Some(frame), repeat: packets, ..TestRunOptions::default() };
     let before = thread_time();
     program.test_run(options)?;
-    Ok((thread_time() - before).as_secs_f64() * 1e9 / f64::from(packets))
+    Ok(thread_time_since(before).as_secs_f64() * 1e9 / f64::from(packets))
 }
 
 /// What a program costs; processor time of a packet in nanoseconds, by test run.
@@ -257,4 +257,9 @@ pub fn thread_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     let positive = |part: i64| u64::try_from(part).expect("since the thread began");
     Duration::from_secs(positive(time.tv_sec)) + Duration::from_nanos(positive(time.tv_nsec))
+}
+
+/// What the calling thread has used since an earlier reading.
+pub fn thread_time_since(before: Duration) -> Duration {
+    thread_time().checked_sub(before).expect("a clock that goes forward")
 }

@@ -18,7 +18,7 @@ use crate::report::Report;
 use crate::rows::Row;
 
 /// Measures the processor time that a packet takes in the gateway's programs, by `BPF_PROG_TEST_RUN`
-/// of the real object, as a ratio to a program that only returns XDP_PASS.
+/// of the real object, as a ratio to a program that only passes.
 ///
 /// Each measurement has its own floor right before it, so that what else the machine does weighs on
 /// both. Rows with `each packet` or `each of` send every packet of another flow, at random: their

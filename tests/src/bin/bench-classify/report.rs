@@ -28,6 +28,7 @@ pub(crate) struct Report {
 /// The ratios that there are goals for: medians, of IPv4 unless they say otherwise; none where `--only`
 /// leaves them out.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
+#[expect(clippy::struct_field_names, reason = "they are fields of the JSON report")]
 struct Headline {
     ratio_no_rule: Option<f64>,
     ratio_no_rule_best: Option<f64>,
@@ -47,8 +48,7 @@ const GOAL_DIVERTED: f64 = 3.0;
 #[derive(Debug, Serialize)]
 struct Line {
     name: &'static str,
-    #[serde(serialize_with = "family_name")]
-    family: Family,
+    family: &'static str,
     program: &'static str,
     verdict: &'static str,
     /// Every packet is of another flow.
@@ -62,22 +62,18 @@ struct Line {
     costs: Vec<Cost>,
 }
 
-fn name_of(family: Family) -> &'static str {
+const fn name_of(family: Family) -> &'static str {
     match family {
         Family::Ipv4 => "IPv4",
         Family::Ipv6 => "IPv6",
     }
 }
 
-fn family_name<S: serde::Serializer>(family: &Family, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(name_of(*family))
-}
-
 impl Line {
     fn new(family: Family, row: &Row) -> Self {
         Self {
             name: row.name,
-            family,
+            family: name_of(family),
             program: row.program,
             verdict: row.verdict.name(),
             is_cold: row.variation.is_some(),
@@ -112,7 +108,7 @@ impl Report {
 
     /// Takes a measurement in.
     pub(crate) fn add(&mut self, family: Family, row: &Row, cost: Cost) {
-        let is_it = |line: &Line| line.family == family && line.name == row.name;
+        let is_it = |line: &Line| line.family == name_of(family) && line.name == row.name;
         let index = self.rows.iter().position(is_it).unwrap_or_else(|| {
             self.rows.push(Line::new(family, row));
             self.rows.len() - 1
@@ -145,7 +141,7 @@ impl Report {
     pub(crate) fn plot(&self, path: &Path) -> Result<()> {
         let mut bars = Bars::default();
         for line in &self.rows {
-            bars.add(line.name, name_of(line.family), line.ratio);
+            bars.add(line.name, line.family, line.ratio);
         }
         let title = format!("{} rules, {} established flows", self.rules, self.flows);
         let axis = "times a program that only passes; less is better";
@@ -160,17 +156,12 @@ impl fmt::Display for Report {
         let Self { machine, rounds, packets, flows, rules, .. } = self;
         writeln!(f, "{machine}; {rounds} rounds of {packets} packets")?;
         writeln!(f, "{rules} rules, {flows} established flows")?;
-        for family in Family::BOTH {
+        for family in Family::BOTH.map(name_of) {
             writeln!(f)?;
             writeln!(
                 f,
-                "{:<38} {:<20} {:>8} {:>8} {:>7} {:>7}",
-                name_of(family),
-                "verdict",
-                "ns",
-                "best",
-                "ratio",
-                "best"
+                "{family:<38} {:<20} {:>8} {:>8} {:>7} {:>7}",
+                "verdict", "ns", "best", "ratio", "best"
             )?;
             let lines = || self.rows.iter().filter(|line| line.family == family);
             let trivial = median(lines().map(|line| line.trivial_ns));

@@ -8,13 +8,13 @@ use aya::programs::xdp::XdpMode;
 use aya::programs::{TestRun as _, TestRunAttrs, TestRunOptions, Xdp};
 use clap::ValueEnum;
 use millrace_tests::netns::Host;
-use millrace_tests::packet_cost::{Prologue, thread_time};
+use millrace_tests::packet_cost::{Prologue, thread_time, thread_time_since};
 use millrace_tests::pktgen_kernel::{self, Traffic};
 
 use crate::road::{INGRESS, Road, received};
 
 /// Longest run of the kernel's generator.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 /// Live frames that are handed over together, as a driver's poll would (`NAPI_POLL_WEIGHT`).
 const BATCH: u32 = 64;
 
@@ -95,7 +95,7 @@ pub(crate) fn live_frames(
         .vary()?
         .test_run(options)
         .context("BPF_PROG_RUN with live frames, which Linux has since 5.18")?;
-    let (elapsed, processor) = (started.elapsed(), thread_time() - processor);
+    let (elapsed, processor) = (started.elapsed(), thread_time_since(processor));
     Ok(Passage {
         packets: packets.into(),
         elapsed,
