@@ -90,12 +90,16 @@ impl Steering<'_> {
     #[inline(always)]
     fn follow(&self) -> Verdict {
         let by_rule = self.active.flags().by_rule();
+        let mut kept_away = None;
         if by_rule && self.action() == Some(Action::Divert) {
-            return self.kept_away().unwrap_or_else(|| self.divert(Verdict::DivertRule));
+            kept_away = self.kept_away();
+            if kept_away.is_none() {
+                return self.divert(Verdict::DivertRule);
+            }
         }
         match maps::find(self.flow, self.heartbeat.generation) {
             Some(verdict) => self.divert(verdict),
-            None => self.stray(),
+            None => kept_away.unwrap_or_else(|| self.stray()),
         }
     }
 

@@ -140,7 +140,9 @@ pub const fn lines() -> Wire {
 fn config(plan: &ClusterPlan, prefix: &str) -> Config {
     let service = |name: &str, port: u16, wire: Wire, first_partition: u16| Service {
         name: name.to_owned(),
-        destinations: vec![Topology::SERVER_NETWORK.parse().expect("a prefix")],
+        destinations: [Topology::SERVER_NETWORK, Topology::SERVER_NETWORK_IPV6]
+            .map(|network| network.parse().expect("a prefix"))
+            .to_vec(),
         port,
         framing: wire.0,
         max_message_bytes: plan.max_message_bytes,

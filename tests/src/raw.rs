@@ -1,6 +1,6 @@
 //! IPv4 packets past the stack: with any source, and whatever the stack thinks of them.
 
-use std::io::Read as _;
+use std::io::{ErrorKind, Read as _};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -35,9 +35,15 @@ impl Raw {
     /// The next TCP packet, from its IPv4 header on.
     pub fn receive(&self) -> anyhow::Result<Vec<u8>> {
         let mut packet = vec![0; 2048];
-        let length = (&self.0).read(&mut packet).context("no answer")?;
-        packet.truncate(length);
-        Ok(packet)
+        loop {
+            match (&self.0).read(&mut packet) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                result => {
+                    packet.truncate(result.context("no answer")?);
+                    return Ok(packet);
+                }
+            }
+        }
     }
 }
 

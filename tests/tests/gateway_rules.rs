@@ -257,6 +257,21 @@ fn udp(host: &Host, address: IpAddr) -> anyhow::Result<UdpSocket> {
     Ok(socket)
 }
 
+/// The next datagram: what it says, and who sent it. A signal is no answer.
+fn receive(socket: &UdpSocket) -> anyhow::Result<(Vec<u8>, SocketAddr)> {
+    let mut buffer = vec![0; 100];
+    loop {
+        match socket.recv_from(&mut buffer) {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            result => {
+                let (length, peer) = result?;
+                buffer.truncate(length);
+                return Ok((buffer, peer));
+            }
+        }
+    }
+}
+
 #[test]
 fn ipv6_connections_are_diverted_and_answered() -> anyhow::Result<()> {
     if !privileged("ipv6_connections_are_diverted_and_answered") {
@@ -320,18 +335,15 @@ fn datagrams_are_diverted_and_answered() -> anyhow::Result<()> {
         let there = topology.servers[0].run(|| UdpSocket::bind(target))??;
         there.set_read_timeout(Some(PATIENCE))?;
         socket.send_to(b"ordinary", target)?;
-        let mut buffer = [0; 100];
-        let (length, peer) = there.recv_from(&mut buffer)?;
-        ensure!(&buffer[..length] == b"ordinary" && peer == socket.local_addr()?);
+        ensure!(receive(&there)? == (b"ordinary".to_vec(), socket.local_addr()?));
 
         let here = gateway::in_namespace(&loaded.config.namespace(), || UdpSocket::bind(target))??;
         here.set_read_timeout(Some(PATIENCE))?;
         socket.send_to(b"diverted", target)?;
-        let (length, peer) = here.recv_from(&mut buffer)?;
-        ensure!(&buffer[..length] == b"diverted" && peer == socket.local_addr()?);
+        let (message, peer) = receive(&here)?;
+        ensure!(message == b"diverted" && peer == socket.local_addr()?);
         here.send_to(b"answer", peer)?;
-        let (length, peer) = socket.recv_from(&mut buffer)?;
-        ensure!(&buffer[..length] == b"answer" && peer == target, "from {peer}");
+        ensure!(receive(&socket)? == (b"answer".to_vec(), target));
     }
     ensure!(loaded.verdict("divert/datagram")? == 2 && loaded.verdict("pass/no_listener")? == 2);
     loaded.unload()

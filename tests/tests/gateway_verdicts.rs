@@ -212,6 +212,11 @@ fn by_rule(programs: &mut Programs, family: Family) -> anyhow::Result<()> {
     ensure!(!programs.has(map::PENDING, &flow(&syn))?, "no flow is kept");
     programs.ingress(&syn.to_port(CLOSED_PORT), Verdict::PassNoListener, PASS)?;
     programs.ingress(&segment.to_port(CLOSED_PORT), Verdict::DivertRule, REDIRECT)?;
+    // What the relay has accepted stays with it while it hangs.
+    programs.insert(map::ESTABLISHED, flow(&segment))?;
+    programs.heartbeat(0, GENERATION)?;
+    programs.ingress(&segment, Verdict::DivertEstablished, REDIRECT)?;
+    programs.heartbeat(now_ns(), GENERATION)?;
     programs.rules(RULES, false)?;
     Ok(())
 }

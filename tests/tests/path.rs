@@ -10,6 +10,7 @@ use millrace_tests::cluster::{
     Cluster, ClusterPlan, FRAMES_PORT, LINES_PORT, ORDINARY_PORT, frames, lines,
 };
 use millrace_tests::load::{Load, LoadPlan};
+use millrace_tests::netns::Topology;
 use millrace_tests::payload::Payload;
 use millrace_tests::process::{Process, wait_until};
 use millrace_tests::reader::HandServer;
@@ -76,6 +77,26 @@ fn records_carry_the_true_addresses_and_a_reply_reaches_its_client_alone() {
     .unwrap();
     server.reply(&other_open, b"still there").unwrap();
     assert_eq!(other.receive().unwrap(), b"still there");
+}
+
+#[test]
+fn ipv6_clients_are_served_by_their_own_addresses() {
+    let Some(_right) = privilege::exclusive() else { return };
+    let mut cluster = Cluster::build(ClusterPlan::small("ipv6", 1)).unwrap();
+    cluster.start().unwrap();
+    let server = HandServer::new(&cluster, &cluster.lines_partitions()).unwrap();
+    let target = (Topology::server_address_ipv6(0), LINES_PORT).into();
+    let mut client = Client::connect(&cluster.clients(), target, lines()).unwrap();
+    let open = server.next("open", |record| record.header("kind") == "open").unwrap();
+    let address = client.address().unwrap();
+    assert!(address.is_ipv6());
+    assert_eq!(open.header("client"), address.to_string());
+    assert_eq!(open.header("destination"), format!("[fd77:2::b]:{LINES_PORT}"));
+    client.send(b"by IPv6").unwrap();
+    let message = server.next("message", |record| record.header("kind") == "message").unwrap();
+    assert_eq!((&message.key, &message.value[..]), (&open.key, &b"by IPv6"[..]));
+    server.reply(&message, b"and back").unwrap();
+    assert_eq!(client.receive().unwrap(), b"and back");
 }
 
 #[test]
