@@ -3,7 +3,7 @@
 //! In the order in which a packet meets them: [`packet`] (the one parser), [`rule`] (what may be
 //! diverted), [`flow`] (what is diverted), [`verdict`] (what became of it), [`trace`] (a packet and its
 //! verdict, told), [`abi`] (the maps that carry all this between the kernel and the relay).
-//! Apart from them: [`bench`], for the benchmarks' own program.
+//! Apart from them: [`mod@bench`], for the benchmarks' own program.
 #![no_std]
 // A BPF program has few stack bytes and no calls worth having: what is small is part of its caller.
 #![allow(clippy::inline_always)]
