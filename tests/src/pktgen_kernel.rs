@@ -56,11 +56,17 @@ impl Traffic {
             format!("dst_min {}", self.destinations.start()),
             format!("dst_max {}", self.destinations.end()),
             format!("udp_src_min {}", self.source_ports.start()),
-            format!("udp_src_max {}", self.source_ports.end()),
+            format!("udp_src_max {}", port_limit(&self.source_ports)),
             format!("udp_dst_min {}", self.destination_ports.start()),
-            format!("udp_dst_max {}", self.destination_ports.end()),
+            format!("udp_dst_max {}", port_limit(&self.destination_ports)),
         ]
     }
+}
+
+/// What pktgen calls the largest port: it begins again before it gets there, unlike with addresses
+/// (`mod_cur_headers` in `net/core/pktgen.c`). So no range of several ports has port 65,535.
+fn port_limit(ports: &RangeInclusive<u16>) -> u16 {
+    ports.end().saturating_add(1)
 }
 
 /// What became of it.
@@ -190,6 +196,12 @@ fn parse(text: &str) -> Option<Sent> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_port_is_sent_too() {
+        assert_eq!((port_limit(&(9..=9)), port_limit(&(6996..=7000))), (10, 7001));
+        assert_eq!(port_limit(&(1024..=u16::MAX)), u16::MAX);
+    }
 
     #[test]
     fn the_result_is_read() {

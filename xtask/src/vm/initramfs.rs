@@ -22,6 +22,7 @@ const TOOLS: [&str; 4] = ["ip", "ethtool", "nsenter", "sysctl"];
 const EMPTY: [&str; 5] = ["proc", "sys", "dev", "run", "tmp"];
 const MODULES: &str = "/modules";
 const OBJECT: &str = "/millrace/gateway.bpf.o";
+const BENCH_OBJECT: &str = "/millrace/bench.bpf.o";
 
 /// The first process. The kernel's own messages go to the first serial port, the results to the
 /// second.
@@ -69,6 +70,7 @@ pub(super) fn write(kernel: &Kernel, expected: Expected, limit_s: u64, file: &Pa
         archive.file(&Path::new(MODULES).join(name), &contents)?;
     }
     archive.file(Path::new(OBJECT), &read(&paths::bpf_object())?)?;
+    archive.file(Path::new(BENCH_OBJECT), &read(&paths::bench_object())?)?;
 
     let mut libraries = BTreeSet::new();
     for (name, path) in programs()? {
@@ -86,6 +88,7 @@ fn programs() -> Result<Vec<(String, PathBuf)>> {
     let mut programs = vec![
         ("relay".to_owned(), paths::release("relay")),
         ("guest".to_owned(), paths::release("guest")),
+        ("pktgen".to_owned(), paths::release("pktgen")),
     ];
     for tool in TOOLS.iter().chain(&["busybox"]) {
         let path = process::find_program(tool)

@@ -20,8 +20,8 @@ use kernel::{Kernel, Series};
 pub(crate) const HELP: &str = "\
 Boots the kernel in QEMU, emulated in software and without any network, and there: loads every XDP
 program through the verifier, diverts a TCP connection, replaces and traces the programs below it,
-runs the relay, kills it, runs the kernel's pktgen against the loaded program, and unloads. Under 5.10
-`relay load` must refuse, say why, and leave nothing. Needs no root once its packages are installed.
+runs the relay, kills it, runs the kernel's pktgen against the loaded program, unloads, and runs the
+scenarios of `cargo xtask pktgen` by that generator. Under 5.10 `relay load` must refuse, say why, and leave nothing. Needs no root once its packages are installed.
 
 Changes on the host: installs what is missing (see `setup --vm --check`); fetches Debian's kernel
 packages, without installing them, into target/vm. Delete that folder to have newer ones.

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -17,6 +18,7 @@ use millrace_tests::fake_relay::{
 use millrace_tests::instance::Instance;
 use millrace_tests::netns::{self, Topology};
 use millrace_tests::pktgen_kernel::{self, Traffic};
+use millrace_tests::process;
 use millrace_tests::reader::HandServer;
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
@@ -52,6 +54,7 @@ pub(crate) const WORK: &[(&str, Check)] = &[
     ("ordinary path", ordinary_path),
     ("pktgen", pktgen),
     ("unload", unload),
+    ("scenarios", scenarios),
 ];
 
 /// Under a kernel that is too old.
@@ -304,6 +307,20 @@ fn pktgen(guest: &mut Guest) -> Result<Finding> {
             "verdict": verdict, "counted": count, "packets_per_second": rate,
         }),
     ))
+}
+
+/// `cargo xtask pktgen` by the kernel's generator: it refuses packets of another verdict.
+fn scenarios(guest: &mut Guest) -> Result<Finding> {
+    let mut command = Command::new("pktgen");
+    command.args(["no-rule", "flows-1000", "mixture"]);
+    command.args(["--engine", "kernel", "--quick", "--size", "64", "--json"]);
+    let finished = process::run_ok("pktgen", &mut command, guest.pktgen_limit)?;
+    let report = finished.stdout.lines().last().context("pktgen prints nothing")?;
+    let report: Value = serde_json::from_str(report)?;
+    let rows = report["rows"].as_array().context("no rows")?;
+    ensure!(rows.len() == 3 && report["engine"] == "kernel", "{report}");
+    let names: Vec<_> = rows.iter().filter_map(|row| row["scenario"].as_str()).collect();
+    Ok(finding(format!("{}, by the kernel's generator", names.join(", ")), report))
 }
 
 fn unload(guest: &mut Guest) -> Result<Finding> {
