@@ -64,13 +64,7 @@ impl Steering<'_> {
     /// Is there a relay, does it want the connection, is there room for it?
     #[inline(always)]
     fn offer(&self) -> Verdict {
-        match self.action() {
-            None => return Verdict::PassNoRule,
-            Some(Action::Pass) => return Verdict::PassRule,
-            Some(Action::Drop) => return Verdict::DropRule,
-            Some(Action::Divert) => {}
-        }
-        if let Some(verdict) = self.kept_away() {
+        if let Some(verdict) = self.turned_away() {
             return verdict;
         }
         let nsid = self.config.relay_nsid;
@@ -131,13 +125,7 @@ impl Steering<'_> {
     /// A UDP datagram: each is decided by itself.
     #[inline(always)]
     fn datagram(&self) -> Verdict {
-        match self.action() {
-            None => return Verdict::PassNoRule,
-            Some(Action::Pass) => return Verdict::PassRule,
-            Some(Action::Drop) => return Verdict::DropRule,
-            Some(Action::Divert) => {}
-        }
-        if let Some(verdict) = self.kept_away() {
+        if let Some(verdict) = self.turned_away() {
             return verdict;
         }
         if !kernel::receives(self.ctx, self.flow, self.config.relay_nsid) {
@@ -150,6 +138,17 @@ impl Steering<'_> {
     #[inline(always)]
     fn action(&self) -> Option<Action> {
         maps::action(self.active.set(), self.class, self.flow)
+    }
+
+    /// What becomes of a packet that is not for the relay: by its rule, or although one diverts it.
+    #[inline(always)]
+    fn turned_away(&self) -> Option<Verdict> {
+        match self.action() {
+            None => Some(Verdict::PassNoRule),
+            Some(Action::Pass) => Some(Verdict::PassRule),
+            Some(Action::Drop) => Some(Verdict::DropRule),
+            Some(Action::Divert) => self.kept_away(),
+        }
     }
 
     /// Why a packet that a rule diverts is passed all the same, if it is: its source, or that the

@@ -1,8 +1,7 @@
 //! Processor time, of a process and of the machine.
 
-use std::path::Path;
-
 use anyhow::{Context, Result};
+use millrace_relay::control;
 use serde::Serialize;
 
 /// What a clock tick of `/proc` is worth (`sysconf(_SC_CLK_TCK)` is 100 on every Linux we run on).
@@ -32,18 +31,11 @@ pub struct CpuTime {
 }
 
 impl CpuTime {
-    /// Of a process with all its threads so far; `proc_pid_stat(5)`, fields 14 and 15.
+    /// Of a process with all its threads so far.
     pub fn of_process(id: u32) -> Result<Self> {
-        let path = Path::new("/proc").join(id.to_string()).join("stat");
-        let stat = std::fs::read_to_string(&path)
-            .with_context(|| format!("cannot read {}", path.display()))?;
-        // The command's name, in parentheses, may contain anything; field 3 follows it.
-        let (_, fields) = stat.rsplit_once(')').context("no command in stat")?;
-        let fields: Vec<&str> = fields.split_ascii_whitespace().collect();
-        let ticks = |field: usize| -> Result<u64> {
-            fields.get(field - 3).and_then(|ticks| ticks.parse().ok()).context("a short stat")
-        };
-        Ok(Self { user_us: ticks(14)? * TICK_US, system_us: ticks(15)? * TICK_US })
+        let time = control::CpuTime::of_process(id);
+        let time = time.with_context(|| format!("process {id} is gone"))?;
+        Ok(Self { user_us: time.user, system_us: time.system })
     }
 
     /// Of all processors since the start of the machine; `proc_stat(5)`. Time that a hypervisor

@@ -15,6 +15,7 @@ use millrace_relay::gateway::{self, FlowTable, Gateway, Heartbeat};
 use socket2::{Domain, Socket, Type};
 
 use crate::netns::{Host, Loaded, Topology};
+use crate::traffic::retransmissions;
 
 /// The port with a rule.
 pub const PORT: u16 = 7000;
@@ -201,9 +202,13 @@ pub fn transfer(from: &mut TcpStream, to: &mut TcpStream, bytes: usize) -> anyho
 pub fn reaches_server(topology: &Topology, port: u16) -> anyhow::Result<Duration> {
     let server = &topology.servers[0];
     let listener = server.run(|| listen(Topology::server_address(0), port))??;
+    let host = &topology.clients[0];
+    let sent_again = retransmissions(&[&host.namespace()])?;
     let start = Instant::now();
-    let mut client = connect(&topology.clients[0], Topology::server_address(0), port)?;
+    let mut client = connect(host, Topology::server_address(0), port)?;
     let elapsed = start.elapsed();
+    let sent_again = retransmissions(&[&host.namespace()])? - sent_again;
+    ensure!(sent_again == 0, "{sent_again} segments were lost on the way to the server");
     let (mut accepted, peer) = accept(&listener)?;
     ensure!(peer.ip() == Topology::client_address(0), "the server sees {peer}");
     transfer(&mut client, &mut accepted, 100_000)?;

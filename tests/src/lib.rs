@@ -1,5 +1,6 @@
 //! Network-namespace harness and peers for the end-to-end tests, the demo and the benchmarks.
 
+pub mod bench;
 pub mod client;
 pub mod cluster;
 pub mod cpu;

@@ -2,7 +2,6 @@
 
 use std::io::Read as _;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use millrace_relay::codec::Framing;
@@ -14,9 +13,6 @@ use millrace_tests::fake_relay::{
 use millrace_tests::netns::{Host, Topology, privileged};
 
 const OTHER_PORT: u16 = 7001;
-/// TCP's first retransmission comes after one second (RFC 6298 section 2): whoever is served sooner
-/// has not lost a packet.
-const NO_RETRANSMISSION: Duration = Duration::from_millis(900);
 
 #[test]
 fn a_ruled_connection_ends_at_the_relay_with_both_addresses() -> anyhow::Result<()> {
@@ -87,8 +83,7 @@ fn without_a_relay_new_connections_reach_their_server() -> anyhow::Result<()> {
     let _shared = shared();
     let (loaded, topology) = loaded()?;
 
-    let elapsed = reaches_server(&topology, PORT)?;
-    ensure!(elapsed < NO_RETRANSMISSION, "before any relay: {elapsed:?}");
+    reaches_server(&topology, PORT)?;
     ensure!(loaded.verdict("pass/no_heartbeat")? == 1);
 
     // The listener is gone, the heartbeat still fresh: what the first instant after a kill is like.
@@ -97,8 +92,7 @@ fn without_a_relay_new_connections_reach_their_server() -> anyhow::Result<()> {
     transfer(&mut client, relay.accept()?.stream(), 1000)?;
     let FakeRelay { listener, flows, pulse } = relay;
     drop(listener);
-    let elapsed = reaches_server(&topology, PORT)?;
-    ensure!(elapsed < NO_RETRANSMISSION, "without a listener: {elapsed:?}");
+    reaches_server(&topology, PORT)?;
     ensure!(loaded.verdict("pass/no_listener")? == 1);
     drop((flows, pulse));
 
@@ -113,8 +107,7 @@ fn without_a_relay_new_connections_reach_their_server() -> anyhow::Result<()> {
         "stale heartbeat",
         || Ok((!gateway::status(&loaded.config)?.relay.alive).then_some(())),
     )?;
-    let elapsed = reaches_server(&topology, PORT)?;
-    ensure!(elapsed < NO_RETRANSMISSION, "without a heartbeat: {elapsed:?}");
+    reaches_server(&topology, PORT)?;
     ensure!(loaded.verdict("pass/no_heartbeat")? == 2);
     ensure!(loaded.verdict("divert/new")? == 2);
     loaded.unload()

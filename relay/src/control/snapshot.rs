@@ -20,16 +20,17 @@ pub struct CpuTime {
 }
 
 impl CpuTime {
-    /// Of this process so far; `proc_pid_stat(5)`, fields 14 and 15.
-    pub fn of_this_process() -> Self {
+    /// Of a process with all its threads so far; `proc_pid_stat(5)`, fields 14 and 15. None if there
+    /// is no such process.
+    pub fn of_process(id: u32) -> Option<Self> {
         const TICK_US: u64 = 10_000;
-        let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-        // The command's name, in parentheses, may contain anything.
-        let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
-        let ticks = |field: usize| -> u64 {
-            fields.split_ascii_whitespace().nth(field - 3).and_then(|t| t.parse().ok()).unwrap_or(0)
-        };
-        Self { user: ticks(14) * TICK_US, system: ticks(15) * TICK_US }
+        let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+        // The command's name, in parentheses, may contain anything; field 3 follows it.
+        let (_, fields) = stat.rsplit_once(')')?;
+        let mut ticks =
+            fields.split_ascii_whitespace().skip(14 - 3).map(|ticks| ticks.parse::<u64>().ok());
+        let mut time = || Some(ticks.next()?? * TICK_US);
+        Some(Self { user: time()?, system: time()? })
     }
 }
 
@@ -143,7 +144,7 @@ impl Observer {
                 ("other_relay", load(&self.consumer.other_relay)),
             ])),
             associations: self.associations.counts(),
-            cpu_us: CpuTime::of_this_process(),
+            cpu_us: CpuTime::of_process(std::process::id()).unwrap_or_default(),
             worker_loops: self.sum(|worker| &worker.loops),
             producer_batches: load(&self.pump.batches),
         }

@@ -60,12 +60,7 @@ struct WorkerParts {
 
 impl WorkerParts {
     fn run(self, ready: mpsc::Sender<io::Result<()>>) -> io::Result<()> {
-        let limits = EngineLimits {
-            sockets: self.shared.limits.max_connections,
-            buffers: self.shared.limits.receive_buffers,
-            buffer_bytes: self.shared.limits.receive_buffer_bytes,
-            batch_wait_us: self.shared.limits.batch_wait_us,
-        };
+        let limits = EngineLimits::from(&self.shared.limits);
         let engine = match UringEngine::new(limits, self.wake.clone()) {
             Ok(engine) => engine,
             Err(error) => {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 
+use crate::config::RelaySection;
 use crate::ring::Wake;
 use crate::route::ServiceId;
 use crate::worker::{BufferId, Engine, Event, ReceiveEnd, SocketId};
@@ -41,6 +42,17 @@ pub struct EngineLimits {
     /// Nothing that comes later than this after the wait began is delayed. Microseconds; 0: the
     /// first completion ends a wait.
     pub batch_wait_us: u32,
+}
+
+impl From<&RelaySection> for EngineLimits {
+    fn from(relay: &RelaySection) -> Self {
+        Self {
+            sockets: relay.max_connections,
+            buffers: relay.receive_buffers,
+            buffer_bytes: relay.receive_buffer_bytes,
+            batch_wait_us: relay.batch_wait_us,
+        }
+    }
 }
 
 #[derive(Debug)]

@@ -9,10 +9,10 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
-use millrace_tests::interrupt;
 use millrace_tests::netns::bpf_object;
 use millrace_tests::packet_cost::{self, Cost, Prologue, Sources, segment};
 use millrace_tests::test_run::{Bench, Family, Programs};
+use millrace_tests::{bench, interrupt};
 
 use crate::report::Report;
 use crate::rows::Row;
@@ -64,20 +64,11 @@ impl Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("bench-classify: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    bench::main("bench-classify", || run(Arguments::parse()))
 }
 
 fn run(mut arguments: Arguments) -> Result<()> {
-    ensure!(
-        rustix::process::geteuid().is_root(),
-        "this makes network namespaces and loads XDP programs: run it as root"
-    );
+    bench::require_root()?;
     if arguments.quick {
         arguments = Arguments { rounds: 1, packets: 1000, flows: 1000, rules: 100, ..arguments };
     }
@@ -98,13 +89,7 @@ fn run(mut arguments: Arguments) -> Result<()> {
     if let Some(path) = &arguments.plot {
         report.plot(path)?;
     }
-    if arguments.json {
-        eprintln!("{report}");
-        println!("{}", serde_json::to_string(&report)?);
-    } else {
-        print!("{report}");
-    }
-    Ok(())
+    bench::print(&report, arguments.json)
 }
 
 /// Measurements over the same state.

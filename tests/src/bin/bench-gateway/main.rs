@@ -7,9 +7,9 @@ mod work;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use clap::Parser;
-use millrace_tests::{interrupt, kafka};
+use millrace_tests::{bench, interrupt};
 
 use crate::report::{Comparison, Report};
 use crate::variants::{Offloads, Road, Variant};
@@ -63,23 +63,12 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("bench-gateway: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    bench::main("bench-gateway", || run(&Arguments::parse()))
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
-    ensure!(
-        rustix::process::geteuid().is_root(),
-        "this makes network namespaces and loads XDP programs: run it as root"
-    );
-    interrupt::watch()?;
-    let brokers = arguments.brokers.clone().unwrap_or_else(kafka::brokers);
-    kafka::check_brokers(&brokers)?;
+    bench::require_root()?;
+    let brokers = bench::begin_with_brokers(arguments.brokers.as_deref())?;
     let (rounds, amounts) = if arguments.quick {
         (1, Amounts { connections: 40, messages: 200, megabytes: 4 })
     } else {
@@ -123,10 +112,5 @@ fn run(arguments: &Arguments) -> Result<()> {
     if let Some(path) = &arguments.plot {
         report.plot(path)?;
     }
-    if arguments.json {
-        println!("{}", serde_json::to_string(&report)?);
-    } else {
-        print!("{report}");
-    }
-    Ok(())
+    bench::print(&report, arguments.json)
 }

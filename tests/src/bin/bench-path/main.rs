@@ -10,9 +10,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use clap::Parser;
-use millrace_tests::{interrupt, kafka};
+use millrace_tests::bench;
 
 use crate::chain::Road;
 use crate::crowd::SignOfLife;
@@ -63,23 +63,12 @@ struct Amounts {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("bench-path: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    bench::main("bench-path", || run(&Arguments::parse()))
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
-    ensure!(
-        rustix::process::geteuid().is_root(),
-        "this makes network namespaces and loads XDP programs: run it as root"
-    );
-    interrupt::watch()?;
-    let brokers = arguments.brokers.clone().unwrap_or_else(kafka::brokers);
-    kafka::check_brokers(&brokers)?;
+    bench::require_root()?;
+    let brokers = bench::begin_with_brokers(arguments.brokers.as_deref())?;
     let amounts = if arguments.quick {
         Amounts { rounds: 1, messages: 640, connections: 20, idle: Duration::from_secs(2) }
     } else {
@@ -96,12 +85,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     if let Some(path) = &arguments.plot {
         report.plot(path)?;
     }
-    if arguments.json {
-        println!("{}", serde_json::to_string(&report)?);
-    } else {
-        print!("{report}");
-    }
-    Ok(())
+    bench::print(&report, arguments.json)
 }
 
 fn measure(roads: &[Road], amounts: &Amounts) -> Result<(Vec<Talk>, Vec<Idle>)> {

@@ -43,13 +43,7 @@ impl Sink {
     pub(crate) fn run(&self) -> Result<()> {
         let listener = TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;
         let address: SocketAddr = listener.local_addr()?;
-        let relay = RelaySection::default();
-        let limits = EngineLimits {
-            sockets: relay.max_connections,
-            buffers: relay.receive_buffers,
-            buffer_bytes: relay.receive_buffer_bytes,
-            batch_wait_us: relay.batch_wait_us,
-        };
+        let limits = EngineLimits::from(&RelaySection::default());
         let mut engine = UringEngine::new(limits, Wake::new()?)?;
         engine.listen(ServiceId(0), OwnedFd::from(listener));
         println!("listening {address}");

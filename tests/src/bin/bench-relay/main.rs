@@ -13,7 +13,7 @@ use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
 use millrace_relay::config::KafkaSection;
 use millrace_tests::flood::Flood;
-use millrace_tests::{interrupt, kafka};
+use millrace_tests::{bench, interrupt};
 
 use report::Report;
 use subject::Subject;
@@ -72,24 +72,15 @@ enum Floor {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let result = match &arguments.floor {
+    bench::main("bench relay", || match &arguments.floor {
         Some(Floor::Sink(sink)) => sink.run(),
         Some(Floor::Produce(produce)) => produce.run(),
-        None => bench(&arguments),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("bench relay: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+        None => measure_all(&arguments),
+    })
 }
 
-fn bench(arguments: &Arguments) -> Result<()> {
-    interrupt::watch()?;
-    let brokers = arguments.brokers.clone().unwrap_or_else(kafka::brokers);
-    kafka::check_brokers(&brokers)?;
+fn measure_all(arguments: &Arguments) -> Result<()> {
+    let brokers = bench::begin_with_brokers(arguments.brokers.as_deref())?;
     rsyslog::check()?;
     let mut report = Report::new(&brokers, arguments);
     let sizes = if arguments.size.is_empty() { &[100, 1000][..] } else { &arguments.size };
@@ -119,13 +110,7 @@ fn bench(arguments: &Arguments) -> Result<()> {
             }
         }
     }
-    if arguments.json {
-        eprintln!("{report}");
-        println!("{}", serde_json::to_string(&report)?);
-    } else {
-        println!("{report}");
-    }
-    Ok(())
+    bench::print(&report, arguments.json)
 }
 
 /// The largest number of messages, up to `wanted`, that gives every connection the same whole

@@ -11,10 +11,10 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, ValueEnum as _};
-use millrace_tests::interrupt;
 use millrace_tests::netns::bpf_object;
 use millrace_tests::packet_cost::{self, Cost, Prologue};
 use millrace_tests::test_run::Programs;
+use millrace_tests::{bench, interrupt};
 
 use crate::engine::{Engine, Passage};
 use crate::report::{Report, Round};
@@ -62,20 +62,11 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("pktgen: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    bench::main("pktgen", || run(Arguments::parse()))
 }
 
 fn run(mut arguments: Arguments) -> Result<()> {
-    ensure!(
-        rustix::process::geteuid().is_root(),
-        "this makes network namespaces and loads XDP programs: run it as root"
-    );
+    bench::require_root()?;
     let mut size = Size { divisor: 1 };
     if arguments.quick {
         arguments = Arguments { rounds: 1, packets: 5000, ..arguments };
@@ -115,13 +106,7 @@ fn run(mut arguments: Arguments) -> Result<()> {
     if let Some(path) = &arguments.plot {
         report.plot(path)?;
     }
-    if arguments.json {
-        eprintln!("{report}");
-        println!("{}", serde_json::to_string(&report)?);
-    } else {
-        print!("{report}");
-    }
-    Ok(())
+    bench::print(&report, arguments.json)
 }
 
 /// One kind of traffic, with frames of one length.
