@@ -1,10 +1,12 @@
 //! The maps shared by the XDP programs and the relay: their names, sizes and plain values.
 
+use crate::rule::ActiveSet;
+
 /// Version of everything in this crate that crosses the kernel border.
 ///
 /// It stands in the object file ([`SECTION`]) and in [`GatewayConfig`]; whoever finds another
 /// number refuses to go on and names both. Raise it whenever a map, a key or a value changes.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// ELF section of the eBPF object that holds [`ABI_VERSION`] as a little-endian `u32`.
 pub const SECTION: &str = ".millrace.abi";
@@ -15,16 +17,17 @@ pub mod map {
     pub const CONFIG: &str = "CONFIG";
     /// Array of one [`super::Heartbeat`].
     pub const HEARTBEAT: &str = "HEARTBEAT";
-    /// Array of one [`crate::rule::ActiveSet`] as `u32`.
-    pub const ACTIVE_SET: &str = "ACTIVE_SET";
     /// Array of [`crate::rule::PortClass`] as `u32`, at [`crate::rule::PortClass::slot`].
     pub const PORT_CLASSES: &str = "PORT_CLASSES";
     /// LPM trie: [`crate::rule::RuleKey`] to [`crate::rule::Action`] as `u32`.
     pub const RULES: &str = "RULES";
     /// LRU hash: [`crate::flow::FlowKey`] to [`crate::flow::FlowState`]; flows seen but not accepted.
     pub const PENDING: &str = "PENDING";
-    /// Hash: [`crate::flow::FlowKey`] to [`crate::flow::FlowState`]; flows the relay has accepted.
-    pub const ESTABLISHED: &str = "ESTABLISHED";
+    /// Hash: [`crate::flow::ShortKey`] to [`crate::flow::FlowState`]; flows of IPv4 that the relay
+    /// has accepted.
+    pub const ESTABLISHED_IPV4: &str = "ESTABLISHED_IPV4";
+    /// Hash: [`crate::flow::FlowKey`] to [`crate::flow::FlowState`]; those of IPv6.
+    pub const ESTABLISHED_IPV6: &str = "ESTABLISHED_IPV6";
     /// Per-CPU array of `u64`, indexed by [`crate::verdict::Verdict`].
     pub const COUNTERS: &str = "COUNTERS";
     /// Device map; entry 0 is the gateway's end of the veth that leads to the relay namespace.
@@ -52,13 +55,13 @@ pub const LIFE_PORT: u16 = 1;
 
 /// Most flows between SYN and accept; the least recently used is evicted.
 pub const MAX_PENDING: u32 = 262_144;
-/// Most accepted flows; further connections are refused by the relay.
-pub const MAX_ESTABLISHED: u32 = 1_048_576;
+/// Most accepted flows of each family; further connections are refused by the relay.
+pub const MAX_ESTABLISHED: u32 = 2_097_152;
 
 /// Most client-facing devices of an instance.
 pub const MAX_CLIENT_LINKS: u32 = 64;
 
-/// What the loader tells the programs.
+/// What the loader tells the programs, and which rules are in force: each packet looks it up once.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GatewayConfig {
@@ -70,8 +73,8 @@ pub struct GatewayConfig {
     pub heartbeat_timeout_ns: u64,
     /// Hardware address of the relay's end of the veth.
     pub relay_mac: [u8; 6],
-    /// Zero.
-    pub reserved: [u8; 2],
+    /// Which rules are in force.
+    pub active_set: ActiveSet,
 }
 
 /// Written by the relay several times per timeout, read at every SYN.
@@ -89,12 +92,14 @@ const _: () = assert!(size_of::<GatewayConfig>() == 24 && size_of::<Heartbeat>()
 #[cfg(feature = "user")]
 mod pod {
     #![allow(unsafe_code)]
-    // SAFETY: repr(C), integers and byte arrays only, no padding (sizes asserted above).
+    // SAFETY: repr(C), integers, byte arrays and a transparent u16, no padding (sizes asserted above).
     unsafe impl aya::Pod for super::GatewayConfig {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Heartbeat {}
     // SAFETY: repr(C), integers and byte arrays only, no padding (size asserted beside it).
     unsafe impl aya::Pod for crate::flow::FlowKey {}
+    // SAFETY: repr(C), integers and byte arrays only, no padding (size asserted beside it).
+    unsafe impl aya::Pod for crate::flow::ShortKey {}
     // SAFETY: one u64.
     unsafe impl aya::Pod for crate::flow::FlowState {}
     // SAFETY: repr(C), integers, byte arrays and words only, no padding (sizes asserted beside it).

@@ -87,8 +87,58 @@ impl From<Address> for core::net::IpAddr {
     }
 }
 
-/// Key of both flow maps: the ends of a TCP connection. Ports in network byte order, as they stand
-/// in the packet.
+/// The two ports of a packet, as they stand in it.
+///
+/// One word, written and read whole: the kernel reads keys by words, and a word that was written in
+/// two halves makes it wait for both.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Ports(u32);
+
+impl Ports {
+    /// From a TCP or UDP header's first bytes.
+    #[inline(always)]
+    pub const fn from_bytes(bytes: [u8; 4]) -> Self {
+        Self(u32::from_ne_bytes(bytes))
+    }
+
+    /// From the port of the source and that of the destination.
+    pub const fn new(source: u16, destination: u16) -> Self {
+        let ([a, b], [c, d]) = (source.to_be_bytes(), destination.to_be_bytes());
+        Self::from_bytes([a, b, c, d])
+    }
+
+    /// Network byte order.
+    #[inline(always)]
+    pub const fn source(self) -> [u8; 2] {
+        let [a, b, ..] = self.0.to_ne_bytes();
+        [a, b]
+    }
+
+    /// Network byte order.
+    #[inline(always)]
+    pub const fn destination(self) -> [u8; 2] {
+        let [.., c, d] = self.0.to_ne_bytes();
+        [c, d]
+    }
+
+    /// The same from port 0, which no connection has.
+    #[inline(always)]
+    #[must_use]
+    pub const fn without_source(self) -> Self {
+        let [_, _, c, d] = self.0.to_ne_bytes();
+        Self::from_bytes([0, 0, c, d])
+    }
+
+    /// Those of an answer.
+    #[inline(always)]
+    #[must_use]
+    pub const fn reversed(self) -> Self {
+        Self(self.0.rotate_left(16))
+    }
+}
+
+/// Key of the flow maps: the ends of a TCP connection.
 ///
 /// Nothing but what tells flows apart is in it: the kernel hashes it for every packet of a flow.
 #[repr(C)]
@@ -98,10 +148,8 @@ pub struct FlowKey {
     pub client: Address,
     /// Whom the client addressed.
     pub server: Address,
-    /// Network byte order.
-    pub client_port: [u8; 2],
-    /// Network byte order.
-    pub server_port: [u8; 2],
+    /// The client's and the server's.
+    pub ports: Ports,
 }
 
 const _: () = assert!(size_of::<FlowKey>() == 36 && align_of::<FlowKey>() == 4);
@@ -113,28 +161,55 @@ impl FlowKey {
         (client, client_port): (Address, u16),
         (server, server_port): (Address, u16),
     ) -> Self {
-        Self {
-            client,
-            server,
-            client_port: client_port.to_be_bytes(),
-            server_port: server_port.to_be_bytes(),
+        Self { client, server, ports: Ports::new(client_port, server_port) }
+    }
+
+    /// The short form, of a flow of IPv4.
+    #[inline(always)]
+    pub const fn short(&self) -> Option<ShortKey> {
+        if !self.client.is_mapped() || !self.server.is_mapped() {
+            return None;
         }
+        Some(ShortKey::new(self.client.words()[3], self.server.words()[3], self.ports))
     }
 
     /// The same flow seen from the other direction.
     #[inline(always)]
     #[must_use]
     pub const fn reversed(self) -> Self {
-        Self {
-            client: self.server,
-            server: self.client,
-            client_port: self.server_port,
-            server_port: self.client_port,
-        }
+        Self { client: self.server, server: self.client, ports: self.ports.reversed() }
     }
 }
 
-/// Value of both flow maps.
+/// Key of an IPv4 flow that the relay has accepted: the kernel hashes and compares it for every
+/// packet of the flow. Three words are hashed in one step and not in three (`jhash2` of
+/// `linux/jhash.h`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ShortKey {
+    client: u32,
+    server: u32,
+    ports: Ports,
+}
+
+const _: () = assert!(size_of::<ShortKey>() == 12 && align_of::<ShortKey>() == 4);
+
+impl ShortKey {
+    /// Addresses as words that have their bytes as they stand in the packet.
+    #[inline(always)]
+    pub const fn new(client: u32, server: u32, ports: Ports) -> Self {
+        Self { client, server, ports }
+    }
+}
+
+impl From<ShortKey> for FlowKey {
+    fn from(short: ShortKey) -> Self {
+        let (client, server) = (Address::mapped(short.client), Address::mapped(short.server));
+        Self { client, server, ports: short.ports }
+    }
+}
+
+/// Value of all flow maps.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FlowState {

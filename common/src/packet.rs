@@ -4,7 +4,7 @@
 //! that the verifier wants, and userspace for byte slices. What it does not understand it refuses
 //! with an [`Unsupported`], and the packet takes the ordinary path.
 
-use crate::flow::{Address, FlowKey};
+use crate::flow::{Address, FlowKey, Ports, ShortKey};
 
 /// Bounds-checked access to a packet, from its Ethernet header on.
 pub trait PacketBytes {
@@ -136,10 +136,8 @@ pub struct Headers {
     pub family: Family,
     /// [`TCP`] or [`UDP`].
     pub protocol: u8,
-    /// Network byte order.
-    pub source_port: [u8; 2],
-    /// Network byte order.
-    pub destination_port: [u8; 2],
+    /// Source's and destination's.
+    pub ports: Ports,
     /// The TCP control bits; none in UDP.
     pub flags: TcpFlags,
     /// The TCP sequence number; 0 in UDP.
@@ -172,8 +170,17 @@ impl Headers {
     #[inline(always)]
     pub fn flow<P: PacketBytes + ?Sized>(&self, packet: &P) -> Option<FlowKey> {
         let (client, server) = addresses(packet, self.family, self.network_at())?;
-        let (client_port, server_port) = (self.source_port, self.destination_port);
-        Some(FlowKey { client, server, client_port, server_port })
+        Some(FlowKey { client, server, ports: self.ports })
+    }
+
+    /// The short form of the flow, of an IPv4 packet.
+    #[inline(always)]
+    pub fn short_flow<P: PacketBytes + ?Sized>(&self, packet: &P) -> Option<ShortKey> {
+        let [client, server] = match self.family {
+            Family::Ipv4 => packet.words(self.network_at() + 12)?,
+            Family::Ipv6 => return None,
+        };
+        Some(ShortKey::new(client, server, self.ports))
     }
 
     /// Refuses a SYN: a reset with sequence number 0, which is what a stack without a listener
@@ -332,8 +339,7 @@ fn transport<P: PacketBytes + ?Sized>(
         tags,
         family: network.family,
         protocol: network.protocol,
-        source_port: [ports[0], ports[1]],
-        destination_port: [ports[2], ports[3]],
+        ports: Ports::from_bytes(ports),
         flags,
         sequence,
         traffic_class: network.traffic_class,

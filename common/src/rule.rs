@@ -51,25 +51,26 @@ impl SetIndex {
     }
 }
 
-/// Which set is in force and what is special about each; the one value of its array.
+/// Which set is in force and what is special about each.
 ///
-/// The lowest byte is the number of the set in force, the next two are the sets' flags: what belongs
-/// to a set is written before it comes into force, and then one byte changes.
+/// The low byte is the number of the set in force, the two halves of the other are the sets' flags:
+/// what belongs to a set is written before it comes into force, and then one byte changes.
+#[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ActiveSet(pub u32);
+pub struct ActiveSet(u16);
 
 /// Properties of a set of rules.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SetFlags(u32);
+pub struct SetFlags(u16);
 
 impl SetFlags {
-    const EXCLUSIONS: u32 = 1;
-    const BY_RULE: u32 = 2;
+    const EXCLUSIONS: u16 = 1;
+    const BY_RULE: u16 = 2;
 
     /// `exclusions`: some sources are not diverted. `by_rule`: a packet is diverted by rule alone
     /// and not by its flow.
     pub const fn new(exclusions: bool, by_rule: bool) -> Self {
-        Self(exclusions as u32 * Self::EXCLUSIONS + by_rule as u32 * Self::BY_RULE)
+        Self(exclusions as u16 * Self::EXCLUSIONS + by_rule as u16 * Self::BY_RULE)
     }
 
     /// Whether sources are to be looked for among the exclusions.
@@ -89,26 +90,32 @@ impl ActiveSet {
     /// The set in force.
     #[inline(always)]
     pub const fn set(self) -> SetIndex {
-        SetIndex(self.0 & 1)
+        SetIndex((self.0 & 1) as u32)
+    }
+
+    /// Where a set has its flags.
+    #[inline(always)]
+    const fn shift(set: SetIndex) -> u32 {
+        8 + 4 * set.0
     }
 
     /// The properties of the set in force.
     #[inline(always)]
     pub const fn flags(self) -> SetFlags {
-        SetFlags(self.0 >> (8 + 8 * (self.0 & 1)) & 0xff)
+        SetFlags(self.0 >> Self::shift(self.set()) & 0xf)
     }
 
     /// The same with other properties of one set.
     #[must_use]
     pub const fn with_flags(self, set: SetIndex, flags: SetFlags) -> Self {
-        let shift = 8 + 8 * set.0;
-        Self(self.0 & !(0xff << shift) | flags.0 << shift)
+        let shift = Self::shift(set);
+        Self(self.0 & !(0xf << shift) | flags.0 << shift)
     }
 
     /// The same with another set in force.
     #[must_use]
     pub const fn with_set(self, set: SetIndex) -> Self {
-        Self(self.0 & !0xff | set.0)
+        Self(self.0 & !0xff | (set.0 & 1) as u16)
     }
 }
 

@@ -179,8 +179,8 @@ fn tags_and_families_do_not_matter() {
             assert_eq!((headers.family, headers.protocol), (family, protocol));
             assert_eq!(headers.tags, types.len());
             let flow = headers.flow(&frame[..]).unwrap();
-            assert_eq!(flow.client_port, 40_000_u16.to_be_bytes());
-            assert_eq!(flow.server_port, 7000_u16.to_be_bytes());
+            assert_eq!(flow.ports.source(), 40_000_u16.to_be_bytes());
+            assert_eq!(flow.ports.destination(), 7000_u16.to_be_bytes());
             let (client, server): (std::net::IpAddr, std::net::IpAddr) = match family {
                 Family::Ipv4 => ([10, 0, 0, 1].into(), [203, 0, 113, 11].into()),
                 Family::Ipv6 => (IPV6_SOURCE.into(), IPV6_DESTINATION.into()),

@@ -43,7 +43,7 @@ type LookUp =
 #[inline(always)]
 fn socket(look_up: LookUp, ctx: &XdpContext, flow: &FlowKey, nsid: u32) -> *mut bpf_sock {
     let (sport, dport) =
-        (u16::from_ne_bytes(flow.client_port), u16::from_ne_bytes(flow.server_port));
+        (u16::from_ne_bytes(flow.ports.source()), u16::from_ne_bytes(flow.ports.destination()));
     // The helper knows the family by the tuple's size.
     let (tuple, size) =
         if let (Some(client), Some(server)) = (flow.client.to_ipv4(), flow.server.to_ipv4()) {
@@ -78,7 +78,7 @@ fn found(socket: *mut bpf_sock) -> bool {
 /// what an earlier connection between the same ends has left in TIME-WAIT after its relay died.
 #[inline(always)]
 pub fn listens(ctx: &XdpContext, flow: &FlowKey, nsid: u32) -> bool {
-    let flow = FlowKey { client_port: [0; 2], ..*flow };
+    let flow = FlowKey { ports: flow.ports.without_source(), ..*flow };
     found(socket(bpf_skc_lookup_tcp, ctx, &flow, nsid))
 }
 
@@ -172,8 +172,8 @@ pub fn route(ctx: &XdpContext, headers: &Headers, flow: &FlowKey) -> Route {
     // SAFETY: integers, byte arrays and unions of them: all zero is a valid value.
     let mut fib: FibParameters = unsafe { core::mem::zeroed() };
     fib.l4_protocol = headers.protocol;
-    fib.sport = u16::from_ne_bytes(flow.client_port);
-    fib.dport = u16::from_ne_bytes(flow.server_port);
+    fib.sport = u16::from_ne_bytes(flow.ports.source());
+    fib.dport = u16::from_ne_bytes(flow.ports.destination());
     // Only a jumbogram is longer, and the parser refuses those.
     fib.__bindgen_anon_1.tot_len = headers.ip_length.min(u32::from(u16::MAX)) as u16;
     fib.ifindex = ctx.ingress_ifindex() as u32;

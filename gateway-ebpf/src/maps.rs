@@ -8,17 +8,17 @@ use millrace_common::abi::{
     ABI_VERSION, GatewayConfig, Heartbeat, MAX_CLIENT_LINKS, MAX_ESTABLISHED, MAX_PENDING,
     MAX_SET_ENTRIES, PORT_SLOTS,
 };
-use millrace_common::flow::{FlowKey, FlowState};
-use millrace_common::packet::Headers;
-use millrace_common::rule::{Action, ActiveSet, PortClass, RuleKey, SetIndex};
+use millrace_common::flow::{FlowKey, FlowState, ShortKey};
+use millrace_common::packet::{Family, Headers};
+use millrace_common::rule::{Action, PortClass, RuleKey, SetIndex};
 use millrace_common::verdict::Verdict;
+
+use crate::packet::Packet;
 
 #[map]
 static CONFIG: Array<GatewayConfig> = Array::with_max_entries(1, 0);
 #[map]
 static HEARTBEAT: Array<Heartbeat> = Array::with_max_entries(1, 0);
-#[map]
-static ACTIVE_SET: Array<u32> = Array::with_max_entries(1, 0);
 #[map]
 static PORT_CLASSES: Array<u32> = Array::with_max_entries(PORT_SLOTS, 0);
 #[map]
@@ -27,7 +27,11 @@ static RULES: LpmTrie<RuleKey, u32> = LpmTrie::with_max_entries(2 * MAX_SET_ENTR
 static PENDING: LruHashMap<FlowKey, FlowState> = LruHashMap::with_max_entries(MAX_PENDING, 0);
 /// Not preallocated: its size is a limit, and few hosts come near it.
 #[map]
-static ESTABLISHED: HashMap<FlowKey, FlowState> =
+static ESTABLISHED_IPV4: HashMap<ShortKey, FlowState> =
+    HashMap::with_max_entries(MAX_ESTABLISHED, BPF_F_NO_PREALLOC);
+/// As before.
+#[map]
+static ESTABLISHED_IPV6: HashMap<FlowKey, FlowState> =
     HashMap::with_max_entries(MAX_ESTABLISHED, BPF_F_NO_PREALLOC);
 #[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Verdict::ALL.len() as u32, 0);
@@ -45,16 +49,10 @@ pub fn count(verdict: Verdict) {
     }
 }
 
-/// The set of rules in force. Read once a packet: all its questions are to the same set.
-#[inline(always)]
-pub fn active_set() -> ActiveSet {
-    ActiveSet(ACTIVE_SET.get(0).copied().unwrap_or_default())
-}
-
 /// The class of the port that a packet goes to.
 #[inline(always)]
 pub fn port_class(set: SetIndex, headers: &Headers) -> PortClass {
-    let slot = PortClass::slot(set, headers.protocol, headers.destination_port);
+    let slot = PortClass::slot(set, headers.protocol, headers.ports.destination());
     PortClass(PORT_CLASSES.get(slot).copied().unwrap_or_default())
 }
 
@@ -80,32 +78,51 @@ pub fn config() -> Option<&'static GatewayConfig> {
     CONFIG.get(0).filter(|config| config.abi_version == ABI_VERSION)
 }
 
-/// The relay's last beat; all zero before the first.
+/// The relay's last beat; all zero before the first. It is read where it is, for most packets want
+/// only a part of it.
 #[inline(always)]
-pub fn heartbeat() -> Heartbeat {
-    HEARTBEAT.get(0).copied().unwrap_or_default()
+pub fn heartbeat() -> Option<&'static Heartbeat> {
+    HEARTBEAT.get(0)
 }
 
-/// Looks up what is to be done with a flow of the relay's present run. In this order: a flow that
-/// the relay closes is put into `PENDING` before it leaves `ESTABLISHED`, and so is never missed.
+/// Whether a flow's state is that of the relay's present run.
+///
+/// # Safety
+/// The state is an element of a flow map. It may be reused for another flow while it is read: it
+/// holds one aligned u64, which is read whole; the generation read is then another flow's of this
+/// relay, and the packet is diverted as it would have been a moment earlier.
 #[inline(always)]
-pub fn find(flow: &FlowKey, generation: u64) -> Option<Verdict> {
-    // SAFETY: an element may be reused for another flow while it is read. It holds one aligned
-    // u64, which is read whole; the generation read is then another flow's of this relay, and the
-    // packet is diverted as it would have been a moment earlier.
-    let (state, verdict) = unsafe {
-        match ESTABLISHED.get(flow) {
-            Some(state) => (*state, Verdict::DivertEstablished),
-            None => (*PENDING.get(flow)?, Verdict::DivertPending),
-        }
+unsafe fn is_present(state: *const FlowState, generation: u64) -> bool {
+    // SAFETY: see above.
+    unsafe { (*state).generation == generation }
+}
+
+/// Whether the relay's present run has accepted the flow of a packet. Asked before [`is_pending`]: a
+/// flow that the relay closes is in `PENDING` before it is taken out here, and so is never missed.
+#[inline(always)]
+pub fn has_accepted(packet: &Packet<'_>, headers: &Headers, generation: u64) -> bool {
+    let state = match headers.family {
+        Family::Ipv4 => headers.short_flow(packet).and_then(|key| ESTABLISHED_IPV4.get_ptr(key)),
+        Family::Ipv6 => headers.flow(packet).and_then(|key| ESTABLISHED_IPV6.get_ptr(key)),
     };
-    (state.generation == generation).then_some(verdict)
+    // SAFETY: an element of a flow map.
+    state.is_some_and(|state| unsafe { is_present(state, generation) })
 }
 
-/// Whether the relay has accepted a flow.
+/// Whether a flow of the relay's present run is on its way, or was just closed.
+#[inline(always)]
+pub fn is_pending(flow: &FlowKey, generation: u64) -> bool {
+    // SAFETY: an element of a flow map.
+    PENDING.get_ptr(flow).is_some_and(|state| unsafe { is_present(state, generation) })
+}
+
+/// Whether a relay has accepted a flow.
 #[inline(always)]
 pub fn is_established(flow: &FlowKey) -> bool {
-    ESTABLISHED.get_ptr(flow).is_some()
+    match flow.short() {
+        Some(key) => ESTABLISHED_IPV4.get_ptr(key).is_some(),
+        None => ESTABLISHED_IPV6.get_ptr(flow).is_some(),
+    }
 }
 
 /// Takes a flow up at its SYN; `None` if there is no room.
@@ -121,23 +138,29 @@ pub fn forget_pending(flow: &FlowKey) {
     let _ = PENDING.remove(flow);
 }
 
-/// Takes a flow out of both maps.
+/// Takes a flow out wherever it is.
 #[inline(always)]
 pub fn forget(flow: &FlowKey) {
     forget_pending(flow);
-    let _ = ESTABLISHED.remove(flow);
+    let _ = match flow.short() {
+        Some(key) => ESTABLISHED_IPV4.remove(key),
+        None => ESTABLISHED_IPV6.remove(flow),
+    };
 }
+
+/// Flags of a redirect: what the helper answers if the map has no such entry.
+const PASS_IF_NONE: u64 = xdp_action::XDP_PASS as u64;
 
 /// Sets the link to the relay as the redirect's target; `None` if the link is gone.
 #[inline(always)]
 #[must_use]
 pub fn aim_at_relay() -> Option<()> {
-    RELAY_LINK.redirect(0, u64::from(xdp_action::XDP_PASS)).ok().map(drop)
+    RELAY_LINK.redirect(0, PASS_IF_NONE).ok().map(drop)
 }
 
 /// Sets a client-facing device as the redirect's target; `None` if it is not one of ours.
 #[inline(always)]
 #[must_use]
 pub fn aim_at_client(ifindex: u32) -> Option<()> {
-    CLIENT_LINKS.redirect(ifindex, u64::from(xdp_action::XDP_PASS)).ok().map(drop)
+    CLIENT_LINKS.redirect(ifindex, PASS_IF_NONE).ok().map(drop)
 }

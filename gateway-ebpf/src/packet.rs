@@ -35,7 +35,7 @@ impl Packet<'_> {
     /// device has no VLANs. `None`, with nothing changed, of a packet that has no such tags.
     #[inline(always)]
     #[must_use]
-    pub fn readdress(&self, tags: usize, destination: [u8; 6]) -> Option<()> {
+    pub fn readdress(&self, tags: usize, destination: &[u8; 6]) -> Option<()> {
         if tags > 0 {
             let source = self.load::<6>(6)?;
             // SAFETY: the context is this program's own; every later access is checked anew, for
@@ -44,14 +44,14 @@ impl Packet<'_> {
             if moved != 0 {
                 return None;
             }
-            return self.set_link(destination, source);
+            return self.set_link(*destination, source);
         }
         let field = self.at::<6>(0)?.cast::<u8>();
-        let [a, b, c, d, e, f] = destination;
+        let (start, end) = (destination.first_chunk()?, destination.last_chunk()?);
         // SAFETY: `at` has checked the bounds; this program alone has the packet while it runs.
         unsafe {
-            set_word(field, u32::from_ne_bytes([a, b, c, d]));
-            set_half(field.add(4), u16::from_ne_bytes([e, f]));
+            set_word(field, u32::from_ne_bytes(*start));
+            set_half(field.add(4), u16::from_ne_bytes(*end));
         }
         Some(())
     }
@@ -85,10 +85,15 @@ impl PacketBytes for Packet<'_> {
             bytes[done..done + 4].copy_from_slice(&word.to_ne_bytes());
             done += 4;
         }
-        while done < N {
+        if done + 2 <= N {
+            // SAFETY: as above.
+            let half = unsafe { half(field.add(done)) };
+            bytes[done..done + 2].copy_from_slice(&half.to_ne_bytes());
+            done += 2;
+        }
+        if done < N {
             // SAFETY: as above.
             bytes[done] = unsafe { *field.add(done) };
-            done += 1;
         }
         Some(bytes)
     }
@@ -126,6 +131,25 @@ unsafe fn word(field: *const u8) -> u32 {
         );
     }
     word as u32
+}
+
+/// Reads two bytes of the packet by one instruction.
+///
+/// # Safety
+/// As [`word`].
+#[inline(always)]
+unsafe fn half(field: *const u8) -> u16 {
+    let half: u64;
+    // SAFETY: as in `word`.
+    unsafe {
+        asm!(
+            "{half} = *(u16 *)({field} + 0)",
+            field = in(reg) field,
+            half = out(reg) half,
+            options(pure, readonly, nostack, preserves_flags),
+        );
+    }
+    half as u16
 }
 
 /// Writes four bytes of the packet by one instruction.

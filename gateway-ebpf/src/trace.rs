@@ -68,8 +68,8 @@ fn note(ctx: &XdpContext, direction: Direction) -> Option<&'static mut Desk> {
     event.flags = 0;
     event.sequence = 0;
     if let Ok(headers) = parse(&packet) {
-        event.source_port = headers.source_port;
-        event.destination_port = headers.destination_port;
+        event.source_port = headers.ports.source();
+        event.destination_port = headers.ports.destination();
         event.flags = headers.flags.0;
         event.sequence = headers.sequence;
     }

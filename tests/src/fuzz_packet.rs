@@ -45,8 +45,8 @@ fn ours(frame: &[u8]) -> Result<Said, Unsupported> {
     let end = |address, port| (IpAddr::from(address), u16::from_be_bytes(port)).into();
     Ok(Said {
         tags: headers.tags,
-        source: end(flow.client, flow.client_port),
-        destination: end(flow.server, flow.server_port),
+        source: end(flow.client, flow.ports.source()),
+        destination: end(flow.server, flow.ports.destination()),
         protocol: headers.protocol,
         flags: headers.flags.0,
         sequence: headers.sequence,

@@ -10,7 +10,6 @@ use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, ProgramArray};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
-use millrace_common::abi::map;
 use millrace_common::bench::Variation;
 use millrace_common::flow::FlowState;
 use millrace_relay::gateway::object::verify;
@@ -122,10 +121,10 @@ pub fn rules(count: usize) -> String {
 
 /// Makes the flow of a frame established for every client.
 pub fn establish(programs: &mut Programs, frame: &Frame, clients: &Sources) -> Result<()> {
-    let mut established = programs.flows(map::ESTABLISHED)?;
+    let mut established = programs.established()?;
     let state = FlowState { generation: GENERATION };
     for index in 0..clients.count {
-        established.insert(flow(&frame.from(clients.address(index))), state, 0)?;
+        established.insert(flow(&frame.from(clients.address(index))), state)?;
     }
     Ok(())
 }

@@ -11,6 +11,7 @@ use aya::{Ebpf, EbpfLoader};
 use millrace_common::abi::{ABI_VERSION, GatewayConfig, Heartbeat, LIFE_PORT, map};
 use millrace_common::flow::{FlowKey, FlowState};
 use millrace_common::verdict::Verdict;
+use millrace_relay::gateway::Established;
 use millrace_relay::gateway::object::verify;
 use millrace_relay::gateway::rules::RuleSet;
 use millrace_relay::gateway::rules::compile::Compiled;
@@ -192,14 +193,15 @@ impl Programs {
 
     /// Says what the loader says, with a heartbeat that does not grow old meanwhile.
     pub fn config(&mut self, abi_version: u32, relay_nsid: u32) -> anyhow::Result<()> {
+        let mut map: Array<_, GatewayConfig> = Array::try_from(self.map(map::CONFIG)?)?;
         let value = GatewayConfig {
             abi_version,
             relay_nsid,
             heartbeat_timeout_ns: 3_600_000_000_000,
             relay_mac: RELAY_MAC,
-            reserved: [0; 2],
+            active_set: map.get(&0, 0)?.active_set,
         };
-        Ok(Array::try_from(self.map(map::CONFIG)?)?.set(0, value, 0)?)
+        Ok(map.set(0, value, 0)?)
     }
 
     /// Says what a relay says.
@@ -208,22 +210,29 @@ impl Programs {
         Ok(Array::try_from(self.map(map::HEARTBEAT)?)?.set(0, value, 0)?)
     }
 
-    /// A flow map.
-    pub fn flows(
-        &mut self,
-        name: &str,
-    ) -> anyhow::Result<HashMap<&mut MapData, FlowKey, FlowState>> {
-        Ok(HashMap::try_from(self.map(name)?)?)
+    /// The flows on their way.
+    pub fn pending(&mut self) -> anyhow::Result<HashMap<&mut MapData, FlowKey, FlowState>> {
+        Ok(HashMap::try_from(self.map(map::PENDING)?)?)
     }
 
-    /// Puts a flow of the present relay into a map.
-    pub fn insert(&mut self, name: &str, flow: FlowKey) -> anyhow::Result<()> {
-        Ok(self.flows(name)?.insert(flow, FlowState { generation: GENERATION }, 0)?)
+    /// The accepted flows.
+    pub fn established(&mut self) -> anyhow::Result<Established<&mut MapData>> {
+        Established::of(&mut self.ebpf).context("an object without flows")
     }
 
-    /// Whether a map has a flow.
-    pub fn has(&mut self, name: &str, flow: &FlowKey) -> anyhow::Result<bool> {
-        Ok(self.flows(name)?.get(flow, 0).is_ok())
+    /// Lets the present relay accept a flow.
+    pub fn accept(&mut self, flow: FlowKey) -> anyhow::Result<()> {
+        Ok(self.established()?.insert(flow, FlowState { generation: GENERATION })?)
+    }
+
+    /// Lets a flow of the present relay be on its way.
+    pub fn begin(&mut self, flow: FlowKey) -> anyhow::Result<()> {
+        Ok(self.pending()?.insert(flow, FlowState { generation: GENERATION }, 0)?)
+    }
+
+    /// Whether a flow is on its way, and whether it is accepted.
+    pub fn has(&mut self, flow: &FlowKey) -> anyhow::Result<(bool, bool)> {
+        Ok((self.pending()?.get(flow, 0).is_ok(), self.established()?.get(flow).is_ok()))
     }
 
     /// Packets by verdict.

@@ -146,11 +146,11 @@ fn a_full_table_of_flows_is_said() -> anyhow::Result<()> {
     let (loaded, _topology) = loaded()?;
     // The same table, but with room for one.
     let small = EbpfLoader::new()
-        .map_max_entries(map::ESTABLISHED, 1)
+        .map_max_entries(map::ESTABLISHED_IPV4, 1)
         .load(&std::fs::read(bpf_object()?)?)?
-        .take_map(map::ESTABLISHED)
+        .take_map(map::ESTABLISHED_IPV4)
         .context("no table")?;
-    let pin = loaded.config.pin_directory().join(map::ESTABLISHED);
+    let pin = loaded.config.pin_directory().join(map::ESTABLISHED_IPV4);
     std::fs::remove_file(&pin)?;
     small.pin(&pin)?;
 

@@ -70,23 +70,19 @@ fn beginning(programs: &mut Programs, nsid: u32, syn: &Frame) -> anyhow::Result<
     programs.heartbeat(0, 0)?;
     programs.ingress(syn, Verdict::PassNoHeartbeat, PASS)?;
     programs.heartbeat(1, GENERATION)?;
-    let mut config =
-        GatewayConfig { abi_version: ABI_VERSION, relay_nsid: nsid, ..Default::default() };
-    config.heartbeat_timeout_ns = 1;
-    Array::try_from(programs.map(map::CONFIG)?)?.set(0, config, 0)?;
+    let mut map: Array<_, GatewayConfig> = Array::try_from(programs.map(map::CONFIG)?)?;
+    let config = map.get(&0, 0)?;
+    map.set(0, GatewayConfig { heartbeat_timeout_ns: 1, ..config }, 0)?;
     programs.ingress(syn, Verdict::PassNoHeartbeat, PASS)?;
     programs.config(ABI_VERSION, nsid)?;
     programs.heartbeat(now_ns(), GENERATION)?;
 
     // What a SYN that is passed leaves of an earlier connection between the same ends: nothing.
     let closed = syn.to_port(CLOSED_PORT);
-    for name in [map::PENDING, map::ESTABLISHED] {
-        programs.insert(name, flow(&closed))?;
-    }
+    programs.begin(flow(&closed))?;
+    programs.accept(flow(&closed))?;
     programs.ingress(&closed, Verdict::PassNoListener, PASS)?;
-    for name in [map::PENDING, map::ESTABLISHED] {
-        ensure!(!programs.has(name, &flow(&closed))?, "{name} still has the passed flow");
-    }
+    ensure!(programs.has(&flow(&closed))? == (false, false), "the passed flow is still there");
     let excluded = if syn.source.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 }.host(1, 66);
     programs.ingress(&syn.from(excluded), Verdict::PassExcluded, PASS)?;
 
@@ -97,8 +93,7 @@ fn beginning(programs: &mut Programs, nsid: u32, syn: &Frame) -> anyhow::Result<
     }
 
     is_diverted(&programs.ingress(syn, Verdict::DivertNew, REDIRECT)?, syn)?;
-    ensure!(programs.has(map::PENDING, &flow(syn))?, "the flow is pending");
-    ensure!(!programs.has(map::ESTABLISHED, &flow(syn))?, "the flow is not established");
+    ensure!(programs.has(&flow(syn))? == (true, false), "the flow is pending and not accepted");
     Ok(())
 }
 
@@ -107,7 +102,7 @@ fn following(programs: &mut Programs, segment: &Frame) -> anyhow::Result<()> {
     programs.ingress(&segment.to_port(CLOSED_PORT), Verdict::PassNoFlow, PASS)?;
     is_diverted(&programs.ingress(segment, Verdict::DivertPending, REDIRECT)?, segment)?;
 
-    programs.insert(map::ESTABLISHED, key)?;
+    programs.accept(key)?;
     is_diverted(&programs.ingress(segment, Verdict::DivertEstablished, REDIRECT)?, segment)?;
     let reset = Frame::tcp(segment.source, segment.destination, RST, 7);
     programs.ingress(&reset, Verdict::DivertEstablished, REDIRECT)?;
@@ -140,7 +135,7 @@ fn lost_flows(programs: &mut Programs, bench: &Bench) -> anyhow::Result<()> {
         is_diverted(&programs.ingress(&ack, Verdict::DivertSocket, REDIRECT)?, &ack)?;
         // It is found again from then on.
         programs.ingress(&ack, Verdict::DivertPending, REDIRECT)?;
-        programs.flows(map::PENDING)?.remove(&flow(&ack))?;
+        programs.pending()?.remove(&flow(&ack))?;
         // A dead relay's socket, of which the stack has yet to take leave, is not honoured.
         drop(accepted);
         programs.ingress(&ack, Verdict::PassNoFlow, PASS)?;
@@ -209,11 +204,11 @@ fn by_rule(programs: &mut Programs, family: Family) -> anyhow::Result<()> {
         programs.ingress(frame, Verdict::PassNoHeartbeat, PASS)?;
         programs.heartbeat(now_ns(), GENERATION)?;
     }
-    ensure!(!programs.has(map::PENDING, &flow(&syn))?, "no flow is kept");
+    ensure!(programs.has(&flow(&syn))? == (false, false), "no flow is kept");
     programs.ingress(&syn.to_port(CLOSED_PORT), Verdict::PassNoListener, PASS)?;
     programs.ingress(&segment.to_port(CLOSED_PORT), Verdict::DivertRule, REDIRECT)?;
     // What the relay has accepted stays with it while it hangs.
-    programs.insert(map::ESTABLISHED, flow(&segment))?;
+    programs.accept(flow(&segment))?;
     programs.heartbeat(0, GENERATION)?;
     programs.ingress(&segment, Verdict::DivertEstablished, REDIRECT)?;
     programs.heartbeat(now_ns(), GENERATION)?;
@@ -246,10 +241,10 @@ fn returning(programs: &mut Programs, family: Family) -> anyhow::Result<()> {
     let refusal = family.from_relay(client, RST | ACK, 0);
     let key = flow(&refusal).reversed();
     programs.egress(&refusal, Verdict::ReturnForwarded, REDIRECT)?;
-    programs.flows(map::ESTABLISHED)?.remove(&key)?;
-    ensure!(programs.has(map::PENDING, &key)?, "still pending");
+    programs.established()?.remove(&key)?;
+    ensure!(programs.has(&key)? == (true, false), "still pending");
     programs.egress(&refusal, Verdict::ReturnResetHeld, DROP)?;
-    ensure!(!programs.has(map::PENDING, &key)?, "no longer pending");
+    ensure!(programs.has(&key)? == (false, false), "no longer pending");
     programs.egress(&family.from_relay(client, RST, 7), Verdict::ReturnForwarded, REDIRECT)?;
     Ok(())
 }
@@ -305,7 +300,7 @@ fn without_links(programs: &mut Programs, bench: &Bench) -> anyhow::Result<()> {
     for tags in [&[][..], &[TAG], &[SERVICE_TAG, TAG]] {
         let syn = Family::Ipv4.from_client(SYN).tagged(tags);
         programs.ingress(&syn, Verdict::PassNoLink, PASS)?;
-        ensure!(!programs.has(map::PENDING, &flow(&syn))?, "the flow is forgotten");
+        ensure!(programs.has(&flow(&syn))? == (false, false), "the flow is forgotten");
     }
     Ok(())
 }
@@ -329,7 +324,7 @@ fn every_verdict() -> anyhow::Result<()> {
             }
             by_rule(programs, family)?;
             programs.ingress(&family.from_client(SYN), Verdict::DivertNew, REDIRECT)?;
-            programs.insert(map::ESTABLISHED, flow(&family.from_client(SYN)))?;
+            programs.accept(flow(&family.from_client(SYN)))?;
             returning(programs, family)?;
             kept_from_the_client(programs, &bench.gateway, family)?;
         }

@@ -1,14 +1,98 @@
 //! The flows that the relay has accepted, told to the programs.
 
+use std::borrow::{Borrow, BorrowMut};
 use std::net::SocketAddr;
+use std::path::Path;
 
-use aya::maps::{HashMap, MapData, MapError};
-use millrace_common::abi::MAX_ESTABLISHED;
-use millrace_common::flow::{Address, FlowKey, FlowState};
+use aya::Ebpf;
+use aya::maps::{HashMap, Map, MapData, MapError};
+use millrace_common::abi::{MAX_ESTABLISHED, map};
+use millrace_common::flow::{Address, FlowKey, FlowState, ShortKey};
 
-use super::error::{FlowError, causes, errno};
+use super::error::{FlowError, GatewayError, causes, errno};
+use super::{open_map, unusable};
 
-pub(super) type FlowMap = HashMap<MapData, FlowKey, FlowState>;
+/// Flows that are on their way, or were just closed.
+pub(super) type Pending = HashMap<MapData, FlowKey, FlowState>;
+
+pub(super) fn open_pending(pins: &Path) -> Result<Pending, GatewayError> {
+    let map = Map::LruHashMap(open_map(pins, map::PENDING)?);
+    HashMap::try_from(map).map_err(unusable(map::PENDING))
+}
+
+/// The flows that a relay has accepted: a map for each family, because the kernel takes the longer
+/// the longer its key is.
+#[derive(Debug)]
+pub struct Established<T> {
+    ipv4: HashMap<T, ShortKey, FlowState>,
+    ipv6: HashMap<T, FlowKey, FlowState>,
+}
+
+impl Established<MapData> {
+    /// Those of a loaded instance.
+    pub(super) fn open(pins: &Path) -> Result<Self, GatewayError> {
+        let open = |name| open_map(pins, name).map(Map::HashMap);
+        let (ipv4, ipv6) = (open(map::ESTABLISHED_IPV4)?, open(map::ESTABLISHED_IPV6)?);
+        Ok(Self {
+            ipv4: HashMap::try_from(ipv4).map_err(unusable(map::ESTABLISHED_IPV4))?,
+            ipv6: HashMap::try_from(ipv6).map_err(unusable(map::ESTABLISHED_IPV6))?,
+        })
+    }
+}
+
+impl<'a> Established<&'a mut MapData> {
+    /// Those of an object; `None` if it is not one of ours.
+    pub fn of(ebpf: &'a mut Ebpf) -> Option<Self> {
+        let (mut ipv4, mut ipv6) = (None, None);
+        for (name, present) in ebpf.maps_mut() {
+            match name {
+                map::ESTABLISHED_IPV4 => ipv4 = HashMap::try_from(present).ok(),
+                map::ESTABLISHED_IPV6 => ipv6 = HashMap::try_from(present).ok(),
+                _ => {}
+            }
+        }
+        Some(Self { ipv4: ipv4?, ipv6: ipv6? })
+    }
+}
+
+impl<T: Borrow<MapData>> Established<T> {
+    /// Whose a flow is.
+    pub fn get(&self, key: &FlowKey) -> Result<FlowState, MapError> {
+        match key.short() {
+            Some(short) => self.ipv4.get(&short, 0),
+            None => self.ipv6.get(key, 0),
+        }
+    }
+
+    /// Every flow. While flows come and go it may meet one twice.
+    pub fn iter(&self) -> impl Iterator<Item = Result<(FlowKey, FlowState), MapError>> + '_ {
+        let ipv4 = self.ipv4.iter().map(|entry| entry.map(|(key, state)| (key.into(), state)));
+        ipv4.chain(self.ipv6.iter())
+    }
+}
+
+impl<T: BorrowMut<MapData>> Established<T> {
+    /// Takes a flow up.
+    pub fn insert(&mut self, key: FlowKey, state: FlowState) -> Result<(), MapError> {
+        match key.short() {
+            Some(short) => self.ipv4.insert(short, state, 0),
+            None => self.ipv6.insert(key, state, 0),
+        }
+    }
+
+    /// Takes a flow out; that it is not there is as good.
+    pub fn remove(&mut self, key: &FlowKey) -> Result<(), MapError> {
+        let removed = match key.short() {
+            Some(short) => self.ipv4.remove(&short),
+            None => self.ipv6.remove(key),
+        };
+        match removed {
+            Err(MapError::KeyNotFound) => Ok(()),
+            Err(error) if errno(&error) == Some(libc::ENOENT) => Ok(()),
+            result => result,
+        }
+    }
+}
 
 /// One thread's handle on the flow maps.
 ///
@@ -24,20 +108,21 @@ pub(super) type FlowMap = HashMap<MapData, FlowKey, FlowState>;
 /// neither for an instant would have a packet sent to the server, which would reset the connection.
 #[derive(Debug)]
 pub struct FlowTable {
-    established: FlowMap,
-    pending: FlowMap,
+    established: Established<MapData>,
+    pending: Pending,
     state: FlowState,
 }
 
 impl FlowTable {
-    pub(super) fn new(established: FlowMap, pending: FlowMap, generation: u64) -> Self {
-        Self { established, pending, state: FlowState { generation } }
+    pub(super) fn open(pins: &Path, generation: u64) -> Result<Self, GatewayError> {
+        let (established, pending) = (Established::open(pins)?, open_pending(pins)?);
+        Ok(Self { established, pending, state: FlowState { generation } })
     }
 
     /// The relay has accepted a connection: `client` is the socket's peer, `server` its local
     /// address. On [`FlowError::Full`] the connection must be closed; its packets may stop coming.
     pub fn accepted(&mut self, client: SocketAddr, server: SocketAddr) -> Result<(), FlowError> {
-        match self.established.insert(key(client, server), self.state, 0) {
+        match self.established.insert(key(client, server), self.state) {
             Ok(()) => Ok(()),
             Err(error) if errno(&error) == Some(libc::E2BIG) => {
                 Err(FlowError::Full { limit: MAX_ESTABLISHED })
@@ -51,33 +136,24 @@ impl FlowTable {
         let key = key(client, server);
         // Without it the flow's last segments go astray, but the flow must leave the table anyway.
         let pending = self.pending.insert(key, self.state, 0);
-        match self.established.remove(&key) {
-            // A SYN that was passed has taken it out already.
-            Ok(()) | Err(MapError::KeyNotFound) => {}
-            Err(error) if errno(&error) == Some(libc::ENOENT) => {}
-            Err(error) => return Err(FlowError::Map { reason: causes(&error) }),
-        }
+        // A SYN that was passed may have taken it out already.
+        self.established.remove(&key).map_err(|error| FlowError::Map { reason: causes(&error) })?;
         pending.map_err(|error| FlowError::Map { reason: causes(&error) })
     }
 }
 
 /// Takes the flows of other generations out of `ESTABLISHED`: a relay that was killed has left
 /// them, and they count against its limit. Gives their number.
-pub(super) fn forget_former(established: &mut FlowMap, generation: u64) -> Result<u64, MapError> {
+pub(super) fn forget_former(pins: &Path, generation: u64) -> Result<u64, GatewayError> {
+    let failed = || GatewayError::bpf::<MapError>("forget the flows of former relays");
+    let mut established = Established::open(pins)?;
     let former: Vec<FlowKey> = established
         .iter()
-        .filter_map(|entry| match entry {
-            Ok((key, state)) => (state.generation != generation).then_some(Ok(key)),
-            Err(error) => Some(Err(error)),
-        })
-        .collect::<Result<_, _>>()?;
-    for key in &former {
-        match established.remove(key) {
-            Ok(()) | Err(MapError::KeyNotFound) => {}
-            Err(error) if errno(&error) == Some(libc::ENOENT) => {}
-            Err(error) => return Err(error),
-        }
-    }
+        .filter(|entry| entry.as_ref().map_or(true, |(_, state)| state.generation != generation))
+        .map(|entry| entry.map(|(key, _)| key))
+        .collect::<Result<_, _>>()
+        .map_err(failed())?;
+    former.iter().try_for_each(|key| established.remove(key)).map_err(failed())?;
     Ok(former.len() as u64)
 }
 

@@ -8,6 +8,7 @@ use aya::programs::Xdp;
 use aya::programs::links::FdLink;
 use aya::{Ebpf, EbpfLoader};
 use millrace_common::abi::{ABI_VERSION, GatewayConfig, MAX_CLIENT_LINKS, map};
+use millrace_common::rule::ActiveSet;
 use serde::Serialize;
 
 use super::error::{GatewayError, causes};
@@ -33,11 +34,11 @@ pub(super) const PROGRAMS: [&str; 3] = ["ingress", "egress", "pass"];
 pub(super) const MAPS: [&str; 10] = [
     map::CONFIG,
     map::HEARTBEAT,
-    map::ACTIVE_SET,
     map::PORT_CLASSES,
     map::RULES,
     map::PENDING,
-    map::ESTABLISHED,
+    map::ESTABLISHED_IPV4,
+    map::ESTABLISHED_IPV6,
     map::COUNTERS,
     map::RELAY_LINK,
     map::CLIENT_LINKS,
@@ -323,7 +324,7 @@ fn fill(ebpf: &mut Ebpf, config: &Config, topology: &Topology) -> Result<(), Gat
         relay_nsid: topology.nsid,
         heartbeat_timeout_ns: u64::from(config.gateway.heartbeat_timeout_ms) * 1_000_000,
         relay_mac: topology.relay_mac,
-        reserved: [0; 2],
+        active_set: ActiveSet::default(),
     };
     Array::try_from(map_mut(ebpf, map::CONFIG))
         .and_then(|mut map| map.set(0, value, 0))

@@ -32,14 +32,13 @@ mod unload;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError};
+use aya::maps::{Array, Map, MapData, MapError};
 use millrace_common::abi::{self, ABI_VERSION, GatewayConfig, map};
 
 use self::error::errno;
 pub use self::error::{FlowError, GatewayError, RuleMistake};
 pub use self::facts::{DevicePlan, Preflight, preflight};
-use self::flows::FlowMap;
-pub use self::flows::FlowTable;
+pub use self::flows::{Established, FlowTable};
 pub use self::heartbeat::Heartbeat;
 pub use self::host::{Report, in_namespace};
 pub use self::kernel::{Version, minimum as minimum_kernel};
@@ -85,8 +84,7 @@ impl Gateway {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
         // The clock may have been set back; the number must grow all the same.
         let generation = u64::try_from(now).unwrap_or(0).max(former + 1);
-        flows::forget_former(&mut self.flow_map(map::ESTABLISHED, Map::HashMap)?, generation)
-            .map_err(GatewayError::bpf("forget the flows of former relays"))?;
+        flows::forget_former(&self.pins, generation)?;
         self.generation = Some(generation);
         Ok(generation)
     }
@@ -106,9 +104,7 @@ impl Gateway {
 
     /// A handle on the flow maps for one thread.
     pub fn flow_table(&self) -> Result<FlowTable, GatewayError> {
-        let established = self.flow_map(map::ESTABLISHED, Map::HashMap)?;
-        let pending = self.flow_map(map::PENDING, Map::LruHashMap)?;
-        Ok(FlowTable::new(established, pending, self.generation()))
+        FlowTable::open(&self.pins, self.generation())
     }
 
     /// The relay namespace, where listeners belong: see [`in_namespace`].
@@ -127,10 +123,6 @@ impl Gateway {
 
     fn map(&self, name: &str, kind: fn(MapData) -> Map) -> Result<Map, GatewayError> {
         open_map(&self.pins, name).map(kind)
-    }
-
-    fn flow_map(&self, name: &str, kind: fn(MapData) -> Map) -> Result<FlowMap, GatewayError> {
-        HashMap::try_from(self.map(name, kind)?).map_err(unusable(name))
     }
 }
 

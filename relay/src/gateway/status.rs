@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{Array, Map, MapError, PerCpuArray};
 use millrace_common::abi::{self, GatewayConfig, map};
-use millrace_common::flow::{FlowKey, FlowState};
 use millrace_common::verdict::Verdict;
 use serde::Serialize;
 
 use super::error::GatewayError;
+use super::flows::{Established, open_pending};
 use super::heartbeat::monotonic_ns;
 use super::rules::command::InForce;
 use super::running::{DeviceStatus, ProgramStatus, programs};
@@ -75,8 +75,8 @@ pub fn status(config: &Config) -> Result<Status, GatewayError> {
         rules: state::read_rules(config)?,
         verdicts: verdicts(pins)?,
         relay: relay(pins, &value)?,
-        pending: count(pins, map::PENDING, Map::LruHashMap)?,
-        established: count(pins, map::ESTABLISHED, Map::HashMap)?,
+        pending: count(open_pending(pins)?.iter())?,
+        established: count(Established::open(pins)?.iter())?,
     })
 }
 
@@ -107,12 +107,11 @@ fn relay(pins: &Path, value: &GatewayConfig) -> Result<RelayStatus, GatewayError
     })
 }
 
-fn count(pins: &Path, name: &str, kind: fn(MapData) -> Map) -> Result<u64, GatewayError> {
-    let failed = || GatewayError::bpf::<MapError>(format!("count the flows in {name}"));
-    let flows: HashMap<_, FlowKey, FlowState> =
-        HashMap::try_from(kind(open_map(pins, name)?)).map_err(failed())?;
-    // While flows come and go an iteration may meet one twice: an estimate, bounded by the table.
-    flows.keys().try_fold(0, |count, key| key.map(|_| count + 1)).map_err(failed())
+/// While flows come and go an iteration may meet one twice: an estimate, bounded by the table.
+fn count<T>(mut flows: impl Iterator<Item = Result<T, MapError>>) -> Result<u64, GatewayError> {
+    flows
+        .try_fold(0, |count, flow| flow.map(|_| count + 1))
+        .map_err(GatewayError::bpf("count the flows"))
 }
 
 impl Status {

@@ -3,18 +3,18 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use aya::maps::{HashMap, Map, MapError};
-use millrace_common::abi::{self, map};
+use aya::maps::MapError;
+use millrace_common::abi;
 use serde::{Deserialize, Serialize};
 
 use super::compile::Compiled;
 use super::tables::{Present, RuleTables};
 use super::{GatewayError, RuleSet};
 use crate::config::{Config, Mode};
-use crate::gateway::flows::FlowMap;
+use crate::gateway::flows::{Established, open_pending};
 use crate::gateway::host::Device;
 use crate::gateway::state::{self, Lock, State};
-use crate::gateway::{Gateway, open_map, read_config, require_root, topology};
+use crate::gateway::{Gateway, read_config, require_root, topology};
 
 /// Lines of rules that are shown to people before they are referred to `--json`.
 const SHOWN: usize = 20;
@@ -176,19 +176,14 @@ fn close(
     let gateway = Gateway::open(config)?;
     let generation = gateway.present()?.generation;
     let mut busy: HashSet<u16> = HashSet::new();
-    // In this order: a flow is in `PENDING` before it is in `ESTABLISHED`.
-    for (name, kind) in [
-        (map::PENDING, Map::LruHashMap as fn(_) -> _),
-        (map::ESTABLISHED, Map::HashMap as fn(_) -> _),
-    ] {
-        let failed = || GatewayError::bpf::<MapError>(format!("read the flows in {name}"));
-        let pins = config.pin_directory();
-        let flows: FlowMap = HashMap::try_from(kind(open_map(&pins, name)?)).map_err(failed())?;
-        for flow in &flows {
-            let (key, state) = flow.map_err(failed())?;
-            if state.generation == generation {
-                busy.insert(u16::from_be_bytes(key.server_port));
-            }
+    let pins = config.pin_directory();
+    let failed = || GatewayError::bpf::<MapError>("read the table of flows");
+    // In this order: a flow is in `PENDING` before it is accepted.
+    let pending = open_pending(&pins)?;
+    for flow in pending.iter().chain(Established::open(&pins)?.iter()) {
+        let (key, state) = flow.map_err(failed())?;
+        if state.generation == generation {
+            busy.insert(u16::from_be_bytes(key.ports.destination()));
         }
     }
     let (kept, free): (Vec<_>, Vec<_>) = ports.into_iter().partition(|port| busy.contains(port));

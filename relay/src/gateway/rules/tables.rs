@@ -6,7 +6,7 @@ use std::path::Path;
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, Map, MapData, MapError};
-use millrace_common::abi::map;
+use millrace_common::abi::{GatewayConfig, map};
 use millrace_common::rule::{ActiveSet, PortClass, RuleKey, SetFlags, SetIndex};
 use rustix::thread::{MembarrierCommand, membarrier, membarrier_query};
 
@@ -17,7 +17,7 @@ use crate::gateway::open_map;
 
 /// The three maps that hold both sets of rules.
 pub struct RuleTables<T> {
-    active: Array<T, u32>,
+    config: Array<T, GatewayConfig>,
     classes: Array<T, u32>,
     rules: LpmTrie<T, RuleKey, u32>,
 }
@@ -31,15 +31,15 @@ impl RuleTables<MapData> {
     pub(in crate::gateway) fn open(pins: &Path) -> Result<Self, GatewayError> {
         let open = |name| open_map(pins, name);
         Self::new(
-            Map::Array(open(map::ACTIVE_SET)?),
+            Map::Array(open(map::CONFIG)?),
             Map::Array(open(map::PORT_CLASSES)?),
             Map::LpmTrie(open(map::RULES)?),
         )
     }
 
-    fn new(active: Map, classes: Map, rules: Map) -> Result<Self, GatewayError> {
+    fn new(config: Map, classes: Map, rules: Map) -> Result<Self, GatewayError> {
         Ok(Self {
-            active: Array::try_from(active).map_err(failed("open"))?,
+            config: Array::try_from(config).map_err(failed("open"))?,
             classes: Array::try_from(classes).map_err(failed("open"))?,
             rules: LpmTrie::try_from(rules).map_err(failed("open"))?,
         })
@@ -49,22 +49,22 @@ impl RuleTables<MapData> {
 impl<'a> RuleTables<&'a mut MapData> {
     /// Those of an object that is being loaded; `None` if it is not one of ours.
     pub fn of(ebpf: &'a mut Ebpf) -> Option<Self> {
-        let (mut active, mut classes, mut rules) = (None, None, None);
+        let (mut config, mut classes, mut rules) = (None, None, None);
         for (name, present) in ebpf.maps_mut() {
             match name {
-                map::ACTIVE_SET => active = Array::try_from(present).ok(),
+                map::CONFIG => config = Array::try_from(present).ok(),
                 map::PORT_CLASSES => classes = Array::try_from(present).ok(),
                 map::RULES => rules = LpmTrie::try_from(present).ok(),
                 _ => {}
             }
         }
-        Some(Self { active: active?, classes: classes?, rules: rules? })
+        Some(Self { config: config?, classes: classes?, rules: rules? })
     }
 }
 
 impl<T: Borrow<MapData>> RuleTables<T> {
     fn active(&self) -> Result<ActiveSet, GatewayError> {
-        self.active.get(&0, 0).map(ActiveSet).map_err(failed("read"))
+        self.config.get(&0, 0).map(|config| config.active_set).map_err(failed("read"))
     }
 
     fn class(
@@ -169,7 +169,8 @@ impl<T: BorrowMut<MapData>> RuleTables<T> {
         if !membarrier_query().contains_command(MembarrierCommand::Global) {
             return Err(GatewayError::NoGracePeriod);
         }
-        let active = self.active()?;
+        let config = self.config.get(&0, 0).map_err(failed("read"))?;
+        let active = config.active_set;
         let (former, set) = (active.set(), active.set().other());
         let held = if let Some(present) = present {
             present.held(former)
@@ -187,8 +188,9 @@ impl<T: BorrowMut<MapData>> RuleTables<T> {
         }
         let flags = SetFlags::new(compiled.has_exclusions(), by_rule);
         let prepared = active.with_flags(set, flags);
-        for value in [prepared, prepared.with_set(set)] {
-            self.active.set(0, value.0, 0).map_err(failed("switch"))?;
+        for active_set in [prepared, prepared.with_set(set)] {
+            let value = GatewayConfig { active_set, ..config };
+            self.config.set(0, value, 0).map_err(failed("switch"))?;
         }
         wait_for_programs()?;
         self.clear(former, &held)?;

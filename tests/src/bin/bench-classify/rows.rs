@@ -1,7 +1,6 @@
 //! The packets whose cost is measured: one for each way through the programs that a packet can take
 //! again and again.
 
-use millrace_common::abi::map;
 use millrace_common::bench::Variation;
 use millrace_common::verdict::Verdict;
 use millrace_tests::frames::flag::{ACK, RST, SYN};
@@ -29,8 +28,8 @@ pub(crate) struct Row {
     pub(crate) frame: Vec<u8>,
     /// If every packet is of another flow.
     pub(crate) variation: Option<Variation>,
-    /// Has to be there when the packets come.
-    flow: Option<(&'static str, Frame)>,
+    /// Its flow has to be on its way when the packets come.
+    flow: Option<Frame>,
     /// Whether the relay beats.
     is_alive: bool,
 }
@@ -55,8 +54,8 @@ impl Row {
     /// Makes the state that the packets want to find.
     pub(crate) fn prepare(&self, programs: &mut Programs) -> anyhow::Result<()> {
         programs.heartbeat(if self.is_alive { now_ns() } else { 0 }, GENERATION)?;
-        if let Some((map, frame)) = &self.flow {
-            programs.insert(map, flow(frame))?;
+        if let Some(frame) = &self.flow {
+            programs.begin(flow(frame))?;
         }
         Ok(())
     }
@@ -141,7 +140,7 @@ fn following(family: Family, clients: &Sources) -> Vec<Row> {
             ..row(ESTABLISHED_COLD, Verdict::DivertEstablished, &established)
         },
         Row {
-            flow: Some((map::PENDING, pending.clone())),
+            flow: Some(pending.clone()),
             ..row("pending flow", Verdict::DivertPending, &pending)
         },
     ]
