@@ -3,8 +3,9 @@
 //! Everything is checked when it is read, and a mistake is reported with its place. Sample:
 //! `docs/millrace.toml`.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -200,6 +201,9 @@ pub struct KafkaSection {
     pub linger_us: u32,
     /// Unacknowledged payload bytes of one partition, above which its clients are not read from.
     pub partition_in_flight_bytes: usize,
+    /// Partitions of the uplink, at least: those that no declared server has are leased to servers
+    /// that register.
+    pub uplink_partitions: u16,
     /// Replication factor of topics that the relay creates; -1: the broker's default.
     pub replication: i32,
     /// Further librdkafka properties, by their own names.
@@ -213,6 +217,7 @@ impl Default for KafkaSection {
             topic_prefix: "millrace.".to_owned(),
             linger_us: 500,
             partition_in_flight_bytes: 16 << 20,
+            uplink_partitions: 0,
             replication: -1,
             properties: HashMap::new(),
         }
@@ -228,6 +233,31 @@ impl KafkaSection {
     /// Server to client: one partition a relay.
     pub fn downlink_topic(&self) -> String {
         format!("{}downlink", self.topic_prefix)
+    }
+
+    /// Registrations and leases: one partition, whose order all relays agree on.
+    pub fn registry_topic(&self) -> String {
+        format!("{}registry", self.topic_prefix)
+    }
+
+    /// Client and server: the associations of all relays.
+    pub fn associations_topic(&self) -> String {
+        format!("{}associations", self.topic_prefix)
+    }
+
+    /// Replies for clients that are away.
+    pub fn held_topic(&self) -> String {
+        format!("{}held", self.topic_prefix)
+    }
+
+    /// What could not be delivered, and why.
+    pub fn deadletter_topic(&self) -> String {
+        format!("{}deadletter", self.topic_prefix)
+    }
+
+    /// The consumer group under which the reader of an uplink partition commits its position.
+    pub fn server_group(&self, partition: Partition) -> String {
+        format!("{}server-{partition}", self.topic_prefix)
     }
 }
 
@@ -247,8 +277,8 @@ pub struct Service {
     /// Longest message; a longer one closes its connection.
     #[serde(default = "default_max_message_bytes")]
     pub max_message_bytes: u32,
-    /// Who reads them.
-    #[serde(rename = "server")]
+    /// Who reads them, beside those that register.
+    #[serde(rename = "server", default)]
     pub servers: Vec<Server>,
 }
 
@@ -262,6 +292,20 @@ pub struct Server {
     pub address: IpAddr,
     /// Its partition of the uplink; unique.
     pub partition: Partition,
+    /// Share of the service's clients, in proportion to the other servers' capacities.
+    #[serde(default = "default_capacity")]
+    pub capacity: NonZeroU32,
+    /// What tells it from other servers of the service.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+}
+
+impl Server {
+    /// One like any other.
+    pub fn new(id: impl Into<String>, address: IpAddr, partition: Partition) -> Self {
+        let (capacity, labels) = (default_capacity(), BTreeMap::new());
+        Self { id: id.into(), address, partition, capacity, labels }
+    }
 }
 
 fn default_instance() -> String {
@@ -270,6 +314,10 @@ fn default_instance() -> String {
 
 const fn default_heartbeat_timeout_ms() -> u32 {
     2000
+}
+
+const fn default_capacity() -> NonZeroU32 {
+    NonZeroU32::MIN
 }
 
 const fn default_max_message_bytes() -> u32 {
@@ -400,8 +448,10 @@ impl Config {
                 .framing
                 .check(service.max_message_bytes)
                 .map_err(|problem| invalid(key.clone(), problem))?;
-            if service.servers.is_empty() {
-                return Err(invalid(key, "needs at least one [[service.server]]"));
+            if service.servers.is_empty() && self.kafka.uplink_partitions == 0 {
+                let problem = "needs at least one [[service.server]], or kafka.uplink_partitions \
+                               for servers that register";
+                return Err(invalid(key, problem));
             }
             for server in &service.servers {
                 if server.id.is_empty() || !servers.insert(&server.id) {
@@ -424,7 +474,8 @@ impl Config {
     /// Partitions that the uplink needs: one more than the highest that a server has.
     pub fn partitions(&self) -> usize {
         let servers = self.services.iter().flat_map(|service| &service.servers);
-        servers.map(|server| server.partition.index() + 1).max().unwrap_or_default()
+        let declared = servers.map(|server| server.partition.index() + 1).max().unwrap_or_default();
+        declared.max(usize::from(self.kafka.uplink_partitions))
     }
 
     /// Directory of run-time files: `/run/millrace/INSTANCE`; for a relay without gateway that is

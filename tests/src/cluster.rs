@@ -147,10 +147,10 @@ fn config(plan: &ClusterPlan, prefix: &str) -> Config {
         framing: wire.0,
         max_message_bytes: plan.max_message_bytes,
         servers: (0..plan.servers)
-            .map(|index| Server {
-                id: format!("{name}-{index}"),
-                address: Topology::server_address(usize::from(index)).into(),
-                partition: Partition(first_partition + index),
+            .map(|index| {
+                let address = Topology::server_address(usize::from(index));
+                let partition = Partition(first_partition + index);
+                Server::new(format!("{name}-{index}"), address.into(), partition)
             })
             .collect(),
     };

@@ -221,10 +221,12 @@ impl Topology {
     /// partition each from 0 upwards. Everything else has its default and may be changed.
     pub fn config(&self, port: u16, framing: Framing) -> Config {
         let servers = (0..self.servers.len())
-            .map(|index| Server {
-                id: format!("server-{index}"),
-                address: Self::server_address(index).into(),
-                partition: Partition(u16::try_from(index).expect("at most MAX_HOSTS")),
+            .map(|index| {
+                Server::new(
+                    format!("server-{index}"),
+                    Self::server_address(index).into(),
+                    Partition(u16::try_from(index).expect("at most MAX_HOSTS")),
+                )
             })
             .collect();
         Config {

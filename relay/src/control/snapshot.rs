@@ -128,6 +128,7 @@ impl Observer {
             connections_closed: nonzero(closed),
             connections_refused: nonzero([
                 ("connection_limit", self.sum(|worker| &worker.connection_limit)),
+                ("no_server", self.sum(|worker| &worker.no_server)),
                 ("accept_failed", self.sum(|worker| &worker.accept_failed)),
             ]),
             messages_received: received,

@@ -37,15 +37,52 @@ pub enum TopicError {
     },
 }
 
-/// Makes sure that uplink and downlink exist with a partition for every server and for this relay.
+/// Partitions of [`KafkaSection::associations_topic`] and [`KafkaSection::held_topic`] when a relay
+/// creates them: clients are spread over them by their identity.
+///
+/// [`KafkaSection::associations_topic`]: crate::config::KafkaSection::associations_topic
+/// [`KafkaSection::held_topic`]: crate::config::KafkaSection::held_topic
+const IDENTITY_PARTITIONS: i32 = 4;
+
+/// What a topic must be.
+struct Wanted {
+    name: String,
+    partitions: i32,
+    /// Kafka's properties of a topic that is created.
+    properties: &'static [(&'static str, &'static str)],
+    /// Whether partitions are added to one that has fewer. Not where the partition is the hash of a
+    /// key.
+    grows: bool,
+}
+
+/// The last record of each key is what counts (`cleanup.policy`, Kafka's topic configuration). A
+/// tombstone stays for a day, so that who reads meanwhile sees it.
+const COMPACTED: &[(&str, &str)] = &[
+    ("cleanup.policy", "compact"),
+    ("delete.retention.ms", "86400000"),
+    ("segment.ms", "3600000"),
+    ("min.cleanable.dirty.ratio", "0.1"),
+];
+
+/// Makes sure that every topic exists, with a partition for every server and for this relay.
 /// Partitions are added where they are missing, never taken away.
 pub async fn ensure_topics(config: &Config) -> Result<(), TopicError> {
     let admin: AdminClient<DefaultClientContext> =
         client_config(&config.kafka).create().map_err(|source| no_broker(config, source))?;
+    let kafka = &config.kafka;
     let uplink = i32::try_from(config.partitions()).expect("partitions are u16");
     let downlink = i32::from(config.relay.id) + 1;
-    ensure(config, &admin, &config.kafka.uplink_topic(), uplink).await?;
-    ensure(config, &admin, &config.kafka.downlink_topic(), downlink).await
+    for (name, partitions, properties, grows) in [
+        (kafka.uplink_topic(), uplink, &[][..], true),
+        (kafka.downlink_topic(), downlink, &[], true),
+        (kafka.registry_topic(), 1, COMPACTED, false),
+        (kafka.associations_topic(), IDENTITY_PARTITIONS, COMPACTED, false),
+        (kafka.held_topic(), IDENTITY_PARTITIONS, &[], false),
+        (kafka.deadletter_topic(), 1, &[], false),
+    ] {
+        ensure(config, &admin, &Wanted { name, partitions, properties, grows }).await?;
+    }
+    Ok(())
 }
 
 fn no_broker(config: &Config, source: KafkaError) -> TopicError {
@@ -55,26 +92,27 @@ fn no_broker(config: &Config, source: KafkaError) -> TopicError {
 async fn ensure(
     config: &Config,
     admin: &AdminClient<DefaultClientContext>,
-    topic: &str,
-    wanted: i32,
+    wanted: &Wanted,
 ) -> Result<(), TopicError> {
-    let problem = |problem: String| TopicError::Topic { topic: topic.to_owned(), problem };
+    let Wanted { name: topic, partitions: count, properties, grows } = wanted;
+    let problem = |problem: String| TopicError::Topic { topic: topic.clone(), problem };
     let options =
         AdminOptions::new().operation_timeout(Some(TIMEOUT)).request_timeout(Some(TIMEOUT));
     let there = partitions(config, admin, topic)?;
     let results = if there == 0 {
         let replication = TopicReplication::Fixed(config.kafka.replication);
-        let new = NewTopic::new(topic, wanted, replication);
+        let mut new = NewTopic::new(topic, *count, replication);
+        new.config.extend(properties.iter().copied());
         admin.create_topics([&new], &options).await
-    } else if there < wanted {
-        let count = usize::try_from(wanted).expect("positive");
+    } else if there < *count && *grows {
+        let count = usize::try_from(*count).expect("positive");
         admin.create_partitions([&NewPartitions::new(topic, count)], &options).await
     } else {
         return Ok(());
     };
     for result in results.map_err(|error| problem(error.to_string()))? {
         match result {
-            Ok(_) => tracing::info!(topic, partitions = wanted, "created"),
+            Ok(_) => tracing::info!(topic, partitions = count, "created"),
             // Another relay was faster.
             Err((
                 _,
@@ -85,9 +123,10 @@ async fn ensure(
     }
     // Creation is acknowledged before every broker knows of it.
     let deadline = std::time::Instant::now() + TIMEOUT;
-    while partitions(config, admin, topic)? < wanted {
+    let needed = if there == 0 || *grows { *count } else { 1 };
+    while partitions(config, admin, topic)? < needed {
         if std::time::Instant::now() > deadline {
-            return Err(problem(format!("{wanted} partitions did not appear within {TIMEOUT:?}")));
+            return Err(problem(format!("{needed} partitions did not appear within {TIMEOUT:?}")));
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }

@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::config::Service;
 
-use super::{Partition, ServerId, ServiceId};
+use super::{Partition, ServerId, ServerLink, ServerState, ServiceId};
 
 /// A client's server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,16 +18,28 @@ pub struct Association {
     pub partition: Partition,
 }
 
-/// Place of a server in the order of allotment: fewest associations first, and among equals the one
-/// that has waited longest, so that ties are broken evenly.
-type Rank = (u32, u64, ServerId);
+/// Place of a server in the order of allotment: the one that would be loaded least by one more, in
+/// proportion to its capacity, comes first; among equals the one that has waited longest, so that
+/// ties are broken evenly.
+type Rank = (u64, u64, ServerId);
+
+/// Clients for each unit of capacity, if there is one more; 32 bits before the point and 32 after.
+fn load_with_one_more(clients: u32, capacity: u32) -> u64 {
+    ((u64::from(clients) + 1) << 32) / u64::from(capacity.max(1))
+}
 
 #[derive(Debug)]
 struct ServerEntry {
-    service: ServiceId,
-    name: String,
-    partition: Partition,
-    rank: Rank,
+    link: ServerLink,
+    clients: u32,
+    /// Of all allotments, the last that was to it.
+    turn: u64,
+}
+
+impl ServerEntry {
+    fn rank(&self, id: ServerId) -> Rank {
+        (load_with_one_more(self.clients, self.link.capacity), self.turn, id)
+    }
 }
 
 #[derive(Debug)]
@@ -39,7 +51,8 @@ struct Record {
 #[derive(Debug, Default)]
 struct Table {
     servers: Vec<ServerEntry>,
-    /// Per service, its servers in the order of allotment.
+    by_name: HashMap<String, ServerId>,
+    /// Per service, its live servers in the order of allotment.
     order: Vec<BTreeSet<Rank>>,
     /// A client may have connections to several services; and to one, if it uses the same port
     /// towards several of the service's addresses.
@@ -55,23 +68,14 @@ pub struct Associations {
 }
 
 impl Associations {
-    /// An empty table for the servers that the configuration declares.
+    /// A table without clients, and with the servers that the configuration declares.
     pub fn new(services: &[Service]) -> Self {
-        let mut table = Table::default();
+        let mut table =
+            Table { order: services.iter().map(|_| BTreeSet::new()).collect(), ..Table::default() };
         for (service, id) in services.iter().zip((0..).map(ServiceId)) {
-            let mut order = BTreeSet::new();
-            for (server, index) in service.servers.iter().zip(table.servers.len()..) {
-                let server_id = ServerId(u16::try_from(index).expect("partitions are unique u16"));
-                let rank = (0, 0, server_id);
-                order.insert(rank);
-                table.servers.push(ServerEntry {
-                    service: id,
-                    name: server.id.clone(),
-                    partition: server.partition,
-                    rank,
-                });
+            for server in &service.servers {
+                table.set_server(ServerLink::declared(id, server));
             }
-            table.order.push(order);
         }
         Self {
             services: services.iter().map(|service| service.name.clone()).collect(),
@@ -84,23 +88,31 @@ impl Associations {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Takes up a server, or what has changed about it. Its clients stay its clients.
+    pub fn set_server(&self, link: ServerLink) {
+        self.table().set_server(link);
+    }
+
     /// The server of a client: the associated one, or else the one with the fewest associations,
-    /// which is associated from now on. Logarithmic in the number of servers.
-    pub fn associate(&self, service: ServiceId, client: SocketAddr) -> Association {
+    /// which is associated from now on; none if the service has no live server. Logarithmic in the
+    /// number of servers.
+    pub fn associate(&self, service: ServiceId, client: SocketAddr) -> Option<Association> {
         let table = &mut *self.table();
         let server = if let Some(record) = table.records.get_mut(&(service, client)) {
             record.connections += 1;
             record.server
         } else {
-            let (_, _, server) =
-                *table.order[service.index()].first().expect("a service has a server");
+            let (_, _, server) = *table.order[service.index()].first()?;
             table.allotments += 1;
             let turn = table.allotments;
-            table.rerank(server, |(count, _, _)| (count + 1, turn));
+            table.change(server, |entry| {
+                entry.clients += 1;
+                entry.turn = turn;
+            });
             table.records.insert((service, client), Record { server, connections: 1 });
             server
         };
-        Association { server, partition: table.entry(server).partition }
+        Some(Association { server, partition: table.servers[server.index()].link.partition })
     }
 
     /// Ends what one [`associate`](Self::associate) began; the association ends with the client's
@@ -111,7 +123,7 @@ impl Associations {
         record.get_mut().connections -= 1;
         if record.get().connections == 0 {
             let server = record.remove().server;
-            table.rerank(server, |(count, turn, _)| (count - 1, turn));
+            table.change(server, |entry| entry.clients -= 1);
         }
     }
 
@@ -121,35 +133,46 @@ impl Associations {
         let mut counts: BTreeMap<String, BTreeMap<String, u32>> = BTreeMap::new();
         for server in &table.servers {
             counts
-                .entry(self.services[server.service.index()].clone())
+                .entry(self.services[server.link.service.index()].clone())
                 .or_default()
-                .insert(server.name.clone(), server.rank.0);
+                .insert(server.link.name.clone(), server.clients);
         }
         counts
     }
 }
 
 impl Table {
-    fn entry(&mut self, server: ServerId) -> &mut ServerEntry {
-        &mut self.servers[usize::from(server.0)]
+    fn set_server(&mut self, link: ServerLink) {
+        if let Some(&id) = self.by_name.get(&link.name) {
+            self.change(id, |entry| entry.link = link);
+            return;
+        }
+        let id = ServerId(u16::try_from(self.servers.len()).expect("partitions are unique u16"));
+        self.by_name.insert(link.name.clone(), id);
+        self.servers.push(ServerEntry { link, clients: 0, turn: 0 });
+        self.enter(id);
     }
 
-    fn rerank(&mut self, server: ServerId, change: impl FnOnce(Rank) -> (u32, u64)) {
-        let entry = self.entry(server);
-        let old = entry.rank;
-        let (count, turn) = change(old);
-        let new = (count, turn, server);
-        entry.rank = new;
-        let service = entry.service;
-        let order = &mut self.order[service.index()];
-        order.remove(&old);
-        order.insert(new);
+    /// Changes a server, and its place in the order with it.
+    fn change(&mut self, id: ServerId, change: impl FnOnce(&mut ServerEntry)) {
+        let entry = &mut self.servers[id.index()];
+        self.order[entry.link.service.index()].remove(&entry.rank(id));
+        change(entry);
+        self.enter(id);
+    }
+
+    fn enter(&mut self, id: ServerId) {
+        let entry = &self.servers[id.index()];
+        if entry.link.state == ServerState::Live {
+            self.order[entry.link.service.index()].insert(entry.rank(id));
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
+    use std::num::NonZeroU32;
 
     use proptest::prelude::*;
 
@@ -165,10 +188,9 @@ mod tests {
             framing: Framing::Lines,
             max_message_bytes: 100,
             servers: (first_partition..first_partition + servers)
-                .map(|partition| Server {
-                    id: format!("{name}-{partition}"),
-                    address: Ipv4Addr::LOCALHOST.into(),
-                    partition: Partition(partition),
+                .map(|partition| {
+                    let id = format!("{name}-{partition}");
+                    Server::new(id, Ipv4Addr::LOCALHOST.into(), Partition(partition))
                 })
                 .collect(),
         }
@@ -200,7 +222,7 @@ mod tests {
                 };
                 let servers = if service == 0 { 0..3 } else { 3..5 };
                 let fewest = servers.clone().map(|partition| load(&model, partition)).min().unwrap();
-                let partition = associations.associate(id, client(number)).partition;
+                let partition = associations.associate(id, client(number)).unwrap().partition;
                 prop_assert!(servers.contains(&partition.0));
                 if let Some((known, connections)) = model.get_mut(&(service, number)) {
                     prop_assert_eq!(*known, partition, "an association stays");
@@ -221,10 +243,48 @@ mod tests {
         let associations = Associations::new(&[service("a", 3, 0)]);
         let mut hits = [0; 3];
         for number in 0..30 {
-            let partition = associations.associate(ServiceId(0), client(number)).partition;
+            let partition = associations.associate(ServiceId(0), client(number)).unwrap().partition;
             associations.dissociate(ServiceId(0), client(number));
             hits[partition.index()] += 1;
         }
         assert_eq!(hits, [10; 3], "short connections in turn load all servers alike");
+    }
+
+    #[test]
+    fn capacity_is_the_share() {
+        let mut services = [service("a", 2, 0)];
+        services[0].servers[1].capacity = NonZeroU32::new(3).unwrap();
+        let associations = Associations::new(&services);
+        for number in 0..40 {
+            associations.associate(ServiceId(0), client(number)).unwrap();
+        }
+        assert_eq!(associations.counts()["a"], [("a-0".into(), 10), ("a-1".into(), 30)].into());
+    }
+
+    #[test]
+    fn only_live_servers_get_clients_and_clients_stay() {
+        let services = [service("a", 2, 0)];
+        let associations = Associations::new(&services);
+        let partition = |number| {
+            associations.associate(ServiceId(0), client(number)).map(|found| found.partition)
+        };
+        let first = partition(0).unwrap();
+        let mut link = ServerLink::declared(ServiceId(0), &services[0].servers[first.index()]);
+        for state in [ServerState::Away, ServerState::Draining, ServerState::Gone] {
+            link.state = state;
+            associations.set_server(link.clone());
+            assert_eq!(partition(0), Some(first), "an association stays");
+            for number in 1..10 {
+                assert_ne!(partition(number), Some(first));
+                associations.dissociate(ServiceId(0), client(number));
+            }
+        }
+        let mut other = ServerLink::declared(ServiceId(0), &services[0].servers[1 - first.index()]);
+        other.state = ServerState::Away;
+        associations.set_server(other);
+        assert_eq!(partition(1), None);
+        link.state = ServerState::Live;
+        associations.set_server(link);
+        assert_eq!(partition(1), Some(first));
     }
 }

@@ -4,10 +4,12 @@
 //! in between it keeps the answer, so that no message takes the lock.
 
 mod associations;
+mod server;
 
 use serde::{Deserialize, Serialize};
 
 pub use associations::{Association, Associations};
+pub use server::{ServerLink, ServerState};
 
 /// A partition of the uplink topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
@@ -38,6 +40,13 @@ impl ServiceId {
     }
 }
 
-/// A server, by its place in the configuration, counted over all services.
+/// A server, by the order in which this relay heard of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServerId(pub u16);
+
+impl ServerId {
+    /// As an index into tables of servers.
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}

@@ -262,8 +262,15 @@ impl<E: Engine> Worker<E> {
         client: SocketAddr,
         server: SocketAddr,
     ) {
-        self.stats.accepted.add(1);
         self.open += 1;
+        if self.connections.len() <= socket.index() {
+            self.connections.resize_with(socket.index() + 1, || None);
+        }
+        let Some(association) = self.shared.associations.associate(service, client) else {
+            self.stats.no_server.add(1);
+            return self.engine.close(socket);
+        };
+        self.stats.accepted.add(1);
         self.next_generation = self.next_generation.wrapping_add(1);
         let key = ConnectionKey {
             relay: self.shared.relay,
@@ -273,7 +280,6 @@ impl<E: Engine> Worker<E> {
             generation: self.next_generation,
         };
         let protocol = self.shared.protocols[service.index()];
-        let association = self.shared.associations.associate(service, client);
         let identity = Arc::new(Identity::new(
             key,
             association.partition,
@@ -284,9 +290,6 @@ impl<E: Engine> Worker<E> {
         let decoder = Decoder::new(protocol.framing, protocol.max_message_bytes);
         let mut connection = Connection::new(identity, (client, server), service, decoder);
         self.uplink.push(&mut connection.origin, &connection.identity, Kind::Open, &[]);
-        if self.connections.len() <= socket.index() {
-            self.connections.resize_with(socket.index() + 1, || None);
-        }
         self.connections[socket.index()] = Some(connection);
         if let Err(error) = self.flows.accepted(client, server) {
             tracing::warn!(%error, %client, "a flow was not accepted; its connection is closed");

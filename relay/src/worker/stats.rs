@@ -81,6 +81,8 @@ pub struct WorkerStats {
     pub closed: [Counter; CloseReason::ALL.len()],
     /// Connections refused because the worker has all it may have.
     pub connection_limit: Counter,
+    /// Connections that were closed at once because the service had no live server.
+    pub no_server: Counter,
     /// Connections that could not be accepted for another reason.
     pub accept_failed: Counter,
     /// Bytes received from clients.

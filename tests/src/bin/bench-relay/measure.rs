@@ -107,10 +107,9 @@ fn relay(setting: &Setting<'_>, topics: &Topics) -> Result<Measured> {
 }
 
 fn config(setting: &Setting<'_>, topics: &Topics, port: u16) -> Config {
-    let servers = (0..PARTITIONS).map(|number| Server {
-        id: format!("server-{number}"),
-        address: Ipv4Addr::LOCALHOST.into(),
-        partition: Partition(number),
+    let servers = (0..PARTITIONS).map(|number| {
+        let id = format!("server-{number}");
+        Server::new(id, Ipv4Addr::LOCALHOST.into(), Partition(number))
     });
     Config {
         gateway: GatewaySection::new(instance_name(), &["none"]),
