@@ -4,6 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{ConfigError, invalid};
 
+/// librdkafka's `max.poll.interval.ms`, which a session must not exceed.
+const MAX_SESSION_TIMEOUT_MS: u32 = 300_000;
+
 /// Servers that register, and relays that watch each other.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -52,6 +55,10 @@ impl RegistrySection {
                 let problem = format!("must be at least {least}");
                 return Err(invalid(format!("registry.{name}"), problem));
             }
+        }
+        if self.session_timeout_ms > MAX_SESSION_TIMEOUT_MS {
+            let problem = format!("must be at most {MAX_SESSION_TIMEOUT_MS}");
+            return Err(invalid("registry.session_timeout_ms", problem));
         }
         Ok(())
     }

@@ -5,18 +5,31 @@
 //! | [`record`] | keys and values |
 //! | [`Registry`] | the fold: what all records together say |
 //! | [`Policy`], [`Coordinator`] | what is to be written next, without I/O |
+//! | [`RegistryLink`] | the thread that reads and writes |
 //!
 //! The contract with the servers is `docs/kafka-contract.md`.
 
+mod author;
+mod candidate;
 mod coordinator;
+mod error;
+mod follow;
+mod link;
+mod orders;
 mod plan;
 mod policy;
 pub mod record;
 mod state;
+mod status;
 #[cfg(test)]
 mod tests;
 
 pub use coordinator::{Coordinator, Facts};
+pub use error::RegistryError;
+pub use follow::read;
+pub use link::{Listener, RegistryLink, RegistryObserver};
+pub use orders::{OrderError, order};
 pub use plan::Write;
 pub use policy::{Declared, Policy, Unfit};
 pub use state::{Change, MAX_ENTRIES, MAX_EPOCH, Outcome, RefusedReason, Registry};
+pub use status::{CoordinatorStatus, RegistryStatus, RelayStatus, ServerStatus};

@@ -22,8 +22,8 @@ pub const MAX_KEY_BYTES: usize = 256;
 pub const MAX_VALUE_BYTES: usize = 16 << 10;
 /// Longest server id in characters.
 pub const MAX_ID_LENGTH: usize = 64;
-/// Most labels of a server.
-pub const MAX_LABELS: usize = 32;
+/// Most labels of a server; with the longest of all, a lease stays below [`MAX_VALUE_BYTES`].
+pub const MAX_LABELS: usize = 16;
 /// Longest name or value of a label, and longest name of an instance, in bytes.
 pub const MAX_TEXT_BYTES: usize = 128;
 
@@ -145,11 +145,23 @@ impl Fields {
 }
 
 fn bounded(field: &'static str, text: String) -> Result<String, Problem> {
-    if text.is_empty() || text.len() > MAX_TEXT_BYTES {
-        let problem = format!("{} bytes long; from 1 to {MAX_TEXT_BYTES} are right", text.len());
-        return Err(Problem::Field { field, problem });
+    if text.is_empty() {
+        return Err(Problem::Field { field, problem: "is empty".to_owned() });
     }
+    plain(field, &text)?;
     Ok(text)
+}
+
+/// Short, and not many times as long in JSON: a lease repeats it, and has a bound as well.
+fn plain(field: &'static str, text: &str) -> Result<(), Problem> {
+    let problem = if text.len() > MAX_TEXT_BYTES {
+        format!("a text of {} bytes; at most {MAX_TEXT_BYTES} are right", text.len())
+    } else if text.chars().any(char::is_control) {
+        "a text with control characters".to_owned()
+    } else {
+        return Ok(());
+    };
+    Err(Problem::Field { field, problem })
 }
 
 /// What a server wants.
@@ -201,10 +213,7 @@ impl Registration {
             return Err(Problem::Field { field: "labels", problem });
         }
         for text in labels.iter().flat_map(|(name, value)| [name, value]) {
-            if text.len() > MAX_TEXT_BYTES {
-                let problem = format!("a name or value is longer than {MAX_TEXT_BYTES} bytes");
-                return Err(Problem::Field { field: "labels", problem });
-            }
+            plain("labels", text)?;
         }
         Ok(Self {
             version: fields.version()?,
@@ -395,7 +404,7 @@ mod tests {
         assert!(with(r#""address":"here""#).starts_with("`address`: "), "the last one counts");
         assert!(with(r#""state":"asleep""#).starts_with("`state`: "));
         assert!(with(r#""labels":["a"]"#).starts_with("`labels`: "));
-        assert!(with(r#""instance":"""#).starts_with("`instance`: 0 bytes long"));
+        assert!(with(r#""instance":"""#).starts_with("`instance`: is empty"));
         assert!(with(&format!(r#""x":"{}""#, "y".repeat(20_000))).contains("at most 16384"));
     }
 
