@@ -97,12 +97,12 @@ impl Producer for SteadyProducer {
     ) -> Result<(), ProduceError> {
         let key = identity.key;
         self.key = Some(key);
-        self.messages += u64::from(kind == Kind::Message);
+        self.messages += u64::from(kind.is_message());
         self.reports.push(Report {
             partition: identity.partition,
             payload_bytes: payload.len(),
             token: Token {
-                control: kind != Kind::Message,
+                control: !kind.is_message(),
                 worker: key.worker,
                 slot: key.slot,
                 generation: key.generation,

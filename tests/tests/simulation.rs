@@ -164,7 +164,7 @@ impl Run {
         let acknowledged = &self.pump.producer().acknowledged;
         for record in acknowledged.iter().skip(self.answered).take(20) {
             self.answered += 1;
-            if record.kind != Kind::Message {
+            if !record.kind.is_message() {
                 continue;
             }
             let mut key = ConnectionKey::parse(&record.key).expect("a printed key");
@@ -230,7 +230,7 @@ impl Run {
 
         let stats = &self.stats;
         let messages = |records: &[SimRecord]| {
-            records.iter().filter(|record| record.kind == Kind::Message).count() as u64
+            records.iter().filter(|record| record.kind.is_message()).count() as u64
         };
         assert_eq!(stats.messages.get(), messages(&acknowledged) + messages(&refused));
         assert_eq!(self.pump_stats.acknowledged.load(Ordering::SeqCst), messages(&acknowledged));
@@ -262,7 +262,15 @@ fn check_uplink(client: &SimClient, records: &[&SimRecord], refused: &[&SimRecor
     assert_eq!(open.kind, Kind::Open);
     let Kind::Close(reason) = close.kind else { panic!("the last record is {:?}", close.kind) };
     let mut delivered: Vec<&[u8]> = messages.iter().map(|record| &*record.payload).collect();
-    assert!(messages.iter().all(|record| record.kind == Kind::Message));
+    let numbers = messages.iter().map(|record| match record.kind {
+        Kind::Message { sequence } => sequence,
+        kind => panic!("{kind:?} between open and close"),
+    });
+    if refused.is_empty() {
+        assert!(numbers.eq(1..=messages.len() as u64), "numbered from 1");
+    } else {
+        assert!(numbers.is_sorted_by(|one, next| one < next), "only what was refused is left out");
+    }
     assert!(records.iter().all(|r| r.key == open.key && r.partition == open.partition));
     if refused.is_empty() {
         // What came after the decision to close was not read any more.

@@ -101,6 +101,8 @@ pub(super) struct Connection {
     pub(super) state: State,
     pub(super) receive: Receive,
     pub(super) decoder: Decoder,
+    /// Messages so far: the number of the last one.
+    pub(super) sequence: u64,
     /// Place in the batch being filled.
     pub(super) origin: Origin,
     /// Not read from, because of a bound further on; the worker's list has it.
@@ -125,6 +127,7 @@ impl Connection {
             state: State::Open,
             receive: Receive::Stopped,
             decoder,
+            sequence: 0,
             origin: Origin::default(),
             held: false,
             stash: Vec::new(),

@@ -563,14 +563,14 @@ fn decode(
     stats: &WorkerStats,
     bytes: &[u8],
 ) -> ReadOn {
-    let Connection { decoder, origin, identity, .. } = connection;
-    let (mut messages, mut booked) = (0, 0);
+    let Connection { decoder, sequence, origin, identity, .. } = connection;
+    let (before, mut booked) = (*sequence, 0);
     let decoded = decoder.decode(bytes, |message| {
-        uplink.push(origin, identity, Kind::Message, message);
-        messages += 1;
+        *sequence += 1;
+        uplink.push(origin, identity, Kind::Message { sequence: *sequence }, message);
         booked += message.len() + MESSAGE_OVERHEAD_BYTES;
     });
-    stats.messages.add(messages);
+    stats.messages.add(*sequence - before);
     let within = booked == 0 || credit.book(identity.partition, booked);
     match decoded {
         Err(_) => ReadOn::Close(CloseReason::OversizedMessage),
