@@ -166,6 +166,9 @@ pub struct RelaySection {
     pub reply_pause_bytes: usize,
     /// Replies waiting for one client, in bytes: above it the connection is closed.
     pub reply_limit_bytes: usize,
+    /// How long a client may leave a reply unread before its connection is closed: the downlink's
+    /// offset is not committed past it.
+    pub reply_timeout_ms: u32,
     /// How long replies are still sent to a client that has ended its side.
     pub half_close_ms: u32,
     /// How long a graceful stop waits for delivery reports.
@@ -183,6 +186,7 @@ impl Default for RelaySection {
             batch_wait_us: 100,
             reply_pause_bytes: 256 << 10,
             reply_limit_bytes: 4 << 20,
+            reply_timeout_ms: 60_000,
             half_close_ms: 2000,
             stop_timeout_ms: 30_000,
         }
@@ -396,6 +400,9 @@ impl Config {
         }
         if relay.batch_wait_us > 100_000 {
             return Err(invalid("relay.batch_wait_us", "at most 100000"));
+        }
+        if relay.reply_timeout_ms < 1000 {
+            return Err(invalid("relay.reply_timeout_ms", "at least 1000"));
         }
         if relay.reply_pause_bytes >= relay.reply_limit_bytes {
             return Err(invalid(

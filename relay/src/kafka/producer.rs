@@ -10,7 +10,7 @@ use crate::ring::{Kind, Wake};
 use crate::route::Partition;
 
 use super::ffi::NativeProducer;
-use super::record::{Identity, header};
+use super::record::{Decimal, Identity, header};
 
 /// What a record may weigh beside its payload: key, headers and the batch's own bytes.
 const RECORD_OVERHEAD_BYTES: u32 = 4096;
@@ -141,7 +141,7 @@ pub trait Producer: Send {
 /// The token of a connection's record.
 pub(super) fn token(identity: &Identity, kind: Kind) -> Token {
     Token {
-        control: kind != Kind::Message,
+        control: !kind.is_message(),
         worker: identity.key.worker,
         slot: identity.key.slot,
         generation: identity.key.generation,
@@ -190,9 +190,13 @@ impl Producer for RdKafkaProducer {
         payload: &[u8],
         unix_ms: i64,
     ) -> Result<(), ProduceError> {
-        let (name, reason) = match kind {
+        let number;
+        let (name, detail) = match kind {
             Kind::Open => ("open", None),
-            Kind::Message => ("message", None),
+            Kind::Message { sequence } => {
+                number = Decimal::new(sequence);
+                ("message", Some((header::SEQUENCE, number.as_bytes())))
+            }
             Kind::Close(reason) => ("close", Some((header::REASON, reason.as_bytes()))),
         };
         let headers = identity
@@ -200,7 +204,7 @@ impl Producer for RdKafkaProducer {
             .iter()
             .map(|(name, value)| (*name, &**value))
             .chain([(header::KIND, name.as_bytes())])
-            .chain(reason);
+            .chain(detail);
         let token = token(identity, kind).pack();
         self.0
             .produce(identity.partition, &identity.printed, payload, unix_ms, headers, token)

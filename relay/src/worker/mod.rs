@@ -6,6 +6,7 @@
 mod connection;
 mod engine;
 mod replies;
+mod settlement;
 mod stats;
 
 use std::collections::VecDeque;
@@ -23,6 +24,7 @@ use crate::ring::{Credit, DownlinkReceiver, Kind, MESSAGE_OVERHEAD_BYTES, Uplink
 use crate::route::{Associations, ServiceId};
 
 use connection::{Connection, Receive, State};
+use settlement::Settlement;
 
 pub use engine::{BufferId, Engine, Event, ReceiveEnd, SocketId};
 pub use stats::{CloseReason, Counter, UndeliveredReason, WorkerStats};
@@ -117,6 +119,7 @@ pub struct Worker<E> {
     flows: Box<dyn Flows>,
     uplink: UplinkSender,
     downlink: DownlinkReceiver,
+    settlement: Settlement,
     stats: Arc<WorkerStats>,
     connections: Vec<Option<Connection>>,
     open: usize,
@@ -153,6 +156,7 @@ impl<E: Engine> Worker<E> {
             flows,
             uplink,
             downlink,
+            settlement: Settlement::new(),
             stats,
             connections: Vec::new(),
             open: 0,
@@ -181,6 +185,7 @@ impl<E: Engine> Worker<E> {
         }
         // What came too late is counted.
         self.take_replies();
+        self.settlement.publish(&self.downlink);
         self.uplink.end();
         Ok(())
     }
@@ -194,10 +199,12 @@ impl<E: Engine> Worker<E> {
         self.take_replies();
         self.resume_held();
         self.end_lingering();
+        self.end_stalled();
         if !self.stopping && self.shared.stop.load(Ordering::SeqCst) {
             self.begin_stop();
         }
         self.start_sends();
+        self.settlement.publish(&self.downlink);
         self.uplink.hand_over();
     }
 
@@ -490,11 +497,13 @@ impl<E: Engine> Worker<E> {
         let kind = Kind::Close(reason.name());
         self.uplink.push(&mut connection.origin, &connection.identity, kind, &[]);
         self.stats.closed[reason as usize].add(1);
-        let lost = connection.output.replies();
-        self.stats.replies_undelivered[UndeliveredReason::ConnectionLost as usize].add(lost);
+        let unsent = std::mem::take(&mut connection.output.receipts);
         self.flows.closed(connection.client, connection.server);
         self.shared.associations.dissociate(connection.service, connection.client);
         self.engine.close(socket);
+        for receipt in unsent {
+            self.undelivered(UndeliveredReason::ConnectionLost, receipt);
+        }
     }
 
     fn begin_stop(&mut self) {
@@ -563,14 +572,14 @@ fn decode(
     stats: &WorkerStats,
     bytes: &[u8],
 ) -> ReadOn {
-    let Connection { decoder, origin, identity, .. } = connection;
-    let (mut messages, mut booked) = (0, 0);
+    let Connection { decoder, sequence, origin, identity, .. } = connection;
+    let (before, mut booked) = (*sequence, 0);
     let decoded = decoder.decode(bytes, |message| {
-        uplink.push(origin, identity, Kind::Message, message);
-        messages += 1;
+        *sequence += 1;
+        uplink.push(origin, identity, Kind::Message { sequence: *sequence }, message);
         booked += message.len() + MESSAGE_OVERHEAD_BYTES;
     });
-    stats.messages.add(messages);
+    stats.messages.add(*sequence - before);
     let within = booked == 0 || credit.book(identity.partition, booked);
     match decoded {
         Err(_) => ReadOn::Close(CloseReason::OversizedMessage),
