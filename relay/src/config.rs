@@ -3,6 +3,8 @@
 //! Everything is checked when it is read, and a mistake is reported with its place. Sample:
 //! `docs/millrace.toml`.
 
+mod registry;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::num::NonZeroU32;
@@ -13,6 +15,8 @@ use serde::{Deserialize, Serialize};
 use crate::codec::Framing;
 use crate::prefix::Prefix;
 use crate::route::Partition;
+
+pub use registry::RegistrySection;
 
 /// Longest instance name: `NAME-gw` must fit an interface name (15 bytes).
 const MAX_INSTANCE_LENGTH: usize = 12;
@@ -68,6 +72,9 @@ pub struct Config {
     /// The cluster.
     #[serde(default)]
     pub kafka: KafkaSection,
+    /// Servers that register.
+    #[serde(default)]
+    pub registry: RegistrySection,
     /// What is diverted, and to whom.
     #[serde(rename = "service")]
     pub services: Vec<Service>,
@@ -349,6 +356,7 @@ impl Config {
         self.check_gateway()?;
         self.check_relay()?;
         self.check_kafka()?;
+        self.registry.check()?;
         self.check_services()
     }
 

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::{Deserialize, Serialize};
 
 use crate::kafka::{ConsumerStats, PumpStats, RefusedReason};
+use crate::registry::{RegistryObserver, RegistryStatus};
 use crate::route::Associations;
 use crate::worker::{CloseReason, Counter, UndeliveredReason, WorkerStats};
 
@@ -73,6 +74,9 @@ pub struct Snapshot {
     pub replies_undelivered: BTreeMap<String, u64>,
     /// Clients by service and server.
     pub associations: BTreeMap<String, BTreeMap<String, u32>>,
+    /// Servers and relays, as the registry has them.
+    #[serde(default)]
+    pub registry: RegistryStatus,
     /// Processor time.
     pub cpu_us: CpuTime,
     /// System calls of the workers' loops: one `io_uring_enter` each.
@@ -90,6 +94,7 @@ pub(super) struct Observer {
     pub(super) pump: Arc<PumpStats>,
     pub(super) consumer: Arc<ConsumerStats>,
     pub(super) associations: Arc<Associations>,
+    pub(super) registry: RegistryObserver,
 }
 
 /// Only what has happened, so that a reader sees what is wrong at once.
@@ -145,6 +150,7 @@ impl Observer {
                 ("other_relay", load(&self.consumer.other_relay)),
             ])),
             associations: self.associations.counts(),
+            registry: self.registry.status(),
             cpu_us: CpuTime::of_process(std::process::id()).unwrap_or_default(),
             worker_loops: self.sum(|worker| &worker.loops),
             producer_batches: load(&self.pump.batches),
@@ -184,6 +190,6 @@ impl std::fmt::Display for Snapshot {
             let pairs: Vec<_> = servers.iter().map(|(k, n)| format!("{k} {n}")).collect();
             writeln!(f, "  service {service}: clients per server: {}", pairs.join(", "))?;
         }
-        Ok(())
+        write!(f, "{}", self.registry)
     }
 }

@@ -3,6 +3,7 @@
 use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use crate::config::{Config, KafkaSection};
@@ -149,7 +150,7 @@ pub(super) fn token(identity: &Identity, kind: Kind) -> Token {
 }
 
 /// Passes librdkafka's log to ours.
-pub(super) struct LogContext;
+pub(crate) struct LogContext;
 
 impl ClientContext for LogContext {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
@@ -167,9 +168,15 @@ impl ClientContext for LogContext {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
+        // The end of a partition is news for who asked for it, and no error.
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::PartitionEOF) {
+            return;
+        }
         tracing::warn!(%error, reason, "kafka");
     }
 }
+
+impl ConsumerContext for LogContext {}
 
 /// librdkafka.
 pub struct RdKafkaProducer(NativeProducer<LogContext>);
@@ -239,7 +246,7 @@ impl Producer for RdKafkaProducer {
 }
 
 /// What every client of the cluster has in common.
-pub(super) fn client_config(kafka: &KafkaSection) -> ClientConfig {
+pub(crate) fn client_config(kafka: &KafkaSection) -> ClientConfig {
     let mut config = ClientConfig::new();
     config
         .set("bootstrap.servers", &kafka.brokers)

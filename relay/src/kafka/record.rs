@@ -3,6 +3,8 @@
 use std::ffi::CStr;
 use std::net::SocketAddr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::route::Partition;
 
 /// Names of record headers. Values are UTF-8 text.
@@ -28,11 +30,13 @@ pub mod header {
 }
 
 /// A relay, and its partition of the downlink.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
+#[serde(transparent)]
 pub struct RelayId(pub u16);
 
 /// One run of a relay: Unix milliseconds of its start, 48 bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(transparent)]
 pub struct Incarnation(u64);
 
 impl Incarnation {

@@ -127,6 +127,12 @@ impl Associations {
         }
     }
 
+    /// Clients of a server; none of one that is not known.
+    pub fn clients(&self, server: &str) -> u32 {
+        let table = self.table();
+        table.by_name.get(server).map_or(0, |id| table.servers[id.index()].clients)
+    }
+
     /// Associations per server, by service and server name.
     pub fn counts(&self) -> BTreeMap<String, BTreeMap<String, u32>> {
         let table = self.table();
