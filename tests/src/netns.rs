@@ -234,12 +234,10 @@ impl Topology {
             relay: RelaySection::default(),
             kafka: KafkaSection::default(),
             services: vec![Service {
-                name: "test".to_owned(),
                 destinations: vec![Self::SERVER_NETWORK.parse().expect("a prefix")],
-                port,
-                framing,
                 max_message_bytes: 255,
                 servers,
+                ..Service::new("test", port, framing)
             }],
         }
     }

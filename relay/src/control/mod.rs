@@ -5,10 +5,13 @@
 //!  worker-N       one each: worker::Worker over uring::UringEngine
 //!  producer       kafka::Pump
 //!  consumer       kafka::Consumer
+//!  associations   route::AssociationLog
+//!  mover          connections from servers that drain to others
 //! ```
 
 mod error;
 mod listeners;
+mod mover;
 mod snapshot;
 mod socket;
 mod threads;

@@ -13,6 +13,7 @@ pub use consumer::{Consumer, ConsumerError, ConsumerStats};
 pub use producer::{
     DeliveryFailure, ProduceError, Producer, RdKafkaProducer, Report, Token, producer_config,
 };
+pub(crate) use producer::{LogContext, client_config};
 pub use pump::{Pump, PumpStats, RefusedReason};
 pub use record::{ConnectionKey, Identity, Incarnation, KeyError, RelayId, header};
 pub use topics::{TopicError, ensure_topics};

@@ -3,6 +3,7 @@
 use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use crate::config::{Config, KafkaSection};
@@ -149,7 +150,7 @@ pub(super) fn token(identity: &Identity, kind: Kind) -> Token {
 }
 
 /// Passes librdkafka's log to ours.
-pub(super) struct LogContext;
+pub(crate) struct LogContext;
 
 impl ClientContext for LogContext {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
@@ -171,6 +172,8 @@ impl ClientContext for LogContext {
     }
 }
 
+impl ConsumerContext for LogContext {}
+
 /// librdkafka.
 pub struct RdKafkaProducer(NativeProducer<LogContext>);
 
@@ -190,8 +193,11 @@ impl Producer for RdKafkaProducer {
         payload: &[u8],
         unix_ms: i64,
     ) -> Result<(), ProduceError> {
-        let (name, reason) = match kind {
-            Kind::Open => ("open", None),
+        let (name, more) = match kind {
+            Kind::Open => {
+                let former = identity.moved_from.as_deref();
+                ("open", former.map(|server| (header::MOVED_FROM, server)))
+            }
             Kind::Message => ("message", None),
             Kind::Close(reason) => ("close", Some((header::REASON, reason.as_bytes()))),
         };
@@ -200,7 +206,7 @@ impl Producer for RdKafkaProducer {
             .iter()
             .map(|(name, value)| (*name, &**value))
             .chain([(header::KIND, name.as_bytes())])
-            .chain(reason);
+            .chain(more);
         let token = token(identity, kind).pack();
         self.0
             .produce(identity.partition, &identity.printed, payload, unix_ms, headers, token)
@@ -235,7 +241,7 @@ impl Producer for RdKafkaProducer {
 }
 
 /// What every client of the cluster has in common.
-pub(super) fn client_config(kafka: &KafkaSection) -> ClientConfig {
+pub(crate) fn client_config(kafka: &KafkaSection) -> ClientConfig {
     let mut config = ClientConfig::new();
     config
         .set("bootstrap.servers", &kafka.brokers)
