@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec::Framing;
 use crate::prefix::Prefix;
-use crate::route::Partition;
+use crate::route::{Absence, IdentityKind, Partition};
 
 pub use registry::RegistrySection;
 
@@ -288,9 +288,40 @@ pub struct Service {
     /// Longest message; a longer one closes its connection.
     #[serde(default = "default_max_message_bytes")]
     pub max_message_bytes: u32,
+    /// What makes two connections the same client's.
+    #[serde(default)]
+    pub identity: IdentityKind,
+    /// How long a client's association outlives its last connection.
+    #[serde(default)]
+    pub association_keep_ms: u32,
+    /// Labels of the servers that get new clients first: one with all of them before one without,
+    /// however loaded; the others only while no live server has all of them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub prefer: BTreeMap<String, String>,
+    /// What becomes of clients whose server is away, or does not drain.
+    #[serde(default)]
+    pub absence: Absence,
     /// Who reads them, beside those that register.
     #[serde(rename = "server", default)]
     pub servers: Vec<Server>,
+}
+
+impl Service {
+    /// One whose messages are divided so, everything else with its default.
+    pub fn new(name: impl Into<String>, port: u16, framing: Framing) -> Self {
+        Self {
+            name: name.into(),
+            destinations: Vec::new(),
+            port,
+            framing,
+            max_message_bytes: default_max_message_bytes(),
+            identity: IdentityKind::default(),
+            association_keep_ms: 0,
+            prefer: BTreeMap::new(),
+            absence: Absence::default(),
+            servers: Vec::new(),
+        }
+    }
 }
 
 /// A server, declared.
@@ -445,6 +476,10 @@ impl Config {
             let key = format!("service `{}`", service.name);
             if service.name.is_empty() || !names.insert(&service.name) {
                 return Err(invalid(key, "needs a name that no other service has"));
+            }
+            if service.name.contains('/') {
+                let problem = "a name has no `/`: it ends there in the keys of records";
+                return Err(invalid(key, problem));
             }
             if service.port == 0 || !ports.insert(service.port) {
                 return Err(invalid(key, format!("port {} is 0 or taken", service.port)));

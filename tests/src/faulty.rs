@@ -316,6 +316,10 @@ pub struct SimRecord {
     pub payload: Vec<u8>,
     /// Its partition.
     pub partition: millrace_relay::route::Partition,
+    /// The server, from the header.
+    pub server: Vec<u8>,
+    /// The server before, if the connection has moved.
+    pub moved_from: Option<Vec<u8>>,
 }
 
 /// A producer without a broker.
@@ -369,6 +373,8 @@ impl Producer for FaultyProducer {
             kind,
             payload: payload.to_vec(),
             partition: identity.partition,
+            server: identity.headers[4].1.to_vec(),
+            moved_from: identity.moved_from.as_deref().map(<[u8]>::to_vec),
         });
         Ok(())
     }

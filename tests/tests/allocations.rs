@@ -16,7 +16,9 @@ use millrace_relay::kafka::{
 };
 use millrace_relay::ring::{Command, Kind, Receipt, ReplyOffset, Wake, downlink, uplink};
 use millrace_relay::route::ServiceId;
-use millrace_relay::worker::{BufferId, Engine, Event, NoGateway, Shared, SocketId, Worker};
+use millrace_relay::worker::{
+    BufferId, Engine, Event, NoGateway, Orders, Shared, SocketId, Worker,
+};
 
 #[global_allocator]
 static ALLOCATOR: dhat::Alloc = dhat::Alloc;
@@ -163,6 +165,7 @@ fn a_message_and_its_reply_allocate_nothing() {
         Box::new(NoGateway),
         sender,
         downlink_receiver,
+        Orders::default().add_worker(wake()),
         stats,
     );
     let mut pump = Pump::new(

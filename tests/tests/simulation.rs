@@ -13,9 +13,10 @@ use millrace_relay::kafka::{ConnectionKey, Incarnation, Pump, PumpStats, Refused
 use millrace_relay::ring::{
     Command, DownlinkSender, Kind, Receipt, ReplyOffset, Wake, downlink, uplink,
 };
-use millrace_relay::route::ServiceId;
+use millrace_relay::route::{Partition, ServerId, ServerLink, ServerState, ServiceId};
 use millrace_relay::worker::{
-    CloseReason, Counter, Engine as _, NoGateway, Shared, Worker, WorkerStats,
+    CloseReason, Counter, Engine as _, NoGateway, OrderReceipt, Orders, Shared, Task, Worker,
+    WorkerStats,
 };
 use millrace_tests::faulty::{Dice, Ending, FaultyEngine, FaultyProducer, SimClient, SimRecord};
 
@@ -99,6 +100,21 @@ struct Run {
     /// Offsets of replies that the worker gave back.
     returned: HashSet<i64>,
     returned_count: u64,
+    orders: Orders,
+    moving: Moving,
+    /// Connections that orders have moved.
+    moved: u64,
+    config: Config,
+}
+
+/// What a control plane does, on one thread with the worker: now one, now the other of the first
+/// service's servers drains, and its connections move.
+enum Moving {
+    Nothing,
+    Quiescing(u16, Arc<OrderReceipt>),
+    /// Until all that was read for the server is acknowledged.
+    Acknowledging(u16),
+    Deciding(u16, Arc<OrderReceipt>),
 }
 
 impl Run {
@@ -112,15 +128,17 @@ impl Run {
         let (uplink_sender, uplink_receiver) = uplink(worker_wake.clone(), producer_wake.clone());
         let (replies, downlink_receiver) = downlink(worker_wake.clone(), wake());
         let clients = (0..=dice.below(30)).map(|number| client(&mut dice, number)).collect();
+        let mut orders = Orders::default();
         let stats = Arc::<WorkerStats>::default();
         let worker = Worker::new(
             0,
             shared.clone(),
             FaultyEngine::new(Dice::new(seed ^ 0xe), clients),
-            worker_wake,
+            worker_wake.clone(),
             Box::new(NoGateway),
             uplink_sender,
             downlink_receiver,
+            orders.add_worker(worker_wake),
             stats.clone(),
         );
         let pump_stats = Arc::<PumpStats>::default();
@@ -150,6 +168,10 @@ impl Run {
             offsets: Vec::new(),
             returned: HashSet::new(),
             returned_count: 0,
+            orders,
+            moving: Moving::Nothing,
+            moved: 0,
+            config,
         }
     }
 
@@ -166,6 +188,48 @@ impl Run {
         if self.dice.one_in(3) {
             self.answer();
         }
+        if self.dice.one_in(8) {
+            self.go_on_moving();
+        }
+    }
+
+    fn set_state(&self, server: u16, state: ServerState) {
+        let declared = &self.config.services[0].servers[usize::from(server)];
+        let mut link = ServerLink::declared(ServiceId(0), declared);
+        link.state = state;
+        self.shared.associations.set_server(link);
+    }
+
+    fn go_on_moving(&mut self) {
+        let moving = std::mem::replace(&mut self.moving, Moving::Nothing);
+        self.moving = match moving {
+            Moving::Nothing if self.dice.one_in(4) => {
+                let server = u16::try_from(self.dice.below(2)).expect("two");
+                self.set_state(server, ServerState::Draining);
+                let receipt = self.orders.give(ServerId(server), Task::Quiesce).expect("room");
+                Moving::Quiescing(server, receipt)
+            }
+            Moving::Nothing => Moving::Nothing,
+            Moving::Quiescing(server, receipt) if receipt.connections().is_none() => {
+                Moving::Quiescing(server, receipt)
+            }
+            Moving::Quiescing(server, _) => Moving::Acknowledging(server),
+            Moving::Acknowledging(server) => {
+                if self.shared.credit.used(Partition(server)) > 0 {
+                    return self.moving = Moving::Acknowledging(server);
+                }
+                let task = if self.dice.one_in(5) { Task::Release } else { Task::Move };
+                let receipt = self.orders.give(ServerId(server), task).expect("room");
+                Moving::Deciding(server, receipt)
+            }
+            Moving::Deciding(server, receipt) if receipt.connections().is_none() => {
+                Moving::Deciding(server, receipt)
+            }
+            Moving::Deciding(server, _) => {
+                self.set_state(server, ServerState::Live);
+                Moving::Nothing
+            }
+        };
     }
 
     /// Answers acknowledged messages, some to a stale key, some with an order to close.
@@ -242,7 +306,7 @@ impl Run {
     }
 
     fn used(&self) -> usize {
-        (0..3).map(|p| self.shared.credit.used(millrace_relay::route::Partition(p))).sum()
+        (0..3).map(|p| self.shared.credit.used(Partition(p))).sum()
     }
 
     fn check(&mut self) {
@@ -283,6 +347,10 @@ impl Run {
         let settled = usize::try_from(self.replies.settled().0).unwrap_or_default();
         assert_eq!(settled, self.offsets.len(), "all are settled");
         assert_eq!(self.returned_count, undelivered, "what was not sent was given back, once");
+        self.moved = self.shared.associations.moved().values().sum();
+        let opens = acknowledged.iter().filter(|record| record.kind == Kind::Open);
+        let reopened = opens.filter(|record| record.moved_from.is_some()).count();
+        assert_eq!(self.moved, reopened as u64, "each move is counted");
         let counts = self.shared.associations.counts();
         assert!(counts.values().flat_map(|servers| servers.values()).all(|count| *count == 0));
     }
@@ -300,7 +368,10 @@ fn check_uplink(client: &SimClient, records: &[&SimRecord], refused: &[&SimRecor
     };
     let (close, messages) = rest.split_last().expect("an open connection is closed at the end");
     assert_eq!(open.kind, Kind::Open);
+    assert_eq!(open.moved_from, None);
     let Kind::Close(reason) = close.kind else { panic!("the last record is {:?}", close.kind) };
+    assert!(records.iter().all(|r| r.key == open.key), "a connection keeps its key");
+    let messages = check_moves(open, messages, close);
     let mut delivered: Vec<&[u8]> = messages.iter().map(|record| &*record.payload).collect();
     let numbers = messages.iter().map(|record| match record.kind {
         Kind::Message { sequence } => sequence,
@@ -311,7 +382,6 @@ fn check_uplink(client: &SimClient, records: &[&SimRecord], refused: &[&SimRecor
     } else {
         assert!(numbers.is_sorted_by(|one, next| one < next), "only what was refused is left out");
     }
-    assert!(records.iter().all(|r| r.key == open.key && r.partition == open.partition));
     if refused.is_empty() {
         // What came after the decision to close was not read any more.
         let early =
@@ -330,6 +400,31 @@ fn check_uplink(client: &SimClient, records: &[&SimRecord], refused: &[&SimRecor
     }
 }
 
+/// A connection's records are of one server after the other, each from `open` to `close`; what stays
+/// are the messages.
+fn check_moves<'a>(
+    open: &'a SimRecord,
+    records: &[&'a SimRecord],
+    close: &SimRecord,
+) -> Vec<&'a SimRecord> {
+    let (mut at, mut messages, mut rest) = (open, Vec::new(), records.iter());
+    while let Some(record) = rest.next() {
+        assert_eq!((record.partition, &record.server), (at.partition, &at.server));
+        if matches!(record.kind, Kind::Message { .. }) {
+            messages.push(*record);
+            continue;
+        }
+        assert_eq!(record.kind, Kind::Close("moved"));
+        let next = rest.next().expect("a moved connection is opened elsewhere");
+        assert_eq!(next.kind, Kind::Open);
+        assert_eq!(next.moved_from.as_ref(), Some(&at.server));
+        assert_ne!(next.partition, at.partition);
+        at = next;
+    }
+    assert_eq!(close.partition, at.partition);
+    messages
+}
+
 fn received(client: &SimClient) -> Vec<Vec<u8>> {
     let mut received = Vec::new();
     let mut decoder = Decoder::new(FRAMINGS[usize::from(client.service.0)], LIMIT);
@@ -344,23 +439,30 @@ fn check_downlink(client: &SimClient, given: &[Vec<u8>]) {
     assert_eq!(received, given[..received.len()]);
 }
 
-fn run(seed: u64) {
+/// Connections that were moved.
+fn run(seed: u64) -> u64 {
     let mut run = Run::new(seed);
     let stop_early = run.dice.one_in(3);
     run.finish(stop_early);
     run.check();
+    run.moved
 }
 
 #[test]
 fn nothing_is_lost_doubled_or_reordered_whatever_happens() {
     if let Ok(seed) = std::env::var("MILLRACE_SEED") {
-        return run(seed.parse().expect("MILLRACE_SEED is a number"));
+        run(seed.parse().expect("MILLRACE_SEED is a number"));
+        return;
     }
+    let mut moved = 0;
     for seed in 1..=SEEDS {
-        let outcome = std::panic::catch_unwind(|| run(seed));
-        if let Err(panic) = outcome {
-            eprintln!("seed {seed} fails; repeat it with MILLRACE_SEED={seed}");
-            std::panic::resume_unwind(panic);
+        match std::panic::catch_unwind(|| run(seed)) {
+            Ok(count) => moved += count,
+            Err(panic) => {
+                eprintln!("seed {seed} fails; repeat it with MILLRACE_SEED={seed}");
+                std::panic::resume_unwind(panic);
+            }
         }
     }
+    assert!(moved > SEEDS, "only {moved} connections were moved in {SEEDS} runs");
 }

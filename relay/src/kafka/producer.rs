@@ -198,8 +198,11 @@ impl Producer for RdKafkaProducer {
         unix_ms: i64,
     ) -> Result<(), ProduceError> {
         let number;
-        let (name, detail) = match kind {
-            Kind::Open => ("open", None),
+        let (name, more) = match kind {
+            Kind::Open => {
+                let former = identity.moved_from.as_deref();
+                ("open", former.map(|server| (header::MOVED_FROM, server)))
+            }
             Kind::Message { sequence } => {
                 number = Decimal::new(sequence);
                 ("message", Some((header::SEQUENCE, number.as_bytes())))
@@ -211,7 +214,7 @@ impl Producer for RdKafkaProducer {
             .iter()
             .map(|(name, value)| (*name, &**value))
             .chain([(header::KIND, name.as_bytes())])
-            .chain(detail);
+            .chain(more);
         let token = token(identity, kind).pack();
         self.0
             .produce(identity.partition, &identity.printed, payload, unix_ms, headers, token)

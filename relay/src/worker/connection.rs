@@ -111,6 +111,8 @@ pub(super) struct Connection {
     pub(super) origin: Origin,
     /// Not read from, because of a bound further on; the worker's list has it.
     pub(super) held: bool,
+    /// Not read from, because it is about to go on at another server.
+    pub(super) quiesced: bool,
     /// What was received before the hold took effect.
     pub(super) stash: Vec<u8>,
     pub(super) output: Output,
@@ -134,6 +136,7 @@ impl Connection {
             sequence: 0,
             origin: Origin::default(),
             held: false,
+            quiesced: false,
             stash: Vec::new(),
             output: Output::default(),
         }
