@@ -151,11 +151,13 @@ fn chatter(address: SocketAddr, stop: &AtomicBool, sent: &AtomicU64) -> Result<u
     let mut next = 0_u64;
     while !stop.load(SeqCst) {
         // A burst, with a message in two pieces.
-        let burst: String = (next..next + BURST).map(|number| format!("{number}\n")).collect();
+        let burst: Vec<u8> = (next..next + BURST)
+            .flat_map(|number| lines().framed(&number.to_string().into_bytes()))
+            .collect();
         let (first, rest) = burst.split_at(burst.len() / 2 - 1);
-        client.send_bytes(first.as_bytes())?;
+        client.send_bytes(first)?;
         std::thread::sleep(PAUSE);
-        client.send_bytes(rest.as_bytes())?;
+        client.send_bytes(rest)?;
         next += BURST;
         sent.fetch_add(BURST, SeqCst);
     }
