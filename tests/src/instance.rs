@@ -107,6 +107,11 @@ impl Instance {
         self.start_with(place)
     }
 
+    /// Starts a relay without gateway at another loopback address, and waits until it listens.
+    pub fn start_at(&mut self, address: &str) -> Result<()> {
+        self.start_with(&["--no-gateway", address])
+    }
+
     /// Starts a relay without gateway for the connections that a TPROXY rule of this network
     /// namespace sends there, and waits until it listens.
     pub fn start_transparent(&mut self, namespace: &Path) -> Result<()> {
