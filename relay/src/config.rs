@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec::Framing;
 use crate::prefix::Prefix;
-use crate::route::Partition;
+use crate::route::{Absence, IdentityKind, Partition};
 
 pub use registry::RegistrySection;
 
@@ -173,6 +173,9 @@ pub struct RelaySection {
     pub reply_pause_bytes: usize,
     /// Replies waiting for one client, in bytes: above it the connection is closed.
     pub reply_limit_bytes: usize,
+    /// How long a client may leave a reply unread before its connection is closed: the downlink's
+    /// offset is not committed past it.
+    pub reply_timeout_ms: u32,
     /// How long replies are still sent to a client that has ended its side.
     pub half_close_ms: u32,
     /// How long a graceful stop waits for delivery reports.
@@ -190,6 +193,7 @@ impl Default for RelaySection {
             batch_wait_us: 100,
             reply_pause_bytes: 256 << 10,
             reply_limit_bytes: 4 << 20,
+            reply_timeout_ms: 60_000,
             half_close_ms: 2000,
             stop_timeout_ms: 30_000,
         }
@@ -284,9 +288,40 @@ pub struct Service {
     /// Longest message; a longer one closes its connection.
     #[serde(default = "default_max_message_bytes")]
     pub max_message_bytes: u32,
+    /// What makes two connections the same client's.
+    #[serde(default)]
+    pub identity: IdentityKind,
+    /// How long a client's association outlives its last connection.
+    #[serde(default)]
+    pub association_keep_ms: u32,
+    /// Labels of the servers that get new clients first: one with all of them before one without,
+    /// however loaded; the others only while no live server has all of them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub prefer: BTreeMap<String, String>,
+    /// What becomes of clients whose server is away, or does not drain.
+    #[serde(default)]
+    pub absence: Absence,
     /// Who reads them, beside those that register.
     #[serde(rename = "server", default)]
     pub servers: Vec<Server>,
+}
+
+impl Service {
+    /// One whose messages are divided so, everything else with its default.
+    pub fn new(name: impl Into<String>, port: u16, framing: Framing) -> Self {
+        Self {
+            name: name.into(),
+            destinations: Vec::new(),
+            port,
+            framing,
+            max_message_bytes: default_max_message_bytes(),
+            identity: IdentityKind::default(),
+            association_keep_ms: 0,
+            prefer: BTreeMap::new(),
+            absence: Absence::default(),
+            servers: Vec::new(),
+        }
+    }
 }
 
 /// A server, declared.
@@ -405,6 +440,9 @@ impl Config {
         if relay.batch_wait_us > 100_000 {
             return Err(invalid("relay.batch_wait_us", "at most 100000"));
         }
+        if relay.reply_timeout_ms < 1000 {
+            return Err(invalid("relay.reply_timeout_ms", "at least 1000"));
+        }
         if relay.reply_pause_bytes >= relay.reply_limit_bytes {
             return Err(invalid(
                 "relay.reply_pause_bytes",
@@ -438,6 +476,10 @@ impl Config {
             let key = format!("service `{}`", service.name);
             if service.name.is_empty() || !names.insert(&service.name) {
                 return Err(invalid(key, "needs a name that no other service has"));
+            }
+            if service.name.contains('/') {
+                let problem = "a name has no `/`: it ends there in the keys of records";
+                return Err(invalid(key, problem));
             }
             if service.port == 0 || !ports.insert(service.port) {
                 return Err(invalid(key, format!("port {} is 0 or taken", service.port)));

@@ -1,13 +1,14 @@
 //! One TCP client, driven step by step.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
 use millrace_relay::gateway::in_namespace;
+use socket2::{Domain, Socket, Type};
 
 use crate::ordinary::BANNER;
 use crate::wire::Wire;
@@ -28,6 +29,20 @@ impl Client {
     pub fn connect(namespace: &Path, target: SocketAddr, wire: Wire) -> Result<Self> {
         let stream = in_namespace(namespace, || TcpStream::connect_timeout(&target, PATIENCE))?
             .with_context(|| format!("cannot connect to {target}"))?;
+        Self::over(stream, wire)
+    }
+
+    /// Connects from one of this host's addresses.
+    pub fn connect_from(source: IpAddr, target: SocketAddr, wire: Wire) -> Result<Self> {
+        let socket = Socket::new(Domain::for_address(target), Type::STREAM, None)?;
+        socket.bind(&SocketAddr::new(source, 0).into())?;
+        socket
+            .connect_timeout(&target.into(), PATIENCE)
+            .with_context(|| format!("cannot connect from {source} to {target}"))?;
+        Self::over(socket.into(), wire)
+    }
+
+    fn over(stream: TcpStream, wire: Wire) -> Result<Self> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;

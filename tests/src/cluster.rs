@@ -141,12 +141,9 @@ pub const fn lines() -> Wire {
 
 fn config(plan: &ClusterPlan, prefix: &str) -> Config {
     let service = |name: &str, port: u16, wire: Wire, first_partition: u16| Service {
-        name: name.to_owned(),
         destinations: [Topology::SERVER_NETWORK, Topology::SERVER_NETWORK_IPV6]
             .map(|network| network.parse().expect("a prefix"))
             .to_vec(),
-        port,
-        framing: wire.0,
         max_message_bytes: plan.max_message_bytes,
         servers: (0..plan.servers)
             .map(|index| {
@@ -155,6 +152,7 @@ fn config(plan: &ClusterPlan, prefix: &str) -> Config {
                 Server::new(format!("{name}-{index}"), address.into(), partition)
             })
             .collect(),
+        ..Service::new(name, port, wire.0)
     };
     Config {
         gateway: GatewaySection::new(instance_name(), &[Topology::CLIENT_DEVICE]),

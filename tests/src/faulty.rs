@@ -316,6 +316,10 @@ pub struct SimRecord {
     pub payload: Vec<u8>,
     /// Its partition.
     pub partition: millrace_relay::route::Partition,
+    /// The server, from the header.
+    pub server: Vec<u8>,
+    /// The server before, if the connection has moved.
+    pub moved_from: Option<Vec<u8>>,
 }
 
 /// A producer without a broker.
@@ -360,7 +364,7 @@ impl Producer for FaultyProducer {
         self.in_flight.push_back(SimRecord {
             key: identity.printed.to_vec(),
             token: Token {
-                control: kind != Kind::Message,
+                control: !kind.is_message(),
                 worker: identity.key.worker,
                 slot: identity.key.slot,
                 generation: identity.key.generation,
@@ -369,6 +373,8 @@ impl Producer for FaultyProducer {
             kind,
             payload: payload.to_vec(),
             partition: identity.partition,
+            server: identity.headers[4].1.to_vec(),
+            moved_from: identity.moved_from.as_deref().map(<[u8]>::to_vec),
         });
         Ok(())
     }
@@ -384,7 +390,7 @@ impl Producer for FaultyProducer {
         let count = self.dice.below(self.in_flight.len() + 1);
         for record in self.in_flight.drain(..count) {
             let refuse = self.refuse_one_in > 0
-                && record.kind == Kind::Message
+                && record.kind.is_message()
                 && self.dice.one_in(self.refuse_one_in);
             let result = if refuse { Err(DeliveryFailure::TooLarge) } else { Ok(()) };
             on_report(Report {

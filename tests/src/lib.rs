@@ -6,6 +6,7 @@ pub mod cluster;
 pub mod cpu;
 pub mod fake_relay;
 pub mod faulty;
+pub mod fleet;
 pub mod flood;
 pub mod frames;
 pub mod fuzz;

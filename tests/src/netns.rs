@@ -237,12 +237,10 @@ impl Topology {
             kafka: KafkaSection::default(),
             registry: RegistrySection::default(),
             services: vec![Service {
-                name: "test".to_owned(),
                 destinations: vec![Self::SERVER_NETWORK.parse().expect("a prefix")],
-                port,
-                framing,
                 max_message_bytes: 255,
                 servers,
+                ..Service::new("test", port, framing)
             }],
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! A failure names its seed; `MILLRACE_SEED=N` runs that one alone.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -10,10 +10,13 @@ use std::time::Duration;
 use millrace_relay::codec::{ByteOrder, Decoder, Framing};
 use millrace_relay::config::Config;
 use millrace_relay::kafka::{ConnectionKey, Incarnation, Pump, PumpStats, RefusedReason, RelayId};
-use millrace_relay::ring::{Command, DownlinkSender, Kind, Wake, downlink, uplink};
-use millrace_relay::route::ServiceId;
+use millrace_relay::ring::{
+    Command, DownlinkSender, Kind, Receipt, ReplyOffset, Wake, downlink, uplink,
+};
+use millrace_relay::route::{Partition, ServerId, ServerLink, ServerState, ServiceId};
 use millrace_relay::worker::{
-    CloseReason, Counter, Engine as _, NoGateway, Shared, Worker, WorkerStats,
+    CloseReason, Counter, Engine as _, NoGateway, OrderReceipt, Orders, Shared, Task, Worker,
+    WorkerStats,
 };
 use millrace_tests::faulty::{Dice, Ending, FaultyEngine, FaultyProducer, SimClient, SimRecord};
 
@@ -92,6 +95,26 @@ struct Run {
     /// Replies given to the worker, by printed key.
     given: HashMap<Vec<u8>, Vec<Vec<u8>>>,
     replies_given: u64,
+    /// By offset, a reply and whose it is; nothing for one to nobody.
+    offsets: Vec<Option<(Vec<u8>, Vec<u8>)>>,
+    /// Offsets of replies that the worker gave back.
+    returned: HashSet<i64>,
+    returned_count: u64,
+    orders: Orders,
+    moving: Moving,
+    /// Connections that orders have moved.
+    moved: u64,
+    config: Config,
+}
+
+/// What a control plane does, on one thread with the worker: now one, now the other of the first
+/// service's servers drains, and its connections move.
+enum Moving {
+    Nothing,
+    Quiescing(u16, Arc<OrderReceipt>),
+    /// Until all that was read for the server is acknowledged.
+    Acknowledging(u16),
+    Deciding(u16, Arc<OrderReceipt>),
 }
 
 impl Run {
@@ -105,15 +128,17 @@ impl Run {
         let (uplink_sender, uplink_receiver) = uplink(worker_wake.clone(), producer_wake.clone());
         let (replies, downlink_receiver) = downlink(worker_wake.clone(), wake());
         let clients = (0..=dice.below(30)).map(|number| client(&mut dice, number)).collect();
+        let mut orders = Orders::default();
         let stats = Arc::<WorkerStats>::default();
         let worker = Worker::new(
             0,
             shared.clone(),
             FaultyEngine::new(Dice::new(seed ^ 0xe), clients),
-            worker_wake,
+            worker_wake.clone(),
             Box::new(NoGateway),
             uplink_sender,
             downlink_receiver,
+            orders.add_worker(worker_wake),
             stats.clone(),
         );
         let pump_stats = Arc::<PumpStats>::default();
@@ -140,6 +165,13 @@ impl Run {
             answered: 0,
             given: HashMap::new(),
             replies_given: 0,
+            offsets: Vec::new(),
+            returned: HashSet::new(),
+            returned_count: 0,
+            orders,
+            moving: Moving::Nothing,
+            moved: 0,
+            config,
         }
     }
 
@@ -156,6 +188,48 @@ impl Run {
         if self.dice.one_in(3) {
             self.answer();
         }
+        if self.dice.one_in(8) {
+            self.go_on_moving();
+        }
+    }
+
+    fn set_state(&self, server: u16, state: ServerState) {
+        let declared = &self.config.services[0].servers[usize::from(server)];
+        let mut link = ServerLink::declared(ServiceId(0), declared);
+        link.state = state;
+        self.shared.associations.set_server(link);
+    }
+
+    fn go_on_moving(&mut self) {
+        let moving = std::mem::replace(&mut self.moving, Moving::Nothing);
+        self.moving = match moving {
+            Moving::Nothing if self.dice.one_in(4) => {
+                let server = u16::try_from(self.dice.below(2)).expect("two");
+                self.set_state(server, ServerState::Draining);
+                let receipt = self.orders.give(ServerId(server), Task::Quiesce).expect("room");
+                Moving::Quiescing(server, receipt)
+            }
+            Moving::Nothing => Moving::Nothing,
+            Moving::Quiescing(server, receipt) if receipt.connections().is_none() => {
+                Moving::Quiescing(server, receipt)
+            }
+            Moving::Quiescing(server, _) => Moving::Acknowledging(server),
+            Moving::Acknowledging(server) => {
+                if self.shared.credit.used(Partition(server)) > 0 {
+                    return self.moving = Moving::Acknowledging(server);
+                }
+                let task = if self.dice.one_in(5) { Task::Release } else { Task::Move };
+                let receipt = self.orders.give(ServerId(server), task).expect("room");
+                Moving::Deciding(server, receipt)
+            }
+            Moving::Deciding(server, receipt) if receipt.connections().is_none() => {
+                Moving::Deciding(server, receipt)
+            }
+            Moving::Deciding(server, _) => {
+                self.set_state(server, ServerState::Live);
+                Moving::Nothing
+            }
+        };
     }
 
     /// Answers acknowledged messages, some to a stale key, some with an order to close.
@@ -164,22 +238,45 @@ impl Run {
         let acknowledged = &self.pump.producer().acknowledged;
         for record in acknowledged.iter().skip(self.answered).take(20) {
             self.answered += 1;
-            if record.kind != Kind::Message {
+            if !record.kind.is_message() {
                 continue;
             }
             let mut key = ConnectionKey::parse(&record.key).expect("a printed key");
             self.replies_given += 1;
+            let offset = i64::try_from(self.offsets.len()).expect("few");
+            let receipt = Receipt::Offset(ReplyOffset(offset));
             if self.dice.one_in(20) {
                 key.generation += 1000;
-                batch.push(key, Command::Reply, b"for nobody");
+                batch.push(key, Command::Reply, receipt, b"for nobody");
+                self.offsets.push(None);
                 continue;
             }
             let close = self.dice.one_in(200);
             let command = if close { Command::ReplyAndClose } else { Command::Reply };
-            batch.push(key, command, &record.payload);
+            batch.push(key, command, receipt, &record.payload);
+            self.offsets.push(Some((record.client.clone(), record.payload.clone())));
             self.given.entry(record.key.clone()).or_default().push(record.payload.clone());
         }
         self.replies.hand_over(batch);
+    }
+
+    /// What is settled was sent or given back; what is not may have been sent too.
+    fn check_settled(&mut self) {
+        let settled = self.replies.settled().0;
+        self.replies.take_returned(|returned| {
+            self.returned.insert(returned.offset.0);
+            self.returned_count += 1;
+        });
+        let clients = &self.worker.engine().clients;
+        let received: HashMap<Vec<u8>, HashSet<Vec<u8>>> = (0..clients.len())
+            .map(|number| (SimClient::address(number).to_string().into_bytes(), &clients[number]))
+            .map(|(name, client)| (name, received(client).into_iter().collect()))
+            .collect();
+        for (offset, reply) in (0..settled).zip(&self.offsets) {
+            let sent = |(client, reply): &(Vec<u8>, Vec<u8>)| received[client].contains(reply);
+            let is_settled = self.returned.contains(&offset) || reply.as_ref().is_some_and(sent);
+            assert!(is_settled, "offset {offset} of {settled} is neither sent nor returned");
+        }
     }
 
     /// Until the worker is quiet, then a stop, until everything is settled.
@@ -187,6 +284,9 @@ impl Run {
         let quiet_after = if stop_early { self.dice.below(300) } else { 5000 };
         for _ in 0..quiet_after {
             self.step_and_answer();
+            if self.dice.one_in(400) {
+                self.check_settled();
+            }
         }
         self.shared.stop.store(true, Ordering::SeqCst);
         for _ in 0..MOST_STEPS {
@@ -198,6 +298,7 @@ impl Run {
             {
                 // Replies that came too late are counted.
                 self.step();
+                self.check_settled();
                 return;
             }
         }
@@ -205,7 +306,7 @@ impl Run {
     }
 
     fn used(&self) -> usize {
-        (0..3).map(|p| self.shared.credit.used(millrace_relay::route::Partition(p))).sum()
+        (0..3).map(|p| self.shared.credit.used(Partition(p))).sum()
     }
 
     fn check(&mut self) {
@@ -230,7 +331,7 @@ impl Run {
 
         let stats = &self.stats;
         let messages = |records: &[SimRecord]| {
-            records.iter().filter(|record| record.kind == Kind::Message).count() as u64
+            records.iter().filter(|record| record.kind.is_message()).count() as u64
         };
         assert_eq!(stats.messages.get(), messages(&acknowledged) + messages(&refused));
         assert_eq!(self.pump_stats.acknowledged.load(Ordering::SeqCst), messages(&acknowledged));
@@ -243,6 +344,13 @@ impl Run {
             self.replies_given,
             "every reply was sent or counted"
         );
+        let settled = usize::try_from(self.replies.settled().0).unwrap_or_default();
+        assert_eq!(settled, self.offsets.len(), "all are settled");
+        assert_eq!(self.returned_count, undelivered, "what was not sent was given back, once");
+        self.moved = self.shared.associations.moved().values().sum();
+        let opens = acknowledged.iter().filter(|record| record.kind == Kind::Open);
+        let reopened = opens.filter(|record| record.moved_from.is_some()).count();
+        assert_eq!(self.moved, reopened as u64, "each move is counted");
         let counts = self.shared.associations.counts();
         assert!(counts.values().flat_map(|servers| servers.values()).all(|count| *count == 0));
     }
@@ -260,10 +368,20 @@ fn check_uplink(client: &SimClient, records: &[&SimRecord], refused: &[&SimRecor
     };
     let (close, messages) = rest.split_last().expect("an open connection is closed at the end");
     assert_eq!(open.kind, Kind::Open);
+    assert_eq!(open.moved_from, None);
     let Kind::Close(reason) = close.kind else { panic!("the last record is {:?}", close.kind) };
+    assert!(records.iter().all(|r| r.key == open.key), "a connection keeps its key");
+    let messages = check_moves(open, messages, close);
     let mut delivered: Vec<&[u8]> = messages.iter().map(|record| &*record.payload).collect();
-    assert!(messages.iter().all(|record| record.kind == Kind::Message));
-    assert!(records.iter().all(|r| r.key == open.key && r.partition == open.partition));
+    let numbers = messages.iter().map(|record| match record.kind {
+        Kind::Message { sequence } => sequence,
+        kind => panic!("{kind:?} between open and close"),
+    });
+    if refused.is_empty() {
+        assert!(numbers.eq(1..=messages.len() as u64), "numbered from 1");
+    } else {
+        assert!(numbers.is_sorted_by(|one, next| one < next), "only what was refused is left out");
+    }
     if refused.is_empty() {
         // What came after the decision to close was not read any more.
         let early =
@@ -282,32 +400,69 @@ fn check_uplink(client: &SimClient, records: &[&SimRecord], refused: &[&SimRecor
     }
 }
 
-/// What a client received are its replies, in order, from the first on; it may have left early.
-fn check_downlink(client: &SimClient, given: &[Vec<u8>]) {
+/// A connection's records are of one server after the other, each from `open` to `close`; what stays
+/// are the messages.
+fn check_moves<'a>(
+    open: &'a SimRecord,
+    records: &[&'a SimRecord],
+    close: &SimRecord,
+) -> Vec<&'a SimRecord> {
+    let (mut at, mut messages, mut rest) = (open, Vec::new(), records.iter());
+    while let Some(record) = rest.next() {
+        assert_eq!((record.partition, &record.server), (at.partition, &at.server));
+        if matches!(record.kind, Kind::Message { .. }) {
+            messages.push(*record);
+            continue;
+        }
+        assert_eq!(record.kind, Kind::Close("moved"));
+        let next = rest.next().expect("a moved connection is opened elsewhere");
+        assert_eq!(next.kind, Kind::Open);
+        assert_eq!(next.moved_from.as_ref(), Some(&at.server));
+        assert_ne!(next.partition, at.partition);
+        at = next;
+    }
+    assert_eq!(close.partition, at.partition);
+    messages
+}
+
+fn received(client: &SimClient) -> Vec<Vec<u8>> {
     let mut received = Vec::new();
     let mut decoder = Decoder::new(FRAMINGS[usize::from(client.service.0)], LIMIT);
     decoder.decode(&client.received, |message| received.push(message.to_vec())).expect("replies");
+    received
+}
+
+/// What a client received are its replies, in order, from the first on; it may have left early.
+fn check_downlink(client: &SimClient, given: &[Vec<u8>]) {
+    let received = received(client);
     assert!(received.len() <= given.len());
     assert_eq!(received, given[..received.len()]);
 }
 
-fn run(seed: u64) {
+/// Connections that were moved.
+fn run(seed: u64) -> u64 {
     let mut run = Run::new(seed);
     let stop_early = run.dice.one_in(3);
     run.finish(stop_early);
     run.check();
+    run.moved
 }
 
 #[test]
 fn nothing_is_lost_doubled_or_reordered_whatever_happens() {
     if let Ok(seed) = std::env::var("MILLRACE_SEED") {
-        return run(seed.parse().expect("MILLRACE_SEED is a number"));
+        run(seed.parse().expect("MILLRACE_SEED is a number"));
+        return;
     }
+    let mut moved = 0;
     for seed in 1..=SEEDS {
-        let outcome = std::panic::catch_unwind(|| run(seed));
-        if let Err(panic) = outcome {
-            eprintln!("seed {seed} fails; repeat it with MILLRACE_SEED={seed}");
-            std::panic::resume_unwind(panic);
+        match std::panic::catch_unwind(|| run(seed)) {
+            Ok(count) => moved += count,
+            Err(panic) => {
+                eprintln!("seed {seed} fails; repeat it with MILLRACE_SEED={seed}");
+                std::panic::resume_unwind(panic);
+            }
         }
     }
+    assert!(moved > SEEDS, "only {moved} connections were moved in {SEEDS} runs");
 }

@@ -46,6 +46,9 @@ pub enum RunError {
     /// The downlink cannot be read.
     #[error(transparent)]
     Consumer(#[from] ConsumerError),
+    /// The associations cannot be read.
+    #[error(transparent)]
+    Associations(#[from] crate::route::LogError),
     /// Kafka's client could not be made.
     #[error("the Kafka client refuses its configuration: {0}; see kafka.properties")]
     Client(#[from] rdkafka::error::KafkaError),

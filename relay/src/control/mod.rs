@@ -6,10 +6,13 @@
 //!  producer       kafka::Pump
 //!  consumer       kafka::Consumer
 //!  registry       registry::RegistryLink
+//!  associations   route::AssociationLog
+//!  mover          connections from servers that drain to others
 //! ```
 
 mod error;
 mod listeners;
+mod mover;
 mod snapshot;
 mod socket;
 mod threads;

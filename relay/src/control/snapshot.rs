@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::kafka::{ConsumerStats, PumpStats, RefusedReason};
 use crate::registry::{RegistryObserver, RegistryStatus};
-use crate::route::Associations;
+use crate::route::{Associations, RecordRefusal};
 use crate::worker::{CloseReason, Counter, UndeliveredReason, WorkerStats};
 
 /// Processor time of the process in microseconds, in steps of the kernel's clock tick (10 ms).
@@ -77,6 +77,12 @@ pub struct Snapshot {
     /// Servers and relays, as the registry has them.
     #[serde(default)]
     pub registry: RegistryStatus,
+    /// Connections that have gone on to another server, by the name of the former.
+    pub clients_moved: BTreeMap<String, u64>,
+    /// Records of associations: `read`, `written`, `put_back`.
+    pub association_records: BTreeMap<String, u64>,
+    /// Records of associations that changed nothing, by reason.
+    pub association_records_refused: BTreeMap<String, u64>,
     /// Processor time.
     pub cpu_us: CpuTime,
     /// System calls of the workers' loops: one `io_uring_enter` each.
@@ -124,6 +130,10 @@ impl Observer {
         let undelivered = UndeliveredReason::ALL.iter().map(|reason| {
             (reason.name(), self.sum(|worker| &worker.replies_undelivered[*reason as usize]))
         });
+        let log = self.associations.log_stats();
+        let log_refused = RecordRefusal::ALL
+            .iter()
+            .map(|reason| (reason.name(), load(&log.refused[*reason as usize])));
         Snapshot {
             relay: self.relay,
             incarnation: self.incarnation,
@@ -134,6 +144,7 @@ impl Observer {
             connections_refused: nonzero([
                 ("connection_limit", self.sum(|worker| &worker.connection_limit)),
                 ("no_server", self.sum(|worker| &worker.no_server)),
+                ("server_away", self.sum(|worker| &worker.server_away)),
                 ("accept_failed", self.sum(|worker| &worker.accept_failed)),
             ]),
             messages_received: received,
@@ -151,6 +162,13 @@ impl Observer {
             ])),
             associations: self.associations.counts(),
             registry: self.registry.status(),
+            clients_moved: self.associations.moved(),
+            association_records: nonzero([
+                ("read", load(&log.read)),
+                ("written", load(&log.written)),
+                ("put_back", load(&log.put_back)),
+            ]),
+            association_records_refused: nonzero(log_refused),
             cpu_us: CpuTime::of_process(std::process::id()).unwrap_or_default(),
             worker_loops: self.sum(|worker| &worker.loops),
             producer_batches: load(&self.pump.batches),
@@ -186,6 +204,13 @@ impl std::fmt::Display for Snapshot {
             self.replies_received, self.replies_sent
         )?;
         writeln!(f, "    undelivered {}", list(&self.replies_undelivered))?;
+        if !self.clients_moved.is_empty() {
+            writeln!(f, "  moved from   {}", list(&self.clients_moved))?;
+        }
+        if !self.association_records_refused.is_empty() {
+            let refused = list(&self.association_records_refused);
+            writeln!(f, "  associations: records refused: {refused}")?;
+        }
         for (service, servers) in &self.associations {
             let pairs: Vec<_> = servers.iter().map(|(k, n)| format!("{k} {n}")).collect();
             writeln!(f, "  service {service}: clients per server: {}", pairs.join(", "))?;

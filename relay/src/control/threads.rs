@@ -12,11 +12,13 @@ use crate::gateway::{FlowTable, Gateway};
 use crate::kafka::{Consumer, ConsumerStats, Pump, PumpStats, RdKafkaProducer, RelayId};
 use crate::registry::RegistryObserver;
 use crate::ring::{DownlinkReceiver, UplinkSender, Wake, downlink, uplink};
+use crate::route::{AssociationLog, Associations};
 use crate::uring::{EngineLimits, UringEngine};
-use crate::worker::{Flows, NoGateway, Shared, Worker, WorkerStats};
+use crate::worker::{Flows, NoGateway, OrderReceiver, Orders, Shared, Worker, WorkerStats};
 
 use super::RunError;
 use super::listeners::Listeners;
+use super::mover::Mover;
 use super::snapshot::Observer;
 
 impl Flows for FlowTable {
@@ -39,7 +41,10 @@ pub struct Threads {
     wakes: Vec<Wake>,
     pump: JoinHandle<Result<(), String>>,
     consumer: JoinHandle<()>,
-    stop_consumer: Arc<AtomicBool>,
+    log: JoinHandle<()>,
+    mover: JoinHandle<()>,
+    /// Set when the workers have ended and what they read is settled.
+    stop_others: Arc<AtomicBool>,
     shared: Shared,
     observer: Observer,
 }
@@ -52,6 +57,7 @@ struct WorkerParts {
     flows: Box<dyn Flows>,
     uplink: UplinkSender,
     downlink: DownlinkReceiver,
+    orders: OrderReceiver,
     stats: Arc<WorkerStats>,
     listeners: Listeners,
     failed: Arc<AtomicBool>,
@@ -75,6 +81,7 @@ impl WorkerParts {
             self.flows,
             self.uplink,
             self.downlink,
+            self.orders,
             self.stats,
         );
         for (service, listener) in self.listeners {
@@ -108,6 +115,20 @@ fn spawn<T: Send + 'static>(
     std::thread::Builder::new().name(name).spawn(body).map_err(RunError::io("start a thread"))
 }
 
+/// Starts a thread that runs until it is told to stop; that it panics is the relay's end.
+fn spawn_other(
+    name: &str,
+    failed: &Arc<AtomicBool>,
+    stop: &Arc<AtomicBool>,
+    body: impl FnOnce(&AtomicBool) + Send + 'static,
+) -> Result<JoinHandle<()>, RunError> {
+    let (alarm, stop) = (Alarm(failed.clone()), stop.clone());
+    spawn(name.to_owned(), move || {
+        body(&stop);
+        std::mem::forget(alarm);
+    })
+}
+
 impl Threads {
     /// Starts everything. Workers accept when this returns.
     pub(super) fn start(
@@ -123,10 +144,13 @@ impl Threads {
         let (producer_wake, consumer_wake) = (wake()?, wake()?);
         // The clients of Kafka first: they can fail, and nothing is running yet.
         let producer = RdKafkaProducer::new(config, producer_wake.clone())?;
+        // Who belongs to whom must be known before the first client is taken.
+        let log = AssociationLog::open(config, incarnation, shared.associations.clone())?;
         let pump_stats = Arc::<PumpStats>::default();
         let consumer_stats = Arc::<ConsumerStats>::default();
 
         let (mut uplinks, mut downlinks, mut parts) = (Vec::new(), Vec::new(), Vec::new());
+        let mut orders = Orders::default();
         for (index, listeners) in (0..).zip(listeners) {
             let worker_wake = wake()?;
             let (uplink_sender, uplink_receiver) =
@@ -142,6 +166,7 @@ impl Threads {
             parts.push(WorkerParts {
                 index,
                 shared: shared.clone(),
+                orders: orders.add_worker(worker_wake.clone()),
                 wake: worker_wake,
                 flows,
                 uplink: uplink_sender,
@@ -182,10 +207,33 @@ impl Threads {
         let workers = start_workers(parts)?;
         let pump_failed = failed.clone();
         let pump = spawn("producer".to_owned(), move || pump.run(&pump_failed))?;
-        let stop_consumer = Arc::new(AtomicBool::new(false));
-        let consumer_stop = stop_consumer.clone();
-        let consumer = spawn("consumer".to_owned(), move || consumer.run(&consumer_stop))?;
-        Ok(Self { failed, workers, wakes, pump, consumer, stop_consumer, shared, observer })
+        let stop_others = Arc::new(AtomicBool::new(false));
+        let mover = Mover::new(
+            config.kafka.clone(),
+            shared.associations.clone(),
+            shared.credit.clone(),
+            orders,
+        );
+        let consumer = spawn_other("consumer", &failed, &stop_others, |stop| consumer.run(stop))?;
+        let log = spawn_other("associations", &failed, &stop_others, |stop| log.run(stop))?;
+        let mover = spawn_other("mover", &failed, &stop_others, |stop| mover.run(stop))?;
+        Ok(Self {
+            failed,
+            workers,
+            wakes,
+            pump,
+            consumer,
+            log,
+            mover,
+            stop_others,
+            shared,
+            observer,
+        })
+    }
+
+    /// Which client belongs to which server.
+    pub fn associations(&self) -> &Arc<Associations> {
+        &self.shared.associations
     }
 
     /// Worker threads.
@@ -219,8 +267,12 @@ impl Threads {
             Ok(Err(error)) => result = Err(RunError::Producer(error)),
             Err(_panic) => result = Err(RunError::Thread),
         }
-        self.stop_consumer.store(true, Ordering::SeqCst);
-        let _ = self.consumer.join();
+        self.stop_others.store(true, Ordering::SeqCst);
+        for thread in [self.consumer, self.log, self.mover] {
+            if thread.join().is_err() {
+                result = result.and(Err(RunError::Thread));
+            }
+        }
         result
     }
 }

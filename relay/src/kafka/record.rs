@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::route::Partition;
+use crate::route::{Association, Partition, ServerId};
 
 /// Names of record headers. Values are UTF-8 text.
 pub mod header {
@@ -21,6 +21,14 @@ pub mod header {
     pub const KIND: &CStr = c"kind";
     /// Uplink: partition of the downlink to answer to.
     pub const REPLY: &CStr = c"reply";
+    /// Uplink, with kind `message`: its number on its connection, from 1, in decimal.
+    pub const SEQUENCE: &CStr = c"sequence";
+    /// Uplink: the server that the record is for.
+    pub const SERVER: &CStr = c"server";
+    /// Uplink: the server's lease of the partition.
+    pub const EPOCH: &CStr = c"epoch";
+    /// Uplink, with kind `open`: the server that had the connection before.
+    pub const MOVED_FROM: &CStr = c"moved_from";
     /// Uplink, with kind `close`: why.
     pub const REASON: &CStr = c"reason";
     /// Downlink: close the connection after this reply. Any value.
@@ -134,39 +142,100 @@ impl ConnectionKey {
     }
 }
 
-/// What all records of one connection have in common, rendered once.
+/// A number in decimal, without an allocation.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Decimal {
+    digits: [u8; Self::LENGTH],
+    first: usize,
+}
+
+impl Decimal {
+    /// Digits of `u64::MAX`.
+    const LENGTH: usize = 20;
+
+    pub(super) fn new(mut number: u64) -> Self {
+        let (mut digits, mut first) = ([b'0'; Self::LENGTH], Self::LENGTH);
+        loop {
+            first -= 1;
+            digits[first] += u8::try_from(number % 10).expect("a digit");
+            number /= 10;
+            if number == 0 {
+                return Self { digits, first };
+            }
+        }
+    }
+
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        &self.digits[self.first..]
+    }
+}
+
+/// What all records of one connection to one server have in common, rendered once.
 #[derive(Debug)]
 pub struct Identity {
     /// The connection.
     pub key: ConnectionKey,
+    /// Its server.
+    pub server: ServerId,
     /// Its records' partition: its server's.
     pub partition: Partition,
     /// The printed key.
     pub printed: [u8; ConnectionKey::LENGTH],
     /// The headers that do not change.
-    pub headers: [(&'static CStr, Box<[u8]>); 4],
+    pub headers: [(&'static CStr, Box<[u8]>); 6],
+    /// The server that had the connection before.
+    pub moved_from: Option<Box<[u8]>>,
+}
+
+fn text(value: &impl ToString) -> Box<[u8]> {
+    value.to_string().into_bytes().into_boxed_slice()
 }
 
 impl Identity {
     /// Renders the identity of a connection from `client` to `destination`.
     pub fn new(
         key: ConnectionKey,
-        partition: Partition,
+        association: &Association,
         client: SocketAddr,
         destination: SocketAddr,
         protocol: &str,
     ) -> Self {
-        let text = |value: String| value.into_bytes().into_boxed_slice();
         Self {
             key,
-            partition,
+            server: association.server,
+            partition: association.partition,
             printed: key.print(),
             headers: [
-                (header::CLIENT, text(client.to_string())),
-                (header::DESTINATION, text(destination.to_string())),
-                (header::PROTOCOL, text(protocol.to_owned())),
-                (header::REPLY, text(key.relay.0.to_string())),
+                (header::CLIENT, text(&client)),
+                (header::DESTINATION, text(&destination)),
+                (header::PROTOCOL, text(&protocol)),
+                (header::REPLY, text(&key.relay.0)),
+                (header::SERVER, text(&association.name)),
+                (header::EPOCH, text(&association.epoch)),
             ],
+            moved_from: None,
+        }
+    }
+
+    /// The same connection at another server.
+    #[must_use]
+    pub fn moved_to(&self, association: &Association) -> Self {
+        let mut headers = self.headers.clone();
+        let mut former = None;
+        for (name, value) in &mut headers {
+            if *name == header::SERVER {
+                former = Some(std::mem::replace(value, text(&association.name)));
+            } else if *name == header::EPOCH {
+                *value = text(&association.epoch);
+            }
+        }
+        Self {
+            key: self.key,
+            server: association.server,
+            partition: association.partition,
+            printed: self.printed,
+            headers,
+            moved_from: former,
         }
     }
 }
@@ -190,6 +259,14 @@ mod tests {
                 generation,
             };
             prop_assert_eq!(ConnectionKey::parse(&key.print()), Ok(key));
+        }
+
+        #[test]
+        fn decimals_are_those_of_the_library(number: u64) {
+            for number in [number, number >> 40, number >> 60, u64::MAX] {
+                let (decimal, expected) = (Decimal::new(number), number.to_string());
+                prop_assert_eq!(decimal.as_bytes(), expected.as_bytes());
+            }
         }
 
         #[test]

@@ -38,6 +38,8 @@ pub trait Listener: Send + 'static {
     fn server(&mut self, link: ServerLink);
     /// A relay has said that it runs or is gone, or the coordinator has.
     fn relay(&mut self, relay: RelayId, incarnation: Incarnation, state: RelayState);
+    /// This relay coordinates from now on, or no longer.
+    fn coordinates(&mut self, coordinates: bool);
     /// Clients of a server.
     fn clients(&self, id: &str) -> u32;
 }
@@ -48,9 +50,15 @@ impl Listener for Arc<Associations> {
     }
     fn relay(&mut self, relay: RelayId, incarnation: Incarnation, state: RelayState) {
         tracing::debug!(relay = relay.0, incarnation = incarnation.value(), ?state, "a relay");
+        if state == RelayState::Gone {
+            self.relay_gone(relay, incarnation);
+        }
+    }
+    fn coordinates(&mut self, coordinates: bool) {
+        self.set_coordinator(coordinates);
     }
     fn clients(&self, id: &str) -> u32 {
-        Associations::clients(self, id)
+        self.clients_of(id)
     }
 }
 
@@ -86,7 +94,7 @@ impl RegistryObserver {
             RegistryStatus::new(&core.registry, core.coordinator.policy(), Some(clock))
         };
         for server in &mut status.servers {
-            server.clients = Some(self.associations.clients(&server.id));
+            server.clients = Some(self.associations.clients_of(&server.id));
         }
         status
     }
@@ -434,6 +442,7 @@ impl Link {
 
     fn leave_office(&mut self, until: Instant) {
         lock(&self.core).coordinator.end();
+        self.listener.coordinates(false);
         self.office = Office::From(until);
     }
 
@@ -463,6 +472,7 @@ impl Link {
                     let core = &mut *lock(&self.core);
                     core.coordinator.begin(term, &core.registry, now);
                     self.office = Office::Held;
+                    self.listener.coordinates(true);
                     tracing::info!(term = term.0, "this relay coordinates from now on");
                 }
                 None => self.leave_office(now + self.reflection),

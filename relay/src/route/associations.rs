@@ -1,86 +1,102 @@
-//! Association records: client network address ↔ server.
+//! The association table of one relay, shared by its workers and the thread that reads and writes
+//! the topic.
 
-use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::config::Service;
+use crate::kafka::{Incarnation, RelayId};
 
-use super::{Partition, ServerId, ServerLink, ServerState, ServiceId};
+use super::allotment::{Fate, Server};
+use super::policy::{Absence, Policy, Then};
+use super::record::{Key, RecordRefusal, Value, parse_generation};
+use super::table::{Incoming, Outgoing, Refusal, Table};
+use super::{ClientIdentity, Partition, ServerId, ServerLink, ServerState, ServiceId};
 
 /// A client's server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Association {
     /// Which server.
     pub server: ServerId,
+    /// Its name.
+    pub name: Arc<str>,
     /// The uplink partition that it reads.
     pub partition: Partition,
+    /// Its lease of that partition.
+    pub epoch: u64,
 }
 
-/// Place of a server in the order of allotment: the one that would be loaded least by one more, in
-/// proportion to its capacity, comes first; among equals the one that has waited longest, so that
-/// ties are broken evenly.
-type Rank = (u64, u64, ServerId);
-
-/// Clients for each unit of capacity, if there is one more; 32 bits before the point and 32 after.
-fn load_with_one_more(clients: u32, capacity: u32) -> u64 {
-    ((u64::from(clients) + 1) << 32) / u64::from(capacity.max(1))
+/// What becomes of the connections to a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Measure {
+    /// They stay.
+    None,
+    /// They move when the server has read what they sent.
+    Drain {
+        /// Bound on the wait for it.
+        within_ms: u64,
+        /// What becomes of them when it has not.
+        then: Then,
+    },
+    /// They move, without waiting for the server.
+    Reassign,
+    /// They are closed.
+    Refuse,
 }
 
-#[derive(Debug)]
-struct ServerEntry {
-    link: ServerLink,
-    clients: u32,
-    /// Of all allotments, the last that was to it.
-    turn: u64,
+/// A server that this relay has connections to, and what is to be done about them.
+#[derive(Clone, Debug)]
+pub struct Concern {
+    /// Which server.
+    pub server: ServerId,
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its partition.
+    pub partition: Partition,
+    /// What to do.
+    pub measure: Measure,
 }
 
-impl ServerEntry {
-    fn rank(&self, id: ServerId) -> Rank {
-        (load_with_one_more(self.clients, self.link.capacity), self.turn, id)
-    }
-}
-
-#[derive(Debug)]
-struct Record {
-    server: ServerId,
-    connections: u32,
-}
-
+/// What became of the topic's records.
 #[derive(Debug, Default)]
-struct Table {
-    servers: Vec<ServerEntry>,
-    by_name: HashMap<String, ServerId>,
-    /// Per service, its live servers in the order of allotment.
-    order: Vec<BTreeSet<Rank>>,
-    /// A client may have connections to several services; and to one, if it uses the same port
-    /// towards several of the service's addresses.
-    records: HashMap<(ServiceId, SocketAddr), Record>,
-    allotments: u64,
+pub struct LogStats {
+    /// Records read.
+    pub read: AtomicU64,
+    /// Records that changed nothing, by [`RecordRefusal`].
+    pub refused: [AtomicU64; RecordRefusal::ALL.len()],
+    /// Records written and acknowledged.
+    pub written: AtomicU64,
+    /// Times that a record could not be written, and was put back to be written again.
+    pub put_back: AtomicU64,
 }
 
-/// The association table of one relay, shared by its workers.
+/// The association table of one relay.
 #[derive(Debug)]
 pub struct Associations {
-    services: Vec<String>,
+    policies: Arc<[Policy]>,
     table: Mutex<Table>,
+    stats: LogStats,
+}
+
+fn unix_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Associations {
     /// A table without clients, and with the servers that the configuration declares.
-    pub fn new(services: &[Service]) -> Self {
-        let mut table =
-            Table { order: services.iter().map(|_| BTreeSet::new()).collect(), ..Table::default() };
+    pub fn new(services: &[Service], relay: RelayId, incarnation: Incarnation) -> Self {
+        let policies: Arc<[Policy]> = services.iter().map(Policy::from).collect();
+        let mut table = Table::new((relay, incarnation), policies.clone());
         for (service, id) in services.iter().zip((0..).map(ServiceId)) {
             for server in &service.servers {
-                table.set_server(ServerLink::declared(id, server));
+                table.servers.set(ServerLink::declared(id, server), &policies, unix_ms());
             }
         }
-        Self {
-            services: services.iter().map(|service| service.name.clone()).collect(),
-            table: Mutex::new(table),
-        }
+        Self { policies, table: Mutex::new(table), stats: LogStats::default() }
     }
 
     /// Every step leaves the table whole, so a panic elsewhere does not spoil it.
@@ -88,209 +104,184 @@ impl Associations {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn key(&self, service: ServiceId, client: SocketAddr) -> Key {
+        Key { service, identity: self.identity(service, client) }
+    }
+
+    /// Who a client is to a service.
+    pub fn identity(&self, service: ServiceId, client: SocketAddr) -> ClientIdentity {
+        self.policies[service.index()].identity.of(client)
+    }
+
     /// Takes up a server, or what has changed about it. Its clients stay its clients.
     pub fn set_server(&self, link: ServerLink) {
-        self.table().set_server(link);
+        self.table().servers.set(link, &self.policies, unix_ms());
     }
 
-    /// The server of a client: the associated one, or else the one with the fewest associations,
-    /// which is associated from now on; none if the service has no live server. Logarithmic in the
+    /// The server of a client that connects: the associated one, or else the live one with the
+    /// fewest associations over all relays, which is associated from now on. Logarithmic in the
     /// number of servers.
-    pub fn associate(&self, service: ServiceId, client: SocketAddr) -> Option<Association> {
+    pub fn associate(
+        &self,
+        service: ServiceId,
+        client: SocketAddr,
+    ) -> Result<Association, Refusal> {
         let table = &mut *self.table();
-        let server = if let Some(record) = table.records.get_mut(&(service, client)) {
-            record.connections += 1;
-            record.server
-        } else {
-            let (_, _, server) = *table.order[service.index()].first()?;
-            table.allotments += 1;
-            let turn = table.allotments;
-            table.change(server, |entry| {
-                entry.clients += 1;
-                entry.turn = turn;
-            });
-            table.records.insert((service, client), Record { server, connections: 1 });
-            server
-        };
-        Some(Association { server, partition: table.servers[server.index()].link.partition })
+        let server = table.connect(self.key(service, client), unix_ms())?;
+        Ok(association(server, table.servers.get(server)))
     }
 
-    /// Ends what one [`associate`](Self::associate) began; the association ends with the client's
-    /// last connection. Unknown clients are left alone.
-    pub fn dissociate(&self, service: ServiceId, client: SocketAddr) {
+    /// Where a connection to `from` goes on; `from` itself if no other server is live.
+    pub fn reassociate(
+        &self,
+        service: ServiceId,
+        client: SocketAddr,
+        from: ServerId,
+    ) -> Association {
         let table = &mut *self.table();
-        let Entry::Occupied(mut record) = table.records.entry((service, client)) else { return };
-        record.get_mut().connections -= 1;
-        if record.get().connections == 0 {
-            let server = record.remove().server;
-            table.change(server, |entry| entry.clients -= 1);
-        }
+        let server = table.reconnect(&self.key(service, client), from, unix_ms());
+        association(server, table.servers.get(server))
     }
 
-    /// Clients of a server; none of one that is not known.
-    pub fn clients(&self, server: &str) -> u32 {
-        let table = self.table();
-        table.by_name.get(server).map_or(0, |id| table.servers[id.index()].clients)
+    /// Ends what one [`associate`](Self::associate) began, at the server where it has come to. The
+    /// association ends with the client's last connection, or `association_keep_ms` later. Unknown
+    /// clients are left alone.
+    pub fn dissociate(&self, service: ServiceId, client: SocketAddr, server: ServerId) {
+        self.table().disconnect(&self.key(service, client), server, unix_ms());
     }
 
-    /// Associations per server, by service and server name.
+    /// Says that a run of a relay, and those before it, have ended: their clients are away. To be
+    /// told to every relay, and for every relay that is not there when this one begins.
+    pub fn relay_gone(&self, relay: RelayId, incarnation: Incarnation) {
+        self.table().relay_gone(relay, incarnation, unix_ms());
+    }
+
+    /// Whether this relay writes the tombstones of clients whose relay is gone. One relay does.
+    pub fn set_coordinator(&self, coordinates: bool) {
+        self.table().set_coordinates(coordinates);
+    }
+
+    /// Associations of all relays per server, by service and server name.
     pub fn counts(&self) -> BTreeMap<String, BTreeMap<String, u32>> {
-        let table = self.table();
         let mut counts: BTreeMap<String, BTreeMap<String, u32>> = BTreeMap::new();
-        for server in &table.servers {
+        for (_, server) in self.table().servers.all() {
             counts
-                .entry(self.services[server.link.service.index()].clone())
+                .entry(self.policies[server.service.index()].name.clone())
                 .or_default()
-                .insert(server.link.name.clone(), server.clients);
+                .insert(server.name.to_string(), server.clients);
         }
         counts
     }
-}
 
-impl Table {
-    fn set_server(&mut self, link: ServerLink) {
-        if let Some(&id) = self.by_name.get(&link.name) {
-            self.change(id, |entry| entry.link = link);
-            return;
-        }
-        let id = ServerId(u16::try_from(self.servers.len()).expect("partitions are unique u16"));
-        self.by_name.insert(link.name.clone(), id);
-        self.servers.push(ServerEntry { link, clients: 0, turn: 0 });
-        self.enter(id);
+    /// Connections of this relay that have gone on to another server, by the name of the former.
+    pub fn moved(&self) -> BTreeMap<String, u64> {
+        let table = self.table();
+        let moved = table.servers.all().filter(|(_, server)| server.moved > 0);
+        moved.map(|(_, server)| (server.name.to_string(), server.moved)).collect()
     }
 
-    /// Changes a server, and its place in the order with it.
-    fn change(&mut self, id: ServerId, change: impl FnOnce(&mut ServerEntry)) {
-        let entry = &mut self.servers[id.index()];
-        self.order[entry.link.service.index()].remove(&entry.rank(id));
-        change(entry);
-        self.enter(id);
+    /// Clients of a server, over all relays; none of one that is not known.
+    pub fn clients_of(&self, server: &str) -> u32 {
+        self.table().servers.known(server).map_or(0, |server| server.clients)
     }
 
-    fn enter(&mut self, id: ServerId) {
-        let entry = &self.servers[id.index()];
-        if entry.link.state == ServerState::Live {
-            self.order[entry.link.service.index()].insert(entry.rank(id));
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::net::Ipv4Addr;
-    use std::num::NonZeroU32;
-
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::codec::Framing;
-    use crate::config::{Server, Service};
-
-    fn service(name: &str, servers: u16, first_partition: u16) -> Service {
-        Service {
-            name: name.to_owned(),
-            destinations: vec!["192.0.2.0/24".parse().unwrap()],
-            port: 7000 + first_partition,
-            framing: Framing::Lines,
-            max_message_bytes: 100,
-            servers: (first_partition..first_partition + servers)
-                .map(|partition| {
-                    let id = format!("{name}-{partition}");
-                    Server::new(id, Ipv4Addr::LOCALHOST.into(), Partition(partition))
-                })
-                .collect(),
-        }
+    /// Clients, of all relays.
+    pub fn clients(&self) -> usize {
+        self.table().len()
     }
 
-    fn client(number: u16) -> SocketAddr {
-        SocketAddr::from((Ipv4Addr::LOCALHOST, number))
+    /// What the topic's records have come to.
+    pub fn log_stats(&self) -> &LogStats {
+        &self.stats
     }
 
-    proptest! {
-        #[test]
-        fn each_new_client_gets_a_server_with_the_fewest(
-            steps in prop::collection::vec((any::<bool>(), 0..60_u16, 0..2_u16), 1..300),
-        ) {
-            let associations = Associations::new(&[service("a", 3, 0), service("b", 2, 3)]);
-            let mut model: HashMap<(u16, u16), (Partition, u32)> = HashMap::new();
-            for (connect, number, service) in steps {
-                let id = ServiceId(service);
-                if !connect {
-                    associations.dissociate(id, client(number));
-                    if let Some((_, connections)) = model.get_mut(&(service, number)) {
-                        *connections -= 1;
-                    }
-                    model.retain(|_, (_, connections)| *connections > 0);
-                    continue;
-                }
-                let load = |model: &HashMap<_, (Partition, u32)>, partition: u16| {
-                    model.values().filter(|(p, _)| *p == Partition(partition)).count()
-                };
-                let servers = if service == 0 { 0..3 } else { 3..5 };
-                let fewest = servers.clone().map(|partition| load(&model, partition)).min().unwrap();
-                let partition = associations.associate(id, client(number)).unwrap().partition;
-                prop_assert!(servers.contains(&partition.0));
-                if let Some((known, connections)) = model.get_mut(&(service, number)) {
-                    prop_assert_eq!(*known, partition, "an association stays");
-                    *connections += 1;
-                } else {
-                    prop_assert_eq!(load(&model, partition.0), fewest);
-                    model.insert((service, number), (partition, 1));
-                }
-            }
-            let total: u32 =
-                associations.counts().values().flat_map(BTreeMap::values).sum();
-            prop_assert_eq!(total as usize, model.len());
-        }
-    }
-
-    #[test]
-    fn ties_go_round() {
-        let associations = Associations::new(&[service("a", 3, 0)]);
-        let mut hits = [0; 3];
-        for number in 0..30 {
-            let partition = associations.associate(ServiceId(0), client(number)).unwrap().partition;
-            associations.dissociate(ServiceId(0), client(number));
-            hits[partition.index()] += 1;
-        }
-        assert_eq!(hits, [10; 3], "short connections in turn load all servers alike");
-    }
-
-    #[test]
-    fn capacity_is_the_share() {
-        let mut services = [service("a", 2, 0)];
-        services[0].servers[1].capacity = NonZeroU32::new(3).unwrap();
-        let associations = Associations::new(&services);
-        for number in 0..40 {
-            associations.associate(ServiceId(0), client(number)).unwrap();
-        }
-        assert_eq!(associations.counts()["a"], [("a-0".into(), 10), ("a-1".into(), 30)].into());
-    }
-
-    #[test]
-    fn only_live_servers_get_clients_and_clients_stay() {
-        let services = [service("a", 2, 0)];
-        let associations = Associations::new(&services);
-        let partition = |number| {
-            associations.associate(ServiceId(0), client(number)).map(|found| found.partition)
+    /// The servers whose connections should not just stay.
+    pub fn concerns(&self) -> Vec<Concern> {
+        let (table, now) = (self.table(), unix_ms());
+        let concern = |(id, server): (ServerId, &Server)| {
+            let link = server.link.as_ref().filter(|_| server.connections > 0)?;
+            let absence = self.policies[server.service.index()].absence;
+            let measure = match (link.state, table.fate(id, now)) {
+                (_, Fate::Stay) => Measure::None,
+                (_, Fate::Refused) => Measure::Refuse,
+                (_, Fate::Move) if !table.servers.has_live(server.service) => Measure::None,
+                (ServerState::Draining, _) => drain(absence),
+                _ => Measure::Reassign,
+            };
+            let (name, partition) = (server.name.clone(), link.partition);
+            (measure != Measure::None).then_some(Concern { server: id, name, partition, measure })
         };
-        let first = partition(0).unwrap();
-        let mut link = ServerLink::declared(ServiceId(0), &services[0].servers[first.index()]);
-        for state in [ServerState::Away, ServerState::Draining, ServerState::Gone] {
-            link.state = state;
-            associations.set_server(link.clone());
-            assert_eq!(partition(0), Some(first), "an association stays");
-            for number in 1..10 {
-                assert_ne!(partition(number), Some(first));
-                associations.dissociate(ServiceId(0), client(number));
+        table.servers.all().filter_map(concern).collect()
+    }
+
+    /// Takes up what the topic had when this run began. To be called once it is read.
+    pub(super) fn begin(&self) {
+        self.table().begin(unix_ms());
+    }
+
+    /// Ends what was kept until now.
+    pub(super) fn expire(&self) {
+        self.table().expire(unix_ms());
+    }
+
+    /// Takes up a record of the topic. One that makes no sense is counted, and changes nothing.
+    pub(super) fn apply(&self, key: &[u8], value: Option<&[u8]>, generation: Option<&[u8]>) {
+        self.stats.read.fetch_add(1, Ordering::Relaxed);
+        if let Err(refusal) = self.try_apply(key, value, generation) {
+            self.stats.refused[refusal as usize].fetch_add(1, Ordering::Relaxed);
+            tracing::debug!(reason = refusal.name(), "a record of an association is not taken");
+        }
+    }
+
+    fn try_apply(
+        &self,
+        key: &[u8],
+        value: Option<&[u8]>,
+        generation: Option<&[u8]>,
+    ) -> Result<(), RecordRefusal> {
+        let key = Key::parse(key, &self.policies)?;
+        let record = match value {
+            Some(value) => Value::parse(value).map(Incoming::Entry),
+            None => parse_generation(generation).map(|generation| Incoming::End { generation }),
+        };
+        let mut table = self.table();
+        match record {
+            Ok(record) => table.apply(key, record, unix_ms()),
+            Err(refusal) => {
+                table.insist(key);
+                Err(refusal)
             }
         }
-        let mut other = ServerLink::declared(ServiceId(0), &services[0].servers[1 - first.index()]);
-        other.state = ServerState::Away;
-        associations.set_server(other);
-        assert_eq!(partition(1), None);
-        link.state = ServerState::Live;
-        associations.set_server(link);
-        assert_eq!(partition(1), Some(first));
     }
+
+    /// The next records to write.
+    pub(super) fn take_unwritten(&self, most: usize) -> Vec<Outgoing> {
+        self.table().take_unwritten(most)
+    }
+
+    /// How many wait to be written.
+    pub(super) fn unwritten(&self) -> usize {
+        self.table().unwritten()
+    }
+
+    /// A record that could not be written.
+    pub(super) fn put_back(&self, record: Outgoing) {
+        self.stats.put_back.fetch_add(1, Ordering::Relaxed);
+        self.table().put_back(record);
+    }
+
+    /// The key of a record as it is written.
+    pub(super) fn print(&self, key: &Key) -> String {
+        key.print(&self.policies)
+    }
+}
+
+fn association(id: ServerId, server: &Server) -> Association {
+    let link = server.link.as_ref().expect("only servers with a link get clients");
+    let (partition, epoch) = (link.partition, link.epoch);
+    Association { server: id, name: server.name.clone(), partition, epoch }
+}
+
+fn drain(absence: Absence) -> Measure {
+    Measure::Drain { within_ms: u64::from(absence.drain_ms), then: absence.then }
 }

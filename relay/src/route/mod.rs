@@ -2,14 +2,36 @@
 //!
 //! Mechanism is elsewhere: a worker asks here once when a connection begins and tells when it ends;
 //! in between it keeps the answer, so that no message takes the lock.
+//!
+//! | module | what |
+//! |---|---|
+//! | `identity` | who a client is |
+//! | `policy` | what a service wants for its clients |
+//! | `server`, `allotment` | servers, and which one gets the next client |
+//! | `record`, `table` | the topic's records, and the table that they and this relay's clients make |
+//! | `associations` | the table with its lock and clock |
+//! | `log` | the thread that reads and writes the topic |
 
+mod allotment;
 mod associations;
+mod identity;
+mod log;
+mod policy;
+mod record;
 mod server;
+mod table;
+#[cfg(test)]
+mod tests;
 
 use serde::{Deserialize, Serialize};
 
-pub use associations::{Association, Associations};
+pub use associations::{Association, Associations, Concern, LogStats, Measure};
+pub use identity::{ClientIdentity, IdentityKind};
+pub use log::{AssociationLog, LogError};
+pub use policy::{Absence, Then};
+pub use record::RecordRefusal;
 pub use server::{ServerLink, ServerState};
+pub use table::Refusal;
 
 /// A partition of the uplink topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]

@@ -5,7 +5,10 @@
 
 mod connection;
 mod engine;
+mod orders;
 mod replies;
+mod settlement;
+mod shared;
 mod stats;
 
 use std::collections::VecDeque;
@@ -13,18 +16,20 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::codec::{Decoder, Framing};
-use crate::config::{Config, RelaySection};
-use crate::kafka::{ConnectionKey, Identity, Incarnation, RelayId};
+use crate::codec::Decoder;
+use crate::kafka::{ConnectionKey, Identity};
 use crate::ring::{Credit, DownlinkReceiver, Kind, MESSAGE_OVERHEAD_BYTES, UplinkSender, Wake};
-use crate::route::{Associations, ServiceId};
+use crate::route::{Refusal, ServiceId};
 
 use connection::{Connection, Receive, State};
+use settlement::Settlement;
 
 pub use engine::{BufferId, Engine, Event, ReceiveEnd, SocketId};
+pub use orders::{Order, OrderReceipt, OrderReceiver, Orders, Task};
+pub use shared::{Flows, NoGateway, Protocol, Shared};
 pub use stats::{CloseReason, Counter, UndeliveredReason, WorkerStats};
 
 /// Longest wait; so often a worker looks at the clock when nothing happens.
@@ -35,79 +40,6 @@ const MAX_SPARE_STASHES: usize = 64;
 /// A larger one is given back to the allocator.
 const MAX_SPARE_STASH_BYTES: usize = 256 << 10;
 
-/// Whom a worker tells about its connections, so that the gateway keeps diverting them.
-pub trait Flows: Send {
-    /// A connection was accepted. On error it is closed.
-    fn accepted(&mut self, client: SocketAddr, server: SocketAddr) -> io::Result<()>;
-    /// A connection is about to be closed.
-    fn closed(&mut self, client: SocketAddr, server: SocketAddr);
-}
-
-/// Nobody: the relay listens where clients connect directly.
-#[derive(Debug)]
-pub struct NoGateway;
-
-impl Flows for NoGateway {
-    fn accepted(&mut self, _client: SocketAddr, _server: SocketAddr) -> io::Result<()> {
-        Ok(())
-    }
-    fn closed(&mut self, _client: SocketAddr, _server: SocketAddr) {}
-}
-
-/// How a service's connections are read.
-#[derive(Clone, Copy, Debug)]
-pub struct Protocol {
-    /// Bytes to messages.
-    pub framing: Framing,
-    /// Longest message.
-    pub max_message_bytes: u32,
-}
-
-/// What all workers of a relay have in common.
-#[derive(Clone, Debug)]
-pub struct Shared {
-    /// This relay.
-    pub relay: RelayId,
-    /// This run of it.
-    pub incarnation: Incarnation,
-    /// Bounds and times.
-    pub limits: RelaySection,
-    /// By [`ServiceId`].
-    pub protocols: Arc<[Protocol]>,
-    /// Which client belongs to which server.
-    pub associations: Arc<Associations>,
-    /// How much may be under way.
-    pub credit: Arc<Credit>,
-    /// Set when the relay should stop; each worker's [`Wake`] is woken after it.
-    pub stop: Arc<AtomicBool>,
-}
-
-impl Shared {
-    /// For a checked configuration.
-    pub fn new(config: &Config, incarnation: Incarnation) -> Self {
-        let protocols = config
-            .services
-            .iter()
-            .map(|service| Protocol {
-                framing: service.framing,
-                max_message_bytes: service.max_message_bytes,
-            })
-            .collect();
-        Self {
-            relay: RelayId(config.relay.id),
-            incarnation,
-            limits: config.relay.clone(),
-            protocols,
-            associations: Arc::new(Associations::new(&config.services)),
-            credit: Arc::new(Credit::new(
-                config.partitions(),
-                config.kafka.partition_in_flight_bytes,
-            )),
-            stop: Arc::default(),
-        }
-    }
-}
-
 /// A worker.
 pub struct Worker<E> {
     index: u8,
@@ -117,6 +49,10 @@ pub struct Worker<E> {
     flows: Box<dyn Flows>,
     uplink: UplinkSender,
     downlink: DownlinkReceiver,
+    settlement: Settlement,
+    orders: OrderReceiver,
+    /// Receipts of orders that are carried out once everything is handed over.
+    unreceipted: Vec<Arc<OrderReceipt>>,
     stats: Arc<WorkerStats>,
     connections: Vec<Option<Connection>>,
     open: usize,
@@ -143,6 +79,7 @@ impl<E: Engine> Worker<E> {
         flows: Box<dyn Flows>,
         uplink: UplinkSender,
         downlink: DownlinkReceiver,
+        orders: OrderReceiver,
         stats: Arc<WorkerStats>,
     ) -> Self {
         Self {
@@ -153,6 +90,9 @@ impl<E: Engine> Worker<E> {
             flows,
             uplink,
             downlink,
+            settlement: Settlement::new(),
+            orders,
+            unreceipted: Vec::new(),
             stats,
             connections: Vec::new(),
             open: 0,
@@ -181,6 +121,9 @@ impl<E: Engine> Worker<E> {
         }
         // What came too late is counted.
         self.take_replies();
+        self.settlement.publish(&self.downlink);
+        self.take_orders();
+        self.give_receipts();
         self.uplink.end();
         Ok(())
     }
@@ -192,13 +135,19 @@ impl<E: Engine> Worker<E> {
             self.on_event(event);
         }
         self.take_replies();
+        self.take_orders();
         self.resume_held();
         self.end_lingering();
+        self.end_stalled();
         if !self.stopping && self.shared.stop.load(Ordering::SeqCst) {
             self.begin_stop();
         }
         self.start_sends();
+        self.settlement.publish(&self.downlink);
         self.uplink.hand_over();
+        if self.uplink.hand_over() {
+            self.give_receipts();
+        }
     }
 
     /// True when the relay stops, no connection is left and everything is handed over.
@@ -215,8 +164,11 @@ impl<E: Engine> Worker<E> {
     fn prepare_wait(&mut self) -> Duration {
         self.wake.announce_sleep();
         // Failing, it asks to be woken when a batch comes back.
-        self.uplink.hand_over();
+        if self.uplink.hand_over() {
+            self.give_receipts();
+        }
         let work = self.downlink.has_batch()
+            || self.orders.has_order()
             || (!self.stopping && self.shared.stop.load(Ordering::SeqCst))
             || (self.stopping && self.open == 0)
             || (0..self.held.len()).any(|index| self.may_resume(self.held[index]))
@@ -266,9 +218,15 @@ impl<E: Engine> Worker<E> {
         if self.connections.len() <= socket.index() {
             self.connections.resize_with(socket.index() + 1, || None);
         }
-        let Some(association) = self.shared.associations.associate(service, client) else {
-            self.stats.no_server.add(1);
-            return self.engine.close(socket);
+        let association = match self.shared.associations.associate(service, client) {
+            Ok(association) => association,
+            Err(refusal) => {
+                match refusal {
+                    Refusal::NoServer => self.stats.no_server.add(1),
+                    Refusal::ServerAway => self.stats.server_away.add(1),
+                }
+                return self.engine.close(socket);
+            }
         };
         self.stats.accepted.add(1);
         self.next_generation = self.next_generation.wrapping_add(1);
@@ -280,13 +238,8 @@ impl<E: Engine> Worker<E> {
             generation: self.next_generation,
         };
         let protocol = self.shared.protocols[service.index()];
-        let identity = Arc::new(Identity::new(
-            key,
-            association.partition,
-            client,
-            server,
-            protocol.framing.name(),
-        ));
+        let identity =
+            Arc::new(Identity::new(key, &association, client, server, protocol.framing.name()));
         let decoder = Decoder::new(protocol.framing, protocol.max_message_bytes);
         let mut connection = Connection::new(identity, (client, server), service, decoder);
         self.uplink.push(&mut connection.origin, &connection.identity, Kind::Open, &[]);
@@ -324,12 +277,14 @@ impl<E: Engine> Worker<E> {
             return;
         }
         let bytes = self.engine.bytes(buffer, length);
-        if connection.held || !self.uplink.has_room() {
+        if connection.held || connection.quiesced || !self.uplink.has_room() {
             if connection.stash.capacity() == 0 {
                 connection.stash = self.spare_stashes.pop().unwrap_or_default();
             }
             connection.stash.extend_from_slice(bytes);
-            self.hold(socket);
+            if !connection.quiesced {
+                self.hold(socket);
+            }
             return;
         }
         let more = decode(connection, &mut self.uplink, &self.shared.credit, &self.stats, bytes);
@@ -352,6 +307,11 @@ impl<E: Engine> Worker<E> {
             self.held.push(socket);
             self.stats.holds.add(1);
         }
+        self.stop_receiving(socket);
+    }
+
+    fn stop_receiving(&mut self, socket: SocketId) {
+        let connection = self.connections[socket.index()].as_mut().expect("known to the engine");
         if connection.receive == Receive::Armed {
             connection.receive = Receive::Stopping;
             self.engine.stop_receiving(socket);
@@ -377,7 +337,9 @@ impl<E: Engine> Worker<E> {
                 && connection.held
             {
                 connection.held = false;
-                self.read_on(socket);
+                if !connection.quiesced {
+                    self.read_on(socket);
+                }
             }
         }
     }
@@ -424,7 +386,7 @@ impl<E: Engine> Worker<E> {
         }
         if stopping {
             self.stop_connection(socket);
-        } else if !connection.held {
+        } else if !connection.held && !connection.quiesced {
             self.read_on(socket);
         }
     }
@@ -472,10 +434,7 @@ impl<E: Engine> Worker<E> {
             return self.close(socket, reason);
         }
         connection.state = State::Flushing(reason);
-        if connection.receive == Receive::Armed {
-            connection.receive = Receive::Stopping;
-            self.engine.stop_receiving(socket);
-        }
+        self.stop_receiving(socket);
         self.linger(socket);
     }
 
@@ -490,11 +449,17 @@ impl<E: Engine> Worker<E> {
         let kind = Kind::Close(reason.name());
         self.uplink.push(&mut connection.origin, &connection.identity, kind, &[]);
         self.stats.closed[reason as usize].add(1);
-        let lost = connection.output.replies();
-        self.stats.replies_undelivered[UndeliveredReason::ConnectionLost as usize].add(lost);
+        let unsent = std::mem::take(&mut connection.output.receipts);
         self.flows.closed(connection.client, connection.server);
-        self.shared.associations.dissociate(connection.service, connection.client);
+        self.shared.associations.dissociate(
+            connection.service,
+            connection.client,
+            connection.identity.server,
+        );
         self.engine.close(socket);
+        for receipt in unsent {
+            self.undelivered(UndeliveredReason::ConnectionLost, receipt);
+        }
     }
 
     fn begin_stop(&mut self) {
@@ -563,14 +528,14 @@ fn decode(
     stats: &WorkerStats,
     bytes: &[u8],
 ) -> ReadOn {
-    let Connection { decoder, origin, identity, .. } = connection;
-    let (mut messages, mut booked) = (0, 0);
+    let Connection { decoder, sequence, origin, identity, .. } = connection;
+    let (before, mut booked) = (*sequence, 0);
     let decoded = decoder.decode(bytes, |message| {
-        uplink.push(origin, identity, Kind::Message, message);
-        messages += 1;
+        *sequence += 1;
+        uplink.push(origin, identity, Kind::Message { sequence: *sequence }, message);
         booked += message.len() + MESSAGE_OVERHEAD_BYTES;
     });
-    stats.messages.add(messages);
+    stats.messages.add(*sequence - before);
     let within = booked == 0 || credit.book(identity.partition, booked);
     match decoded {
         Err(_) => ReadOn::Close(CloseReason::OversizedMessage),

@@ -49,8 +49,10 @@ reasons! {
         ClosedByServer = "closed_by_server",
         /// Kafka refused a message for good.
         RefusedByKafka = "refused_by_kafka",
-        /// More replies waited for the client than may.
+        /// More replies waited for the client than may, or one for too long.
         SlowReader = "slow_reader",
+        /// Its server is away for too long, by the service's `absence`.
+        ServerAway = "server_away",
         /// The gateway's flow table is full.
         FlowTableFull = "flow_table_full",
         /// The relay stops.
@@ -83,6 +85,8 @@ pub struct WorkerStats {
     pub connection_limit: Counter,
     /// Connections that were closed at once because the service had no live server.
     pub no_server: Counter,
+    /// Connections that were closed at once because their client's server is away for too long.
+    pub server_away: Counter,
     /// Connections that could not be accepted for another reason.
     pub accept_failed: Counter,
     /// Bytes received from clients.

@@ -124,12 +124,9 @@ fn config(setting: &Setting<'_>, topics: &Topics, port: u16) -> Config {
         },
         registry: RegistrySection::default(),
         services: vec![Service {
-            name: "bench".to_owned(),
             destinations: vec!["127.0.0.1/32".parse().expect("a prefix")],
-            port,
-            framing: Framing::Lines,
-            max_message_bytes: 65_536,
             servers: servers.collect(),
+            ..Service::new("bench", port, Framing::Lines)
         }],
     }
 }

@@ -1,0 +1,213 @@
+//! Servers in the order in which they get clients.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use super::policy::{Absence, Policy, Then};
+use super::{ServerId, ServerLink, ServerState, ServiceId};
+
+/// Place of a server in the order of allotment: the one that would be loaded least by one more, in
+/// proportion to its capacity, comes first; among equals the one that has waited longest, so that
+/// ties are broken evenly.
+type Rank = (u64, u64, ServerId);
+
+/// Clients for each unit of capacity, if there is one more; 32 bits before the point and 32 after.
+fn load_with_one_more(clients: u32, capacity: u32) -> u64 {
+    ((u64::from(clients) + 1) << 32) / u64::from(capacity.max(1))
+}
+
+/// A server, or the name of one that only associations have named so far.
+#[derive(Debug)]
+pub(super) struct Server {
+    pub(super) name: Arc<str>,
+    pub(super) service: ServiceId,
+    pub(super) link: Option<ServerLink>,
+    /// Clients of all relays, those that are away included.
+    pub(super) clients: u32,
+    /// Connections of this relay.
+    pub(super) connections: u32,
+    /// Connections of this relay that have gone on to another server.
+    pub(super) moved: u64,
+    /// Unix milliseconds; while it is away.
+    pub(super) away_since: Option<u64>,
+    /// Of all allotments, the last that was to it.
+    turn: u64,
+}
+
+impl Server {
+    fn rank(&self, id: ServerId) -> Rank {
+        let capacity = self.link.as_ref().map_or(1, |link| link.capacity);
+        (load_with_one_more(self.clients, capacity), self.turn, id)
+    }
+
+    fn has_labels(&self, wanted: &BTreeMap<String, String>) -> bool {
+        let labels = self.link.as_ref().map(|link| &link.labels);
+        wanted.iter().all(|(name, value)| labels.is_some_and(|has| has.get(name) == Some(value)))
+    }
+
+    pub(super) fn state(&self) -> ServerState {
+        self.link.as_ref().map_or(ServerState::Gone, |link| link.state)
+    }
+}
+
+/// What the clients of a server have to expect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// They are served, now or when the server is back.
+    Stay,
+    /// They belong elsewhere, if there is a live server.
+    Move,
+    /// Nobody serves them.
+    Refused,
+}
+
+/// A service's live servers.
+#[derive(Debug, Default)]
+struct Order {
+    /// With all labels that the service prefers.
+    preferred: BTreeSet<Rank>,
+    others: BTreeSet<Rank>,
+}
+
+/// All servers of all services.
+#[derive(Debug)]
+pub(super) struct Servers {
+    all: Vec<Server>,
+    by_name: HashMap<Arc<str>, ServerId>,
+    /// By service.
+    order: Vec<Order>,
+    allotments: u64,
+}
+
+impl Servers {
+    pub(super) fn new(services: usize) -> Self {
+        Self {
+            all: Vec::new(),
+            by_name: HashMap::new(),
+            order: (0..services).map(|_| Order::default()).collect(),
+            allotments: 0,
+        }
+    }
+
+    pub(super) fn all(&self) -> impl Iterator<Item = (ServerId, &Server)> {
+        (0..).map(ServerId).zip(&self.all)
+    }
+
+    pub(super) fn known(&self, name: &str) -> Option<&Server> {
+        self.by_name.get(name).map(|id| self.get(*id))
+    }
+
+    pub(super) fn get(&self, id: ServerId) -> &Server {
+        &self.all[id.index()]
+    }
+
+    /// The server of this name, as yet unknown perhaps; none if there are too many.
+    pub(super) fn named(&mut self, name: &str, service: ServiceId) -> Option<ServerId> {
+        if let Some(id) = self.by_name.get(name) {
+            return Some(*id);
+        }
+        let id = ServerId(u16::try_from(self.all.len()).ok()?);
+        let name: Arc<str> = name.into();
+        self.by_name.insert(name.clone(), id);
+        self.all.push(Server {
+            name,
+            service,
+            link: None,
+            clients: 0,
+            connections: 0,
+            moved: 0,
+            away_since: None,
+            turn: 0,
+        });
+        Some(id)
+    }
+
+    /// Takes up a server, or what has changed about it. Its clients stay its clients.
+    pub(super) fn set(&mut self, link: ServerLink, policies: &[Policy], now: u64) {
+        let Some(id) = self.named(&link.name, link.service) else {
+            tracing::error!(server = link.name, "not taken up: there are too many servers");
+            return;
+        };
+        self.change(id, policies, |server| {
+            server.service = link.service;
+            server.away_since = match link.state {
+                ServerState::Away => server.away_since.or(Some(now)),
+                _ => None,
+            };
+            server.link = Some(link);
+        });
+    }
+
+    /// The live server that should get the next client. Logarithmic in the number of servers.
+    pub(super) fn choose(&mut self, service: ServiceId, policies: &[Policy]) -> Option<ServerId> {
+        let order = &self.order[service.index()];
+        let (_, _, id) = *order.preferred.first().or_else(|| order.others.first())?;
+        self.allotments += 1;
+        let turn = self.allotments;
+        self.change(id, policies, |server| server.turn = turn);
+        Some(id)
+    }
+
+    /// True if the service has a live server.
+    pub(super) fn has_live(&self, service: ServiceId) -> bool {
+        let order = &self.order[service.index()];
+        !order.preferred.is_empty() || !order.others.is_empty()
+    }
+
+    /// What clients of this server have to expect now.
+    pub(super) fn fate(&self, id: ServerId, absence: Absence, now: u64) -> Fate {
+        let server = self.get(id);
+        match server.state() {
+            ServerState::Live => Fate::Stay,
+            ServerState::Draining | ServerState::Gone => Fate::Move,
+            ServerState::Away => {
+                let since = server.away_since.unwrap_or(now);
+                match absence.then {
+                    _ if now < since.saturating_add(u64::from(absence.after_ms)) => Fate::Stay,
+                    Then::Keep => Fate::Stay,
+                    Then::Reassign => Fate::Move,
+                    Then::Refuse => Fate::Refused,
+                }
+            }
+        }
+    }
+
+    /// Counts a client more.
+    pub(super) fn add_client(&mut self, id: ServerId, policies: &[Policy]) {
+        self.change(id, policies, |server| server.clients += 1);
+    }
+
+    /// Counts a client less.
+    pub(super) fn remove_client(&mut self, id: ServerId, policies: &[Policy]) {
+        self.change(id, policies, |server| server.clients -= 1);
+    }
+
+    /// This relay's connections, which no order depends on.
+    pub(super) fn connections(&mut self, id: ServerId) -> &mut u32 {
+        &mut self.all[id.index()].connections
+    }
+
+    /// Counts a connection that goes on at another server.
+    pub(super) fn count_moved(&mut self, from: ServerId, to: ServerId) {
+        self.all[from.index()].connections -= 1;
+        self.all[from.index()].moved += 1;
+        self.all[to.index()].connections += 1;
+    }
+
+    /// Changes a server, and its place in the order with it.
+    fn change(&mut self, id: ServerId, policies: &[Policy], change: impl FnOnce(&mut Server)) {
+        let server = &mut self.all[id.index()];
+        let rank = server.rank(id);
+        let order = &mut self.order[server.service.index()];
+        if !order.preferred.remove(&rank) {
+            order.others.remove(&rank);
+        }
+        change(server);
+        if server.state() == ServerState::Live {
+            let order = &mut self.order[server.service.index()];
+            let preferred = server.has_labels(&policies[server.service.index()].prefer);
+            let group = if preferred { &mut order.preferred } else { &mut order.others };
+            group.insert(server.rank(id));
+        }
+    }
+}

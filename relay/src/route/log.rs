@@ -1,0 +1,261 @@
+//! The thread that reads and writes the topic of associations.
+//!
+//! A worker never waits for it: what it does is in the table at once, and the table knows which
+//! clients' records are to be written ([`Associations::take_unwritten`]).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{BorrowedMessage, Header, Headers as _, Message as _, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext};
+use rdkafka::{Offset, TopicPartitionList};
+
+use crate::config::Config;
+use crate::kafka::{Incarnation, LogContext, client_config};
+
+use super::Associations;
+use super::record::{GENERATION, Value};
+use super::table::{Content, Outgoing};
+
+/// How long a look for records lasts; so long a change may wait to be written.
+const POLL: Duration = Duration::from_millis(50);
+/// Records read between two looks for what is to be written.
+const MOST_READ: usize = 10_000;
+/// Records taken from the table at a time, under its lock.
+const MOST_TAKEN: usize = 64;
+/// Records that Kafka has not acknowledged. The rest waits in the table, where the latest state of
+/// a client replaces the one before.
+const MOST_IN_FLIGHT: i32 = 10_000;
+/// How long the cluster may be silent while the topic is read at the start.
+const START_SILENCE: Duration = Duration::from_secs(30);
+/// How often the table is asked who is away for long enough.
+const EXPIRE_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Why the associations are not known.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// librdkafka refuses.
+    #[error("the Kafka client refuses its configuration: {0}; see kafka.properties")]
+    Client(#[from] KafkaError),
+    /// The topic cannot be read.
+    #[error(
+        "topic {topic} could not be read to its end: nothing came for {} s, {partitions} \
+         partition(s) were left ({problem}); the relay must know who belongs to whom before it \
+         takes clients",
+        START_SILENCE.as_secs()
+    )]
+    Read {
+        /// Which topic.
+        topic: String,
+        /// Partitions whose end was not reached.
+        partitions: usize,
+        /// librdkafka's last word.
+        problem: String,
+    },
+}
+
+struct Reports(Arc<Associations>);
+
+impl ClientContext for Reports {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        LogContext.log(level, facility, message);
+    }
+    fn error(&self, error: KafkaError, reason: &str) {
+        LogContext.error(error, reason);
+    }
+}
+
+impl ProducerContext for Reports {
+    type DeliveryOpaque = Box<Outgoing>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, record: Box<Outgoing>) {
+        match result {
+            Ok(_) => {
+                self.0.log_stats().written.fetch_add(1, Ordering::Relaxed);
+            }
+            Err((error, _)) => {
+                tracing::warn!(%error, "an association was not written; it will be again");
+                self.0.put_back(*record);
+            }
+        }
+    }
+}
+
+/// Reads and writes the topic of associations.
+pub struct AssociationLog {
+    consumer: BaseConsumer<LogContext>,
+    producer: BaseProducer<Reports>,
+    topic: String,
+    me: (u16, u64),
+    associations: Arc<Associations>,
+    stop_timeout: Duration,
+}
+
+impl AssociationLog {
+    /// Reads the topic to its end into the table, which knows then what all relays have done.
+    pub fn open(
+        config: &Config,
+        incarnation: Incarnation,
+        associations: Arc<Associations>,
+    ) -> Result<Self, LogError> {
+        let mut reader = client_config(&config.kafka);
+        reader
+            // Never committed: the whole topic is read each time.
+            .set("group.id", format!("{}associations", config.kafka.topic_prefix))
+            .set("enable.auto.commit", "false")
+            .set("enable.partition.eof", "true")
+            .set("fetch.error.backoff.ms", "50");
+        let mut writer = client_config(&config.kafka);
+        writer
+            .set("enable.idempotence", "true")
+            .set("acks", "all")
+            .set("message.timeout.ms", "0")
+            .set("linger.ms", "5")
+            // As Java's producers do it, so that whoever writes a key finds its partition.
+            .set("partitioner", "murmur2");
+        let log = Self {
+            consumer: reader.create_with_context(LogContext)?,
+            producer: writer.create_with_context(Reports(associations.clone()))?,
+            topic: config.kafka.associations_topic(),
+            me: (config.relay.id, incarnation.value()),
+            associations,
+            stop_timeout: Duration::from_millis(u64::from(config.relay.stop_timeout_ms)),
+        };
+        log.read_to_end()?;
+        Ok(log)
+    }
+
+    fn read_to_end(&self) -> Result<(), LogError> {
+        let started = Instant::now();
+        let metadata = self.consumer.fetch_metadata(Some(&self.topic), START_SILENCE)?;
+        let mut unread: Vec<i32> = metadata
+            .topics()
+            .iter()
+            .flat_map(rdkafka::metadata::MetadataTopic::partitions)
+            .map(rdkafka::metadata::MetadataPartition::id)
+            .collect();
+        let mut assignment = TopicPartitionList::new();
+        for partition in &unread {
+            assignment.add_partition_offset(&self.topic, *partition, Offset::Beginning)?;
+        }
+        self.consumer.assign(&assignment)?;
+        let (mut deadline, mut problem) = (started + START_SILENCE, "no answer".to_owned());
+        while !unread.is_empty() {
+            match self.consumer.poll(POLL) {
+                Some(Ok(message)) => {
+                    self.take(&message);
+                    deadline = Instant::now() + START_SILENCE;
+                }
+                Some(Err(KafkaError::PartitionEOF(partition))) => {
+                    unread.retain(|left| *left != partition);
+                }
+                Some(Err(error)) => problem = error.to_string(),
+                None => {}
+            }
+            if Instant::now() >= deadline {
+                let (topic, partitions) = (self.topic.clone(), unread.len());
+                return Err(LogError::Read { topic, partitions, problem });
+            }
+        }
+        self.associations.begin();
+        let records = self.associations.log_stats().read.load(Ordering::Relaxed);
+        let (clients, took) = (self.associations.clients(), started.elapsed());
+        tracing::info!(records, clients, took_ms = took.as_millis(), "associations are known");
+        Ok(())
+    }
+
+    /// Runs until `stop`, then writes what is left, as long as a stop may take. `stop` is set when
+    /// the workers have ended.
+    pub fn run(self, stop: &AtomicBool) {
+        let mut expired = Instant::now();
+        while !stop.load(Ordering::SeqCst) {
+            self.write();
+            self.read();
+            if expired.elapsed() >= EXPIRE_INTERVAL {
+                expired = Instant::now();
+                self.associations.expire();
+            }
+        }
+        let deadline = Instant::now() + self.stop_timeout;
+        loop {
+            self.write();
+            let left =
+                self.associations.unwritten() + usize::from(self.producer.in_flight_count() > 0);
+            if left == 0 {
+                return;
+            }
+            if Instant::now() >= deadline {
+                tracing::warn!(left, "associations were not written; the next run ends them");
+                return;
+            }
+            self.producer.poll(POLL);
+        }
+    }
+
+    fn read(&self) {
+        let mut timeout = POLL;
+        for _ in 0..MOST_READ {
+            match self.consumer.poll(timeout) {
+                Some(Ok(message)) => self.take(&message),
+                Some(Err(KafkaError::PartitionEOF(_))) => {}
+                Some(Err(error)) => {
+                    tracing::warn!(%error, "reading associations; trying on");
+                    return;
+                }
+                None => return,
+            }
+            timeout = Duration::ZERO;
+        }
+    }
+
+    fn take(&self, message: &BorrowedMessage<'_>) {
+        let generation = message
+            .headers()
+            .and_then(|headers| headers.iter().find(|header| header.key == GENERATION))
+            .map(|header| header.value.unwrap_or_default());
+        let key = message.key().unwrap_or_default();
+        self.associations.apply(key, message.payload(), generation);
+    }
+
+    /// Gives the producer what it may have.
+    fn write(&self) {
+        self.producer.poll(Duration::ZERO);
+        while self.producer.in_flight_count() < MOST_IN_FLIGHT {
+            let records = self.associations.take_unwritten(MOST_TAKEN);
+            if records.is_empty() {
+                return;
+            }
+            for record in records {
+                self.produce(record);
+            }
+        }
+    }
+
+    fn produce(&self, record: Outgoing) {
+        let key = self.associations.print(&record.key);
+        let (mut value, mut headers) = (None, None);
+        match &record.content {
+            Content::End { generation } => {
+                let generation = generation.to_string();
+                let header = Header { key: GENERATION, value: Some(&generation) };
+                headers = Some(OwnedHeaders::new().insert(header));
+            }
+            Content::Entry { server, generation, until } => {
+                let written = Value::new(server, *generation, self.me, *until);
+                value = Some(serde_json::to_vec(&written).expect("plain data becomes JSON"));
+            }
+        }
+        let mut message = BaseRecord::with_opaque_to(&self.topic, Box::new(record)).key(&key);
+        message.payload = value.as_ref();
+        message.headers = headers;
+        if let Err((error, refused)) = self.producer.send(message) {
+            tracing::debug!(%error, "an association is not taken by the producer now");
+            self.associations.put_back(*refused.delivery_opaque);
+        }
+    }
+}

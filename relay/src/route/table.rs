@@ -1,0 +1,511 @@
+//! The table of associations: what the log says, and what this relay has done since.
+//!
+//! A pure state machine: records, connections and a clock in, records out. All relays fold the same
+//! log. For one client the record of the greatest generation counts, and of that generation the
+//! first; later ones of the same relay change its state. What this relay does itself takes effect
+//! at once and is *settled* when its record comes back in the log: until then a foreign record of the
+//! same generation was first.
+//!
+//! Whoever has a client writes its record again when it sees one that does not count, so that the
+//! one which counts is the key's last and outlives compaction.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use crate::kafka::{Incarnation, RelayId};
+
+use super::allotment::{Fate, Servers};
+use super::policy::Policy;
+use super::record::{Key, RecordRefusal, State, Value};
+use super::{ServerId, ServerState};
+
+/// Why a client gets no server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The service has no live server.
+    NoServer,
+    /// Its server is away for too long, by the service's `absence`.
+    ServerAway,
+}
+
+/// A run of a relay.
+pub(super) type Holder = (RelayId, Incarnation);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Presence {
+    Connected,
+    /// Kept until then, Unix milliseconds. An orphan's relay is gone.
+    Away {
+        until: u64,
+        orphan: bool,
+    },
+}
+
+#[derive(Debug)]
+struct Entry {
+    generation: u64,
+    presence: Presence,
+    /// The relay that has the client, or had it last.
+    holder: Holder,
+    /// Connections of this relay, whoever is the holder.
+    connections: u32,
+    server: ServerId,
+    /// The log has it.
+    settled: bool,
+    /// A record of this client may be in the log.
+    written: bool,
+}
+
+/// What is to be written for a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unwritten {
+    /// Its entry.
+    Entry,
+    /// A tombstone of this generation.
+    End(u64),
+}
+
+/// A record to write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Outgoing {
+    pub(super) key: Key,
+    pub(super) content: Content,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Content {
+    Entry { server: Arc<str>, generation: u64, until: Option<u64> },
+    End { generation: u64 },
+}
+
+/// A record that was read.
+pub(super) enum Incoming<'a> {
+    Entry(Value<'a>),
+    End { generation: u64 },
+}
+
+#[derive(Debug)]
+pub(super) struct Table {
+    me: Holder,
+    /// The log was read up to where it was when this run began.
+    begun: bool,
+    /// Writes the tombstones of those whose relay is gone.
+    coordinates: bool,
+    policies: Arc<[Policy]>,
+    pub(super) servers: Servers,
+    entries: HashMap<Key, Entry>,
+    /// The latest state counts, however often it changes before it is written: no more than one for
+    /// each client.
+    unwritten: BTreeMap<Key, Unwritten>,
+    /// Those who are away, by the time that is over. What has changed since is seen then.
+    expiries: BTreeSet<(u64, Key)>,
+    /// Orphans whose time is over and whose tombstone has not come: the coordinator writes it.
+    unburied: BTreeMap<Key, u64>,
+}
+
+impl Table {
+    pub(super) fn new(me: Holder, policies: Arc<[Policy]>) -> Self {
+        Self {
+            me,
+            begun: false,
+            coordinates: false,
+            servers: Servers::new(policies.len()),
+            policies,
+            entries: HashMap::new(),
+            unwritten: BTreeMap::new(),
+            expiries: BTreeSet::new(),
+            unburied: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub(super) fn unwritten(&self) -> usize {
+        self.unwritten.len()
+    }
+
+    /// A connection more: at the client's server, or else at the one with the fewest clients.
+    pub(super) fn connect(&mut self, key: Key, now: u64) -> Result<ServerId, Refusal> {
+        let known = self.entries.get(&key).map(|entry| entry.server);
+        let server = self.server_for(&key, known, now)?;
+        self.claim(key, server, 1);
+        *self.servers.connections(server) += 1;
+        Ok(server)
+    }
+
+    fn server_for(
+        &mut self,
+        key: &Key,
+        known: Option<ServerId>,
+        now: u64,
+    ) -> Result<ServerId, Refusal> {
+        let fate = known.map_or(Fate::Move, |server| self.fate(server, now));
+        match (known, fate) {
+            (Some(server), Fate::Stay) => Ok(server),
+            (_, Fate::Refused) => Err(Refusal::ServerAway),
+            (known, _) => self
+                .servers
+                .choose(key.service, &self.policies)
+                .or(known.filter(|known| self.servers.get(*known).state() != ServerState::Gone))
+                .ok_or(Refusal::NoServer),
+        }
+    }
+
+    pub(super) fn fate(&self, server: ServerId, now: u64) -> Fate {
+        let service = self.servers.get(server).service;
+        self.servers.fate(server, self.policies[service.index()].absence, now)
+    }
+
+    /// A connection at `from` goes on at another server, if there is a live one. Where it is now.
+    pub(super) fn reconnect(&mut self, key: &Key, from: ServerId, now: u64) -> ServerId {
+        let followed = self.entries.get(key).map(|entry| entry.server);
+        let server = match followed {
+            Some(server) if server != from && self.fate(server, now) == Fate::Stay => server,
+            _ => self.servers.choose(key.service, &self.policies).unwrap_or(from),
+        };
+        if server != from {
+            self.claim(key.clone(), server, 0);
+            self.servers.count_moved(from, server);
+        }
+        server
+    }
+
+    /// Makes the client one of this relay and this server, unless it is already, or is connected
+    /// through another relay to this server.
+    fn claim(&mut self, key: Key, server: ServerId, connections: u32) {
+        let me = self.me;
+        if let Some(entry) = self.entries.get_mut(&key) {
+            entry.connections += connections;
+            let former = entry.server;
+            if former == server && entry.presence == Presence::Connected {
+                return;
+            }
+            entry.server = server;
+            entry.presence = Presence::Connected;
+            entry.holder = me;
+            entry.generation += 1;
+            entry.settled = false;
+            if former != server {
+                self.servers.remove_client(former, &self.policies);
+                self.servers.add_client(server, &self.policies);
+            }
+        } else {
+            let ended = match self.unwritten.get(&key) {
+                Some(Unwritten::End(generation)) => Some(*generation),
+                _ => self.unburied.remove(&key),
+            };
+            let entry = Entry {
+                generation: ended.unwrap_or_default() + 1,
+                presence: Presence::Connected,
+                holder: me,
+                connections,
+                server,
+                settled: false,
+                written: ended.is_some(),
+            };
+            self.entries.insert(key.clone(), entry);
+            self.servers.add_client(server, &self.policies);
+        }
+        self.unwritten.insert(key, Unwritten::Entry);
+    }
+
+    /// A connection less, at `server`. The association ends with the client's last one, or some time
+    /// after it.
+    pub(super) fn disconnect(&mut self, key: &Key, server: ServerId, now: u64) {
+        let Some(entry) = self.entries.get_mut(key).filter(|entry| entry.connections > 0) else {
+            return;
+        };
+        entry.connections -= 1;
+        let over = entry.connections == 0 && entry.holder == self.me;
+        *self.servers.connections(server) -= 1;
+        if over {
+            self.leave(key.clone(), now, false);
+        }
+    }
+
+    /// The client is away from its holder.
+    fn leave(&mut self, key: Key, now: u64, orphan: bool) {
+        let entry = self.entries.get_mut(&key).expect("just seen");
+        let until = match entry.presence {
+            Presence::Away { until, .. } => until,
+            Presence::Connected => now + self.policies[key.service.index()].keep_ms,
+        };
+        entry.presence = Presence::Away { until, orphan };
+        if entry.connections > 0 {
+            // Its other relay is gone, and here it still is.
+            let server = entry.server;
+            return self.claim(key, server, 0);
+        }
+        if until <= now {
+            return self.end(key);
+        }
+        if entry.holder == self.me {
+            self.unwritten.insert(key.clone(), Unwritten::Entry);
+        }
+        self.expiries.insert((until, key));
+    }
+
+    /// The association of one who is away is over.
+    fn end(&mut self, key: Key) {
+        let Some(entry) = self.entries.remove(&key) else { return };
+        self.servers.remove_client(entry.server, &self.policies);
+        let orphan = matches!(entry.presence, Presence::Away { orphan: true, .. });
+        if entry.holder == self.me || (orphan && self.coordinates) {
+            if entry.written {
+                self.unwritten.insert(key, Unwritten::End(entry.generation));
+            } else {
+                self.unwritten.remove(&key);
+            }
+        } else if orphan {
+            self.unburied.insert(key, entry.generation);
+        }
+    }
+
+    /// Ends what was kept until now.
+    pub(super) fn expire(&mut self, now: u64) {
+        while self.expiries.first().is_some_and(|(until, _)| *until <= now) {
+            let (_, key) = self.expiries.pop_first().expect("just seen");
+            let due = self.entries.get(&key).is_some_and(
+                |entry| matches!(entry.presence, Presence::Away { until, .. } if until <= now),
+            );
+            if due {
+                self.end(key);
+            }
+        }
+    }
+
+    /// Everything is read that was written before: who was connected through a former run of this
+    /// relay is away.
+    pub(super) fn begin(&mut self, now: u64) {
+        self.begun = true;
+        let (relay, _) = self.me;
+        let orphans: Vec<Key> = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.holder.0 == relay && entry.holder != self.me)
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in orphans {
+            self.adopt(key, now);
+        }
+    }
+
+    /// Takes over from a former run of this relay.
+    fn adopt(&mut self, key: Key, now: u64) {
+        let me = self.me;
+        self.entries.get_mut(&key).expect("just seen").holder = me;
+        self.leave(key, now, false);
+    }
+
+    /// A relay's run has ended without a word, or will not be waited for: its clients are away.
+    pub(super) fn relay_gone(&mut self, relay: RelayId, incarnation: Incarnation, now: u64) {
+        let orphans: Vec<Key> = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| {
+                let (holder, run) = entry.holder;
+                holder == relay && run.value() <= incarnation.value() && entry.holder != self.me
+            })
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in orphans {
+            self.leave(key, now, true);
+        }
+    }
+
+    /// Whether this relay writes the tombstones of those whose relay is gone.
+    pub(super) fn set_coordinates(&mut self, coordinates: bool) {
+        self.coordinates = coordinates;
+        if coordinates {
+            for (key, generation) in std::mem::take(&mut self.unburied) {
+                self.unwritten.entry(key).or_insert(Unwritten::End(generation));
+            }
+        }
+    }
+
+    /// Takes up a record of the log.
+    pub(super) fn apply(
+        &mut self,
+        key: Key,
+        record: Incoming<'_>,
+        now: u64,
+    ) -> Result<(), RecordRefusal> {
+        let result = match record {
+            Incoming::Entry(value) => self.apply_entry(&key, &value, now),
+            Incoming::End { generation } => self.apply_end(&key, generation),
+        };
+        if result.is_err() {
+            self.insist(key);
+        }
+        result
+    }
+
+    /// A record that does not count is the key's last; if the client is ours, ours must be.
+    pub(super) fn insist(&mut self, key: Key) {
+        let me = self.me;
+        if self.entries.get(&key).is_some_and(|entry| entry.holder == me && entry.settled) {
+            self.unwritten.entry(key).or_insert(Unwritten::Entry);
+        }
+    }
+
+    fn apply_entry(&mut self, key: &Key, value: &Value<'_>, now: u64) -> Result<(), RecordRefusal> {
+        let holder = (RelayId(value.relay), Incarnation::new(value.incarnation));
+        if holder == self.me
+            && let Some(entry) = self.entries.get_mut(key)
+            && entry.holder == holder
+        {
+            // What this relay has done is known here already.
+            entry.settled |= entry.generation == value.generation;
+            return Ok(());
+        }
+        if let Some(entry) = self.entries.get_mut(key) {
+            entry.written = true;
+            let same = entry.generation == value.generation;
+            let first = match entry.holder {
+                mine if mine == self.me => !entry.settled,
+                // A later run of the relay goes on where the former one ended.
+                (relay, _) => relay == holder.0,
+            };
+            if value.generation < entry.generation || (same && !first) {
+                return Err(RecordRefusal::Superseded);
+            }
+        } else if let Some(Unwritten::End(ended)) = self.unwritten.get(key)
+            && value.generation <= *ended
+        {
+            return Err(RecordRefusal::Superseded);
+        }
+        let server =
+            self.servers.named(&value.server, key.service).ok_or(RecordRefusal::TooManyServers)?;
+        if self.servers.get(server).service != key.service {
+            return Err(RecordRefusal::OtherService);
+        }
+        self.take(key, value, (holder, server), now);
+        Ok(())
+    }
+
+    /// A record that counts.
+    fn take(&mut self, key: &Key, value: &Value<'_>, to: (Holder, ServerId), now: u64) {
+        let (holder, server) = to;
+        let presence = match (value.state, value.until_unix_ms) {
+            (State::Away, Some(until)) => Presence::Away { until, orphan: false },
+            _ => Presence::Connected,
+        };
+        let former = self.entries.get(key);
+        let connections = former.map_or(0, |entry| entry.connections);
+        if let Some(former) = former {
+            self.servers.remove_client(former.server, &self.policies);
+        }
+        self.servers.add_client(server, &self.policies);
+        self.unwritten.remove(key);
+        self.unburied.remove(key);
+        self.entries.insert(
+            key.clone(),
+            Entry {
+                generation: value.generation,
+                presence,
+                holder,
+                connections,
+                server,
+                settled: true,
+                written: true,
+            },
+        );
+        match presence {
+            Presence::Away { .. } if connections > 0 => self.claim(key.clone(), server, 0),
+            Presence::Away { until, .. } => {
+                self.expiries.insert((until, key.clone()));
+            }
+            // Ours after all, and gone meanwhile.
+            Presence::Connected if holder == self.me && connections == 0 => {
+                self.leave(key.clone(), now, false);
+            }
+            Presence::Connected => {}
+        }
+        self.disown_former_run(key, now);
+    }
+
+    /// A former run's record that comes late, after [`begin`](Self::begin), is of nobody who lives.
+    /// Before it, this is what `begin` does for all.
+    fn disown_former_run(&mut self, key: &Key, now: u64) {
+        let (relay, run) = self.me;
+        let late = self.entries.get(key).is_some_and(|entry| {
+            self.begun && entry.holder.0 == relay && entry.holder.1.value() < run.value()
+        });
+        if late {
+            self.adopt(key.clone(), now);
+        }
+    }
+
+    fn apply_end(&mut self, key: &Key, generation: u64) -> Result<(), RecordRefusal> {
+        self.unburied.remove(key);
+        let Some(entry) = self.entries.get_mut(key) else { return Ok(()) };
+        if generation < entry.generation {
+            return Err(RecordRefusal::Superseded);
+        }
+        if entry.holder == self.me && !entry.settled {
+            // Ours comes after it.
+            return Ok(());
+        }
+        let server = entry.server;
+        if entry.connections > 0 {
+            entry.presence = Presence::Away { until: 0, orphan: false };
+            self.claim(key.clone(), server, 0);
+        } else {
+            self.entries.remove(key);
+            self.servers.remove_client(server, &self.policies);
+            self.unwritten.remove(key);
+        }
+        Ok(())
+    }
+
+    /// Server and generation of each client, which all relays agree on.
+    #[cfg(test)]
+    pub(super) fn facts(&self) -> BTreeMap<Key, (Arc<str>, u64)> {
+        let fact = |entry: &Entry| (self.servers.get(entry.server).name.clone(), entry.generation);
+        self.entries.iter().map(|(key, entry)| (key.clone(), fact(entry))).collect()
+    }
+
+    /// The next records to write, in the order of their keys.
+    pub(super) fn take_unwritten(&mut self, most: usize) -> Vec<Outgoing> {
+        let mut records = Vec::new();
+        while records.len() < most
+            && let Some((key, unwritten)) = self.unwritten.pop_first()
+        {
+            let content = match unwritten {
+                Unwritten::End(generation) => Content::End { generation },
+                Unwritten::Entry => {
+                    let entry = self.entries.get_mut(&key).expect("unwritten entries are there");
+                    entry.written = true;
+                    let until = match entry.presence {
+                        Presence::Connected => None,
+                        Presence::Away { until, .. } => Some(until),
+                    };
+                    let server = self.servers.get(entry.server).name.clone();
+                    Content::Entry { server, generation: entry.generation, until }
+                }
+            };
+            records.push(Outgoing { key, content });
+        }
+        records
+    }
+
+    /// A record could not be written now: its latest state is to be written still.
+    pub(super) fn put_back(&mut self, record: Outgoing) {
+        let me = self.me;
+        let entry = self.entries.get_mut(&record.key);
+        let unwritten = match (record.content, entry) {
+            (Content::Entry { .. }, Some(entry)) if entry.holder == me => Unwritten::Entry,
+            (Content::End { generation }, None) => Unwritten::End(generation),
+            (Content::End { generation }, Some(entry)) if entry.holder == me => {
+                // The client was faster than the tombstone, and began to count from 1 again.
+                entry.generation = entry.generation.max(generation + 1);
+                Unwritten::Entry
+            }
+            // Somebody else's record has taken its place.
+            _ => return,
+        };
+        self.unwritten.insert(record.key, unwritten);
+    }
+}

@@ -1,0 +1,181 @@
+//! Orders of the control plane to the workers, about the connections to a server.
+//!
+//! A client goes from one server to another between two messages:
+//!
+//! ```text
+//!  control plane                          worker
+//!  Quiesce ─────────────────────────────► reads no more of them; decodes and hands over nothing
+//!            ◄── receipt ──────────────── all that was read before is handed over
+//!  waits until Kafka and the server have it
+//!  Move ────────────────────────────────► `close` there, `open` at the new server; reads on
+//!  or Release ──────────────────────────► reads on
+//! ```
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use crossbeam_queue::ArrayQueue;
+
+use crate::ring::{Kind, Origin, Wake};
+use crate::route::ServerId;
+
+use super::connection::State;
+use super::stats::CloseReason;
+use super::{Engine, SocketId, Worker};
+
+/// Orders that may wait for one worker; who gives more is told to wait.
+const ORDERS: usize = 64;
+/// Reason of the `close` record at the server that a connection leaves. No connection ends by it.
+const MOVED: &str = "moved";
+
+/// What to do with the connections to a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// Read no more of them.
+    Quiesce,
+    /// Those that are quiesced go on at other servers, or where they are if there is no other.
+    Move,
+    /// Those that are quiesced go on where they are.
+    Release,
+    /// Close them.
+    Close,
+}
+
+/// An order.
+#[derive(Clone, Debug)]
+pub struct Order {
+    /// Whose connections.
+    pub server: ServerId,
+    /// What to do.
+    pub task: Task,
+    receipt: Arc<OrderReceipt>,
+}
+
+/// Says when all workers have carried an order out, and handed over all that they had read before.
+#[derive(Debug)]
+pub struct OrderReceipt {
+    workers: AtomicUsize,
+    connections: AtomicU64,
+}
+
+impl OrderReceipt {
+    /// How many connections it was about, once all workers are done.
+    pub fn connections(&self) -> Option<u64> {
+        let done = self.workers.load(Ordering::Acquire) == 0;
+        done.then(|| self.connections.load(Ordering::Relaxed))
+    }
+}
+
+/// The control plane's end: gives orders to every worker.
+#[derive(Debug, Default)]
+pub struct Orders(Vec<(Arc<ArrayQueue<Order>>, Wake)>);
+
+/// A worker's end.
+#[derive(Debug)]
+pub struct OrderReceiver(Arc<ArrayQueue<Order>>);
+
+impl Orders {
+    /// One worker more, which `wake` wakes.
+    pub fn add_worker(&mut self, wake: Wake) -> OrderReceiver {
+        let queue = Arc::new(ArrayQueue::new(ORDERS));
+        self.0.push((queue.clone(), wake));
+        OrderReceiver(queue)
+    }
+
+    /// Gives an order to every worker, or to none if one of them has too many to carry out. Needs
+    /// `&mut`: whoever else pushed could take the place that was seen.
+    pub fn give(&mut self, server: ServerId, task: Task) -> Option<Arc<OrderReceipt>> {
+        if self.0.iter().any(|(queue, _)| queue.is_full()) {
+            return None;
+        }
+        let receipt = Arc::new(OrderReceipt {
+            workers: AtomicUsize::new(self.0.len()),
+            connections: AtomicU64::new(0),
+        });
+        for (queue, wake) in &self.0 {
+            let order = Order { server, task, receipt: receipt.clone() };
+            queue.push(order).expect("there was room, and nobody else pushes");
+            wake.wake();
+        }
+        Some(receipt)
+    }
+}
+
+impl OrderReceiver {
+    pub(super) fn has_order(&self) -> bool {
+        !self.0.is_empty()
+    }
+}
+
+impl<E: Engine> Worker<E> {
+    pub(super) fn take_orders(&mut self) {
+        while let Some(order) = self.orders.0.pop() {
+            let mut connections = 0;
+            for index in 0..self.connections.len() {
+                let concerned = self.connections[index]
+                    .as_ref()
+                    .is_some_and(|connection| connection.identity.server == order.server);
+                let socket = SocketId(u32::try_from(index).expect("sockets are u32"));
+                if concerned && self.carry_out(socket, order.task) {
+                    connections += 1;
+                }
+            }
+            order.receipt.connections.fetch_add(connections, Ordering::Relaxed);
+            self.unreceipted.push(order.receipt);
+        }
+    }
+
+    /// Everything that was decoded before is handed over.
+    pub(super) fn give_receipts(&mut self) {
+        for receipt in self.unreceipted.drain(..) {
+            receipt.workers.fetch_sub(1, Ordering::Release);
+        }
+    }
+
+    /// True if the connection is one of those that the order is about.
+    fn carry_out(&mut self, socket: SocketId, task: Task) -> bool {
+        let stopping = self.stopping;
+        let connection = self.connections[socket.index()].as_mut().expect("just seen");
+        match task {
+            // One that reads no more has nothing to take along; and a stop is not to be waited for.
+            Task::Quiesce if connection.state == State::Open && !stopping => {
+                connection.quiesced = true;
+                self.stop_receiving(socket);
+            }
+            Task::Move if connection.quiesced => self.move_on(socket),
+            Task::Release if connection.quiesced => self.release(socket),
+            Task::Close if connection.writes() => {
+                self.flush_and_close(socket, CloseReason::ServerAway);
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    fn release(&mut self, socket: SocketId) {
+        let connection = self.connections[socket.index()].as_mut().expect("just seen");
+        connection.quiesced = false;
+        if !connection.held {
+            self.read_on(socket);
+        }
+    }
+
+    fn move_on(&mut self, socket: SocketId) {
+        let connection = self.connections[socket.index()].as_mut().expect("just seen");
+        if connection.reads() {
+            let association = self.shared.associations.reassociate(
+                connection.service,
+                connection.client,
+                connection.identity.server,
+            );
+            if association.server != connection.identity.server {
+                let (origin, identity) = (&mut connection.origin, &mut connection.identity);
+                self.uplink.push(origin, identity, Kind::Close(MOVED), &[]);
+                *identity = Arc::new(identity.moved_to(&association));
+                *origin = Origin::default();
+                self.uplink.push(origin, identity, Kind::Open, &[]);
+            }
+        }
+        self.release(socket);
+    }
+}

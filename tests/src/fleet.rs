@@ -1,0 +1,113 @@
+//! Several relays without gateway that share topics: what they agree on needs no XDP.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use millrace_relay::config::{Config, GatewaySection, KafkaSection, RelaySection, Server, Service};
+use millrace_relay::route::Partition;
+
+use crate::cluster::lines;
+use crate::instance::Instance;
+use crate::kafka::{self, Topics};
+use crate::netns::instance_name;
+use crate::process::wait_until;
+use crate::reader::HandServer;
+
+/// Name of the one service.
+pub const SERVICE: &str = "lines";
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Relays 0, 1, … at 127.0.0.1, 127.0.0.2, … Dropping them stops them and deletes the topics.
+#[derive(Debug)]
+pub struct Fleet {
+    /// The relays, started or not.
+    pub relays: Vec<Instance>,
+    port: u16,
+    topics: Topics,
+}
+
+/// A configuration of one relay with one service of lines, at a port that is free now.
+pub fn config(prefix: &str, relay: u16, servers: u16, port: u16) -> Config {
+    let server = |number| {
+        Server::new(format!("server-{number}"), Ipv4Addr::LOCALHOST.into(), Partition(number))
+    };
+    Config {
+        gateway: GatewaySection::new(instance_name(), &["none"]),
+        relay: RelaySection { id: relay, ..RelaySection::default() },
+        kafka: KafkaSection {
+            brokers: kafka::brokers(),
+            topic_prefix: prefix.to_owned(),
+            ..KafkaSection::default()
+        },
+        services: vec![Service {
+            destinations: vec!["127.0.0.0/8".parse().expect("a prefix")],
+            servers: (0..servers).map(server).collect(),
+            ..Service::new(SERVICE, port, lines().0)
+        }],
+    }
+}
+
+/// A port that nobody listens at now.
+pub fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))?.local_addr()?.port())
+}
+
+impl Fleet {
+    /// Relays that have not started; `adjust` changes the configuration of each.
+    pub fn new(
+        name: &str,
+        relays: u16,
+        servers: u16,
+        adjust: impl Fn(&mut Config),
+    ) -> Result<Self> {
+        let (topics, port) = (Topics::new(&kafka::brokers(), name), free_port()?);
+        let relays = (0..relays)
+            .map(|id| {
+                let mut config = config(topics.prefix(), id, servers, port);
+                adjust(&mut config);
+                Instance::new(config, None)
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self { relays, port, topics })
+    }
+
+    /// Starts a relay and waits until it serves.
+    pub fn start(&mut self, index: usize) -> Result<()> {
+        let address = self.address(index).ip().to_string();
+        self.relays[index].start_at(&address)
+    }
+
+    /// Where a relay listens.
+    pub fn address(&self, index: usize) -> SocketAddr {
+        let host = u8::try_from(index + 1).expect("few relays");
+        SocketAddr::from((Ipv4Addr::new(127, 0, 0, host), self.port))
+    }
+
+    /// What stands before the topics' names.
+    pub fn prefix(&self) -> &str {
+        self.topics.prefix()
+    }
+
+    /// Reads these partitions of the uplink from their beginning.
+    pub fn server(&self, partitions: &[u16]) -> Result<HandServer> {
+        HandServer::on(&kafka::brokers(), self.topics.prefix(), partitions)
+    }
+
+    /// Associations by server, in the order of the servers' names, as one relay knows them.
+    pub fn associations(&self, index: usize) -> Result<Vec<u64>> {
+        Ok(self.relays[index].stats()?.associations(SERVICE)?.into_values().collect())
+    }
+
+    /// Waits until each of these relays knows of so many associations.
+    pub fn wait_associations(&self, relays: &[usize], count: u64) -> Result<()> {
+        let what = format!("relays {relays:?} to know of {count} associations");
+        let mut known = Vec::new();
+        wait_until(PATIENCE, &what, || {
+            let all = relays.iter().map(|relay| Ok(self.associations(*relay)?.iter().sum()));
+            known = all.collect::<Result<Vec<u64>>>()?;
+            Ok(known.iter().all(|known| *known == count))
+        })
+        .with_context(|| format!("they know of {known:?}"))
+    }
+}
