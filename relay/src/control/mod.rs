@@ -5,6 +5,7 @@
 //!  worker-N       one each: worker::Worker over uring::UringEngine
 //!  producer       kafka::Pump
 //!  consumer       kafka::Consumer
+//!  keeper         kafka::Keeper
 //! ```
 
 mod error;

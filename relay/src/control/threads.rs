@@ -10,7 +10,8 @@ use std::time::Duration;
 use crate::config::Config;
 use crate::gateway::{FlowTable, Gateway};
 use crate::kafka::{
-    Consumer, ConsumerStats, Incarnation, Pump, PumpStats, RdKafkaProducer, RelayId,
+    Consumer, ConsumerStats, Desk, Incarnation, Keeper, KeeperStats, Pump, PumpStats,
+    RdKafkaProducer, RelayId,
 };
 use crate::ring::{DownlinkReceiver, UplinkSender, Wake, downlink, uplink};
 use crate::uring::{EngineLimits, UringEngine};
@@ -41,6 +42,8 @@ pub struct Threads {
     pump: JoinHandle<Result<(), String>>,
     consumer: JoinHandle<()>,
     stop_consumer: Arc<AtomicBool>,
+    keeper: JoinHandle<()>,
+    stop_keeper: Arc<AtomicBool>,
     shared: Shared,
     observer: Observer,
 }
@@ -109,6 +112,19 @@ fn spawn<T: Send + 'static>(
     std::thread::Builder::new().name(name).spawn(body).map_err(RunError::io("start a thread"))
 }
 
+/// A thread whose panic is the relay's end.
+fn spawn_alarmed(
+    name: &str,
+    failed: &Arc<AtomicBool>,
+    body: impl FnOnce() + Send + 'static,
+) -> Result<JoinHandle<()>, RunError> {
+    let alarm = Alarm(failed.clone());
+    spawn(name.to_owned(), move || {
+        body();
+        std::mem::forget(alarm);
+    })
+}
+
 impl Threads {
     /// Starts everything. Workers accept when this returns.
     pub(super) fn start(
@@ -121,10 +137,13 @@ impl Threads {
         let shared = Shared::new(config, incarnation);
         let failed = Arc::new(AtomicBool::new(false));
         let (producer_wake, consumer_wake) = (wake()?, wake()?);
+        let desk = Arc::<Desk>::default();
         // The clients of Kafka first: they can fail, and nothing is running yet.
-        let producer = RdKafkaProducer::new(config, producer_wake.clone())?;
+        let producer = RdKafkaProducer::new(config, producer_wake.clone(), desk.clone())?;
         let pump_stats = Arc::<PumpStats>::default();
         let consumer_stats = Arc::<ConsumerStats>::default();
+        let keeper_stats = Arc::<KeeperStats>::default();
+        let keeper = Keeper::new(config, incarnation, desk.clone(), keeper_stats.clone())?;
 
         let (mut uplinks, mut downlinks, mut parts) = (Vec::new(), Vec::new(), Vec::new());
         for (index, listeners) in (0..).zip(listeners) {
@@ -156,6 +175,7 @@ impl Threads {
             incarnation,
             downlinks.clone(),
             consumer_stats.clone(),
+            desk,
             consumer_wake,
         )?;
         let pump = Pump::new(
@@ -175,6 +195,7 @@ impl Threads {
             workers: parts.iter().map(|parts| parts.stats.clone()).collect(),
             pump: pump_stats,
             consumer: consumer_stats,
+            keeper: keeper_stats,
             associations: shared.associations.clone(),
         };
         let wakes = parts.iter().map(|parts| parts.wake.clone()).collect();
@@ -183,8 +204,22 @@ impl Threads {
         let pump = spawn("producer".to_owned(), move || pump.run(&pump_failed))?;
         let stop_consumer = Arc::new(AtomicBool::new(false));
         let consumer_stop = stop_consumer.clone();
-        let consumer = spawn("consumer".to_owned(), move || consumer.run(&consumer_stop))?;
-        Ok(Self { failed, workers, wakes, pump, consumer, stop_consumer, shared, observer })
+        let consumer = spawn_alarmed("consumer", &failed, move || consumer.run(&consumer_stop))?;
+        let stop_keeper = Arc::new(AtomicBool::new(false));
+        let keeper_stop = stop_keeper.clone();
+        let keeper = spawn_alarmed("keeper", &failed, move || keeper.run(&keeper_stop))?;
+        Ok(Self {
+            failed,
+            workers,
+            wakes,
+            pump,
+            consumer,
+            stop_consumer,
+            keeper,
+            stop_keeper,
+            shared,
+            observer,
+        })
     }
 
     /// Worker threads.
@@ -219,7 +254,11 @@ impl Threads {
             Err(_panic) => result = Err(RunError::Thread),
         }
         self.stop_consumer.store(true, Ordering::SeqCst);
-        let _ = self.consumer.join();
+        let consumed = self.consumer.join();
+        self.stop_keeper.store(true, Ordering::SeqCst);
+        if consumed.and(self.keeper.join()).is_err() {
+            result = Err(RunError::Thread);
+        }
         result
     }
 }

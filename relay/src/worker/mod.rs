@@ -27,6 +27,7 @@ use connection::{Connection, Receive, State};
 use settlement::Settlement;
 
 pub use engine::{BufferId, Engine, Event, ReceiveEnd, SocketId};
+pub(crate) use stats::reasons;
 pub use stats::{CloseReason, Counter, UndeliveredReason, WorkerStats};
 
 /// Longest wait; so often a worker looks at the clock when nothing happens.
