@@ -4,7 +4,9 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use millrace_relay::config::{Config, GatewaySection, KafkaSection, RelaySection, Server, Service};
+use millrace_relay::config::{
+    Config, GatewaySection, KafkaSection, RegistrySection, RelaySection, Server, Service,
+};
 use millrace_relay::route::Partition;
 
 use crate::cluster::lines;
@@ -35,6 +37,7 @@ pub fn config(prefix: &str, relay: u16, servers: u16, port: u16) -> Config {
     Config {
         gateway: GatewaySection::new(instance_name(), &["none"]),
         relay: RelaySection { id: relay, ..RelaySection::default() },
+        registry: RegistrySection::default(),
         kafka: KafkaSection {
             brokers: kafka::brokers(),
             topic_prefix: prefix.to_owned(),
