@@ -213,8 +213,11 @@ impl Link {
         let mut follower = Follower::open(config)?;
         follower.catch_up(start_timeout, |offset, key, value| {
             let outcome = core.registry.apply(offset, key, value);
-            core.coordinator.observe(&core.registry, &outcome, Instant::now());
+            core.coordinator.observe_past(&outcome);
         })?;
+        // The allotment begins with them.
+        let told = core.coordinator.policy().declared.keys().cloned().collect();
+        let core = Arc::new(Mutex::new(core));
         let services = config.services.iter().map(|service| service.name.clone());
         let mut link = Self {
             me: (RelayId(config.relay.id), incarnation),
@@ -223,9 +226,9 @@ impl Link {
             follower,
             author: Author::new(config)?,
             candidate: Candidate::new(config)?,
-            core: Arc::new(Mutex::new(core)),
+            core,
             listener,
-            told: HashSet::new(),
+            told,
             backlogs: Backlogs::new(&config.kafka, lease / FACTS_PER_LEASE),
             office: Office::From(now),
             refused: false,
