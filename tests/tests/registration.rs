@@ -380,6 +380,35 @@ fn operators_list_drain_resume_and_forget() {
     assert!(text.stdout.contains("an operator's order"), "{}", text.stdout);
 }
 
+#[test]
+fn what_waits_for_a_server_that_is_gone_becomes_dead_letters_and_its_partition_is_free() {
+    let relays = Relays::start("burial", 1).unwrap();
+    relays.coordinator(0).unwrap();
+    relays.register_by_hand("a", "nobody", 7).unwrap();
+    relays.wait_state(0, "a", ServerState::Live).unwrap();
+    let partition = relays.server_status(0, "a").unwrap().partition;
+    let mut client = relays.client(0).unwrap();
+    for _ in 0..5 {
+        client.send(b"for nobody").unwrap();
+    }
+    wait_until(PATIENCE, "the messages to be in Kafka", || {
+        Ok(relays.0.relays[0].stats()?.count("messages_acknowledged")? == 5)
+    })
+    .unwrap();
+    drop(client);
+    assert!(relays.servers(&["forget", "a"]).unwrap().status.success());
+    let letters = relays.0.relays[0].config.kafka.deadletter_topic();
+    wait_until(PATIENCE, "the dead letters", || {
+        // With what tells of the connection's begin and end.
+        Ok(kafka::record_count(&kafka::brokers(), &letters, 1)? == 7)
+    })
+    .unwrap();
+    let _next = relays.leased(Language::Rust, "b", 8, &[]).unwrap();
+    let next = relays.server_status(0, "b").unwrap();
+    assert_eq!((next.partition, next.epoch), (partition, 2));
+    relays.client(0).unwrap().expect_echo(b"to its next holder").unwrap();
+}
+
 /// The registry as an operator's tool reads it, with no relay running.
 #[test]
 #[ignore = "writes 100,000 records; prints what reading them costs"]

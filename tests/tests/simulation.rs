@@ -15,7 +15,7 @@ use millrace_relay::ring::{
 };
 use millrace_relay::route::{Partition, ServerId, ServerLink, ServerState, ServiceId};
 use millrace_relay::worker::{
-    CloseReason, Counter, Engine as _, NoGateway, OrderReceipt, Orders, Shared, Task, Worker,
+    CloseReason, Counter, Engine as _, NoGateway, OrderAnswer, Orders, Shared, Task, Worker,
     WorkerStats,
 };
 use millrace_tests::faulty::{Dice, Ending, FaultyEngine, FaultyProducer, SimClient, SimRecord};
@@ -111,10 +111,10 @@ struct Run {
 /// service's servers drains, and its connections move.
 enum Moving {
     Nothing,
-    Quiescing(u16, Arc<OrderReceipt>),
+    Quiescing(u16, Arc<OrderAnswer>),
     /// Until all that was read for the server is acknowledged.
     Acknowledging(u16),
-    Deciding(u16, Arc<OrderReceipt>),
+    Deciding(u16, Arc<OrderAnswer>),
 }
 
 impl Run {

@@ -8,6 +8,7 @@
 //!  registry       registry::RegistryLink
 //!  associations   route::AssociationLog
 //!  mover          connections from servers that drain to others
+//!  keeper         kafka::Keeper
 //! ```
 
 mod error;

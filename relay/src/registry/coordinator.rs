@@ -29,6 +29,8 @@ pub trait Facts {
     fn unread(&mut self, partition: Partition) -> Option<u64>;
     /// Clients of a server.
     fn clients(&self, id: &str) -> u32;
+    /// Begins to move what waits in a partition, which is for nobody, to the dead letters.
+    fn bury(&mut self, partition: Partition);
 }
 
 /// Watches the registry's clock, and while it has a term, answers.
@@ -46,6 +48,8 @@ pub struct Coordinator {
     spoilt: BTreeSet<Key>,
     /// Since when nothing waits for a server that drains.
     empty: BTreeMap<String, Instant>,
+    /// When it was last known what waits for a server that is gone.
+    graves: BTreeMap<Partition, Instant>,
     next_scan: Instant,
 }
 
@@ -68,6 +72,7 @@ impl Coordinator {
             dirty: BTreeSet::new(),
             spoilt: BTreeSet::new(),
             empty: BTreeMap::new(),
+            graves: BTreeMap::new(),
             next_scan: now,
         }
     }
@@ -396,6 +401,9 @@ impl Coordinator {
                 {
                     plan.set_state(id, lease, ServerState::Gone, Some("it did not come back"));
                 }
+                ServerState::Gone if plan.registry.holds(id, lease.partition) => {
+                    self.look_after(lease.partition, facts, now);
+                }
                 _ => {}
             }
         }
@@ -405,6 +413,20 @@ impl Coordinator {
             let silent = self.silent(id, now).unwrap_or_default();
             if !in_force && silent >= forget && plan.touched.insert(id.clone()) {
                 plan.remove_answers(id);
+            }
+        }
+    }
+
+    /// What comes for a server that is gone is not read by anybody; looked at once in a lease.
+    fn look_after(&mut self, partition: Partition, facts: &mut impl Facts, now: Instant) {
+        let looked = self.graves.get(&partition);
+        if looked.is_some_and(|at| now.saturating_duration_since(*at) < self.policy.lease) {
+            return;
+        }
+        if let Some(unread) = facts.unread(partition) {
+            self.graves.insert(partition, now);
+            if unread > 0 {
+                facts.bury(partition);
             }
         }
     }

@@ -1,29 +1,28 @@
 //! The registry's thread: reads it, tells who listens what has changed, and while the relay
 //! coordinates, writes.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::config::{Config, KafkaSection};
-use crate::kafka::{Incarnation, RelayId, unread};
-use crate::route::{Associations, Partition, ServerLink, ServerState, ServiceId};
+use crate::config::Config;
+use crate::kafka::{Incarnation, RelayId};
+use crate::route::{Associations, ServerLink, ServerState, ServiceId};
 
 use super::author::Author;
 use super::candidate::Candidate;
+use super::facts::{Backlogs, World};
 use super::follow::Follower;
 use super::record::{Coordination, Key, RelayRecord, RelayState, Term, VERSION};
 use super::status::RegistryStatus;
-use super::{Change, Coordinator, Facts, Outcome, Policy, Registry, RegistryError, Write};
+use super::{Change, Coordinator, Outcome, Policy, Registry, RegistryError, Write};
 
 /// How long a look for records lasts; so often the thread looks at everything else.
 const POLL: Duration = Duration::from_millis(50);
 /// A relay writes about itself so many times in `registry.relay_timeout_ms`.
 const BEATS_PER_TIMEOUT: u32 = 3;
-/// How long the cluster may take to tell how far a partition is read.
-const FACT_TIMEOUT: Duration = Duration::from_secs(2);
 /// A fact is true for so many parts of a lease; longer than two looks at the clock are apart.
 const FACTS_PER_LEASE: u32 = 4;
 /// Least time between decisions while records are refused: one of the coordinator's own may be
@@ -229,7 +228,7 @@ impl Link {
             core,
             listener,
             told,
-            backlogs: Backlogs::new(&config.kafka, lease / FACTS_PER_LEASE),
+            backlogs: Backlogs::new(config, incarnation, lease / FACTS_PER_LEASE),
             office: Office::From(now),
             refused: false,
             held_back: now,
@@ -526,59 +525,4 @@ fn place(config: &Config) -> String {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let lock = config.run_directory();
     format!("{} on {host}, {} {}", lock.display(), boot.trim(), mounts.display())
-}
-
-/// What a decision may ask.
-struct World<'a> {
-    backlogs: &'a mut Backlogs,
-    listener: &'a dyn Listener,
-}
-
-impl Facts for World<'_> {
-    fn unread(&mut self, partition: Partition) -> Option<u64> {
-        self.backlogs.unread(partition)
-    }
-    fn clients(&self, id: &str) -> u32 {
-        self.listener.clients(id)
-    }
-}
-
-/// How far partitions are read; asked for one at a time, so that the registry is read meanwhile.
-struct Backlogs {
-    kafka: KafkaSection,
-    valid: Duration,
-    known: HashMap<Partition, (Instant, u64)>,
-    wanted: VecDeque<Partition>,
-}
-
-impl Backlogs {
-    fn new(kafka: &KafkaSection, valid: Duration) -> Self {
-        Self { kafka: kafka.clone(), valid, known: HashMap::new(), wanted: VecDeque::new() }
-    }
-
-    fn unread(&mut self, partition: Partition) -> Option<u64> {
-        if let Some((at, unread)) = self.known.get(&partition)
-            && at.elapsed() < self.valid
-        {
-            return Some(*unread);
-        }
-        if !self.wanted.contains(&partition) {
-            self.wanted.push_back(partition);
-        }
-        None
-    }
-
-    /// Finds out what was asked first.
-    fn find_out(&mut self) {
-        let Some(partition) = self.wanted.pop_front() else { return };
-        match unread(&self.kafka, partition, FACT_TIMEOUT) {
-            Ok(unread) => {
-                self.known.insert(partition, (Instant::now(), unread));
-            }
-            Err(error) => {
-                let partition = partition.0;
-                tracing::warn!(%error, partition, "how far a partition is read is not known");
-            }
-        }
-    }
 }

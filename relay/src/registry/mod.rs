@@ -13,6 +13,7 @@ mod author;
 mod candidate;
 mod coordinator;
 mod error;
+mod facts;
 mod follow;
 mod link;
 mod orders;

@@ -21,6 +21,7 @@ type Log = Vec<(i64, Vec<u8>, Option<Vec<u8>>)>;
 struct World {
     unread: BTreeMap<u16, u64>,
     clients: BTreeMap<String, u32>,
+    buried: Vec<Partition>,
 }
 
 impl Facts for World {
@@ -29,6 +30,9 @@ impl Facts for World {
     }
     fn clients(&self, id: &str) -> u32 {
         self.clients.get(id).copied().unwrap_or_default()
+    }
+    fn bury(&mut self, partition: Partition) {
+        self.buried.push(partition);
     }
 }
 
@@ -211,6 +215,8 @@ fn a_partition_is_given_away_again_only_when_it_is_empty() {
     assert_eq!(bench.lease("a").state, ServerState::Gone);
     bench.register("c", &registration("one", 9));
     assert!(bench.refusal("c").contains("in 1 wait records of servers that are gone"));
+    bench.pass(LEASE / 2);
+    assert_eq!(bench.world.buried, [Partition(1)]);
     bench.world.unread.clear();
     bench.register("c", &registration("one", 9));
     let lease = bench.lease("c");

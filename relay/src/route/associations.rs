@@ -180,14 +180,14 @@ impl Associations {
         moved.map(|(_, server)| (server.name.to_string(), server.moved)).collect()
     }
 
-    /// Clients of a server, over all relays; none of one that is not known.
-    pub fn clients_of(&self, server: &str) -> u32 {
-        self.table().servers.known(server).map_or(0, |server| server.clients)
-    }
-
     /// Clients, of all relays.
     pub fn clients(&self) -> usize {
         self.table().len()
+    }
+
+    /// Clients of a server, over all relays; none of one that is not known.
+    pub fn clients_of(&self, server: &str) -> u32 {
+        self.table().servers.known(server).map_or(0, |server| server.clients)
     }
 
     /// What the topic's records have come to.

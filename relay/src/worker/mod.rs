@@ -28,8 +28,9 @@ use connection::{Connection, Receive, State};
 use settlement::Settlement;
 
 pub use engine::{BufferId, Engine, Event, ReceiveEnd, SocketId};
-pub use orders::{Order, OrderReceipt, OrderReceiver, Orders, Task};
+pub use orders::{Order, OrderAnswer, OrderReceiver, Orders, Task};
 pub use shared::{Flows, NoGateway, Protocol, Shared};
+pub(crate) use stats::reasons;
 pub use stats::{CloseReason, Counter, UndeliveredReason, WorkerStats};
 
 /// Longest wait; so often a worker looks at the clock when nothing happens.
@@ -52,7 +53,7 @@ pub struct Worker<E> {
     settlement: Settlement,
     orders: OrderReceiver,
     /// Receipts of orders that are carried out once everything is handed over.
-    unreceipted: Vec<Arc<OrderReceipt>>,
+    unanswered: Vec<Arc<OrderAnswer>>,
     stats: Arc<WorkerStats>,
     connections: Vec<Option<Connection>>,
     open: usize,
@@ -92,7 +93,7 @@ impl<E: Engine> Worker<E> {
             downlink,
             settlement: Settlement::new(),
             orders,
-            unreceipted: Vec::new(),
+            unanswered: Vec::new(),
             stats,
             connections: Vec::new(),
             open: 0,
@@ -123,7 +124,7 @@ impl<E: Engine> Worker<E> {
         self.take_replies();
         self.settlement.publish(&self.downlink);
         self.take_orders();
-        self.give_receipts();
+        self.give_answers();
         self.uplink.end();
         Ok(())
     }
@@ -146,7 +147,7 @@ impl<E: Engine> Worker<E> {
         self.settlement.publish(&self.downlink);
         self.uplink.hand_over();
         if self.uplink.hand_over() {
-            self.give_receipts();
+            self.give_answers();
         }
     }
 
@@ -165,7 +166,7 @@ impl<E: Engine> Worker<E> {
         self.wake.announce_sleep();
         // Failing, it asks to be woken when a batch comes back.
         if self.uplink.hand_over() {
-            self.give_receipts();
+            self.give_answers();
         }
         let work = self.downlink.has_batch()
             || self.orders.has_order()
