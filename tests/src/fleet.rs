@@ -64,10 +64,21 @@ impl Fleet {
         servers: u16,
         adjust: impl Fn(&mut Config),
     ) -> Result<Self> {
-        let (topics, port) = (Topics::new(&kafka::brokers(), name), free_port()?);
+        Self::at(&kafka::brokers(), name, (relays, servers), adjust)
+    }
+
+    /// The same with other brokers.
+    pub fn at(
+        brokers: &str,
+        name: &str,
+        (relays, servers): (u16, u16),
+        adjust: impl Fn(&mut Config),
+    ) -> Result<Self> {
+        let (topics, port) = (Topics::new(brokers, name), free_port()?);
         let relays = (0..relays)
             .map(|id| {
                 let mut config = config(topics.prefix(), id, servers, port);
+                config.kafka.brokers = brokers.to_owned();
                 adjust(&mut config);
                 Instance::new(config, None)
             })
