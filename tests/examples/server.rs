@@ -41,6 +41,8 @@ struct Lease {
     registry: BaseConsumer,
     producer: BaseProducer,
     held: Option<Value>,
+    /// What a former coordinator writes does not count any more.
+    term: i64,
 }
 
 /// What the process is to do.
@@ -72,7 +74,7 @@ impl Lease {
         registry.assign(&answers)?;
         let (producer, renewal) = (producer(&arguments.brokers)?, Instant::now());
         interrupt::watch()?; // SIGTERM drains, below
-        Ok(Self { id, topic, registration, renewal, registry, producer, held: None })
+        Ok(Self { id, topic, registration, renewal, registry, producer, held: None, term: 0 })
     }
 
     /// Renews in time and reads what has come.
@@ -92,13 +94,20 @@ impl Lease {
         let Some(Ok(record)) = self.registry.poll(wait) else { return Ok(Next::Serve) };
         let Some(value) = record.payload() else { return Ok(Next::Serve) };
         let (id, key) = (&self.id, record.key().unwrap_or_default());
-        if key == format!("refusal/{id}").as_bytes() {
+        if key == b"coordinator" {
+            self.term = record.offset();
+        } else if key == format!("refusal/{id}").as_bytes() {
             let refusal: Value = serde_json::from_slice(value)?;
             if refusal["instance"] == self.registration["instance"] {
                 bail!("server {id}: refused: {}", refusal["reason"]);
             }
         } else if key == format!("lease/{id}").as_bytes() {
             let lease: Value = serde_json::from_slice(value)?;
+            let term = lease["term"].as_i64().unwrap_or_default();
+            if term < self.term {
+                return Ok(Next::Serve);
+            }
+            self.term = term;
             if lease["instance"] != self.registration["instance"] {
                 // Under our id, and later than ours.
                 if self.held.is_some() {

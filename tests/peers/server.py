@@ -22,7 +22,7 @@ class Lease:
     """A registration, renewed, and the coordinator's answers to it."""
 
     def __init__(self, brokers, prefix, id, service, address):
-        self.topic, self.id, self.lease = prefix + "registry", id, None
+        self.topic, self.id, self.lease, self.term = prefix + "registry", id, None, 0
         self.value = {"version": 1, "service": service, "address": address,
                       "instance": str(uuid.uuid4()), "state": "live"}  # instance: this process
         self.producer = Producer({"bootstrap.servers": brokers, "enable.idempotence": True})
@@ -48,12 +48,17 @@ class Lease:
         if record is None or record.error() or record.value() is None:
             return
         mine = self.value["instance"]
-        if record.key() == f"refusal/{self.id}".encode():
+        if record.key() == b"coordinator":
+            self.term = record.offset()  # what a former coordinator writes does not count any more
+        elif record.key() == f"refusal/{self.id}".encode():
             answer = json.loads(record.value())
             if answer["instance"] == mine:
                 sys.exit(f"server {self.id}: refused: {answer['reason']}")
         elif record.key() == f"lease/{self.id}".encode():
             answer = json.loads(record.value())
+            if answer["term"] < self.term:
+                return
+            self.term = answer["term"]
             if answer["instance"] == mine and answer["state"] != "gone":
                 self.lease = answer
             elif answer["instance"] == mine:

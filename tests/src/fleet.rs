@@ -43,6 +43,7 @@ pub fn config(prefix: &str, relay: u16, servers: u16, port: u16) -> Config {
             topic_prefix: prefix.to_owned(),
             ..KafkaSection::default()
         },
+        registry: RegistrySection::default(),
         services: vec![Service {
             destinations: vec!["127.0.0.0/8".parse().expect("a prefix")],
             servers: (0..servers).map(server).collect(),
