@@ -1,6 +1,7 @@
 //! The command line.
 
 mod rules;
+mod servers;
 mod status;
 mod trace;
 
@@ -86,6 +87,9 @@ enum Command {
     /// Check steering rules, put them into force while traffic flows, show them.
     #[command(subcommand, after_help = rules::HELP)]
     Rules(rules::Rules),
+    /// Show the servers of all relays, drain one, forget one.
+    #[command(subcommand, after_help = servers::HELP)]
+    Servers(servers::Servers),
     /// Serve clients until SIGTERM or SIGINT; then deliver what was read, and end. Needs root.
     ///
     /// Prints `relay ready: …` when clients are served, and at the end its counters as one line of
@@ -167,6 +171,7 @@ impl Cli {
                 );
             }
             Command::Rules(rules) => rules.run()?,
+            Command::Servers(servers) => servers.run()?,
         }
         Ok(())
     }

@@ -3,6 +3,8 @@
 //! Everything is checked when it is read, and a mistake is reported with its place. Sample:
 //! `docs/millrace.toml`.
 
+mod registry;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::num::NonZeroU32;
@@ -13,6 +15,8 @@ use serde::{Deserialize, Serialize};
 use crate::codec::Framing;
 use crate::prefix::Prefix;
 use crate::route::{Absence, IdentityKind, Partition};
+
+pub use registry::RegistrySection;
 
 /// Longest instance name: `NAME-gw` must fit an interface name (15 bytes).
 const MAX_INSTANCE_LENGTH: usize = 12;
@@ -68,6 +72,9 @@ pub struct Config {
     /// The cluster.
     #[serde(default)]
     pub kafka: KafkaSection,
+    /// Servers that register.
+    #[serde(default)]
+    pub registry: RegistrySection,
     /// What is diverted, and to whom.
     #[serde(rename = "service")]
     pub services: Vec<Service>,
@@ -166,6 +173,9 @@ pub struct RelaySection {
     pub reply_pause_bytes: usize,
     /// Replies waiting for one client, in bytes: above it the connection is closed.
     pub reply_limit_bytes: usize,
+    /// How long a client may leave a reply unread before its connection is closed: the downlink's
+    /// offset is not committed past it.
+    pub reply_timeout_ms: u32,
     /// How long replies are still sent to a client that has ended its side.
     pub half_close_ms: u32,
     /// How long a graceful stop waits for delivery reports.
@@ -183,6 +193,7 @@ impl Default for RelaySection {
             batch_wait_us: 100,
             reply_pause_bytes: 256 << 10,
             reply_limit_bytes: 4 << 20,
+            reply_timeout_ms: 60_000,
             half_close_ms: 2000,
             stop_timeout_ms: 30_000,
         }
@@ -376,6 +387,7 @@ impl Config {
         self.check_gateway()?;
         self.check_relay()?;
         self.check_kafka()?;
+        self.registry.check()?;
         self.check_services()
     }
 
@@ -427,6 +439,9 @@ impl Config {
         }
         if relay.batch_wait_us > 100_000 {
             return Err(invalid("relay.batch_wait_us", "at most 100000"));
+        }
+        if relay.reply_timeout_ms < 1000 {
+            return Err(invalid("relay.reply_timeout_ms", "at least 1000"));
         }
         if relay.reply_pause_bytes >= relay.reply_limit_bytes {
             return Err(invalid(

@@ -13,6 +13,7 @@
 //! | [`route`] | client ↔ server |
 //! | [`ring`] | batches between workers and Kafka threads, and what bounds them |
 //! | [`kafka`] | records: producer of the uplink, consumer of the downlink |
+//! | [`registry`] | servers that register, their leases; which relays there are |
 //! | [`control`] | starts and stops all this, and answers what it is doing |
 
 pub mod codec;
@@ -21,6 +22,7 @@ pub mod control;
 pub mod gateway;
 pub mod kafka;
 pub mod prefix;
+pub mod registry;
 pub mod ring;
 pub mod route;
 pub mod uring;

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use millrace_relay::codec::{ByteOrder, Framing};
-use millrace_relay::config::{Config, GatewaySection, KafkaSection, RelaySection, Server, Service};
+use millrace_relay::config::{
+    Config, GatewaySection, KafkaSection, RegistrySection, RelaySection, Server, Service,
+};
 use millrace_relay::route::Partition;
 
 use crate::instance::Instance;
@@ -160,6 +162,7 @@ fn config(plan: &ClusterPlan, prefix: &str) -> Config {
             topic_prefix: prefix.to_owned(),
             ..KafkaSection::default()
         },
+        registry: RegistrySection::default(),
         services: vec![
             service(FRAMES_SERVICE, FRAMES_PORT, frames(), 0),
             service(LINES_SERVICE, LINES_PORT, lines(), plan.servers),

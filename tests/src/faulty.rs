@@ -364,7 +364,7 @@ impl Producer for FaultyProducer {
         self.in_flight.push_back(SimRecord {
             key: identity.printed.to_vec(),
             token: Token {
-                control: kind != Kind::Message,
+                control: !kind.is_message(),
                 worker: identity.key.worker,
                 slot: identity.key.slot,
                 generation: identity.key.generation,
@@ -390,7 +390,7 @@ impl Producer for FaultyProducer {
         let count = self.dice.below(self.in_flight.len() + 1);
         for record in self.in_flight.drain(..count) {
             let refuse = self.refuse_one_in > 0
-                && record.kind == Kind::Message
+                && record.kind.is_message()
                 && self.dice.one_in(self.refuse_one_in);
             let result = if refuse { Err(DeliveryFailure::TooLarge) } else { Ok(()) };
             on_report(Report {

@@ -4,7 +4,9 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use millrace_relay::config::{Config, GatewaySection, KafkaSection, RelaySection, Server, Service};
+use millrace_relay::config::{
+    Config, GatewaySection, KafkaSection, RegistrySection, RelaySection, Server, Service,
+};
 use millrace_relay::route::Partition;
 
 use crate::cluster::lines;
@@ -40,6 +42,7 @@ pub fn config(prefix: &str, relay: u16, servers: u16, port: u16) -> Config {
             topic_prefix: prefix.to_owned(),
             ..KafkaSection::default()
         },
+        registry: RegistrySection::default(),
         services: vec![Service {
             destinations: vec!["127.0.0.0/8".parse().expect("a prefix")],
             servers: (0..servers).map(server).collect(),

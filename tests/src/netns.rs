@@ -11,7 +11,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, bail, ensure};
 use millrace_relay::codec::Framing;
-use millrace_relay::config::{Config, GatewaySection, KafkaSection, RelaySection, Server, Service};
+use millrace_relay::config::{
+    Config, GatewaySection, KafkaSection, RegistrySection, RelaySection, Server, Service,
+};
 use millrace_relay::gateway::{self, LoadReport, object::ObjectFile};
 use millrace_relay::route::Partition;
 
@@ -233,6 +235,7 @@ impl Topology {
             gateway: GatewaySection::new(instance_name(), &[Self::CLIENT_DEVICE]),
             relay: RelaySection::default(),
             kafka: KafkaSection::default(),
+            registry: RegistrySection::default(),
             services: vec![Service {
                 destinations: vec![Self::SERVER_NETWORK.parse().expect("a prefix")],
                 max_message_bytes: 255,

@@ -14,7 +14,7 @@ use millrace_relay::kafka::{
     ConnectionKey, Identity, Incarnation, ProduceError, Producer, Pump, PumpStats, RelayId, Report,
     Token,
 };
-use millrace_relay::ring::{Command, Kind, Wake, downlink, uplink};
+use millrace_relay::ring::{Command, Kind, Receipt, ReplyOffset, Wake, downlink, uplink};
 use millrace_relay::route::ServiceId;
 use millrace_relay::worker::{
     BufferId, Engine, Event, NoGateway, Orders, Shared, SocketId, Worker,
@@ -99,12 +99,12 @@ impl Producer for SteadyProducer {
     ) -> Result<(), ProduceError> {
         let key = identity.key;
         self.key = Some(key);
-        self.messages += u64::from(kind == Kind::Message);
+        self.messages += u64::from(kind.is_message());
         self.reports.push(Report {
             partition: identity.partition,
             payload_bytes: payload.len(),
             token: Token {
-                control: kind != Kind::Message,
+                control: !kind.is_message(),
                 worker: key.worker,
                 slot: key.slot,
                 generation: key.generation,
@@ -189,11 +189,16 @@ fn a_message_and_its_reply_allocate_nothing() {
         while pump.step() {}
         let key = pump.producer().key.expect("the connection's open record came first");
         let mut batch = replies.take_empty().expect("the worker takes every batch at once");
-        for _ in 0..MESSAGES {
-            batch.push(key, Command::Reply, &payload);
+        for number in 0..MESSAGES {
+            let offset = i64::try_from(round * MESSAGES + number).expect("few");
+            let receipt = Receipt::Offset(ReplyOffset(offset));
+            batch.push(key, Command::Reply, receipt, &payload);
         }
         replies.hand_over(batch);
     }
+    // The last round's replies are sent, and settled in the next.
+    let settled = (WARM_UP + ROUNDS - 1) * MESSAGES;
+    assert!(replies.settled().0 >= i64::try_from(settled - MESSAGES).expect("few"), "not settled");
     let after = dhat::HeapStats::get();
     let messages = pump.producer().messages;
     assert!(messages >= (ROUNDS * BUFFERS * MESSAGES) as u64, "only {messages} came through");

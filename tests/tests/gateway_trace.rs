@@ -1,6 +1,6 @@
 //! `relay trace`: what it shows, that it costs nothing while it is off, and how it ends.
 
-use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Mutex;
@@ -152,6 +152,50 @@ fn it_shows_every_packet_of_the_client_and_none_of_others() -> anyhow::Result<()
     // What the parser refuses is shown too, as far as it can be read.
     let fragment = find("pass/fragment")?;
     ensure!(fragment.protocol == "udp" && fragment.source.port() == 0, "{fragment:?}");
+    loaded.unload()
+}
+
+/// The same of a client of IPv6.
+#[test]
+fn it_shows_ipv6_addresses() -> anyhow::Result<()> {
+    if !privileged("it_shows_ipv6_addresses") {
+        return Ok(());
+    }
+    let _shared = shared();
+    let topology = Topology::new(1, 2)?;
+    let mut config = topology.config(PORT, millrace_relay::codec::Framing::Lines);
+    let prefix = Topology::SERVER_NETWORK_IPV6.parse().map_err(anyhow::Error::msg)?;
+    config.services[0].destinations = vec![prefix];
+    let loaded = topology.load(&config)?;
+    let mut relay = FakeRelay::start_at(&config, (Ipv6Addr::UNSPECIFIED, PORT).into())?;
+    let (watched, server) = (Topology::client_address_ipv6(0), Topology::server_address_ipv6(0));
+
+    let (client, seen, _) =
+        during((&topology.gateway, &config), options(watched.into()), |shows| {
+            let mut watched_end = None;
+            for host in &topology.clients {
+                let mut client = connect(host, server, PORT)?;
+                let mut accepted = relay.accept()?;
+                watched_end = watched_end.or(Some(accepted.client));
+                transfer(&mut client, accepted.stream(), 100)?;
+                transfer(accepted.stream(), &mut client, 100)?;
+            }
+            shows("return/forwarded")?;
+            shows("divert/established")?;
+            watched_end.context("no client")
+        })?;
+    for packet in &seen {
+        let (own, other) = if packet.direction == "from_client" {
+            (packet.source, packet.destination)
+        } else {
+            (packet.destination, packet.source)
+        };
+        ensure!(own.ip() == IpAddr::from(watched), "not the client's: {packet:?}");
+        if packet.protocol == "tcp" {
+            ensure!((own, other) == (client, (server, PORT).into()), "{packet:?}");
+        }
+    }
+    ensure!(seen.iter().any(|packet| packet.verdict == "divert/new"), "{seen:#?}");
     loaded.unload()
 }
 

@@ -55,6 +55,7 @@ fn records_carry_the_true_addresses_and_a_reply_reaches_its_client_alone() {
     let message = server.next("message", |record| record.key == open.key).unwrap();
     assert_eq!(message.header("kind"), "message");
     assert_eq!(message.value, b"to the server");
+    assert_eq!((message.header("sequence"), open.header("sequence")), ("1", ""));
     assert_eq!((message.header("client"), message.partition), (&*address, open.partition));
 
     let mut other = Client::connect(&cluster.clients(), target, frames()).unwrap();

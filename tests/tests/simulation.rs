@@ -2,7 +2,7 @@
 //!
 //! A failure names its seed; `MILLRACE_SEED=N` runs that one alone.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -10,11 +10,12 @@ use std::time::Duration;
 use millrace_relay::codec::{ByteOrder, Decoder, Framing};
 use millrace_relay::config::Config;
 use millrace_relay::kafka::{ConnectionKey, Incarnation, Pump, PumpStats, RefusedReason, RelayId};
-use millrace_relay::ring::{Command, DownlinkSender, Kind, Wake, downlink, uplink};
+use millrace_relay::ring::{
+    Command, DownlinkSender, Kind, Receipt, ReplyOffset, Wake, downlink, uplink,
+};
 use millrace_relay::route::{Partition, ServerId, ServerLink, ServerState, ServiceId};
 use millrace_relay::worker::{
-    CloseReason, Counter, Engine as _, NoGateway, Orders, Receipt, Shared, Task, Worker,
-    WorkerStats,
+    Answer, CloseReason, Counter, Engine as _, NoGateway, Orders, Shared, Task, Worker, WorkerStats,
 };
 use millrace_tests::faulty::{Dice, Ending, FaultyEngine, FaultyProducer, SimClient, SimRecord};
 
@@ -93,6 +94,11 @@ struct Run {
     /// Replies given to the worker, by printed key.
     given: HashMap<Vec<u8>, Vec<Vec<u8>>>,
     replies_given: u64,
+    /// By offset, a reply and whose it is; nothing for one to nobody.
+    offsets: Vec<Option<(Vec<u8>, Vec<u8>)>>,
+    /// Offsets of replies that the worker gave back.
+    returned: HashSet<i64>,
+    returned_count: u64,
     orders: Orders,
     moving: Moving,
     /// Connections that orders have moved.
@@ -104,10 +110,10 @@ struct Run {
 /// service's servers drains, and its connections move.
 enum Moving {
     Nothing,
-    Quiescing(u16, Arc<Receipt>),
+    Quiescing(u16, Arc<Answer>),
     /// Until all that was read for the server is acknowledged.
     Acknowledging(u16),
-    Deciding(u16, Arc<Receipt>),
+    Deciding(u16, Arc<Answer>),
 }
 
 impl Run {
@@ -158,6 +164,9 @@ impl Run {
             answered: 0,
             given: HashMap::new(),
             replies_given: 0,
+            offsets: Vec::new(),
+            returned: HashSet::new(),
+            returned_count: 0,
             orders,
             moving: Moving::Nothing,
             moved: 0,
@@ -196,12 +205,12 @@ impl Run {
             Moving::Nothing if self.dice.one_in(4) => {
                 let server = u16::try_from(self.dice.below(2)).expect("two");
                 self.set_state(server, ServerState::Draining);
-                let receipt = self.orders.give(ServerId(server), Task::Quiesce).expect("room");
-                Moving::Quiescing(server, receipt)
+                let answer = self.orders.give(ServerId(server), Task::Quiesce).expect("room");
+                Moving::Quiescing(server, answer)
             }
             Moving::Nothing => Moving::Nothing,
-            Moving::Quiescing(server, receipt) if receipt.connections().is_none() => {
-                Moving::Quiescing(server, receipt)
+            Moving::Quiescing(server, answer) if answer.connections().is_none() => {
+                Moving::Quiescing(server, answer)
             }
             Moving::Quiescing(server, _) => Moving::Acknowledging(server),
             Moving::Acknowledging(server) => {
@@ -209,11 +218,11 @@ impl Run {
                     return self.moving = Moving::Acknowledging(server);
                 }
                 let task = if self.dice.one_in(5) { Task::Release } else { Task::Move };
-                let receipt = self.orders.give(ServerId(server), task).expect("room");
-                Moving::Deciding(server, receipt)
+                let answer = self.orders.give(ServerId(server), task).expect("room");
+                Moving::Deciding(server, answer)
             }
-            Moving::Deciding(server, receipt) if receipt.connections().is_none() => {
-                Moving::Deciding(server, receipt)
+            Moving::Deciding(server, answer) if answer.connections().is_none() => {
+                Moving::Deciding(server, answer)
             }
             Moving::Deciding(server, _) => {
                 self.set_state(server, ServerState::Live);
@@ -228,22 +237,45 @@ impl Run {
         let acknowledged = &self.pump.producer().acknowledged;
         for record in acknowledged.iter().skip(self.answered).take(20) {
             self.answered += 1;
-            if record.kind != Kind::Message {
+            if !record.kind.is_message() {
                 continue;
             }
             let mut key = ConnectionKey::parse(&record.key).expect("a printed key");
             self.replies_given += 1;
+            let offset = i64::try_from(self.offsets.len()).expect("few");
+            let receipt = Receipt::Offset(ReplyOffset(offset));
             if self.dice.one_in(20) {
                 key.generation += 1000;
-                batch.push(key, Command::Reply, b"for nobody");
+                batch.push(key, Command::Reply, receipt, b"for nobody");
+                self.offsets.push(None);
                 continue;
             }
             let close = self.dice.one_in(200);
             let command = if close { Command::ReplyAndClose } else { Command::Reply };
-            batch.push(key, command, &record.payload);
+            batch.push(key, command, receipt, &record.payload);
+            self.offsets.push(Some((record.client.clone(), record.payload.clone())));
             self.given.entry(record.key.clone()).or_default().push(record.payload.clone());
         }
         self.replies.hand_over(batch);
+    }
+
+    /// What is settled was sent or given back; what is not may have been sent too.
+    fn check_settled(&mut self) {
+        let settled = self.replies.settled().0;
+        self.replies.take_returned(|returned| {
+            self.returned.insert(returned.offset.0);
+            self.returned_count += 1;
+        });
+        let clients = &self.worker.engine().clients;
+        let received: HashMap<Vec<u8>, HashSet<Vec<u8>>> = (0..clients.len())
+            .map(|number| (SimClient::address(number).to_string().into_bytes(), &clients[number]))
+            .map(|(name, client)| (name, received(client).into_iter().collect()))
+            .collect();
+        for (offset, reply) in (0..settled).zip(&self.offsets) {
+            let sent = |(client, reply): &(Vec<u8>, Vec<u8>)| received[client].contains(reply);
+            let is_settled = self.returned.contains(&offset) || reply.as_ref().is_some_and(sent);
+            assert!(is_settled, "offset {offset} of {settled} is neither sent nor returned");
+        }
     }
 
     /// Until the worker is quiet, then a stop, until everything is settled.
@@ -251,6 +283,9 @@ impl Run {
         let quiet_after = if stop_early { self.dice.below(300) } else { 5000 };
         for _ in 0..quiet_after {
             self.step_and_answer();
+            if self.dice.one_in(400) {
+                self.check_settled();
+            }
         }
         self.shared.stop.store(true, Ordering::SeqCst);
         for _ in 0..MOST_STEPS {
@@ -262,6 +297,7 @@ impl Run {
             {
                 // Replies that came too late are counted.
                 self.step();
+                self.check_settled();
                 return;
             }
         }
@@ -294,7 +330,7 @@ impl Run {
 
         let stats = &self.stats;
         let messages = |records: &[SimRecord]| {
-            records.iter().filter(|record| record.kind == Kind::Message).count() as u64
+            records.iter().filter(|record| record.kind.is_message()).count() as u64
         };
         assert_eq!(stats.messages.get(), messages(&acknowledged) + messages(&refused));
         assert_eq!(self.pump_stats.acknowledged.load(Ordering::SeqCst), messages(&acknowledged));
@@ -307,6 +343,9 @@ impl Run {
             self.replies_given,
             "every reply was sent or counted"
         );
+        let settled = usize::try_from(self.replies.settled().0).unwrap_or_default();
+        assert_eq!(settled, self.offsets.len(), "all are settled");
+        assert_eq!(self.returned_count, undelivered, "what was not sent was given back, once");
         self.moved = self.shared.associations.moved().values().sum();
         let opens = acknowledged.iter().filter(|record| record.kind == Kind::Open);
         let reopened = opens.filter(|record| record.moved_from.is_some()).count();
@@ -333,6 +372,15 @@ fn check_uplink(client: &SimClient, records: &[&SimRecord], refused: &[&SimRecor
     assert!(records.iter().all(|r| r.key == open.key), "a connection keeps its key");
     let messages = check_moves(open, messages, close);
     let mut delivered: Vec<&[u8]> = messages.iter().map(|record| &*record.payload).collect();
+    let numbers = messages.iter().map(|record| match record.kind {
+        Kind::Message { sequence } => sequence,
+        kind => panic!("{kind:?} between open and close"),
+    });
+    if refused.is_empty() {
+        assert!(numbers.eq(1..=messages.len() as u64), "numbered from 1");
+    } else {
+        assert!(numbers.is_sorted_by(|one, next| one < next), "only what was refused is left out");
+    }
     if refused.is_empty() {
         // What came after the decision to close was not read any more.
         let early =
@@ -361,7 +409,7 @@ fn check_moves<'a>(
     let (mut at, mut messages, mut rest) = (open, Vec::new(), records.iter());
     while let Some(record) = rest.next() {
         assert_eq!((record.partition, &record.server), (at.partition, &at.server));
-        if record.kind == Kind::Message {
+        if record.kind.is_message() {
             messages.push(*record);
             continue;
         }
@@ -376,11 +424,17 @@ fn check_moves<'a>(
     messages
 }
 
-/// What a client received are its replies, in order, from the first on; it may have left early.
-fn check_downlink(client: &SimClient, given: &[Vec<u8>]) {
+/// The messages that a client was sent.
+fn received(client: &SimClient) -> Vec<Vec<u8>> {
     let mut received = Vec::new();
     let mut decoder = Decoder::new(FRAMINGS[usize::from(client.service.0)], LIMIT);
     decoder.decode(&client.received, |message| received.push(message.to_vec())).expect("replies");
+    received
+}
+
+/// What a client received are its replies, in order, from the first on; it may have left early.
+fn check_downlink(client: &SimClient, given: &[Vec<u8>]) {
+    let received = received(client);
     assert!(received.len() <= given.len());
     assert_eq!(received, given[..received.len()]);
 }

@@ -87,6 +87,14 @@ enum Command {
         cargo xtask rules apply --config millrace.toml\n  \
         cargo xtask rules show --config millrace.toml --json")]
     Rules(run::Passed),
+    /// Build, then `relay servers`: show the servers of all relays, drain one, forget one
+    #[command(
+        after_help = "Changes on the host: nothing but target/; an order is a record in the \
+        configured Kafka's registry.\n\n\
+        Examples:\n  cargo xtask servers list --config docs/millrace.toml\n  \
+        cargo xtask servers drain chat-7 --config docs/millrace.toml"
+    )]
+    Servers(run::Passed),
     /// Build, then `relay run`: take the diverted connections, until SIGINT or SIGTERM
     #[command(after_help = "Changes on the host: writes topics of the configured Kafka, and a \
         socket in /run/millrace.\n\nExample:\n  cargo xtask run --config docs/millrace.toml")]
@@ -151,6 +159,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Status(passed) => run::relay("status", &passed)?,
         Command::Trace(passed) => run::relay("trace", &passed)?,
         Command::Rules(passed) => run::relay("rules", &passed)?,
+        Command::Servers(passed) => run::relay("servers", &passed)?,
         Command::Run(passed) => run::relay("run", &passed)?,
         Command::Demo(passed) => run::demo(&passed)?,
         Command::Bench(bench) => run::bench(&bench)?,

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use crate::gateway::GatewayError;
 use crate::kafka::{ConsumerError, TopicError};
+use crate::registry::RegistryError;
 
 /// Why the relay did not start, or ended by itself.
 #[derive(Debug, thiserror::Error)]
@@ -16,6 +17,9 @@ pub enum RunError {
     /// The topics are not there.
     #[error(transparent)]
     Topics(#[from] TopicError),
+    /// The registry is not there, or another relay has this one's id.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
     /// The instance has a relay already.
     #[error(
         "another relay of this instance is running (it holds {lock}); stop it first, or give this \

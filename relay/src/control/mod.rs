@@ -7,6 +7,7 @@
 //!  consumer       kafka::Consumer
 //!  associations   route::AssociationLog
 //!  mover          connections from servers that drain to others
+//!  registry       registry::RegistryLink
 //! ```
 
 mod error;
@@ -16,6 +17,7 @@ mod snapshot;
 mod socket;
 mod threads;
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -24,6 +26,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::config::Config;
 use crate::gateway::{Gateway, Heartbeat};
 use crate::kafka::{Incarnation, ensure_topics};
+use crate::registry::RegistryLink;
+use crate::worker::Shared;
 
 pub use error::RunError;
 pub use listeners::Place;
@@ -81,15 +85,17 @@ async fn run_async(
     };
     let mut socket = ControlSocket::claim(config)?;
     ensure_topics(config).await?;
-
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let incarnation = Incarnation::new(u64::try_from(now.as_millis()).unwrap_or_default());
+    let shared = Shared::new(config, incarnation);
+    // Before clients are accepted: without it nobody knows all servers.
+    let registry = start_registry(config, incarnation, &shared).await?;
     if let Some(gateway) = &mut gateway {
         gateway.start_generation()?;
     }
     let workers = worker_count(config);
     let listeners = listeners::open(config, &place, workers)?;
-    let threads = Threads::start(config, incarnation, gateway.as_ref(), listeners)?;
+    let threads = Threads::start(config, shared, gateway.as_ref(), listeners, registry.observer())?;
     socket.serve(threads.observer());
     // Last: from here on the gateway diverts connections to us.
     let mut heartbeat = gateway.as_ref().map(Gateway::heartbeat).transpose()?;
@@ -104,7 +110,7 @@ async fn run_async(
                 if let Err(error) = beat(heartbeat.as_mut()) {
                     break Some(error);
                 }
-                if threads.failed.load(Ordering::SeqCst) {
+                if threads.failed.load(Ordering::SeqCst) || registry.has_failed() {
                     break Some(RunError::Thread);
                 }
             }
@@ -117,12 +123,32 @@ async fn run_async(
         heartbeat.stop()?;
     }
     let observer = threads.observer();
-    let ended = tokio::task::spawn_blocking(move || threads.stop()).await;
+    let ended = tokio::task::spawn_blocking(move || {
+        let ended = threads.stop();
+        drop(registry);
+        ended
+    })
+    .await;
     let snapshot = observer.snapshot();
     match (failure, ended) {
         (_, Ok(Err(error))) | (Some(error), _) => Err(error),
         (None, Ok(Ok(()))) => Ok(snapshot),
         (None, Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
+
+async fn start_registry(
+    config: &Config,
+    incarnation: Incarnation,
+    shared: &Shared,
+) -> Result<RegistryLink, RunError> {
+    let (config, associations) = (config.clone(), Arc::clone(&shared.associations));
+    let started = tokio::task::spawn_blocking(move || {
+        RegistryLink::start(&config, incarnation, &associations)
+    });
+    match started.await {
+        Ok(started) => Ok(started?),
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
     }
 }
 

@@ -23,7 +23,7 @@ use crate::config::KafkaSection;
 use crate::kafka::{LogContext, client_config};
 use crate::ring::Credit;
 use crate::route::{Associations, Concern, Measure, Partition, ServerId, Then};
-use crate::worker::{Orders, Receipt, Task};
+use crate::worker::{Answer, Orders, Task};
 
 /// How often it looks what is to be done, and how far it is.
 const TICK: Duration = Duration::from_millis(50);
@@ -35,7 +35,7 @@ const REST: Duration = Duration::from_secs(1);
 /// How far a server's connections are.
 enum Phase {
     /// The workers were told to read no more.
-    Quiescing(Arc<Receipt>),
+    Quiescing(Arc<Answer>),
     /// Until Kafka has acknowledged what was read.
     Acknowledging,
     /// Until the server has committed its partition up to here.
@@ -45,7 +45,7 @@ enum Phase {
     },
     /// The workers were told how it goes on.
     Deciding(Task),
-    Ending(Arc<Receipt>, Duration),
+    Ending(Arc<Answer>, Duration),
     /// Nothing is done until then.
     Resting(Instant),
 }
@@ -116,8 +116,8 @@ impl Mover {
                 began = now;
                 self.begin(&concern).unwrap_or(Phase::Resting(until))
             }
-            Phase::Ending(receipt, rest) => match receipt.connections() {
-                None => Phase::Ending(receipt, rest),
+            Phase::Ending(answer, rest) => match answer.connections() {
+                None => Phase::Ending(answer, rest),
                 Some(connections) => {
                     tracing::info!(server = &*concern.name, connections, "carried out");
                     Phase::Resting(now + rest)
@@ -125,9 +125,7 @@ impl Mover {
             },
             Phase::Deciding(task) => self.decide(&concern, task),
             _ if !wanted => Phase::Deciding(Task::Release),
-            Phase::Quiescing(receipt) if receipt.connections().is_none() => {
-                Phase::Quiescing(receipt)
-            }
+            Phase::Quiescing(answer) if answer.connections().is_none() => Phase::Quiescing(answer),
             Phase::Quiescing(_) => Phase::Acknowledging,
             Phase::Acknowledging if self.credit.used(concern.partition) > 0 => Phase::Acknowledging,
             Phase::Acknowledging => match concern.measure {
@@ -144,9 +142,9 @@ impl Mover {
         if concern.measure == Measure::Refuse {
             return Some(Phase::Deciding(Task::Close));
         }
-        let receipt = self.orders.give(concern.server, Task::Quiesce)?;
+        let answer = self.orders.give(concern.server, Task::Quiesce)?;
         tracing::info!(server = &*concern.name, measure = ?concern.measure, "moving its clients");
-        Some(Phase::Quiescing(receipt))
+        Some(Phase::Quiescing(answer))
     }
 
     fn decide(&mut self, concern: &Concern, task: Task) -> Phase {
@@ -155,7 +153,7 @@ impl Mover {
             _ => REST,
         };
         match self.orders.give(concern.server, task) {
-            Some(receipt) => Phase::Ending(receipt, rest.max(REST)),
+            Some(answer) => Phase::Ending(answer, rest.max(REST)),
             None => Phase::Deciding(task),
         }
     }

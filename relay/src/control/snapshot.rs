@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::{Deserialize, Serialize};
 
 use crate::kafka::{ConsumerStats, PumpStats, RefusedReason};
+use crate::registry::{RegistryObserver, RegistryStatus};
 use crate::route::{Associations, RecordRefusal};
 use crate::worker::{CloseReason, Counter, UndeliveredReason, WorkerStats};
 
@@ -79,6 +80,9 @@ pub struct Snapshot {
     pub association_records: BTreeMap<String, u64>,
     /// Records of associations that changed nothing, by reason.
     pub association_records_refused: BTreeMap<String, u64>,
+    /// Servers and relays, as the registry has them.
+    #[serde(default)]
+    pub registry: RegistryStatus,
     /// Processor time.
     pub cpu_us: CpuTime,
     /// System calls of the workers' loops: one `io_uring_enter` each.
@@ -96,6 +100,7 @@ pub(super) struct Observer {
     pub(super) pump: Arc<PumpStats>,
     pub(super) consumer: Arc<ConsumerStats>,
     pub(super) associations: Arc<Associations>,
+    pub(super) registry: RegistryObserver,
 }
 
 /// Only what has happened, so that a reader sees what is wrong at once.
@@ -163,6 +168,7 @@ impl Observer {
                 ("put_back", load(&log.put_back)),
             ]),
             association_records_refused: nonzero(log_refused),
+            registry: self.registry.status(),
             cpu_us: CpuTime::of_process(std::process::id()).unwrap_or_default(),
             worker_loops: self.sum(|worker| &worker.loops),
             producer_batches: load(&self.pump.batches),
@@ -209,6 +215,6 @@ impl std::fmt::Display for Snapshot {
             let pairs: Vec<_> = servers.iter().map(|(k, n)| format!("{k} {n}")).collect();
             writeln!(f, "  service {service}: clients per server: {}", pairs.join(", "))?;
         }
-        Ok(())
+        write!(f, "{}", self.registry)
     }
 }

@@ -9,9 +9,8 @@ use std::time::Duration;
 
 use crate::config::Config;
 use crate::gateway::{FlowTable, Gateway};
-use crate::kafka::{
-    Consumer, ConsumerStats, Incarnation, Pump, PumpStats, RdKafkaProducer, RelayId,
-};
+use crate::kafka::{Consumer, ConsumerStats, Pump, PumpStats, RdKafkaProducer, RelayId};
+use crate::registry::RegistryObserver;
 use crate::ring::{DownlinkReceiver, UplinkSender, Wake, downlink, uplink};
 use crate::route::{AssociationLog, Associations};
 use crate::uring::{EngineLimits, UringEngine};
@@ -134,12 +133,13 @@ impl Threads {
     /// Starts everything. Workers accept when this returns.
     pub(super) fn start(
         config: &Config,
-        incarnation: Incarnation,
+        shared: Shared,
         gateway: Option<&Gateway>,
         listeners: Vec<Listeners>,
+        registry: RegistryObserver,
     ) -> Result<Self, RunError> {
         let wake = || Wake::new().map_err(RunError::io("make an eventfd"));
-        let shared = Shared::new(config, incarnation);
+        let incarnation = shared.incarnation;
         let failed = Arc::new(AtomicBool::new(false));
         let (producer_wake, consumer_wake) = (wake()?, wake()?);
         // The clients of Kafka first: they can fail, and nothing is running yet.
@@ -201,6 +201,7 @@ impl Threads {
             pump: pump_stats,
             consumer: consumer_stats,
             associations: shared.associations.clone(),
+            registry,
         };
         let wakes = parts.iter().map(|parts| parts.wake.clone()).collect();
         let workers = start_workers(parts)?;

@@ -1,6 +1,5 @@
 //! The consumer's thread: replies from the relay's downlink partition to the workers.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -14,7 +13,7 @@ use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::Config;
-use crate::ring::{Command, DownlinkBatch, DownlinkSender, Wake};
+use crate::ring::{Command, DownlinkBatch, DownlinkSender, Receipt, ReplyOffset, Wake};
 
 use super::producer::{LogContext, client_config};
 use super::record::{ConnectionKey, Incarnation, RelayId, header};
@@ -63,7 +62,11 @@ pub enum ConsumerError {
     },
 }
 
-struct Context;
+#[derive(Default)]
+struct Context {
+    /// A commit that was under way has failed.
+    commit_failed: AtomicBool,
+}
 
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
@@ -78,81 +81,22 @@ impl ConsumerContext for Context {
     fn commit_callback(&self, result: KafkaResult<()>, _offsets: &TopicPartitionList) {
         if let Err(error) = result {
             tracing::warn!(%error, "the downlink's offset was not committed; it will be again");
+            self.commit_failed.store(true, Ordering::Relaxed);
         }
-    }
-}
-
-/// Records read together. When the workers have dealt with all of them, the offset behind the last
-/// may be committed.
-struct Round {
-    end: i64,
-    batches_out: usize,
-}
-
-/// The rounds whose batches have not all come back, oldest first.
-#[derive(Default)]
-struct Rounds {
-    queue: VecDeque<Round>,
-    /// Number of the first in the queue.
-    first: u64,
-}
-
-impl Rounds {
-    fn begin(&mut self, end: i64) -> u64 {
-        self.queue.push_back(Round { end, batches_out: 0 });
-        self.first + self.queue.len() as u64 - 1
-    }
-
-    fn round(&mut self, number: u64) -> &mut Round {
-        &mut self.queue[usize::try_from(number - self.first).expect("rounds are few")]
-    }
-
-    fn handed_over(&mut self, number: u64) {
-        self.round(number).batches_out += 1;
-    }
-
-    /// Counts off the batches that the workers gave back, which are empty and ready then.
-    fn count_done(&mut self, downlinks: &[DownlinkSender]) {
-        for downlink in downlinks {
-            while let Some(number) = downlink.next_done() {
-                self.round(number).batches_out -= 1;
-            }
-        }
-    }
-
-    /// The offset up to which everything is dealt with, if it has moved.
-    fn take_committable(&mut self) -> Option<i64> {
-        let mut end = None;
-        while let Some(round) = self.queue.front()
-            && round.batches_out == 0
-        {
-            end = Some(round.end);
-            self.first += 1;
-            self.queue.pop_front();
-        }
-        end
     }
 }
 
 /// Waits until the worker gives a batch back. None only when the relay stops.
 fn empty_batch(
-    downlinks: &[DownlinkSender],
-    rounds: &mut Rounds,
-    worker: usize,
+    downlink: &DownlinkSender,
     wake: &Wake,
     stop: &AtomicBool,
 ) -> Option<Box<DownlinkBatch>> {
-    let mut look = || {
-        downlinks[worker].take_empty().or_else(|| {
-            rounds.count_done(downlinks);
-            downlinks[worker].take_empty()
-        })
-    };
     loop {
-        let mut batch = look();
+        let mut batch = downlink.take_empty();
         if batch.is_none() && !stop.load(Ordering::SeqCst) {
             wake.announce_sleep();
-            batch = look();
+            batch = downlink.take_empty();
             if batch.is_none() {
                 wake.wait(POLL);
             }
@@ -204,8 +148,11 @@ pub struct Consumer {
     downlinks: Vec<DownlinkSender>,
     /// The batch being filled for each worker.
     open: Vec<Option<Box<DownlinkBatch>>>,
-    rounds: Rounds,
-    committable: Option<i64>,
+    /// For each worker, the last offset handed over to it.
+    handed_over: Vec<Option<ReplyOffset>>,
+    /// Behind the last offset read and handed over; none has been, at first.
+    position: Option<ReplyOffset>,
+    committed: ReplyOffset,
     last_commit: Instant,
     stats: Arc<ConsumerStats>,
     wake: Wake,
@@ -234,7 +181,7 @@ impl Consumer {
             .set("fetch.error.backoff.ms", "50")
             // Replies are small and many; librdkafka's default holds up to 64 MiB of them.
             .set("queued.max.messages.kbytes", "16384");
-        let consumer: BaseConsumer<Context> = client.create_with_context(Context)?;
+        let consumer: BaseConsumer<Context> = client.create_with_context(Context::default())?;
         let mut assignment = TopicPartitionList::new();
         assignment.add_partition(&topic, i32::from(relay.0));
         let committed = committed_offsets(&consumer, &assignment)
@@ -247,6 +194,7 @@ impl Consumer {
         assignment.add_partition_offset(&topic, i32::from(relay.0), start)?;
         consumer.assign(&assignment)?;
         let open = downlinks.iter().map(|_| None).collect();
+        let handed_over = vec![None; downlinks.len()];
         Ok(Self {
             client: consumer,
             topic,
@@ -254,25 +202,24 @@ impl Consumer {
             incarnation,
             downlinks,
             open,
-            rounds: Rounds::default(),
-            committable: None,
+            handed_over,
+            position: None,
+            committed: ReplyOffset(0),
             last_commit: Instant::now(),
             stats,
             wake,
         })
     }
 
-    /// Runs until `stop`, then commits what the workers have dealt with. `stop` is set when the
-    /// workers have ended, so that everything handed to them has come back.
+    /// Runs until `stop`, then commits what is settled. `stop` is set when the workers have ended;
+    /// what they have not taken is read again by the next run.
     pub fn run(mut self, stop: &AtomicBool) {
         while !stop.load(Ordering::SeqCst) {
-            self.rounds.count_done(&self.downlinks);
             if self.last_commit.elapsed() >= COMMIT_INTERVAL {
                 self.commit(CommitMode::Async);
             }
             self.read_round(stop);
         }
-        self.rounds.count_done(&self.downlinks);
         self.commit(CommitMode::Sync);
     }
 
@@ -297,19 +244,14 @@ impl Consumer {
                 Ok(key) => {
                     let worker = usize::from(key.worker);
                     if self.open[worker].is_none() {
-                        let Some(batch) = empty_batch(
-                            &self.downlinks,
-                            &mut self.rounds,
-                            worker,
-                            &self.wake,
-                            stop,
-                        ) else {
-                            return;
-                        };
+                        let downlink = &self.downlinks[worker];
+                        let Some(batch) = empty_batch(downlink, &self.wake, stop) else { return };
                         self.open[worker] = Some(batch);
                     }
                     let batch = self.open[worker].as_mut().expect("just filled");
-                    batch.push(key, command(&message), message.payload().unwrap_or_default());
+                    let receipt = Receipt::Offset(ReplyOffset(message.offset()));
+                    let payload = message.payload().unwrap_or_default();
+                    batch.push(key, command(&message), receipt, payload);
                     if batch.is_full() {
                         drop(message);
                         end = Some(next);
@@ -341,29 +283,47 @@ impl Consumer {
     }
 
     fn finish_round(&mut self, end: i64) {
-        let number = self.rounds.begin(end);
-        for (batch, downlink) in self.open.iter_mut().zip(&self.downlinks) {
-            if let Some(mut batch) = batch.take() {
-                batch.round = Some(number);
+        let workers = self.open.iter_mut().zip(&self.downlinks).zip(&mut self.handed_over);
+        for ((batch, downlink), handed_over) in workers {
+            if let Some(batch) = batch.take() {
+                *handed_over = batch.offsets().map(|(_, last)| last);
                 downlink.hand_over(batch);
-                self.rounds.handed_over(number);
             }
         }
+        self.position = Some(ReplyOffset(end));
+    }
+
+    /// The offset below which every reply is settled.
+    fn settled(&self) -> Option<ReplyOffset> {
+        let unsettled =
+            self.downlinks.iter().zip(&self.handed_over).filter_map(|(downlink, last)| {
+                let settled = downlink.settled();
+                last.is_some_and(|last| settled <= last).then_some(settled)
+            });
+        let position = self.position?;
+        Some(unsettled.fold(position, ReplyOffset::min))
     }
 
     fn commit(&mut self, mode: CommitMode) {
         self.last_commit = Instant::now();
-        if let Some(end) = self.rounds.take_committable() {
-            self.committable = Some(end);
+        let settled = self.settled();
+        for downlink in &self.downlinks {
+            // Counted by the worker.
+            downlink.take_returned(|_| {});
         }
-        let Some(end) = self.committable.take() else { return };
+        if self.client.context().commit_failed.swap(false, Ordering::Relaxed) {
+            self.committed = ReplyOffset(0);
+        }
+        let Some(end) = settled.filter(|end| *end > self.committed) else { return };
         let mut offsets = TopicPartitionList::new();
         let result = offsets
-            .add_partition_offset(&self.topic, i32::from(self.relay.0), Offset::Offset(end))
+            .add_partition_offset(&self.topic, i32::from(self.relay.0), Offset::Offset(end.0))
             .and_then(|()| self.client.commit(&offsets, mode));
-        if let Err(error) = result {
-            tracing::warn!(%error, "the downlink's offset was not committed; it will be again");
-            self.committable = Some(end);
+        match result {
+            Ok(()) => self.committed = end,
+            Err(error) => {
+                tracing::warn!(%error, "the downlink's offset was not committed; it will be again");
+            }
         }
     }
 }

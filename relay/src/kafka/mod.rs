@@ -4,12 +4,14 @@
 
 mod consumer;
 mod ffi;
+mod position;
 mod producer;
 mod pump;
 mod record;
 mod topics;
 
 pub use consumer::{Consumer, ConsumerError, ConsumerStats};
+pub use position::unread;
 pub use producer::{
     DeliveryFailure, ProduceError, Producer, RdKafkaProducer, Report, Token, producer_config,
 };

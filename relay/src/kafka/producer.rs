@@ -11,7 +11,7 @@ use crate::ring::{Kind, Wake};
 use crate::route::Partition;
 
 use super::ffi::NativeProducer;
-use super::record::{Identity, header};
+use super::record::{Decimal, Identity, header};
 
 /// What a record may weigh beside its payload: key, headers and the batch's own bytes.
 const RECORD_OVERHEAD_BYTES: u32 = 4096;
@@ -142,7 +142,7 @@ pub trait Producer: Send {
 /// The token of a connection's record.
 pub(super) fn token(identity: &Identity, kind: Kind) -> Token {
     Token {
-        control: kind != Kind::Message,
+        control: !kind.is_message(),
         worker: identity.key.worker,
         slot: identity.key.slot,
         generation: identity.key.generation,
@@ -168,6 +168,10 @@ impl ClientContext for LogContext {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
+        // The end of a partition is news for who asked for it, and no error.
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::PartitionEOF) {
+            return;
+        }
         tracing::warn!(%error, reason, "kafka");
     }
 }
@@ -193,12 +197,16 @@ impl Producer for RdKafkaProducer {
         payload: &[u8],
         unix_ms: i64,
     ) -> Result<(), ProduceError> {
-        let (name, more) = match kind {
+        let number;
+        let (name, detail) = match kind {
             Kind::Open => {
                 let former = identity.moved_from.as_deref();
                 ("open", former.map(|server| (header::MOVED_FROM, server)))
             }
-            Kind::Message => ("message", None),
+            Kind::Message { sequence } => {
+                number = Decimal::new(sequence);
+                ("message", Some((header::SEQUENCE, number.as_bytes())))
+            }
             Kind::Close(reason) => ("close", Some((header::REASON, reason.as_bytes()))),
         };
         let headers = identity
@@ -206,7 +214,7 @@ impl Producer for RdKafkaProducer {
             .iter()
             .map(|(name, value)| (*name, &**value))
             .chain([(header::KIND, name.as_bytes())])
-            .chain(more);
+            .chain(detail);
         let token = token(identity, kind).pack();
         self.0
             .produce(identity.partition, &identity.printed, payload, unix_ms, headers, token)

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::ring::{
-    Command, Credit, DownlinkSender, MESSAGE_OVERHEAD_BYTES, UplinkBatch, UplinkReceiver, Wake,
+    Command, Credit, DownlinkSender, MESSAGE_OVERHEAD_BYTES, Receipt, UplinkBatch, UplinkReceiver,
+    Wake,
 };
 use crate::route::Partition;
 
@@ -250,7 +251,7 @@ impl<P: Producer> Pump<P> {
                 slot: token.slot,
                 generation: token.generation,
             };
-            batch.push(key, Command::Refused, &[]);
+            batch.push(key, Command::Refused, Receipt::None, &[]);
             downlink.hand_over(batch);
             self.ledger.refused.pop();
         }

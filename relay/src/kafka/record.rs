@@ -3,6 +3,8 @@
 use std::ffi::CStr;
 use std::net::SocketAddr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::route::{Association, Partition, ServerId};
 
 /// Names of record headers. Values are UTF-8 text.
@@ -25,6 +27,8 @@ pub mod header {
     pub const EPOCH: &CStr = c"epoch";
     /// Uplink, with kind `open`: the server that had the connection before.
     pub const MOVED_FROM: &CStr = c"moved_from";
+    /// Uplink, with kind `message`: its number on its connection, from 1, in decimal.
+    pub const SEQUENCE: &CStr = c"sequence";
     /// Uplink, with kind `close`: why.
     pub const REASON: &CStr = c"reason";
     /// Downlink: close the connection after this reply. Any value.
@@ -32,11 +36,13 @@ pub mod header {
 }
 
 /// A relay, and its partition of the downlink.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
+#[serde(transparent)]
 pub struct RelayId(pub u16);
 
 /// One run of a relay: Unix milliseconds of its start, 48 bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(transparent)]
 pub struct Incarnation(u64);
 
 impl Incarnation {
@@ -136,6 +142,34 @@ impl ConnectionKey {
     }
 }
 
+/// A number in decimal, without an allocation.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Decimal {
+    digits: [u8; Self::LENGTH],
+    first: usize,
+}
+
+impl Decimal {
+    /// Digits of `u64::MAX`.
+    const LENGTH: usize = 20;
+
+    pub(super) fn new(mut number: u64) -> Self {
+        let (mut digits, mut first) = ([b'0'; Self::LENGTH], Self::LENGTH);
+        loop {
+            first -= 1;
+            digits[first] += u8::try_from(number % 10).expect("a digit");
+            number /= 10;
+            if number == 0 {
+                return Self { digits, first };
+            }
+        }
+    }
+
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        &self.digits[self.first..]
+    }
+}
+
 /// What all records of one connection to one server have in common, rendered once.
 #[derive(Debug)]
 pub struct Identity {
@@ -225,6 +259,14 @@ mod tests {
                 generation,
             };
             prop_assert_eq!(ConnectionKey::parse(&key.print()), Ok(key));
+        }
+
+        #[test]
+        fn decimals_are_those_of_the_library(number: u64) {
+            for number in [number, number >> 40, number >> 60, u64::MAX] {
+                let (decimal, expected) = (Decimal::new(number), number.to_string());
+                prop_assert_eq!(decimal.as_bytes(), expected.as_bytes());
+            }
         }
 
         #[test]

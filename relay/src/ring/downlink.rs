@@ -1,10 +1,12 @@
-//! Kafka threads → worker: replies, and orders to close.
+//! Kafka threads → worker: replies, and orders to close. And what became of them on the way back.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use crossbeam_queue::ArrayQueue;
 
 use crate::kafka::ConnectionKey;
+use crate::worker::UndeliveredReason;
 
 use super::Wake;
 
@@ -14,6 +16,9 @@ const BATCHES: usize = 16;
 const BATCH_BYTES: usize = 256 << 10;
 /// So many commands make a batch full too.
 const BATCH_COMMANDS: usize = 4096;
+/// Replies of one worker that were not sent and that the consumer has not asked for yet; further ones
+/// wait at the worker.
+const RETURNS: usize = 4096;
 
 /// What the worker is to do for a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,10 +33,33 @@ pub enum Command {
     Refused,
 }
 
+/// An offset of the relay's downlink partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ReplyOffset(pub i64);
+
+/// Who wants to know what has become of a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Receipt {
+    /// The consumer, which commits offsets past what is settled only.
+    Offset(ReplyOffset),
+    /// Nobody.
+    None,
+}
+
+/// A reply that was not sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Return {
+    /// Which.
+    pub offset: ReplyOffset,
+    /// Why not.
+    pub reason: UndeliveredReason,
+}
+
 #[derive(Debug)]
 struct Entry {
     key: ConnectionKey,
     command: Command,
+    receipt: Receipt,
     offset: u32,
     length: u32,
 }
@@ -41,21 +69,37 @@ struct Entry {
 pub struct DownlinkBatch {
     payloads: Vec<u8>,
     entries: Vec<Entry>,
-    /// Which round of the consumer it belongs to; counted off when it comes back.
-    pub round: Option<u64>,
+    /// The first and the last offset among its receipts, and how many there are.
+    offsets: Option<(ReplyOffset, ReplyOffset)>,
+    receipts: usize,
 }
 
 impl DownlinkBatch {
     fn new() -> Self {
-        Self { payloads: Vec::new(), entries: Vec::new(), round: None }
+        Self { payloads: Vec::new(), entries: Vec::new(), offsets: None, receipts: 0 }
     }
 
-    /// Adds a command.
-    pub fn push(&mut self, key: ConnectionKey, command: Command, payload: &[u8]) {
+    /// Adds a command. Offsets grow from one to the next, from batch to batch too.
+    pub fn push(&mut self, key: ConnectionKey, command: Command, receipt: Receipt, payload: &[u8]) {
+        if let Receipt::Offset(offset) = receipt {
+            let first = self.offsets.map_or(offset, |(first, _)| first);
+            self.offsets = Some((first, offset));
+            self.receipts += 1;
+        }
         let offset = u32::try_from(self.payloads.len()).expect("a batch is far below 4 GiB");
         let length = u32::try_from(payload.len()).expect("Kafka records are below 2 GiB");
         self.payloads.extend_from_slice(payload);
-        self.entries.push(Entry { key, command, offset, length });
+        self.entries.push(Entry { key, command, receipt, offset, length });
+    }
+
+    /// The first and the last offset in it, if there is one.
+    pub fn offsets(&self) -> Option<(ReplyOffset, ReplyOffset)> {
+        self.offsets
+    }
+
+    /// How many of its commands have an offset.
+    pub fn receipts(&self) -> usize {
+        self.receipts
     }
 
     /// True if the batch should be handed over.
@@ -69,10 +113,11 @@ impl DownlinkBatch {
     }
 
     /// The commands.
-    pub fn commands(&self) -> impl Iterator<Item = (ConnectionKey, Command, &[u8])> {
+    pub fn commands(&self) -> impl Iterator<Item = (ConnectionKey, Command, Receipt, &[u8])> {
         self.entries.iter().map(|entry| {
             let start = entry.offset as usize;
-            (entry.key, entry.command, &self.payloads[start..start + entry.length as usize])
+            let payload = &self.payloads[start..start + entry.length as usize];
+            (entry.key, entry.command, entry.receipt, payload)
         })
     }
 
@@ -80,7 +125,8 @@ impl DownlinkBatch {
         self.payloads.clear();
         self.payloads.shrink_to(2 * BATCH_BYTES);
         self.entries.clear();
-        self.round = None;
+        self.offsets = None;
+        self.receipts = 0;
     }
 }
 
@@ -88,8 +134,10 @@ impl DownlinkBatch {
 struct Rings {
     filled: ArrayQueue<Box<DownlinkBatch>>,
     empty: ArrayQueue<Box<DownlinkBatch>>,
-    /// Emptied batches of the consumer go this way, so that it sees which rounds are done.
-    done: ArrayQueue<Box<DownlinkBatch>>,
+    /// Replies that were not sent.
+    returned: ArrayQueue<Return>,
+    /// Every offset below was sent or returned; what is in `filled` does not count.
+    settled: AtomicI64,
     worker: Wake,
     consumer: Wake,
 }
@@ -112,7 +160,8 @@ pub fn downlink(worker: Wake, consumer: Wake) -> (DownlinkSender, DownlinkReceiv
     let rings = Arc::new(Rings {
         filled: ArrayQueue::new(BATCHES),
         empty: ArrayQueue::new(BATCHES),
-        done: ArrayQueue::new(BATCHES),
+        returned: ArrayQueue::new(RETURNS),
+        settled: AtomicI64::new(i64::MIN),
         worker,
         consumer,
     });
@@ -134,13 +183,23 @@ impl DownlinkSender {
         self.rings.worker.wake();
     }
 
-    /// The round of a batch that the worker is done with.
-    pub fn next_done(&self) -> Option<u64> {
-        let mut batch = self.rings.done.pop()?;
-        let round = batch.round.expect("only batches of a round come back this way");
-        batch.clear();
-        self.rings.empty.push(batch).expect("the ring holds every batch");
-        Some(round)
+    /// Every offset below it that the worker has taken was sent, or is among the returned. To be
+    /// asked before those: what it covers is there then.
+    pub fn settled(&self) -> ReplyOffset {
+        ReplyOffset(self.rings.settled.load(Ordering::Acquire))
+    }
+
+    /// Takes the replies that were not sent.
+    pub fn take_returned(&self, mut take: impl FnMut(Return)) {
+        let mut taken = 0;
+        while let Some(returned) = self.rings.returned.pop() {
+            take(returned);
+            taken += 1;
+        }
+        // It may have been full.
+        if taken >= RETURNS {
+            self.rings.worker.wake();
+        }
     }
 }
 
@@ -157,13 +216,18 @@ impl DownlinkReceiver {
 
     /// Gives a batch back.
     pub fn recycle(&self, mut batch: Box<DownlinkBatch>) {
-        let ring = if batch.round.is_some() {
-            &self.rings.done
-        } else {
-            batch.clear();
-            &self.rings.empty
-        };
-        ring.push(batch).expect("the ring holds every batch");
+        batch.clear();
+        self.rings.empty.push(batch).expect("the ring holds every batch");
         self.rings.consumer.wake();
+    }
+
+    /// Returns a reply that was not sent; false if the consumer has to look first.
+    pub fn give_back(&self, returned: Return) -> bool {
+        self.rings.returned.push(returned).is_ok()
+    }
+
+    /// Says that every offset below was sent or given back.
+    pub fn settle(&self, below: ReplyOffset) {
+        self.rings.settled.store(below.0, Ordering::Release);
     }
 }

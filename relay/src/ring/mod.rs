@@ -11,6 +11,9 @@ mod uplink;
 mod wake;
 
 pub use credit::{Credit, MESSAGE_OVERHEAD_BYTES};
-pub use downlink::{Command, DownlinkBatch, DownlinkReceiver, DownlinkSender, downlink};
+pub use downlink::{
+    Command, DownlinkBatch, DownlinkReceiver, DownlinkSender, Receipt, ReplyOffset, Return,
+    downlink,
+};
 pub use uplink::{Kind, Origin, UplinkBatch, UplinkReceiver, UplinkSender, uplink};
 pub use wake::Wake;

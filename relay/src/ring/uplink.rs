@@ -23,9 +23,19 @@ pub enum Kind {
     /// A connection began.
     Open,
     /// A message.
-    Message,
+    Message {
+        /// Its number on its connection, from 1.
+        sequence: u64,
+    },
     /// A connection ended, and why.
     Close(&'static str),
+}
+
+impl Kind {
+    /// True for what a client sent.
+    pub const fn is_message(self) -> bool {
+        matches!(self, Self::Message { .. })
+    }
 }
 
 /// A connection's place in the batch that is being filled; stale for any other batch.

@@ -45,6 +45,12 @@ impl Server {
         wanted.iter().all(|(name, value)| labels.is_some_and(|has| has.get(name) == Some(value)))
     }
 
+    /// True if its clients are to go elsewhere.
+    pub(super) fn is_leaving(&self) -> bool {
+        let leaves = |state| matches!(state, ServerState::Draining | ServerState::Gone);
+        self.link.as_ref().is_some_and(|link| leaves(link.state))
+    }
+
     pub(super) fn state(&self) -> ServerState {
         self.link.as_ref().map_or(ServerState::Gone, |link| link.state)
     }
@@ -97,6 +103,11 @@ impl Servers {
         &self.all[id.index()]
     }
 
+    /// Clients of a server, 0 if it is not known.
+    pub(super) fn clients(&self, name: &str) -> u32 {
+        self.by_name.get(name).map_or(0, |id| self.get(*id).clients)
+    }
+
     /// The server of this name, as yet unknown perhaps; none if there are too many.
     pub(super) fn named(&mut self, name: &str, service: ServiceId) -> Option<ServerId> {
         if let Some(id) = self.by_name.get(name) {
@@ -119,10 +130,15 @@ impl Servers {
     }
 
     /// Takes up a server, or what has changed about it. Its clients stay its clients.
-    pub(super) fn set(&mut self, link: ServerLink, policies: &[Policy], now: u64) {
+    pub(super) fn set(
+        &mut self,
+        link: ServerLink,
+        policies: &[Policy],
+        now: u64,
+    ) -> Option<ServerId> {
         let Some(id) = self.named(&link.name, link.service) else {
             tracing::error!(server = link.name, "not taken up: there are too many servers");
-            return;
+            return None;
         };
         self.change(id, policies, |server| {
             server.service = link.service;
@@ -132,6 +148,7 @@ impl Servers {
             };
             server.link = Some(link);
         });
+        Some(id)
     }
 
     /// The live server that should get the next client. Logarithmic in the number of servers.

@@ -1,17 +1,20 @@
 //! A client's connection, as its worker sees it.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::codec::Decoder;
 use crate::kafka::Identity;
-use crate::ring::Origin;
+use crate::ring::{Origin, Receipt};
 use crate::route::ServiceId;
 
 use super::stats::CloseReason;
 
 /// What an idle connection keeps of its output buffers.
 const OUTPUT_KEPT_BYTES: usize = 16 << 10;
+/// And of its list of receipts.
+const RECEIPTS_KEPT: usize = 64;
 
 /// The life of a connection.
 ///
@@ -52,10 +55,11 @@ pub(super) enum Receive {
 pub(super) struct Output {
     /// Encoded, waiting for the send before it.
     pub(super) waiting: Vec<u8>,
-    pub(super) waiting_replies: u64,
     /// Bytes of the send that is going on; 0: none is.
     pub(super) sending_bytes: usize,
-    pub(super) sending_replies: u64,
+    sending_replies: usize,
+    /// One for each reply, those of the send first.
+    pub(super) receipts: VecDeque<Receipt>,
     /// The other buffer, when no send has it.
     spare: Vec<u8>,
 }
@@ -66,10 +70,6 @@ impl Output {
         self.waiting.len() + self.sending_bytes
     }
 
-    pub(super) fn replies(&self) -> u64 {
-        self.waiting_replies + self.sending_replies
-    }
-
     /// The buffer of the next send, if one should begin.
     pub(super) fn begin_send(&mut self) -> Option<Vec<u8>> {
         if self.sending_bytes > 0 || self.waiting.is_empty() {
@@ -77,17 +77,21 @@ impl Output {
         }
         let buffer = std::mem::replace(&mut self.waiting, std::mem::take(&mut self.spare));
         self.sending_bytes = buffer.len();
-        self.sending_replies = std::mem::take(&mut self.waiting_replies);
+        self.sending_replies = self.receipts.len();
         Some(buffer)
     }
 
-    /// The send has ended; the number of replies it carried.
-    pub(super) fn end_send(&mut self, mut buffer: Vec<u8>) -> u64 {
+    /// The send has ended; the receipts of the replies it carried.
+    pub(super) fn end_send(&mut self, mut buffer: Vec<u8>) -> impl Iterator<Item = Receipt> {
         self.sending_bytes = 0;
         buffer.clear();
         buffer.shrink_to(OUTPUT_KEPT_BYTES);
         self.spare = buffer;
-        std::mem::take(&mut self.sending_replies)
+        if self.receipts.len() == self.sending_replies {
+            // What is taken below counts until then.
+            self.receipts.shrink_to(self.sending_replies.max(RECEIPTS_KEPT));
+        }
+        self.receipts.drain(..std::mem::take(&mut self.sending_replies))
     }
 }
 
@@ -101,6 +105,8 @@ pub(super) struct Connection {
     pub(super) state: State,
     pub(super) receive: Receive,
     pub(super) decoder: Decoder,
+    /// Messages so far: the number of the last one.
+    pub(super) sequence: u64,
     /// Place in the batch being filled.
     pub(super) origin: Origin,
     /// Not read from, because of a bound further on; the worker's list has it.
@@ -127,6 +133,7 @@ impl Connection {
             state: State::Open,
             receive: Receive::Stopped,
             decoder,
+            sequence: 0,
             origin: Origin::default(),
             held: false,
             quiesced: false,

@@ -7,6 +7,7 @@ mod connection;
 mod engine;
 mod orders;
 mod replies;
+mod settlement;
 mod shared;
 mod stats;
 
@@ -24,9 +25,10 @@ use crate::ring::{Credit, DownlinkReceiver, Kind, MESSAGE_OVERHEAD_BYTES, Uplink
 use crate::route::{Refusal, ServiceId};
 
 use connection::{Connection, Receive, State};
+use settlement::Settlement;
 
 pub use engine::{BufferId, Engine, Event, ReceiveEnd, SocketId};
-pub use orders::{Order, OrderReceiver, Orders, Receipt, Task};
+pub use orders::{Answer, Order, OrderReceiver, Orders, Task};
 pub use shared::{Flows, NoGateway, Protocol, Shared};
 pub use stats::{CloseReason, Counter, UndeliveredReason, WorkerStats};
 
@@ -48,8 +50,9 @@ pub struct Worker<E> {
     uplink: UplinkSender,
     downlink: DownlinkReceiver,
     orders: OrderReceiver,
-    /// Receipts of orders that are carried out once everything is handed over.
-    unreceipted: Vec<Arc<Receipt>>,
+    /// Answers to orders that are carried out once everything is handed over.
+    unanswered: Vec<Arc<Answer>>,
+    settlement: Settlement,
     stats: Arc<WorkerStats>,
     connections: Vec<Option<Connection>>,
     open: usize,
@@ -88,7 +91,8 @@ impl<E: Engine> Worker<E> {
             uplink,
             downlink,
             orders,
-            unreceipted: Vec::new(),
+            unanswered: Vec::new(),
+            settlement: Settlement::new(),
             stats,
             connections: Vec::new(),
             open: 0,
@@ -118,7 +122,8 @@ impl<E: Engine> Worker<E> {
         // What came too late is counted.
         self.take_replies();
         self.take_orders();
-        self.give_receipts();
+        self.give_answers();
+        self.settlement.publish(&self.downlink);
         self.uplink.end();
         Ok(())
     }
@@ -133,12 +138,14 @@ impl<E: Engine> Worker<E> {
         self.take_orders();
         self.resume_held();
         self.end_lingering();
+        self.end_stalled();
         if !self.stopping && self.shared.stop.load(Ordering::SeqCst) {
             self.begin_stop();
         }
         self.start_sends();
+        self.settlement.publish(&self.downlink);
         if self.uplink.hand_over() {
-            self.give_receipts();
+            self.give_answers();
         }
     }
 
@@ -157,7 +164,7 @@ impl<E: Engine> Worker<E> {
         self.wake.announce_sleep();
         // Failing, it asks to be woken when a batch comes back.
         if self.uplink.hand_over() {
-            self.give_receipts();
+            self.give_answers();
         }
         let work = self.downlink.has_batch()
             || self.orders.has_order()
@@ -441,8 +448,7 @@ impl<E: Engine> Worker<E> {
         let kind = Kind::Close(reason.name());
         self.uplink.push(&mut connection.origin, &connection.identity, kind, &[]);
         self.stats.closed[reason as usize].add(1);
-        let lost = connection.output.replies();
-        self.stats.replies_undelivered[UndeliveredReason::ConnectionLost as usize].add(lost);
+        let unsent = std::mem::take(&mut connection.output.receipts);
         self.flows.closed(connection.client, connection.server);
         self.shared.associations.dissociate(
             connection.service,
@@ -450,6 +456,9 @@ impl<E: Engine> Worker<E> {
             connection.identity.server,
         );
         self.engine.close(socket);
+        for receipt in unsent {
+            self.undelivered(UndeliveredReason::ConnectionLost, receipt);
+        }
     }
 
     fn begin_stop(&mut self) {
@@ -518,14 +527,14 @@ fn decode(
     stats: &WorkerStats,
     bytes: &[u8],
 ) -> ReadOn {
-    let Connection { decoder, origin, identity, .. } = connection;
-    let (mut messages, mut booked) = (0, 0);
+    let Connection { decoder, sequence, origin, identity, .. } = connection;
+    let (before, mut booked) = (*sequence, 0);
     let decoded = decoder.decode(bytes, |message| {
-        uplink.push(origin, identity, Kind::Message, message);
-        messages += 1;
+        *sequence += 1;
+        uplink.push(origin, identity, Kind::Message { sequence: *sequence }, message);
         booked += message.len() + MESSAGE_OVERHEAD_BYTES;
     });
-    stats.messages.add(messages);
+    stats.messages.add(*sequence - before);
     let within = booked == 0 || credit.book(identity.partition, booked);
     match decoded {
         Err(_) => ReadOn::Close(CloseReason::OversizedMessage),

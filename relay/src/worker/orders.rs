@@ -5,7 +5,7 @@
 //! ```text
 //!  control plane                          worker
 //!  Quiesce ─────────────────────────────► reads no more of them; decodes and hands over nothing
-//!            ◄── receipt ──────────────── all that was read before is handed over
+//!            ◄── answer ──────────────── all that was read before is handed over
 //!  waits until Kafka and the server have it
 //!  Move ────────────────────────────────► `close` there, `open` at the new server; reads on
 //!  or Release ──────────────────────────► reads on
@@ -48,17 +48,17 @@ pub struct Order {
     pub server: ServerId,
     /// What to do.
     pub task: Task,
-    receipt: Arc<Receipt>,
+    answer: Arc<Answer>,
 }
 
 /// Says when all workers have carried an order out, and handed over all that they had read before.
 #[derive(Debug)]
-pub struct Receipt {
+pub struct Answer {
     workers: AtomicUsize,
     connections: AtomicU64,
 }
 
-impl Receipt {
+impl Answer {
     /// How many connections it was about, once all workers are done.
     pub fn connections(&self) -> Option<u64> {
         let done = self.workers.load(Ordering::Acquire) == 0;
@@ -84,20 +84,20 @@ impl Orders {
 
     /// Gives an order to every worker, or to none if one of them has too many to carry out. Needs
     /// `&mut`: whoever else pushed could take the place that was seen.
-    pub fn give(&mut self, server: ServerId, task: Task) -> Option<Arc<Receipt>> {
+    pub fn give(&mut self, server: ServerId, task: Task) -> Option<Arc<Answer>> {
         if self.0.iter().any(|(queue, _)| queue.is_full()) {
             return None;
         }
-        let receipt = Arc::new(Receipt {
+        let answer = Arc::new(Answer {
             workers: AtomicUsize::new(self.0.len()),
             connections: AtomicU64::new(0),
         });
         for (queue, wake) in &self.0 {
-            let order = Order { server, task, receipt: receipt.clone() };
+            let order = Order { server, task, answer: answer.clone() };
             queue.push(order).expect("there was room, and nobody else pushes");
             wake.wake();
         }
-        Some(receipt)
+        Some(answer)
     }
 }
 
@@ -120,15 +120,15 @@ impl<E: Engine> Worker<E> {
                     connections += 1;
                 }
             }
-            order.receipt.connections.fetch_add(connections, Ordering::Relaxed);
-            self.unreceipted.push(order.receipt);
+            order.answer.connections.fetch_add(connections, Ordering::Relaxed);
+            self.unanswered.push(order.answer);
         }
     }
 
     /// Everything that was decoded before is handed over.
-    pub(super) fn give_receipts(&mut self) {
-        for receipt in self.unreceipted.drain(..) {
-            receipt.workers.fetch_sub(1, Ordering::Release);
+    pub(super) fn give_answers(&mut self) {
+        for answer in self.unanswered.drain(..) {
+            answer.workers.fetch_sub(1, Ordering::Release);
         }
     }
 

@@ -1,9 +1,10 @@
 //! The way back: replies from the ring to the clients.
 
 use std::io;
+use std::time::Duration;
 
 use crate::kafka::ConnectionKey;
-use crate::ring::Command;
+use crate::ring::{Command, Receipt, Return};
 
 use super::connection::State;
 use super::stats::{CloseReason, UndeliveredReason};
@@ -12,18 +13,34 @@ use super::{Engine, SocketId, Worker};
 impl<E: Engine> Worker<E> {
     pub(super) fn take_replies(&mut self) {
         while let Some(batch) = self.downlink.pop() {
-            for (key, command, payload) in batch.commands() {
-                self.on_command(key, command, payload);
+            self.settlement.begin(&batch);
+            for (key, command, receipt, payload) in batch.commands() {
+                self.on_command(key, command, receipt, payload);
             }
             self.downlink.recycle(batch);
         }
     }
 
-    fn undelivered(&self, reason: UndeliveredReason) {
+    pub(super) fn undelivered(&mut self, reason: UndeliveredReason, receipt: Receipt) {
         self.stats.replies_undelivered[reason as usize].add(1);
+        if let Receipt::Offset(offset) = receipt {
+            self.settlement.give_back(Return { offset, reason }, &self.downlink);
+        }
     }
 
-    fn on_command(&mut self, key: ConnectionKey, command: Command, payload: &[u8]) {
+    fn settle(&mut self, receipt: Receipt) {
+        if let Receipt::Offset(offset) = receipt {
+            self.settlement.settle(offset);
+        }
+    }
+
+    fn on_command(
+        &mut self,
+        key: ConnectionKey,
+        command: Command,
+        receipt: Receipt,
+        payload: &[u8],
+    ) {
         let socket = SocketId(key.slot);
         let is_reply = matches!(command, Command::Reply | Command::ReplyAndClose);
         let current = self
@@ -37,13 +54,16 @@ impl<E: Engine> Worker<E> {
             Some(_) => None,
         };
         if let Some(reason) = reason {
-            if is_reply {
-                self.undelivered(reason);
-            }
-            return;
+            return if is_reply {
+                self.undelivered(reason, receipt);
+            } else {
+                self.settle(receipt);
+            };
         }
         if is_reply {
-            self.reply(socket, payload);
+            self.reply(socket, receipt, payload);
+        } else {
+            self.settle(receipt);
         }
         match command {
             Command::Reply => {}
@@ -54,7 +74,7 @@ impl<E: Engine> Worker<E> {
         }
     }
 
-    fn reply(&mut self, socket: SocketId, payload: &[u8]) {
+    fn reply(&mut self, socket: SocketId, receipt: Receipt, payload: &[u8]) {
         let limits = &self.shared.limits;
         let (pause, limit) = (limits.reply_pause_bytes, limits.reply_limit_bytes);
         let connection = self.connections[socket.index()].as_mut().expect("just seen");
@@ -66,9 +86,9 @@ impl<E: Engine> Worker<E> {
             .encode(protocol.max_message_bytes, payload, &mut output.waiting)
             .is_err()
         {
-            return self.undelivered(UndeliveredReason::Unencodable);
+            return self.undelivered(UndeliveredReason::Unencodable, receipt);
         }
-        output.waiting_replies += 1;
+        output.receipts.push_back(receipt);
         if idle {
             self.to_send.push(socket);
         }
@@ -77,6 +97,21 @@ impl<E: Engine> Worker<E> {
             self.close(socket, CloseReason::SlowReader);
         } else if bytes > pause && open {
             self.hold(socket);
+        }
+    }
+
+    /// Closes clients that have not read a reply for too long: the downlink's offset waits for them.
+    pub(super) fn end_stalled(&mut self) {
+        let limit = Duration::from_millis(u64::from(self.shared.limits.reply_timeout_ms));
+        let Some(overdue) = self.settlement.overdue(limit) else { return };
+        for index in 0..self.connections.len() {
+            if let Some(connection) = &self.connections[index]
+                && let Some(Receipt::Offset(oldest)) = connection.output.receipts.front()
+                && *oldest < overdue
+            {
+                let socket = SocketId(u32::try_from(index).expect("sockets are u32"));
+                self.close(socket, CloseReason::SlowReader);
+            }
         }
     }
 
@@ -108,7 +143,14 @@ impl<E: Engine> Worker<E> {
         }
         match *result {
             Ok(sent) if sent == buffer.len() => {
-                self.stats.replies_sent.add(connection.output.end_send(buffer));
+                let mut sent = 0;
+                for receipt in connection.output.end_send(buffer) {
+                    sent += 1;
+                    if let Receipt::Offset(offset) = receipt {
+                        self.settlement.settle(offset);
+                    }
+                }
+                self.stats.replies_sent.add(sent);
                 match connection.state {
                     State::Flushing(reason) if connection.output.bytes() == 0 => {
                         self.close(socket, reason);

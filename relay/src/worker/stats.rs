@@ -49,7 +49,7 @@ reasons! {
         ClosedByServer = "closed_by_server",
         /// Kafka refused a message for good.
         RefusedByKafka = "refused_by_kafka",
-        /// More replies waited for the client than may.
+        /// More replies waited for the client than may, or one for too long.
         SlowReader = "slow_reader",
         /// Its server is away for too long, by the service's `absence`.
         ServerAway = "server_away",

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use millrace_relay::codec::Framing;
-use millrace_relay::config::{Config, GatewaySection, KafkaSection, RelaySection, Server, Service};
+use millrace_relay::config::{
+    Config, GatewaySection, KafkaSection, RegistrySection, RelaySection, Server, Service,
+};
 use millrace_relay::route::Partition;
 use millrace_tests::cpu::CpuTime;
 use millrace_tests::flood::Flood;
@@ -120,6 +122,7 @@ fn config(setting: &Setting<'_>, topics: &Topics, port: u16) -> Config {
             linger_us: setting.linger_us,
             ..KafkaSection::default()
         },
+        registry: RegistrySection::default(),
         services: vec![Service {
             destinations: vec!["127.0.0.1/32".parse().expect("a prefix")],
             servers: servers.collect(),

@@ -1,7 +1,7 @@
 //! The checks, in their order: each finds the machine as the one before has left it.
 
 use std::fmt::Write as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -77,6 +77,8 @@ impl Guest {
         let topology = Topology::new(1, 1)?;
         let broker = MockCluster::new(1)?;
         let mut config = topology.config(PORT, Framing::Lines);
+        let ipv6 = Topology::SERVER_NETWORK_IPV6.parse().map_err(anyhow::Error::msg)?;
+        config.services[0].destinations.push(ipv6);
         config.kafka.brokers = broker.bootstrap_servers();
         // It lacks the administrator's part of the protocol.
         for topic in [config.kafka.uplink_topic(), config.kafka.downlink_topic()] {
@@ -180,19 +182,39 @@ fn fail_open(guest: &mut Guest) -> Result<Finding> {
 }
 
 fn divert(guest: &mut Guest) -> Result<Finding> {
-    let mut relay = FakeRelay::start(&guest.instance.config, PORT)?;
-    let server = Topology::server_address(0);
     let before = guest.topology.servers[0].tcp_segments_received()?;
-    let mut client = connect(&guest.topology.clients[0], server, PORT)?;
-    let mut accepted = relay.accept()?;
-    ensure!(accepted.client == client.local_addr()?, "the peer is {}", accepted.client);
-    ensure!(accepted.server == SocketAddr::from((server, PORT)), "local is {}", accepted.server);
-    transfer(&mut client, accepted.stream(), BYTES)?;
-    transfer(accepted.stream(), &mut client, BYTES)?;
-    drop((accepted, client));
+    let families: [(IpAddr, IpAddr, IpAddr); 2] = [
+        (
+            Ipv4Addr::UNSPECIFIED.into(),
+            Topology::client_address(0).into(),
+            Topology::server_address(0).into(),
+        ),
+        (
+            Ipv6Addr::UNSPECIFIED.into(),
+            Topology::client_address_ipv6(0).into(),
+            Topology::server_address_ipv6(0).into(),
+        ),
+    ];
+    for (any, client_address, server) in families {
+        let mut relay = FakeRelay::start_at(&guest.instance.config, (any, PORT).into())?;
+        let mut client = connect(&guest.topology.clients[0], server, PORT)?;
+        let mut accepted = relay.accept()?;
+        ensure!(accepted.client == client.local_addr()?, "the peer is {}", accepted.client);
+        ensure!(accepted.client.ip() == client_address, "the client is {}", accepted.client);
+        ensure!(
+            accepted.server == SocketAddr::from((server, PORT)),
+            "local is {}",
+            accepted.server
+        );
+        transfer(&mut client, accepted.stream(), BYTES)?;
+        transfer(accepted.stream(), &mut client, BYTES)?;
+    }
     let leaked = guest.topology.servers[0].tcp_segments_received()? - before;
     ensure!(leaked == 0, "the server saw {leaked} segments of a diverted connection");
-    Ok(finding("both addresses intact, 1 MiB each way, nothing at the server", Value::Null))
+    Ok(finding(
+        "IPv4 and IPv6: both addresses intact, 1 MiB each way, nothing at the server",
+        Value::Null,
+    ))
 }
 
 /// Under a diverted connection: the programs are replaced, and then traced.

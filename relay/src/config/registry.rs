@@ -1,0 +1,65 @@
+//! The section `[registry]`.
+
+use serde::{Deserialize, Serialize};
+
+use super::{ConfigError, invalid};
+
+/// librdkafka's `max.poll.interval.ms`, which a session must not exceed.
+const MAX_SESSION_TIMEOUT_MS: u32 = 300_000;
+
+/// Servers that register, and relays that watch each other.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RegistrySection {
+    /// A server that has not renewed its registration for so long is away. It renews it three times
+    /// as often.
+    pub lease_ms: u32,
+    /// A server that has been away for so long is gone.
+    pub forget_ms: u32,
+    /// Largest capacity that a server may register with.
+    pub max_capacity: u32,
+    /// A relay that has not written for so long is gone.
+    pub relay_timeout_ms: u32,
+    /// A relay that the brokers have not heard for so long coordinates no more (`session.timeout.ms`;
+    /// the brokers' `group.min.session.timeout.ms`, 6000 by default, is the least).
+    pub session_timeout_ms: u32,
+    /// How long the registry may take to be read when a relay starts.
+    pub start_timeout_ms: u32,
+}
+
+impl Default for RegistrySection {
+    fn default() -> Self {
+        Self {
+            lease_ms: 15_000,
+            forget_ms: 3_600_000,
+            max_capacity: 1_000_000,
+            relay_timeout_ms: 10_000,
+            session_timeout_ms: 6000,
+            start_timeout_ms: 60_000,
+        }
+    }
+}
+
+impl RegistrySection {
+    /// What a type cannot say.
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        for (name, value, least) in [
+            ("lease_ms", self.lease_ms, 300),
+            ("forget_ms", self.forget_ms, 1),
+            ("max_capacity", self.max_capacity, 1),
+            ("relay_timeout_ms", self.relay_timeout_ms, 300),
+            ("session_timeout_ms", self.session_timeout_ms, 1000),
+            ("start_timeout_ms", self.start_timeout_ms, 1000),
+        ] {
+            if value < least {
+                let problem = format!("must be at least {least}");
+                return Err(invalid(format!("registry.{name}"), problem));
+            }
+        }
+        if self.session_timeout_ms > MAX_SESSION_TIMEOUT_MS {
+            let problem = format!("must be at most {MAX_SESSION_TIMEOUT_MS}");
+            return Err(invalid("registry.session_timeout_ms", problem));
+        }
+        Ok(())
+    }
+}

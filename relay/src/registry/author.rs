@@ -1,0 +1,110 @@
+//! Writes to the registry topic, and knows how far what it wrote has come.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::time::Duration;
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::message::Message as _;
+use rdkafka::producer::{
+    BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext, PurgeConfig,
+};
+
+use crate::config::Config;
+use crate::kafka::{LogContext, client_config};
+
+use super::Write;
+
+/// What the delivery reports say.
+#[derive(Clone, Default)]
+struct Reports {
+    /// The offset behind the last record that was acknowledged.
+    end: Arc<AtomicI64>,
+    /// A record will never be there.
+    failed: Arc<AtomicBool>,
+}
+
+impl ClientContext for Reports {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        LogContext.log(level, facility, message);
+    }
+    fn error(&self, error: KafkaError, reason: &str) {
+        LogContext.error(error, reason);
+    }
+}
+
+impl ProducerContext for Reports {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        match result {
+            Ok(record) => {
+                self.end.fetch_max(record.offset() + 1, Ordering::SeqCst);
+            }
+            Err((error, record)) => {
+                let key = String::from_utf8_lossy(record.key().unwrap_or_default()).into_owned();
+                tracing::warn!(%error, key, "a record of the registry was not written");
+                self.failed.store(true, Ordering::SeqCst);
+            }
+        }
+    }
+}
+
+/// A writer of the registry.
+pub(super) struct Author {
+    producer: BaseProducer<Reports>,
+    reports: Reports,
+    topic: String,
+}
+
+impl Author {
+    pub(super) fn new(config: &Config) -> KafkaResult<Self> {
+        let reports = Reports::default();
+        let mut client = client_config(&config.kafka);
+        client
+            .set("enable.idempotence", "true")
+            .set("acks", "all")
+            .set("linger.ms", "0")
+            // As long as the brokers are away; nothing is written before it was read back, so that
+            // little waits.
+            .set("message.timeout.ms", "0");
+        let producer = client.create_with_context(reports.clone())?;
+        Ok(Self { producer, reports, topic: config.kafka.registry_topic() })
+    }
+
+    pub(super) fn write(&self, write: &Write) -> KafkaResult<()> {
+        let key = write.key.to_string();
+        let mut record = BaseRecord::to(&self.topic).partition(0).key(&key);
+        if let Some(value) = &write.value {
+            record = record.payload(value);
+        }
+        self.producer.send(record).map_err(|(error, _)| error)
+    }
+
+    /// Serves delivery reports; true if one of them was bad.
+    pub(super) fn poll(&self) -> bool {
+        self.producer.poll(Duration::ZERO);
+        self.reports.failed.swap(false, Ordering::SeqCst)
+    }
+
+    /// Whether all that was written has been read by whoever has read up to `next`.
+    pub(super) fn is_read_back(&self, next: i64) -> bool {
+        self.producer.in_flight_count() == 0 && self.reports.end.load(Ordering::SeqCst) <= next
+    }
+
+    /// Why nothing will ever be written again.
+    pub(super) fn fatal(&self) -> Option<String> {
+        self.producer.client().fatal_error().map(|(_, reason)| reason)
+    }
+
+    /// Waits until everything is written, or gives it up.
+    pub(super) fn finish(&self, patience: Duration) {
+        if let Err(error) = self.producer.flush(patience) {
+            tracing::warn!(%error, "the last records of the registry were not written");
+            self.producer.purge(PurgeConfig::default().queue().inflight());
+            self.producer.poll(Duration::ZERO);
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! The relay as a member of the consumer group that chooses who coordinates.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, Rebalance};
+use rdkafka::error::{KafkaError, KafkaResult};
+
+use crate::config::Config;
+use crate::kafka::{LogContext, client_config};
+
+/// Heartbeats in a session's timeout; Kafka's advice is no fewer than three.
+const HEARTBEATS: u32 = 3;
+
+#[derive(Default)]
+struct Assigned(AtomicBool);
+
+impl ClientContext for Assigned {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        LogContext.log(level, facility, message);
+    }
+    fn error(&self, error: KafkaError, reason: &str) {
+        LogContext.error(error, reason);
+    }
+}
+
+impl ConsumerContext for Assigned {
+    fn post_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        match rebalance {
+            Rebalance::Assign(partitions) if partitions.count() > 0 => {
+                // The registry is read elsewhere; here only the membership matters.
+                if let Err(error) = consumer.pause(partitions) {
+                    tracing::warn!(%error, "the registry is read twice");
+                }
+                self.0.store(true, Ordering::SeqCst);
+            }
+            Rebalance::Revoke(partitions) if partitions.count() > 0 => {
+                self.0.store(false, Ordering::SeqCst);
+            }
+            Rebalance::Assign(_) | Rebalance::Revoke(_) => {}
+            Rebalance::Error(error) => tracing::warn!(%error, "choosing the coordinator"),
+        }
+    }
+}
+
+/// A candidate for the office. Dropping it leaves the group, so that another one is chosen at once.
+pub(super) struct Candidate(BaseConsumer<Assigned>);
+
+impl Candidate {
+    pub(super) fn new(config: &Config) -> KafkaResult<Self> {
+        let session = config.registry.session_timeout_ms;
+        let mut client = client_config(&config.kafka);
+        client
+            .set("group.id", format!("{}coordinator", config.kafka.topic_prefix))
+            .set("session.timeout.ms", session.to_string())
+            .set("heartbeat.interval.ms", (session / HEARTBEATS).to_string())
+            // Who has the office keeps it when another relay starts.
+            .set("partition.assignment.strategy", "cooperative-sticky")
+            .set("enable.auto.commit", "false")
+            .set("auto.offset.reset", "latest");
+        let consumer: BaseConsumer<Assigned> = client.create_with_context(Assigned::default())?;
+        consumer.subscribe(&[&config.kafka.registry_topic()])?;
+        Ok(Self(consumer))
+    }
+
+    /// Serves the group's events; true while the office is this relay's.
+    pub(super) fn poll(&self) -> bool {
+        if let Some(Err(error)) = self.0.poll(Duration::ZERO) {
+            tracing::warn!(%error, "choosing the coordinator; trying on");
+        }
+        self.0.context().0.load(Ordering::SeqCst)
+    }
+}

@@ -1,0 +1,472 @@
+//! What the coordinator writes: decided from the registry, a clock and a few facts, without I/O.
+//!
+//! Decisions are by level, not by edge: a server's lease is compared with what it should be, and
+//! written where it differs. So a coordinator that begins needs nothing of what the last one knew.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::kafka::RelayId;
+use crate::route::{Partition, ServerState};
+
+use super::plan::{Plan, Write};
+use super::policy::{Declared, Policy, Unfit};
+use super::record::{Command, Key, Lease, Registration, RelayState, Term, VERSION, Wish};
+use super::state::{Change, Outcome, Registry};
+
+/// How many former processes of a server are remembered, so that they cannot take it back.
+const MAX_SUPERSEDED: usize = 8;
+/// Why a server is gone that did nothing for it.
+pub(super) const LOST: &str = "another server has its partition";
+/// Looks at the clock in a lease.
+const SCANS_PER_LEASE: u32 = 10;
+
+/// What a coordinator has to ask of the world.
+pub trait Facts {
+    /// Records of a partition that its reader has not committed. None: not known yet; it is found
+    /// out, and the question may be asked again.
+    fn unread(&mut self, partition: Partition) -> Option<u64>;
+    /// Clients of a server.
+    fn clients(&self, id: &str) -> u32;
+}
+
+/// Watches the registry's clock, and while it has a term, answers.
+#[derive(Debug)]
+pub struct Coordinator {
+    policy: Arc<Policy>,
+    term: Option<(Term, Instant)>,
+    /// When a registration of the right process was read last.
+    renewed: BTreeMap<String, Instant>,
+    /// When a relay's word was read last.
+    relays: BTreeMap<RelayId, Instant>,
+    /// Servers to be looked at.
+    dirty: BTreeSet<String>,
+    /// What compaction may have replaced by records that were refused.
+    spoilt: BTreeSet<Key>,
+    /// Since when nothing waits for a server that drains.
+    empty: BTreeMap<String, Instant>,
+    next_scan: Instant,
+}
+
+/// Whether a server has its answer.
+#[derive(PartialEq, Eq)]
+enum Judged {
+    Done,
+    /// A fact is not known yet.
+    Later,
+}
+
+impl Coordinator {
+    /// One without a term.
+    pub fn new(policy: Policy, now: Instant) -> Self {
+        Self {
+            policy: Arc::new(policy),
+            term: None,
+            renewed: BTreeMap::new(),
+            relays: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+            spoilt: BTreeSet::new(),
+            empty: BTreeMap::new(),
+            next_scan: now,
+        }
+    }
+
+    /// What it goes by.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// Its term, if it has one.
+    pub fn term(&self) -> Option<Term> {
+        self.term.map(|(term, _)| term)
+    }
+
+    /// Whether the record of its term may be lost to compaction, so that it should take office again.
+    pub fn is_office_spoilt(&self) -> bool {
+        self.spoilt.contains(&Key::Coordinator)
+    }
+
+    /// Takes office. Everybody has the whole of its time again: the clock of the last coordinator is
+    /// not known.
+    pub fn begin(&mut self, term: Term, registry: &Registry, now: Instant) {
+        self.term = Some((term, now));
+        self.dirty = registry.registrations().keys().cloned().collect();
+        self.dirty.extend(registry.orders().keys().cloned());
+        self.dirty.extend(registry.leases().keys().cloned());
+        self.empty.clear();
+        self.next_scan = now;
+    }
+
+    /// Leaves it.
+    pub fn end(&mut self) {
+        self.term = None;
+    }
+
+    /// How long ago a server's registration was read.
+    pub fn age(&self, id: &str, now: Instant) -> Option<Duration> {
+        self.renewed.get(id).map(|at| now.saturating_duration_since(*at))
+    }
+
+    /// Takes note of a record that was applied.
+    pub fn observe(&mut self, registry: &Registry, outcome: &Outcome, now: Instant) {
+        match outcome {
+            Outcome::Changed(change) => {
+                self.spoilt.remove(&change.key());
+                match change {
+                    Change::Server(id) => self.observe_server(registry, id, now),
+                    Change::Lease(id) | Change::Order(id) => {
+                        self.dirty.insert(id.clone());
+                    }
+                    Change::Relay(relay) => {
+                        self.relays.insert(*relay, now);
+                    }
+                    Change::Refusal(_) | Change::Coordinator => {}
+                }
+            }
+            Outcome::Refused(_, Some(key)) => {
+                self.spoilt.insert(key.clone());
+            }
+            Outcome::Refused(_, None) => {}
+        }
+        // Whoever coordinates looks; who begins to looks at everybody.
+        if self.term.is_none() {
+            self.dirty.clear();
+        }
+    }
+
+    fn observe_server(&mut self, registry: &Registry, id: &str, now: Instant) {
+        let lease = registry.leases().get(id).filter(|lease| lease.is_in_force());
+        match registry.registrations().get(id) {
+            None if lease.is_none() => {
+                self.renewed.remove(id);
+            }
+            Some(Ok(registration))
+                if lease.is_none_or(|lease| lease.instance == registration.instance) =>
+            {
+                self.renewed.insert(id.to_owned(), now);
+            }
+            Some(Err(_)) if lease.is_none() => {
+                self.renewed.insert(id.to_owned(), now);
+            }
+            // Another process: it counts when it gets the lease.
+            _ => {}
+        }
+        self.dirty.insert(id.to_owned());
+    }
+
+    /// What to write now. Call it again when that is applied, not before.
+    pub fn decide(
+        &mut self,
+        registry: &Registry,
+        facts: &mut impl Facts,
+        now: Instant,
+    ) -> Vec<Write> {
+        let Some((term, _)) = self.term else { return Vec::new() };
+        let lease_ms = u64::try_from(self.policy.lease.as_millis()).unwrap_or(u64::MAX);
+        let policy = Arc::clone(&self.policy);
+        let mut plan = Plan::new(term, lease_ms, registry, &policy);
+        for key in std::mem::take(&mut self.spoilt) {
+            plan.write_again(key);
+        }
+        for id in std::mem::take(&mut self.dirty) {
+            if !plan.touched.contains(&id) && self.judge(&mut plan, facts, &id, now) == Judged::Done
+            {
+                continue;
+            }
+            self.dirty.insert(id);
+        }
+        if now >= self.next_scan {
+            self.next_scan = now + self.policy.lease / SCANS_PER_LEASE;
+            self.scan_servers(&mut plan, facts, now);
+            self.scan_relays(&mut plan, now);
+        }
+        plan.writes
+    }
+
+    fn judge(
+        &mut self,
+        plan: &mut Plan<'_>,
+        facts: &mut impl Facts,
+        id: &str,
+        now: Instant,
+    ) -> Judged {
+        let registry = plan.registry;
+        let order = registry.orders().get(id).map(|order| order.order);
+        if order == Some(Command::Forget) {
+            plan.forget(id);
+            return Judged::Done;
+        }
+        if let Some(declared) = self.policy.declared.get(id) {
+            judge_declared(plan, id, declared, order);
+            if registry.registrations().contains_key(id) {
+                plan.refuse(id, &Unfit::Declared);
+            }
+            return Judged::Done;
+        }
+        let lease = registry.leases().get(id);
+        match (registry.registrations().get(id), lease) {
+            (_, Some(lease)) if lease.is_declared() => {
+                // The configuration does not declare it any more.
+                plan.remove(Key::Lease(id.to_owned()), id);
+                Judged::Done
+            }
+            (_, Some(lease))
+                if lease.is_in_force()
+                    && (!registry.holds(id, lease.partition)
+                        || self.policy.is_declared(lease.partition)) =>
+            {
+                plan.set_state(id, lease, ServerState::Gone, Some(LOST));
+                Judged::Done
+            }
+            (None, None) => Judged::Done,
+            (None, Some(lease)) => {
+                if order.is_some() && matches!(lease.state, ServerState::Live | ServerState::Away) {
+                    plan.set_state(id, lease, ServerState::Draining, None);
+                }
+                Judged::Done
+            }
+            (Some(Err(malformed)), _) => {
+                plan.refuse(id, &Unfit::Malformed(malformed.problem.clone()));
+                Judged::Done
+            }
+            (Some(Ok(_)), Some(lease)) if !lease.is_in_force() && !registry.has_spoken(id) => {
+                Judged::Done
+            }
+            (Some(Ok(registration)), Some(lease)) if lease.is_in_force() => {
+                self.judge_holder(plan, id, registration, (lease, order), now);
+                Judged::Done
+            }
+            (Some(Ok(registration)), lease) => {
+                let former = lease.map(|lease| (lease.partition, &*lease.instance));
+                self.judge_newcomer(plan, facts, id, (registration, former, order), now)
+            }
+        }
+    }
+
+    /// A registration whose server has a lease: the process that holds it, or another one.
+    fn judge_holder(
+        &mut self,
+        plan: &mut Plan<'_>,
+        id: &str,
+        registration: &Registration,
+        (lease, order): (&Lease, Option<Command>),
+        now: Instant,
+    ) {
+        let same = lease.instance == registration.instance;
+        if lease.superseded.contains(&registration.instance) {
+            // It reads another's lease under its id, and knows.
+            return;
+        }
+        let state = match registration.state {
+            Wish::Gone if same => {
+                return plan.set_state(id, lease, ServerState::Gone, Some("it left"));
+            }
+            Wish::Gone => return,
+            Wish::Draining => ServerState::Draining,
+            Wish::Live if order.is_some() => ServerState::Draining,
+            Wish::Live => ServerState::Live,
+        };
+        if let Err(unfit) = self.policy.check(id, registration) {
+            return plan.refuse(id, &unfit);
+        }
+        if let Some(of) = plan.address_taken(id, registration) {
+            return plan.refuse(id, &Unfit::AddressTaken { address: registration.address, of });
+        }
+        if same && lease.state == ServerState::Away && !plan.registry.has_spoken(id) {
+            return;
+        }
+        let mut wanted = plan.lease(registration, lease.partition, lease.epoch, state);
+        wanted.superseded.clone_from(&lease.superseded);
+        if !same {
+            wanted.epoch = lease.epoch.saturating_add(1);
+            wanted.superseded.push(lease.instance.clone());
+            let spare = wanted.superseded.len().saturating_sub(MAX_SUPERSEDED);
+            wanted.superseded.drain(..spare);
+            self.renewed.insert(id.to_owned(), now);
+        }
+        plan.set_lease(id, Some(lease), &wanted);
+    }
+
+    /// A registration whose server has no lease.
+    fn judge_newcomer(
+        &mut self,
+        plan: &mut Plan<'_>,
+        facts: &mut impl Facts,
+        id: &str,
+        (registration, former, order): (&Registration, Option<(Partition, &str)>, Option<Command>),
+        now: Instant,
+    ) -> Judged {
+        let known = former.is_some_and(|(_, instance)| instance == registration.instance);
+        let unfit = match registration.state {
+            Wish::Gone => return Judged::Done,
+            // Its lease says that it is gone already.
+            Wish::Draining if known => return Judged::Done,
+            Wish::Draining => Some(Unfit::NothingToDrain),
+            Wish::Live if order.is_some() => Some(Unfit::Drained),
+            Wish::Live => self.policy.check(id, registration).err(),
+        };
+        let unfit = unfit.or_else(|| {
+            let of = plan.address_taken(id, registration)?;
+            Some(Unfit::AddressTaken { address: registration.address, of })
+        });
+        if let Some(unfit) = unfit {
+            plan.refuse(id, &unfit);
+            return Judged::Done;
+        }
+        match self.allot(plan, facts, former.map(|(partition, _)| partition)) {
+            Allotted::Partition(partition) => {
+                self.renewed.insert(id.to_owned(), now);
+                plan.grant(id, registration, partition);
+                Judged::Done
+            }
+            Allotted::None(unfit) => {
+                plan.refuse(id, &unfit);
+                Judged::Done
+            }
+            Allotted::Unknown => Judged::Later,
+        }
+    }
+
+    /// The server's former partition if it is still its own, or the first that is free and empty.
+    fn allot(
+        &self,
+        plan: &mut Plan<'_>,
+        facts: &mut impl Facts,
+        former: Option<Partition>,
+    ) -> Allotted {
+        let taken = plan.taken();
+        let (mut leased, mut unread) = (0, 0);
+        // What waits there is its own.
+        if let Some(former) = former
+            && former.0 < self.policy.partitions
+            && !self.policy.is_declared(former)
+            && !taken.partitions.contains(&former)
+        {
+            return Allotted::Partition(former);
+        }
+        for partition in self.policy.pool() {
+            if taken.partitions.contains(&partition) {
+                leased += 1;
+                continue;
+            }
+            match facts.unread(partition) {
+                Some(0) => return Allotted::Partition(partition),
+                Some(_) => unread += 1,
+                None => return Allotted::Unknown,
+            }
+        }
+        Allotted::None(Unfit::NoPartition { leased, unread })
+    }
+
+    /// How long nothing was heard of a server, by our clock and in our term.
+    fn silent(&self, id: &str, now: Instant) -> Option<Duration> {
+        let (_, begun) = self.term?;
+        let heard = self.renewed.get(id).map_or(begun, |at| begun.max(*at));
+        Some(now.saturating_duration_since(heard))
+    }
+
+    fn scan_servers(&mut self, plan: &mut Plan<'_>, facts: &mut impl Facts, now: Instant) {
+        let (patience, forget) = (self.policy.lease, self.policy.lease + self.policy.forget);
+        for (id, lease) in plan.registry.leases() {
+            if plan.touched.contains(id) {
+                continue;
+            }
+            let silent = self.silent(id, now).unwrap_or_default();
+            match lease.state {
+                ServerState::Draining if self.is_drained(id, lease, facts, now) => {
+                    plan.set_state(id, lease, ServerState::Gone, Some("drained"));
+                }
+                ServerState::Live if silent >= patience && !lease.is_declared() => {
+                    plan.set_state(id, lease, ServerState::Away, Some("it does not renew"));
+                }
+                ServerState::Away | ServerState::Draining
+                    if silent >= forget && !lease.is_declared() =>
+                {
+                    plan.set_state(id, lease, ServerState::Gone, Some("it did not come back"));
+                }
+                _ => {}
+            }
+        }
+        // What is left of those that are not there.
+        for id in plan.registry.registrations().keys().chain(plan.registry.refusals().keys()) {
+            let in_force = plan.registry.leases().get(id).is_some_and(Lease::is_in_force);
+            let silent = self.silent(id, now).unwrap_or_default();
+            if !in_force && silent >= forget && plan.touched.insert(id.clone()) {
+                plan.remove_answers(id);
+            }
+        }
+    }
+
+    /// Nothing waits for it and nobody is its client, for as long as a lease.
+    fn is_drained(
+        &mut self,
+        id: &str,
+        lease: &Lease,
+        facts: &mut impl Facts,
+        now: Instant,
+    ) -> bool {
+        match facts.unread(lease.partition) {
+            Some(0) if facts.clients(id) == 0 => {
+                let since = *self.empty.entry(id.to_owned()).or_insert(now);
+                now.saturating_duration_since(since) >= self.policy.lease
+            }
+            Some(_) => {
+                self.empty.remove(id);
+                false
+            }
+            None => false,
+        }
+    }
+
+    fn scan_relays(&mut self, plan: &mut Plan<'_>, now: Instant) {
+        let Some((_, begun)) = self.term else { return };
+        for (relay, record) in plan.registry.relays() {
+            let heard = self.relays.get(relay).map_or(begun, |at| begun.max(*at));
+            let silent = now.saturating_duration_since(heard);
+            if record.state == RelayState::Live && silent >= self.policy.relay_timeout {
+                let mut record = record.clone();
+                record.state = RelayState::Gone;
+                plan.writes.push(Write::new(Key::Relay(*relay), &record));
+            }
+        }
+    }
+}
+
+/// What became of the search for a partition.
+enum Allotted {
+    Partition(Partition),
+    /// A fact is not known yet.
+    Unknown,
+    None(Unfit),
+}
+
+/// A declared server has a lease only while an operator has it drained.
+fn judge_declared(plan: &mut Plan<'_>, id: &str, declared: &Declared, order: Option<Command>) {
+    let lease = plan.registry.leases().get(id);
+    if order.is_none() {
+        match lease {
+            Some(lease) if lease.is_declared() => plan.remove(Key::Lease(id.to_owned()), id),
+            Some(lease) if lease.is_in_force() => {
+                plan.set_state(id, lease, ServerState::Gone, Some("it is declared now"));
+            }
+            _ => {}
+        }
+    } else {
+        let server = &declared.server;
+        let registration = Registration {
+            version: VERSION,
+            service: declared.service.clone(),
+            address: server.address,
+            capacity: server.capacity,
+            labels: server.labels.clone(),
+            instance: String::new(),
+            state: Wish::Draining,
+        };
+        let mut wanted = plan.lease(&registration, server.partition, 0, ServerState::Draining);
+        if let Some(lease) = lease.filter(|lease| lease.is_declared() && !lease.is_in_force()) {
+            (wanted.state, wanted.reason) = (lease.state, lease.reason.clone());
+        }
+        plan.set_lease(id, lease, &wanted);
+    }
+}

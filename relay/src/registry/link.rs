@@ -1,0 +1,585 @@
+//! The registry's thread: reads it, tells who listens what has changed, and while the relay
+//! coordinates, writes.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::config::{Config, KafkaSection};
+use crate::kafka::{Incarnation, RelayId, unread};
+use crate::route::{Associations, Partition, ServerLink, ServerState, ServiceId};
+
+use super::author::Author;
+use super::candidate::Candidate;
+use super::follow::Follower;
+use super::record::{Coordination, Key, RelayRecord, RelayState, Term, VERSION};
+use super::status::RegistryStatus;
+use super::{Change, Coordinator, Facts, Outcome, Policy, Registry, RegistryError, Write};
+
+/// How long a look for records lasts; so often the thread looks at everything else.
+const POLL: Duration = Duration::from_millis(50);
+/// A relay writes about itself so many times in `registry.relay_timeout_ms`.
+const BEATS_PER_TIMEOUT: u32 = 3;
+/// How long the cluster may take to tell how far a partition is read.
+const FACT_TIMEOUT: Duration = Duration::from_secs(2);
+/// A fact is true for so many parts of a lease; longer than two looks at the clock are apart.
+const FACTS_PER_LEASE: u32 = 4;
+/// Least time between decisions while records are refused: one of the coordinator's own may be
+/// among them, and it would be written again.
+const HOLD_BACK: Duration = Duration::from_millis(200);
+/// How long the last records may take when the relay stops.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Who is told what the registry says.
+pub trait Listener: Send + 'static {
+    /// A server is new, or has changed.
+    fn server(&mut self, link: ServerLink);
+    /// A relay has said that it runs or is gone, or the coordinator has.
+    fn relay(&mut self, relay: RelayId, incarnation: Incarnation, state: RelayState);
+    /// Whether this relay coordinates; told again and again.
+    fn coordinates(&mut self, coordinates: bool);
+    /// Clients of a server.
+    fn clients(&self, id: &str) -> u32;
+}
+
+impl Listener for Arc<Associations> {
+    fn server(&mut self, link: ServerLink) {
+        self.set_server(link);
+    }
+    fn relay(&mut self, relay: RelayId, incarnation: Incarnation, state: RelayState) {
+        tracing::debug!(relay = relay.0, incarnation = incarnation.value(), ?state, "a relay");
+        match state {
+            RelayState::Live => self.relay_runs(relay, incarnation),
+            RelayState::Gone => self.relay_gone(relay, incarnation),
+        }
+    }
+    fn coordinates(&mut self, coordinates: bool) {
+        self.set_coordinator(coordinates);
+    }
+    fn clients(&self, id: &str) -> u32 {
+        Associations::clients(self, id)
+    }
+}
+
+/// What the thread knows, and others may look at.
+struct Core {
+    registry: Registry,
+    coordinator: Coordinator,
+}
+
+/// Looks at the registry.
+#[derive(Clone)]
+pub struct RegistryObserver {
+    core: Arc<Mutex<Core>>,
+    associations: Arc<Associations>,
+}
+
+impl std::fmt::Debug for RegistryObserver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RegistryObserver").finish_non_exhaustive()
+    }
+}
+
+fn lock(core: &Mutex<Core>) -> MutexGuard<'_, Core> {
+    core.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl RegistryObserver {
+    /// What it says now.
+    pub fn status(&self) -> RegistryStatus {
+        let mut status = {
+            let core = lock(&self.core);
+            let clock = (&core.coordinator, Instant::now());
+            RegistryStatus::new(&core.registry, core.coordinator.policy(), Some(clock))
+        };
+        for server in &mut status.servers {
+            server.clients = Some(self.associations.clients(&server.id));
+        }
+        status
+    }
+
+    /// Whether this relay is the coordinator.
+    pub fn coordinates(&self) -> bool {
+        lock(&self.core).coordinator.term().is_some()
+    }
+}
+
+/// The registry of a running relay.
+pub struct RegistryLink {
+    observer: RegistryObserver,
+    stop: Arc<AtomicBool>,
+    failed: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl RegistryLink {
+    /// Reads the registry to its end, tells `listener` which servers there are, and claims the
+    /// relay's id; then follows it from a thread. Blocks.
+    pub fn start(
+        config: &Config,
+        incarnation: Incarnation,
+        associations: &Arc<Associations>,
+    ) -> Result<Self, RegistryError> {
+        let mut link = Link::open(config, incarnation, Box::new(Arc::clone(associations)))?;
+        link.claim()?;
+        let observer = RegistryObserver {
+            core: Arc::clone(&link.core),
+            associations: Arc::clone(associations),
+        };
+        let (stop, failed) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+        let (stopped, alarm) = (Arc::clone(&stop), Arc::clone(&failed));
+        let thread = std::thread::Builder::new()
+            .name("registry".to_owned())
+            .spawn(move || {
+                if let Err(error) = link.run(&stopped) {
+                    tracing::error!(error, "the registry's producer has failed for good");
+                    alarm.store(true, Ordering::SeqCst);
+                }
+            })
+            .map_err(RegistryError::Thread)?;
+        Ok(Self { observer, stop, failed, thread: Some(thread) })
+    }
+
+    /// For looking at it.
+    pub fn observer(&self) -> RegistryObserver {
+        self.observer.clone()
+    }
+
+    /// Whether the thread has ended by itself.
+    pub fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::SeqCst)
+            || self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+}
+
+/// Says that this relay is gone, and leaves the office to another one. Blocks.
+impl Drop for RegistryLink {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// How far this relay is with taking office.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Office {
+    /// It may be tried from then on.
+    From(Instant),
+    /// The record is written and not yet read back.
+    Asked,
+    Held,
+}
+
+struct Link {
+    me: (RelayId, Incarnation),
+    place: String,
+    services: HashMap<String, ServiceId>,
+    follower: Follower,
+    author: Author,
+    candidate: Candidate,
+    core: Arc<Mutex<Core>>,
+    listener: Box<dyn Listener>,
+    /// Servers that the listener knows.
+    told: HashSet<String>,
+    backlogs: Backlogs,
+    office: Office,
+    /// A record was refused since the last decision.
+    refused: bool,
+    /// Nothing is decided before then.
+    held_back: Instant,
+    next_beat: Instant,
+    beat_interval: Duration,
+    start_timeout: Duration,
+    /// After it lost the office to another relay's record: by then it knows whether it is still the
+    /// group's choice.
+    reflection: Duration,
+}
+
+impl Link {
+    fn open(
+        config: &Config,
+        incarnation: Incarnation,
+        listener: Box<dyn Listener>,
+    ) -> Result<Self, RegistryError> {
+        let now = Instant::now();
+        let start_timeout = Duration::from_millis(config.registry.start_timeout_ms.into());
+        let coordinator = Coordinator::new(Policy::new(config), now);
+        let lease = coordinator.policy().lease;
+        let relay_timeout = coordinator.policy().relay_timeout;
+        let mut core = Core { registry: Registry::default(), coordinator };
+        let mut follower = Follower::open(config)?;
+        follower.catch_up(start_timeout, |offset, key, value| {
+            let outcome = core.registry.apply(offset, key, value);
+            core.coordinator.observe(&core.registry, &outcome, Instant::now());
+        })?;
+        let services = config.services.iter().map(|service| service.name.clone());
+        let mut link = Self {
+            me: (RelayId(config.relay.id), incarnation),
+            place: place(config),
+            services: services.zip((0..).map(ServiceId)).collect(),
+            follower,
+            author: Author::new(config)?,
+            candidate: Candidate::new(config)?,
+            core: Arc::new(Mutex::new(core)),
+            listener,
+            told: HashSet::new(),
+            backlogs: Backlogs::new(&config.kafka, lease / FACTS_PER_LEASE),
+            office: Office::From(now),
+            refused: false,
+            held_back: now,
+            next_beat: now,
+            beat_interval: relay_timeout / BEATS_PER_TIMEOUT,
+            start_timeout,
+            reflection: Duration::from_millis(config.registry.session_timeout_ms.into()) / 2,
+        };
+        let ids: Vec<_> = lock(&link.core).registry.leases().keys().cloned().collect();
+        for id in &ids {
+            link.tell_server(id);
+        }
+        let relays: Vec<_> = lock(&link.core).registry.relays().keys().copied().collect();
+        for relay in relays {
+            link.tell(&Change::Relay(relay));
+        }
+        Ok(link)
+    }
+
+    /// Makes sure that no other relay has this one's id, and says that it is there.
+    fn claim(&mut self) -> Result<(), RegistryError> {
+        let (relay, incarnation) = self.me;
+        // One that was killed has left its word behind: then no other comes. In the same place its
+        // lock says that it does not run.
+        let deadline = Instant::now() + self.beat_interval * 2;
+        let former = lock(&self.core).registry.relays().get(&relay).cloned();
+        if former.is_some_and(|of| of.state == RelayState::Live && of.place != self.place) {
+            while Instant::now() < deadline {
+                self.refuse_other()?;
+            }
+        }
+        self.beat();
+        let deadline = Instant::now() + self.start_timeout;
+        loop {
+            self.refuse_other()?;
+            self.author.poll();
+            let known = lock(&self.core).registry.relays().get(&relay).cloned();
+            if known.is_some_and(|known| known.incarnation == incarnation) {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                let (topic, timeout) = (self.follower.topic().to_owned(), self.start_timeout);
+                return Err(RegistryError::Unwritable { topic, timeout });
+            }
+        }
+    }
+
+    /// Reads on, and refuses to run beside another relay of the same id that speaks meanwhile.
+    fn refuse_other(&mut self) -> Result<(), RegistryError> {
+        let (relay, incarnation) = self.me;
+        let mut other = None;
+        self.read(|link, change| {
+            let core = lock(&link.core);
+            let known = core.registry.relays().get(&relay);
+            if *change == Change::Relay(relay)
+                && let Some(record) = known
+                && record.state == RelayState::Live
+                && record.incarnation != incarnation
+            {
+                other = Some(record.place.clone());
+            }
+        });
+        other.map_or(Ok(()), |place| Err(RegistryError::SameRelay { relay: relay.0, place }))
+    }
+
+    /// Runs until `stop`. An error is the producer's fatal one.
+    fn run(mut self, stop: &AtomicBool) -> Result<(), String> {
+        while !stop.load(Ordering::SeqCst) {
+            self.read(Self::watch_own);
+            let chosen = self.candidate.poll();
+            if self.author.poll() {
+                // What was decided has not come to be; everything is looked at again.
+                self.leave_office(Instant::now());
+            }
+            if let Some(error) = self.author.fatal() {
+                return Err(error);
+            }
+            if Instant::now() >= self.next_beat && self.is_read_back() {
+                self.beat();
+            }
+            self.coordinate(chosen);
+            self.listener.coordinates(self.office == Office::Held);
+        }
+        self.say(RelayState::Gone);
+        self.author.finish(STOP_TIMEOUT);
+        Ok(())
+    }
+
+    fn is_read_back(&self) -> bool {
+        self.author.is_read_back(self.follower.next())
+    }
+
+    /// Takes what has come.
+    fn read(&mut self, mut each: impl FnMut(&mut Self, &Change)) {
+        let (core, mut outcomes) = (Arc::clone(&self.core), Vec::new());
+        self.follower.read(POLL, |offset, key, value| {
+            let core = &mut *lock(&core);
+            let outcome = core.registry.apply(offset, key, value);
+            core.coordinator.observe(&core.registry, &outcome, Instant::now());
+            outcomes.push(outcome);
+        });
+        for outcome in outcomes {
+            match outcome {
+                Outcome::Changed(change) => {
+                    self.tell(&change);
+                    each(self, &change);
+                }
+                Outcome::Refused(reason, key) => {
+                    let (reason, key) = (reason.name(), key.map(|key| key.to_string()));
+                    tracing::debug!(reason, key, "a record of the registry was refused");
+                    self.refused = true;
+                }
+            }
+        }
+    }
+
+    fn tell(&mut self, change: &Change) {
+        match change {
+            Change::Lease(id) => self.tell_server(id),
+            Change::Relay(relay) => {
+                let known = lock(&self.core).registry.relays().get(relay).cloned();
+                if let Some(RelayRecord { incarnation, state, .. }) = known {
+                    self.listener.relay(*relay, incarnation, state);
+                }
+            }
+            Change::Server(_) | Change::Refusal(_) | Change::Order(_) | Change::Coordinator => {}
+        }
+    }
+
+    /// Somebody else about this relay, which runs.
+    fn watch_own(&mut self, change: &Change) {
+        let (relay, incarnation) = self.me;
+        if *change != Change::Relay(relay) {
+            return;
+        }
+        let known = lock(&self.core).registry.relays().get(&relay).cloned();
+        if known.as_ref().is_some_and(|known| known.incarnation != incarnation) {
+            tracing::error!(
+                relay = relay.0,
+                place = known.map(|known| known.place),
+                "another relay with this one's relay.id runs: stop one of them"
+            );
+            self.next_beat = Instant::now();
+        } else if known.is_none_or(|known| known.state == RelayState::Gone) {
+            tracing::warn!(relay = relay.0, "this relay was taken for gone; it is not");
+            self.next_beat = Instant::now();
+        }
+    }
+
+    fn tell_server(&mut self, id: &str) {
+        let Some(link) = self.server_link(id) else { return };
+        if link.state == ServerState::Gone && !self.told.contains(id) {
+            return;
+        }
+        self.told.insert(id.to_owned());
+        self.listener.server(link);
+    }
+
+    /// A server as this relay's configuration lets it be used.
+    fn server_link(&self, id: &str) -> Option<ServerLink> {
+        let core = lock(&self.core);
+        let (lease, policy) = (core.registry.leases().get(id), core.coordinator.policy());
+        if let Some(declared) = policy.declared.get(id) {
+            let service = *self.services.get(&declared.service)?;
+            let lease = lease.filter(|lease| lease.is_declared());
+            let mut link = ServerLink::declared(service, &declared.server);
+            link.state = lease.map_or(ServerState::Live, |lease| lease.state);
+            return Some(link);
+        }
+        let lease = lease.filter(|lease| !lease.is_declared())?;
+        let Some(service) = self.services.get(&lease.service) else {
+            tracing::debug!(server = id, service = lease.service, "a service that is not ours");
+            return None;
+        };
+        if lease.partition.0 >= policy.partitions || policy.is_declared(lease.partition) {
+            let partition = lease.partition.0;
+            tracing::warn!(
+                server = id,
+                partition,
+                "this relay's configuration does not lease this partition (kafka.uplink_partitions, \
+                 service.server); all relays must agree on it. The server gets no clients here"
+            );
+            return None;
+        }
+        Some(ServerLink {
+            name: id.to_owned(),
+            service: *service,
+            address: lease.address,
+            partition: lease.partition,
+            epoch: lease.epoch,
+            capacity: lease.capacity.get(),
+            labels: lease.labels.clone(),
+            state: lease.state,
+        })
+    }
+
+    fn write(&mut self, write: &Write) {
+        if let Err(error) = self.author.write(write) {
+            tracing::warn!(%error, key = %write.key, "a record of the registry was not taken");
+            self.leave_office(Instant::now() + HOLD_BACK);
+        }
+    }
+
+    fn beat(&mut self) {
+        self.next_beat = Instant::now() + self.beat_interval;
+        self.say(RelayState::Live);
+    }
+
+    fn say(&mut self, state: RelayState) {
+        let (relay, incarnation) = self.me;
+        let record =
+            RelayRecord { version: VERSION, incarnation, state, place: self.place.clone() };
+        self.write(&Write::new(Key::Relay(relay), &record));
+    }
+
+    fn leave_office(&mut self, until: Instant) {
+        lock(&self.core).coordinator.end();
+        self.office = Office::From(until);
+    }
+
+    /// Takes office if the group has chosen this relay, and answers while it has it.
+    fn coordinate(&mut self, chosen: bool) {
+        let now = Instant::now();
+        if !chosen {
+            if !matches!(self.office, Office::From(_)) {
+                tracing::info!("another relay coordinates from now on");
+                self.leave_office(now);
+            }
+            return;
+        }
+        if now < self.held_back || !self.is_read_back() {
+            return;
+        }
+        match self.office {
+            Office::From(from) if now >= from => {
+                let (relay, incarnation) = self.me;
+                let record = Coordination { version: VERSION, relay, incarnation };
+                self.office = Office::Asked;
+                self.write(&Write::new(Key::Coordinator, &record));
+            }
+            Office::From(_) => {}
+            Office::Asked => match self.own_term() {
+                Some(term) => {
+                    let core = &mut *lock(&self.core);
+                    core.coordinator.begin(term, &core.registry, now);
+                    self.office = Office::Held;
+                    tracing::info!(term = term.0, "this relay coordinates from now on");
+                }
+                None => self.leave_office(now + self.reflection),
+            },
+            Office::Held => {
+                let (term, is_spoilt) = {
+                    let core = lock(&self.core);
+                    (core.coordinator.term(), core.coordinator.is_office_spoilt())
+                };
+                if self.own_term() != term {
+                    tracing::warn!("another relay says that it coordinates");
+                    self.leave_office(now + self.reflection);
+                } else if is_spoilt {
+                    self.leave_office(now);
+                } else {
+                    self.decide(now);
+                }
+            }
+        }
+    }
+
+    /// The term, if it is this relay's.
+    fn own_term(&self) -> Option<Term> {
+        let core = lock(&self.core);
+        let (term, of) = core.registry.coordination()?;
+        ((of.relay, of.incarnation) == self.me).then_some(*term)
+    }
+
+    fn decide(&mut self, now: Instant) {
+        self.backlogs.find_out();
+        if std::mem::take(&mut self.refused) {
+            self.held_back = now + HOLD_BACK;
+        }
+        let writes = {
+            let core = &mut *lock(&self.core);
+            let mut facts = World { backlogs: &mut self.backlogs, listener: &*self.listener };
+            core.coordinator.decide(&core.registry, &mut facts, now)
+        };
+        for write in &writes {
+            tracing::debug!(key = %write.key, "the coordinator writes");
+            self.write(write);
+        }
+    }
+}
+
+/// Names where this relay has its lock: two with one name never run at the same time.
+fn place(config: &Config) -> String {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    // A container has another /run.
+    let mounts = std::fs::read_link("/proc/self/ns/mnt").unwrap_or_default();
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let lock = config.run_directory();
+    format!("{} on {host}, {} {}", lock.display(), boot.trim(), mounts.display())
+}
+
+/// What a decision may ask.
+struct World<'a> {
+    backlogs: &'a mut Backlogs,
+    listener: &'a dyn Listener,
+}
+
+impl Facts for World<'_> {
+    fn unread(&mut self, partition: Partition) -> Option<u64> {
+        self.backlogs.unread(partition)
+    }
+    fn clients(&self, id: &str) -> u32 {
+        self.listener.clients(id)
+    }
+}
+
+/// How far partitions are read; asked for one at a time, so that the registry is read meanwhile.
+struct Backlogs {
+    kafka: KafkaSection,
+    valid: Duration,
+    known: HashMap<Partition, (Instant, u64)>,
+    wanted: VecDeque<Partition>,
+}
+
+impl Backlogs {
+    fn new(kafka: &KafkaSection, valid: Duration) -> Self {
+        Self { kafka: kafka.clone(), valid, known: HashMap::new(), wanted: VecDeque::new() }
+    }
+
+    fn unread(&mut self, partition: Partition) -> Option<u64> {
+        if let Some((at, unread)) = self.known.get(&partition)
+            && at.elapsed() < self.valid
+        {
+            return Some(*unread);
+        }
+        if !self.wanted.contains(&partition) {
+            self.wanted.push_back(partition);
+        }
+        None
+    }
+
+    /// Finds out what was asked first.
+    fn find_out(&mut self) {
+        let Some(partition) = self.wanted.pop_front() else { return };
+        match unread(&self.kafka, partition, FACT_TIMEOUT) {
+            Ok(unread) => {
+                self.known.insert(partition, (Instant::now(), unread));
+            }
+            Err(error) => {
+                let partition = partition.0;
+                tracing::warn!(%error, partition, "how far a partition is read is not known");
+            }
+        }
+    }
+}

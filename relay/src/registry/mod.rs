@@ -1,0 +1,35 @@
+//! Servers that register, their leases, and the relays themselves: one topic that all relays fold.
+//!
+//! | part | what |
+//! |---|---|
+//! | [`record`] | keys and values |
+//! | [`Registry`] | the fold: what all records together say |
+//! | [`Policy`], [`Coordinator`] | what is to be written next, without I/O |
+//! | [`RegistryLink`] | the thread that reads and writes |
+//!
+//! The contract with the servers is `docs/kafka-contract.md`.
+
+mod author;
+mod candidate;
+mod coordinator;
+mod error;
+mod follow;
+mod link;
+mod orders;
+mod plan;
+mod policy;
+pub mod record;
+mod state;
+mod status;
+#[cfg(test)]
+mod tests;
+
+pub use coordinator::{Coordinator, Facts};
+pub use error::RegistryError;
+pub use follow::read;
+pub use link::{Listener, RegistryLink, RegistryObserver};
+pub use orders::{OrderError, order};
+pub use plan::Write;
+pub use policy::{Declared, Policy, Unfit};
+pub use state::{Change, MAX_ENTRIES, MAX_EPOCH, Outcome, RefusedReason, Registry};
+pub use status::{CoordinatorStatus, RegistryStatus, RelayStatus, ServerStatus};

@@ -1,0 +1,159 @@
+//! What a coordinator goes by: the configuration, and what is wrong with a registration under it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use crate::config::{Config, Server};
+use crate::route::Partition;
+
+use super::record::{self, Problem, Registration};
+
+/// A server that the configuration declares.
+#[derive(Clone, Debug)]
+pub struct Declared {
+    /// What it serves.
+    pub service: String,
+    /// As it is declared.
+    pub server: Server,
+}
+
+/// What a coordinator goes by.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// A registration that is not renewed within so long makes its server `away`.
+    pub lease: Duration,
+    /// A server that is away for so long is gone.
+    pub forget: Duration,
+    /// A relay that is silent for so long is gone.
+    pub relay_timeout: Duration,
+    /// Largest capacity.
+    pub max_capacity: u32,
+    /// Names.
+    pub services: BTreeSet<String>,
+    /// By id.
+    pub declared: BTreeMap<String, Declared>,
+    /// Theirs.
+    pub declared_partitions: BTreeSet<Partition>,
+    /// Partitions of the uplink.
+    pub partitions: u16,
+}
+
+impl Policy {
+    /// Of a checked configuration.
+    pub fn new(config: &Config) -> Self {
+        let registry = &config.registry;
+        let declared: BTreeMap<_, _> = config
+            .services
+            .iter()
+            .flat_map(|service| service.servers.iter().map(move |server| (service, server)))
+            .map(|(service, server)| {
+                let declared = Declared { service: service.name.clone(), server: server.clone() };
+                (server.id.clone(), declared)
+            })
+            .collect();
+        Self {
+            lease: Duration::from_millis(registry.lease_ms.into()),
+            forget: Duration::from_millis(registry.forget_ms.into()),
+            relay_timeout: Duration::from_millis(registry.relay_timeout_ms.into()),
+            max_capacity: registry.max_capacity,
+            services: config.services.iter().map(|service| service.name.clone()).collect(),
+            declared_partitions: declared.values().map(|of| of.server.partition).collect(),
+            declared,
+            partitions: u16::try_from(config.partitions()).expect("partitions are u16"),
+        }
+    }
+
+    /// Whether a declared server has a partition.
+    pub fn is_declared(&self, partition: Partition) -> bool {
+        self.declared_partitions.contains(&partition)
+    }
+
+    /// Partitions that no declared server has.
+    pub fn pool(&self) -> impl Iterator<Item = Partition> {
+        (0..self.partitions).map(Partition).filter(|partition| !self.is_declared(*partition))
+    }
+
+    /// What is wrong with a registration, whoever else is registered.
+    pub fn check(&self, id: &str, registration: &Registration) -> Result<(), Unfit> {
+        if let Some(problem) = record::id_problem(id) {
+            return Err(Unfit::Id(problem));
+        }
+        if self.declared.contains_key(id) {
+            return Err(Unfit::Declared);
+        }
+        if !self.services.contains(&registration.service) {
+            let known = self.services.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+            return Err(Unfit::Service { service: registration.service.clone(), known });
+        }
+        let address = registration.address;
+        if address.is_unspecified() || address.is_multicast() {
+            return Err(Unfit::Address(address));
+        }
+        let capacity = registration.capacity.get();
+        if capacity > self.max_capacity {
+            return Err(Unfit::Capacity { capacity, max: self.max_capacity });
+        }
+        Ok(())
+    }
+}
+
+/// Why a registration gets no lease, in words for its server.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unfit {
+    /// It cannot be read.
+    #[error("{0}")]
+    Malformed(Problem),
+    /// The id is none.
+    #[error("{0}")]
+    Id(String),
+    /// The id is taken.
+    #[error(
+        "this id is that of a server that the relays' configuration declares; take another one"
+    )]
+    Declared,
+    /// There is no such service.
+    #[error("there is no service `{service}`; there are: {known}")]
+    Service {
+        /// As it was asked for.
+        service: String,
+        /// Which there are.
+        known: String,
+    },
+    /// No server can have this address.
+    #[error("`address`: {0} is no address of one server")]
+    Address(IpAddr),
+    /// Two servers would have one address.
+    #[error("`address`: {address} is that of server `{of}` of the same service")]
+    AddressTaken {
+        /// The address.
+        address: IpAddr,
+        /// Whose it is.
+        of: String,
+    },
+    /// Larger than allowed.
+    #[error("`capacity`: {capacity} is more than {max} (registry.max_capacity)")]
+    Capacity {
+        /// As it was asked for.
+        capacity: u32,
+        /// How much may be.
+        max: u32,
+    },
+    /// An operator's order stands against it.
+    #[error("an operator has ordered this server drained; `relay servers resume` takes that back")]
+    Drained,
+    /// It wants to leave and never was there.
+    #[error("`state`: this instance holds no lease that it could drain")]
+    NothingToDrain,
+    /// All partitions are taken.
+    #[error(
+        "no partition is free: {leased} are leased, in {unread} wait records of servers that are \
+         gone; kafka.uplink_partitions is how many there are"
+    )]
+    NoPartition {
+        /// Leases in force.
+        leased: usize,
+        /// Partitions that are not read to their end.
+        unread: usize,
+    },
+}

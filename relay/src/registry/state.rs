@@ -1,0 +1,367 @@
+//! The registry's state: a fold over its records, the same for everybody who reads them.
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::kafka::RelayId;
+use crate::route::Partition;
+
+use super::record::{
+    self, Coordination, Key, Lease, Malformed, Order, Refusal, Registration, RelayRecord, Term,
+};
+
+/// Most ids of each kind of record; a record of one more is refused.
+pub const MAX_ENTRIES: usize = 200_000;
+/// Highest epoch; more than any partition has holders, and a JSON number that every reader reads
+/// exactly (RFC 8259, section 6).
+pub const MAX_EPOCH: u64 = (1 << 53) - 1;
+
+/// What a record has changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A server's registration, one that cannot be read included.
+    Server(String),
+    /// A server's lease.
+    Lease(String),
+    /// A server's refusal.
+    Refusal(String),
+    /// An operator's order.
+    Order(String),
+    /// Who coordinates.
+    Coordinator,
+    /// A relay's word.
+    Relay(RelayId),
+}
+
+impl Change {
+    /// The key of the record.
+    pub fn key(&self) -> Key {
+        match self {
+            Self::Server(id) => Key::Server(id.clone()),
+            Self::Lease(id) => Key::Lease(id.clone()),
+            Self::Refusal(id) => Key::Refusal(id.clone()),
+            Self::Order(id) => Key::Order(id.clone()),
+            Self::Coordinator => Key::Coordinator,
+            Self::Relay(relay) => Key::Relay(*relay),
+        }
+    }
+}
+
+/// Why a record has changed nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefusedReason {
+    /// The key is none of the registry's.
+    MalformedKey,
+    /// The value is not what belongs to the key. Counted of registrations too, which are kept so
+    /// that their server gets an answer.
+    MalformedValue,
+    /// From a coordinator that is none any more.
+    StaleTerm,
+    /// A lease of a partition that another server has got since.
+    StaleEpoch,
+    /// Would take away a lease that is needed.
+    LeaseNeeded,
+    /// There are too many of its kind.
+    Full,
+}
+
+impl RefusedReason {
+    /// Every reason, in the order of the counters.
+    pub const ALL: [Self; 6] = [
+        Self::MalformedKey,
+        Self::MalformedValue,
+        Self::StaleTerm,
+        Self::StaleEpoch,
+        Self::LeaseNeeded,
+        Self::Full,
+    ];
+
+    /// How counters name it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::MalformedKey => "malformed_key",
+            Self::MalformedValue => "malformed_value",
+            Self::StaleTerm => "stale_term",
+            Self::StaleEpoch => "stale_epoch",
+            Self::LeaseNeeded => "lease_needed",
+            Self::Full => "full",
+        }
+    }
+}
+
+/// What became of a record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It counts.
+    Changed(Change),
+    /// It does not. Compaction may keep it all the same, in place of the one of the same key that
+    /// does: so the key is told, and the coordinator writes the right one again.
+    Refused(RefusedReason, Option<Key>),
+}
+
+/// Epochs of a partition, and whose they are; the last is the highest.
+type Holders = BTreeSet<(u64, String)>;
+
+/// What all records together say.
+#[derive(Clone, Debug, Default)]
+pub struct Registry {
+    registrations: BTreeMap<String, Result<Registration, Malformed>>,
+    leases: BTreeMap<String, Lease>,
+    refusals: BTreeMap<String, Refusal>,
+    orders: BTreeMap<String, Order>,
+    coordination: Option<(Term, Coordination)>,
+    relays: BTreeMap<RelayId, RelayRecord>,
+    holders: BTreeMap<Partition, Holders>,
+    /// Servers that have written since their lease was, or have none.
+    spoken: BTreeSet<String>,
+    refused: [u64; RefusedReason::ALL.len()],
+}
+
+/// The same registry; what was refused on the way does not matter.
+impl PartialEq for Registry {
+    fn eq(&self, other: &Self) -> bool {
+        self.registrations == other.registrations
+            && self.leases == other.leases
+            && self.refusals == other.refusals
+            && self.orders == other.orders
+            && self.coordination == other.coordination
+            && self.relays == other.relays
+            && self.holders == other.holders
+            && self.spoken == other.spoken
+    }
+}
+
+impl Registry {
+    /// Takes the next record; no value is a tombstone.
+    pub fn apply(&mut self, offset: i64, key: &[u8], value: Option<&[u8]>) -> Outcome {
+        let Some(key) = Key::parse(key) else {
+            return self.refuse(RefusedReason::MalformedKey, None);
+        };
+        let result = match &key {
+            Key::Server(id) => self.apply_registration(id, value),
+            Key::Lease(id) => self.apply_lease(offset, id, value),
+            Key::Refusal(id) => self.apply_refusal(offset, id, value),
+            Key::Order(id) => put(&mut self.orders, id, value).map(|()| Change::Order(id.clone())),
+            Key::Coordinator => self.apply_coordination(offset, value),
+            Key::Relay(relay) => {
+                put(&mut self.relays, relay, value).map(|()| Change::Relay(*relay))
+            }
+        };
+        match result {
+            Ok(change) => Outcome::Changed(change),
+            Err(RefusedReason::Full) => self.refuse(RefusedReason::Full, None),
+            Err(reason) => self.refuse(reason, Some(key)),
+        }
+    }
+
+    fn refuse(&mut self, reason: RefusedReason, key: Option<Key>) -> Outcome {
+        self.count(reason);
+        Outcome::Refused(reason, key)
+    }
+
+    fn count(&mut self, reason: RefusedReason) {
+        self.refused[reason as usize] += 1;
+    }
+
+    fn apply_registration(
+        &mut self,
+        id: &str,
+        value: Option<&[u8]>,
+    ) -> Result<Change, RefusedReason> {
+        let Some(value) = value else {
+            self.registrations.remove(id);
+            self.spoken.remove(id);
+            return Ok(Change::Server(id.to_owned()));
+        };
+        let registration = Registration::parse(value);
+        if registration.is_err() {
+            self.count(RefusedReason::MalformedValue);
+        }
+        insert(&mut self.registrations, &id.to_owned(), registration)?;
+        self.spoken.insert(id.to_owned());
+        Ok(Change::Server(id.to_owned()))
+    }
+
+    /// A term of which nobody has heard is that of a coordinator whose record was compacted away.
+    fn is_current(&self, term: Term, offset: i64) -> Result<(), RefusedReason> {
+        if term.0 >= offset {
+            return Err(RefusedReason::MalformedValue);
+        }
+        if self.coordination.as_ref().is_some_and(|(current, _)| term < *current) {
+            return Err(RefusedReason::StaleTerm);
+        }
+        Ok(())
+    }
+
+    fn apply_lease(
+        &mut self,
+        offset: i64,
+        id: &str,
+        value: Option<&[u8]>,
+    ) -> Result<Change, RefusedReason> {
+        let changed = Change::Lease(id.to_owned());
+        let Some(value) = value else {
+            if self.leases.get(id).is_some_and(|lease| self.is_needed(lease)) {
+                return Err(RefusedReason::LeaseNeeded);
+            }
+            let former = self.leases.remove(id);
+            self.unhold(id, former);
+            if self.registrations.contains_key(id) {
+                self.spoken.insert(id.to_owned());
+            }
+            return Ok(changed);
+        };
+        let lease: Lease =
+            record::parse(value).map_err(|_problem| RefusedReason::MalformedValue)?;
+        self.is_current(lease.term, offset)?;
+        if lease.epoch > MAX_EPOCH {
+            return Err(RefusedReason::MalformedValue);
+        }
+        let highest = self.epoch(lease.partition);
+        let overtaken = lease.epoch < highest && lease.is_in_force()
+            || lease.epoch == highest && !self.holds(id, lease.partition);
+        if overtaken && !lease.is_declared() {
+            return Err(RefusedReason::StaleEpoch);
+        }
+        let held = (lease.partition, lease.epoch, lease.is_declared());
+        let former = insert(&mut self.leases, &id.to_owned(), lease)?;
+        self.unhold(id, former);
+        if let (partition, epoch, false) = held {
+            self.holders.entry(partition).or_default().insert((epoch, id.to_owned()));
+        }
+        self.spoken.remove(id);
+        Ok(changed)
+    }
+
+    /// A lease in force is; and one that is gone, as long as no other record remembers the epoch of
+    /// its partition.
+    fn is_needed(&self, lease: &Lease) -> bool {
+        if lease.is_declared() {
+            return false;
+        }
+        lease.is_in_force() || lease.epoch >= self.epoch(lease.partition)
+    }
+
+    fn unhold(&mut self, id: &str, former: Option<Lease>) {
+        if let Some(former) = former
+            && let Entry::Occupied(mut holders) = self.holders.entry(former.partition)
+        {
+            holders.get_mut().remove(&(former.epoch, id.to_owned()));
+            if holders.get().is_empty() {
+                holders.remove();
+            }
+        }
+    }
+
+    fn highest(&self, partition: Partition) -> Option<&(u64, String)> {
+        self.holders.get(&partition)?.last()
+    }
+
+    fn apply_refusal(
+        &mut self,
+        offset: i64,
+        id: &str,
+        value: Option<&[u8]>,
+    ) -> Result<Change, RefusedReason> {
+        if let Some(value) = value {
+            let refusal: Refusal =
+                record::parse(value).map_err(|_problem| RefusedReason::MalformedValue)?;
+            self.is_current(refusal.term, offset)?;
+            insert(&mut self.refusals, &id.to_owned(), refusal)?;
+        } else {
+            self.refusals.remove(id);
+        }
+        Ok(Change::Refusal(id.to_owned()))
+    }
+
+    fn apply_coordination(
+        &mut self,
+        offset: i64,
+        value: Option<&[u8]>,
+    ) -> Result<Change, RefusedReason> {
+        // Without one, every former coordinator would be right again.
+        let value = value.ok_or(RefusedReason::MalformedValue)?;
+        let coordination =
+            record::parse(value).map_err(|_problem| RefusedReason::MalformedValue)?;
+        self.coordination = Some((Term(offset), coordination));
+        Ok(Change::Coordinator)
+    }
+
+    /// Servers about themselves, by id.
+    pub fn registrations(&self) -> &BTreeMap<String, Result<Registration, Malformed>> {
+        &self.registrations
+    }
+
+    /// Leases, by server id.
+    pub fn leases(&self) -> &BTreeMap<String, Lease> {
+        &self.leases
+    }
+
+    /// Refusals, by server id.
+    pub fn refusals(&self) -> &BTreeMap<String, Refusal> {
+        &self.refusals
+    }
+
+    /// Orders, by server id.
+    pub fn orders(&self) -> &BTreeMap<String, Order> {
+        &self.orders
+    }
+
+    /// Who coordinates, since which term.
+    pub fn coordination(&self) -> Option<&(Term, Coordination)> {
+        self.coordination.as_ref()
+    }
+
+    /// All relays that have ever said a word.
+    pub fn relays(&self) -> &BTreeMap<RelayId, RelayRecord> {
+        &self.relays
+    }
+
+    /// The highest epoch of a partition; 0: no lease remembers one.
+    pub fn epoch(&self, partition: Partition) -> u64 {
+        self.highest(partition).map_or(0, |(epoch, _)| *epoch)
+    }
+
+    /// Whether a partition is this server's: nobody has had it later.
+    pub fn holds(&self, id: &str, partition: Partition) -> bool {
+        self.highest(partition).is_some_and(|(_, of)| of == id)
+    }
+
+    /// Whether a server has written after its lease was; compaction keeps the order.
+    pub fn has_spoken(&self, id: &str) -> bool {
+        self.spoken.contains(id)
+    }
+
+    /// Records that were refused, by reason; those that never happened are left out.
+    pub fn refused(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        RefusedReason::ALL
+            .iter()
+            .map(|reason| (reason.name(), self.refused[*reason as usize]))
+            .filter(|(_, count)| *count > 0)
+    }
+}
+
+fn put<K: Ord + Clone, T: serde::de::DeserializeOwned>(
+    map: &mut BTreeMap<K, T>,
+    key: &K,
+    value: Option<&[u8]>,
+) -> Result<(), RefusedReason> {
+    let Some(value) = value else {
+        map.remove(key);
+        return Ok(());
+    };
+    let value = record::parse(value).map_err(|_problem| RefusedReason::MalformedValue)?;
+    insert(map, key, value).map(drop)
+}
+
+/// What was there before, if there is room.
+fn insert<K: Ord + Clone, T>(
+    map: &mut BTreeMap<K, T>,
+    key: &K,
+    value: T,
+) -> Result<Option<T>, RefusedReason> {
+    if map.len() >= MAX_ENTRIES && !map.contains_key(key) {
+        return Err(RefusedReason::Full);
+    }
+    Ok(map.insert(key.clone(), value))
+}

@@ -1,0 +1,151 @@
+//! Which replies are dealt with, so that the downlink's offset is committed past those alone.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use crate::ring::{DownlinkBatch, DownlinkReceiver, ReplyOffset, Return};
+
+/// A batch of which not every reply is settled. Kept for a batch, not for a reply: what a crash makes
+/// be read again is more than one reply anyway.
+#[derive(Debug)]
+struct Unsettled {
+    first: ReplyOffset,
+    outstanding: usize,
+    since: Instant,
+}
+
+/// The window of batches between the first that is not settled and the last that was taken. A client
+/// that reads nothing is closed after a time, which bounds it.
+#[derive(Debug)]
+pub(super) struct Settlement {
+    window: VecDeque<Unsettled>,
+    /// Behind the last offset taken.
+    end: ReplyOffset,
+    published: ReplyOffset,
+    /// What the ring of returned replies had no room for. At most what connections may have waiting.
+    backlog: VecDeque<Return>,
+}
+
+impl Settlement {
+    pub(super) fn new() -> Self {
+        let nothing = ReplyOffset(i64::MIN);
+        Self { window: VecDeque::new(), end: nothing, published: nothing, backlog: VecDeque::new() }
+    }
+
+    /// A batch is taken; each of its offsets will be settled or returned.
+    pub(super) fn begin(&mut self, batch: &DownlinkBatch) {
+        if let Some((first, last)) = batch.offsets() {
+            let (outstanding, since) = (batch.receipts(), Instant::now());
+            self.window.push_back(Unsettled { first, outstanding, since });
+            self.end = ReplyOffset(last.0 + 1);
+        }
+    }
+
+    /// A reply was sent, or needs nothing.
+    pub(super) fn settle(&mut self, offset: ReplyOffset) {
+        let behind = self.window.partition_point(|batch| batch.first <= offset);
+        self.window[behind - 1].outstanding -= 1;
+    }
+
+    /// A reply will not be sent. It is settled when the consumer has it.
+    pub(super) fn give_back(&mut self, returned: Return, ring: &DownlinkReceiver) {
+        if self.backlog.is_empty() && ring.give_back(returned) {
+            self.settle(returned.offset);
+        } else {
+            self.backlog.push_back(returned);
+        }
+    }
+
+    /// Says how far everything is settled, if that has changed.
+    pub(super) fn publish(&mut self, ring: &DownlinkReceiver) {
+        while let Some(returned) = self.backlog.front()
+            && ring.give_back(*returned)
+        {
+            let offset = returned.offset;
+            self.backlog.pop_front();
+            self.settle(offset);
+        }
+        while self.window.front().is_some_and(|batch| batch.outstanding == 0) {
+            self.window.pop_front();
+        }
+        let below = self.window.front().map_or(self.end, |batch| batch.first);
+        if below != self.published {
+            self.published = below;
+            ring.settle(below);
+        }
+    }
+
+    /// Behind the last offset that was taken so long ago, if something before it is not settled.
+    pub(super) fn overdue(&self, limit: Duration) -> Option<ReplyOffset> {
+        let oldest = self.window.front()?;
+        let now = Instant::now();
+        if now.duration_since(oldest.since) < limit {
+            return None;
+        }
+        let young = self.window.partition_point(|batch| now.duration_since(batch.since) >= limit);
+        Some(self.window.get(young).map_or(self.end, |batch| batch.first))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kafka::{ConnectionKey, Incarnation, RelayId};
+    use crate::ring::{Command, DownlinkSender, Receipt, Wake, downlink};
+    use crate::worker::UndeliveredReason;
+
+    fn begin(
+        settlement: &mut Settlement,
+        sender: &DownlinkSender,
+        offsets: impl IntoIterator<Item = i64>,
+    ) {
+        let (relay, incarnation) = (RelayId(0), Incarnation::new(1));
+        let key = ConnectionKey { relay, incarnation, worker: 0, slot: 0, generation: 1 };
+        let mut batch = sender.take_empty().unwrap();
+        for offset in offsets {
+            batch.push(key, Command::Reply, Receipt::Offset(ReplyOffset(offset)), b"x");
+        }
+        settlement.begin(&batch);
+    }
+
+    #[test]
+    fn what_is_settled_later_holds_back_what_comes_after_it() {
+        let wake = || Wake::new().unwrap();
+        let (sender, receiver) = downlink(wake(), wake());
+        let mut settlement = Settlement::new();
+        begin(&mut settlement, &sender, [10, 12]);
+        begin(&mut settlement, &sender, [13, 17]);
+        let settled = |settlement: &mut Settlement, offset| {
+            settlement.settle(ReplyOffset(offset));
+            settlement.publish(&receiver);
+            sender.settled().0
+        };
+        assert_eq!(settled(&mut settlement, 13), 10);
+        assert_eq!(settled(&mut settlement, 10), 10);
+        assert_eq!(settled(&mut settlement, 12), 13, "the first batch is done with");
+        assert!(settlement.overdue(Duration::from_hours(1)).is_none());
+        assert_eq!(settlement.overdue(Duration::ZERO), Some(ReplyOffset(18)));
+        assert_eq!(settled(&mut settlement, 17), 18);
+        assert!(settlement.overdue(Duration::ZERO).is_none());
+    }
+
+    #[test]
+    fn what_was_returned_is_settled_once_the_ring_has_it() {
+        let wake = || Wake::new().unwrap();
+        let (sender, receiver) = downlink(wake(), wake());
+        let mut settlement = Settlement::new();
+        begin(&mut settlement, &sender, 0..10_000);
+        for offset in (0..10_000).map(ReplyOffset) {
+            let reason = UndeliveredReason::Stale;
+            settlement.give_back(Return { offset, reason }, &receiver);
+        }
+        let mut returned = Vec::new();
+        for looks in 1..=3 {
+            settlement.publish(&receiver);
+            let all = sender.settled().0 == 10_000;
+            assert_eq!(all, looks == 3, "the ring has room for less than half of them");
+            sender.take_returned(|one| returned.push(one.offset.0));
+        }
+        assert!(returned.into_iter().eq(0..10_000));
+    }
+}
