@@ -37,12 +37,12 @@ pub fn config(prefix: &str, relay: u16, servers: u16, port: u16) -> Config {
     Config {
         gateway: GatewaySection::new(instance_name(), &["none"]),
         relay: RelaySection { id: relay, ..RelaySection::default() },
+        registry: RegistrySection::default(),
         kafka: KafkaSection {
             brokers: kafka::brokers(),
             topic_prefix: prefix.to_owned(),
             ..KafkaSection::default()
         },
-        registry: RegistrySection::default(),
         services: vec![Service {
             destinations: vec!["127.0.0.0/8".parse().expect("a prefix")],
             servers: (0..servers).map(server).collect(),

@@ -67,8 +67,19 @@ impl Topics {
 
     /// Makes one with so many partitions, for runs without a relay.
     pub fn create(&self, name: &str, partitions: i32) -> Result<String> {
+        self.create_with(name, partitions, &[])
+    }
+
+    /// Makes one with so many partitions and these properties.
+    pub fn create_with(
+        &self,
+        name: &str,
+        partitions: i32,
+        properties: &[(&str, &str)],
+    ) -> Result<String> {
         let name = format!("{}{name}", self.prefix);
-        let topic = NewTopic::new(&name, partitions, TopicReplication::Fixed(-1));
+        let mut topic = NewTopic::new(&name, partitions, TopicReplication::Fixed(-1));
+        topic.config.extend(properties);
         let admin = self.admin()?;
         let results = wait(admin.create_topics([&topic], &AdminOptions::new()))??;
         for result in results {

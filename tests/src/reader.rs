@@ -92,21 +92,34 @@ impl HandServer {
 
     /// Answers a record.
     pub fn reply(&self, to: &Record, value: &[u8]) -> Result<()> {
-        self.produce(to, value, OwnedHeaders::new())
+        self.produce(to, Some(value), OwnedHeaders::new())
     }
 
     /// Answers a record and has the connection closed then.
     pub fn reply_and_close(&self, to: &Record, value: &[u8]) -> Result<()> {
         let close = Header { key: "close", value: Some("1") };
-        self.produce(to, value, OwnedHeaders::new().insert(close))
+        self.produce(to, Some(value), OwnedHeaders::new().insert(close))
     }
 
-    fn produce(&self, to: &Record, value: &[u8], headers: OwnedHeaders) -> Result<()> {
-        let reply = BaseRecord::to(&self.downlink)
+    /// Answers a record with a value, or none, and with these headers.
+    pub fn reply_with(
+        &self,
+        to: &Record,
+        value: Option<&[u8]>,
+        headers: &[(&str, &[u8])],
+    ) -> Result<()> {
+        let headers = headers.iter().fold(OwnedHeaders::new(), |headers, (key, value)| {
+            headers.insert(Header { key, value: Some(*value) })
+        });
+        self.produce(to, value, headers)
+    }
+
+    fn produce(&self, to: &Record, value: Option<&[u8]>, headers: OwnedHeaders) -> Result<()> {
+        let mut reply = BaseRecord::to(&self.downlink)
             .partition(to.header("reply").parse()?)
             .key(to.key.as_str())
-            .payload(value)
             .headers(headers);
+        reply.payload = value;
         self.producer.send(reply).map_err(|(error, _)| error)?;
         Ok(self.producer.flush(PATIENCE)?)
     }

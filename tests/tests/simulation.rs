@@ -15,7 +15,8 @@ use millrace_relay::ring::{
 };
 use millrace_relay::route::{Partition, ServerId, ServerLink, ServerState, ServiceId};
 use millrace_relay::worker::{
-    Answer, CloseReason, Counter, Engine as _, NoGateway, Orders, Shared, Task, Worker, WorkerStats,
+    CloseReason, Counter, Engine as _, NoGateway, OrderAnswer, Orders, Shared, Task, Worker,
+    WorkerStats,
 };
 use millrace_tests::faulty::{Dice, Ending, FaultyEngine, FaultyProducer, SimClient, SimRecord};
 
@@ -110,10 +111,10 @@ struct Run {
 /// service's servers drains, and its connections move.
 enum Moving {
     Nothing,
-    Quiescing(u16, Arc<Answer>),
+    Quiescing(u16, Arc<OrderAnswer>),
     /// Until all that was read for the server is acknowledged.
     Acknowledging(u16),
-    Deciding(u16, Arc<Answer>),
+    Deciding(u16, Arc<OrderAnswer>),
 }
 
 impl Run {
@@ -409,7 +410,7 @@ fn check_moves<'a>(
     let (mut at, mut messages, mut rest) = (open, Vec::new(), records.iter());
     while let Some(record) = rest.next() {
         assert_eq!((record.partition, &record.server), (at.partition, &at.server));
-        if record.kind.is_message() {
+        if matches!(record.kind, Kind::Message { .. }) {
             messages.push(*record);
             continue;
         }

@@ -5,9 +5,10 @@
 //!  worker-N       one each: worker::Worker over uring::UringEngine
 //!  producer       kafka::Pump
 //!  consumer       kafka::Consumer
+//!  registry       registry::RegistryLink
 //!  associations   route::AssociationLog
 //!  mover          connections from servers that drain to others
-//!  registry       registry::RegistryLink
+//!  keeper         kafka::Keeper
 //! ```
 
 mod error;

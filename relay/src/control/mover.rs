@@ -23,7 +23,7 @@ use crate::config::KafkaSection;
 use crate::kafka::{LogContext, client_config};
 use crate::ring::Credit;
 use crate::route::{Associations, Concern, Measure, Partition, ServerId, Then};
-use crate::worker::{Answer, Orders, Task};
+use crate::worker::{OrderAnswer, Orders, Task};
 
 /// How often it looks what is to be done, and how far it is.
 const TICK: Duration = Duration::from_millis(50);
@@ -35,7 +35,7 @@ const REST: Duration = Duration::from_secs(1);
 /// How far a server's connections are.
 enum Phase {
     /// The workers were told to read no more.
-    Quiescing(Arc<Answer>),
+    Quiescing(Arc<OrderAnswer>),
     /// Until Kafka has acknowledged what was read.
     Acknowledging,
     /// Until the server has committed its partition up to here.
@@ -45,7 +45,7 @@ enum Phase {
     },
     /// The workers were told how it goes on.
     Deciding(Task),
-    Ending(Arc<Answer>, Duration),
+    Ending(Arc<OrderAnswer>, Duration),
     /// Nothing is done until then.
     Resting(Instant),
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-use crate::kafka::{ConsumerStats, PumpStats, RefusedReason};
+use crate::kafka::{ConsumerStats, KeeperStats, LetterCounts, PumpStats, RefusedReason};
 use crate::registry::{RegistryObserver, RegistryStatus};
 use crate::route::{Associations, RecordRefusal};
 use crate::worker::{CloseReason, Counter, UndeliveredReason, WorkerStats};
@@ -60,6 +60,8 @@ pub struct Snapshot {
     pub messages_in_flight: u64,
     /// Messages that Kafka will never have, by reason.
     pub messages_refused: BTreeMap<String, u64>,
+    /// Messages among the dead letters, by reason; Kafka has refused them before.
+    pub messages_dead_lettered: BTreeMap<String, u64>,
     /// Messages of which only a part came.
     pub messages_truncated: u64,
     /// Bytes received from clients.
@@ -68,21 +70,29 @@ pub struct Snapshot {
     pub holds: u64,
     /// Replies read from the downlink.
     pub replies_received: u64,
+    /// Orders to close without a reply, among those.
+    pub replies_orders: u64,
     /// Replies handed to the kernel for their client.
     pub replies_sent: u64,
     /// Replies not sent, by reason.
     pub replies_undelivered: BTreeMap<String, u64>,
+    /// Replies among the dead letters, by reason.
+    pub replies_dead_lettered: BTreeMap<String, u64>,
+    /// Replies that the log did not have any more when they were to be kept.
+    pub replies_vanished: u64,
+    /// The downlink's offset at which this run began.
+    pub downlink_start: i64,
     /// Clients by service and server.
     pub associations: BTreeMap<String, BTreeMap<String, u32>>,
+    /// Servers and relays, as the registry has them.
+    #[serde(default)]
+    pub registry: RegistryStatus,
     /// Connections that have gone on to another server, by the name of the former.
     pub clients_moved: BTreeMap<String, u64>,
     /// Records of associations: `read`, `written`, `put_back`.
     pub association_records: BTreeMap<String, u64>,
     /// Records of associations that changed nothing, by reason.
     pub association_records_refused: BTreeMap<String, u64>,
-    /// Servers and relays, as the registry has them.
-    #[serde(default)]
-    pub registry: RegistryStatus,
     /// Processor time.
     pub cpu_us: CpuTime,
     /// System calls of the workers' loops: one `io_uring_enter` each.
@@ -99,6 +109,7 @@ pub(super) struct Observer {
     pub(super) workers: Vec<Arc<WorkerStats>>,
     pub(super) pump: Arc<PumpStats>,
     pub(super) consumer: Arc<ConsumerStats>,
+    pub(super) keeper: Arc<KeeperStats>,
     pub(super) associations: Arc<Associations>,
     pub(super) registry: RegistryObserver,
 }
@@ -106,6 +117,10 @@ pub(super) struct Observer {
 /// Only what has happened, so that a reader sees what is wrong at once.
 fn nonzero<'a>(counts: impl IntoIterator<Item = (&'a str, u64)>) -> BTreeMap<String, u64> {
     counts.into_iter().filter(|(_, n)| *n > 0).map(|(name, n)| (name.to_owned(), n)).collect()
+}
+
+fn letters(counts: &LetterCounts) -> BTreeMap<String, u64> {
+    nonzero(counts.by_name())
 }
 
 impl Observer {
@@ -151,16 +166,23 @@ impl Observer {
             messages_acknowledged: acknowledged,
             messages_in_flight: received.saturating_sub(acknowledged + refused_sum),
             messages_refused: nonzero(refused),
+            messages_dead_lettered: letters(&self.keeper.message_letters),
             messages_truncated: self.sum(|worker| &worker.truncated),
             received_bytes: self.sum(|worker| &worker.received_bytes),
             holds: self.sum(|worker| &worker.holds),
+            replies_orders: load(&self.consumer.orders),
             replies_received: load(&self.consumer.received),
             replies_sent: self.sum(|worker| &worker.replies_sent),
             replies_undelivered: nonzero(undelivered.chain([
                 ("malformed_key", load(&self.consumer.malformed_key)),
                 ("other_relay", load(&self.consumer.other_relay)),
+                ("former_run", load(&self.consumer.former_run)),
             ])),
+            replies_dead_lettered: letters(&self.keeper.reply_letters),
+            replies_vanished: load(&self.keeper.vanished),
+            downlink_start: self.consumer.start.load(Ordering::Relaxed),
             associations: self.associations.counts(),
+            registry: self.registry.status(),
             clients_moved: self.associations.moved(),
             association_records: nonzero([
                 ("read", load(&log.read)),
@@ -168,7 +190,6 @@ impl Observer {
                 ("put_back", load(&log.put_back)),
             ]),
             association_records_refused: nonzero(log_refused),
-            registry: self.registry.status(),
             cpu_us: CpuTime::of_process(std::process::id()).unwrap_or_default(),
             worker_loops: self.sum(|worker| &worker.loops),
             producer_batches: load(&self.pump.batches),
@@ -198,12 +219,14 @@ impl std::fmt::Display for Snapshot {
             self.messages_truncated,
         )?;
         writeln!(f, "    refused    {}", list(&self.messages_refused))?;
+        writeln!(f, "    dead letters {}", list(&self.messages_dead_lettered))?;
         writeln!(
             f,
             "  replies      {} received, {} sent",
             self.replies_received, self.replies_sent
         )?;
         writeln!(f, "    undelivered {}", list(&self.replies_undelivered))?;
+        writeln!(f, "    dead letters {}", list(&self.replies_dead_lettered))?;
         if !self.clients_moved.is_empty() {
             writeln!(f, "  moved from   {}", list(&self.clients_moved))?;
         }

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use crate::config::Config;
 use crate::gateway::{FlowTable, Gateway};
-use crate::kafka::{Consumer, ConsumerStats, Pump, PumpStats, RdKafkaProducer, RelayId};
+use crate::kafka::{
+    Consumer, ConsumerStats, Desk, Keeper, KeeperStats, Pump, PumpStats, RdKafkaProducer, RelayId,
+};
 use crate::registry::RegistryObserver;
 use crate::ring::{DownlinkReceiver, UplinkSender, Wake, downlink, uplink};
 use crate::route::{AssociationLog, Associations};
@@ -45,6 +47,9 @@ pub struct Threads {
     mover: JoinHandle<()>,
     /// Set when the workers have ended and what they read is settled.
     stop_others: Arc<AtomicBool>,
+    keeper: JoinHandle<()>,
+    /// Set after them, when the consumer has handed on what nobody takes.
+    stop_keeper: Arc<AtomicBool>,
     shared: Shared,
     observer: Observer,
 }
@@ -142,12 +147,15 @@ impl Threads {
         let incarnation = shared.incarnation;
         let failed = Arc::new(AtomicBool::new(false));
         let (producer_wake, consumer_wake) = (wake()?, wake()?);
+        let desk = Arc::<Desk>::default();
         // The clients of Kafka first: they can fail, and nothing is running yet.
-        let producer = RdKafkaProducer::new(config, producer_wake.clone())?;
+        let producer = RdKafkaProducer::new(config, producer_wake.clone(), desk.clone())?;
         // Who belongs to whom must be known before the first client is taken.
         let log = AssociationLog::open(config, incarnation, shared.associations.clone())?;
         let pump_stats = Arc::<PumpStats>::default();
         let consumer_stats = Arc::<ConsumerStats>::default();
+        let keeper_stats = Arc::<KeeperStats>::default();
+        let keeper = Keeper::new(config, incarnation, desk.clone(), keeper_stats.clone())?;
 
         let (mut uplinks, mut downlinks, mut parts) = (Vec::new(), Vec::new(), Vec::new());
         let mut orders = Orders::default();
@@ -181,6 +189,7 @@ impl Threads {
             incarnation,
             downlinks.clone(),
             consumer_stats.clone(),
+            desk,
             consumer_wake,
         )?;
         let pump = Pump::new(
@@ -200,6 +209,7 @@ impl Threads {
             workers: parts.iter().map(|parts| parts.stats.clone()).collect(),
             pump: pump_stats,
             consumer: consumer_stats,
+            keeper: keeper_stats,
             associations: shared.associations.clone(),
             registry,
         };
@@ -217,6 +227,8 @@ impl Threads {
         let consumer = spawn_other("consumer", &failed, &stop_others, |stop| consumer.run(stop))?;
         let log = spawn_other("associations", &failed, &stop_others, |stop| log.run(stop))?;
         let mover = spawn_other("mover", &failed, &stop_others, |stop| mover.run(stop))?;
+        let stop_keeper = Arc::new(AtomicBool::new(false));
+        let keeper = spawn_other("keeper", &failed, &stop_keeper, |stop| keeper.run(stop))?;
         Ok(Self {
             failed,
             workers,
@@ -226,6 +238,8 @@ impl Threads {
             log,
             mover,
             stop_others,
+            keeper,
+            stop_keeper,
             shared,
             observer,
         })
@@ -268,10 +282,14 @@ impl Threads {
             Err(_panic) => result = Err(RunError::Thread),
         }
         self.stop_others.store(true, Ordering::SeqCst);
+        let mut whole = true;
         for thread in [self.consumer, self.log, self.mover] {
-            if thread.join().is_err() {
-                result = result.and(Err(RunError::Thread));
-            }
+            whole &= thread.join().is_ok();
+        }
+        self.stop_keeper.store(true, Ordering::SeqCst);
+        whole &= self.keeper.join().is_ok();
+        if !whole {
+            result = result.and(Err(RunError::Thread));
         }
         result
     }

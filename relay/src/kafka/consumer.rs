@@ -1,20 +1,23 @@
 //! The consumer's thread: replies from the relay's downlink partition to the workers.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::Config;
 use crate::ring::{Command, DownlinkBatch, DownlinkSender, Receipt, ReplyOffset, Wake};
 
+use super::deadletter::Reason;
+use super::desk::Desk;
+use super::ffi::header as header_of;
 use super::producer::{LogContext, client_config};
 use super::record::{ConnectionKey, Incarnation, RelayId, header};
 
@@ -37,8 +40,14 @@ pub struct ConsumerStats {
     pub received: AtomicU64,
     /// Replies whose key is no connection key.
     pub malformed_key: AtomicU64,
-    /// Replies to another relay, or to an earlier run of this one.
+    /// Replies to another relay.
     pub other_relay: AtomicU64,
+    /// Replies to an earlier run of this relay.
+    pub former_run: AtomicU64,
+    /// Orders to close a connection, without a payload.
+    pub orders: AtomicU64,
+    /// The offset at which this run began to read.
+    pub start: AtomicI64,
     /// Errors reported by the cluster.
     pub errors: AtomicU64,
 }
@@ -150,12 +159,14 @@ pub struct Consumer {
     open: Vec<Option<Box<DownlinkBatch>>>,
     /// For each worker, the last offset handed over to it.
     handed_over: Vec<Option<ReplyOffset>>,
-    /// Behind the last offset read and handed over; none has been, at first.
-    position: Option<ReplyOffset>,
+    /// Behind the last offset read and handed over.
+    position: ReplyOffset,
     committed: ReplyOffset,
     last_commit: Instant,
     stats: Arc<ConsumerStats>,
+    desk: Arc<Desk>,
     wake: Wake,
+    stop_timeout: Duration,
 }
 
 impl Consumer {
@@ -168,6 +179,7 @@ impl Consumer {
         incarnation: Incarnation,
         downlinks: Vec<DownlinkSender>,
         stats: Arc<ConsumerStats>,
+        desk: Arc<Desk>,
         wake: Wake,
     ) -> Result<Self, ConsumerError> {
         let relay = RelayId(config.relay.id);
@@ -185,13 +197,17 @@ impl Consumer {
         let mut assignment = TopicPartitionList::new();
         assignment.add_partition(&topic, i32::from(relay.0));
         let committed = committed_offsets(&consumer, &assignment)
+            .map_err(|source| ConsumerError::Offset { group: group.clone(), source })?;
+        let (oldest, _) = consumer
+            .fetch_watermarks(&topic, i32::from(relay.0), START_TIMEOUT)
             .map_err(|source| ConsumerError::Offset { group, source })?;
         let start = match committed.elements().first().map(TopicPartitionListElem::offset) {
-            None | Some(Offset::Invalid) => Offset::Beginning,
-            Some(committed) => committed,
+            Some(Offset::Offset(committed)) => committed.max(oldest),
+            _ => oldest,
         };
+        stats.start.store(start, Ordering::Relaxed);
         let mut assignment = TopicPartitionList::new();
-        assignment.add_partition_offset(&topic, i32::from(relay.0), start)?;
+        assignment.add_partition_offset(&topic, i32::from(relay.0), Offset::Offset(start))?;
         consumer.assign(&assignment)?;
         let open = downlinks.iter().map(|_| None).collect();
         let handed_over = vec![None; downlinks.len()];
@@ -203,22 +219,34 @@ impl Consumer {
             downlinks,
             open,
             handed_over,
-            position: None,
+            position: ReplyOffset(start),
             committed: ReplyOffset(0),
             last_commit: Instant::now(),
             stats,
+            desk,
             wake,
+            stop_timeout: Duration::from_millis(u64::from(config.relay.stop_timeout_ms)),
         })
     }
 
-    /// Runs until `stop`, then commits what is settled. `stop` is set when the workers have ended;
-    /// what they have not taken is read again by the next run.
+    /// Runs until `stop`, then waits until what was handed in is kept, and commits what is settled.
+    /// `stop` is set when the workers have ended; what they have not taken is read again by the next
+    /// run.
     pub fn run(mut self, stop: &AtomicBool) {
         while !stop.load(Ordering::SeqCst) {
             if self.last_commit.elapsed() >= COMMIT_INTERVAL {
                 self.commit(CommitMode::Async);
             }
+            if self.desk.is_full() {
+                // The log has what comes meanwhile.
+                self.desk.wait_done(POLL);
+                continue;
+            }
             self.read_round(stop);
+        }
+        self.take_returned();
+        if !self.desk.wait_done(self.stop_timeout) {
+            tracing::warn!("replies could not be kept in time; the next run sees to them");
         }
         self.commit(CommitMode::Sync);
     }
@@ -239,7 +267,10 @@ impl Consumer {
             };
             timeout = Duration::ZERO;
             let next = message.offset() + 1;
+            let command = command(&message);
+            let orders = u64::from(command == Command::Close);
             self.stats.received.fetch_add(1, Ordering::Relaxed);
+            self.stats.orders.fetch_add(orders, Ordering::Relaxed);
             match self.addressee(&message) {
                 Ok(key) => {
                     let worker = usize::from(key.worker);
@@ -251,15 +282,18 @@ impl Consumer {
                     let batch = self.open[worker].as_mut().expect("just filled");
                     let receipt = Receipt::Offset(ReplyOffset(message.offset()));
                     let payload = message.payload().unwrap_or_default();
-                    batch.push(key, command(&message), receipt, payload);
+                    batch.push(key, command, receipt, payload);
                     if batch.is_full() {
                         drop(message);
                         end = Some(next);
                         break;
                     }
                 }
-                Err(counter) => {
+                // An order has nothing to be kept.
+                Err(_) if command == Command::Close => {}
+                Err((counter, reason)) => {
                     counter.fetch_add(1, Ordering::Relaxed);
+                    self.desk.hand_in(ReplyOffset(message.offset()), reason);
                 }
             }
             end = Some(next);
@@ -269,15 +303,21 @@ impl Consumer {
         }
     }
 
-    /// Whom a reply is for, or the counter of those that are for nobody here.
-    fn addressee(&self, message: &BorrowedMessage<'_>) -> Result<ConnectionKey, &AtomicU64> {
-        let key = ConnectionKey::parse(message.key().unwrap_or_default())
-            .map_err(|_| &self.stats.malformed_key)?;
-        if key.relay != self.relay || key.incarnation != self.incarnation {
-            return Err(&self.stats.other_relay);
+    /// Whom a reply is for, or why it is for nobody here, and the counter of those.
+    fn addressee(
+        &self,
+        message: &BorrowedMessage<'_>,
+    ) -> Result<ConnectionKey, (&AtomicU64, Reason)> {
+        let malformed = (&self.stats.malformed_key, Reason::MalformedKey);
+        let key = ConnectionKey::parse(message.key().unwrap_or_default()).map_err(|_| malformed)?;
+        if key.relay != self.relay {
+            return Err((&self.stats.other_relay, Reason::OtherRelay));
+        }
+        if key.incarnation != self.incarnation {
+            return Err((&self.stats.former_run, Reason::FormerRun));
         }
         if usize::from(key.worker) >= self.downlinks.len() {
-            return Err(&self.stats.malformed_key);
+            return Err(malformed);
         }
         Ok(key)
     }
@@ -290,31 +330,40 @@ impl Consumer {
                 downlink.hand_over(batch);
             }
         }
-        self.position = Some(ReplyOffset(end));
+        self.position = ReplyOffset(end);
     }
 
     /// The offset below which every reply is settled.
-    fn settled(&self) -> Option<ReplyOffset> {
+    fn settled(&self) -> ReplyOffset {
         let unsettled =
             self.downlinks.iter().zip(&self.handed_over).filter_map(|(downlink, last)| {
                 let settled = downlink.settled();
                 last.is_some_and(|last| settled <= last).then_some(settled)
             });
-        let position = self.position?;
-        Some(unsettled.fold(position, ReplyOffset::min))
+        unsettled.fold(self.position, ReplyOffset::min)
+    }
+
+    /// Hands in what the workers could not send.
+    fn take_returned(&self) {
+        for downlink in &self.downlinks {
+            downlink.take_returned(|returned| {
+                self.desk.hand_in(returned.offset, returned.reason.into());
+            });
+        }
     }
 
     fn commit(&mut self, mode: CommitMode) {
         self.last_commit = Instant::now();
+        // In this order: what a worker has settled by returning it is at the desk then.
         let settled = self.settled();
-        for downlink in &self.downlinks {
-            // Counted by the worker.
-            downlink.take_returned(|_| {});
-        }
+        self.take_returned();
+        let end = self.desk.first_undone().map_or(settled, |first| first.min(settled));
         if self.client.context().commit_failed.swap(false, Ordering::Relaxed) {
             self.committed = ReplyOffset(0);
         }
-        let Some(end) = settled.filter(|end| *end > self.committed) else { return };
+        if end <= self.committed {
+            return;
+        }
         let mut offsets = TopicPartitionList::new();
         let result = offsets
             .add_partition_offset(&self.topic, i32::from(self.relay.0), Offset::Offset(end.0))
@@ -329,10 +378,7 @@ impl Consumer {
 }
 
 fn command(message: &BorrowedMessage<'_>) -> Command {
-    let wanted = header::CLOSE.to_bytes();
-    let close = message
-        .headers()
-        .is_some_and(|headers| headers.iter().any(|header| header.key.as_bytes() == wanted));
+    let close = header_of(message, header::CLOSE).is_some();
     match (close, message.payload()) {
         (false, _) => Command::Reply,
         (true, None) => Command::Close,

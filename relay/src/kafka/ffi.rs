@@ -10,6 +10,7 @@ use std::ptr::NonNull;
 
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::error::{IsError, KafkaError, RDKafkaErrorCode};
+use rdkafka::message::BorrowedMessage;
 use rdkafka_sys as sys;
 use sys::rd_kafka_vtype_t as VType;
 
@@ -24,12 +25,49 @@ const FIXED_ARGUMENTS: usize = 7;
 const REPORT_ARRAY: usize = 256;
 
 /// A delivery report as librdkafka gives it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) struct NativeReport {
     pub(super) partition: Partition,
     pub(super) payload_bytes: usize,
     pub(super) token: u64,
-    pub(super) error: Option<RDKafkaErrorCode>,
+    pub(super) error: Option<(RDKafkaErrorCode, NativeRecord)>,
+}
+
+/// A record that was not delivered.
+#[derive(Debug)]
+pub(super) struct NativeRecord {
+    pub(super) key: Vec<u8>,
+    pub(super) value: Vec<u8>,
+    pub(super) headers: Vec<(String, Vec<u8>)>,
+}
+
+/// The value of a record's last header of this name. `rdkafka`'s own headers panic at a name that is
+/// not UTF-8, which anybody may write.
+pub(super) fn header<'a>(message: &'a BorrowedMessage<'_>, name: &CStr) -> Option<&'a [u8]> {
+    let (mut headers, mut value, mut size) = (std::ptr::null_mut(), std::ptr::null(), 0);
+    // SAFETY: the message lives as long as the result; headers and value are its own.
+    unsafe {
+        if sys::rd_kafka_message_headers(message.ptr(), &raw mut headers).is_error()
+            || sys::rd_kafka_header_get_last(headers, name.as_ptr(), &raw mut value, &raw mut size)
+                .is_error()
+        {
+            return None;
+        }
+        Some(bytes_at(value, size))
+    }
+}
+
+/// Bytes that librdkafka points to; none for null.
+///
+/// # Safety
+///
+/// `start` is null, or `size` bytes are there for as long as `'a`.
+unsafe fn bytes_at<'a>(start: *const c_void, size: usize) -> &'a [u8] {
+    if start.is_null() {
+        return &[];
+    }
+    // SAFETY: as the caller promises.
+    unsafe { std::slice::from_raw_parts(start.cast(), size) }
 }
 
 /// The value of an argument of `rd_kafka_produceva`.
@@ -181,7 +219,10 @@ impl<C: ClientContext> NativeProducer<C> {
             for message in &messages[..count] {
                 // SAFETY: the first `count` are valid until the event is destroyed.
                 let message = unsafe { &**message };
-                let error = message.err.is_error().then(|| message.err.into());
+                let error = message.err.is_error().then(|| {
+                    // SAFETY: a message of this event.
+                    (message.err.into(), unsafe { Self::record_of(message) })
+                });
                 on_report(NativeReport {
                     // We produced it, with a partition that is a u16.
                     partition: Partition(u16::try_from(message.partition).unwrap_or(u16::MAX)),
@@ -194,6 +235,39 @@ impl<C: ClientContext> NativeProducer<C> {
                 return;
             }
         }
+    }
+
+    /// Copies a record out of its report.
+    ///
+    /// # Safety
+    ///
+    /// The message's event is not destroyed yet.
+    unsafe fn record_of(message: &sys::rd_kafka_message_t) -> NativeRecord {
+        let mut record = NativeRecord { key: Vec::new(), value: Vec::new(), headers: Vec::new() };
+        let mut list = std::ptr::null_mut();
+        // SAFETY: key, value and headers are the message's, which is valid; names are C strings.
+        unsafe {
+            record.key.extend_from_slice(bytes_at(message.key, message.key_len));
+            record.value.extend_from_slice(bytes_at(message.payload, message.len));
+            if sys::rd_kafka_message_headers(message, &raw mut list).is_error() {
+                return record;
+            }
+            for index in 0..sys::rd_kafka_header_cnt(list) {
+                let (mut name, mut value, mut size) = (std::ptr::null(), std::ptr::null(), 0);
+                let found = sys::rd_kafka_header_get_all(
+                    list,
+                    index,
+                    &raw mut name,
+                    &raw mut value,
+                    &raw mut size,
+                );
+                if !found.is_error() {
+                    let name = CStr::from_ptr(name).to_string_lossy().into_owned();
+                    record.headers.push((name, bytes_at(value, size).to_vec()));
+                }
+            }
+        }
+        record
     }
 
     fn take_log(&self, event: *mut sys::rd_kafka_event_t) {

@@ -2,15 +2,25 @@
 //!
 //! The contract with the servers is `docs/kafka-contract.md`.
 
+mod bury;
 mod consumer;
+mod deadletter;
+mod desk;
+mod fetch;
 mod ffi;
+mod keeper;
+mod outbox;
 mod position;
 mod producer;
 mod pump;
 mod record;
 mod topics;
 
+pub use bury::{BuryError, bury};
 pub use consumer::{Consumer, ConsumerError, ConsumerStats};
+pub use deadletter::{CUT_BYTES, LetterCounts, Reason, letter};
+pub use desk::Desk;
+pub use keeper::{Keeper, KeeperStats};
 pub use position::unread;
 pub use producer::{
     DeliveryFailure, ProduceError, Producer, RdKafkaProducer, Report, Token, producer_config,

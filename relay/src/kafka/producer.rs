@@ -1,5 +1,7 @@
 //! The producer behind one small trait, so that another engine can stand beside librdkafka.
 
+use std::sync::Arc;
+
 use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -10,7 +12,9 @@ use crate::config::{Config, KafkaSection};
 use crate::ring::{Kind, Wake};
 use crate::route::Partition;
 
-use super::ffi::NativeProducer;
+use super::deadletter::Refused;
+use super::desk::Desk;
+use super::ffi::{NativeProducer, NativeRecord};
 use super::record::{Decimal, Identity, header};
 
 /// What a record may weigh beside its payload: key, headers and the batch's own bytes.
@@ -179,13 +183,29 @@ impl ClientContext for LogContext {
 impl ConsumerContext for LogContext {}
 
 /// librdkafka.
-pub struct RdKafkaProducer(NativeProducer<LogContext>);
+pub struct RdKafkaProducer {
+    native: NativeProducer<LogContext>,
+    desk: Arc<Desk>,
+}
 
 impl RdKafkaProducer {
-    /// A producer for the uplink; `wake` is woken when reports come.
-    pub fn new(config: &Config, wake: Wake) -> Result<Self, KafkaError> {
+    /// A producer for the uplink; `wake` is woken when reports come. Messages that Kafka refuses for
+    /// good are handed in at the desk.
+    pub fn new(config: &Config, wake: Wake, desk: Arc<Desk>) -> Result<Self, KafkaError> {
         let topic = config.kafka.uplink_topic();
-        NativeProducer::new(&producer_config(config), LogContext, &topic, wake).map(Self)
+        let native = NativeProducer::new(&producer_config(config), LogContext, &topic, wake)?;
+        Ok(Self { native, desk })
+    }
+
+    fn hand_in(desk: &Desk, refused: Refused) {
+        let failure = refused.failure;
+        if !desk.hand_in_refused(refused) {
+            let reason = failure.name();
+            tracing::error!(
+                reason,
+                "a refused message is given up: too many wait to be dead letters"
+            );
+        }
     }
 }
 
@@ -198,7 +218,7 @@ impl Producer for RdKafkaProducer {
         unix_ms: i64,
     ) -> Result<(), ProduceError> {
         let number;
-        let (name, detail) = match kind {
+        let (name, more) = match kind {
             Kind::Open => {
                 let former = identity.moved_from.as_deref();
                 ("open", former.map(|server| (header::MOVED_FROM, server)))
@@ -214,37 +234,57 @@ impl Producer for RdKafkaProducer {
             .iter()
             .map(|(name, value)| (*name, &**value))
             .chain([(header::KIND, name.as_bytes())])
-            .chain(detail);
+            .chain(more);
         let token = token(identity, kind).pack();
-        self.0
-            .produce(identity.partition, &identity.printed, payload, unix_ms, headers, token)
-            .map_err(|code| match code {
-                RDKafkaErrorCode::QueueFull => ProduceError::Full,
-                code => ProduceError::Refused(code.into()),
-            })
+        let (partition, key) = (identity.partition, &identity.printed);
+        let produced =
+            self.native.produce(partition, key, payload, unix_ms, headers.clone(), token);
+        match produced {
+            Ok(()) => Ok(()),
+            Err(RDKafkaErrorCode::QueueFull) => Err(ProduceError::Full),
+            Err(code) => {
+                let failure = code.into();
+                if kind.is_message() {
+                    Self::hand_in(
+                        &self.desk,
+                        Refused::at_once(failure, identity, payload, headers),
+                    );
+                }
+                Err(ProduceError::Refused(failure))
+            }
+        }
     }
 
     fn poll(&mut self, on_report: &mut dyn FnMut(Report)) -> bool {
-        let events = self.0.poll(|report| {
-            if let Some(code) = report.error {
+        let desk = &self.desk;
+        let events = self.native.poll(|report| {
+            let token = Token::unpack(report.token);
+            let result = report.error.map_or(Ok(()), |(code, record)| {
                 tracing::debug!(%code, partition = report.partition.0, "record not delivered");
-            }
+                let failure = code.into();
+                if failure != DeliveryFailure::Purged && !token.control {
+                    let NativeRecord { key, value, headers } = record;
+                    let partition = i32::from(report.partition.0);
+                    Self::hand_in(desk, Refused { failure, partition, key, value, headers });
+                }
+                Err(failure)
+            });
             on_report(Report {
                 partition: report.partition,
                 payload_bytes: report.payload_bytes,
-                token: Token::unpack(report.token),
-                result: report.error.map_or(Ok(()), |code| Err(code.into())),
+                token,
+                result,
             });
         });
         events > 0
     }
 
     fn purge(&mut self) {
-        self.0.purge();
+        self.native.purge();
     }
 
     fn fatal(&self) -> Option<String> {
-        self.0.fatal_error().map(|code| code.to_string())
+        self.native.fatal_error().map(|code| code.to_string())
     }
 }
 

@@ -21,14 +21,14 @@ pub mod header {
     pub const KIND: &CStr = c"kind";
     /// Uplink: partition of the downlink to answer to.
     pub const REPLY: &CStr = c"reply";
+    /// Uplink, with kind `message`: its number on its connection, from 1, in decimal.
+    pub const SEQUENCE: &CStr = c"sequence";
     /// Uplink: the server that the record is for.
     pub const SERVER: &CStr = c"server";
     /// Uplink: the server's lease of the partition.
     pub const EPOCH: &CStr = c"epoch";
     /// Uplink, with kind `open`: the server that had the connection before.
     pub const MOVED_FROM: &CStr = c"moved_from";
-    /// Uplink, with kind `message`: its number on its connection, from 1, in decimal.
-    pub const SEQUENCE: &CStr = c"sequence";
     /// Uplink, with kind `close`: why.
     pub const REASON: &CStr = c"reason";
     /// Downlink: close the connection after this reply. Any value.

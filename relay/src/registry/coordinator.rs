@@ -108,26 +108,32 @@ impl Coordinator {
         self.renewed.get(id).map(|at| now.saturating_duration_since(*at))
     }
 
-    /// Takes note of a record that was applied.
-    pub fn observe(&mut self, registry: &Registry, outcome: &Outcome, now: Instant) {
+    /// Takes note of a record that was there before this relay was: whoever wrote it may not be any
+    /// more.
+    pub fn observe_past(&mut self, outcome: &Outcome) {
         match outcome {
             Outcome::Changed(change) => {
                 self.spoilt.remove(&change.key());
-                match change {
-                    Change::Server(id) => self.observe_server(registry, id, now),
-                    Change::Lease(id) | Change::Order(id) => {
-                        self.dirty.insert(id.clone());
-                    }
-                    Change::Relay(relay) => {
-                        self.relays.insert(*relay, now);
-                    }
-                    Change::Refusal(_) | Change::Coordinator => {}
-                }
             }
             Outcome::Refused(_, Some(key)) => {
                 self.spoilt.insert(key.clone());
             }
             Outcome::Refused(_, None) => {}
+        }
+    }
+
+    /// Takes note of a record that was applied.
+    pub fn observe(&mut self, registry: &Registry, outcome: &Outcome, now: Instant) {
+        self.observe_past(outcome);
+        match outcome {
+            Outcome::Changed(Change::Server(id)) => self.observe_server(registry, id, now),
+            Outcome::Changed(Change::Lease(id) | Change::Order(id)) => {
+                self.dirty.insert(id.clone());
+            }
+            Outcome::Changed(Change::Relay(relay)) => {
+                self.relays.insert(*relay, now);
+            }
+            Outcome::Changed(Change::Refusal(_) | Change::Coordinator) | Outcome::Refused(..) => {}
         }
         // Whoever coordinates looks; who begins to looks at everybody.
         if self.term.is_none() {
@@ -297,6 +303,11 @@ impl Coordinator {
         (registration, former, order): (&Registration, Option<(Partition, &str)>, Option<Command>),
         now: Instant,
     ) -> Judged {
+        // From before this relay's time, perhaps of a process that is no more.
+        let age = self.age(id, now);
+        if age.is_none_or(|age| age >= self.policy.lease) {
+            return Judged::Done;
+        }
         let known = former.is_some_and(|(_, instance)| instance == registration.instance);
         let unfit = match registration.state {
             Wish::Gone => return Judged::Done,

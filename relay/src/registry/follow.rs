@@ -24,6 +24,9 @@ pub(super) struct Follower {
     consumer: BaseConsumer<LogContext>,
     topic: String,
     next: i64,
+    /// Of the topic, when it was opened. The end of a partition is told only when nothing is written
+    /// for a while, and where compaction has taken the last records away, nothing else tells it.
+    end: i64,
     at_end: bool,
 }
 
@@ -51,7 +54,10 @@ impl Follower {
         let mut all = TopicPartitionList::new();
         all.add_partition_offset(&topic, 0, Offset::Beginning)?;
         consumer.assign(&all)?;
-        Ok(Self { consumer, topic, next: 0, at_end: false })
+        let (_, end) = consumer
+            .fetch_watermarks(&topic, 0, METADATA_TIMEOUT)
+            .map_err(|source| RegistryError::Unreadable { topic: topic.clone(), source })?;
+        Ok(Self { consumer, topic, next: 0, end, at_end: end == 0 })
     }
 
     /// The name of the topic.
@@ -77,6 +83,7 @@ impl Follower {
                 Some(Ok(record)) => {
                     each(record.offset(), record.key().unwrap_or_default(), record.payload());
                     self.next = record.offset() + 1;
+                    self.at_end |= self.next >= self.end;
                 }
                 Some(Err(KafkaError::PartitionEOF(_))) => self.at_end = true,
                 Some(Err(error)) => {

@@ -38,7 +38,7 @@ pub trait Listener: Send + 'static {
     fn server(&mut self, link: ServerLink);
     /// A relay has said that it runs or is gone, or the coordinator has.
     fn relay(&mut self, relay: RelayId, incarnation: Incarnation, state: RelayState);
-    /// Whether this relay coordinates; told again and again.
+    /// This relay coordinates from now on, or no longer.
     fn coordinates(&mut self, coordinates: bool);
     /// Clients of a server.
     fn clients(&self, id: &str) -> u32;
@@ -59,7 +59,7 @@ impl Listener for Arc<Associations> {
         self.set_coordinator(coordinates);
     }
     fn clients(&self, id: &str) -> u32 {
-        Associations::clients(self, id)
+        self.clients_of(id)
     }
 }
 
@@ -95,7 +95,7 @@ impl RegistryObserver {
             RegistryStatus::new(&core.registry, core.coordinator.policy(), Some(clock))
         };
         for server in &mut status.servers {
-            server.clients = Some(self.associations.clients(&server.id));
+            server.clients = Some(self.associations.clients_of(&server.id));
         }
         status
     }
@@ -214,8 +214,11 @@ impl Link {
         let mut follower = Follower::open(config)?;
         follower.catch_up(start_timeout, |offset, key, value| {
             let outcome = core.registry.apply(offset, key, value);
-            core.coordinator.observe(&core.registry, &outcome, Instant::now());
+            core.coordinator.observe_past(&outcome);
         })?;
+        // The allotment begins with them.
+        let told = core.coordinator.policy().declared.keys().cloned().collect();
+        let core = Arc::new(Mutex::new(core));
         let services = config.services.iter().map(|service| service.name.clone());
         let mut link = Self {
             me: (RelayId(config.relay.id), incarnation),
@@ -224,9 +227,9 @@ impl Link {
             follower,
             author: Author::new(config)?,
             candidate: Candidate::new(config)?,
-            core: Arc::new(Mutex::new(core)),
+            core,
             listener,
-            told: HashSet::new(),
+            told,
             backlogs: Backlogs::new(&config.kafka, lease / FACTS_PER_LEASE),
             office: Office::From(now),
             refused: false,
@@ -309,7 +312,6 @@ impl Link {
                 self.beat();
             }
             self.coordinate(chosen);
-            self.listener.coordinates(self.office == Office::Held);
         }
         self.say(RelayState::Gone);
         self.author.finish(STOP_TIMEOUT);
@@ -445,6 +447,7 @@ impl Link {
 
     fn leave_office(&mut self, until: Instant) {
         lock(&self.core).coordinator.end();
+        self.listener.coordinates(false);
         self.office = Office::From(until);
     }
 
@@ -474,6 +477,7 @@ impl Link {
                     let core = &mut *lock(&self.core);
                     core.coordinator.begin(term, &core.registry, now);
                     self.office = Office::Held;
+                    self.listener.coordinates(true);
                     tracing::info!(term = term.0, "this relay coordinates from now on");
                 }
                 None => self.leave_office(now + self.reflection),

@@ -315,6 +315,26 @@ fn a_new_coordinator_gives_everybody_a_whole_lease() {
 }
 
 #[test]
+fn who_has_registered_long_ago_gets_no_lease_until_it_speaks() {
+    let mut bench = Bench::new();
+    bench.write(&Key::Server("a".to_owned()), &registration("one", 7));
+    bench.now += LEASE;
+    bench.settle();
+    assert!(bench.registry.leases().is_empty());
+    bench.register("a", &registration("one", 7));
+    assert_eq!(bench.lease("a").state, ServerState::Live);
+    // Another relay, which reads what was there before it.
+    bench.write(&Key::Server("b".to_owned()), &registration("one", 8));
+    bench.registry = fold(&bench.log);
+    bench.coordinator = Coordinator::new(policy(), bench.now);
+    bench.take_office();
+    bench.settle();
+    assert!(!bench.registry.leases().contains_key("b"));
+    bench.register("b", &registration("one", 8));
+    assert_eq!(bench.lease("b").state, ServerState::Live);
+}
+
+#[test]
 fn a_silent_relay_is_gone() {
     let mut bench = Bench::new();
     let record = RelayRecord {

@@ -99,13 +99,12 @@ impl Servers {
         (0..).map(ServerId).zip(&self.all)
     }
 
-    pub(super) fn get(&self, id: ServerId) -> &Server {
-        &self.all[id.index()]
+    pub(super) fn known(&self, name: &str) -> Option<&Server> {
+        self.by_name.get(name).map(|id| self.get(*id))
     }
 
-    /// Clients of a server, 0 if it is not known.
-    pub(super) fn clients(&self, name: &str) -> u32 {
-        self.by_name.get(name).map_or(0, |id| self.get(*id).clients)
+    pub(super) fn get(&self, id: ServerId) -> &Server {
+        &self.all[id.index()]
     }
 
     /// The server of this name, as yet unknown perhaps; none if there are too many.

@@ -171,11 +171,6 @@ impl Associations {
         self.table().set_coordinates(coordinates);
     }
 
-    /// Clients of a server, of all relays; none of one that is not known.
-    pub fn clients(&self, server: &str) -> u32 {
-        self.table().servers.clients(server)
-    }
-
     /// Associations of all relays per server, by service and server name.
     pub fn counts(&self) -> BTreeMap<String, BTreeMap<String, u32>> {
         let mut counts: BTreeMap<String, BTreeMap<String, u32>> = BTreeMap::new();
@@ -195,9 +190,14 @@ impl Associations {
         moved.map(|(_, server)| (server.name.to_string(), server.moved)).collect()
     }
 
-    /// How many clients all relays have together.
-    pub fn count(&self) -> usize {
+    /// Clients, of all relays.
+    pub fn clients(&self) -> usize {
         self.table().len()
+    }
+
+    /// Clients of a server, over all relays; none of one that is not known.
+    pub fn clients_of(&self, server: &str) -> u32 {
+        self.table().servers.known(server).map_or(0, |server| server.clients)
     }
 
     /// What the topic's records have come to.

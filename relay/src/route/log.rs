@@ -164,7 +164,7 @@ impl AssociationLog {
         }
         self.associations.begin();
         let records = self.associations.log_stats().read.load(Ordering::Relaxed);
-        let (clients, took) = (self.associations.count(), started.elapsed());
+        let (clients, took) = (self.associations.clients(), started.elapsed());
         tracing::info!(records, clients, took_ms = took.as_millis(), "associations are known");
         Ok(())
     }

@@ -72,7 +72,7 @@ proptest! {
         }
         let total: u32 = associations.counts().values().flat_map(BTreeMap::values).sum();
         prop_assert_eq!(total as usize, model.len());
-        prop_assert_eq!(associations.count(), model.len());
+        prop_assert_eq!(associations.clients(), model.len());
     }
 }
 

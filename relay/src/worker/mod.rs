@@ -28,8 +28,9 @@ use connection::{Connection, Receive, State};
 use settlement::Settlement;
 
 pub use engine::{BufferId, Engine, Event, ReceiveEnd, SocketId};
-pub use orders::{Answer, Order, OrderReceiver, Orders, Task};
+pub use orders::{Order, OrderAnswer, OrderReceiver, Orders, Task};
 pub use shared::{Flows, NoGateway, Protocol, Shared};
+pub(crate) use stats::reasons;
 pub use stats::{CloseReason, Counter, UndeliveredReason, WorkerStats};
 
 /// Longest wait; so often a worker looks at the clock when nothing happens.
@@ -49,10 +50,10 @@ pub struct Worker<E> {
     flows: Box<dyn Flows>,
     uplink: UplinkSender,
     downlink: DownlinkReceiver,
-    orders: OrderReceiver,
-    /// Answers to orders that are carried out once everything is handed over.
-    unanswered: Vec<Arc<Answer>>,
     settlement: Settlement,
+    orders: OrderReceiver,
+    /// Receipts of orders that are carried out once everything is handed over.
+    unanswered: Vec<Arc<OrderAnswer>>,
     stats: Arc<WorkerStats>,
     connections: Vec<Option<Connection>>,
     open: usize,
@@ -90,9 +91,9 @@ impl<E: Engine> Worker<E> {
             flows,
             uplink,
             downlink,
+            settlement: Settlement::new(),
             orders,
             unanswered: Vec::new(),
-            settlement: Settlement::new(),
             stats,
             connections: Vec::new(),
             open: 0,
@@ -121,9 +122,9 @@ impl<E: Engine> Worker<E> {
         }
         // What came too late is counted.
         self.take_replies();
+        self.settlement.publish(&self.downlink);
         self.take_orders();
         self.give_answers();
-        self.settlement.publish(&self.downlink);
         self.uplink.end();
         Ok(())
     }

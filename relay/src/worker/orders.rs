@@ -48,17 +48,17 @@ pub struct Order {
     pub server: ServerId,
     /// What to do.
     pub task: Task,
-    answer: Arc<Answer>,
+    answer: Arc<OrderAnswer>,
 }
 
 /// Says when all workers have carried an order out, and handed over all that they had read before.
 #[derive(Debug)]
-pub struct Answer {
+pub struct OrderAnswer {
     workers: AtomicUsize,
     connections: AtomicU64,
 }
 
-impl Answer {
+impl OrderAnswer {
     /// How many connections it was about, once all workers are done.
     pub fn connections(&self) -> Option<u64> {
         let done = self.workers.load(Ordering::Acquire) == 0;
@@ -84,11 +84,11 @@ impl Orders {
 
     /// Gives an order to every worker, or to none if one of them has too many to carry out. Needs
     /// `&mut`: whoever else pushed could take the place that was seen.
-    pub fn give(&mut self, server: ServerId, task: Task) -> Option<Arc<Answer>> {
+    pub fn give(&mut self, server: ServerId, task: Task) -> Option<Arc<OrderAnswer>> {
         if self.0.iter().any(|(queue, _)| queue.is_full()) {
             return None;
         }
-        let answer = Arc::new(Answer {
+        let answer = Arc::new(OrderAnswer {
             workers: AtomicUsize::new(self.0.len()),
             connections: AtomicU64::new(0),
         });

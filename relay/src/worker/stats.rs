@@ -18,6 +18,7 @@ impl Counter {
     }
 }
 
+/// A field-less enum whose variants have a name for counters and records.
 macro_rules! reasons {
     ($(#[doc = $type_doc:literal])+ $type:ident { $($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+ }) => {
         $(#[doc = $type_doc])+
@@ -35,6 +36,7 @@ macro_rules! reasons {
         }
     };
 }
+pub(crate) use reasons;
 
 reasons! {
     /// Why a connection was closed.

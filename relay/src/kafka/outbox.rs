@@ -1,0 +1,104 @@
+//! The keeper's producer: each record with the job that it does, and what has become of it.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext};
+
+use crate::config::Config;
+
+use super::producer::{LogContext, producer_config};
+
+/// Most bytes of values on their way to Kafka; one record may exceed it.
+const MOST_BYTES: usize = 16 << 20;
+/// And most records.
+const MOST_RECORDS: i32 = 10_000;
+/// How long a look for reports lasts while there is no room.
+const POLL: Duration = Duration::from_millis(10);
+
+/// What a job has come to: acknowledged by Kafka, or refused.
+pub(super) type Outcome<J> = (J, Result<(), RDKafkaErrorCode>);
+
+/// Takes the delivery reports, on the thread that polls.
+struct Reports<J> {
+    outcomes: Mutex<Vec<Outcome<J>>>,
+    bytes: AtomicUsize,
+}
+
+impl<J: Send + 'static> ClientContext for Reports<J> {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        LogContext.log(level, facility, message);
+    }
+    fn error(&self, error: KafkaError, reason: &str) {
+        LogContext.error(error, reason);
+    }
+}
+
+impl<J: Send + Sync + 'static> ProducerContext for Reports<J> {
+    type DeliveryOpaque = Box<J>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, job: Box<J>) {
+        let (message, outcome) = match result {
+            Ok(message) => (message, Ok(())),
+            Err((error, message)) => (message, Err(code(error))),
+        };
+        self.bytes.fetch_sub(message.payload_len(), Ordering::Relaxed);
+        self.end(*job, outcome);
+    }
+}
+
+impl<J> Reports<J> {
+    fn end(&self, job: J, outcome: Result<(), RDKafkaErrorCode>) {
+        self.outcomes.lock().unwrap_or_else(PoisonError::into_inner).push((job, outcome));
+    }
+}
+
+fn code(error: &KafkaError) -> RDKafkaErrorCode {
+    error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown)
+}
+
+/// A bounded producer (`acks=all`, idempotent) that waits for as long as the brokers are away.
+pub(super) struct Outbox<J: Send + Sync + 'static>(BaseProducer<Reports<J>>);
+
+impl<J: Send + Sync + 'static> Outbox<J> {
+    pub(super) fn new(config: &Config) -> Result<Self, KafkaError> {
+        let reports = Reports { outcomes: Mutex::default(), bytes: AtomicUsize::new(0) };
+        // Java's partitioner: a key has one partition, whoever writes it.
+        let mut client = producer_config(config);
+        client.set("partitioner", "murmur2_random").create_with_context(reports).map(Self)
+    }
+
+    /// Sends a record, or takes its refusal as its outcome.
+    pub(super) fn send(&self, record: BaseRecord<'_, [u8], [u8], Box<J>>) {
+        let bytes = record.payload.map_or(0, <[u8]>::len);
+        let reports = self.0.context();
+        reports.bytes.fetch_add(bytes, Ordering::Relaxed);
+        if let Err((error, record)) = self.0.send(record) {
+            reports.bytes.fetch_sub(bytes, Ordering::Relaxed);
+            reports.end(*record.delivery_opaque, Err(code(&error)));
+        }
+    }
+
+    /// Waits until another record may be sent; false if the relay stops before.
+    pub(super) fn wait_room(&self, stop: &AtomicBool) -> bool {
+        let full = || {
+            self.0.context().bytes.load(Ordering::Relaxed) >= MOST_BYTES
+                || self.0.in_flight_count() >= MOST_RECORDS
+        };
+        while full() && !stop.load(Ordering::SeqCst) {
+            self.0.poll(POLL);
+        }
+        !full()
+    }
+
+    /// What has come to an end, after a wait of at most `patience` for the first report.
+    pub(super) fn outcomes(&self, patience: Duration) -> Vec<Outcome<J>> {
+        self.0.poll(patience);
+        let mut outcomes = self.0.context().outcomes.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *outcomes)
+    }
+}
