@@ -166,6 +166,31 @@ fn a_client_with_an_identity_finds_its_server_again() {
 }
 
 #[test]
+fn a_relay_that_is_killed_for_good_has_no_clients_any_more() {
+    const CLIENTS: usize = 12;
+    let quick = |config: &mut Config| config.registry.relay_timeout_ms = 1500;
+    let mut fleet = Fleet::new("gone", 2, 4, quick).unwrap();
+    (0..2).for_each(|relay| fleet.start(relay).unwrap());
+    let clients: Vec<_> =
+        (0..2 * CLIENTS).map(|number| connect(&fleet, number % 2, number).unwrap()).collect();
+    fleet.wait_associations(&[0, 1], 2 * CLIENTS as u64).unwrap();
+    fleet.relays[1].kill().unwrap();
+    fleet.wait_associations(&[0], CLIENTS as u64).unwrap();
+    // They are over in the log too: the relay that coordinates has said so, or does it now.
+    let written = || {
+        let stats = fleet.relays[0].stats()?;
+        Ok(stats.count_by("association_records", "written")? >= 2 * CLIENTS as u64)
+    };
+    wait_until(PATIENCE, "the tombstones", written).unwrap();
+    drop(clients);
+    fleet.wait_associations(&[0], 0).unwrap();
+    fleet.relays[0].stop().unwrap();
+    // A relay of another number has nothing to go by but the log.
+    fleet.start(1).unwrap();
+    fleet.wait_associations(&[1], 0).unwrap();
+}
+
+#[test]
 fn nonsense_among_the_associations_is_counted_and_harms_nobody() {
     let mut fleet = Fleet::new("nonsense", 1, 4, by_address).unwrap();
     let topic = fleet.relays[0].config.kafka.associations_topic();
