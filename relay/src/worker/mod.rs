@@ -145,7 +145,6 @@ impl<E: Engine> Worker<E> {
         }
         self.start_sends();
         self.settlement.publish(&self.downlink);
-        self.uplink.hand_over();
         if self.uplink.hand_over() {
             self.give_answers();
         }

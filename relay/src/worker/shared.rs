@@ -48,13 +48,13 @@ pub struct Shared {
     pub incarnation: Incarnation,
     /// Bounds and times.
     pub limits: RelaySection,
-    /// By [`ServiceId`].
+    /// By [`ServiceId`](crate::route::ServiceId).
     pub protocols: Arc<[Protocol]>,
     /// Which client belongs to which server.
     pub associations: Arc<Associations>,
     /// How much may be under way.
     pub credit: Arc<Credit>,
-    /// Set when the relay should stop; each worker's [`Wake`] is woken after it.
+    /// Set when the relay should stop; each worker's [`Wake`](crate::ring::Wake) is woken after it.
     pub stop: Arc<AtomicBool>,
 }
 
