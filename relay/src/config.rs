@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec::Framing;
 use crate::prefix::Prefix;
-use crate::route::Partition;
+use crate::route::{IdentityKind, Partition};
 
 /// Longest instance name: `NAME-gw` must fit an interface name (15 bytes).
 const MAX_INSTANCE_LENGTH: usize = 12;
@@ -68,6 +68,9 @@ pub struct Config {
     /// The cluster.
     #[serde(default)]
     pub kafka: KafkaSection,
+    /// Replies for clients who are away.
+    #[serde(default)]
+    pub hold: HoldSection,
     /// What is diverted, and to whom.
     #[serde(rename = "service")]
     pub services: Vec<Service>,
@@ -265,6 +268,25 @@ impl KafkaSection {
     }
 }
 
+/// Replies for clients who are away: those of services whose clients have an identity that outlives
+/// their connection. What is beyond a bound becomes a dead letter.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HoldSection {
+    /// How long a reply waits. Kafka must keep the records of the topic for longer than twice that.
+    pub max_age_ms: u64,
+    /// Replies that wait for one client.
+    pub max_per_client: u32,
+    /// Replies that wait for all clients, in bytes of their values and 128 for each.
+    pub max_bytes: u64,
+}
+
+impl Default for HoldSection {
+    fn default() -> Self {
+        Self { max_age_ms: 86_400_000, max_per_client: 10_000, max_bytes: 256 << 20 }
+    }
+}
+
 /// One port of a set of destinations, the way bytes become messages there, and its servers.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -281,6 +303,9 @@ pub struct Service {
     /// Longest message; a longer one closes its connection.
     #[serde(default = "default_max_message_bytes")]
     pub max_message_bytes: u32,
+    /// What makes two connections the same client's.
+    #[serde(default)]
+    pub identity: IdentityKind,
     /// Who reads them, beside those that register.
     #[serde(rename = "server", default)]
     pub servers: Vec<Server>,
@@ -437,6 +462,10 @@ impl Config {
             let key = format!("service `{}`", service.name);
             if service.name.is_empty() || !names.insert(&service.name) {
                 return Err(invalid(key, "needs a name that no other service has"));
+            }
+            if service.name.contains('/') {
+                let problem = "a name has no `/`: it ends there in the keys of records";
+                return Err(invalid(key, problem));
             }
             if service.port == 0 || !ports.insert(service.port) {
                 return Err(invalid(key, format!("port {} is 0 or taken", service.port)));

@@ -6,8 +6,10 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use millrace_relay::codec::{ByteOrder, Framing};
-use millrace_relay::config::{Config, GatewaySection, KafkaSection, RelaySection, Server, Service};
-use millrace_relay::route::Partition;
+use millrace_relay::config::{
+    Config, GatewaySection, HoldSection, KafkaSection, RelaySection, Server, Service,
+};
+use millrace_relay::route::{IdentityKind, Partition};
 
 use crate::instance::Instance;
 use crate::kafka::Topics;
@@ -146,6 +148,7 @@ fn config(plan: &ClusterPlan, prefix: &str) -> Config {
         port,
         framing: wire.0,
         max_message_bytes: plan.max_message_bytes,
+        identity: IdentityKind::default(),
         servers: (0..plan.servers)
             .map(|index| {
                 let address = Topology::server_address(usize::from(index));
@@ -162,6 +165,7 @@ fn config(plan: &ClusterPlan, prefix: &str) -> Config {
             topic_prefix: prefix.to_owned(),
             ..KafkaSection::default()
         },
+        hold: HoldSection::default(),
         services: vec![
             service(FRAMES_SERVICE, FRAMES_PORT, frames(), 0),
             service(LINES_SERVICE, LINES_PORT, lines(), plan.servers),

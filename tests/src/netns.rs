@@ -11,9 +11,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, bail, ensure};
 use millrace_relay::codec::Framing;
-use millrace_relay::config::{Config, GatewaySection, KafkaSection, RelaySection, Server, Service};
+use millrace_relay::config::{
+    Config, GatewaySection, HoldSection, KafkaSection, RelaySection, Server, Service,
+};
 use millrace_relay::gateway::{self, LoadReport, object::ObjectFile};
-use millrace_relay::route::Partition;
+use millrace_relay::route::{IdentityKind, Partition};
 
 /// Start of the names of namespaces; the number of their process follows.
 const HOST_PREFIX: &str = "mrh";
@@ -233,12 +235,14 @@ impl Topology {
             gateway: GatewaySection::new(instance_name(), &[Self::CLIENT_DEVICE]),
             relay: RelaySection::default(),
             kafka: KafkaSection::default(),
+            hold: HoldSection::default(),
             services: vec![Service {
                 name: "test".to_owned(),
                 destinations: vec![Self::SERVER_NETWORK.parse().expect("a prefix")],
                 port,
                 framing,
                 max_message_bytes: 255,
+                identity: IdentityKind::default(),
                 servers,
             }],
         }

@@ -101,6 +101,14 @@ impl HandServer {
         self.produce(to, Some(value), OwnedHeaders::new().insert(close))
     }
 
+    /// Answers a record many times.
+    pub fn reply_many(&self, to: &Record, values: impl IntoIterator<Item = Vec<u8>>) -> Result<()> {
+        for value in values {
+            self.send(to, Some(&value), OwnedHeaders::new())?;
+        }
+        Ok(self.producer.flush(PATIENCE)?)
+    }
+
     /// Answers a record with a value, or none, and with these headers.
     pub fn reply_with(
         &self,
@@ -115,12 +123,17 @@ impl HandServer {
     }
 
     fn produce(&self, to: &Record, value: Option<&[u8]>, headers: OwnedHeaders) -> Result<()> {
+        self.send(to, value, headers)?;
+        Ok(self.producer.flush(PATIENCE)?)
+    }
+
+    fn send(&self, to: &Record, value: Option<&[u8]>, headers: OwnedHeaders) -> Result<()> {
         let mut reply = BaseRecord::to(&self.downlink)
             .partition(to.header("reply").parse()?)
             .key(to.key.as_str())
             .headers(headers);
         reply.payload = value;
         self.producer.send(reply).map_err(|(error, _)| error)?;
-        Ok(self.producer.flush(PATIENCE)?)
+        Ok(())
     }
 }

@@ -46,6 +46,10 @@ reasons! {
         Unencodable = "unencodable",
         /// A reply whose connection failed, or was given up, before it was sent.
         ConnectionLost = "connection_lost",
+        /// A reply to a client who is away, and for whom, or for all, enough replies wait.
+        HoldLimit = "hold_limit",
+        /// A reply that has waited too long for its client.
+        HoldAge = "hold_age",
         /// A message larger than Kafka allows.
         TooLarge = "too_large",
         /// A message for a topic that the relay may not write to.
@@ -56,6 +60,13 @@ reasons! {
         Refused = "refused",
         /// A message that waited in the partition of a server that is gone.
         ServerGone = "server_gone",
+    }
+}
+
+impl Reason {
+    /// Whether a reply with this fate may wait for its client to come back.
+    pub(super) const fn may_wait(self) -> bool {
+        matches!(self, Self::FormerRun | Self::Stale | Self::Closing | Self::ConnectionLost)
     }
 }
 

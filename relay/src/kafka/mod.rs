@@ -5,11 +5,14 @@
 mod bury;
 mod consumer;
 mod deadletter;
+mod delivery;
 mod desk;
 mod fetch;
 mod ffi;
+mod held;
 mod keeper;
 mod outbox;
+mod presence;
 mod producer;
 mod pump;
 mod record;
@@ -18,8 +21,11 @@ mod topics;
 pub use bury::{BuryError, bury};
 pub use consumer::{Consumer, ConsumerError, ConsumerStats};
 pub use deadletter::{CUT_BYTES, LetterCounts, Reason, letter};
+pub use delivery::HeldStats;
 pub use desk::Desk;
+pub use held::HeldRefusal;
 pub use keeper::{Keeper, KeeperStats};
+pub use presence::Presence;
 pub use producer::{
     DeliveryFailure, ProduceError, Producer, RdKafkaProducer, Report, Token, producer_config,
 };

@@ -160,6 +160,18 @@ impl Decimal {
     }
 }
 
+/// The connection and the name of the one whom replies wait for, from a record's key: a key without
+/// a slash has no such name.
+pub(super) fn split_reply_key(text: &[u8]) -> Result<(ConnectionKey, Option<&str>), KeyError> {
+    let (key, rest) = text.split_at_checked(ConnectionKey::LENGTH).ok_or(KeyError)?;
+    let holder = match rest {
+        [] => None,
+        [b'/', holder @ ..] => Some(std::str::from_utf8(holder).map_err(|_| KeyError)?),
+        _ => return Err(KeyError),
+    };
+    Ok((ConnectionKey::parse(key)?, holder))
+}
+
 /// What all records of one connection have in common, rendered once.
 #[derive(Debug)]
 pub struct Identity {
@@ -167,26 +179,35 @@ pub struct Identity {
     pub key: ConnectionKey,
     /// Its records' partition: its server's.
     pub partition: Partition,
-    /// The printed key.
-    pub printed: [u8; ConnectionKey::LENGTH],
+    /// The printed key; and behind a slash, if replies wait for this client when it is away, the name
+    /// under which they do.
+    pub printed: Box<[u8]>,
     /// The headers that do not change.
     pub headers: [(&'static CStr, Box<[u8]>); 4],
 }
 
 impl Identity {
+    /// The name under which replies wait for this client, if they do.
+    pub fn holder(&self) -> Option<&str> {
+        split_reply_key(&self.printed).ok()?.1
+    }
+
     /// Renders the identity of a connection from `client` to `destination`.
     pub fn new(
         key: ConnectionKey,
+        holder: Option<String>,
         partition: Partition,
         client: SocketAddr,
         destination: SocketAddr,
         protocol: &str,
     ) -> Self {
         let text = |value: String| value.into_bytes().into_boxed_slice();
+        let holder = holder.map(|holder| format!("/{holder}")).unwrap_or_default();
+        let printed = [&key.print()[..], holder.as_bytes()].concat().into_boxed_slice();
         Self {
             key,
             partition,
-            printed: key.print(),
+            printed,
             headers: [
                 (header::CLIENT, text(client.to_string())),
                 (header::DESTINATION, text(destination.to_string())),
@@ -228,6 +249,7 @@ mod tests {
 
         #[test]
         fn nonsense_is_refused(text in prop::collection::vec(any::<u8>(), 0..50)) {
+            let _ = split_reply_key(&text);
             if let Ok(key) = ConnectionKey::parse(&text) {
                 prop_assert_eq!(&key.print()[..], &text[..]);
             }

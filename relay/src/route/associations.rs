@@ -187,6 +187,7 @@ mod tests {
             port: 7000 + first_partition,
             framing: Framing::Lines,
             max_message_bytes: 100,
+            identity: crate::route::IdentityKind::default(),
             servers: (first_partition..first_partition + servers)
                 .map(|partition| {
                     let id = format!("{name}-{partition}");

@@ -4,11 +4,13 @@
 //! in between it keeps the answer, so that no message takes the lock.
 
 mod associations;
+mod identity;
 mod server;
 
 use serde::{Deserialize, Serialize};
 
 pub use associations::{Association, Associations};
+pub use identity::{ClientIdentity, IdentityKind};
 pub use server::{ServerLink, ServerState};
 
 /// A partition of the uplink topic.

@@ -18,8 +18,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::codec::{Decoder, Framing};
-use crate::config::{Config, RelaySection};
-use crate::kafka::{ConnectionKey, Identity, Incarnation, RelayId};
+use crate::config::{Config, RelaySection, Service};
+use crate::kafka::{ConnectionKey, Identity, Incarnation, Presence, RelayId};
 use crate::ring::{Credit, DownlinkReceiver, Kind, MESSAGE_OVERHEAD_BYTES, UplinkSender, Wake};
 use crate::route::{Associations, ServiceId};
 
@@ -66,6 +66,12 @@ pub struct Protocol {
     pub max_message_bytes: u32,
 }
 
+impl From<&Service> for Protocol {
+    fn from(service: &Service) -> Self {
+        Self { framing: service.framing, max_message_bytes: service.max_message_bytes }
+    }
+}
+
 /// What all workers of a relay have in common.
 #[derive(Clone, Debug)]
 pub struct Shared {
@@ -79,6 +85,8 @@ pub struct Shared {
     pub protocols: Arc<[Protocol]>,
     /// Which client belongs to which server.
     pub associations: Arc<Associations>,
+    /// Which clients are here whose replies would wait for them.
+    pub presence: Presence,
     /// How much may be under way.
     pub credit: Arc<Credit>,
     /// Set when the relay should stop; each worker's [`Wake`] is woken after it.
@@ -88,20 +96,14 @@ pub struct Shared {
 impl Shared {
     /// For a checked configuration.
     pub fn new(config: &Config, incarnation: Incarnation) -> Self {
-        let protocols = config
-            .services
-            .iter()
-            .map(|service| Protocol {
-                framing: service.framing,
-                max_message_bytes: service.max_message_bytes,
-            })
-            .collect();
+        let protocols = config.services.iter().map(Protocol::from).collect();
         Self {
             relay: RelayId(config.relay.id),
             incarnation,
             limits: config.relay.clone(),
             protocols,
             associations: Arc::new(Associations::new(&config.services)),
+            presence: Presence::new(&config.services),
             credit: Arc::new(Credit::new(
                 config.partitions(),
                 config.kafka.partition_in_flight_bytes,
@@ -290,6 +292,7 @@ impl<E: Engine> Worker<E> {
         let protocol = self.shared.protocols[service.index()];
         let identity = Arc::new(Identity::new(
             key,
+            self.shared.presence.holder(service, client),
             association.partition,
             client,
             server,
@@ -298,6 +301,7 @@ impl<E: Engine> Worker<E> {
         let decoder = Decoder::new(protocol.framing, protocol.max_message_bytes);
         let mut connection = Connection::new(identity, (client, server), service, decoder);
         self.uplink.push(&mut connection.origin, &connection.identity, Kind::Open, &[]);
+        self.shared.presence.came(&connection.identity);
         self.connections[socket.index()] = Some(connection);
         if let Err(error) = self.flows.accepted(client, server) {
             tracing::warn!(%error, %client, "a flow was not accepted; its connection is closed");
@@ -498,6 +502,7 @@ impl<E: Engine> Worker<E> {
         let kind = Kind::Close(reason.name());
         self.uplink.push(&mut connection.origin, &connection.identity, kind, &[]);
         self.stats.closed[reason as usize].add(1);
+        self.shared.presence.left(&connection.identity);
         let unsent = std::mem::take(&mut connection.output.receipts);
         self.flows.closed(connection.client, connection.server);
         self.shared.associations.dissociate(connection.service, connection.client);

@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use millrace_relay::codec::Framing;
-use millrace_relay::config::{Config, GatewaySection, KafkaSection, RelaySection, Server, Service};
-use millrace_relay::route::Partition;
+use millrace_relay::config::{
+    Config, GatewaySection, HoldSection, KafkaSection, RelaySection, Server, Service,
+};
+use millrace_relay::route::{IdentityKind, Partition};
 use millrace_tests::cpu::CpuTime;
 use millrace_tests::flood::Flood;
 use millrace_tests::instance::Instance;
@@ -120,12 +122,14 @@ fn config(setting: &Setting<'_>, topics: &Topics, port: u16) -> Config {
             linger_us: setting.linger_us,
             ..KafkaSection::default()
         },
+        hold: HoldSection::default(),
         services: vec![Service {
             name: "bench".to_owned(),
             destinations: vec!["127.0.0.1/32".parse().expect("a prefix")],
             port,
             framing: Framing::Lines,
             max_message_bytes: 65_536,
+            identity: IdentityKind::default(),
             servers: servers.collect(),
         }],
     }
