@@ -53,6 +53,7 @@ impl Record {
 pub struct HandServer {
     consumer: BaseConsumer,
     producer: BaseProducer,
+    uplink: String,
     downlink: String,
 }
 
@@ -73,7 +74,8 @@ impl HandServer {
         }
         consumer.assign(&list)?;
         let producer = kafka::client(brokers).set("enable.idempotence", "true").create()?;
-        Ok(Self { consumer, producer, downlink: format!("{prefix}downlink") })
+        let (uplink, downlink) = (format!("{prefix}uplink"), format!("{prefix}downlink"));
+        Ok(Self { consumer, producer, uplink, downlink })
     }
 
     /// The next record that `wanted` takes; others are skipped.
@@ -106,6 +108,20 @@ impl HandServer {
         for value in values {
             self.send(to, Some(&value), OwnedHeaders::new())?;
         }
+        Ok(self.producer.flush(PATIENCE)?)
+    }
+
+    /// Writes a record to its partition of the uplink, as only a relay should.
+    pub fn forge(&self, record: &Record) -> Result<()> {
+        let headers = record.headers.iter().fold(OwnedHeaders::new(), |headers, (key, value)| {
+            headers.insert(Header { key, value: Some(value) })
+        });
+        let forged = BaseRecord::to(&self.uplink)
+            .partition(record.partition.into())
+            .key(record.key.as_str())
+            .payload(&record.value)
+            .headers(headers);
+        self.producer.send(forged).map_err(|(error, _)| error)?;
         Ok(self.producer.flush(PATIENCE)?)
     }
 

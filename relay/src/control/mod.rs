@@ -9,6 +9,7 @@
 //! ```
 
 mod error;
+mod ledger;
 mod listeners;
 mod snapshot;
 mod socket;
@@ -24,6 +25,7 @@ use crate::gateway::{Gateway, Heartbeat};
 use crate::kafka::{Incarnation, ensure_topics};
 
 pub use error::RunError;
+pub use ledger::{Ledger, LedgerError, ledger};
 pub use listeners::Place;
 pub use snapshot::{CpuTime, Snapshot};
 use socket::ControlSocket;

@@ -10,6 +10,7 @@ mod desk;
 mod fetch;
 mod ffi;
 mod held;
+mod inspect;
 mod keeper;
 mod outbox;
 mod presence;
@@ -24,6 +25,7 @@ pub use deadletter::{CUT_BYTES, LetterCounts, Reason, letter};
 pub use delivery::HeldStats;
 pub use desk::Desk;
 pub use held::HeldRefusal;
+pub use inspect::{RecordOrigin, header_text, observer, record_origin};
 pub use keeper::{Keeper, KeeperStats};
 pub use presence::Presence;
 pub use producer::{
