@@ -1,5 +1,6 @@
 //! The command line.
 
+mod ledger;
 mod rules;
 mod servers;
 mod status;
@@ -71,6 +72,23 @@ enum Command {
         /// a line.
         #[arg(long)]
         watch: bool,
+    },
+    /// Check that everything is accounted for: counters of the running relay against Kafka's partitions.
+    ///
+    /// Uplink: received = acknowledged + waiting + dead letters + refused, and as many records of
+    /// this run in the partitions as were acknowledged. Downlink: what was produced since the run
+    /// began = sent + orders + held + dead letters + vanished + waiting, and no offset committed past
+    /// what is settled. For each server: records in its partition = committed + waiting. Under traffic
+    /// the counters are taken before and after the partitions are looked at, and what lies between is
+    /// right. It reads every record since the relay's start. Exit code 1 if a line does not balance.
+    #[command(after_help = "Examples:\n  relay ledger --config /etc/millrace/millrace.toml\n  \
+        relay ledger --json | jq .balanced")]
+    Ledger {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// One JSON document instead of text.
+        #[arg(long)]
+        json: bool,
     },
     /// Show each packet of one client and what becomes of it; needs root.
     ///
@@ -152,6 +170,7 @@ impl Cli {
             Command::Status { config, json, interval, watch } => {
                 status::run(&config.read()?, json, interval, watch)?;
             }
+            Command::Ledger { config, json } => ledger::run(&config.read()?, json)?,
             Command::Trace(arguments) => trace::run(&arguments)?,
             Command::Run { config, no_gateway, transparent, netns } => {
                 let mode = no_gateway.map_or(control::Mode::Gateway, |address| {

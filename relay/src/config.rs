@@ -75,6 +75,9 @@ pub struct Config {
     /// Servers that register.
     #[serde(default)]
     pub registry: RegistrySection,
+    /// Replies for clients who are away.
+    #[serde(default)]
+    pub hold: HoldSection,
     /// What is diverted, and to whom.
     #[serde(rename = "service")]
     pub services: Vec<Service>,
@@ -269,6 +272,25 @@ impl KafkaSection {
     /// The consumer group under which the reader of an uplink partition commits its position.
     pub fn server_group(&self, partition: Partition) -> String {
         format!("{}server-{partition}", self.topic_prefix)
+    }
+}
+
+/// Replies for clients who are away: those of services whose clients have an identity that outlives
+/// their connection. What is beyond a bound becomes a dead letter.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HoldSection {
+    /// How long a reply waits. Kafka must keep the records of the topic for longer than twice that.
+    pub max_age_ms: u64,
+    /// Replies that wait for one client.
+    pub max_per_client: u32,
+    /// Replies that wait for all clients, in bytes of their values and 128 for each.
+    pub max_bytes: u64,
+}
+
+impl Default for HoldSection {
+    fn default() -> Self {
+        Self { max_age_ms: 86_400_000, max_per_client: 10_000, max_bytes: 256 << 20 }
     }
 }
 

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use millrace_relay::codec::{ByteOrder, Framing};
 use millrace_relay::config::{
-    Config, GatewaySection, KafkaSection, RegistrySection, RelaySection, Server, Service,
+    Config, GatewaySection, HoldSection, KafkaSection, RegistrySection, RelaySection, Server,
+    Service,
 };
 use millrace_relay::route::Partition;
 
@@ -163,6 +164,7 @@ fn config(plan: &ClusterPlan, prefix: &str) -> Config {
             ..KafkaSection::default()
         },
         registry: RegistrySection::default(),
+        hold: HoldSection::default(),
         services: vec![
             service(FRAMES_SERVICE, FRAMES_PORT, frames(), 0),
             service(LINES_SERVICE, LINES_PORT, lines(), plan.servers),

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use millrace_relay::config::{
-    Config, GatewaySection, KafkaSection, RegistrySection, RelaySection, Server, Service,
+    Config, GatewaySection, HoldSection, KafkaSection, RegistrySection, RelaySection, Server,
+    Service,
 };
 use millrace_relay::route::Partition;
 
@@ -37,12 +38,13 @@ pub fn config(prefix: &str, relay: u16, servers: u16, port: u16) -> Config {
     Config {
         gateway: GatewaySection::new(instance_name(), &["none"]),
         relay: RelaySection { id: relay, ..RelaySection::default() },
-        registry: RegistrySection::default(),
         kafka: KafkaSection {
             brokers: kafka::brokers(),
             topic_prefix: prefix.to_owned(),
             ..KafkaSection::default()
         },
+        registry: RegistrySection::default(),
+        hold: HoldSection::default(),
         services: vec![Service {
             destinations: vec!["127.0.0.0/8".parse().expect("a prefix")],
             servers: (0..servers).map(server).collect(),
@@ -64,10 +66,21 @@ impl Fleet {
         servers: u16,
         adjust: impl Fn(&mut Config),
     ) -> Result<Self> {
-        let (topics, port) = (Topics::new(&kafka::brokers(), name), free_port()?);
+        Self::at(&kafka::brokers(), name, (relays, servers), adjust)
+    }
+
+    /// The same with other brokers.
+    pub fn at(
+        brokers: &str,
+        name: &str,
+        (relays, servers): (u16, u16),
+        adjust: impl Fn(&mut Config),
+    ) -> Result<Self> {
+        let (topics, port) = (Topics::new(brokers, name), free_port()?);
         let relays = (0..relays)
             .map(|id| {
                 let mut config = config(topics.prefix(), id, servers, port);
+                config.kafka.brokers = brokers.to_owned();
                 adjust(&mut config);
                 Instance::new(config, None)
             })

@@ -25,6 +25,7 @@ pub mod ordinary;
 pub mod packet_cost;
 pub mod paths;
 pub mod payload;
+pub mod persistent;
 pub mod pktgen_kernel;
 pub mod plot;
 pub mod privilege;

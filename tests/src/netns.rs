@@ -12,7 +12,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::{Context as _, bail, ensure};
 use millrace_relay::codec::Framing;
 use millrace_relay::config::{
-    Config, GatewaySection, KafkaSection, RegistrySection, RelaySection, Server, Service,
+    Config, GatewaySection, HoldSection, KafkaSection, RegistrySection, RelaySection, Server,
+    Service,
 };
 use millrace_relay::gateway::{self, LoadReport, object::ObjectFile};
 use millrace_relay::route::Partition;
@@ -236,6 +237,7 @@ impl Topology {
             relay: RelaySection::default(),
             kafka: KafkaSection::default(),
             registry: RegistrySection::default(),
+            hold: HoldSection::default(),
             services: vec![Service {
                 destinations: vec![Self::SERVER_NETWORK.parse().expect("a prefix")],
                 max_message_bytes: 255,

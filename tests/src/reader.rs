@@ -53,6 +53,7 @@ impl Record {
 pub struct HandServer {
     consumer: BaseConsumer,
     producer: BaseProducer,
+    uplink: String,
     downlink: String,
 }
 
@@ -73,7 +74,8 @@ impl HandServer {
         }
         consumer.assign(&list)?;
         let producer = kafka::client(brokers).set("enable.idempotence", "true").create()?;
-        Ok(Self { consumer, producer, downlink: format!("{prefix}downlink") })
+        let (uplink, downlink) = (format!("{prefix}uplink"), format!("{prefix}downlink"));
+        Ok(Self { consumer, producer, uplink, downlink })
     }
 
     /// The next record that `wanted` takes; others are skipped.
@@ -101,6 +103,28 @@ impl HandServer {
         self.produce(to, Some(value), OwnedHeaders::new().insert(close))
     }
 
+    /// Answers a record many times.
+    pub fn reply_many(&self, to: &Record, values: impl IntoIterator<Item = Vec<u8>>) -> Result<()> {
+        for value in values {
+            self.send(to, Some(&value), OwnedHeaders::new())?;
+        }
+        Ok(self.producer.flush(PATIENCE)?)
+    }
+
+    /// Writes a record to its partition of the uplink, as only a relay should.
+    pub fn forge(&self, record: &Record) -> Result<()> {
+        let headers = record.headers.iter().fold(OwnedHeaders::new(), |headers, (key, value)| {
+            headers.insert(Header { key, value: Some(value) })
+        });
+        let forged = BaseRecord::to(&self.uplink)
+            .partition(record.partition.into())
+            .key(record.key.as_str())
+            .payload(&record.value)
+            .headers(headers);
+        self.producer.send(forged).map_err(|(error, _)| error)?;
+        Ok(self.producer.flush(PATIENCE)?)
+    }
+
     /// Answers a record with a value, or none, and with these headers.
     pub fn reply_with(
         &self,
@@ -115,12 +139,17 @@ impl HandServer {
     }
 
     fn produce(&self, to: &Record, value: Option<&[u8]>, headers: OwnedHeaders) -> Result<()> {
+        self.send(to, value, headers)?;
+        Ok(self.producer.flush(PATIENCE)?)
+    }
+
+    fn send(&self, to: &Record, value: Option<&[u8]>, headers: OwnedHeaders) -> Result<()> {
         let mut reply = BaseRecord::to(&self.downlink)
             .partition(to.header("reply").parse()?)
             .key(to.key.as_str())
             .headers(headers);
         reply.payload = value;
         self.producer.send(reply).map_err(|(error, _)| error)?;
-        Ok(self.producer.flush(PATIENCE)?)
+        Ok(())
     }
 }

@@ -1,16 +1,17 @@
 //! Two relays that share servers: who belongs to whom is fair, agreed on, and outlives a relay.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU32;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use millrace_relay::config::Config;
-use millrace_relay::route::IdentityKind;
+use millrace_relay::kafka::{Incarnation, RelayId};
+use millrace_relay::route::{Associations, IdentityKind, ServiceId};
 use millrace_tests::client::Client;
 use millrace_tests::cluster::lines;
-use millrace_tests::fleet::Fleet;
+use millrace_tests::fleet::{Fleet, config};
 use millrace_tests::kafka;
 use millrace_tests::process::wait_until;
 use millrace_tests::reader::Record;
@@ -165,6 +166,31 @@ fn a_client_with_an_identity_finds_its_server_again() {
 }
 
 #[test]
+fn a_relay_that_is_killed_for_good_has_no_clients_any_more() {
+    const CLIENTS: usize = 12;
+    let quick = |config: &mut Config| config.registry.relay_timeout_ms = 1500;
+    let mut fleet = Fleet::new("gone", 2, 4, quick).unwrap();
+    (0..2).for_each(|relay| fleet.start(relay).unwrap());
+    let clients: Vec<_> =
+        (0..2 * CLIENTS).map(|number| connect(&fleet, number % 2, number).unwrap()).collect();
+    fleet.wait_associations(&[0, 1], 2 * CLIENTS as u64).unwrap();
+    fleet.relays[1].kill().unwrap();
+    fleet.wait_associations(&[0], CLIENTS as u64).unwrap();
+    // They are over in the log too: the relay that coordinates has said so, or does it now.
+    let written = || {
+        let stats = fleet.relays[0].stats()?;
+        Ok(stats.count_by("association_records", "written")? >= 2 * CLIENTS as u64)
+    };
+    wait_until(PATIENCE, "the tombstones", written).unwrap();
+    drop(clients);
+    fleet.wait_associations(&[0], 0).unwrap();
+    fleet.relays[0].stop().unwrap();
+    // A relay of another number has nothing to go by but the log.
+    fleet.start(1).unwrap();
+    fleet.wait_associations(&[1], 0).unwrap();
+}
+
+#[test]
 fn nonsense_among_the_associations_is_counted_and_harms_nobody() {
     let mut fleet = Fleet::new("nonsense", 1, 4, by_address).unwrap();
     let topic = fleet.relays[0].config.kafka.associations_topic();
@@ -213,4 +239,77 @@ fn nonsense_among_the_associations_is_counted_and_harms_nobody() {
     fleet.relays[0].stop().unwrap();
     fleet.start(0).unwrap();
     assert_eq!(connect(&fleet, 0, 1).unwrap().1, server);
+}
+
+/// Resident memory of a process in KiB; `proc_pid_status(5)`.
+fn resident_kib(process: u32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let number = line.and_then(|line| line.trim().strip_suffix(" kB")).context("no VmRSS")?;
+    Ok(number.parse()?)
+}
+
+fn fill(fleet: &Fleet, associations: u32) -> Result<()> {
+    let topic = fleet.relays[0].config.kafka.associations_topic();
+    let producer: BaseProducer =
+        kafka::client(&kafka::brokers()).set("partitioner", "murmur2").create()?;
+    for number in 0..associations {
+        let key = format!("lines/{}", Ipv4Addr::from(0x0a00_0000 + number));
+        let value = format!(
+            r#"{{"version":1,"server":"server-{}","generation":1,"relay":9,"incarnation":1,"state":"connected"}}"#,
+            number % 4
+        );
+        let mut record = BaseRecord::to(&topic).key(&key).payload(&value);
+        while let Err((error, refused)) = producer.send(record) {
+            let full = rdkafka::types::RDKafkaErrorCode::QueueFull;
+            ensure!(error.rdkafka_error_code() == Some(full), "{error}");
+            producer.poll(Duration::from_millis(10));
+            record = refused;
+        }
+    }
+    Ok(producer.flush(PATIENCE)?)
+}
+
+/// Nanoseconds for a client that comes and goes, while there are so many others: the least of some
+/// rounds.
+fn allotment_ns(servers: u16, clients: u32) -> u128 {
+    const PAIRS: u32 = 2000;
+    let config = config("unused.", 0, servers, 7000);
+    let associations = Associations::new(&config.services, RelayId(0), Incarnation::new(1));
+    let client = |number: u32| SocketAddr::from((Ipv4Addr::from(0x0a00_0000 + number), 1));
+    for number in 0..clients {
+        associations.associate(ServiceId(0), client(number)).unwrap();
+    }
+    let round = |_| {
+        let started = Instant::now();
+        for number in clients..clients + PAIRS {
+            let server = associations.associate(ServiceId(0), client(number)).unwrap().server;
+            associations.dissociate(ServiceId(0), client(number), server);
+        }
+        started.elapsed().as_nanos() / u128::from(PAIRS)
+    };
+    (0..10).map(round).min().unwrap_or_default()
+}
+
+#[test]
+#[ignore = "prints figures: `cargo xtask test -p millrace-tests --test associations -- --ignored --nocapture`"]
+fn what_a_hundred_thousand_associations_cost() {
+    const MANY: u32 = 100_000;
+    let mut fleet = Fleet::new("many", 1, 4, by_address).unwrap();
+    for associations in [0, MANY] {
+        fill(&fleet, associations).unwrap();
+        let started = Instant::now();
+        fleet.start(0).unwrap();
+        let (took, process) = (started.elapsed(), fleet.relays[0].process_id().unwrap());
+        let resident = resident_kib(process).unwrap();
+        println!("{associations} associations: ready after {took:?}, {resident} KiB resident");
+        assert_eq!(fleet.associations(0).unwrap(), [u64::from(associations) / 4; 4]);
+        fleet.relays[0].stop().unwrap();
+    }
+    for clients in [100, 1000, 10_000, MANY] {
+        println!("allotment, 8 servers, {clients} clients: {} ns", allotment_ns(8, clients));
+    }
+    for servers in [8, 64, 512, 4096] {
+        println!("allotment, {servers} servers, 1000 clients: {} ns", allotment_ns(servers, 1000));
+    }
 }

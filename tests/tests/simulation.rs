@@ -206,12 +206,12 @@ impl Run {
             Moving::Nothing if self.dice.one_in(4) => {
                 let server = u16::try_from(self.dice.below(2)).expect("two");
                 self.set_state(server, ServerState::Draining);
-                let receipt = self.orders.give(ServerId(server), Task::Quiesce).expect("room");
-                Moving::Quiescing(server, receipt)
+                let answer = self.orders.give(ServerId(server), Task::Quiesce).expect("room");
+                Moving::Quiescing(server, answer)
             }
             Moving::Nothing => Moving::Nothing,
-            Moving::Quiescing(server, receipt) if receipt.connections().is_none() => {
-                Moving::Quiescing(server, receipt)
+            Moving::Quiescing(server, answer) if answer.connections().is_none() => {
+                Moving::Quiescing(server, answer)
             }
             Moving::Quiescing(server, _) => Moving::Acknowledging(server),
             Moving::Acknowledging(server) => {
@@ -219,11 +219,11 @@ impl Run {
                     return self.moving = Moving::Acknowledging(server);
                 }
                 let task = if self.dice.one_in(5) { Task::Release } else { Task::Move };
-                let receipt = self.orders.give(ServerId(server), task).expect("room");
-                Moving::Deciding(server, receipt)
+                let answer = self.orders.give(ServerId(server), task).expect("room");
+                Moving::Deciding(server, answer)
             }
-            Moving::Deciding(server, receipt) if receipt.connections().is_none() => {
-                Moving::Deciding(server, receipt)
+            Moving::Deciding(server, answer) if answer.connections().is_none() => {
+                Moving::Deciding(server, answer)
             }
             Moving::Deciding(server, _) => {
                 self.set_state(server, ServerState::Live);
@@ -425,6 +425,7 @@ fn check_moves<'a>(
     messages
 }
 
+/// The messages that a client was sent.
 fn received(client: &SimClient) -> Vec<Vec<u8>> {
     let mut received = Vec::new();
     let mut decoder = Decoder::new(FRAMINGS[usize::from(client.service.0)], LIMIT);

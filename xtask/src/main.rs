@@ -75,6 +75,11 @@ enum Command {
         Examples:\n  cargo xtask status --config docs/millrace.toml\n  \
         cargo xtask status --watch --config docs/millrace.toml")]
     Status(run::Passed),
+    /// Build, then `relay ledger`: check that every message and every reply is accounted for
+    #[command(after_help = "Changes nothing on the host but target/.\n\n\
+        Examples:\n  cargo xtask ledger --config docs/millrace.toml\n  \
+        cargo xtask ledger --json --config docs/millrace.toml")]
+    Ledger(run::Passed),
     /// Build, then `relay trace`: show each packet of one client and what becomes of it
     #[command(after_help = "Changes on the host: the programs of a loaded instance, in atomic \
         steps, and back at its end.\n\n\
@@ -157,6 +162,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Load(passed) => run::relay("load", &passed)?,
         Command::Unload(passed) => run::relay("unload", &passed)?,
         Command::Status(passed) => run::relay("status", &passed)?,
+        Command::Ledger(passed) => run::relay("ledger", &passed)?,
         Command::Trace(passed) => run::relay("trace", &passed)?,
         Command::Rules(passed) => run::relay("rules", &passed)?,
         Command::Servers(passed) => run::relay("servers", &passed)?,

@@ -12,6 +12,7 @@
 //! ```
 
 mod error;
+mod ledger;
 mod listeners;
 mod mover;
 mod snapshot;
@@ -31,6 +32,7 @@ use crate::registry::RegistryLink;
 use crate::worker::Shared;
 
 pub use error::RunError;
+pub use ledger::{Ledger, LedgerError, ledger};
 pub use listeners::Place;
 pub use snapshot::{CpuTime, Snapshot};
 use socket::ControlSocket;

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-use crate::kafka::{ConsumerStats, KeeperStats, LetterCounts, PumpStats, RefusedReason};
+use crate::kafka::{
+    ConsumerStats, HeldRefusal, KeeperStats, LetterCounts, PumpStats, RefusedReason,
+};
 use crate::registry::{RegistryObserver, RegistryStatus};
 use crate::route::{Associations, RecordRefusal};
 use crate::worker::{CloseReason, Counter, UndeliveredReason, WorkerStats};
@@ -76,7 +78,19 @@ pub struct Snapshot {
     pub replies_sent: u64,
     /// Replies not sent, by reason.
     pub replies_undelivered: BTreeMap<String, u64>,
-    /// Replies among the dead letters, by reason.
+    /// Replies that were written to those that wait for their clients.
+    pub replies_held: u64,
+    /// Replies that had waited and were sent by this relay.
+    pub held_delivered: u64,
+    /// Replies that wait now, whichever relay has held them.
+    pub held_waiting: u64,
+    /// Clients that they wait for.
+    pub held_clients: u64,
+    /// Replies that had waited and that this relay has moved to the dead letters, by reason.
+    pub held_dead_lettered: BTreeMap<String, u64>,
+    /// Records among those that wait that count for nothing, by reason.
+    pub held_refused: BTreeMap<String, u64>,
+    /// Replies of the downlink among the dead letters, by reason.
     pub replies_dead_lettered: BTreeMap<String, u64>,
     /// Replies that the log did not have any more when they were to be kept.
     pub replies_vanished: u64,
@@ -178,6 +192,14 @@ impl Observer {
                 ("other_relay", load(&self.consumer.other_relay)),
                 ("former_run", load(&self.consumer.former_run)),
             ])),
+            replies_held: load(&self.keeper.held.held),
+            held_delivered: load(&self.keeper.held.delivered),
+            held_waiting: load(&self.keeper.held.waiting),
+            held_clients: load(&self.keeper.held.clients),
+            held_dead_lettered: letters(&self.keeper.held_letters),
+            held_refused: nonzero(HeldRefusal::ALL.iter().map(|refusal| {
+                (refusal.name(), load(&self.keeper.held.refused[*refusal as usize]))
+            })),
             replies_dead_lettered: letters(&self.keeper.reply_letters),
             replies_vanished: load(&self.keeper.vanished),
             downlink_start: self.consumer.start.load(Ordering::Relaxed),
@@ -227,6 +249,12 @@ impl std::fmt::Display for Snapshot {
         )?;
         writeln!(f, "    undelivered {}", list(&self.replies_undelivered))?;
         writeln!(f, "    dead letters {}", list(&self.replies_dead_lettered))?;
+        writeln!(
+            f,
+            "  waiting      {} replies for {} clients who are away, {} held and {} delivered here",
+            self.held_waiting, self.held_clients, self.replies_held, self.held_delivered
+        )?;
+        writeln!(f, "    dead letters {}", list(&self.held_dead_lettered))?;
         if !self.clients_moved.is_empty() {
             writeln!(f, "  moved from   {}", list(&self.clients_moved))?;
         }

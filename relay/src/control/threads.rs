@@ -155,7 +155,6 @@ impl Threads {
         let pump_stats = Arc::<PumpStats>::default();
         let consumer_stats = Arc::<ConsumerStats>::default();
         let keeper_stats = Arc::<KeeperStats>::default();
-        let keeper = Keeper::new(config, incarnation, desk.clone(), keeper_stats.clone())?;
 
         let (mut uplinks, mut downlinks, mut parts) = (Vec::new(), Vec::new(), Vec::new());
         let mut orders = Orders::default();
@@ -189,8 +188,16 @@ impl Threads {
             incarnation,
             downlinks.clone(),
             consumer_stats.clone(),
-            desk,
+            desk.clone(),
             consumer_wake,
+        )?;
+        let keeper = Keeper::new(
+            config,
+            incarnation,
+            desk,
+            shared.presence.clone(),
+            downlinks.clone(),
+            keeper_stats.clone(),
         )?;
         let pump = Pump::new(
             producer,

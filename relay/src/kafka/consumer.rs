@@ -19,7 +19,7 @@ use super::deadletter::Reason;
 use super::desk::Desk;
 use super::ffi::header as header_of;
 use super::producer::{LogContext, client_config};
-use super::record::{ConnectionKey, Incarnation, RelayId, header};
+use super::record::{ConnectionKey, Incarnation, RelayId, header, split_reply_key};
 
 /// How long a look for replies lasts; so often the thread sees that it should stop.
 const POLL: Duration = Duration::from_millis(100);
@@ -309,7 +309,7 @@ impl Consumer {
         message: &BorrowedMessage<'_>,
     ) -> Result<ConnectionKey, (&AtomicU64, Reason)> {
         let malformed = (&self.stats.malformed_key, Reason::MalformedKey);
-        let key = ConnectionKey::parse(message.key().unwrap_or_default()).map_err(|_| malformed)?;
+        let (key, _) = split_reply_key(message.key().unwrap_or_default()).map_err(|_| malformed)?;
         if key.relay != self.relay {
             return Err((&self.stats.other_relay, Reason::OtherRelay));
         }

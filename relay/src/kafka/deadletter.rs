@@ -22,6 +22,8 @@ pub mod letter {
     pub const OFFSET: &str = "millrace.offset";
     /// The relay that gave it up: its number and its start in Unix milliseconds, `N-MILLISECONDS`.
     pub const RELAY: &str = "millrace.relay";
+    /// Its own time, in Unix milliseconds; the letter's is when it was written.
+    pub const TIMESTAMP: &str = "millrace.timestamp";
     /// How many bytes the value had before it was cut; only if it was.
     pub const LENGTH: &str = "millrace.length";
 }
@@ -46,6 +48,10 @@ reasons! {
         Unencodable = "unencodable",
         /// A reply whose connection failed, or was given up, before it was sent.
         ConnectionLost = "connection_lost",
+        /// A reply to a client who is away, and for whom, or for all, enough replies wait.
+        HoldLimit = "hold_limit",
+        /// A reply that has waited too long for its client.
+        HoldAge = "hold_age",
         /// A message larger than Kafka allows.
         TooLarge = "too_large",
         /// A message for a topic that the relay may not write to.
@@ -56,6 +62,13 @@ reasons! {
         Refused = "refused",
         /// A message that waited in the partition of a server that is gone.
         ServerGone = "server_gone",
+    }
+}
+
+impl Reason {
+    /// Whether a reply with this fate may wait for its client to come back.
+    pub(super) const fn may_wait(self) -> bool {
+        matches!(self, Self::FormerRun | Self::Stale | Self::Closing | Self::ConnectionLost)
     }
 }
 
@@ -145,7 +158,6 @@ pub(super) struct Letter<'a> {
     key: Option<&'a [u8]>,
     value: Option<&'a [u8]>,
     headers: OwnedHeaders,
-    unix_ms: Option<i64>,
 }
 
 impl<'a> Letter<'a> {
@@ -156,12 +168,15 @@ impl<'a> Letter<'a> {
         sender: &Sender,
     ) -> Self {
         let offset = Some(record.offset());
-        let headers = record.headers().map_or_else(OwnedHeaders::new, BorrowedHeaders::detach);
+        let unix_ms = record.timestamp().to_millis().map(|unix_ms| unix_ms.to_string());
+        let headers = record
+            .headers()
+            .map_or_else(OwnedHeaders::new, BorrowedHeaders::detach)
+            .insert(Header { key: letter::TIMESTAMP, value: unix_ms.as_ref() });
         Self {
             key: record.key(),
             value: record.payload(),
             headers: add(headers, reason, (record.topic(), record.partition()), offset, sender),
-            unix_ms: record.timestamp().to_millis(),
         }
     }
 
@@ -176,7 +191,6 @@ impl<'a> Letter<'a> {
             key: Some(&refused.key),
             value: Some(&refused.value),
             headers: add(headers, reason, (topic, refused.partition), None, sender),
-            unix_ms: None,
         }
     }
 
@@ -201,7 +215,6 @@ impl<'a> Letter<'a> {
         let mut record = BaseRecord::with_opaque_to(topic, opaque).headers(self.headers);
         record.key = self.key;
         record.payload = self.value;
-        record.timestamp = self.unix_ms;
         record
     }
 }

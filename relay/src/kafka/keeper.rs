@@ -1,20 +1,25 @@
 //! The keeper's thread: what could not be delivered goes where it is kept, and only then does the
-//! downlink's offset pass it.
+//! downlink's offset pass it; what waits for a client goes to it when it comes back.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Header, Message as _, OwnedHeaders};
+use rdkafka::producer::BaseRecord;
 
 use crate::config::Config;
-use crate::ring::ReplyOffset;
+use crate::ring::{DownlinkSender, ReplyOffset};
 
 use super::deadletter::{Letter, LetterCounts, Reason, Refused, Sender};
+use super::delivery::{Deliveries, HeldStats, Order};
 use super::desk::Desk;
 use super::fetch::{FetchError, Fetcher};
+use super::held::{Entry, held_header, print_offsets};
 use super::outbox::{Outbox, Outcome};
-use super::record::{Incarnation, RelayId};
+use super::presence::Presence;
+use super::record::{Incarnation, RelayId, split_reply_key};
 
 /// How long an idle round lasts.
 const TICK: Duration = Duration::from_millis(20);
@@ -24,28 +29,49 @@ const RETRY: Duration = Duration::from_secs(1);
 /// What the keeper counts. Written by its thread only.
 #[derive(Debug, Default)]
 pub struct KeeperStats {
-    /// Replies among the dead letters.
+    /// Replies of the downlink among the dead letters.
     pub reply_letters: LetterCounts,
+    /// Replies that had waited among the dead letters.
+    pub held_letters: LetterCounts,
     /// Messages of clients among the dead letters.
     pub message_letters: LetterCounts,
     /// Replies that the log did not have any more when they were to be kept.
     pub vanished: AtomicU64,
+    /// Replies that wait.
+    pub held: HeldStats,
 }
 
-/// Something to be kept.
+/// A reply that cannot be delivered now.
+#[derive(Clone, Copy, Debug)]
+struct Reply {
+    offset: ReplyOffset,
+    reason: Reason,
+    cut: bool,
+}
+
+/// Something to be written.
 #[derive(Debug)]
 enum Job {
-    /// A reply of the downlink.
-    Reply { offset: ReplyOffset, reason: Reason, cut: bool },
-    /// A message of a client.
+    /// A reply, to the dead letters.
+    Reply(Reply),
+    /// A reply, to those that wait for their clients.
+    Hold { reply: Reply, holder: String, bytes: usize },
+    /// A message of a client, to the dead letters.
     Refused { refused: Arc<Refused>, cut: bool },
+    /// That replies which waited were sent, or are dead letters.
+    Mark { holder: String, partition: i32, offsets: Vec<i64> },
+    /// A reply that waited, to the dead letters.
+    Leave { holder: String, entry: Entry, reason: Reason, cut: bool },
 }
 
 impl Job {
-    /// Whether it is to be cut; it is not yet.
+    /// Whether a dead letter is to be cut; it is not yet.
     fn uncut(&mut self) -> Option<&mut bool> {
         match self {
-            Self::Reply { cut, .. } | Self::Refused { cut, .. } => (!*cut).then_some(cut),
+            Self::Reply(Reply { cut, .. })
+            | Self::Refused { cut, .. }
+            | Self::Leave { cut, .. } => (!*cut).then_some(cut),
+            Self::Hold { .. } | Self::Mark { .. } => None,
         }
     }
 }
@@ -55,8 +81,10 @@ pub struct Keeper {
     downlink: (String, i32),
     uplink_topic: String,
     deadletter_topic: String,
+    held_topic: String,
     sender: Sender,
     desk: Arc<Desk>,
+    deliveries: Deliveries,
     fetcher: Fetcher,
     outbox: Outbox<Job>,
     /// To be tried again, then.
@@ -66,19 +94,24 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// A keeper for what is handed in at the desk.
+    /// A keeper for what is handed in at the desk, and for the clients who are present.
     pub fn new(
         config: &Config,
         incarnation: Incarnation,
         desk: Arc<Desk>,
+        presence: Presence,
+        downlinks: Vec<DownlinkSender>,
         stats: Arc<KeeperStats>,
     ) -> Result<Self, KafkaError> {
         let relay = RelayId(config.relay.id);
+        let sender = Sender::new(relay, incarnation);
         Ok(Self {
             downlink: (config.kafka.downlink_topic(), i32::from(relay.0)),
             uplink_topic: config.kafka.uplink_topic(),
             deadletter_topic: config.kafka.deadletter_topic(),
-            sender: Sender::new(relay, incarnation),
+            held_topic: config.kafka.held_topic(),
+            deliveries: Deliveries::new(config, presence, sender.clone(), downlinks)?,
+            sender,
             desk,
             fetcher: Fetcher::new(&config.kafka)?,
             outbox: Outbox::new(config)?,
@@ -90,25 +123,53 @@ impl Keeper {
 
     /// Runs until `stop`.
     pub fn run(mut self, stop: &AtomicBool) {
+        let mut patience = Duration::ZERO;
         while !stop.load(Ordering::SeqCst) {
-            let busy = self.take_jobs(stop);
-            let patience = if busy { Duration::ZERO } else { TICK };
-            for outcome in self.outbox.outcomes(patience) {
+            let folded = self.deliveries.fold(patience, &self.stats.held);
+            let stats = self.stats.clone();
+            let stopped = || stop.load(Ordering::SeqCst);
+            let orders = self.deliveries.step(&mut self.fetcher, stopped, &stats.held);
+            let mut busy = folded || !orders.is_empty();
+            self.take_orders(orders, stop);
+            // Whether a reply may wait is known when all is known that waits.
+            if self.deliveries.is_ready() {
+                busy |= self.take_jobs(stop);
+            }
+            for outcome in self.outbox.outcomes(Duration::ZERO) {
                 self.on_outcome(outcome);
+            }
+            patience = if busy { Duration::ZERO } else { TICK };
+        }
+    }
+
+    fn take_orders(&mut self, orders: Vec<Order>, stop: &AtomicBool) {
+        for order in orders {
+            match order {
+                Order::Mark { holder, partition, offsets } => {
+                    self.mark(holder, partition, offsets, stop);
+                }
+                Order::Unencodable { holder, entry } => {
+                    let reason = Reason::Unencodable;
+                    self.leave(Job::Leave { holder, entry, reason, cut: false }, stop);
+                }
+                Order::Expired { holder, entry } => {
+                    let reason = Reason::HoldAge;
+                    self.leave(Job::Leave { holder, entry, reason, cut: false }, stop);
+                }
             }
         }
     }
 
     /// Begins what was handed in and what is to be tried again; true if there was something.
     fn take_jobs(&mut self, stop: &AtomicBool) -> bool {
-        let (replies, refused) = self.desk.take();
+        let (handed_in, refused) = self.desk.take();
         let mut jobs = Vec::new();
         if self.retry_at.is_some_and(|at| at <= Instant::now()) {
             self.retry_at = None;
             jobs = std::mem::take(&mut self.later);
         }
-        let reply = |(offset, reason)| Job::Reply { offset, reason, cut: false };
-        jobs.extend(replies.into_iter().map(reply));
+        let reply = |(offset, reason)| Job::Reply(Reply { offset, reason, cut: false });
+        jobs.extend(handed_in.into_iter().map(reply));
         let message = |refused| Job::Refused { refused: Arc::new(refused), cut: false };
         jobs.extend(refused.into_iter().map(message));
         if jobs.is_empty() {
@@ -117,11 +178,15 @@ impl Keeper {
         let mut replies = Vec::new();
         for job in jobs {
             match job {
-                Job::Reply { offset, reason, cut } => replies.push((offset, reason, cut)),
+                Job::Reply(reply) | Job::Hold { reply, .. } => replies.push(reply),
                 Job::Refused { refused, cut } => self.keep_refused(&refused, cut, stop),
+                Job::Mark { holder, partition, offsets } => {
+                    self.mark(holder, partition, offsets, stop);
+                }
+                leave @ Job::Leave { .. } => self.leave(leave, stop),
             }
         }
-        replies.sort_unstable_by_key(|(offset, ..)| *offset);
+        replies.sort_unstable_by_key(|reply| reply.offset);
         self.keep_replies(&replies, stop);
         true
     }
@@ -135,35 +200,91 @@ impl Keeper {
         }
     }
 
+    /// Says in the log that replies do not wait any more; a relay that is killed before sends them
+    /// again.
+    fn mark(&self, holder: String, partition: i32, offsets: Vec<i64>, stop: &AtomicBool) {
+        if !self.outbox.wait_room(stop) {
+            return;
+        }
+        let (key, value) = (holder.clone(), print_offsets(&offsets));
+        let kind = Header { key: name(held_header::KIND), value: Some("delivered") };
+        let relay = Header { key: name(held_header::RELAY), value: Some(self.sender.as_str()) };
+        let headers = OwnedHeaders::new().insert(kind).insert(relay);
+        let job = Box::new(Job::Mark { holder, partition, offsets });
+        let mut record = BaseRecord::with_opaque_to(&self.held_topic, job).headers(headers);
+        record.partition = Some(partition);
+        record.key = Some(key.as_bytes());
+        record.payload = Some(value.as_bytes());
+        self.outbox.send(record);
+    }
+
+    /// Moves a reply that waited to the dead letters.
+    fn leave(&mut self, job: Job, stop: &AtomicBool) {
+        let Job::Leave { holder, entry, reason, cut } = job else { return };
+        let Self { fetcher, outbox, deliveries, held_topic, deadletter_topic, sender, .. } = self;
+        let stopped = || stop.load(Ordering::SeqCst);
+        let place = (&**held_topic, entry.partition);
+        let read = fetcher.read(place, [entry.offset], stopped, |offset, record| match record {
+            Some(record) if outbox.wait_room(stop) => {
+                let letter = Letter::of_record(record, reason, sender);
+                let letter = if cut { letter.cut() } else { letter };
+                let job = Job::Leave { holder: holder.clone(), entry, reason, cut };
+                outbox.send(letter.record(deadletter_topic, Box::new(job)));
+            }
+            Some(_) => {}
+            None => {
+                tracing::error!(holder, offset, "a held reply is not in the log any more");
+                deliveries.index.remove(&holder, entry.partition, &[offset]);
+            }
+        });
+        self.after_read(read, || vec![Job::Leave { holder: holder.clone(), entry, reason, cut }]);
+    }
+
     /// Reads replies again, in the log's order, and sends each where it belongs.
-    fn keep_replies(&mut self, replies: &[(ReplyOffset, Reason, bool)], stop: &AtomicBool) {
-        let Self { fetcher, outbox, deadletter_topic, sender, desk, stats, .. } = self;
+    fn keep_replies(&mut self, replies: &[Reply], stop: &AtomicBool) {
+        let Self { fetcher, outbox, deliveries, sender, desk, stats, .. } = self;
+        let (held_topic, deadletter_topic) = (&self.held_topic, &self.deadletter_topic);
         let mut rest = replies.iter();
         let place = (&*self.downlink.0, self.downlink.1);
         let stopped = || stop.load(Ordering::SeqCst);
-        let offsets = replies.iter().map(|(offset, ..)| offset.0);
+        let offsets = replies.iter().map(|reply| reply.offset.0);
         let read = fetcher.read(place, offsets, stopped, |_, record| {
-            let (offset, reason, cut) = *rest.next().expect("one for each offset");
+            let mut reply = *rest.next().expect("one for each offset");
             let Some(record) = record else {
-                tracing::error!(offset = offset.0, "a reply to be kept is not in the log any more");
+                let offset = reply.offset.0;
+                tracing::error!(offset, "a reply to be kept is not in the log any more");
                 stats.vanished.fetch_add(1, Ordering::Relaxed);
-                return desk.done(offset);
+                return desk.done(reply.offset);
             };
-            if outbox.wait_room(stop) {
-                let letter = Letter::of_record(record, reason, sender);
-                let letter = if cut { letter.cut() } else { letter };
-                let job = Job::Reply { offset, reason, cut };
-                outbox.send(letter.record(deadletter_topic, Box::new(job)));
+            if !outbox.wait_room(stop) {
+                return;
             }
+            let bytes = record.payload_len();
+            if let Some(holder) = holder(record, reply, &deliveries.presence) {
+                match deliveries.index.admit(holder, bytes) {
+                    Ok(()) => {
+                        let job = Job::Hold { reply, holder: holder.to_owned(), bytes };
+                        return outbox.send(held_record(record, holder, held_topic, sender, job));
+                    }
+                    Err(reason) => reply.reason = reason,
+                }
+            }
+            let letter = Letter::of_record(record, reply.reason, sender);
+            let letter = if reply.cut { letter.cut() } else { letter };
+            outbox.send(letter.record(deadletter_topic, Box::new(Job::Reply(reply))));
         });
+        let rest: Vec<_> = rest.copied().collect();
+        self.after_read(read, || rest.into_iter().map(Job::Reply).collect());
+    }
+
+    fn after_read(&mut self, read: Result<(), FetchError>, unread: impl FnOnce() -> Vec<Job>) {
         match read {
             Ok(()) => self.fetcher.rest(),
             Err(FetchError::Stopped) => {}
             Err(error) => {
                 tracing::error!(%error, "replies to be kept cannot be read; trying on");
-                let unread: Vec<_> = rest.copied().collect();
-                for (offset, reason, cut) in unread {
-                    self.try_later(Job::Reply { offset, reason, cut });
+                for job in unread() {
+                    self.try_later(job);
                 }
             }
         }
@@ -175,40 +296,93 @@ impl Keeper {
     }
 
     fn on_outcome(&mut self, (mut job, outcome): Outcome<Job>) {
-        match outcome {
-            Ok(()) => self.on_kept(&job),
-            Err(RDKafkaErrorCode::MessageSizeTooLarge) if job.uncut().is_some() => {
-                if let Some(cut) = job.uncut() {
-                    *cut = true;
-                }
+        let Err(code) = outcome else { return self.on_kept(job) };
+        if code == RDKafkaErrorCode::MessageSizeTooLarge {
+            if let Some(cut) = job.uncut() {
+                *cut = true;
                 self.later.push(job);
                 self.retry_at = Some(Instant::now());
+                return;
             }
-            Err(code) => {
-                if self.later.is_empty() {
-                    let topic = &*self.deadletter_topic;
-                    tracing::error!(
-                        %code,
-                        topic,
-                        "dead letters are refused; what they are about stays where it is, and is tried \
-                         again; the relay must be allowed to write there"
-                    );
-                }
-                self.try_later(job);
+            if let Job::Hold { reply, holder, bytes } = job {
+                // It became too large by its headers, or the topic allows less than the downlink.
+                self.deliveries.index.withdraw(&holder, bytes);
+                self.later.push(Job::Reply(Reply { reason: Reason::TooLarge, ..reply }));
+                self.retry_at = Some(Instant::now());
+                return;
             }
         }
+        if let Job::Hold { holder, bytes, .. } = &job {
+            self.deliveries.index.withdraw(holder, *bytes);
+        }
+        if self.later.is_empty() {
+            let (held, letters) = (&*self.held_topic, &*self.deadletter_topic);
+            tracing::error!(
+                %code,
+                "{held} or {letters} refuses records; what they are about stays where it is, and is \
+                 tried again; the relay must be allowed to write to both"
+            );
+        }
+        self.try_later(job);
     }
 
-    fn on_kept(&mut self, job: &Job) {
+    fn on_kept(&mut self, job: Job) {
         match job {
-            Job::Reply { offset, reason, .. } => {
-                self.stats.reply_letters.count(*reason);
-                self.desk.done(*offset);
+            Job::Reply(Reply { offset, reason, .. }) => {
+                self.stats.reply_letters.count(reason);
+                self.desk.done(offset);
+            }
+            Job::Hold { reply, .. } => {
+                self.stats.held.held.fetch_add(1, Ordering::Release);
+                self.desk.done(reply.offset);
             }
             Job::Refused { refused, .. } => {
                 self.stats.message_letters.count(refused.failure.into());
                 self.desk.refused_done();
             }
+            Job::Mark { .. } => {}
+            Job::Leave { holder, entry, reason, .. } => {
+                self.stats.held_letters.count(reason);
+                let offsets = vec![entry.offset];
+                self.deliveries.index.remove(&holder, entry.partition, &offsets);
+                self.later.push(Job::Mark { holder, partition: entry.partition, offsets });
+                self.retry_at = Some(Instant::now());
+            }
         }
     }
+}
+
+/// For whom a reply may wait.
+fn holder<'a>(
+    record: &'a BorrowedMessage<'_>,
+    reply: Reply,
+    presence: &Presence,
+) -> Option<&'a str> {
+    let (_, holder) = split_reply_key(record.key()?).ok()?;
+    holder.filter(|holder| reply.reason.may_wait() && presence.service_of(holder).is_some())
+}
+
+/// A reply as it waits: its value and headers as they were, under its client's name.
+fn held_record<'a>(
+    record: &'a BorrowedMessage<'_>,
+    holder: &'a str,
+    topic: &'a str,
+    sender: &Sender,
+    job: Job,
+) -> BaseRecord<'a, [u8], [u8], Box<Job>> {
+    let offset = record.offset().to_string();
+    let headers = record
+        .headers()
+        .map_or_else(OwnedHeaders::new, rdkafka::message::BorrowedHeaders::detach)
+        .insert(Header { key: name(held_header::KIND), value: Some("reply") })
+        .insert(Header { key: name(held_header::RELAY), value: Some(sender.as_str()) })
+        .insert(Header { key: name(held_header::OFFSET), value: Some(&offset) });
+    let mut held = BaseRecord::with_opaque_to(topic, Box::new(job)).headers(headers);
+    held.key = Some(holder.as_bytes());
+    held.payload = record.payload();
+    held
+}
+
+fn name(name: &'static std::ffi::CStr) -> &'static str {
+    name.to_str().expect("ASCII")
 }

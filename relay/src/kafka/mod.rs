@@ -5,12 +5,16 @@
 mod bury;
 mod consumer;
 mod deadletter;
+mod delivery;
 mod desk;
 mod fetch;
 mod ffi;
+mod held;
+mod inspect;
 mod keeper;
 mod outbox;
 mod position;
+mod presence;
 mod producer;
 mod pump;
 mod record;
@@ -19,9 +23,13 @@ mod topics;
 pub use bury::{BuryError, bury};
 pub use consumer::{Consumer, ConsumerError, ConsumerStats};
 pub use deadletter::{CUT_BYTES, LetterCounts, Reason, letter};
+pub use delivery::HeldStats;
 pub use desk::Desk;
+pub use held::HeldRefusal;
+pub use inspect::{RecordOrigin, header_text, observer, record_origin};
 pub use keeper::{Keeper, KeeperStats};
 pub use position::unread;
+pub use presence::Presence;
 pub use producer::{
     DeliveryFailure, ProduceError, Producer, RdKafkaProducer, Report, Token, producer_config,
 };

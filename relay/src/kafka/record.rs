@@ -170,6 +170,18 @@ impl Decimal {
     }
 }
 
+/// The connection and the name of the one whom replies wait for, from a record's key: a key without
+/// a slash has no such name.
+pub(super) fn split_reply_key(text: &[u8]) -> Result<(ConnectionKey, Option<&str>), KeyError> {
+    let (key, rest) = text.split_at_checked(ConnectionKey::LENGTH).ok_or(KeyError)?;
+    let holder = match rest {
+        [] => None,
+        [b'/', holder @ ..] => Some(std::str::from_utf8(holder).map_err(|_| KeyError)?),
+        _ => return Err(KeyError),
+    };
+    Ok((ConnectionKey::parse(key)?, holder))
+}
+
 /// What all records of one connection to one server have in common, rendered once.
 #[derive(Debug)]
 pub struct Identity {
@@ -179,8 +191,9 @@ pub struct Identity {
     pub server: ServerId,
     /// Its records' partition: its server's.
     pub partition: Partition,
-    /// The printed key.
-    pub printed: [u8; ConnectionKey::LENGTH],
+    /// The printed key; and behind a slash, if replies wait for this client when it is away, the name
+    /// under which they do.
+    pub printed: Box<[u8]>,
     /// The headers that do not change.
     pub headers: [(&'static CStr, Box<[u8]>); 6],
     /// The server that had the connection before.
@@ -192,19 +205,27 @@ fn text(value: &impl ToString) -> Box<[u8]> {
 }
 
 impl Identity {
+    /// The name under which replies wait for this client, if they do.
+    pub fn holder(&self) -> Option<&str> {
+        split_reply_key(&self.printed).ok()?.1
+    }
+
     /// Renders the identity of a connection from `client` to `destination`.
     pub fn new(
         key: ConnectionKey,
+        holder: Option<String>,
         association: &Association,
         client: SocketAddr,
         destination: SocketAddr,
         protocol: &str,
     ) -> Self {
+        let holder = holder.map(|holder| format!("/{holder}")).unwrap_or_default();
+        let printed = [&key.print()[..], holder.as_bytes()].concat().into_boxed_slice();
         Self {
             key,
             server: association.server,
             partition: association.partition,
-            printed: key.print(),
+            printed,
             headers: [
                 (header::CLIENT, text(&client)),
                 (header::DESTINATION, text(&destination)),
@@ -233,7 +254,7 @@ impl Identity {
             key: self.key,
             server: association.server,
             partition: association.partition,
-            printed: self.printed,
+            printed: self.printed.clone(),
             headers,
             moved_from: former,
         }
@@ -271,6 +292,7 @@ mod tests {
 
         #[test]
         fn nonsense_is_refused(text in prop::collection::vec(any::<u8>(), 0..50)) {
+            let _ = split_reply_key(&text);
             if let Ok(key) = ConnectionKey::parse(&text) {
                 prop_assert_eq!(&key.print()[..], &text[..]);
             }

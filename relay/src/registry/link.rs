@@ -49,8 +49,9 @@ impl Listener for Arc<Associations> {
     }
     fn relay(&mut self, relay: RelayId, incarnation: Incarnation, state: RelayState) {
         tracing::debug!(relay = relay.0, incarnation = incarnation.value(), ?state, "a relay");
-        if state == RelayState::Gone {
-            self.relay_gone(relay, incarnation);
+        match state {
+            RelayState::Live => self.relay_runs(relay, incarnation),
+            RelayState::Gone => self.relay_gone(relay, incarnation),
         }
     }
     fn coordinates(&mut self, coordinates: bool) {
@@ -240,6 +241,10 @@ impl Link {
         let ids: Vec<_> = lock(&link.core).registry.leases().keys().cloned().collect();
         for id in &ids {
             link.tell_server(id);
+        }
+        let relays: Vec<_> = lock(&link.core).registry.relays().keys().copied().collect();
+        for relay in relays {
+            link.tell(&Change::Relay(relay));
         }
         Ok(link)
     }

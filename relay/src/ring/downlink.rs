@@ -19,6 +19,8 @@ const BATCH_COMMANDS: usize = 4096;
 /// Replies of one worker that were not sent and that the consumer has not asked for yet; further ones
 /// wait at the worker.
 const RETURNS: usize = 4096;
+/// Deliveries of replies that waited, of all workers, that are not reported.
+pub const MOST_DELIVERIES: usize = 1024;
 
 /// What the worker is to do for a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,8 +44,22 @@ pub struct ReplyOffset(pub i64);
 pub enum Receipt {
     /// The consumer, which commits offsets past what is settled only.
     Offset(ReplyOffset),
+    /// The keeper, which has given this worker replies that waited: all of that delivery up to this
+    /// one.
+    Held(u64),
+    /// Nobody: a reply that waited, and after which another one of its delivery comes.
+    HeldPart,
     /// Nobody.
     None,
+}
+
+/// What has become of a delivery of replies that waited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Delivered {
+    /// Which.
+    pub delivery: u64,
+    /// All of it was sent; if not, a part may have been.
+    pub sent: bool,
 }
 
 /// A reply that was not sent.
@@ -136,6 +152,7 @@ struct Rings {
     empty: ArrayQueue<Box<DownlinkBatch>>,
     /// Replies that were not sent.
     returned: ArrayQueue<Return>,
+    delivered: ArrayQueue<Delivered>,
     /// Every offset below was sent or returned; what is in `filled` does not count.
     settled: AtomicI64,
     worker: Wake,
@@ -161,6 +178,7 @@ pub fn downlink(worker: Wake, consumer: Wake) -> (DownlinkSender, DownlinkReceiv
         filled: ArrayQueue::new(BATCHES),
         empty: ArrayQueue::new(BATCHES),
         returned: ArrayQueue::new(RETURNS),
+        delivered: ArrayQueue::new(MOST_DELIVERIES),
         settled: AtomicI64::new(i64::MIN),
         worker,
         consumer,
@@ -187,6 +205,11 @@ impl DownlinkSender {
     /// asked before those: what it covers is there then.
     pub fn settled(&self) -> ReplyOffset {
         ReplyOffset(self.rings.settled.load(Ordering::Acquire))
+    }
+
+    /// Takes what has become of deliveries.
+    pub fn take_delivered(&self, take: impl FnMut(Delivered)) {
+        std::iter::from_fn(|| self.rings.delivered.pop()).for_each(take);
     }
 
     /// Takes the replies that were not sent.
@@ -224,6 +247,11 @@ impl DownlinkReceiver {
     /// Returns a reply that was not sent; false if the consumer has to look first.
     pub fn give_back(&self, returned: Return) -> bool {
         self.rings.returned.push(returned).is_ok()
+    }
+
+    /// Says what has become of a delivery.
+    pub fn report(&self, delivered: Delivered) {
+        self.rings.delivered.push(delivered).expect("deliveries are bounded");
     }
 
     /// Says that every offset below was sent or given back.

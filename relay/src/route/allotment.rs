@@ -45,6 +45,12 @@ impl Server {
         wanted.iter().all(|(name, value)| labels.is_some_and(|has| has.get(name) == Some(value)))
     }
 
+    /// True if its clients are to go elsewhere.
+    pub(super) fn is_leaving(&self) -> bool {
+        let leaves = |state| matches!(state, ServerState::Draining | ServerState::Gone);
+        self.link.as_ref().is_some_and(|link| leaves(link.state))
+    }
+
     pub(super) fn state(&self) -> ServerState {
         self.link.as_ref().map_or(ServerState::Gone, |link| link.state)
     }
@@ -123,10 +129,15 @@ impl Servers {
     }
 
     /// Takes up a server, or what has changed about it. Its clients stay its clients.
-    pub(super) fn set(&mut self, link: ServerLink, policies: &[Policy], now: u64) {
+    pub(super) fn set(
+        &mut self,
+        link: ServerLink,
+        policies: &[Policy],
+        now: u64,
+    ) -> Option<ServerId> {
         let Some(id) = self.named(&link.name, link.service) else {
             tracing::error!(server = link.name, "not taken up: there are too many servers");
-            return;
+            return None;
         };
         self.change(id, policies, |server| {
             server.service = link.service;
@@ -136,6 +147,7 @@ impl Servers {
             };
             server.link = Some(link);
         });
+        Some(id)
     }
 
     /// The live server that should get the next client. Logarithmic in the number of servers.

@@ -115,7 +115,11 @@ impl Associations {
 
     /// Takes up a server, or what has changed about it. Its clients stay its clients.
     pub fn set_server(&self, link: ServerLink) {
-        self.table().servers.set(link, &self.policies, unix_ms());
+        let table = &mut *self.table();
+        let server = table.servers.set(link, &self.policies, unix_ms());
+        if let Some(server) = server.filter(|server| table.servers.get(*server).is_leaving()) {
+            table.server_leaves(server);
+        }
     }
 
     /// The server of a client that connects: the associated one, or else the live one with the
@@ -150,10 +154,16 @@ impl Associations {
         self.table().disconnect(&self.key(service, client), server, unix_ms());
     }
 
-    /// Says that a run of a relay, and those before it, have ended: their clients are away. To be
-    /// told to every relay, and for every relay that is not there when this one begins.
+    /// Says that a run of a relay, and those before it, have ended: their clients are away. Every
+    /// relay is to be told, of those too that were gone when it began.
     pub fn relay_gone(&self, relay: RelayId, incarnation: Incarnation) {
         self.table().relay_gone(relay, incarnation, unix_ms());
+    }
+
+    /// Says that a run of a relay goes on, and those before it do not: one that was paused may have
+    /// been taken for gone.
+    pub fn relay_runs(&self, relay: RelayId, incarnation: Incarnation) {
+        self.table().relay_runs(relay, incarnation, unix_ms());
     }
 
     /// Whether this relay writes the tombstones of clients whose relay is gone. One relay does.

@@ -50,10 +50,20 @@ struct Entry {
     /// Connections of this relay, whoever is the holder.
     connections: u32,
     server: ServerId,
+    /// Not over. One of another relay that is over stays until its tombstone is read: what is in the
+    /// log decides which records count, not the clock.
+    counted: bool,
     /// The log has it.
     settled: bool,
     /// A record of this client may be in the log.
     written: bool,
+}
+
+impl Entry {
+    /// Its relay is gone.
+    fn is_orphan(&self) -> bool {
+        matches!(self.presence, Presence::Away { orphan: true, .. })
+    }
 }
 
 /// What is to be written for a client.
@@ -99,8 +109,8 @@ pub(super) struct Table {
     unwritten: BTreeMap<Key, Unwritten>,
     /// Those who are away, by the time that is over. What has changed since is seen then.
     expiries: BTreeSet<(u64, Key)>,
-    /// Orphans whose time is over and whose tombstone has not come: the coordinator writes it.
-    unburied: BTreeMap<Key, u64>,
+    /// The last run of each relay that has ended, if no later one is known.
+    gone: BTreeMap<RelayId, Incarnation>,
 }
 
 impl Table {
@@ -114,7 +124,7 @@ impl Table {
             entries: HashMap::new(),
             unwritten: BTreeMap::new(),
             expiries: BTreeSet::new(),
-            unburied: BTreeMap::new(),
+            gone: BTreeMap::new(),
         }
     }
 
@@ -128,7 +138,7 @@ impl Table {
 
     /// A connection more: at the client's server, or else at the one with the fewest clients.
     pub(super) fn connect(&mut self, key: Key, now: u64) -> Result<ServerId, Refusal> {
-        let known = self.entries.get(&key).map(|entry| entry.server);
+        let known = self.entries.get(&key).filter(|entry| entry.counted).map(|entry| entry.server);
         let server = self.server_for(&key, known, now)?;
         self.claim(key, server, 1);
         *self.servers.connections(server) += 1;
@@ -178,23 +188,24 @@ impl Table {
         let me = self.me;
         if let Some(entry) = self.entries.get_mut(&key) {
             entry.connections += connections;
-            let former = entry.server;
-            if former == server && entry.presence == Presence::Connected {
+            if entry.server == server && entry.presence == Presence::Connected {
                 return;
             }
+            let former = entry.counted.then_some(entry.server);
             entry.server = server;
+            entry.counted = true;
             entry.presence = Presence::Connected;
             entry.holder = me;
             entry.generation += 1;
             entry.settled = false;
-            if former != server {
+            if let Some(former) = former {
                 self.servers.remove_client(former, &self.policies);
-                self.servers.add_client(server, &self.policies);
             }
+            self.servers.add_client(server, &self.policies);
         } else {
             let ended = match self.unwritten.get(&key) {
                 Some(Unwritten::End(generation)) => Some(*generation),
-                _ => self.unburied.remove(&key),
+                _ => None,
             };
             let entry = Entry {
                 generation: ended.unwrap_or_default() + 1,
@@ -202,6 +213,7 @@ impl Table {
                 holder: me,
                 connections,
                 server,
+                counted: true,
                 settled: false,
                 written: ended.is_some(),
             };
@@ -230,6 +242,8 @@ impl Table {
         let entry = self.entries.get_mut(&key).expect("just seen");
         let until = match entry.presence {
             Presence::Away { until, .. } => until,
+            // Whoever comes back gets another server anyway.
+            Presence::Connected if self.servers.get(entry.server).is_leaving() => now,
             Presence::Connected => now + self.policies[key.service.index()].keep_ms,
         };
         entry.presence = Presence::Away { until, orphan };
@@ -247,19 +261,24 @@ impl Table {
         self.expiries.insert((until, key));
     }
 
-    /// The association of one who is away is over.
+    /// The association of one who is away is over. One relay says so: whose the client was, or the
+    /// coordinator if that is gone.
     fn end(&mut self, key: Key) {
-        let Some(entry) = self.entries.remove(&key) else { return };
+        let Some(entry) = self.entries.get_mut(&key).filter(|entry| entry.counted) else { return };
+        let (generation, written) = (entry.generation, entry.written);
         self.servers.remove_client(entry.server, &self.policies);
-        let orphan = matches!(entry.presence, Presence::Away { orphan: true, .. });
-        if entry.holder == self.me || (orphan && self.coordinates) {
-            if entry.written {
-                self.unwritten.insert(key, Unwritten::End(entry.generation));
-            } else {
-                self.unwritten.remove(&key);
+        if entry.holder != self.me {
+            entry.counted = false;
+            if entry.is_orphan() && self.coordinates {
+                self.unwritten.insert(key, Unwritten::End(generation));
             }
-        } else if orphan {
-            self.unburied.insert(key, entry.generation);
+            return;
+        }
+        self.entries.remove(&key);
+        if written {
+            self.unwritten.insert(key, Unwritten::End(generation));
+        } else {
+            self.unwritten.remove(&key);
         }
     }
 
@@ -280,14 +299,9 @@ impl Table {
     /// relay is away.
     pub(super) fn begin(&mut self, now: u64) {
         self.begun = true;
-        let (relay, _) = self.me;
-        let orphans: Vec<Key> = self
-            .entries
-            .iter()
-            .filter(|(_, entry)| entry.holder.0 == relay && entry.holder != self.me)
-            .map(|(key, _)| key.clone())
-            .collect();
-        for key in orphans {
+        let former =
+            |table: &Self, entry: &Entry| entry.holder.0 == table.me.0 && entry.holder != table.me;
+        for key in self.keys(former) {
             self.adopt(key, now);
         }
     }
@@ -299,28 +313,57 @@ impl Table {
         self.leave(key, now, false);
     }
 
-    /// A relay's run has ended without a word, or will not be waited for: its clients are away.
+    /// A relay's run, and those before it, have ended, or will not be waited for: its clients are
+    /// away.
     pub(super) fn relay_gone(&mut self, relay: RelayId, incarnation: Incarnation, now: u64) {
-        let orphans: Vec<Key> = self
-            .entries
-            .iter()
-            .filter(|(_, entry)| {
-                let (holder, run) = entry.holder;
-                holder == relay && run.value() <= incarnation.value() && entry.holder != self.me
-            })
-            .map(|(key, _)| key.clone())
-            .collect();
-        for key in orphans {
+        self.gone.insert(relay, incarnation);
+        for key in self.keys(|table, entry| table.is_gone(entry.holder)) {
             self.leave(key, now, true);
         }
     }
 
+    /// A run of a relay goes on, so those before it have ended. It may have been paused and taken
+    /// for gone.
+    pub(super) fn relay_runs(&mut self, relay: RelayId, incarnation: Incarnation, now: u64) {
+        if self.gone.get(&relay) == Some(&incarnation) {
+            self.gone.remove(&relay);
+        }
+        let former = Incarnation::new(incarnation.value().saturating_sub(1));
+        if self.gone.get(&relay).is_none_or(|gone| gone.value() < former.value()) {
+            self.relay_gone(relay, former, now);
+        }
+    }
+
+    fn is_gone(&self, holder: Holder) -> bool {
+        let gone = self.gone.get(&holder.0);
+        holder.0 != self.me.0 && gone.is_some_and(|gone| holder.1.value() <= gone.value())
+    }
+
+    /// A server leaves: nobody is kept for it.
+    pub(super) fn server_leaves(&mut self, server: ServerId) {
+        let of_it = |table: &Self, entry: &Entry| {
+            entry.server == server
+                && entry.presence != Presence::Connected
+                && (entry.holder == table.me || entry.is_orphan())
+        };
+        for key in self.keys(of_it) {
+            self.end(key);
+        }
+    }
+
+    fn keys(&self, wanted: impl Fn(&Self, &Entry) -> bool) -> Vec<Key> {
+        let wanted = self.entries.iter().filter(|(_, entry)| wanted(self, entry));
+        wanted.map(|(key, _)| key.clone()).collect()
+    }
+
     /// Whether this relay writes the tombstones of those whose relay is gone.
     pub(super) fn set_coordinates(&mut self, coordinates: bool) {
+        let begins = coordinates && !self.coordinates;
         self.coordinates = coordinates;
-        if coordinates {
-            for (key, generation) in std::mem::take(&mut self.unburied) {
-                self.unwritten.entry(key).or_insert(Unwritten::End(generation));
+        if begins {
+            for key in self.keys(|_, entry| entry.is_orphan() && !entry.counted) {
+                let generation = self.entries[&key].generation;
+                self.unwritten.insert(key, Unwritten::End(generation));
             }
         }
     }
@@ -394,12 +437,11 @@ impl Table {
         };
         let former = self.entries.get(key);
         let connections = former.map_or(0, |entry| entry.connections);
-        if let Some(former) = former {
+        if let Some(former) = former.filter(|former| former.counted) {
             self.servers.remove_client(former.server, &self.policies);
         }
         self.servers.add_client(server, &self.policies);
         self.unwritten.remove(key);
-        self.unburied.remove(key);
         self.entries.insert(
             key.clone(),
             Entry {
@@ -408,6 +450,7 @@ impl Table {
                 holder,
                 connections,
                 server,
+                counted: true,
                 settled: true,
                 written: true,
             },
@@ -423,23 +466,22 @@ impl Table {
             }
             Presence::Connected => {}
         }
-        self.disown_former_run(key, now);
+        self.disown(key, now);
     }
 
-    /// A former run's record that comes late, after [`begin`](Self::begin), is of nobody who lives.
-    /// Before it, this is what `begin` does for all.
-    fn disown_former_run(&mut self, key: &Key, now: u64) {
+    /// A record that comes late, of a former run of this relay or of one that is gone, is of nobody
+    /// who lives. Before [`begin`](Self::begin), that does it for all former runs.
+    fn disown(&mut self, key: &Key, now: u64) {
+        let Some(holder) = self.entries.get(key).map(|entry| entry.holder) else { return };
         let (relay, run) = self.me;
-        let late = self.entries.get(key).is_some_and(|entry| {
-            self.begun && entry.holder.0 == relay && entry.holder.1.value() < run.value()
-        });
-        if late {
+        if self.is_gone(holder) {
+            self.leave(key.clone(), now, true);
+        } else if self.begun && holder.0 == relay && holder.1.value() < run.value() {
             self.adopt(key.clone(), now);
         }
     }
 
     fn apply_end(&mut self, key: &Key, generation: u64) -> Result<(), RecordRefusal> {
-        self.unburied.remove(key);
         let Some(entry) = self.entries.get_mut(key) else { return Ok(()) };
         if generation < entry.generation {
             return Err(RecordRefusal::Superseded);
@@ -453,8 +495,10 @@ impl Table {
             entry.presence = Presence::Away { until: 0, orphan: false };
             self.claim(key.clone(), server, 0);
         } else {
+            if entry.counted {
+                self.servers.remove_client(server, &self.policies);
+            }
             self.entries.remove(key);
-            self.servers.remove_client(server, &self.policies);
             self.unwritten.remove(key);
         }
         Ok(())
@@ -464,7 +508,8 @@ impl Table {
     #[cfg(test)]
     pub(super) fn facts(&self) -> BTreeMap<Key, (Arc<str>, u64)> {
         let fact = |entry: &Entry| (self.servers.get(entry.server).name.clone(), entry.generation);
-        self.entries.iter().map(|(key, entry)| (key.clone(), fact(entry))).collect()
+        let counted = self.entries.iter().filter(|(_, entry)| entry.counted);
+        counted.map(|(key, entry)| (key.clone(), fact(entry))).collect()
     }
 
     /// The next records to write, in the order of their keys.
@@ -502,6 +547,9 @@ impl Table {
                 // The client was faster than the tombstone, and began to count from 1 again.
                 entry.generation = entry.generation.max(generation + 1);
                 Unwritten::Entry
+            }
+            (Content::End { .. }, Some(entry)) if entry.is_orphan() && !entry.counted => {
+                Unwritten::End(entry.generation)
             }
             // Somebody else's record has taken its place.
             _ => return,

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::policy::Policy;
 use super::record::{Key, Value};
-use super::table::{Content, Incoming, Table};
+use super::table::{Content, Holder, Incoming, Table};
 use super::*;
 use crate::codec::Framing;
 use crate::config::{Server, Service};
@@ -189,12 +189,16 @@ type Logged = (Key, Option<Vec<u8>>, u64);
 /// A relay of the simulation: its table, how far it has read, and its connections.
 struct Relay {
     table: Table,
-    me: (RelayId, Incarnation),
+    me: Holder,
     read: usize,
     connections: Vec<(Key, ServerId)>,
 }
 
 const KEEP_MS: u64 = 50;
+
+fn holder(relay: u16, run: u64) -> Holder {
+    (RelayId(relay), Incarnation::new(run))
+}
 
 fn policies(keep_ms: u32) -> Arc<[Policy]> {
     let mut service = service("a", 3, 0);
@@ -209,12 +213,14 @@ fn key(number: u8) -> Key {
 }
 
 impl Relay {
-    fn new(id: u16, run: u64, keep_ms: u32, log: &[Logged], now: u64) -> Self {
-        let me = (RelayId(id), Incarnation::new(run));
+    fn new(me: Holder, gone: &[Holder], keep_ms: u32, log: &[Logged], now: u64) -> Self {
         let policies = policies(keep_ms);
         let mut table = Table::new(me, policies.clone());
         for server in service("a", 3, 0).servers {
             table.servers.set(ServerLink::declared(ServiceId(0), &server), &policies, 0);
+        }
+        for (relay, run) in gone {
+            table.relay_gone(*relay, *run, now);
         }
         let mut relay = Self { table, me, read: 0, connections: Vec::new() };
         relay.read(log, log.len(), now);
@@ -306,8 +312,8 @@ proptest! {
         steps in prop::collection::vec(step(), 1..80),
         keep in prop_oneof![Just(0_u32), Just(u32::try_from(KEEP_MS).unwrap())],
     ) {
-        let (mut log, mut now, mut run) = (Vec::new(), 1000, 1);
-        let mut relays: Vec<_> = (0..3).map(|id| Relay::new(id, run, keep, &log, now)).collect();
+        let (mut log, mut now, mut run, mut gone) = (Vec::new(), 1000, 1, Vec::new());
+        let mut relays: Vec<_> = (0..3).map(|id| Relay::new(holder(id, 1), &gone, keep, &log, now)).collect();
         relays[0].table.set_coordinates(true);
         for step in steps {
             match step {
@@ -329,7 +335,8 @@ proptest! {
                 Step::Kill(index) => {
                     run += 1;
                     let (id, dead) = relays[index].me;
-                    relays[index] = Relay::new(id.0, run, keep, &log, now);
+                    gone.push((id, dead));
+                    relays[index] = Relay::new(holder(id.0, run), &gone, keep, &log, now);
                     relays[index].table.set_coordinates(index == 0);
                     for relay in &mut relays {
                         relay.table.relay_gone(id, dead, now);
@@ -357,7 +364,7 @@ proptest! {
             prop_assert_eq!(&relay.table.facts(), &facts);
         }
         for log in [log.clone(), compacted(&log)] {
-            let late = Relay::new(9, 1, keep, &log, now);
+            let late = Relay::new(holder(9, 1), &gone, keep, &log, now);
             prop_assert_eq!(&late.table.facts(), &facts);
             for (_, server) in late.table.servers.all() {
                 let clients = facts.values().filter(|(name, _)| *name == server.name).count();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::codec::Decoder;
 use crate::kafka::Identity;
-use crate::ring::{Origin, Receipt};
+use crate::ring::{Origin, Receipt, ReplyOffset};
 use crate::route::ServiceId;
 
 use super::stats::CloseReason;
@@ -68,6 +68,14 @@ impl Output {
     /// All bytes that wait for the client.
     pub(super) fn bytes(&self) -> usize {
         self.waiting.len() + self.sending_bytes
+    }
+
+    /// The first offset of the downlink that waits here.
+    pub(super) fn oldest_offset(&self) -> Option<ReplyOffset> {
+        self.receipts.iter().find_map(|receipt| match receipt {
+            Receipt::Offset(offset) => Some(*offset),
+            _ => None,
+        })
     }
 
     /// The buffer of the next send, if one should begin.

@@ -145,7 +145,6 @@ impl<E: Engine> Worker<E> {
         }
         self.start_sends();
         self.settlement.publish(&self.downlink);
-        self.uplink.hand_over();
         if self.uplink.hand_over() {
             self.give_answers();
         }
@@ -239,11 +238,14 @@ impl<E: Engine> Worker<E> {
             generation: self.next_generation,
         };
         let protocol = self.shared.protocols[service.index()];
+        let holder = self.shared.presence.holder(service, client);
+        let protocol_name = protocol.framing.name();
         let identity =
-            Arc::new(Identity::new(key, &association, client, server, protocol.framing.name()));
+            Arc::new(Identity::new(key, holder, &association, client, server, protocol_name));
         let decoder = Decoder::new(protocol.framing, protocol.max_message_bytes);
         let mut connection = Connection::new(identity, (client, server), service, decoder);
         self.uplink.push(&mut connection.origin, &connection.identity, Kind::Open, &[]);
+        self.shared.presence.came(&connection.identity);
         self.connections[socket.index()] = Some(connection);
         if let Err(error) = self.flows.accepted(client, server) {
             tracing::warn!(%error, %client, "a flow was not accepted; its connection is closed");
@@ -450,6 +452,7 @@ impl<E: Engine> Worker<E> {
         let kind = Kind::Close(reason.name());
         self.uplink.push(&mut connection.origin, &connection.identity, kind, &[]);
         self.stats.closed[reason as usize].add(1);
+        self.shared.presence.left(&connection.identity);
         let unsent = std::mem::take(&mut connection.output.receipts);
         self.flows.closed(connection.client, connection.server);
         self.shared.associations.dissociate(

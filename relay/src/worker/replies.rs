@@ -4,7 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use crate::kafka::ConnectionKey;
-use crate::ring::{Command, Receipt, Return};
+use crate::ring::{Command, Delivered, Receipt, Return};
 
 use super::connection::State;
 use super::stats::{CloseReason, UndeliveredReason};
@@ -22,9 +22,14 @@ impl<E: Engine> Worker<E> {
     }
 
     pub(super) fn undelivered(&mut self, reason: UndeliveredReason, receipt: Receipt) {
-        self.stats.replies_undelivered[reason as usize].add(1);
-        if let Receipt::Offset(offset) = receipt {
-            self.settlement.give_back(Return { offset, reason }, &self.downlink);
+        match receipt {
+            Receipt::Offset(offset) => {
+                self.stats.replies_undelivered[reason as usize].add(1);
+                self.settlement.give_back(Return { offset, reason }, &self.downlink);
+            }
+            // It waits on.
+            Receipt::Held(delivery) => self.downlink.report(Delivered { delivery, sent: false }),
+            Receipt::HeldPart | Receipt::None => {}
         }
     }
 
@@ -106,8 +111,8 @@ impl<E: Engine> Worker<E> {
         let Some(overdue) = self.settlement.overdue(limit) else { return };
         for index in 0..self.connections.len() {
             if let Some(connection) = &self.connections[index]
-                && let Some(Receipt::Offset(oldest)) = connection.output.receipts.front()
-                && *oldest < overdue
+                && let Some(oldest) = connection.output.oldest_offset()
+                && oldest < overdue
             {
                 let socket = SocketId(u32::try_from(index).expect("sockets are u32"));
                 self.close(socket, CloseReason::SlowReader);
@@ -145,9 +150,15 @@ impl<E: Engine> Worker<E> {
             Ok(sent) if sent == buffer.len() => {
                 let mut sent = 0;
                 for receipt in connection.output.end_send(buffer) {
-                    sent += 1;
-                    if let Receipt::Offset(offset) = receipt {
-                        self.settlement.settle(offset);
+                    match receipt {
+                        Receipt::Offset(offset) => {
+                            sent += 1;
+                            self.settlement.settle(offset);
+                        }
+                        Receipt::Held(delivery) => {
+                            self.downlink.report(Delivered { delivery, sent: true });
+                        }
+                        Receipt::HeldPart | Receipt::None => {}
                     }
                 }
                 self.stats.replies_sent.add(sent);

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use crate::codec::Framing;
-use crate::config::{Config, RelaySection};
-use crate::kafka::{Incarnation, RelayId};
+use crate::config::{Config, RelaySection, Service};
+use crate::kafka::{Incarnation, Presence, RelayId};
 use crate::ring::Credit;
 use crate::route::Associations;
 
@@ -39,6 +39,12 @@ pub struct Protocol {
     pub max_message_bytes: u32,
 }
 
+impl From<&Service> for Protocol {
+    fn from(service: &Service) -> Self {
+        Self { framing: service.framing, max_message_bytes: service.max_message_bytes }
+    }
+}
+
 /// What all workers of a relay have in common.
 #[derive(Clone, Debug)]
 pub struct Shared {
@@ -48,27 +54,22 @@ pub struct Shared {
     pub incarnation: Incarnation,
     /// Bounds and times.
     pub limits: RelaySection,
-    /// By [`ServiceId`].
+    /// By [`ServiceId`](crate::route::ServiceId).
     pub protocols: Arc<[Protocol]>,
     /// Which client belongs to which server.
     pub associations: Arc<Associations>,
+    /// Which clients are here whose replies would wait for them.
+    pub presence: Presence,
     /// How much may be under way.
     pub credit: Arc<Credit>,
-    /// Set when the relay should stop; each worker's [`Wake`] is woken after it.
+    /// Set when the relay should stop; each worker's [`Wake`](crate::ring::Wake) is woken after it.
     pub stop: Arc<AtomicBool>,
 }
 
 impl Shared {
     /// For a checked configuration.
     pub fn new(config: &Config, incarnation: Incarnation) -> Self {
-        let protocols = config
-            .services
-            .iter()
-            .map(|service| Protocol {
-                framing: service.framing,
-                max_message_bytes: service.max_message_bytes,
-            })
-            .collect();
+        let protocols = config.services.iter().map(Protocol::from).collect();
         Self {
             relay: RelayId(config.relay.id),
             incarnation,
@@ -79,6 +80,7 @@ impl Shared {
                 RelayId(config.relay.id),
                 incarnation,
             )),
+            presence: Presence::new(&config.services),
             credit: Arc::new(Credit::new(
                 config.partitions(),
                 config.kafka.partition_in_flight_bytes,

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use millrace_relay::codec::Framing;
 use millrace_relay::config::{
-    Config, GatewaySection, KafkaSection, RegistrySection, RelaySection, Server, Service,
+    Config, GatewaySection, HoldSection, KafkaSection, RegistrySection, RelaySection, Server,
+    Service,
 };
 use millrace_relay::route::Partition;
 use millrace_tests::cpu::CpuTime;
@@ -123,6 +124,7 @@ fn config(setting: &Setting<'_>, topics: &Topics, port: u16) -> Config {
             ..KafkaSection::default()
         },
         registry: RegistrySection::default(),
+        hold: HoldSection::default(),
         services: vec![Service {
             destinations: vec!["127.0.0.1/32".parse().expect("a prefix")],
             servers: servers.collect(),

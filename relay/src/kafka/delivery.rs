@@ -1,0 +1,324 @@
+//! Replies that waited, on their way to clients who have come back.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::message::{BorrowedMessage, Message as _};
+use rdkafka::metadata::{MetadataPartition, MetadataTopic};
+use rdkafka::{Offset, TopicPartitionList};
+
+use crate::config::Config;
+use crate::ring::{Command, Delivered, DownlinkSender, MOST_DELIVERIES, Receipt};
+use crate::worker::Protocol;
+
+use super::deadletter::Sender;
+use super::fetch::{FetchError, Fetcher};
+use super::ffi::header as header_of;
+use super::held::{Entry, HeldIndex, HeldRefusal, Record, held_header};
+use super::presence::Presence;
+use super::producer::client_config;
+use super::record::{ConnectionKey, RelayId};
+
+/// Replies of one delivery; the next one begins when they were sent.
+const DELIVERY_REPLIES: usize = 256;
+/// And their bytes: less than what makes a worker pause.
+const DELIVERY_BYTES: u64 = 128 << 10;
+/// Records of the log that are taken in a round.
+const ROUND_RECORDS: usize = 5000;
+/// How often the ages of replies are looked at.
+const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
+/// Most replies that leave for their age at a look.
+const ROUND_EXPIRED: usize = 1000;
+/// How long the cluster may take to describe the topic.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What is counted about replies that wait. Written by the keeper's thread only.
+#[derive(Debug, Default)]
+pub struct HeldStats {
+    /// Replies that this relay has held.
+    pub held: AtomicU64,
+    /// Replies that waited and were sent by this relay.
+    pub delivered: AtomicU64,
+    /// Replies that wait now, whichever relay holds them.
+    pub waiting: AtomicU64,
+    /// Clients that they wait for.
+    pub clients: AtomicU64,
+    /// Records of the topic that count for nothing.
+    pub refused: [AtomicU64; HeldRefusal::ALL.len()],
+    /// Errors reported by the cluster.
+    pub errors: AtomicU64,
+}
+
+/// Replies that a worker was given to send.
+#[derive(Debug)]
+struct Delivery {
+    holder: String,
+    partition: i32,
+    offsets: Vec<i64>,
+}
+
+/// What is to be written about replies that waited.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// They were sent.
+    Mark { holder: String, partition: i32, offsets: Vec<i64> },
+    /// It cannot be sent to its client.
+    Unencodable { holder: String, entry: Entry },
+    /// It has waited for too long.
+    Expired { holder: String, entry: Entry },
+}
+
+/// The index, who is here, and what is on its way to them.
+pub(super) struct Deliveries {
+    client: BaseConsumer,
+    topic: String,
+    protocols: Vec<Protocol>,
+    pub(super) presence: Presence,
+    pub(super) index: HeldIndex,
+    /// Partitions of the log whose end at this run's start is not reached.
+    behind: HashSet<i32>,
+    here: HashMap<String, Vec<ConnectionKey>>,
+    /// Clients who may be here and have something waiting.
+    ready: HashSet<String>,
+    under_way: HashMap<u64, Delivery>,
+    /// Whose replies are under way.
+    busy: HashSet<String>,
+    next_delivery: u64,
+    downlinks: Vec<DownlinkSender>,
+    next_expiry: Instant,
+}
+
+impl Deliveries {
+    pub(super) fn new(
+        config: &Config,
+        presence: Presence,
+        sender: Sender,
+        downlinks: Vec<DownlinkSender>,
+    ) -> KafkaResult<Self> {
+        let topic = config.kafka.held_topic();
+        let client: BaseConsumer = client_config(&config.kafka)
+            // `assign` wants one, though nothing is committed under it.
+            .set("group.id", format!("{}held", config.kafka.topic_prefix))
+            .set("enable.auto.commit", "false")
+            .set("auto.offset.reset", "earliest")
+            .set("enable.partition.eof", "true")
+            .set("fetch.error.backoff.ms", "50")
+            .set("queued.max.messages.kbytes", "16384")
+            .create()?;
+        let metadata = client.fetch_metadata(Some(&topic), TIMEOUT)?;
+        let partitions = metadata.topics().first().map(MetadataTopic::partitions);
+        let behind: HashSet<i32> =
+            partitions.into_iter().flatten().map(MetadataPartition::id).collect();
+        let mut assignment = TopicPartitionList::new();
+        for partition in &behind {
+            assignment.add_partition_offset(&topic, *partition, Offset::Beginning)?;
+        }
+        client.assign(&assignment)?;
+        Ok(Self {
+            client,
+            topic,
+            protocols: config.services.iter().map(Protocol::from).collect(),
+            presence,
+            index: HeldIndex::new(config.hold.clone(), RelayId(config.relay.id), sender),
+            behind,
+            here: HashMap::new(),
+            ready: HashSet::new(),
+            under_way: HashMap::new(),
+            busy: HashSet::new(),
+            next_delivery: 0,
+            downlinks,
+            next_expiry: Instant::now(),
+        })
+    }
+
+    /// True when the whole log is known as it was at the start: nothing is held or delivered before.
+    pub(super) fn is_ready(&self) -> bool {
+        self.behind.is_empty()
+    }
+
+    /// Takes what is new in the log; `patience` is how long it may wait for the first record. True
+    /// if there was something.
+    pub(super) fn fold(&mut self, mut patience: Duration, stats: &HeldStats) -> bool {
+        let mut any = false;
+        for _ in 0..ROUND_RECORDS {
+            let message = match self.client.poll(std::mem::take(&mut patience)) {
+                None => break,
+                Some(Ok(message)) => message,
+                Some(Err(KafkaError::PartitionEOF(partition))) => {
+                    self.behind.remove(&partition);
+                    continue;
+                }
+                Some(Err(error)) => {
+                    stats.errors.fetch_add(1, Ordering::Relaxed);
+                    tracing::warn!(%error, "reading the held replies; trying on");
+                    break;
+                }
+            };
+            any = true;
+            match apply(&mut self.index, &self.presence, &message) {
+                Ok(holder) if self.here.contains_key(&holder) => {
+                    self.ready.insert(holder);
+                }
+                Ok(_) => {}
+                Err(refusal) => {
+                    stats.refused[refusal as usize].fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        }
+        let (replies, clients) = self.index.size();
+        stats.waiting.store(replies, Ordering::Relaxed);
+        stats.clients.store(clients, Ordering::Relaxed);
+        any
+    }
+
+    /// Goes on with every delivery: what is to be written comes back.
+    pub(super) fn step(
+        &mut self,
+        fetcher: &mut Fetcher,
+        stopped: impl Fn() -> bool,
+        stats: &HeldStats,
+    ) -> Vec<Order> {
+        let mut orders = self.take_delivered(stats);
+        // After those: whoever was lost has left by now.
+        for change in self.presence.take() {
+            let connections = self.here.entry(change.holder.clone()).or_default();
+            if change.came {
+                connections.push(change.key);
+                self.ready.insert(change.holder);
+            } else {
+                connections.retain(|key| *key != change.key);
+                if connections.is_empty() {
+                    self.here.remove(&change.holder);
+                }
+            }
+        }
+        if !self.is_ready() {
+            return orders;
+        }
+        for holder in std::mem::take(&mut self.ready) {
+            if let Err(error) = self.begin(&holder, fetcher, &stopped, &mut orders) {
+                if !matches!(error, FetchError::Stopped) {
+                    tracing::error!(%error, holder, "held replies cannot be read; trying on");
+                }
+                self.ready.insert(holder);
+            }
+        }
+        if self.next_expiry <= Instant::now() {
+            self.next_expiry = Instant::now() + EXPIRY_INTERVAL;
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let now = i64::try_from(now.as_millis()).unwrap_or_default();
+            let expired =
+                self.index.take_expired(now, ROUND_EXPIRED, |holder| self.busy.contains(holder));
+            orders.extend(
+                expired.into_iter().map(|(holder, entry)| Order::Expired { holder, entry }),
+            );
+        }
+        orders
+    }
+
+    fn take_delivered(&mut self, stats: &HeldStats) -> Vec<Order> {
+        let mut delivered = Vec::new();
+        for downlink in &self.downlinks {
+            downlink.take_delivered(|one| delivered.push(one));
+        }
+        let mut orders = Vec::new();
+        for Delivered { delivery, sent } in delivered {
+            let Some(delivery) = self.under_way.remove(&delivery) else { continue };
+            let Delivery { holder, partition, offsets } = delivery;
+            self.busy.remove(&holder);
+            self.ready.insert(holder.clone());
+            if sent {
+                stats.delivered.fetch_add(offsets.len() as u64, Ordering::Release);
+                self.index.remove(&holder, partition, &offsets);
+                orders.push(Order::Mark { holder, partition, offsets });
+            }
+        }
+        orders
+    }
+
+    /// Gives the first replies that wait for a client to its newest connection, if it is here.
+    fn begin(
+        &mut self,
+        holder: &str,
+        fetcher: &mut Fetcher,
+        stopped: impl Fn() -> bool,
+        orders: &mut Vec<Order>,
+    ) -> Result<(), FetchError> {
+        let key = self.here.get(holder).and_then(|keys| keys.last()).copied();
+        let entries = self.index.first(holder, DELIVERY_REPLIES, DELIVERY_BYTES);
+        let service = self.presence.service_of(holder);
+        let (Some(key), Some(first), Some(service)) = (key, entries.first(), service) else {
+            return Ok(());
+        };
+        if self.busy.contains(holder) {
+            return Ok(());
+        }
+        let downlink = &self.downlinks[usize::from(key.worker)];
+        let batch =
+            (self.under_way.len() < MOST_DELIVERIES).then(|| downlink.take_empty()).flatten();
+        let Some(mut batch) = batch else {
+            self.ready.insert(holder.to_owned());
+            return Ok(());
+        };
+        let partition = first.partition;
+        let (mut values, mut offsets, mut gone) = (Vec::new(), Vec::new(), Vec::new());
+        let index = &mut self.index;
+        let (protocol, mut scratch) = (self.protocols[service.index()], Vec::new());
+        let mut coming = entries.iter();
+        let wanted = entries.iter().map(|entry| entry.offset);
+        let read = fetcher.read((&self.topic, partition), wanted, stopped, |offset, record| {
+            let entry = *coming.next().expect("one for each offset");
+            scratch.clear();
+            let Some(record) = record else { return gone.push(offset) };
+            let value = record.payload().unwrap_or_default();
+            let limit = protocol.max_message_bytes;
+            if protocol.framing.encode(limit, value, &mut scratch).is_ok() {
+                values.push(value.to_vec());
+                offsets.push(offset);
+            } else {
+                index.leave(holder, &entry);
+                orders.push(Order::Unencodable { holder: holder.to_owned(), entry });
+            }
+        });
+        if !gone.is_empty() {
+            tracing::error!(holder, count = gone.len(), "held replies are not in the log any more");
+            self.index.remove(holder, partition, &gone);
+        }
+        self.next_delivery += 1;
+        for (number, value) in (1..).zip(&values) {
+            let last = number == values.len();
+            let receipt = if last { Receipt::Held(self.next_delivery) } else { Receipt::HeldPart };
+            batch.push(key, Command::Reply, receipt, value);
+        }
+        downlink.hand_over(batch);
+        if !values.is_empty() {
+            self.busy.insert(holder.to_owned());
+            let delivery = Delivery { holder: holder.to_owned(), partition, offsets };
+            self.under_way.insert(self.next_delivery, delivery);
+        }
+        read
+    }
+}
+
+fn apply(
+    index: &mut HeldIndex,
+    presence: &Presence,
+    message: &BorrowedMessage<'_>,
+) -> Result<String, HeldRefusal> {
+    let holder = message.key().and_then(|key| std::str::from_utf8(key).ok());
+    let holder = holder.filter(|holder| presence.service_of(holder).is_some());
+    let holder = holder.ok_or(HeldRefusal::MalformedKey)?;
+    let record = Record {
+        partition: message.partition(),
+        offset: message.offset(),
+        unix_ms: message.timestamp().to_millis().unwrap_or_default(),
+        kind: header_of(message, held_header::KIND),
+        relay: header_of(message, held_header::RELAY),
+        value: message.payload().unwrap_or_default(),
+    };
+    index.apply(holder, &record)?;
+    Ok(holder.to_owned())
+}

@@ -1,0 +1,49 @@
+//! What the ledger reads in records.
+
+use std::ffi::{CStr, CString};
+
+use rdkafka::consumer::BaseConsumer;
+use rdkafka::error::KafkaResult;
+use rdkafka::message::{BorrowedMessage, Message as _};
+
+use crate::config::KafkaSection;
+
+use super::ffi::header as header_of;
+use super::producer::client_config;
+use super::record::{header, split_reply_key};
+
+/// Which message of which run of which relay an uplink record is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordOrigin {
+    /// The relay.
+    pub relay: u16,
+    /// Its run.
+    pub incarnation: u64,
+    /// The message's number on its connection.
+    pub sequence: u64,
+}
+
+/// None for a record that is no client's message.
+pub fn record_origin(message: &BorrowedMessage<'_>) -> Option<RecordOrigin> {
+    let (key, _) = split_reply_key(message.key()?).ok()?;
+    let text = |name: &CStr| std::str::from_utf8(header_of(message, name)?).ok();
+    (text(header::KIND)? == "message").then_some(())?;
+    let sequence = text(header::SEQUENCE)?.parse().ok()?;
+    Some(RecordOrigin { relay: key.relay.0, incarnation: key.incarnation.value(), sequence })
+}
+
+/// A header's value, if it is text.
+pub fn header_text<'a>(message: &'a BorrowedMessage<'_>, name: &str) -> Option<&'a str> {
+    let name = CString::new(name).ok()?;
+    std::str::from_utf8(header_of(message, &name)?).ok()
+}
+
+/// A consumer that looks and commits nothing; `group` is whose commits it can see, without the
+/// prefix.
+pub fn observer(kafka: &KafkaSection, group: &str) -> KafkaResult<BaseConsumer> {
+    client_config(kafka)
+        .set("group.id", format!("{}{group}", kafka.topic_prefix))
+        .set("enable.auto.commit", "false")
+        .set("auto.offset.reset", "earliest")
+        .create()
+}
