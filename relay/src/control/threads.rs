@@ -13,7 +13,9 @@ use crate::kafka::{
     Consumer, ConsumerStats, Desk, Keeper, KeeperStats, Pump, PumpStats, RdKafkaProducer, RelayId,
 };
 use crate::registry::RegistryObserver;
-use crate::ring::{DownlinkReceiver, UplinkSender, Wake, downlink, uplink};
+use crate::ring::{
+    DownlinkReceiver, DownlinkSender, UplinkReceiver, UplinkSender, Wake, downlink, uplink,
+};
 use crate::route::{AssociationLog, Associations};
 use crate::uring::{EngineLimits, UringEngine};
 use crate::worker::{Flows, NoGateway, OrderReceiver, Orders, Shared, Worker, WorkerStats};
@@ -134,6 +136,50 @@ fn spawn_other(
     })
 }
 
+/// The workers' parts, and the ends of what leads to them.
+struct Connected {
+    uplinks: Vec<UplinkReceiver>,
+    downlinks: Vec<DownlinkSender>,
+    orders: Orders,
+    parts: Vec<WorkerParts>,
+}
+
+fn connect_workers(
+    shared: &Shared,
+    gateway: Option<&Gateway>,
+    listeners: Vec<Listeners>,
+    (producer_wake, consumer_wake): (&Wake, &Wake),
+    failed: &Arc<AtomicBool>,
+) -> Result<Connected, RunError> {
+    let (mut uplinks, mut downlinks, mut parts) = (Vec::new(), Vec::new(), Vec::new());
+    let mut orders = Orders::default();
+    for (index, listeners) in (0..).zip(listeners) {
+        let worker_wake = Wake::new().map_err(RunError::io("make an eventfd"))?;
+        let (uplink_sender, uplink_receiver) = uplink(worker_wake.clone(), producer_wake.clone());
+        let (downlink_sender, downlink_receiver) =
+            downlink(worker_wake.clone(), consumer_wake.clone());
+        uplinks.push(uplink_receiver);
+        downlinks.push(downlink_sender);
+        let flows: Box<dyn Flows> = match gateway {
+            Some(gateway) => Box::new(gateway.flow_table()?),
+            None => Box::new(NoGateway),
+        };
+        parts.push(WorkerParts {
+            index,
+            shared: shared.clone(),
+            orders: orders.add_worker(worker_wake.clone()),
+            wake: worker_wake,
+            flows,
+            uplink: uplink_sender,
+            downlink: downlink_receiver,
+            stats: Arc::default(),
+            listeners,
+            failed: failed.clone(),
+        });
+    }
+    Ok(Connected { uplinks, downlinks, orders, parts })
+}
+
 impl Threads {
     /// Starts everything. Workers accept when this returns.
     pub(super) fn start(
@@ -156,33 +202,9 @@ impl Threads {
         let consumer_stats = Arc::<ConsumerStats>::default();
         let keeper_stats = Arc::<KeeperStats>::default();
 
-        let (mut uplinks, mut downlinks, mut parts) = (Vec::new(), Vec::new(), Vec::new());
-        let mut orders = Orders::default();
-        for (index, listeners) in (0..).zip(listeners) {
-            let worker_wake = wake()?;
-            let (uplink_sender, uplink_receiver) =
-                uplink(worker_wake.clone(), producer_wake.clone());
-            let (downlink_sender, downlink_receiver) =
-                downlink(worker_wake.clone(), consumer_wake.clone());
-            uplinks.push(uplink_receiver);
-            downlinks.push(downlink_sender);
-            let flows: Box<dyn Flows> = match gateway {
-                Some(gateway) => Box::new(gateway.flow_table()?),
-                None => Box::new(NoGateway),
-            };
-            parts.push(WorkerParts {
-                index,
-                shared: shared.clone(),
-                orders: orders.add_worker(worker_wake.clone()),
-                wake: worker_wake,
-                flows,
-                uplink: uplink_sender,
-                downlink: downlink_receiver,
-                stats: Arc::default(),
-                listeners,
-                failed: failed.clone(),
-            });
-        }
+        let wakes = (&producer_wake, &consumer_wake);
+        let Connected { uplinks, downlinks, orders, parts } =
+            connect_workers(&shared, gateway, listeners, wakes, &failed)?;
         let consumer = Consumer::new(
             config,
             incarnation,

@@ -80,41 +80,26 @@ impl<'a> Value<'a> {
     }
 }
 
-macro_rules! refusals {
-    ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
-        /// Why a record of the topic changes nothing.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum RecordRefusal { $($(#[doc = $doc])+ $variant,)+ }
-
-        impl RecordRefusal {
-            /// Every reason, in the order of the counters.
-            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
-
-            /// How counters name it.
-            pub const fn name(self) -> &'static str {
-                match self { $(Self::$variant => $name,)+ }
-            }
-        }
-    };
-}
-
-refusals! {
-    /// Not `SERVICE/IDENTITY`, or the service's clients have identities of another kind.
-    MalformedKey = "malformed_key",
-    /// A service that this relay does not have.
-    UnknownService = "unknown_service",
-    /// Not the JSON that it should be.
-    MalformedValue = "malformed_value",
-    /// A tombstone's generation that is no number.
-    MalformedHeader = "malformed_header",
-    /// Of a later version of Millrace.
-    Version = "version",
-    /// The server serves another service.
-    OtherService = "other_service",
-    /// More servers than there can be.
-    TooManyServers = "too_many_servers",
-    /// Another relay's record of this generation, or of a later one, came first.
-    Superseded = "superseded",
+crate::worker::reasons! {
+    /// Why a record of the topic changes nothing.
+    RecordRefusal {
+        /// Not `SERVICE/IDENTITY`, or the service's clients have identities of another kind.
+        MalformedKey = "malformed_key",
+        /// A service that this relay does not have.
+        UnknownService = "unknown_service",
+        /// Not the JSON that it should be.
+        MalformedValue = "malformed_value",
+        /// A tombstone's generation that is no number.
+        MalformedHeader = "malformed_header",
+        /// Of a later version of Millrace.
+        Version = "version",
+        /// The server serves another service.
+        OtherService = "other_service",
+        /// More servers than there can be.
+        TooManyServers = "too_many_servers",
+        /// Another relay's record of this generation, or of a later one, came first.
+        Superseded = "superseded",
+    }
 }
 
 impl Key {
