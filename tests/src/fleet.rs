@@ -80,7 +80,7 @@ impl Fleet {
         let relays = (0..relays)
             .map(|id| {
                 let mut config = config(topics.prefix(), id, servers, port);
-                config.kafka.brokers = brokers.to_owned();
+                brokers.clone_into(&mut config.kafka.brokers);
                 adjust(&mut config);
                 Instance::new(config, None)
             })

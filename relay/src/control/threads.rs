@@ -134,6 +134,14 @@ fn spawn_other(
     })
 }
 
+/// Where a worker tells of its connections.
+fn flows(gateway: Option<&Gateway>) -> Result<Box<dyn Flows>, RunError> {
+    Ok(match gateway {
+        Some(gateway) => Box::new(gateway.flow_table()?),
+        None => Box::new(NoGateway),
+    })
+}
+
 impl Threads {
     /// Starts everything. Workers accept when this returns.
     pub(super) fn start(
@@ -166,16 +174,12 @@ impl Threads {
                 downlink(worker_wake.clone(), consumer_wake.clone());
             uplinks.push(uplink_receiver);
             downlinks.push(downlink_sender);
-            let flows: Box<dyn Flows> = match gateway {
-                Some(gateway) => Box::new(gateway.flow_table()?),
-                None => Box::new(NoGateway),
-            };
             parts.push(WorkerParts {
                 index,
                 shared: shared.clone(),
                 orders: orders.add_worker(worker_wake.clone()),
                 wake: worker_wake,
-                flows,
+                flows: flows(gateway)?,
                 uplink: uplink_sender,
                 downlink: downlink_receiver,
                 stats: Arc::default(),
