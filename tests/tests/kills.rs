@@ -170,15 +170,15 @@ fn nothing_acknowledged_is_lost_whoever_is_killed() -> Result<()> {
         recoveries.entry(format!("{victim:?}")).or_default().push(killed.elapsed());
     }
     let connects = clients.connects();
-    let seen = clients.stop()?;
+    let clients = clients.stop()?;
     let records = scene.records()?;
-    check(&records, &seen)?;
+    check(&records, &clients)?;
     let (echoed, repeated): (usize, u64) =
-        seen.iter().fold((0, 0), |sum, seen| (sum.0 + seen.echoed.len(), sum.1 + seen.repeated));
+        clients.iter().fold((0, 0), |sum, seen| (sum.0 + seen.echoed.len(), sum.1 + seen.repeated));
     println!(
         "{rounds} kills: {echoed} lines echoed, {repeated} of them more than once, {} unanswered, \
          {connects} connections, {} records; from kill to recovery {recoveries:.1?}",
-        seen.iter().map(|seen| seen.unanswered.len()).sum::<usize>(),
+        clients.iter().map(|seen| seen.unanswered.len()).sum::<usize>(),
         records.len(),
     );
     for relay in 0..usize::from(RELAYS) {

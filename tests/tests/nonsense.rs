@@ -37,7 +37,9 @@ fn keys() -> Vec<Option<Vec<u8>>> {
     keys
 }
 
-fn header_sets() -> Vec<Vec<(&'static str, Option<&'static [u8]>)>> {
+type Headers = Vec<(&'static str, Option<&'static [u8]>)>;
+
+fn header_sets() -> Vec<Headers> {
     vec![
         vec![],
         vec![("", None), ("kind", Some(b"\xff")), ("kind", None)],
