@@ -1,6 +1,6 @@
 //! A relay without gateway on the loopback, for the tests of what becomes of records.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use crate::client::Client;
 use crate::cluster::frames;
+use crate::fleet::free_port;
 use crate::instance::Instance;
 use crate::kafka::{self, Topics};
 use crate::service;
@@ -28,11 +29,6 @@ pub struct Direct {
     /// Bootstrap brokers.
     pub brokers: String,
     target: SocketAddr,
-}
-
-/// A port that nothing listens at now.
-fn free_port() -> Result<SocketAddr> {
-    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 
 impl Direct {
@@ -55,7 +51,7 @@ impl Direct {
 
     fn with_topics(topics: Topics, prefix: &str, adjust: impl FnOnce(&mut Config)) -> Result<Self> {
         let brokers = kafka::brokers();
-        let target = free_port()?;
+        let target = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
         let mut config = service::config(target, "lo")?;
         config.services[0].max_message_bytes = 255;
         brokers.clone_into(&mut config.kafka.brokers);
