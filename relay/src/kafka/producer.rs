@@ -230,7 +230,7 @@ impl Producer for RdKafkaProducer {
             Kind::Close(reason) => ("close", Some((header::REASON, reason.as_bytes()))),
         };
         let headers = identity
-            .headers
+            .headers_of(kind)
             .iter()
             .map(|(name, value)| (*name, &**value))
             .chain([(header::KIND, name.as_bytes())])
