@@ -131,15 +131,19 @@ fn wait<T>(future: impl Future<Output = T>) -> Result<T> {
         .context("the broker did not answer in time")
 }
 
+/// Records in each partition of a topic.
+pub fn record_counts(brokers: &str, topic: &str, partitions: u16) -> Result<Vec<u64>> {
+    let consumer: BaseConsumer = client(brokers).create()?;
+    let count = |partition: u16| {
+        let (low, high) = consumer.fetch_watermarks(topic, partition.into(), PATIENCE)?;
+        Ok(u64::try_from(high - low)?)
+    };
+    (0..partitions).map(count).collect()
+}
+
 /// Records in all partitions of a topic.
 pub fn record_count(brokers: &str, topic: &str, partitions: i32) -> Result<u64> {
-    let consumer: BaseConsumer = client(brokers).create()?;
-    let mut count = 0;
-    for partition in 0..partitions {
-        let (low, high) = consumer.fetch_watermarks(topic, partition, PATIENCE)?;
-        count += u64::try_from(high - low)?;
-    }
-    Ok(count)
+    Ok(record_counts(brokers, topic, u16::try_from(partitions)?)?.iter().sum())
 }
 
 /// A broker that only one test uses, so that it may be stopped and killed. Dropping it ends it and

@@ -120,14 +120,19 @@ impl Scene {
         Ok(())
     }
 
-    /// All records of the uplink, in the order of each partition.
+    /// All records that the uplink has now, in the order of each partition. Connections that have
+    /// just ended may still add theirs.
     fn records(&self) -> Result<Vec<Record>> {
-        let topic = format!("{}uplink", self.fleet.prefix());
-        let count = kafka::record_count(self.broker.address(), &topic, i32::from(PARTITIONS))?;
-        let partitions: Vec<u16> = (0..PARTITIONS).collect();
-        let brokers = self.broker.address();
-        let reader = HandServer::on(brokers, self.fleet.prefix(), &partitions)?;
-        (0..count).map(|_| reader.next("a record of the uplink", |_| true)).collect()
+        let (brokers, prefix) = (self.broker.address(), self.fleet.prefix());
+        let counts = kafka::record_counts(brokers, &format!("{prefix}uplink"), PARTITIONS)?;
+        let mut records = Vec::new();
+        for (partition, count) in (0..).zip(counts) {
+            let reader = HandServer::on(brokers, prefix, &[partition])?;
+            for _ in 0..count {
+                records.push(reader.next("a record of the uplink", |_| true)?);
+            }
+        }
+        Ok(records)
     }
 
     /// What `relay ledger` says of a relay.

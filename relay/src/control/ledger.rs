@@ -4,6 +4,7 @@
 //! in their keys. Both are taken while traffic goes on, so each line is an interval: what was counted
 //! before the records were looked at, and what after.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::io;
@@ -18,7 +19,7 @@ use serde::Serialize;
 
 use crate::config::Config;
 use crate::kafka::{Reason, RecordOrigin, header_text, letter, observer, record_origin};
-use crate::route::Partition;
+use crate::route::{Partition, ServerState};
 
 use super::{Snapshot, read_snapshot};
 
@@ -142,6 +143,11 @@ pub fn ledger(config: &Config) -> Result<Ledger, LedgerError> {
     let mut servers = BTreeMap::new();
     for server in config.services.iter().flat_map(|service| &service.servers) {
         servers.insert(server.id.clone(), look_at_server(config, server.partition)?);
+    }
+    for server in after.registry.servers.iter().filter(|server| server.state != ServerState::Gone) {
+        if let Entry::Vacant(place) = servers.entry(server.id.clone()) {
+            place.insert(look_at_server(config, server.partition)?);
+        }
     }
     Ok(Ledger::new(&before, &after, &found, servers))
 }
