@@ -16,6 +16,8 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use serde_json::{Value, json};
 
+const MILLISECOND: Duration = Duration::from_millis(1);
+
 #[derive(Parser)]
 struct Arguments {
     brokers: String,
@@ -170,8 +172,11 @@ fn serve(
         {
             return Ok(());
         }
-        // What is not read waits in the partition.
-        std::thread::sleep(next_read.saturating_duration_since(Instant::now()));
+        // What is not read waits in the partition. A sleep is never shorter than some 60 µs.
+        let early = next_read.saturating_duration_since(Instant::now());
+        if early >= MILLISECOND {
+            std::thread::sleep(early);
+        }
         let patience = match (uncommitted, &lease) {
             (0, None) => Duration::from_secs(1),
             (0, Some(_)) => Duration::from_millis(100), // it is kept in between
@@ -200,7 +205,7 @@ fn serve(
                 next_read = next_read.max(Instant::now()) + interval.unwrap_or_default();
             }
         }
-        let is_slow = record.is_none() || interval.is_some();
+        let is_slow = record.is_none() || interval.is_some_and(|interval| interval > MILLISECOND);
         if uncommitted == 1000 || is_slow && uncommitted > 0 {
             // Until the broker has the replies. `flush` polls for 100 ms at a time, come what may.
             while producer.in_flight_count() > 0 {

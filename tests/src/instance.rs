@@ -218,6 +218,10 @@ impl Drop for Instance {
         {
             eprintln!("{error:#}");
         }
+        if self.gateway.is_none() {
+            // What a relay that was killed has left; with a gateway it is `unload` that removes it.
+            let _ = std::fs::remove_dir_all(self.config.run_directory());
+        }
         let _ = std::fs::remove_dir_all(&self.directory);
     }
 }
