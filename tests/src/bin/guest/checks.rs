@@ -81,8 +81,16 @@ impl Guest {
         config.services[0].destinations.push(ipv6);
         config.kafka.brokers = broker.bootstrap_servers();
         // It lacks the administrator's part of the protocol.
-        for topic in [config.kafka.uplink_topic(), config.kafka.downlink_topic()] {
-            broker.create_topic(&topic, 1, 1)?;
+        let kafka = &config.kafka;
+        for (topic, partitions) in [
+            (kafka.uplink_topic(), 1),
+            (kafka.downlink_topic(), 1),
+            (kafka.registry_topic(), 1),
+            (kafka.associations_topic(), 4),
+            (kafka.held_topic(), 4),
+            (kafka.deadletter_topic(), 1),
+        ] {
+            broker.create_topic(&topic, partitions, 1)?;
         }
         let before = traces(&topology.gateway, &config)?;
         let instance = Instance::new(config, Some(&topology.gateway.namespace()))?;
