@@ -269,6 +269,11 @@ impl KafkaSection {
         format!("{}deadletter", self.topic_prefix)
     }
 
+    /// The consumer group under which a relay commits its position in the downlink.
+    pub fn relay_group(&self, relay: u16) -> String {
+        format!("{}relay-{relay}", self.topic_prefix)
+    }
+
     /// The consumer group under which the reader of an uplink partition commits its position.
     pub fn server_group(&self, partition: Partition) -> String {
         format!("{}server-{partition}", self.topic_prefix)

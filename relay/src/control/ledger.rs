@@ -18,7 +18,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use serde::Serialize;
 
 use crate::config::Config;
-use crate::kafka::{Reason, RecordOrigin, header_text, letter, observer, record_origin};
+use crate::kafka::{Reason, RecordOrigin, committed, header_text, letter, observer, record_origin};
 use crate::route::{Partition, ServerState};
 
 use super::{Snapshot, read_snapshot};
@@ -137,7 +137,7 @@ struct Found {
 /// Takes the ledger of the running relay.
 pub fn ledger(config: &Config) -> Result<Ledger, LedgerError> {
     let before = read_snapshot(config)?.ok_or(LedgerError::NoRelay)?;
-    let client = observer(&config.kafka, &format!("relay-{}", before.relay))?;
+    let client = observer(&config.kafka, &config.kafka.relay_group(before.relay))?;
     let found = look(config, &client, &before)?;
     let after = read_snapshot(config)?.ok_or(LedgerError::NoRelay)?;
     let mut servers = BTreeMap::new();
@@ -297,7 +297,7 @@ fn look(config: &Config, client: &BaseConsumer, at: &Snapshot) -> Result<Found, 
     let (topic, partition) = (config.kafka.downlink_topic(), i32::from(at.relay));
     let (_, end) = client.fetch_watermarks(&topic, partition, TIMEOUT)?;
     found.downlink_end = u64::try_from(end).unwrap_or_default();
-    found.downlink_committed = committed(client, &topic, partition)?;
+    found.downlink_committed = position(client, &topic, partition)?;
     Ok(found)
 }
 
@@ -352,22 +352,18 @@ fn scan(
     Ok(())
 }
 
-fn committed(client: &BaseConsumer, topic: &str, partition: i32) -> Result<u64, LedgerError> {
-    let mut list = TopicPartitionList::new();
-    list.add_partition(topic, partition);
-    let committed = client.committed_offsets(list, TIMEOUT)?;
-    Ok(match committed.elements().first().map(TopicPartitionListElem::offset) {
-        Some(Offset::Offset(offset)) => u64::try_from(offset).unwrap_or_default(),
-        _ => 0,
-    })
+/// 0 if nothing was committed.
+fn position(client: &BaseConsumer, topic: &str, partition: i32) -> Result<u64, LedgerError> {
+    let committed = committed(client, topic, partition, TIMEOUT)?.unwrap_or_default();
+    Ok(u64::try_from(committed).unwrap_or_default())
 }
 
 fn look_at_server(config: &Config, partition: Partition) -> Result<Server, LedgerError> {
-    let client = observer(&config.kafka, &format!("server-{partition}"))?;
+    let client = observer(&config.kafka, &config.kafka.server_group(partition))?;
     let topic = config.kafka.uplink_topic();
     let (oldest, end) = client.fetch_watermarks(&topic, i32::from(partition.0), TIMEOUT)?;
     let count = |offset: i64| u64::try_from(offset).unwrap_or_default();
-    let position = committed(&client, &topic, i32::from(partition.0))?.max(count(oldest));
+    let position = position(&client, &topic, i32::from(partition.0))?.max(count(oldest));
     Ok(Server {
         in_partition: count(end - oldest),
         committed: position - count(oldest),

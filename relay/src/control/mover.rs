@@ -17,10 +17,9 @@ use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, KafkaResult};
-use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::KafkaSection;
-use crate::kafka::{LogContext, client_config};
+use crate::kafka::{LogContext, client_config, committed};
 use crate::ring::Credit;
 use crate::route::{Associations, Concern, Measure, Partition, ServerId, Then};
 use crate::worker::{OrderAnswer, Orders, Task};
@@ -206,13 +205,8 @@ impl Mover {
         reader: &BaseConsumer<LogContext>,
         partition: Partition,
     ) -> KafkaResult<i64> {
-        let mut asked = TopicPartitionList::new();
-        asked.add_partition(&self.kafka.uplink_topic(), i32::from(partition.0));
-        let told = reader.committed_offsets(asked, ANSWER)?;
-        Ok(told.elements().first().map_or(0, |element| match element.offset() {
-            Offset::Offset(offset) => offset,
-            _ => 0,
-        }))
+        let topic = self.kafka.uplink_topic();
+        Ok(committed(reader, &topic, i32::from(partition.0), ANSWER)?.unwrap_or_default())
     }
 }
 

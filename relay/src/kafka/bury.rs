@@ -3,9 +3,8 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
+use rdkafka::consumer::{CommitMode, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::Config;
@@ -14,7 +13,7 @@ use crate::route::Partition;
 use super::deadletter::{Letter, Reason, Sender};
 use super::fetch::{FetchError, Fetcher};
 use super::outbox::Outbox;
-use super::producer::client_config;
+use super::position::{committed, observer};
 use super::record::{Incarnation, RelayId};
 
 /// How long the cluster may take to answer.
@@ -55,19 +54,10 @@ pub fn bury(
     let unread = |problem: String| BuryError::Unread { partition, problem };
     let topic = config.kafka.uplink_topic();
     let place = (&*topic, i32::from(partition.0));
-    let group: BaseConsumer = client_config(&config.kafka)
-        .set("group.id", config.kafka.server_group(partition))
-        .set("enable.auto.commit", "false")
-        .create()
-        .map_err(failed)?;
+    let group = observer(&config.kafka, &config.kafka.server_group(partition)).map_err(failed)?;
     let (oldest, end) = group.fetch_watermarks(place.0, place.1, TIMEOUT).map_err(failed)?;
-    let mut list = TopicPartitionList::new();
-    list.add_partition(place.0, place.1);
-    let committed = group.committed_offsets(list, TIMEOUT).map_err(failed)?;
-    let start = match committed.elements().first().map(TopicPartitionListElem::offset) {
-        Some(Offset::Offset(committed)) => committed.max(oldest),
-        _ => oldest,
-    };
+    let committed = committed(&group, place.0, place.1, TIMEOUT).map_err(failed)?;
+    let start = committed.map_or(oldest, |committed| committed.max(oldest));
     let buried = write_letters(config, incarnation, place, start..end, stop)
         .map_err(|error| unread(error.to_string()))?;
     let mut list = TopicPartitionList::new();

@@ -4,12 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use rdkafka::client::ClientContext;
-use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
-use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::Config;
@@ -18,7 +15,8 @@ use crate::ring::{Command, DownlinkBatch, DownlinkSender, Receipt, ReplyOffset, 
 use super::deadletter::Reason;
 use super::desk::Desk;
 use super::ffi::header as header_of;
-use super::producer::{LogContext, client_config};
+use super::position::committed;
+use super::producer::{client_config, logs_as_ours};
 use super::record::{ConnectionKey, Incarnation, RelayId, header, split_reply_key};
 
 /// How long a look for replies lasts; so often the thread sees that it should stop.
@@ -77,14 +75,7 @@ struct Context {
     commit_failed: AtomicBool,
 }
 
-impl ClientContext for Context {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        LogContext.log(level, facility, message);
-    }
-    fn error(&self, error: KafkaError, reason: &str) {
-        LogContext.error(error, reason);
-    }
-}
+logs_as_ours!(Context);
 
 impl ConsumerContext for Context {
     fn commit_callback(&self, result: KafkaResult<()>, _offsets: &TopicPartitionList) {
@@ -117,16 +108,17 @@ fn empty_batch(
     }
 }
 
-/// Asks for committed offsets until the cluster knows. A new cluster, or one that has just moved the
+/// Asks for the committed offset until the cluster knows. A new cluster, or one that has just moved the
 /// group's coordinator, answers for some seconds that it is not ready.
-fn committed_offsets(
+fn committed_offset(
     consumer: &BaseConsumer<Context>,
-    partitions: &TopicPartitionList,
-) -> KafkaResult<TopicPartitionList> {
+    topic: &str,
+    partition: i32,
+) -> KafkaResult<Option<i64>> {
     let deadline = Instant::now() + START_TIMEOUT;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        let not_ready = match consumer.committed_offsets(partitions.clone(), left) {
+        let not_ready = match committed(consumer, topic, partition, left) {
             Err(error) if is_not_ready(&error) => error,
             answer => return answer,
         };
@@ -184,7 +176,7 @@ impl Consumer {
     ) -> Result<Self, ConsumerError> {
         let relay = RelayId(config.relay.id);
         let topic = config.kafka.downlink_topic();
-        let group = format!("{}relay-{}", config.kafka.topic_prefix, relay.0);
+        let group = config.kafka.relay_group(relay.0);
         let mut client = client_config(&config.kafka);
         client
             .set("group.id", &group)
@@ -194,17 +186,12 @@ impl Consumer {
             // Replies are small and many; librdkafka's default holds up to 64 MiB of them.
             .set("queued.max.messages.kbytes", "16384");
         let consumer: BaseConsumer<Context> = client.create_with_context(Context::default())?;
-        let mut assignment = TopicPartitionList::new();
-        assignment.add_partition(&topic, i32::from(relay.0));
-        let committed = committed_offsets(&consumer, &assignment)
+        let committed = committed_offset(&consumer, &topic, i32::from(relay.0))
             .map_err(|source| ConsumerError::Offset { group: group.clone(), source })?;
         let (oldest, _) = consumer
             .fetch_watermarks(&topic, i32::from(relay.0), START_TIMEOUT)
             .map_err(|source| ConsumerError::Offset { group, source })?;
-        let start = match committed.elements().first().map(TopicPartitionListElem::offset) {
-            Some(Offset::Offset(committed)) => committed.max(oldest),
-            _ => oldest,
-        };
+        let start = committed.map_or(oldest, |committed| committed.max(oldest));
         stats.start.store(start, Ordering::Relaxed);
         let mut assignment = TopicPartitionList::new();
         assignment.add_partition_offset(&topic, i32::from(relay.0), Offset::Offset(start))?;

@@ -2,14 +2,9 @@
 
 use std::ffi::{CStr, CString};
 
-use rdkafka::consumer::BaseConsumer;
-use rdkafka::error::KafkaResult;
 use rdkafka::message::{BorrowedMessage, Message as _};
 
-use crate::config::KafkaSection;
-
 use super::ffi::header as header_of;
-use super::producer::client_config;
 use super::record::{header, split_reply_key};
 
 /// Which message of which run of which relay an uplink record is.
@@ -36,14 +31,4 @@ pub fn record_origin(message: &BorrowedMessage<'_>) -> Option<RecordOrigin> {
 pub fn header_text<'a>(message: &'a BorrowedMessage<'_>, name: &str) -> Option<&'a str> {
     let name = CString::new(name).ok()?;
     std::str::from_utf8(header_of(message, &name)?).ok()
-}
-
-/// A consumer that looks and commits nothing; `group` is whose commits it can see, without the
-/// prefix.
-pub fn observer(kafka: &KafkaSection, group: &str) -> KafkaResult<BaseConsumer> {
-    client_config(kafka)
-        .set("group.id", format!("{}{group}", kafka.topic_prefix))
-        .set("enable.auto.commit", "false")
-        .set("auto.offset.reset", "earliest")
-        .create()
 }

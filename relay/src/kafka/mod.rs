@@ -26,14 +26,14 @@ pub use deadletter::{CUT_BYTES, LetterCounts, Reason, letter};
 pub use delivery::HeldStats;
 pub use desk::Desk;
 pub use held::HeldRefusal;
-pub use inspect::{RecordOrigin, header_text, observer, record_origin};
+pub use inspect::{RecordOrigin, header_text, record_origin};
 pub use keeper::{Keeper, KeeperStats};
-pub use position::unread;
+pub use position::{committed, observer, unread};
 pub use presence::Presence;
 pub use producer::{
     DeliveryFailure, ProduceError, Producer, RdKafkaProducer, Report, Token, producer_config,
 };
-pub(crate) use producer::{LogContext, client_config};
+pub(crate) use producer::{LogContext, client_config, logs_as_ours, writer_config};
 pub use pump::{Pump, PumpStats, RefusedReason};
 pub use record::{ConnectionKey, Identity, Incarnation, KeyError, RelayId, header};
 pub use topics::{TopicError, ensure_topics};

@@ -4,14 +4,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use rdkafka::client::ClientContext;
-use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext};
 
 use crate::config::Config;
 
-use super::producer::{LogContext, producer_config};
+use super::producer::{logs_as_ours, producer_config};
 
 /// Most bytes of values on their way to Kafka; one record may exceed it.
 const MOST_BYTES: usize = 16 << 20;
@@ -29,14 +27,7 @@ struct Reports<J> {
     bytes: AtomicUsize,
 }
 
-impl<J: Send + 'static> ClientContext for Reports<J> {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        LogContext.log(level, facility, message);
-    }
-    fn error(&self, error: KafkaError, reason: &str) {
-        LogContext.error(error, reason);
-    }
-}
+logs_as_ours!(Reports<J: Send>);
 
 impl<J: Send + Sync + 'static> ProducerContext for Reports<J> {
     type DeliveryOpaque = Box<J>;

@@ -1,8 +1,8 @@
-//! How far the reader of an uplink partition is.
+//! How far the readers of partitions are, asked of the cluster.
 
 use std::time::Duration;
 
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::KafkaResult;
 use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{Offset, TopicPartitionList};
@@ -12,23 +12,40 @@ use crate::route::Partition;
 
 use super::producer::client_config;
 
+/// A consumer that looks; `group` is whose commits it can see. It commits nothing by itself.
+pub fn observer(kafka: &KafkaSection, group: &str) -> KafkaResult<BaseConsumer> {
+    client_config(kafka)
+        .set("group.id", group)
+        .set("enable.auto.commit", "false")
+        .set("auto.offset.reset", "earliest")
+        .create()
+}
+
+/// The offset that a consumer's group has committed, if it ever has. Blocks for up to `patience`.
+pub fn committed<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    topic: &str,
+    partition: i32,
+    patience: Duration,
+) -> KafkaResult<Option<i64>> {
+    let mut asked = TopicPartitionList::new();
+    asked.add_partition(topic, partition);
+    let told = consumer.committed_offsets(asked, patience)?;
+    Ok(match told.elements().first().map(TopicPartitionListElem::offset) {
+        Some(Offset::Offset(offset)) => Some(offset),
+        _ => None,
+    })
+}
+
 /// Records of an uplink partition that its reader has not committed; all of them if it never
 /// committed anything. Blocks for up to twice `patience`.
 pub fn unread(kafka: &KafkaSection, partition: Partition, patience: Duration) -> KafkaResult<u64> {
-    let mut client = client_config(kafka);
-    client.set("group.id", kafka.server_group(partition));
-    let consumer: BaseConsumer = client.create()?;
+    let consumer = observer(kafka, &kafka.server_group(partition))?;
     let (topic, number) = (kafka.uplink_topic(), i32::from(partition.0));
     let (begin, end) = consumer.fetch_watermarks(&topic, number, patience)?;
     if begin == end {
         return Ok(0);
     }
-    let mut of = TopicPartitionList::new();
-    of.add_partition(&topic, number);
-    let committed = consumer.committed_offsets(of, patience)?;
-    let next = match committed.elements().first().map(TopicPartitionListElem::offset) {
-        Some(Offset::Offset(next)) => next.max(begin),
-        _ => begin,
-    };
+    let next = committed(&consumer, &topic, number, patience)?.map_or(begin, |at| at.max(begin));
     Ok(u64::try_from(end - next).unwrap_or_default())
 }

@@ -182,6 +182,28 @@ impl ClientContext for LogContext {
 
 impl ConsumerContext for LogContext {}
 
+/// Gives a context that takes reports or rebalances the log of [`LogContext`].
+macro_rules! logs_as_ours {
+    ($context:ident $(<$parameter:ident: $bound:path>)?) => {
+        impl $(<$parameter: $bound + 'static>)? rdkafka::client::ClientContext
+            for $context $(<$parameter>)?
+        {
+            fn log(&self, level: rdkafka::config::RDKafkaLogLevel, facility: &str, message: &str) {
+                rdkafka::client::ClientContext::log(
+                    &$crate::kafka::LogContext,
+                    level,
+                    facility,
+                    message,
+                );
+            }
+            fn error(&self, error: rdkafka::error::KafkaError, reason: &str) {
+                rdkafka::client::ClientContext::error(&$crate::kafka::LogContext, error, reason);
+            }
+        }
+    };
+}
+pub(crate) use logs_as_ours;
+
 /// librdkafka.
 pub struct RdKafkaProducer {
     native: NativeProducer<LogContext>,
@@ -303,16 +325,21 @@ pub(crate) fn client_config(kafka: &KafkaSection) -> ClientConfig {
     config
 }
 
+/// What every producer here has: a record is written once, by all in-sync replicas, however long the
+/// brokers are away.
+pub(crate) fn writer_config(kafka: &KafkaSection) -> ClientConfig {
+    let mut config = client_config(kafka);
+    config.set("enable.idempotence", "true").set("acks", "all").set("message.timeout.ms", "0");
+    config
+}
+
 /// librdkafka's properties for the uplink. The bounds are ours ([`crate::ring::Credit`]), so its
 /// own are out of the way; and a record waits as long as the broker is away.
 pub fn producer_config(config: &Config) -> ClientConfig {
     let longest =
         config.services.iter().map(|service| service.max_message_bytes).max().unwrap_or_default();
-    let mut client = client_config(&config.kafka);
+    let mut client = writer_config(&config.kafka);
     client
-        .set("enable.idempotence", "true")
-        .set("acks", "all")
-        .set("message.timeout.ms", "0")
         .set("linger.ms", (f64::from(config.kafka.linger_us) / 1000.0).to_string())
         .set("queue.buffering.max.messages", "0")
         .set("queue.buffering.max.kbytes", "2147483647")

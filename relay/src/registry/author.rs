@@ -4,16 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
-use rdkafka::client::ClientContext;
-use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::error::KafkaResult;
 use rdkafka::message::Message as _;
 use rdkafka::producer::{
     BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext, PurgeConfig,
 };
 
 use crate::config::Config;
-use crate::kafka::{LogContext, client_config};
+use crate::kafka::{logs_as_ours, writer_config};
 
 use super::Write;
 
@@ -26,14 +24,7 @@ struct Reports {
     failed: Arc<AtomicBool>,
 }
 
-impl ClientContext for Reports {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        LogContext.log(level, facility, message);
-    }
-    fn error(&self, error: KafkaError, reason: &str) {
-        LogContext.error(error, reason);
-    }
-}
+logs_as_ours!(Reports);
 
 impl ProducerContext for Reports {
     type DeliveryOpaque = ();
@@ -62,14 +53,9 @@ pub(super) struct Author {
 impl Author {
     pub(super) fn new(config: &Config) -> KafkaResult<Self> {
         let reports = Reports::default();
-        let mut client = client_config(&config.kafka);
-        client
-            .set("enable.idempotence", "true")
-            .set("acks", "all")
-            .set("linger.ms", "0")
-            // As long as the brokers are away; nothing is written before it was read back, so that
-            // little waits.
-            .set("message.timeout.ms", "0");
+        let mut client = writer_config(&config.kafka);
+        // Nothing is written before it was read back, so that little waits.
+        client.set("linger.ms", "0");
         let producer = client.create_with_context(reports.clone())?;
         Ok(Self { producer, reports, topic: config.kafka.registry_topic() })
     }

@@ -3,13 +3,11 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use rdkafka::client::ClientContext;
-use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, Rebalance};
-use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::error::KafkaResult;
 
 use crate::config::Config;
-use crate::kafka::{LogContext, client_config};
+use crate::kafka::{client_config, logs_as_ours};
 
 /// Heartbeats in a session's timeout; Kafka's advice is no fewer than three.
 const HEARTBEATS: u32 = 3;
@@ -17,14 +15,7 @@ const HEARTBEATS: u32 = 3;
 #[derive(Default)]
 struct Assigned(AtomicBool);
 
-impl ClientContext for Assigned {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        LogContext.log(level, facility, message);
-    }
-    fn error(&self, error: KafkaError, reason: &str) {
-        LogContext.error(error, reason);
-    }
-}
+logs_as_ours!(Assigned);
 
 impl ConsumerContext for Assigned {
     fn post_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {

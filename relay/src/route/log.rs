@@ -7,8 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use rdkafka::client::ClientContext;
-use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Header, Headers as _, Message as _, OwnedHeaders};
@@ -16,7 +14,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _,
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::Config;
-use crate::kafka::{Incarnation, LogContext, client_config};
+use crate::kafka::{Incarnation, LogContext, client_config, logs_as_ours, writer_config};
 
 use super::Associations;
 use super::record::{GENERATION, Value};
@@ -61,14 +59,7 @@ pub enum LogError {
 
 struct Reports(Arc<Associations>);
 
-impl ClientContext for Reports {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        LogContext.log(level, facility, message);
-    }
-    fn error(&self, error: KafkaError, reason: &str) {
-        LogContext.error(error, reason);
-    }
-}
+logs_as_ours!(Reports);
 
 impl ProducerContext for Reports {
     type DeliveryOpaque = Box<Outgoing>;
@@ -110,11 +101,8 @@ impl AssociationLog {
             .set("enable.auto.commit", "false")
             .set("enable.partition.eof", "true")
             .set("fetch.error.backoff.ms", "50");
-        let mut writer = client_config(&config.kafka);
+        let mut writer = writer_config(&config.kafka);
         writer
-            .set("enable.idempotence", "true")
-            .set("acks", "all")
-            .set("message.timeout.ms", "0")
             .set("linger.ms", "5")
             // As Java's producers do it, so that whoever writes a key finds its partition.
             .set("partitioner", "murmur2");
