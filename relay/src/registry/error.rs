@@ -11,7 +11,10 @@ pub enum RegistryError {
     #[error("the Kafka client refuses its configuration: {0}; see kafka.properties")]
     Client(#[from] KafkaError),
     /// The cluster does not describe the topic.
-    #[error("the cluster does not describe topic {topic}: {source}")]
+    #[error(
+        "the cluster does not describe topic {topic} ({source}); start a broker, or set \
+         kafka.brokers"
+    )]
     Unreadable {
         /// The registry.
         topic: String,
