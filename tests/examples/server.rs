@@ -196,7 +196,7 @@ fn serve(
             let mine = lease.as_ref().is_none_or(|lease| {
                 header(record, "server").map_or(true, |server| server == lease.id)
             });
-            if header(record, "kind")? == "message" && mine {
+            if header(record, "kind").is_err() && mine {
                 let reply = BaseRecord::to(&downlink)
                     .partition(header(record, "reply")?.parse()?)
                     .key(record.key().unwrap_or_default())

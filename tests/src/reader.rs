@@ -34,6 +34,11 @@ impl Record {
         self.headers.get(name).map_or("", String::as_str)
     }
 
+    /// `open`, `close`, or `message`, which is not written.
+    pub fn kind(&self) -> &str {
+        self.headers.get("kind").map_or("message", String::as_str)
+    }
+
     fn of(record: &BorrowedMessage<'_>) -> Result<Self> {
         let headers = record.headers().context("a record without headers")?;
         let headers = headers.iter().map(|header| {

@@ -183,7 +183,7 @@ struct Server {
 /// The headers of an uplink record.
 #[derive(Debug, Default)]
 struct Labels<'a> {
-    kind: &'a str,
+    kind: Option<&'a str>,
     client: &'a str,
     destination: &'a str,
     protocol: &'a str,
@@ -197,7 +197,7 @@ impl<'a> Labels<'a> {
         for header in record.headers().context("a record without headers")?.iter() {
             let value = std::str::from_utf8(header.value.unwrap_or_default())?;
             match header.key {
-                "kind" => labels.kind = value,
+                "kind" => labels.kind = Some(value),
                 "client" => labels.client = value,
                 "destination" => labels.destination = value,
                 "protocol" => labels.protocol = value,
@@ -245,18 +245,18 @@ impl Server {
         };
         let key = record.key().unwrap_or_default();
         match labels.kind {
-            "open" => {
+            Some("open") => {
                 self.tally.opened.fetch_add(1, Relaxed);
                 self.tally.opened_at[usize::from(self.partition)].fetch_add(1, Relaxed);
                 if self.keys.insert(key.to_owned(), labels.client.to_owned()).is_some() {
                     self.misrouted(&labels, "a connection key came twice");
                 }
             }
-            "message" => {
+            None => {
                 self.check(key, record.payload().unwrap_or_default(), &labels);
                 self.reply(record, stop)?;
             }
-            "close" => {
+            Some("close") => {
                 self.tally.closed.fetch_add(1, Relaxed);
                 if labels.reason.is_none() {
                     self.misrouted(&labels, "a close record without a reason");
@@ -265,7 +265,7 @@ impl Server {
                     self.misrouted(&labels, "a close record without its open record");
                 }
             }
-            _ => self.misrouted(&labels, "a record of unknown kind"),
+            Some(_) => self.misrouted(&labels, "a record of unknown kind"),
         }
         Ok(())
     }

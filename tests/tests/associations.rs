@@ -87,13 +87,13 @@ fn two_thousand_clients_at_once_are_spread_by_weight_over_both_relays() {
     let mut opened = [0; 8];
     for _ in 0..CLIENTS * (1 + MESSAGES) {
         let record = server.next("a record", |_| true).unwrap();
-        if record.header("kind") != "message" {
+        if record.kind() != "message" {
             assert_eq!(record.header("server"), format!("server-{}", record.partition));
             assert_eq!(record.header("epoch"), "0");
         }
         let (partition, next) = seen.entry(record.key.clone()).or_insert((record.partition, 0));
         assert_eq!(record.partition, *partition);
-        if record.header("kind") == "open" {
+        if record.kind() == "open" {
             assert_eq!(*next, 0);
             opened[usize::from(record.partition)] += 1;
         } else {

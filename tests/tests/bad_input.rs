@@ -39,7 +39,7 @@ fn an_oversized_message_closes_its_connection_and_no_other() {
         bad.send_bytes(&oversized).unwrap();
         bad.wait_end().unwrap();
         let close = server.next("close", |record| record.key == bad_record.key).unwrap();
-        assert_eq!((close.header("kind"), close.header("reason")), ("close", "oversized_message"));
+        assert_eq!((close.kind(), close.header("reason")), ("close", "oversized_message"));
         let stats = cluster.instance.stats().unwrap();
         assert_eq!(stats.count_by("connections_closed", "oversized_message").unwrap(), count);
         converse(&server, &mut good, b"after");
@@ -64,14 +64,14 @@ fn a_part_of_a_message_at_the_end_is_counted() {
         client.send(b"the first message").unwrap();
         client.send_bytes(&framed[..framed.len() / 2]).unwrap();
         client.end().unwrap();
-        let first = server.next("first", |record| record.header("kind") == "message").unwrap();
+        let first = server.next("first", |record| record.kind() == "message").unwrap();
         assert_eq!(first.value, b"the first message");
         // The client may still read what it has asked for.
         server.reply(&first, b"an answer").unwrap();
         assert_eq!(client.receive().unwrap(), b"an answer");
         client.wait_end().unwrap();
         let next = server.next("close", |record| record.key == first.key).unwrap();
-        assert_eq!(next.header("kind"), "close", "half a message was delivered");
+        assert_eq!(next.kind(), "close", "half a message was delivered");
         wait_until(PATIENCE, "the part to be counted", || {
             Ok(cluster.instance.stats()?.count("messages_truncated")? == count)
         })

@@ -19,9 +19,9 @@ fn identified(config: &mut millrace_relay::config::Config) {
 /// Connects, learns its key, and leaves.
 fn visit(relay: &Direct, server: &HandServer) -> Record {
     let client = relay.connect().unwrap();
-    let open = server.next("open", |record| record.header("kind") == "open").unwrap();
+    let open = server.next("open", |record| record.kind() == "open").unwrap();
     drop(client);
-    server.next("close", |record| record.header("kind") == "close").unwrap();
+    server.next("close", |record| record.kind() == "close").unwrap();
     open
 }
 
@@ -65,7 +65,7 @@ fn a_thousand_replies_wait_and_come_in_order_through_the_other_relay() {
     }
     drop(client);
     let mut again = first.connect().unwrap();
-    let is_new = |record: &Record| record.header("kind") == "open" && record.header("reply") == "0";
+    let is_new = |record: &Record| record.kind() == "open" && record.header("reply") == "0";
     let open = server.next("open", is_new).unwrap();
     server.reply(&open, b"nothing came before").unwrap();
     assert_eq!(again.receive().unwrap(), b"nothing came before");
@@ -118,7 +118,7 @@ fn what_is_beyond_the_limits_becomes_dead_letters() {
     assert_eq!(reasons("hold_age"), values(0..10));
     wait_for(&relay, "held_waiting", 0);
     let mut client = relay.connect().unwrap();
-    let open = server.next("open", |record| record.header("kind") == "open").unwrap();
+    let open = server.next("open", |record| record.kind() == "open").unwrap();
     server.reply(&open, b"nothing came before").unwrap();
     assert_eq!(client.receive().unwrap(), b"nothing came before");
 }

@@ -203,7 +203,7 @@ fn check(records: &[Record], seen: &[Seen]) -> Result<()> {
     for record in records {
         let reader = (record.partition, record.header("epoch"));
         readers.entry(reader).or_default().insert(record.header("server"));
-        if record.header("kind") != "message" {
+        if record.kind() != "message" {
             continue;
         }
         *lines.entry(&record.value).or_default() += 1;

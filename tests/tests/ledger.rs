@@ -40,7 +40,7 @@ fn it_balances_after_traffic_and_not_with_a_record_too_many() {
     let malformed = Record { key: "nobody".to_owned(), ..last.clone() };
     server.reply(&malformed, b"a dead letter").unwrap();
     drop(client);
-    server.next("close", |record| record.header("kind") == "close").unwrap();
+    server.next("close", |record| record.kind() == "close").unwrap();
     server.reply_many(&last, (0..5).map(|_| b"held".to_vec())).unwrap();
     wait_until(PATIENCE, "everything to be settled", || {
         let (ledger, _) = ledger(&relay);

@@ -80,7 +80,7 @@ fn nonsense_on_every_topic_is_counted_and_stalls_nothing() {
     relay.instance.start().unwrap();
     let server = HandServer::on(&relay.brokers, relay.topics.prefix(), &[0]).unwrap();
     let mut client = relay.connect().unwrap();
-    let open = server.next("open", |record| record.header("kind") == "open").unwrap();
+    let open = server.next("open", |record| record.kind() == "open").unwrap();
 
     let producer: BaseProducer = kafka::client(&relay.brokers).create().unwrap();
     let prefix = relay.topics.prefix();
@@ -106,7 +106,7 @@ fn nonsense_on_every_topic_is_counted_and_stalls_nothing() {
 
     // A client with replies that wait still gets them.
     drop(client);
-    server.next("close", |record| record.header("kind") == "close").unwrap();
+    server.next("close", |record| record.kind() == "close").unwrap();
     server.reply(&open, b"while away").unwrap();
     wait_until(PATIENCE, "the reply to wait", || {
         Ok(relay.instance.stats()?.count("held_waiting")? == 1)

@@ -46,20 +46,20 @@ fn records_carry_the_true_addresses_and_a_reply_reaches_its_client_alone() {
     let mut client = Client::connect(&cluster.clients(), target, frames()).unwrap();
     let address = client.address().unwrap().to_string();
     let open = server.next("open", |record| record.header("client") == address).unwrap();
-    assert_eq!((open.header("kind"), open.value.len()), ("open", 0));
+    assert_eq!((open.kind(), open.value.len()), ("open", 0));
     assert_eq!(open.header("destination"), target.to_string());
     assert_eq!((open.header("protocol"), open.header("reply")), ("length", "0"));
     assert_eq!(open.key.len(), 36, "{}", open.key);
 
     client.send(b"to the server").unwrap();
     let message = server.next("message", |record| record.key == open.key).unwrap();
-    assert_eq!(message.header("kind"), "message");
+    assert_eq!(message.kind(), "message");
     assert_eq!(message.value, b"to the server");
     assert_eq!((message.header("sequence"), open.header("sequence")), ("1", ""));
     assert_eq!((message.header("client"), message.partition), (&*address, open.partition));
 
     let mut other = Client::connect(&cluster.clients(), target, frames()).unwrap();
-    let other_open = server.next("open", |record| record.header("kind") == "open").unwrap();
+    let other_open = server.next("open", |record| record.kind() == "open").unwrap();
     assert_ne!(other_open.key, open.key);
     assert_ne!(other_open.partition, open.partition, "the server with the fewest associations");
     server.reply(&message, b"to the client").unwrap();
@@ -68,7 +68,7 @@ fn records_carry_the_true_addresses_and_a_reply_reaches_its_client_alone() {
     assert_eq!(other.receive().unwrap(), b"to the other");
 
     drop(client);
-    let close = server.next("close", |record| record.header("kind") == "close").unwrap();
+    let close = server.next("close", |record| record.kind() == "close").unwrap();
     assert_eq!((&close.key, close.value.len()), (&open.key, 0));
     assert_ne!(close.header("reason"), "");
     server.reply(&message, b"too late").unwrap();
@@ -88,13 +88,13 @@ fn ipv6_clients_are_served_by_their_own_addresses() {
     let server = HandServer::new(&cluster, &cluster.lines_partitions()).unwrap();
     let target = (Topology::server_address_ipv6(0), LINES_PORT).into();
     let mut client = Client::connect(&cluster.clients(), target, lines()).unwrap();
-    let open = server.next("open", |record| record.header("kind") == "open").unwrap();
+    let open = server.next("open", |record| record.kind() == "open").unwrap();
     let address = client.address().unwrap();
     assert!(address.is_ipv6());
     assert_eq!(open.header("client"), address.to_string());
     assert_eq!(open.header("destination"), format!("[fd77:2::b]:{LINES_PORT}"));
     client.send(b"by IPv6").unwrap();
-    let message = server.next("message", |record| record.header("kind") == "message").unwrap();
+    let message = server.next("message", |record| record.kind() == "message").unwrap();
     assert_eq!((&message.key, &message.value[..]), (&open.key, &b"by IPv6"[..]));
     server.reply(&message, b"and back").unwrap();
     assert_eq!(client.receive().unwrap(), b"and back");
@@ -108,11 +108,11 @@ fn a_server_can_close_a_connection() {
     let server = HandServer::new(&cluster, &cluster.lines_partitions()).unwrap();
     let target = cluster.targets(LINES_PORT)[0];
     let mut client = Client::connect(&cluster.clients(), target, lines()).unwrap();
-    let open = server.next("open", |record| record.header("kind") == "open").unwrap();
+    let open = server.next("open", |record| record.kind() == "open").unwrap();
     server.reply_and_close(&open, b"good bye").unwrap();
     assert_eq!(client.receive().unwrap(), b"good bye");
     client.wait_end().unwrap();
-    let close = server.next("close", |record| record.header("kind") == "close").unwrap();
+    let close = server.next("close", |record| record.kind() == "close").unwrap();
     assert_eq!(close.key, open.key);
 }
 

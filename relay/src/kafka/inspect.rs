@@ -22,7 +22,6 @@ pub struct RecordOrigin {
 pub fn record_origin(message: &BorrowedMessage<'_>) -> Option<RecordOrigin> {
     let (key, _) = split_reply_key(message.key()?).ok()?;
     let text = |name: &CStr| std::str::from_utf8(header_of(message, name)?).ok();
-    (text(header::KIND)? == "message").then_some(())?;
     let sequence = text(header::SEQUENCE)?.parse().ok()?;
     Some(RecordOrigin { relay: key.relay.0, incarnation: key.incarnation.value(), sequence })
 }

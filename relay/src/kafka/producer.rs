@@ -243,19 +243,19 @@ impl Producer for RdKafkaProducer {
         let (name, more) = match kind {
             Kind::Open => {
                 let former = identity.moved_from.as_deref();
-                ("open", former.map(|server| (header::MOVED_FROM, server)))
+                (Some("open"), former.map(|server| (header::MOVED_FROM, server)))
             }
             Kind::Message { sequence } => {
                 number = Decimal::new(sequence);
-                ("message", Some((header::SEQUENCE, number.as_bytes())))
+                (None, Some((header::SEQUENCE, number.as_bytes())))
             }
-            Kind::Close(reason) => ("close", Some((header::REASON, reason.as_bytes()))),
+            Kind::Close(reason) => (Some("close"), Some((header::REASON, reason.as_bytes()))),
         };
         let headers = identity
             .headers_of(kind)
             .iter()
             .map(|(name, value)| (*name, &**value))
-            .chain([(header::KIND, name.as_bytes())])
+            .chain(name.map(|name| (header::KIND, name.as_bytes())))
             .chain(more);
         let token = token(identity, kind).pack();
         let (partition, key) = (identity.partition, &identity.printed);

@@ -18,11 +18,11 @@ pub mod header {
     pub const DESTINATION: &CStr = c"destination";
     /// Uplink: the framing of the client's connection.
     pub const PROTOCOL: &CStr = c"protocol";
-    /// Uplink: `open`, `message` or `close`.
+    /// Uplink: `open` or `close`; a message has no such header, because each costs time.
     pub const KIND: &CStr = c"kind";
     /// Uplink: partition of the downlink to answer to.
     pub const REPLY: &CStr = c"reply";
-    /// Uplink, with kind `message`: its number on its connection, from 1, in decimal.
+    /// Uplink, of a message: its number on its connection, from 1, in decimal.
     pub const SEQUENCE: &CStr = c"sequence";
     /// Uplink: the server that the record is for.
     pub const SERVER: &CStr = c"server";

@@ -17,7 +17,7 @@ const BATCH_BYTES: usize = 256 << 10;
 /// So many records make a batch full too.
 const BATCH_RECORDS: usize = 4096;
 
-/// What a record is about; its `kind` header.
+/// What a record is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A connection began.

@@ -121,7 +121,7 @@ impl Produce {
                     .insert(header("destination", "127.0.0.1:7000"))
                     .insert(header("protocol", "lines"))
                     .insert(header("reply", "0"))
-                    .insert(header("kind", "message"));
+                    .insert(header("sequence", "1"));
                 let mut record = BaseRecord::to(&self.topic)
                     .partition(i32::try_from(connection % usize::from(PARTITIONS))?)
                     .key(&keys[connection][..])
