@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::codec::Framing;
+use crate::codec::{Framing, ProtocolKind};
 use crate::prefix::Prefix;
 use crate::route::{Absence, IdentityKind, Partition};
 
@@ -310,11 +310,22 @@ pub struct Service {
     pub destinations: Vec<Prefix>,
     /// TCP port.
     pub port: u16,
-    /// How bytes become messages.
-    pub framing: Framing,
+    /// What the clients speak.
+    #[serde(default)]
+    pub protocol: ProtocolKind,
+    /// How bytes become messages, if they are nothing but messages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub framing: Option<Framing>,
     /// Longest message; a longer one closes its connection.
     #[serde(default = "default_max_message_bytes")]
     pub max_message_bytes: u32,
+    /// How long a client may take to say who it is and what it wants. Milliseconds.
+    #[serde(default = "default_handshake_timeout_ms")]
+    pub handshake_timeout_ms: u32,
+    /// How long nothing may come from a client before its connection is closed. Milliseconds; 0: for
+    /// as long as it likes.
+    #[serde(default)]
+    pub idle_timeout_ms: u32,
     /// What makes two connections the same client's.
     #[serde(default)]
     pub identity: IdentityKind,
@@ -340,8 +351,11 @@ impl Service {
             name: name.into(),
             destinations: Vec::new(),
             port,
-            framing,
+            protocol: ProtocolKind::default(),
+            framing: Some(framing),
             max_message_bytes: default_max_message_bytes(),
+            handshake_timeout_ms: default_handshake_timeout_ms(),
+            idle_timeout_ms: 0,
             identity: IdentityKind::default(),
             association_keep_ms: 0,
             prefer: BTreeMap::new(),
@@ -377,6 +391,16 @@ impl Server {
     }
 }
 
+/// What the protocol of a service needs.
+fn check_protocol(service: &Service) -> Result<(), String> {
+    match (service.protocol, service.framing) {
+        (ProtocolKind::Framing, None) => {
+            Err("needs `framing`, or another `protocol` than \"framing\"".to_owned())
+        }
+        (_, Some(framing)) => framing.check(service.max_message_bytes),
+    }
+}
+
 fn default_instance() -> String {
     "millrace".to_owned()
 }
@@ -387,6 +411,10 @@ const fn default_heartbeat_timeout_ms() -> u32 {
 
 const fn default_capacity() -> NonZeroU32 {
     NonZeroU32::MIN
+}
+
+const fn default_handshake_timeout_ms() -> u32 {
+    10_000
 }
 
 const fn default_max_message_bytes() -> u32 {
@@ -521,10 +549,7 @@ impl Config {
                     format!("max_message_bytes goes from 1 to {MAX_MESSAGE_BYTES}"),
                 ));
             }
-            service
-                .framing
-                .check(service.max_message_bytes)
-                .map_err(|problem| invalid(key.clone(), problem))?;
+            check_protocol(service).map_err(|problem| invalid(key.clone(), problem))?;
             if service.servers.is_empty() && self.kafka.uplink_partitions == 0 {
                 let problem = "needs at least one [[service.server]], or kafka.uplink_partitions \
                                for servers that register";

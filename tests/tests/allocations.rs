@@ -153,7 +153,11 @@ fn a_message_and_its_reply_allocate_nothing() {
     let payload = [7; 100];
     let mut stream = Vec::new();
     for _ in 0..MESSAGES {
-        config.services[0].framing.encode(1000, &payload, &mut stream).expect("it fits");
+        config.services[0]
+            .framing
+            .expect("it has one")
+            .encode(1000, &payload, &mut stream)
+            .expect("it fits");
     }
     let engine = SteadyEngine { stream, accepted: false, to_receive: 0, sending: None };
     let stats = Arc::default();

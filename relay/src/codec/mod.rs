@@ -1,110 +1,167 @@
 //! Codecs: bytes to messages and back, without I/O.
 //!
-//! A [`Decoder`] is fed what a connection received, cut anywhere, and emits whole messages; what it
-//! emits does not depend on the cuts. [`Framing::encode`] is its inverse.
+//! A [`Codec`] is one connection's protocol as a state machine. It is told what was received (cut
+//! anywhere: what it does never depends on the cuts), what the time is, which messages Kafka has
+//! acknowledged and what the server replies; what it wants done it asks of [`Actions`].
+//!
+//! ```text
+//!  bytes ──► receive ──┐               ┌──► begin      who the client is: association, `open` record
+//!  clock ──► elapsed ──┤               ├──► message    a record of the uplink
+//!  Kafka ──► delivered ┼──► Codec ─────┼──► output     bytes for the client
+//!  server ─► reply ────┤               ├──► settle     the client has a reply that was kept
+//!  close ──► farewell ─┘               └──► close      after what is in the output
+//! ```
+//!
+//! The registry of codecs is [`Protocol`]: a new one is a module here, a variant there.
 
-mod decoder;
+mod framing;
+mod headers;
+mod protocol;
+pub mod script;
 
-use serde::{Deserialize, Serialize};
+use std::time::Instant;
 
-pub use decoder::{DecodeError, Decoder};
+use crate::kafka::{ConnectionKey, RelayId};
+use crate::route::Refusal;
+use crate::worker::CloseReason;
 
-/// How the bytes of a connection become messages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(tag = "type", rename_all = "lowercase", deny_unknown_fields)]
-pub enum Framing {
-    /// A length, then so many bytes; the length does not count itself.
-    Length {
-        /// Bytes of the length: 1, 2 or 4.
-        bytes: u8,
-        /// Byte order of the length.
-        #[serde(default)]
-        order: ByteOrder,
-    },
-    /// Messages end with a line feed; a carriage return before it is removed.
-    Lines,
+pub use framing::{ByteOrder, DecodeError, Decoder, EncodeError, Framing};
+pub use headers::{HeaderList, Headers, MAX_RECORD_HEADERS};
+pub use protocol::{AnyCodec, Protocol, ProtocolKind};
+
+/// Which reply: where the record is, or was first, in the downlink. The same reply that comes again,
+/// because its client was away, has the same origin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ReplyOrigin {
+    /// Whose partition of the downlink.
+    pub relay: RelayId,
+    /// The offset there.
+    pub offset: i64,
 }
 
-/// Byte order of a length.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ByteOrder {
-    /// Network byte order.
-    #[default]
-    Big,
-    /// Least significant byte first.
-    Little,
+/// A server's record for this connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Reply<'a> {
+    /// Which.
+    pub origin: ReplyOrigin,
+    /// The record's headers, those included that mean nothing to the codec.
+    pub headers: Headers<'a>,
+    /// The record's value.
+    pub payload: &'a [u8],
 }
 
-/// Why a payload cannot be written in a framing.
+/// What a codec has made of a reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sending {
+    /// It is in the output, and done with when that is sent.
+    WithOutput,
+    /// It is done with when the codec says so with [`Actions::settle`]: the client has to confirm it,
+    /// or others come first. If the connection ends before, it is not delivered.
+    Kept,
+    /// The client does not want it; done with, and counted as `replies_filtered`.
+    Unwanted,
+}
+
+/// A reply that the protocol cannot express, or that breaks a limit: it becomes a dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum EncodeError {
-    /// Longer than the service allows or the length can say.
-    #[error("the payload is longer than a message may be")]
-    TooLong,
-    /// A line feed inside, or a carriage return at the end, of what should be one line.
-    #[error("the payload does not survive as one line")]
-    NotALine,
+#[error("the reply does not fit the connection's protocol or limits")]
+pub struct Unencodable;
+
+/// How a connection enters the books.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Begin<'a> {
+    /// The client's own name for itself, where the protocol has one. Counts with
+    /// `identity = "client"`.
+    pub client: Option<&'a str>,
+    /// True if replies may wait for this client while it is away; counts if the service's clients
+    /// have an identity that outlives their connection.
+    pub holds: bool,
+    /// Headers of the `open` record.
+    pub headers: Headers<'a>,
 }
 
-impl Framing {
-    /// How records name it (`protocol` header).
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Length { .. } => "length",
-            Self::Lines => "lines",
-        }
-    }
+/// What a codec wants done, in its order.
+pub trait Actions {
+    /// This connection.
+    fn key(&self) -> ConnectionKey;
 
-    /// Refuses a framing that cannot carry messages up to `max_message_bytes`.
-    pub fn check(self, max_message_bytes: u32) -> Result<(), String> {
-        let Self::Length { bytes, .. } = self else { return Ok(()) };
-        let limit = match bytes {
-            1 => u32::from(u8::MAX),
-            2 => u32::from(u16::MAX),
-            4 => u32::MAX,
-            _ => return Err(format!("framing.bytes is {bytes}, but must be 1, 2 or 4")),
-        };
-        if max_message_bytes > limit {
-            return Err(format!(
-                "max_message_bytes is {max_message_bytes}, but {bytes} length byte(s) reach only to {limit}"
-            ));
-        }
-        Ok(())
-    }
+    /// Finds the client's server and writes the `open` record. Once, before the first message.
+    /// Refused, the codec says so in its protocol's way and closes with
+    /// [`refusal.into()`](CloseReason).
+    fn begin(&mut self, begin: Begin<'_>) -> Result<(), Refusal>;
 
-    /// Appends `payload` as one message to `output`; on error nothing is appended.
-    pub fn encode(
-        self,
-        max_message_bytes: u32,
-        payload: &[u8],
-        output: &mut Vec<u8>,
-    ) -> Result<(), EncodeError> {
-        let length = u32::try_from(payload.len())
-            .ok()
-            .filter(|length| *length <= max_message_bytes)
-            .ok_or(EncodeError::TooLong)?;
-        match self {
-            Self::Length { bytes, order } => {
-                let (big, little) = (length.to_be_bytes(), length.to_le_bytes());
-                let width = usize::from(bytes);
-                output.extend_from_slice(match order {
-                    ByteOrder::Big => &big[4 - width..],
-                    ByteOrder::Little => &little[..width],
-                });
-                output.extend_from_slice(payload);
-            }
-            Self::Lines => {
-                if payload.contains(&b'\n') || payload.ends_with(b"\r") {
-                    return Err(EncodeError::NotALine);
-                }
-                output.extend_from_slice(payload);
-                output.push(b'\n');
-            }
-        }
-        Ok(())
-    }
+    /// Makes a record of a message. Its number on the connection, from 1.
+    fn message(&mut self, headers: Headers<'_>, payload: &[u8]) -> u64;
+
+    /// Bytes to send, behind those that are there already. What is there must not be changed.
+    fn output(&mut self) -> &mut Vec<u8>;
+
+    /// A reply that was [kept](Sending::Kept) is done with.
+    fn settle(&mut self, reply: ReplyOrigin);
+
+    /// Reads no more, sends what is in the output, closes. The first reason counts.
+    fn close(&mut self, reason: CloseReason);
+
+    /// Closes another connection of this relay, for [`CloseReason::TakenOver`].
+    fn take_over(&mut self, other: ConnectionKey);
+
+    /// The connection is not for the relay: hands it on to the server that the client addressed,
+    /// with all that was received so far. Nothing was begun, and the codec is not called again.
+    fn hand_on(&mut self, received: &[u8]);
 }
 
-#[cfg(test)]
-mod tests;
+/// One connection's protocol.
+///
+/// None of it may panic or loop for ever, whatever a client or server sends. What a codec keeps in
+/// memory is bounded, and said by [`held`](Self::held).
+pub trait Codec: Send {
+    /// How records name it (header `protocol`).
+    fn name(&self) -> &'static str;
+
+    /// Takes the next bytes of the stream: all of them, whatever [`reads`](Self::reads) says then.
+    fn receive(&mut self, input: &[u8], now: Instant, actions: &mut dyn Actions);
+
+    /// The client has ended its side. False if the stream ended within a message.
+    fn end_of_stream(&mut self, now: Instant, actions: &mut dyn Actions) -> bool;
+
+    /// Kafka has acknowledged every message up to this number. Only if
+    /// [`wants_delivered`](Self::wants_delivered).
+    fn delivered(&mut self, _sequence: u64, _now: Instant, _actions: &mut dyn Actions) {}
+
+    /// True if [`delivered`](Self::delivered) should be called. Asked when the connection begins.
+    fn wants_delivered(&self) -> bool {
+        false
+    }
+
+    /// Takes a server's reply.
+    fn reply(
+        &mut self,
+        reply: Reply<'_>,
+        now: Instant,
+        actions: &mut dyn Actions,
+    ) -> Result<Sending, Unencodable>;
+
+    /// Last words, before the connection is closed for a reason that is not the codec's own.
+    fn farewell(&mut self, _reason: CloseReason, _now: Instant, _actions: &mut dyn Actions) {}
+
+    /// The connection is over, however it ended; comes once, last. Nothing can be done for the
+    /// client any more: of the actions only [`message`](Actions::message) has an effect, for a last
+    /// one before the `close` record.
+    fn ended(&mut self, _reason: CloseReason, _now: Instant, _actions: &mut dyn Actions) {}
+
+    /// When [`elapsed`](Self::elapsed) should be called, if nothing else happens.
+    fn deadline(&self) -> Option<Instant> {
+        None
+    }
+
+    /// The deadline has come.
+    fn elapsed(&mut self, _now: Instant, _actions: &mut dyn Actions) {}
+
+    /// False while nothing more should be read from the client: replies must go first.
+    fn reads(&self) -> bool {
+        true
+    }
+
+    /// Bytes kept in memory for this connection.
+    fn held(&self) -> usize;
+}

@@ -37,7 +37,7 @@ pub mod header {
 }
 
 /// A relay, and its partition of the downlink.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
 #[serde(transparent)]
 pub struct RelayId(pub u16);
 

@@ -41,7 +41,10 @@ pub struct Protocol {
 
 impl From<&Service> for Protocol {
     fn from(service: &Service) -> Self {
-        Self { framing: service.framing, max_message_bytes: service.max_message_bytes }
+        Self {
+            framing: service.framing.expect("a checked configuration has one"),
+            max_message_bytes: service.max_message_bytes,
+        }
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::route::Refusal;
+
 /// A counter with one writer: no locked instruction on the data path.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
@@ -45,8 +47,26 @@ reasons! {
         EndOfStream = "end_of_stream",
         /// The client reset the connection, or it timed out.
         ConnectionFailed = "connection_failed",
+        /// The client ended it as its protocol has it.
+        ClientClosed = "client_closed",
         /// A message longer than the service allows.
         OversizedMessage = "oversized_message",
+        /// Something that the protocol forbids.
+        Malformed = "malformed",
+        /// Something that the protocol allows and the relay does not take.
+        Unsupported = "unsupported",
+        /// The client did not say who it is, or what it wants, in the time for that.
+        HandshakeTimeout = "handshake_timeout",
+        /// Nothing came from the client for too long, by its own word or the service's.
+        IdleTimeout = "idle_timeout",
+        /// The client's name and password are not known here.
+        NotAuthorized = "not_authorized",
+        /// The same client has connected again.
+        TakenOver = "taken_over",
+        /// The service has no live server.
+        NoServer = "no_server",
+        /// Handed on to the server that the client addressed: not a protocol of the service.
+        HandedOn = "handed_on",
         /// The server asked for it.
         ClosedByServer = "closed_by_server",
         /// Kafka refused a message for good.
@@ -59,6 +79,15 @@ reasons! {
         FlowTableFull = "flow_table_full",
         /// The relay stops.
         RelayStop = "relay_stop",
+    }
+}
+
+impl From<Refusal> for CloseReason {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::NoServer => Self::NoServer,
+            Refusal::ServerAway => Self::ServerAway,
+        }
     }
 }
 

@@ -1,0 +1,164 @@
+//! The registry of codecs: what a service speaks, and a codec for each of its connections.
+
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::Service;
+use crate::worker::CloseReason;
+
+use super::framing::Framed;
+use super::{Actions, Codec, Framing, Headers, Reply, Sending, Unencodable};
+
+/// What the clients of a service speak.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProtocolKind {
+    /// Messages of the service's `framing`.
+    #[default]
+    Framing,
+}
+
+/// What all connections of a service have in common: makes their codecs.
+#[derive(Clone, Debug)]
+pub enum Protocol {
+    /// Plain framing.
+    Framing {
+        /// Bytes to messages.
+        framing: Framing,
+        /// Longest message.
+        max_message_bytes: u32,
+    },
+}
+
+impl From<&Service> for Protocol {
+    fn from(service: &Service) -> Self {
+        let max_message_bytes = service.max_message_bytes;
+        match service.protocol {
+            ProtocolKind::Framing => Self::Framing {
+                framing: service.framing.expect("a checked configuration has one"),
+                max_message_bytes,
+            },
+        }
+    }
+}
+
+impl Protocol {
+    /// A codec for a new connection.
+    pub fn codec(&self, _now: Instant) -> AnyCodec {
+        match self {
+            Self::Framing { framing, max_message_bytes } => {
+                AnyCodec::Framed(Framed::new(*framing, *max_message_bytes))
+            }
+        }
+    }
+
+    /// Whether a reply could be sent to some client of the service. For replies that wait: one that
+    /// could not becomes a dead letter before its client comes.
+    pub fn check_reply(&self, _headers: Headers<'_>, payload: &[u8]) -> Result<(), Unencodable> {
+        match self {
+            Self::Framing { framing, max_message_bytes } => {
+                framing.check_payload(*max_message_bytes, payload).map_err(|_| Unencodable)
+            }
+        }
+    }
+}
+
+/// A connection's codec. Plain framing is known by its type, so that the compiler sees through it on
+/// the hot path; the others are behind a pointer, which idle connections are the smaller for.
+pub enum AnyCodec {
+    /// Plain framing.
+    Framed(Framed),
+    /// Any other.
+    Other(Box<dyn Codec>),
+}
+
+impl std::fmt::Debug for AnyCodec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let name = match self {
+            Self::Framed(framed) => framed.name(),
+            Self::Other(codec) => codec.name(),
+        };
+        f.debug_tuple("AnyCodec").field(&name).finish()
+    }
+}
+
+/// Calls the same function of whichever codec it is.
+macro_rules! whichever {
+    ($any:expr, $codec:ident => $call:expr) => {
+        match $any {
+            AnyCodec::Framed($codec) => $call,
+            AnyCodec::Other($codec) => $call,
+        }
+    };
+}
+
+impl AnyCodec {
+    /// See [`Codec::receive`].
+    pub fn receive<A: Actions>(&mut self, input: &[u8], now: Instant, actions: &mut A) {
+        match self {
+            Self::Framed(framed) => framed.take(input, actions),
+            Self::Other(codec) => codec.receive(input, now, actions),
+        }
+    }
+
+    /// See [`Codec::name`].
+    pub fn name(&self) -> &'static str {
+        whichever!(self, codec => codec.name())
+    }
+
+    /// See [`Codec::end_of_stream`].
+    pub fn end_of_stream(&mut self, now: Instant, actions: &mut dyn Actions) -> bool {
+        whichever!(self, codec => codec.end_of_stream(now, actions))
+    }
+
+    /// See [`Codec::delivered`].
+    pub fn delivered(&mut self, sequence: u64, now: Instant, actions: &mut dyn Actions) {
+        whichever!(self, codec => codec.delivered(sequence, now, actions));
+    }
+
+    /// See [`Codec::wants_delivered`].
+    pub fn wants_delivered(&self) -> bool {
+        whichever!(self, codec => codec.wants_delivered())
+    }
+
+    /// See [`Codec::reply`].
+    pub fn reply<A: Actions>(
+        &mut self,
+        reply: Reply<'_>,
+        now: Instant,
+        actions: &mut A,
+    ) -> Result<Sending, Unencodable> {
+        whichever!(self, codec => codec.reply(reply, now, actions))
+    }
+
+    /// See [`Codec::farewell`].
+    pub fn farewell(&mut self, reason: CloseReason, now: Instant, actions: &mut dyn Actions) {
+        whichever!(self, codec => codec.farewell(reason, now, actions));
+    }
+
+    /// See [`Codec::ended`].
+    pub fn ended(&mut self, reason: CloseReason, now: Instant, actions: &mut dyn Actions) {
+        whichever!(self, codec => codec.ended(reason, now, actions));
+    }
+
+    /// See [`Codec::deadline`].
+    pub fn deadline(&self) -> Option<Instant> {
+        whichever!(self, codec => codec.deadline())
+    }
+
+    /// See [`Codec::elapsed`].
+    pub fn elapsed(&mut self, now: Instant, actions: &mut dyn Actions) {
+        whichever!(self, codec => codec.elapsed(now, actions));
+    }
+
+    /// See [`Codec::reads`].
+    pub fn reads(&self) -> bool {
+        whichever!(self, codec => codec.reads())
+    }
+
+    /// See [`Codec::held`].
+    pub fn held(&self) -> usize {
+        whichever!(self, codec => codec.held())
+    }
+}
