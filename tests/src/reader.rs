@@ -57,6 +57,20 @@ impl Record {
     }
 }
 
+/// All records that the uplink has now, in the order of each partition. Connections that have just
+/// ended may still add theirs.
+pub fn all_records(brokers: &str, prefix: &str, partitions: u16) -> Result<Vec<Record>> {
+    let counts = kafka::record_counts(brokers, &format!("{prefix}uplink"), partitions)?;
+    let mut records = Vec::new();
+    for (partition, count) in (0..).zip(counts) {
+        let reader = HandServer::on(brokers, prefix, &[partition])?;
+        for _ in 0..count {
+            records.push(reader.next("a record of the uplink", |_| true)?);
+        }
+    }
+    Ok(records)
+}
+
 /// A server that does only what it is told.
 pub struct HandServer {
     consumer: BaseConsumer,
