@@ -16,6 +16,7 @@
 
 mod framing;
 mod headers;
+mod http;
 mod protocol;
 pub mod script;
 
@@ -27,6 +28,7 @@ use crate::worker::CloseReason;
 
 pub use framing::{ByteOrder, DecodeError, Decoder, EncodeError, Framing};
 pub use headers::{HeaderList, Headers, MAX_RECORD_HEADERS};
+pub use http::{Http, HttpSettings, MAX_REQUEST_FIELDS};
 pub use protocol::{AnyCodec, Protocol, ProtocolKind};
 
 /// Which reply: where the record is, or was first, in the downlink. The same reply that comes again,
