@@ -114,6 +114,14 @@ impl AnyCodec {
         }
     }
 
+    /// The connection is there, and nothing was received yet.
+    pub fn opened(&mut self, actions: &mut dyn Actions) {
+        match self {
+            Self::Framed(framed) => framed.begin(actions),
+            Self::Other(_) => {}
+        }
+    }
+
     /// See [`Codec::name`].
     pub fn name(&self) -> &'static str {
         whichever!(self, codec => codec.name())
@@ -127,11 +135,6 @@ impl AnyCodec {
     /// See [`Codec::delivered`].
     pub fn delivered(&mut self, sequence: u64, now: Instant, actions: &mut dyn Actions) {
         whichever!(self, codec => codec.delivered(sequence, now, actions));
-    }
-
-    /// See [`Codec::wants_delivered`].
-    pub fn wants_delivered(&self) -> bool {
-        whichever!(self, codec => codec.wants_delivered())
     }
 
     /// See [`Codec::reply`].

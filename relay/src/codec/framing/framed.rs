@@ -22,8 +22,9 @@ impl Framed {
     }
 
     /// There is nothing to wait for: a client is who it is when it connects.
-    pub fn begin(actions: &mut dyn Actions) {
-        if let Err(refusal) = actions.begin(Begin { holds: true, ..Begin::default() }) {
+    pub fn begin(&self, actions: &mut dyn Actions) {
+        let protocol = self.framing.name();
+        if let Err(refusal) = actions.begin(Begin { protocol, holds: true, ..Begin::default() }) {
             actions.close(refusal.into());
         }
     }
