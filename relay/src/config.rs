@@ -3,6 +3,7 @@
 //! Everything is checked when it is read, and a mistake is reported with its place. Sample:
 //! `docs/millrace.toml`.
 
+mod http;
 mod registry;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -16,6 +17,7 @@ use crate::codec::{Framing, ProtocolKind};
 use crate::prefix::Prefix;
 use crate::route::{Absence, IdentityKind, Partition};
 
+pub use http::HttpSection;
 pub use registry::RegistrySection;
 
 /// Longest instance name: `NAME-gw` must fit an interface name (15 bytes).
@@ -346,6 +348,9 @@ pub struct Service {
     /// What becomes of clients whose server is away, or does not drain.
     #[serde(default)]
     pub absence: Absence,
+    /// Bounds of `protocol = "http"`.
+    #[serde(default)]
+    pub http: HttpSection,
     /// Who reads them, beside those that register.
     #[serde(rename = "server", default)]
     pub servers: Vec<Server>,
@@ -369,6 +374,7 @@ impl Service {
             association_keep_ms: 0,
             prefer: BTreeMap::new(),
             absence: Absence::default(),
+            http: HttpSection::default(),
             servers: Vec::new(),
         }
     }
@@ -405,6 +411,10 @@ fn check_protocol(service: &Service) -> Result<(), String> {
     match (service.protocol, service.framing) {
         (ProtocolKind::Framing, None) => {
             Err("needs `framing`, or another `protocol` than \"framing\"".to_owned())
+        }
+        (ProtocolKind::Http, None) => service.http.check(),
+        (ProtocolKind::Http, Some(_)) => {
+            Err("`framing` is for `protocol = \"framing\"`; HTTP has its own".to_owned())
         }
         (_, Some(framing)) => framing.check(service.max_message_bytes),
     }

@@ -12,6 +12,7 @@ pub mod fleet;
 pub mod flood;
 pub mod frames;
 pub mod fuzz;
+pub mod fuzz_http;
 pub mod fuzz_packet;
 pub mod instance;
 pub mod interrupt;

@@ -16,6 +16,7 @@
 
 mod framing;
 mod headers;
+mod http;
 mod protocol;
 pub mod script;
 
@@ -28,6 +29,7 @@ use crate::worker::CloseReason;
 pub use framing::{ByteOrder, DecodeError, Decoder, EncodeError, Framed, Framing};
 pub(crate) use headers::weight_of;
 pub use headers::{HeaderList, Headers, MAX_RECORD_HEADERS};
+pub use http::{Http, HttpSettings, MAX_REQUEST_FIELDS};
 pub use protocol::{AnyCodec, Protocol, ProtocolKind};
 
 /// Which reply: where the record is, or was first, in the downlink. The same reply that comes again,

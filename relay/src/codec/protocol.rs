@@ -1,6 +1,7 @@
 //! The registry of codecs: what a service speaks, and a codec for each of its connections.
 
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -8,7 +9,7 @@ use crate::config::Service;
 use crate::worker::CloseReason;
 
 use super::framing::Framed;
-use super::{Actions, Codec, Framing, Headers, Reply, Sending, Unencodable};
+use super::{Actions, Codec, Framing, Headers, Http, HttpSettings, Reply, Sending, Unencodable};
 
 /// What the clients of a service speak.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -17,6 +18,8 @@ pub enum ProtocolKind {
     /// Messages of the service's `framing`.
     #[default]
     Framing,
+    /// HTTP/1.1 and 1.0.
+    Http,
 }
 
 /// What all connections of a service have in common: makes their codecs.
@@ -29,6 +32,8 @@ pub enum Protocol {
         /// Longest message.
         max_message_bytes: u32,
     },
+    /// HTTP/1.1 and 1.0.
+    Http(Arc<HttpSettings>),
 }
 
 impl From<&Service> for Protocol {
@@ -39,17 +44,22 @@ impl From<&Service> for Protocol {
                 framing: service.framing.expect("a checked configuration has one"),
                 max_message_bytes,
             },
+            ProtocolKind::Http => {
+                let settings = HttpSettings::new(service, Instant::now(), SystemTime::now());
+                Self::Http(Arc::new(settings))
+            }
         }
     }
 }
 
 impl Protocol {
     /// A codec for a new connection.
-    pub fn codec(&self, _now: Instant) -> AnyCodec {
+    pub fn codec(&self, now: Instant) -> AnyCodec {
         match self {
             Self::Framing { framing, max_message_bytes } => {
                 AnyCodec::Framed(Framed::new(*framing, *max_message_bytes))
             }
+            Self::Http(settings) => AnyCodec::Other(Box::new(Http::new(Arc::clone(settings), now))),
         }
     }
 
@@ -60,6 +70,8 @@ impl Protocol {
             Self::Framing { framing, max_message_bytes } => {
                 framing.check_payload(*max_message_bytes, payload).map_err(|_| Unencodable)
             }
+            // It answers a request of a connection that has ended.
+            Self::Http(_) => Err(Unencodable),
         }
     }
 }

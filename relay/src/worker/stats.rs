@@ -73,6 +73,8 @@ reasons! {
         RefusedByKafka = "refused_by_kafka",
         /// More replies waited for the client than may, or one for too long.
         SlowReader = "slow_reader",
+        /// Its server did not reply in time, or not as the protocol has it.
+        ServerFailed = "server_failed",
         /// Its server is away for too long, by the service's `absence`.
         ServerAway = "server_away",
         /// Its address has as many connections as it may.
