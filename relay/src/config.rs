@@ -3,7 +3,9 @@
 //! Everything is checked when it is read, and a mistake is reported with its place. Sample:
 //! `docs/millrace.toml`.
 
+mod auto;
 mod registry;
+mod websocket;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
@@ -16,7 +18,9 @@ use crate::codec::{Framing, ProtocolKind};
 use crate::prefix::Prefix;
 use crate::route::{Absence, IdentityKind, Partition};
 
+pub use auto::{AutoSection, Otherwise, Recognised};
 pub use registry::RegistrySection;
+pub use websocket::{ReplyOpcode, WebSocketSection};
 
 /// Longest instance name: `NAME-gw` must fit an interface name (15 bytes).
 const MAX_INSTANCE_LENGTH: usize = 12;
@@ -326,6 +330,12 @@ pub struct Service {
     /// as long as it likes.
     #[serde(default)]
     pub idle_timeout_ms: u32,
+    /// Recognition of the protocol.
+    #[serde(default)]
+    pub auto: AutoSection,
+    /// WebSocket.
+    #[serde(default)]
+    pub websocket: WebSocketSection,
     /// What makes two connections the same client's.
     #[serde(default)]
     pub identity: IdentityKind,
@@ -356,6 +366,8 @@ impl Service {
             max_message_bytes: default_max_message_bytes(),
             handshake_timeout_ms: default_handshake_timeout_ms(),
             idle_timeout_ms: 0,
+            auto: AutoSection::default(),
+            websocket: WebSocketSection::default(),
             identity: IdentityKind::default(),
             association_keep_ms: 0,
             prefer: BTreeMap::new(),
@@ -393,11 +405,16 @@ impl Server {
 
 /// What the protocol of a service needs.
 fn check_protocol(service: &Service) -> Result<(), String> {
+    service.websocket.check()?;
+    if service.protocol == ProtocolKind::Auto {
+        service.auto.check(service.framing.is_some())?;
+    }
     match (service.protocol, service.framing) {
         (ProtocolKind::Framing, None) => {
             Err("needs `framing`, or another `protocol` than \"framing\"".to_owned())
         }
         (_, Some(framing)) => framing.check(service.max_message_bytes),
+        (ProtocolKind::WebSocket | ProtocolKind::Auto, None) => Ok(()),
     }
 }
 

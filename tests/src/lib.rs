@@ -12,6 +12,7 @@ pub mod flood;
 pub mod frames;
 pub mod fuzz;
 pub mod fuzz_packet;
+pub mod fuzz_protocols;
 pub mod instance;
 pub mod interrupt;
 pub mod kafka;

@@ -14,10 +14,12 @@
 //!
 //! The registry of codecs is [`Protocol`]: a new one is a module here, a variant there.
 
+mod auto;
 mod framing;
 mod headers;
 mod protocol;
 pub mod script;
+mod websocket;
 
 use std::time::Instant;
 
@@ -25,9 +27,11 @@ use crate::kafka::{ConnectionKey, RelayId};
 use crate::route::Refusal;
 use crate::worker::CloseReason;
 
+pub use auto::{Auto, AutoSettings};
 pub use framing::{ByteOrder, DecodeError, Decoder, EncodeError, Framing};
 pub use headers::{HeaderList, Headers, MAX_RECORD_HEADERS};
 pub use protocol::{AnyCodec, Protocol, ProtocolKind};
+pub use websocket::{WebSocket, WebSocketSettings};
 
 /// Which reply: where the record is, or was first, in the downlink. The same reply that comes again,
 /// because its client was away, has the same origin.

@@ -1,5 +1,6 @@
 //! The registry of codecs: what a service speaks, and a codec for each of its connections.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -7,7 +8,9 @@ use serde::{Deserialize, Serialize};
 use crate::config::Service;
 use crate::worker::CloseReason;
 
+use super::auto::{Auto, AutoSettings};
 use super::framing::Framed;
+use super::websocket::{WebSocket, WebSocketSettings};
 use super::{Actions, Codec, Framing, Headers, Reply, Sending, Unencodable};
 
 /// What the clients of a service speak.
@@ -17,6 +20,10 @@ pub enum ProtocolKind {
     /// Messages of the service's `framing`.
     #[default]
     Framing,
+    /// WebSocket (RFC 6455).
+    WebSocket,
+    /// Whatever of the service's protocols a client's first bytes are of.
+    Auto,
 }
 
 /// What all connections of a service have in common: makes their codecs.
@@ -29,37 +36,54 @@ pub enum Protocol {
         /// Longest message.
         max_message_bytes: u32,
     },
+    /// WebSocket.
+    WebSocket(Arc<WebSocketSettings>),
+    /// Recognised by the first bytes.
+    Auto(Arc<AutoSettings>),
 }
 
 impl From<&Service> for Protocol {
     fn from(service: &Service) -> Self {
-        let max_message_bytes = service.max_message_bytes;
-        match service.protocol {
-            ProtocolKind::Framing => Self::Framing {
-                framing: service.framing.expect("a checked configuration has one"),
-                max_message_bytes,
-            },
-        }
+        Self::of(service.protocol, service)
     }
 }
 
 impl Protocol {
+    /// One of the protocols of a service.
+    pub(super) fn of(kind: ProtocolKind, service: &Service) -> Self {
+        let max_message_bytes = service.max_message_bytes;
+        match kind {
+            ProtocolKind::Framing => Self::Framing {
+                framing: service.framing.expect("a checked configuration has one"),
+                max_message_bytes,
+            },
+            ProtocolKind::WebSocket => Self::WebSocket(Arc::new(service.into())),
+            ProtocolKind::Auto => Self::Auto(Arc::new(service.into())),
+        }
+    }
+
     /// A codec for a new connection.
-    pub fn codec(&self, _now: Instant) -> AnyCodec {
+    pub fn codec(&self, now: Instant) -> AnyCodec {
         match self {
             Self::Framing { framing, max_message_bytes } => {
                 AnyCodec::Framed(Framed::new(*framing, *max_message_bytes))
             }
+            Self::WebSocket(settings) => {
+                AnyCodec::Other(Box::new(WebSocket::new(settings.clone(), now)))
+            }
+            Self::Auto(settings) => AnyCodec::Other(Box::new(Auto::new(settings.clone(), now))),
         }
     }
 
     /// Whether a reply could be sent to some client of the service. For replies that wait: one that
     /// could not becomes a dead letter before its client comes.
-    pub fn check_reply(&self, _headers: Headers<'_>, payload: &[u8]) -> Result<(), Unencodable> {
+    pub fn check_reply(&self, headers: Headers<'_>, payload: &[u8]) -> Result<(), Unencodable> {
         match self {
             Self::Framing { framing, max_message_bytes } => {
                 framing.check_payload(*max_message_bytes, payload).map_err(|_| Unencodable)
             }
+            Self::WebSocket(settings) => settings.check_reply(headers, payload),
+            Self::Auto(settings) => settings.check_reply(headers, payload),
         }
     }
 }
@@ -99,6 +123,22 @@ impl AnyCodec {
         match self {
             Self::Framed(framed) => framed.take(input, actions),
             Self::Other(codec) => codec.receive(input, now, actions),
+        }
+    }
+
+    /// The connection is there, and nothing was received yet. False if it is closed at once.
+    pub fn opened(&mut self, actions: &mut dyn Actions) -> bool {
+        match self {
+            Self::Framed(_) => Framed::begin(actions),
+            Self::Other(_) => true,
+        }
+    }
+
+    /// Behind a pointer, whichever it is.
+    pub(super) fn boxed(self) -> Box<dyn Codec> {
+        match self {
+            Self::Framed(framed) => Box::new(framed),
+            Self::Other(codec) => codec,
         }
     }
 

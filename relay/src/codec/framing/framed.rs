@@ -21,10 +21,14 @@ impl Framed {
         Self { framing, max_message_bytes, decoder: Decoder::new(framing, max_message_bytes) }
     }
 
-    /// There is nothing to wait for: a client is who it is when it connects.
-    pub fn begin(actions: &mut dyn Actions) {
-        if let Err(refusal) = actions.begin(Begin { holds: true, ..Begin::default() }) {
-            actions.close(refusal.into());
+    /// There is nothing to wait for: a client is who it is when it connects. False if it is refused.
+    pub fn begin(actions: &mut dyn Actions) -> bool {
+        match actions.begin(Begin { holds: true, ..Begin::default() }) {
+            Ok(()) => true,
+            Err(refusal) => {
+                actions.close(refusal.into());
+                false
+            }
         }
     }
 
