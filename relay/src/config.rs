@@ -26,8 +26,8 @@ pub use websocket::{ReplyOpcode, WebSocketSection};
 const MAX_INSTANCE_LENGTH: usize = 12;
 /// Most worker threads; the token of a delivery report has 7 bits for them.
 pub const MAX_WORKERS: usize = 128;
-/// Most connections of a worker; the connection key has 24 bits for them.
-pub const MAX_CONNECTIONS: u32 = 1 << 24;
+/// Most connections of a worker; the token of a delivery report has 22 bits for them.
+pub const MAX_CONNECTIONS: u32 = 1 << 22;
 /// Largest message in bytes; above it librdkafka wants other limits at the brokers too.
 pub const MAX_MESSAGE_BYTES: u32 = 16 << 20;
 

@@ -10,6 +10,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use millrace_relay::codec::Headers;
 use millrace_relay::kafka::{DeliveryFailure, Identity, ProduceError, Producer, Report, Token};
 use millrace_relay::ring::Kind;
 use millrace_relay::route::ServiceId;
@@ -355,6 +356,7 @@ impl Producer for FaultyProducer {
         &mut self,
         identity: &Identity,
         kind: Kind,
+        _headers: Headers<'_>,
         payload: &[u8],
         _unix_ms: i64,
     ) -> Result<(), ProduceError> {
@@ -365,6 +367,8 @@ impl Producer for FaultyProducer {
             key: identity.printed.to_vec(),
             token: Token {
                 control: !kind.is_message(),
+                acknowledge: false,
+                weighed: false,
                 worker: identity.key.worker,
                 slot: identity.key.slot,
                 generation: identity.key.generation,
@@ -395,7 +399,7 @@ impl Producer for FaultyProducer {
             let result = if refuse { Err(DeliveryFailure::TooLarge) } else { Ok(()) };
             on_report(Report {
                 partition: record.partition,
-                payload_bytes: record.payload.len(),
+                booked_bytes: record.payload.len(),
                 token: record.token,
                 result,
             });

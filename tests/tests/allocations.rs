@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use millrace_relay::codec::{Headers, Reply};
 use millrace_relay::config::Config;
 use millrace_relay::kafka::{
     ConnectionKey, Identity, Incarnation, ProduceError, Producer, Pump, PumpStats, RelayId, Report,
@@ -94,6 +95,7 @@ impl Producer for SteadyProducer {
         &mut self,
         identity: &Identity,
         kind: Kind,
+        _headers: Headers<'_>,
         payload: &[u8],
         _unix_ms: i64,
     ) -> Result<(), ProduceError> {
@@ -102,8 +104,10 @@ impl Producer for SteadyProducer {
         self.messages += u64::from(kind.is_message());
         self.reports.push(Report {
             partition: identity.partition,
-            payload_bytes: payload.len(),
+            booked_bytes: payload.len(),
             token: Token {
+                acknowledge: false,
+                weighed: false,
                 control: !kind.is_message(),
                 worker: key.worker,
                 slot: key.slot,
@@ -196,7 +200,7 @@ fn a_message_and_its_reply_allocate_nothing() {
         for number in 0..MESSAGES {
             let offset = i64::try_from(round * MESSAGES + number).expect("few");
             let receipt = Receipt::Offset(ReplyOffset(offset));
-            batch.push(key, Command::Reply, receipt, &payload);
+            batch.push(key, Command::Reply, receipt, Reply::plain(key.relay, offset, &payload));
         }
         replies.hand_over(batch);
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use millrace_relay::codec::{ByteOrder, Decoder, Framing};
+use millrace_relay::codec::{ByteOrder, Decoder, Framing, Reply};
 use millrace_relay::config::Config;
 use millrace_relay::kafka::{ConnectionKey, Incarnation, Pump, PumpStats, RefusedReason, RelayId};
 use millrace_relay::ring::{
@@ -247,13 +247,18 @@ impl Run {
             let receipt = Receipt::Offset(ReplyOffset(offset));
             if self.dice.one_in(20) {
                 key.generation += 1000;
-                batch.push(key, Command::Reply, receipt, b"for nobody");
+                batch.push(
+                    key,
+                    Command::Reply,
+                    receipt,
+                    Reply::plain(key.relay, offset, b"for nobody"),
+                );
                 self.offsets.push(None);
                 continue;
             }
             let close = self.dice.one_in(200);
             let command = if close { Command::ReplyAndClose } else { Command::Reply };
-            batch.push(key, command, receipt, &record.payload);
+            batch.push(key, command, receipt, Reply::plain(key.relay, offset, &record.payload));
             self.offsets.push(Some((record.client.clone(), record.payload.clone())));
             self.given.entry(record.key.clone()).or_default().push(record.payload.clone());
         }

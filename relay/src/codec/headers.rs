@@ -25,7 +25,6 @@ impl<'a> Headers<'a> {
     pub const NONE: Headers<'static> = Headers(&[]);
 
     /// What [`as_bytes`](Self::as_bytes) of a list gave.
-    #[expect(dead_code)]
     pub(crate) const fn from_bytes(bytes: &'a [u8]) -> Self {
         Self(bytes)
     }
@@ -38,6 +37,11 @@ impl<'a> Headers<'a> {
     /// True if there is none.
     pub const fn is_empty(self) -> bool {
         self.0.is_empty()
+    }
+
+    /// What they are booked as, in bytes.
+    pub fn weight(self) -> usize {
+        self.iter().map(|(name, value)| weight_of(name, value.len())).sum()
     }
 
     /// Names and values, in order.
@@ -63,6 +67,13 @@ impl<'a> Headers<'a> {
     pub fn text(self, name: &CStr) -> Option<&'a str> {
         std::str::from_utf8(self.get(name)?).ok()
     }
+}
+
+/// What a header of a record is booked as. Those of protocols have a point in their name; the relay's
+/// own, which do not, are within [`MESSAGE_OVERHEAD_BYTES`](crate::ring::MESSAGE_OVERHEAD_BYTES).
+pub(crate) fn weight_of(name: &CStr, value_bytes: usize) -> usize {
+    let name = name.to_bytes();
+    if name.contains(&b'.') { PREFIX + name.len() + value_bytes } else { 0 }
 }
 
 impl HeaderList {

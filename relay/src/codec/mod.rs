@@ -8,7 +8,7 @@
 //!  bytes ──► receive ──┐               ┌──► begin      who the client is: association, `open` record
 //!  clock ──► elapsed ──┤               ├──► message    a record of the uplink
 //!  Kafka ──► delivered ┼──► Codec ─────┼──► output     bytes for the client
-//!  server ─► reply ────┤               ├──► settle     the client has a reply that was kept
+//!  server ─► reply ────┤               ├──► settle, release   what became of a reply that was kept
 //!  close ──► farewell ─┘               └──► close      after what is in the output
 //! ```
 //!
@@ -28,7 +28,8 @@ use crate::route::Refusal;
 use crate::worker::CloseReason;
 
 pub use auto::{Auto, AutoSettings};
-pub use framing::{ByteOrder, DecodeError, Decoder, EncodeError, Framing};
+pub use framing::{ByteOrder, DecodeError, Decoder, EncodeError, Framed, Framing};
+pub(crate) use headers::weight_of;
 pub use headers::{HeaderList, Headers, MAX_RECORD_HEADERS};
 pub use protocol::{AnyCodec, Protocol, ProtocolKind};
 pub use websocket::{WebSocket, WebSocketSettings};
@@ -54,6 +55,13 @@ pub struct Reply<'a> {
     pub payload: &'a [u8],
 }
 
+impl<'a> Reply<'a> {
+    /// One without headers.
+    pub const fn plain(relay: RelayId, offset: i64, payload: &'a [u8]) -> Self {
+        Self { origin: ReplyOrigin { relay, offset }, headers: Headers::NONE, payload }
+    }
+}
+
 /// What a codec has made of a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sending {
@@ -74,6 +82,10 @@ pub struct Unencodable;
 /// How a connection enters the books.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Begin<'a> {
+    /// How records name the protocol (header `protocol`).
+    pub protocol: &'static str,
+    /// True if [`Codec::delivered`] should be called.
+    pub acknowledge: bool,
     /// The client's own name for itself, where the protocol has one. Counts with
     /// `identity = "client"`.
     pub client: Option<&'a str>,
@@ -100,8 +112,11 @@ pub trait Actions {
     /// Bytes to send, behind those that are there already. What is there must not be changed.
     fn output(&mut self) -> &mut Vec<u8>;
 
-    /// A reply that was [kept](Sending::Kept) is done with.
+    /// The client has confirmed a reply that was [kept](Sending::Kept), or does not want it any more.
     fn settle(&mut self, reply: ReplyOrigin);
+
+    /// A reply that was [kept](Sending::Kept) is in the output now, and done with when that is sent.
+    fn release(&mut self, reply: ReplyOrigin);
 
     /// Reads no more, sends what is in the output, closes. The first reason counts.
     fn close(&mut self, reason: CloseReason);
@@ -119,7 +134,7 @@ pub trait Actions {
 /// None of it may panic or loop for ever, whatever a client or server sends. What a codec keeps in
 /// memory is bounded, and said by [`held`](Self::held).
 pub trait Codec: Send {
-    /// How records name it (header `protocol`).
+    /// For people.
     fn name(&self) -> &'static str;
 
     /// Takes the next bytes of the stream: all of them, whatever [`reads`](Self::reads) says then.
@@ -128,14 +143,8 @@ pub trait Codec: Send {
     /// The client has ended its side. False if the stream ended within a message.
     fn end_of_stream(&mut self, now: Instant, actions: &mut dyn Actions) -> bool;
 
-    /// Kafka has acknowledged every message up to this number. Only if
-    /// [`wants_delivered`](Self::wants_delivered).
+    /// Kafka has acknowledged every message up to this number. Only if [`Begin::acknowledge`].
     fn delivered(&mut self, _sequence: u64, _now: Instant, _actions: &mut dyn Actions) {}
-
-    /// True if [`delivered`](Self::delivered) should be called. Asked when the connection begins.
-    fn wants_delivered(&self) -> bool {
-        false
-    }
 
     /// Takes a server's reply.
     fn reply(
@@ -144,6 +153,11 @@ pub trait Codec: Send {
         now: Instant,
         actions: &mut dyn Actions,
     ) -> Result<Sending, Unencodable>;
+
+    /// The server asks for the connection to be closed, by a record with these headers (its `close`
+    /// among them). If it has a value, that went through [`reply`](Self::reply) before;
+    /// [`farewell`](Self::farewell) comes next.
+    fn close_asked(&mut self, _headers: Headers<'_>) {}
 
     /// Last words, before the connection is closed for a reason that is not the codec's own.
     fn farewell(&mut self, _reason: CloseReason, _now: Instant, _actions: &mut dyn Actions) {}

@@ -69,7 +69,7 @@ impl Protocol {
                 AnyCodec::Framed(Framed::new(*framing, *max_message_bytes))
             }
             Self::WebSocket(settings) => {
-                AnyCodec::Other(Box::new(WebSocket::new(settings.clone(), now)))
+                AnyCodec::Other(Box::new(WebSocket::new(settings.clone())))
             }
             Self::Auto(settings) => AnyCodec::Other(Box::new(Auto::new(settings.clone(), now))),
         }
@@ -129,7 +129,7 @@ impl AnyCodec {
     /// The connection is there, and nothing was received yet. False if it is closed at once.
     pub fn opened(&mut self, actions: &mut dyn Actions) -> bool {
         match self {
-            Self::Framed(_) => Framed::begin(actions),
+            Self::Framed(framed) => framed.begin(actions),
             Self::Other(_) => true,
         }
     }
@@ -157,11 +157,6 @@ impl AnyCodec {
         whichever!(self, codec => codec.delivered(sequence, now, actions));
     }
 
-    /// See [`Codec::wants_delivered`].
-    pub fn wants_delivered(&self) -> bool {
-        whichever!(self, codec => codec.wants_delivered())
-    }
-
     /// See [`Codec::reply`].
     pub fn reply<A: Actions>(
         &mut self,
@@ -170,6 +165,11 @@ impl AnyCodec {
         actions: &mut A,
     ) -> Result<Sending, Unencodable> {
         whichever!(self, codec => codec.reply(reply, now, actions))
+    }
+
+    /// See [`Codec::close_asked`].
+    pub fn close_asked(&mut self, headers: Headers<'_>) {
+        whichever!(self, codec => codec.close_asked(headers));
     }
 
     /// See [`Codec::farewell`].

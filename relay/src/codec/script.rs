@@ -14,6 +14,10 @@ pub type Named = Vec<(String, Vec<u8>)>;
 pub enum Action {
     /// See [`Actions::begin`].
     Begin {
+        /// How records name the protocol.
+        protocol: &'static str,
+        /// It wants to hear of deliveries.
+        acknowledge: bool,
         /// The client's name.
         client: Option<String>,
         /// Replies may wait.
@@ -30,6 +34,8 @@ pub enum Action {
     },
     /// See [`Actions::settle`].
     Settle(ReplyOrigin),
+    /// See [`Actions::release`].
+    Release(ReplyOrigin),
     /// See [`Actions::close`].
     Close(CloseReason),
     /// See [`Actions::take_over`].
@@ -89,6 +95,8 @@ impl Actions for Script {
 
     fn begin(&mut self, begin: Begin<'_>) -> Result<(), Refusal> {
         self.actions.push(Action::Begin {
+            protocol: begin.protocol,
+            acknowledge: begin.acknowledge,
             client: begin.client.map(Into::into),
             holds: begin.holds,
             headers: named(begin.headers),
@@ -108,6 +116,10 @@ impl Actions for Script {
 
     fn settle(&mut self, reply: ReplyOrigin) {
         self.actions.push(Action::Settle(reply));
+    }
+
+    fn release(&mut self, reply: ReplyOrigin) {
+        self.actions.push(Action::Release(reply));
     }
 
     fn close(&mut self, reason: CloseReason) {

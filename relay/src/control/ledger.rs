@@ -75,6 +75,8 @@ pub struct Downlink {
     pub produced: u64,
     /// Sent to their clients.
     pub sent: u64,
+    /// Not wanted by their client, by its own word.
+    pub filtered: u64,
     /// Orders to close a connection.
     pub orders: u64,
     /// Written to those that wait for their clients.
@@ -179,6 +181,7 @@ impl Ledger {
         let downlink = Downlink {
             produced,
             sent: after.replies_sent,
+            filtered: after.replies_filtered,
             orders: after.replies_orders,
             held: after.replies_held,
             dead_lettered: sum(&after.replies_dead_lettered),
@@ -258,6 +261,7 @@ impl Ledger {
 /// Records of the downlink that are where they belong.
 fn settled(at: &Snapshot) -> u64 {
     at.replies_sent
+        + at.replies_filtered
         + at.replies_orders
         + at.replies_held
         + sum(&at.replies_dead_lettered)
@@ -391,10 +395,11 @@ impl fmt::Display for Ledger {
         )?;
         writeln!(
             f,
-            "  downlink  {} produced = {} sent + {} orders + {} held + {} dead letters + {} vanished \
+            "  downlink  {} produced = {} sent + {} not wanted + {} orders + {} held + {} dead letters + {} vanished \
              + {} waiting",
             downlink.produced,
             downlink.sent,
+            downlink.filtered,
             downlink.orders,
             downlink.held,
             downlink.dead_lettered,

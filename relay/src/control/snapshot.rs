@@ -76,6 +76,8 @@ pub struct Snapshot {
     pub replies_orders: u64,
     /// Replies handed to the kernel for their client.
     pub replies_sent: u64,
+    /// Replies that their clients did not want, by their own word.
+    pub replies_filtered: u64,
     /// Replies not sent, by reason.
     pub replies_undelivered: BTreeMap<String, u64>,
     /// Replies that were written to those that wait for their clients.
@@ -172,8 +174,6 @@ impl Observer {
             connections_closed: nonzero(closed),
             connections_refused: nonzero([
                 ("connection_limit", self.sum(|worker| &worker.connection_limit)),
-                ("no_server", self.sum(|worker| &worker.no_server)),
-                ("server_away", self.sum(|worker| &worker.server_away)),
                 ("accept_failed", self.sum(|worker| &worker.accept_failed)),
             ]),
             messages_received: received,
@@ -187,6 +187,7 @@ impl Observer {
             replies_orders: load(&self.consumer.orders),
             replies_received: load(&self.consumer.received),
             replies_sent: self.sum(|worker| &worker.replies_sent),
+            replies_filtered: self.sum(|worker| &worker.replies_filtered),
             replies_undelivered: nonzero(undelivered.chain([
                 ("malformed_key", load(&self.consumer.malformed_key)),
                 ("other_relay", load(&self.consumer.other_relay)),
@@ -244,8 +245,8 @@ impl std::fmt::Display for Snapshot {
         writeln!(f, "    dead letters {}", list(&self.messages_dead_lettered))?;
         writeln!(
             f,
-            "  replies      {} received, {} sent",
-            self.replies_received, self.replies_sent
+            "  replies      {} received, {} sent, {} not wanted",
+            self.replies_received, self.replies_sent, self.replies_filtered
         )?;
         writeln!(f, "    undelivered {}", list(&self.replies_undelivered))?;
         writeln!(f, "    dead letters {}", list(&self.replies_dead_lettered))?;

@@ -67,6 +67,7 @@ struct WorkerParts {
     orders: OrderReceiver,
     stats: Arc<WorkerStats>,
     listeners: Listeners,
+    peers: Vec<DownlinkSender>,
     failed: Arc<AtomicBool>,
 }
 
@@ -91,6 +92,7 @@ impl WorkerParts {
             self.orders,
             self.stats,
         );
+        worker.set_peers(self.peers);
         for (service, listener) in self.listeners {
             worker.listen(service, listener);
         }
@@ -174,6 +176,7 @@ fn connect_workers(
             downlink: downlink_receiver,
             stats: Arc::default(),
             listeners,
+            peers: Vec::new(),
             failed: failed.clone(),
         });
     }
@@ -203,7 +206,7 @@ impl Threads {
         let keeper_stats = Arc::<KeeperStats>::default();
 
         let wakes = (&producer_wake, &consumer_wake);
-        let Connected { uplinks, downlinks, orders, parts } =
+        let Connected { uplinks, downlinks, orders, mut parts } =
             connect_workers(&shared, gateway, listeners, wakes, &failed)?;
         let consumer = Consumer::new(
             config,
@@ -225,7 +228,7 @@ impl Threads {
             producer,
             (RelayId(config.relay.id), incarnation),
             uplinks,
-            downlinks,
+            downlinks.clone(),
             config.partitions(),
             shared.credit.clone(),
             pump_stats.clone(),
@@ -242,6 +245,9 @@ impl Threads {
             associations: shared.associations.clone(),
             registry,
         };
+        for part in &mut parts {
+            part.peers.clone_from(&downlinks);
+        }
         let wakes = parts.iter().map(|parts| parts.wake.clone()).collect();
         let workers = start_workers(parts)?;
         let pump_failed = failed.clone();

@@ -9,12 +9,13 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{Offset, TopicPartitionList};
 
+use crate::codec::{HeaderList, Headers, Reply, ReplyOrigin};
 use crate::config::Config;
 use crate::ring::{Command, DownlinkBatch, DownlinkSender, Receipt, ReplyOffset, Wake};
 
 use super::deadletter::Reason;
 use super::desk::Desk;
-use super::ffi::header as header_of;
+use super::ffi::add_headers;
 use super::position::committed;
 use super::producer::{client_config, logs_as_ours};
 use super::record::{ConnectionKey, Incarnation, RelayId, header, split_reply_key};
@@ -159,6 +160,8 @@ pub struct Consumer {
     desk: Arc<Desk>,
     wake: Wake,
     stop_timeout: Duration,
+    /// Of the record being read.
+    headers: HeaderList,
 }
 
 impl Consumer {
@@ -213,6 +216,7 @@ impl Consumer {
             desk,
             wake,
             stop_timeout: Duration::from_millis(u64::from(config.relay.stop_timeout_ms)),
+            headers: HeaderList::default(),
         })
     }
 
@@ -254,7 +258,9 @@ impl Consumer {
             };
             timeout = Duration::ZERO;
             let next = message.offset() + 1;
-            let command = command(&message);
+            self.headers.clear();
+            add_headers(&message, &mut self.headers);
+            let command = command(&message, self.headers.headers());
             let orders = u64::from(command == Command::Close);
             self.stats.received.fetch_add(1, Ordering::Relaxed);
             self.stats.orders.fetch_add(orders, Ordering::Relaxed);
@@ -268,8 +274,12 @@ impl Consumer {
                     }
                     let batch = self.open[worker].as_mut().expect("just filled");
                     let receipt = Receipt::Offset(ReplyOffset(message.offset()));
-                    let payload = message.payload().unwrap_or_default();
-                    batch.push(key, command, receipt, payload);
+                    let reply = Reply {
+                        origin: ReplyOrigin { relay: self.relay, offset: message.offset() },
+                        headers: self.headers.headers(),
+                        payload: message.payload().unwrap_or_default(),
+                    };
+                    batch.push(key, command, receipt, reply);
                     if batch.is_full() {
                         drop(message);
                         end = Some(next);
@@ -364,11 +374,13 @@ impl Consumer {
     }
 }
 
-fn command(message: &BorrowedMessage<'_>) -> Command {
-    let close = header_of(message, header::CLOSE).is_some();
-    match (close, message.payload()) {
+/// An order to close has no payload, and nothing that makes it a reply without one.
+fn command(message: &BorrowedMessage<'_>, headers: Headers<'_>) -> Command {
+    let close = headers.get(header::CLOSE).is_some();
+    let empty = message.payload().is_none() && headers.weight() == 0;
+    match (close, empty) {
         (false, _) => Command::Reply,
-        (true, None) => Command::Close,
-        (true, Some(_)) => Command::ReplyAndClose,
+        (true, true) => Command::Close,
+        (true, false) => Command::ReplyAndClose,
     }
 }

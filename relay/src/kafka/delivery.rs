@@ -10,13 +10,13 @@ use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka::metadata::{MetadataPartition, MetadataTopic};
 use rdkafka::{Offset, TopicPartitionList};
 
+use crate::codec::{HeaderList, Protocol, Reply, ReplyOrigin};
 use crate::config::Config;
-use crate::ring::{Command, Delivered, DownlinkSender, MOST_DELIVERIES, Receipt};
-use crate::worker::Protocol;
+use crate::ring::{Command, Delivered, DownlinkSender, MOST_DELIVERIES, Outcome, Receipt};
 
 use super::deadletter::Sender;
 use super::fetch::{FetchError, Fetcher};
-use super::ffi::header as header_of;
+use super::ffi::{add_headers, header as header_of};
 use super::held::{Entry, HeldIndex, HeldRefusal, Record, held_header};
 use super::presence::Presence;
 use super::producer::client_config;
@@ -57,7 +57,7 @@ pub struct HeldStats {
 struct Delivery {
     holder: String,
     partition: i32,
-    offsets: Vec<i64>,
+    entries: Vec<Entry>,
 }
 
 /// What is to be written about replies that waited.
@@ -225,15 +225,24 @@ impl Deliveries {
             downlink.take_delivered(|one| delivered.push(one));
         }
         let mut orders = Vec::new();
-        for Delivered { delivery, sent } in delivered {
+        for Delivered { delivery, outcome } in delivered {
             let Some(delivery) = self.under_way.remove(&delivery) else { continue };
-            let Delivery { holder, partition, offsets } = delivery;
+            let Delivery { holder, partition, entries } = delivery;
             self.busy.remove(&holder);
             self.ready.insert(holder.clone());
-            if sent {
-                stats.delivered.fetch_add(offsets.len() as u64, Ordering::Release);
-                self.index.remove(&holder, partition, &offsets);
-                orders.push(Order::Mark { holder, partition, offsets });
+            match outcome {
+                Outcome::Sent => {
+                    let offsets: Vec<_> = entries.iter().map(|entry| entry.offset).collect();
+                    stats.delivered.fetch_add(offsets.len() as u64, Ordering::Release);
+                    self.index.remove(&holder, partition, &offsets);
+                    orders.push(Order::Mark { holder, partition, offsets });
+                }
+                Outcome::NotSent => {}
+                Outcome::Unencodable(part) => {
+                    let entry = entries[part as usize];
+                    self.index.leave(&holder, &entry);
+                    orders.push(Order::Unencodable { holder, entry });
+                }
             }
         }
         orders
@@ -264,20 +273,20 @@ impl Deliveries {
             return Ok(());
         };
         let partition = first.partition;
-        let (mut values, mut offsets, mut gone) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut replies, mut sent, mut gone) = (Vec::new(), Vec::new(), Vec::new());
         let index = &mut self.index;
-        let (protocol, mut scratch) = (self.protocols[service.index()], Vec::new());
+        let protocol = &self.protocols[service.index()];
         let mut coming = entries.iter();
         let wanted = entries.iter().map(|entry| entry.offset);
         let read = fetcher.read((&self.topic, partition), wanted, stopped, |offset, record| {
             let entry = *coming.next().expect("one for each offset");
-            scratch.clear();
             let Some(record) = record else { return gone.push(offset) };
             let value = record.payload().unwrap_or_default();
-            let limit = protocol.max_message_bytes;
-            if protocol.framing.encode(limit, value, &mut scratch).is_ok() {
-                values.push(value.to_vec());
-                offsets.push(offset);
+            let mut headers = HeaderList::default();
+            add_headers(record, &mut headers);
+            if protocol.check_reply(headers.headers(), value).is_ok() {
+                replies.push((origin(record, partition), headers, value.to_vec()));
+                sent.push(entry);
             } else {
                 index.leave(holder, &entry);
                 orders.push(Order::Unencodable { holder: holder.to_owned(), entry });
@@ -288,18 +297,35 @@ impl Deliveries {
             self.index.remove(holder, partition, &gone);
         }
         self.next_delivery += 1;
-        for (number, value) in (1..).zip(&values) {
-            let last = number == values.len();
-            let receipt = if last { Receipt::Held(self.next_delivery) } else { Receipt::HeldPart };
-            batch.push(key, Command::Reply, receipt, value);
+        let delivery = self.next_delivery;
+        for (part, (origin, headers, value)) in (0..).zip(&replies) {
+            let last = part as usize + 1 == replies.len();
+            let receipt = Receipt::Held { delivery, part, last };
+            let reply = Reply { origin: *origin, headers: headers.headers(), payload: value };
+            batch.push(key, Command::Reply, receipt, reply);
         }
         downlink.hand_over(batch);
-        if !values.is_empty() {
+        if !sent.is_empty() {
             self.busy.insert(holder.to_owned());
-            let delivery = Delivery { holder: holder.to_owned(), partition, offsets };
-            self.under_way.insert(self.next_delivery, delivery);
+            let of_holder = Delivery { holder: holder.to_owned(), partition, entries: sent };
+            self.under_way.insert(delivery, of_holder);
         }
         read
+    }
+}
+
+/// Where a reply was first: what the relay that held it has written beside it.
+fn origin(record: &BorrowedMessage<'_>, partition: i32) -> ReplyOrigin {
+    let text = |name| std::str::from_utf8(header_of(record, name)?).ok();
+    let relay = text(held_header::RELAY).and_then(|relay| relay.split('-').next()?.parse().ok());
+    let offset = text(held_header::OFFSET).and_then(|offset| offset.parse().ok());
+    match (relay, offset) {
+        (Some(relay), Some(offset)) => ReplyOrigin { relay: RelayId(relay), offset },
+        // Written by hand: its place here, under a relay that cannot be.
+        _ => ReplyOrigin {
+            relay: RelayId(u16::MAX),
+            offset: record.offset() << 8 | i64::from(partition & 0xff),
+        },
     }
 }
 

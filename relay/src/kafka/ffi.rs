@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_void};
+use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::NonNull;
 
@@ -14,11 +15,12 @@ use rdkafka::message::BorrowedMessage;
 use rdkafka_sys as sys;
 use sys::rd_kafka_vtype_t as VType;
 
+use crate::codec::{HeaderList, weight_of};
 use crate::ring::Wake;
 use crate::route::Partition;
 
-/// Most headers of a record.
-pub(super) const MAX_HEADERS: usize = 8;
+/// Headers of most records; those of some protocols have more.
+const USUAL_HEADERS: usize = 8;
 /// Topic, partition, flags, opaque, key, value, time.
 const FIXED_ARGUMENTS: usize = 7;
 /// Reports taken from an event at a time.
@@ -28,7 +30,8 @@ const REPORT_ARRAY: usize = 256;
 #[derive(Debug)]
 pub(super) struct NativeReport {
     pub(super) partition: Partition,
-    pub(super) payload_bytes: usize,
+    /// Payload, and headers that are booked if the token says that there are any.
+    pub(super) booked_bytes: usize,
     pub(super) token: u64,
     pub(super) error: Option<(RDKafkaErrorCode, NativeRecord)>,
 }
@@ -57,6 +60,59 @@ pub(super) fn header<'a>(message: &'a BorrowedMessage<'_>, name: &CStr) -> Optio
     }
 }
 
+/// Adds all headers of a record to a list. One that the list does not take is left out.
+pub(super) fn add_headers(message: &BorrowedMessage<'_>, list: &mut HeaderList) {
+    // SAFETY: the message outlives this call.
+    for (name, value) in unsafe { Headers::of(message.ptr()) } {
+        list.push(name.to_bytes(), value);
+    }
+}
+
+/// A record's headers, as librdkafka keeps them.
+struct Headers<'a> {
+    list: *const sys::rd_kafka_headers_t,
+    next: usize,
+    record: PhantomData<&'a [u8]>,
+}
+
+impl Headers<'_> {
+    /// # Safety
+    ///
+    /// The record is valid for as long as `'a`, and its headers are not changed.
+    unsafe fn of(record: *const sys::rd_kafka_message_t) -> Self {
+        let mut list = std::ptr::null_mut();
+        // SAFETY: as the caller promises. Without headers the pointer stays null.
+        if unsafe { sys::rd_kafka_message_headers(record, &raw mut list) }.is_error() {
+            list = std::ptr::null_mut();
+        }
+        Self { list, next: 0, record: PhantomData }
+    }
+}
+
+impl<'a> Iterator for Headers<'a> {
+    type Item = (&'a CStr, &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.list.is_null() {
+            return None;
+        }
+        let (mut name, mut value, mut size) = (std::ptr::null(), std::ptr::null(), 0);
+        // SAFETY: the list is the record's, which lives; name and value are the list's, and the name
+        // is a C string.
+        unsafe {
+            let found = sys::rd_kafka_header_get_all(
+                self.list,
+                self.next,
+                &raw mut name,
+                &raw mut value,
+                &raw mut size,
+            );
+            self.next += 1;
+            (!found.is_error()).then(|| (CStr::from_ptr(name), bytes_at(value, size)))
+        }
+    }
+}
+
 /// Bytes that librdkafka points to; none for null.
 ///
 /// # Safety
@@ -79,6 +135,8 @@ static EVENT_INCREMENT: u64 = 1;
 /// A producer for one topic.
 pub(super) struct NativeProducer<C: ClientContext> {
     topic: NonNull<sys::rd_kafka_topic_t>,
+    /// Of the record being produced; empty in between.
+    arguments: Vec<sys::rd_kafka_vu_t>,
     queue: NonNull<sys::rd_kafka_queue_t>,
     /// Keeps the eventfd open for as long as librdkafka may write to it.
     _wake: Wake,
@@ -129,12 +187,13 @@ impl<C: ClientContext> NativeProducer<C> {
                 size_of_val(&EVENT_INCREMENT),
             );
         }
-        Ok(Self { topic, queue, _wake: wake, client })
+        let arguments = Vec::with_capacity(FIXED_ARGUMENTS + USUAL_HEADERS);
+        Ok(Self { topic, arguments, queue, _wake: wake, client })
     }
 
     /// Enqueues a record; librdkafka copies key, value and headers.
     pub(super) fn produce<'a>(
-        &self,
+        &mut self,
         partition: Partition,
         key: &[u8],
         value: &[u8],
@@ -149,35 +208,34 @@ impl<C: ClientContext> NativeProducer<C> {
             },
         };
         let argument = |vtype, u| sys::rd_kafka_vu_t { vtype, u };
-        let end = argument(VType::RD_KAFKA_VTYPE_END, U { i: 0 });
-        let mut arguments = [end; FIXED_ARGUMENTS + MAX_HEADERS];
-        arguments[0] = argument(VType::RD_KAFKA_VTYPE_RKT, U { rkt: self.topic.as_ptr() });
-        arguments[1] =
-            argument(VType::RD_KAFKA_VTYPE_PARTITION, U { i32_: i32::from(partition.0) });
-        arguments[2] = argument(VType::RD_KAFKA_VTYPE_MSGFLAGS, U { i: sys::RD_KAFKA_MSG_F_COPY });
         let token = std::ptr::without_provenance_mut::<c_void>(
             usize::try_from(token).expect("a 64-bit machine"),
         );
-        arguments[3] = argument(VType::RD_KAFKA_VTYPE_OPAQUE, U { ptr: token });
-        arguments[4] = argument(VType::RD_KAFKA_VTYPE_KEY, bytes(key));
-        arguments[5] = argument(VType::RD_KAFKA_VTYPE_VALUE, bytes(value));
-        arguments[6] = argument(VType::RD_KAFKA_VTYPE_TIMESTAMP, U { i64_: unix_ms });
-        let mut count = FIXED_ARGUMENTS;
-        for (name, value) in headers {
+        let fixed: [_; FIXED_ARGUMENTS] = [
+            argument(VType::RD_KAFKA_VTYPE_RKT, U { rkt: self.topic.as_ptr() }),
+            argument(VType::RD_KAFKA_VTYPE_PARTITION, U { i32_: i32::from(partition.0) }),
+            argument(VType::RD_KAFKA_VTYPE_MSGFLAGS, U { i: sys::RD_KAFKA_MSG_F_COPY }),
+            argument(VType::RD_KAFKA_VTYPE_OPAQUE, U { ptr: token }),
+            argument(VType::RD_KAFKA_VTYPE_KEY, bytes(key)),
+            argument(VType::RD_KAFKA_VTYPE_VALUE, bytes(value)),
+            argument(VType::RD_KAFKA_VTYPE_TIMESTAMP, U { i64_: unix_ms }),
+        ];
+        self.arguments.clear();
+        self.arguments.extend(fixed);
+        self.arguments.extend(headers.map(|(name, value)| {
             let header = sys::rd_kafka_vu_s__bindgen_ty_1__bindgen_ty_2 {
                 name: name.as_ptr(),
                 val: value.as_ptr().cast(),
                 size: value.len().cast_signed(),
             };
-            arguments[count] = argument(VType::RD_KAFKA_VTYPE_HEADER, U { header });
-            count += 1;
-        }
+            argument(VType::RD_KAFKA_VTYPE_HEADER, U { header })
+        }));
         // SAFETY: each argument's tag fits its union member, and everything pointed to lives until
         // the call returns; librdkafka copies it (MSG_F_COPY, rd_kafka_header_add). The error, if
         // any, is ours to destroy.
         unsafe {
-            let error =
-                sys::rd_kafka_produceva(self.client.native_ptr(), arguments.as_ptr(), count);
+            let (arguments, count) = (self.arguments.as_ptr(), self.arguments.len());
+            let error = sys::rd_kafka_produceva(self.client.native_ptr(), arguments, count);
             if error.is_null() {
                 return Ok(());
             }
@@ -187,8 +245,13 @@ impl<C: ClientContext> NativeProducer<C> {
         }
     }
 
-    /// Takes all reports that have come, without waiting; the number of events served.
-    pub(super) fn poll(&self, mut on_report: impl FnMut(NativeReport)) -> usize {
+    /// Takes all reports that have come, without waiting; the number of events served. `weighed` says
+    /// of a token whether the headers of its record are booked.
+    pub(super) fn poll(
+        &self,
+        weighed: impl Fn(u64) -> bool,
+        mut on_report: impl FnMut(NativeReport),
+    ) -> usize {
         let mut events = 0;
         loop {
             // SAFETY: the queue is valid; the event is destroyed below.
@@ -199,7 +262,7 @@ impl<C: ClientContext> NativeProducer<C> {
             events += 1;
             // SAFETY: a valid event.
             match unsafe { sys::rd_kafka_event_type(event) } {
-                sys::RD_KAFKA_EVENT_DR => Self::take_reports(event, &mut on_report),
+                sys::RD_KAFKA_EVENT_DR => Self::take_reports(event, &weighed, &mut on_report),
                 sys::RD_KAFKA_EVENT_LOG => self.take_log(event),
                 sys::RD_KAFKA_EVENT_ERROR => self.take_error(event),
                 _ => {}
@@ -209,7 +272,11 @@ impl<C: ClientContext> NativeProducer<C> {
         }
     }
 
-    fn take_reports(event: *mut sys::rd_kafka_event_t, on_report: &mut impl FnMut(NativeReport)) {
+    fn take_reports(
+        event: *mut sys::rd_kafka_event_t,
+        weighed: &impl Fn(u64) -> bool,
+        on_report: &mut impl FnMut(NativeReport),
+    ) {
         let mut messages = [std::ptr::null(); REPORT_ARRAY];
         loop {
             // SAFETY: a valid delivery-report event and an array of the size given.
@@ -223,11 +290,19 @@ impl<C: ClientContext> NativeProducer<C> {
                     // SAFETY: a message of this event.
                     (message.err.into(), unsafe { Self::record_of(message) })
                 });
+                let token = message._private.addr() as u64;
+                let mut booked_bytes = message.len;
+                if weighed(token) {
+                    // SAFETY: as above.
+                    for (name, value) in unsafe { Headers::of(message) } {
+                        booked_bytes += weight_of(name, value.len());
+                    }
+                }
                 on_report(NativeReport {
                     // We produced it, with a partition that is a u16.
                     partition: Partition(u16::try_from(message.partition).unwrap_or(u16::MAX)),
-                    payload_bytes: message.len,
-                    token: message._private.addr() as u64,
+                    booked_bytes,
+                    token,
                     error,
                 });
             }
@@ -244,28 +319,14 @@ impl<C: ClientContext> NativeProducer<C> {
     /// The message's event is not destroyed yet.
     unsafe fn record_of(message: &sys::rd_kafka_message_t) -> NativeRecord {
         let mut record = NativeRecord { key: Vec::new(), value: Vec::new(), headers: Vec::new() };
-        let mut list = std::ptr::null_mut();
-        // SAFETY: key, value and headers are the message's, which is valid; names are C strings.
+        // SAFETY: key, value and headers are the message's, which is valid.
         unsafe {
             record.key.extend_from_slice(bytes_at(message.key, message.key_len));
             record.value.extend_from_slice(bytes_at(message.payload, message.len));
-            if sys::rd_kafka_message_headers(message, &raw mut list).is_error() {
-                return record;
-            }
-            for index in 0..sys::rd_kafka_header_cnt(list) {
-                let (mut name, mut value, mut size) = (std::ptr::null(), std::ptr::null(), 0);
-                let found = sys::rd_kafka_header_get_all(
-                    list,
-                    index,
-                    &raw mut name,
-                    &raw mut value,
-                    &raw mut size,
-                );
-                if !found.is_error() {
-                    let name = CStr::from_ptr(name).to_string_lossy().into_owned();
-                    record.headers.push((name, bytes_at(value, size).to_vec()));
-                }
-            }
+            record.headers.extend(
+                Headers::of(message)
+                    .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_vec())),
+            );
         }
         record
     }

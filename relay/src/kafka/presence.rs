@@ -1,10 +1,9 @@
 //! Which clients are here whose replies wait for them when they are not.
 
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::config::Service;
-use crate::route::{IdentityKind, ServiceId};
+use crate::route::{ClientIdentity, IdentityKind, ServiceId};
 
 use super::record::{ConnectionKey, Identity};
 
@@ -34,9 +33,9 @@ impl Presence {
     }
 
     /// Under which name replies wait for a client; none if they do not.
-    pub fn holder(&self, service: ServiceId, client: SocketAddr) -> Option<String> {
-        let (name, kind) = &self.services[service.index()];
-        kind.survives_connection().then(|| format!("{name}/{}", kind.of(client)))
+    pub fn holder(&self, service: ServiceId, client: &ClientIdentity) -> Option<String> {
+        let (name, _) = &self.services[service.index()];
+        client.survives_connection().then(|| format!("{name}/{client}"))
     }
 
     /// The service of such a name, if it is one.
@@ -44,7 +43,7 @@ impl Presence {
         let (name, identity) = holder.rsplit_once('/')?;
         let (index, (_, kind)) =
             (0..).zip(&*self.services).find(|(_, (service, _))| service == name)?;
-        (kind.survives_connection() && kind.parse(identity).is_some()).then_some(ServiceId(index))
+        kind.parse(identity)?.survives_connection().then_some(ServiceId(index))
     }
 
     /// A connection has begun.

@@ -8,6 +8,7 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
+use crate::codec::Headers;
 use crate::config::{Config, KafkaSection};
 use crate::ring::{Kind, Wake};
 use crate::route::Partition;
@@ -18,16 +19,20 @@ use super::ffi::{NativeProducer, NativeRecord};
 use super::record::{Decimal, Identity, header};
 
 /// What a record may weigh beside its payload: key, headers and the batch's own bytes.
-const RECORD_OVERHEAD_BYTES: u32 = 4096;
+const RECORD_OVERHEAD_BYTES: u32 = 128 << 10;
 
 /// Whose record a report is about, small enough to travel through librdkafka.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Token {
     /// Not a message but an `open` or `close` record.
     pub control: bool,
+    /// The worker wants to know when Kafka has acknowledged it.
+    pub acknowledge: bool,
+    /// It has headers of its protocol, which are booked.
+    pub weighed: bool,
     /// The worker, 7 bits.
     pub worker: u8,
-    /// The slot, 24 bits.
+    /// The slot, 22 bits.
     pub slot: u32,
     /// The user of the slot.
     pub generation: u32,
@@ -37,6 +42,8 @@ impl Token {
     fn pack(self) -> u64 {
         u64::from(self.control) << 63
             | u64::from(self.worker) << 56
+            | u64::from(self.acknowledge) << 55
+            | u64::from(self.weighed) << 54
             | u64::from(self.slot) << 32
             | u64::from(self.generation)
     }
@@ -46,7 +53,9 @@ impl Token {
         Self {
             control: token >> 63 == 1,
             worker: (token >> 56 & 0x7f) as u8,
-            slot: (token >> 32 & 0xff_ffff) as u32,
+            acknowledge: token >> 55 & 1 == 1,
+            weighed: token >> 54 & 1 == 1,
+            slot: (token >> 32 & 0x3f_ffff) as u32,
             generation: token as u32,
         }
     }
@@ -104,8 +113,8 @@ impl From<RDKafkaErrorCode> for DeliveryFailure {
 pub struct Report {
     /// Its partition.
     pub partition: Partition,
-    /// Its payload.
-    pub payload_bytes: usize,
+    /// Its payload, and what headers its protocol has given it.
+    pub booked_bytes: usize,
     /// Whose it was.
     pub token: Token,
     /// Acknowledged by all in-sync replicas, or why it never will be.
@@ -129,6 +138,7 @@ pub trait Producer: Send {
         &mut self,
         identity: &Identity,
         kind: Kind,
+        headers: Headers<'_>,
         payload: &[u8],
         unix_ms: i64,
     ) -> Result<(), ProduceError>;
@@ -144,9 +154,11 @@ pub trait Producer: Send {
 }
 
 /// The token of a connection's record.
-pub(super) fn token(identity: &Identity, kind: Kind) -> Token {
+pub(super) fn token(identity: &Identity, kind: Kind, headers: Headers<'_>) -> Token {
     Token {
         control: !kind.is_message(),
+        acknowledge: identity.acknowledge && kind.is_message(),
+        weighed: !headers.is_empty(),
         worker: identity.key.worker,
         slot: identity.key.slot,
         generation: identity.key.generation,
@@ -236,6 +248,7 @@ impl Producer for RdKafkaProducer {
         &mut self,
         identity: &Identity,
         kind: Kind,
+        of_protocol: Headers<'_>,
         payload: &[u8],
         unix_ms: i64,
     ) -> Result<(), ProduceError> {
@@ -256,8 +269,9 @@ impl Producer for RdKafkaProducer {
             .iter()
             .map(|(name, value)| (*name, &**value))
             .chain(name.map(|name| (header::KIND, name.as_bytes())))
+            .chain(of_protocol.iter())
             .chain(more);
-        let token = token(identity, kind).pack();
+        let token = token(identity, kind, of_protocol).pack();
         let (partition, key) = (identity.partition, &identity.printed);
         let produced =
             self.native.produce(partition, key, payload, unix_ms, headers.clone(), token);
@@ -279,7 +293,8 @@ impl Producer for RdKafkaProducer {
 
     fn poll(&mut self, on_report: &mut dyn FnMut(Report)) -> bool {
         let desk = &self.desk;
-        let events = self.native.poll(|report| {
+        let weighed = |token| Token::unpack(token).weighed;
+        let events = self.native.poll(weighed, |report| {
             let token = Token::unpack(report.token);
             let result = report.error.map_or(Ok(()), |(code, record)| {
                 tracing::debug!(%code, partition = report.partition.0, "record not delivered");
@@ -293,7 +308,7 @@ impl Producer for RdKafkaProducer {
             });
             on_report(Report {
                 partition: report.partition,
-                payload_bytes: report.payload_bytes,
+                booked_bytes: report.booked_bytes,
                 token,
                 result,
             });
@@ -356,9 +371,12 @@ mod tests {
     proptest! {
         #[test]
         fn a_token_survives_the_journey(
-            control: bool, worker in 0..128_u8, slot in 0..1_u32 << 24, generation: u32,
+            (control, acknowledge, weighed) in any::<(bool, bool, bool)>(),
+            worker in 0..128_u8,
+            slot in 0..crate::config::MAX_CONNECTIONS,
+            generation in any::<u32>(),
         ) {
-            let token = Token { control, worker, slot, generation };
+            let token = Token { control, acknowledge, weighed, worker, slot, generation };
             prop_assert_eq!(Token::unpack(token.pack()), token);
         }
     }

@@ -5,8 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::ring::{
-    Command, Credit, DownlinkSender, MESSAGE_OVERHEAD_BYTES, Receipt, UplinkBatch, UplinkReceiver,
-    Wake,
+    Command, Credit, DownlinkSender, MESSAGE_OVERHEAD_BYTES, UplinkBatch, UplinkReceiver, Wake,
 };
 use crate::route::Partition;
 
@@ -16,6 +15,8 @@ use super::record::{ConnectionKey, Incarnation, RelayId};
 
 /// How often an idle pump looks whether the producer has failed for good.
 const IDLE_TICK: Duration = Duration::from_millis(200);
+/// How often it looks whether a worker that had its hands full can be told something.
+const BUSY_TICK: Duration = Duration::from_millis(1);
 
 /// Why a message that was read will not be delivered.
 pub type RefusedReason = DeliveryFailure;
@@ -66,6 +67,8 @@ struct Ledger {
     touched: Vec<Partition>,
     /// Connections whose message was refused.
     refused: Vec<Token>,
+    /// By worker: connections that want to know of it, and how many messages more are acknowledged.
+    acknowledged: Vec<Vec<(Token, u32)>>,
     /// Records that have no report yet.
     outstanding: u64,
 }
@@ -88,6 +91,7 @@ impl<P: Producer> Pump<P> {
             released: vec![0; partitions],
             touched: Vec::with_capacity(partitions),
             refused: Vec::new(),
+            acknowledged: vec![Vec::new(); downlinks.len()],
             outstanding: 0,
         };
         Self {
@@ -151,7 +155,9 @@ impl<P: Producer> Pump<P> {
     fn sleep(&self) {
         self.wake.announce_sleep();
         if !self.uplinks.iter().any(UplinkReceiver::has_batch) {
-            self.wake.wait(IDLE_TICK);
+            let owes = !self.ledger.refused.is_empty()
+                || self.ledger.acknowledged.iter().any(|of_worker| !of_worker.is_empty());
+            self.wake.wait(if owes { BUSY_TICK } else { IDLE_TICK });
         }
         self.wake.awake();
     }
@@ -180,9 +186,9 @@ impl<P: Producer> Pump<P> {
     fn produce(&mut self, mut unfinished: Unfinished) -> bool {
         let (mut produced, mut full) = (0, false);
         let unix_ms = unfinished.batch.unix_ms();
-        for (identity, kind, payload) in unfinished.batch.records().skip(unfinished.next) {
-            let token = super::producer::token(identity, kind);
-            match self.producer.produce(identity, kind, payload, unix_ms) {
+        for (identity, kind, headers, payload) in unfinished.batch.records().skip(unfinished.next) {
+            let token = super::producer::token(identity, kind, headers);
+            match self.producer.produce(identity, kind, headers, payload, unix_ms) {
                 Ok(()) => {
                     self.ledger.outstanding += 1;
                     produced += u64::from(!token.control);
@@ -197,7 +203,7 @@ impl<P: Producer> Pump<P> {
                         &self.stats,
                         Report {
                             partition: identity.partition,
-                            payload_bytes: payload.len(),
+                            booked_bytes: payload.len() + headers.weight(),
                             token,
                             result: Err(failure),
                         },
@@ -244,16 +250,42 @@ impl<P: Producer> Pump<P> {
             let downlink = &self.downlinks[usize::from(token.worker)];
             // None: the worker has its hands full; the next round tries again.
             let Some(mut batch) = downlink.take_empty() else { break };
-            let key = ConnectionKey {
-                relay: self.relay,
-                incarnation: self.incarnation,
-                worker: token.worker,
-                slot: token.slot,
-                generation: token.generation,
-            };
-            batch.push(key, Command::Refused, Receipt::None, &[]);
+            batch.push_order(self.key(*token), Command::Refused);
             downlink.hand_over(batch);
             self.ledger.refused.pop();
+        }
+        // After those: what is acknowledged behind a refused message does not count for its
+        // connection.
+        if self.ledger.refused.is_empty() {
+            self.pass_on_acknowledgements();
+        }
+    }
+
+    fn pass_on_acknowledgements(&mut self) {
+        for worker in 0..self.downlinks.len() {
+            while !self.ledger.acknowledged[worker].is_empty() {
+                let Some(mut batch) = self.downlinks[worker].take_empty() else { break };
+                let mut taken = 0;
+                for (token, count) in &self.ledger.acknowledged[worker] {
+                    if batch.is_full() {
+                        break;
+                    }
+                    batch.push_order(self.key(*token), Command::Acknowledged(*count));
+                    taken += 1;
+                }
+                self.downlinks[worker].hand_over(batch);
+                self.ledger.acknowledged[worker].drain(..taken);
+            }
+        }
+    }
+
+    fn key(&self, token: Token) -> ConnectionKey {
+        ConnectionKey {
+            relay: self.relay,
+            incarnation: self.incarnation,
+            worker: token.worker,
+            slot: token.slot,
+            generation: token.generation,
         }
     }
 }
@@ -273,7 +305,14 @@ impl Ledger {
         if *released == 0 {
             self.touched.push(report.partition);
         }
-        *released += report.payload_bytes + MESSAGE_OVERHEAD_BYTES;
+        *released += report.booked_bytes + MESSAGE_OVERHEAD_BYTES;
+        if report.token.acknowledge && report.result.is_ok() {
+            let of_worker = &mut self.acknowledged[usize::from(report.token.worker)];
+            match of_worker.last_mut() {
+                Some((token, count)) if *token == report.token => *count += 1,
+                _ => of_worker.push((report.token, 1)),
+            }
+        }
         if let Err(failure) = report.result {
             stats.refused[failure as usize].fetch_add(1, Ordering::Relaxed);
             // One order closes the connection; its further messages need none.

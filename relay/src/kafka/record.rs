@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::codec::{Begin, Headers};
 use crate::ring::Kind;
 use crate::route::{Association, Partition, ServerId};
 
@@ -16,7 +17,7 @@ pub mod header {
     pub const CLIENT: &CStr = c"client";
     /// Uplink: the address that the client connected to, `IP:PORT`.
     pub const DESTINATION: &CStr = c"destination";
-    /// Uplink: the framing of the client's connection.
+    /// Uplink: what the client speaks.
     pub const PROTOCOL: &CStr = c"protocol";
     /// Uplink: `open` or `close`; a message has no such header, because each costs time.
     pub const KIND: &CStr = c"kind";
@@ -199,6 +200,10 @@ pub struct Identity {
     pub headers: [(&'static CStr, Box<[u8]>); 6],
     /// The partition may have been another server's.
     leased: bool,
+    /// Its worker is told what Kafka has acknowledged.
+    pub acknowledge: bool,
+    /// What the protocol adds to its `open` records: the bytes of [`Headers`].
+    begin: Box<[u8]>,
     /// The server that had the connection before.
     pub moved_from: Option<Box<[u8]>>,
 }
@@ -223,7 +228,7 @@ impl Identity {
         association: &Association,
         client: SocketAddr,
         destination: SocketAddr,
-        protocol: &str,
+        begin: Begin<'_>,
     ) -> Self {
         let holder = holder.map(|holder| format!("/{holder}")).unwrap_or_default();
         let printed = [&key.print()[..], holder.as_bytes()].concat().into_boxed_slice();
@@ -235,14 +240,21 @@ impl Identity {
             headers: [
                 (header::CLIENT, text(&client)),
                 (header::DESTINATION, text(&destination)),
-                (header::PROTOCOL, text(&protocol)),
+                (header::PROTOCOL, text(&begin.protocol)),
                 (header::REPLY, text(&key.relay.0)),
                 (header::SERVER, text(&association.name)),
                 (header::EPOCH, text(&association.epoch)),
             ],
             leased: association.epoch > 0,
+            acknowledge: begin.acknowledge,
+            begin: begin.headers.as_bytes().into(),
             moved_from: None,
         }
+    }
+
+    /// What the protocol adds to `open` records.
+    pub fn begin(&self) -> Headers<'_> {
+        Headers::from_bytes(&self.begin)
     }
 
     /// Those of a record of this kind. Who a message is for stands in it only where readers must be
@@ -273,6 +285,8 @@ impl Identity {
             printed: self.printed.clone(),
             headers,
             leased: association.epoch > 0,
+            acknowledge: self.acknowledge,
+            begin: self.begin.clone(),
             moved_from: former,
         }
     }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use crossbeam_queue::ArrayQueue;
 
+use crate::codec::{Headers, Reply, ReplyOrigin};
 use crate::kafka::ConnectionKey;
 use crate::worker::UndeliveredReason;
 
@@ -33,6 +34,10 @@ pub enum Command {
     Close,
     /// Close, because Kafka refused a message of this connection for good.
     Refused,
+    /// Kafka has acknowledged so many messages more.
+    Acknowledged(u32),
+    /// Close: the same client has connected again.
+    TakenOver,
 }
 
 /// An offset of the relay's downlink partition.
@@ -44,11 +49,15 @@ pub struct ReplyOffset(pub i64);
 pub enum Receipt {
     /// The consumer, which commits offsets past what is settled only.
     Offset(ReplyOffset),
-    /// The keeper, which has given this worker replies that waited: all of that delivery up to this
-    /// one.
-    Held(u64),
-    /// Nobody: a reply that waited, and after which another one of its delivery comes.
-    HeldPart,
+    /// The keeper, which has given this worker replies that waited.
+    Held {
+        /// In which delivery.
+        delivery: u64,
+        /// Which of it, from 0.
+        part: u32,
+        /// No other one of it comes after this.
+        last: bool,
+    },
     /// Nobody.
     None,
 }
@@ -58,8 +67,19 @@ pub enum Receipt {
 pub struct Delivered {
     /// Which.
     pub delivery: u64,
-    /// All of it was sent; if not, a part may have been.
-    pub sent: bool,
+    /// What.
+    pub outcome: Outcome,
+}
+
+/// How a delivery of replies that waited has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All of it was sent.
+    Sent,
+    /// A part of it may have been sent; it waits on.
+    NotSent,
+    /// This part of it cannot be sent to the client; the others wait on.
+    Unencodable(u32),
 }
 
 /// A reply that was not sent.
@@ -76,7 +96,10 @@ struct Entry {
     key: ConnectionKey,
     command: Command,
     receipt: Receipt,
+    origin: ReplyOrigin,
+    /// Where its headers begin; the payload follows them.
     offset: u32,
+    headers: u32,
     length: u32,
 }
 
@@ -95,8 +118,20 @@ impl DownlinkBatch {
         Self { payloads: Vec::new(), entries: Vec::new(), offsets: None, receipts: 0 }
     }
 
-    /// Adds a command. Offsets grow from one to the next, from batch to batch too.
-    pub fn push(&mut self, key: ConnectionKey, command: Command, receipt: Receipt, payload: &[u8]) {
+    /// Adds a command that nobody wants to know about.
+    pub fn push_order(&mut self, key: ConnectionKey, command: Command) {
+        self.push(key, command, Receipt::None, Reply::plain(key.relay, -1, &[]));
+    }
+
+    /// Adds a command with a reply. Offsets grow from one to the next, from batch to batch too.
+    pub fn push(
+        &mut self,
+        key: ConnectionKey,
+        command: Command,
+        receipt: Receipt,
+        reply: Reply<'_>,
+    ) {
+        let Reply { origin, headers, payload } = reply;
         if let Receipt::Offset(offset) = receipt {
             let first = self.offsets.map_or(offset, |(first, _)| first);
             self.offsets = Some((first, offset));
@@ -104,8 +139,11 @@ impl DownlinkBatch {
         }
         let offset = u32::try_from(self.payloads.len()).expect("a batch is far below 4 GiB");
         let length = u32::try_from(payload.len()).expect("Kafka records are below 2 GiB");
+        let headers = headers.as_bytes();
+        self.payloads.extend_from_slice(headers);
         self.payloads.extend_from_slice(payload);
-        self.entries.push(Entry { key, command, receipt, offset, length });
+        let headers = u32::try_from(headers.len()).expect("Kafka records are below 2 GiB");
+        self.entries.push(Entry { key, command, receipt, origin, offset, headers, length });
     }
 
     /// The first and the last offset in it, if there is one.
@@ -129,11 +167,16 @@ impl DownlinkBatch {
     }
 
     /// The commands.
-    pub fn commands(&self) -> impl Iterator<Item = (ConnectionKey, Command, Receipt, &[u8])> {
+    pub fn commands(&self) -> impl Iterator<Item = (ConnectionKey, Command, Receipt, Reply<'_>)> {
         self.entries.iter().map(|entry| {
             let start = entry.offset as usize;
-            let payload = &self.payloads[start..start + entry.length as usize];
-            (entry.key, entry.command, entry.receipt, payload)
+            let payload = start + entry.headers as usize;
+            let reply = Reply {
+                origin: entry.origin,
+                headers: Headers::from_bytes(&self.payloads[start..payload]),
+                payload: &self.payloads[payload..payload + entry.length as usize],
+            };
+            (entry.key, entry.command, entry.receipt, reply)
         })
     }
 
@@ -178,7 +221,8 @@ pub fn downlink(worker: Wake, consumer: Wake) -> (DownlinkSender, DownlinkReceiv
         filled: ArrayQueue::new(BATCHES),
         empty: ArrayQueue::new(BATCHES),
         returned: ArrayQueue::new(RETURNS),
-        delivered: ArrayQueue::new(MOST_DELIVERIES),
+        // One may be reported twice: that a part cannot be sent, and then that it has ended.
+        delivered: ArrayQueue::new(2 * MOST_DELIVERIES),
         settled: AtomicI64::new(i64::MIN),
         worker,
         consumer,

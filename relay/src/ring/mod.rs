@@ -12,8 +12,8 @@ mod wake;
 
 pub use credit::{Credit, MESSAGE_OVERHEAD_BYTES};
 pub use downlink::{
-    Command, Delivered, DownlinkBatch, DownlinkReceiver, DownlinkSender, MOST_DELIVERIES, Receipt,
-    ReplyOffset, Return, downlink,
+    Command, Delivered, DownlinkBatch, DownlinkReceiver, DownlinkSender, MOST_DELIVERIES, Outcome,
+    Receipt, ReplyOffset, Return, downlink,
 };
 pub use uplink::{Kind, Origin, UplinkBatch, UplinkReceiver, UplinkSender, uplink};
 pub use wake::Wake;

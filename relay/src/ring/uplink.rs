@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crossbeam_queue::ArrayQueue;
 
+use crate::codec::Headers;
 use crate::kafka::Identity;
 
 use super::Wake;
@@ -48,7 +49,9 @@ pub struct Origin {
 #[derive(Debug)]
 struct Record {
     origin: u32,
+    /// Where its headers begin; the payload follows them.
     offset: u32,
+    headers: u32,
     length: u32,
     kind: Kind,
 }
@@ -91,14 +94,16 @@ impl UplinkBatch {
         self.unix_ms
     }
 
-    /// The records: whose, what about, and the payload.
-    pub fn records(&self) -> impl Iterator<Item = (&Arc<Identity>, Kind, &[u8])> {
+    /// The records: whose, what about, headers and payload.
+    pub fn records(&self) -> impl Iterator<Item = (&Arc<Identity>, Kind, Headers<'_>, &[u8])> {
         self.records.iter().map(|record| {
             let start = record.offset as usize;
+            let payload = start + record.headers as usize;
             (
                 &self.origins[record.origin as usize],
                 record.kind,
-                &self.payloads[start..start + record.length as usize],
+                Headers::from_bytes(&self.payloads[start..payload]),
+                &self.payloads[payload..payload + record.length as usize],
             )
         })
     }
@@ -173,6 +178,7 @@ impl UplinkSender {
         origin: &mut Origin,
         identity: &Arc<Identity>,
         kind: Kind,
+        headers: Headers<'_>,
         payload: &[u8],
     ) {
         let batch = &mut *self.current;
@@ -187,8 +193,11 @@ impl UplinkSender {
         }
         let offset = u32::try_from(batch.payloads.len()).expect("a batch is far below 4 GiB");
         let length = u32::try_from(payload.len()).expect("messages are limited below 4 GiB");
+        let headers = headers.as_bytes();
+        batch.payloads.extend_from_slice(headers);
         batch.payloads.extend_from_slice(payload);
-        batch.records.push(Record { origin: origin.index, offset, length, kind });
+        let headers = u32::try_from(headers.len()).expect("headers are limited far below 4 GiB");
+        batch.records.push(Record { origin: origin.index, offset, headers, length, kind });
     }
 
     /// Hands the batch over, if it has records and there is an empty one to go on with. False if it

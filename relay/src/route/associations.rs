@@ -104,13 +104,14 @@ impl Associations {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn key(&self, service: ServiceId, client: SocketAddr) -> Key {
-        Key { service, identity: self.identity(service, client) }
-    }
-
-    /// Who a client is to a service.
-    pub fn identity(&self, service: ServiceId, client: SocketAddr) -> ClientIdentity {
-        self.policies[service.index()].identity.of(client)
+    /// Who a client is to a service, by its address and the name that it gives itself.
+    pub fn identity(
+        &self,
+        service: ServiceId,
+        client: SocketAddr,
+        name: Option<&str>,
+    ) -> ClientIdentity {
+        self.policies[service.index()].identity.of(client, name)
     }
 
     /// Takes up a server, or what has changed about it. Its clients stay its clients.
@@ -128,10 +129,10 @@ impl Associations {
     pub fn associate(
         &self,
         service: ServiceId,
-        client: SocketAddr,
+        identity: ClientIdentity,
     ) -> Result<Association, Refusal> {
         let table = &mut *self.table();
-        let server = table.connect(self.key(service, client), unix_ms())?;
+        let server = table.connect(Key { service, identity }, unix_ms())?;
         Ok(association(server, table.servers.get(server)))
     }
 
@@ -139,19 +140,19 @@ impl Associations {
     pub fn reassociate(
         &self,
         service: ServiceId,
-        client: SocketAddr,
+        identity: ClientIdentity,
         from: ServerId,
     ) -> Association {
         let table = &mut *self.table();
-        let server = table.reconnect(&self.key(service, client), from, unix_ms());
+        let server = table.reconnect(&Key { service, identity }, from, unix_ms());
         association(server, table.servers.get(server))
     }
 
     /// Ends what one [`associate`](Self::associate) began, at the server where it has come to. The
     /// association ends with the client's last connection, or `association_keep_ms` later. Unknown
     /// clients are left alone.
-    pub fn dissociate(&self, service: ServiceId, client: SocketAddr, server: ServerId) {
-        self.table().disconnect(&self.key(service, client), server, unix_ms());
+    pub fn dissociate(&self, service: ServiceId, identity: ClientIdentity, server: ServerId) {
+        self.table().disconnect(&Key { service, identity }, server, unix_ms());
     }
 
     /// Says that a run of a relay, and those before it, have ended: their clients are away. Every

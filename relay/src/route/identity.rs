@@ -14,20 +14,18 @@ pub enum IdentityKind {
     Connection,
     /// The address: a client that comes back is known, and all who share an address are one client.
     Address,
+    /// The client's own name, where its protocol has one (an MQTT client id); else address and port.
+    Client,
 }
 
 impl IdentityKind {
-    /// The identity of a client with this address.
-    pub fn of(self, client: SocketAddr) -> ClientIdentity {
-        match self {
-            Self::Connection => ClientIdentity::Connection(client),
-            Self::Address => ClientIdentity::Address(client.ip()),
+    /// The identity of a client with this address, and this name if it has one.
+    pub fn of(self, client: SocketAddr, name: Option<&str>) -> ClientIdentity {
+        match (self, name) {
+            (Self::Address, _) => ClientIdentity::Address(client.ip()),
+            (Self::Client, Some(name)) => ClientIdentity::Client(name.into()),
+            (Self::Connection | Self::Client, _) => ClientIdentity::Connection(client),
         }
-    }
-
-    /// True if a client that comes back has the identity that it had.
-    pub const fn survives_connection(self) -> bool {
-        matches!(self, Self::Address)
     }
 
     /// The inverse of [`ClientIdentity`]'s `Display`, strictly: one identity has one spelling.
@@ -35,6 +33,8 @@ impl IdentityKind {
         let identity = match self {
             Self::Connection => ClientIdentity::Connection(text.parse().ok()?),
             Self::Address => ClientIdentity::Address(text.parse().ok()?),
+            Self::Client if text.contains(':') => ClientIdentity::Connection(text.parse().ok()?),
+            Self::Client => ClientIdentity::Client(unescape(text)?.into()),
         };
         (identity.to_string() == text).then_some(identity)
     }
@@ -47,6 +47,38 @@ pub enum ClientIdentity {
     Connection(SocketAddr),
     /// Of a service with [`IdentityKind::Address`].
     Address(IpAddr),
+    /// Of a service with [`IdentityKind::Client`].
+    Client(Box<str>),
+}
+
+impl ClientIdentity {
+    /// True if a client that comes back has the identity that it had.
+    pub const fn survives_connection(&self) -> bool {
+        matches!(self, Self::Address(_) | Self::Client(_))
+    }
+}
+
+/// What of a client's name stands for itself; the rest is percent-encoded (RFC 3986, section 2.1), so
+/// that it has neither the slash of a record's key nor the colon of an address.
+const fn is_plain(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
+}
+
+fn unescape(text: &str) -> Option<String> {
+    let digit =
+        |digit: u8| char::from(digit).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    let (mut bytes, mut rest) = (Vec::with_capacity(text.len()), text.as_bytes());
+    while let Some((byte, after)) = rest.split_first() {
+        rest = after;
+        if *byte == b'%' {
+            let ([high, low], after) = rest.split_first_chunk::<2>()?;
+            bytes.push(digit(*high)? << 4 | digit(*low)?);
+            rest = after;
+        } else {
+            bytes.push(*byte);
+        }
+    }
+    String::from_utf8(bytes).ok()
 }
 
 impl fmt::Display for ClientIdentity {
@@ -54,6 +86,13 @@ impl fmt::Display for ClientIdentity {
         match self {
             Self::Connection(address) => address.fmt(f),
             Self::Address(address) => address.fmt(f),
+            Self::Client(name) => name.bytes().try_for_each(|byte| {
+                if is_plain(byte) {
+                    write!(f, "{}", char::from(byte))
+                } else {
+                    write!(f, "%{byte:02X}")
+                }
+            }),
         }
     }
 }
@@ -65,10 +104,17 @@ mod tests {
     #[test]
     fn one_identity_has_one_spelling() {
         let client: SocketAddr = "[2001:db8::7]:4000".parse().unwrap();
-        for kind in [IdentityKind::Connection, IdentityKind::Address] {
-            let identity = kind.of(client);
-            assert_eq!(kind.parse(&identity.to_string()), Some(identity));
+        let names = [None, Some(""), Some("a/b:c%ä 1"), Some("meter-7")];
+        for kind in [IdentityKind::Connection, IdentityKind::Address, IdentityKind::Client] {
+            for name in names {
+                let identity = kind.of(client, name);
+                assert_eq!(kind.parse(&identity.to_string()), Some(identity));
+            }
         }
+        let spelled = IdentityKind::Client.of(client, Some("a/b:c%ä 1")).to_string();
+        assert_eq!(spelled, "a%2Fb%3Ac%25%C3%A4%201");
+        assert_eq!(IdentityKind::Client.parse("a%2fb"), None);
+        assert_eq!(IdentityKind::Client.parse("%FF"), None);
         assert_eq!(IdentityKind::Address.parse("2001:DB8::7"), None);
         assert_eq!(IdentityKind::Address.parse("192.0.2.1:80"), None);
         assert_eq!(IdentityKind::Connection.parse("192.0.2.1:080"), None);

@@ -28,8 +28,8 @@ fn service(name: &str, servers: u16, first_partition: u16) -> Service {
     }
 }
 
-fn client(number: u16) -> SocketAddr {
-    SocketAddr::from((Ipv4Addr::LOCALHOST, number))
+fn client(number: u16) -> ClientIdentity {
+    ClientIdentity::Connection(SocketAddr::from((Ipv4Addr::LOCALHOST, number)))
 }
 
 fn associations(services: &[Service]) -> Associations {

@@ -3,11 +3,14 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
-use crate::codec::Decoder;
-use crate::kafka::Identity;
+use crate::codec::{AnyCodec, ReplyOrigin};
+use crate::kafka::{ConnectionKey, Identity};
 use crate::ring::{Origin, Receipt, ReplyOffset};
-use crate::route::ServiceId;
+use crate::route::{ClientIdentity, ServerId, ServiceId};
+
+use super::shared::Served;
 
 use super::stats::CloseReason;
 
@@ -103,55 +106,186 @@ impl Output {
     }
 }
 
-/// A connection.
+/// Replies that the codec has, until their client confirms them. Few at a time, and mostly in order.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    replies: VecDeque<(ReplyOrigin, Receipt)>,
+    /// The last reply of this delivery is done with, and others of it are kept.
+    last_done: Option<Receipt>,
+    /// A part of this delivery could not be sent, which was reported.
+    failed: Option<u64>,
+}
+
+/// A receipt of a reply that its client has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Settled(pub(super) Receipt);
+
+fn delivery_of(receipt: Receipt) -> Option<u64> {
+    match receipt {
+        Receipt::Held { delivery, .. } => Some(delivery),
+        _ => None,
+    }
+}
+
+impl Kept {
+    pub(super) fn keep(&mut self, origin: ReplyOrigin, receipt: Receipt) {
+        self.replies.push_back((origin, receipt));
+    }
+
+    pub(super) fn take(&mut self, origin: ReplyOrigin) -> Option<Receipt> {
+        let index = self.replies.iter().position(|(kept, _)| *kept == origin)?;
+        self.replies.remove(index).map(|(_, receipt)| receipt)
+    }
+
+    /// A reply is done with: what is to be reported thereby. Of a delivery its end is, when none of
+    /// it is kept any more.
+    pub(super) fn done(&mut self, receipt: Receipt) -> Option<Settled> {
+        let Receipt::Held { delivery, last, .. } = receipt else { return Some(Settled(receipt)) };
+        if self.failed == Some(delivery) {
+            return None;
+        }
+        if last {
+            self.last_done = Some(receipt);
+        }
+        let waits = |kept: &(_, Receipt)| delivery_of(kept.1) == Some(delivery);
+        if self.replies.iter().any(waits) {
+            return None;
+        }
+        self.last_done.take().map(Settled)
+    }
+
+    /// A part of a delivery cannot be sent. False if that was reported already.
+    pub(super) fn fail(&mut self, delivery: u64) -> bool {
+        self.last_done = None;
+        self.failed.replace(delivery) != Some(delivery)
+    }
+
+    /// All that is kept will not be done with. What of it is to be reported.
+    pub(super) fn give_up(&mut self) -> impl Iterator<Item = Receipt> {
+        let failed = self.failed;
+        std::mem::take(&mut self.replies)
+            .into_iter()
+            .map(|(_, receipt)| receipt)
+            .chain(self.last_done.take())
+            .filter(move |receipt| failed.is_none() || delivery_of(*receipt) != failed)
+    }
+
+    /// The first offset of the downlink that is kept.
+    fn oldest_offset(&self) -> Option<ReplyOffset> {
+        self.replies.iter().find_map(|(_, receipt)| match receipt {
+            Receipt::Offset(offset) => Some(*offset),
+            _ => None,
+        })
+    }
+}
+
+/// What a connection is to everybody but its codec.
 #[derive(Debug)]
-pub(super) struct Connection {
-    pub(super) identity: Arc<Identity>,
+pub(super) struct Link {
+    pub(super) key: ConnectionKey,
     pub(super) client: SocketAddr,
     pub(super) server: SocketAddr,
     pub(super) service: ServiceId,
-    pub(super) state: State,
-    pub(super) receive: Receive,
-    pub(super) decoder: Decoder,
+    /// None until its client is known.
+    pub(super) identity: Option<Arc<Identity>>,
+    /// Whose association it is.
+    pub(super) who: Option<ClientIdentity>,
     /// Messages so far: the number of the last one.
     pub(super) sequence: u64,
+    /// How many of them Kafka has acknowledged, where somebody wants to know.
+    pub(super) acknowledged: u64,
     /// Place in the batch being filled.
     pub(super) origin: Origin,
+    pub(super) output: Output,
+    pub(super) kept: Kept,
+}
+
+impl Link {
+    /// True if it goes to this server.
+    pub(super) fn is_at(&self, server: ServerId) -> bool {
+        self.identity.as_ref().is_some_and(|identity| identity.server == server)
+    }
+
+    /// The first offset of the downlink that waits for the client.
+    pub(super) fn oldest_offset(&self) -> Option<ReplyOffset> {
+        let (sending, kept) = (self.output.oldest_offset(), self.kept.oldest_offset());
+        sending.into_iter().chain(kept).min()
+    }
+}
+
+/// A connection.
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) link: Link,
+    pub(super) codec: AnyCodec,
+    pub(super) state: State,
+    pub(super) receive: Receive,
+    /// When it was accepted.
+    pub(super) since: Instant,
+    /// When its client sent something last.
+    pub(super) heard: Instant,
+    /// When the worker looks at it next, if nothing else happens.
+    pub(super) timer: Option<Instant>,
     /// Not read from, because of a bound further on; the worker's list has it.
     pub(super) held: bool,
     /// Not read from, because it is about to go on at another server.
     pub(super) quiesced: bool,
     /// What was received before the hold took effect.
     pub(super) stash: Vec<u8>,
-    pub(super) output: Output,
 }
 
 impl Connection {
     pub(super) fn new(
-        identity: Arc<Identity>,
+        key: ConnectionKey,
         (client, server): (SocketAddr, SocketAddr),
         service: ServiceId,
-        decoder: Decoder,
+        codec: AnyCodec,
+        now: Instant,
     ) -> Self {
-        Self {
-            identity,
+        let link = Link {
+            key,
             client,
             server,
             service,
+            identity: None,
+            who: None,
+            sequence: 0,
+            acknowledged: 0,
+            origin: Origin::default(),
+            output: Output::default(),
+            kept: Kept::default(),
+        };
+        Self {
+            link,
+            codec,
             state: State::Open,
             receive: Receive::Stopped,
-            decoder,
-            sequence: 0,
-            origin: Origin::default(),
+            since: now,
+            heard: now,
+            timer: None,
             held: false,
             quiesced: false,
             stash: Vec::new(),
-            output: Output::default(),
         }
     }
 
     pub(super) fn generation(&self) -> u32 {
-        self.identity.key.generation
+        self.link.key.generation
+    }
+
+    /// When something is to be done about it if nothing happens, and what: its codec, or the reason
+    /// to close it.
+    pub(super) fn deadline(&self, served: &Served) -> Option<(Instant, Option<CloseReason>)> {
+        let handshake = self.link.identity.is_none().then(|| self.since + served.handshake);
+        let idle = served.idle.map(|idle| self.heard + idle);
+        [
+            handshake.map(|at| (at, Some(CloseReason::HandshakeTimeout))),
+            idle.map(|at| (at, Some(CloseReason::IdleTimeout))),
+            self.codec.deadline().map(|at| (at, None)),
+        ]
+        .into_iter()
+        .flatten()
+        .min_by_key(|(at, _)| *at)
     }
 
     /// True while what the client sends counts.

@@ -3,6 +3,7 @@
 //! The loop: submit and wait · what came in · replies · connections that may be read again · sends ·
 //! hand the batch over. Nothing in it blocks but the wait.
 
+mod actions;
 mod connection;
 mod engine;
 mod orders;
@@ -11,7 +12,8 @@ mod settlement;
 mod shared;
 mod stats;
 
-use std::collections::VecDeque;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -19,17 +21,18 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::codec::Decoder;
-use crate::kafka::{ConnectionKey, Identity};
-use crate::ring::{Credit, DownlinkReceiver, Kind, MESSAGE_OVERHEAD_BYTES, UplinkSender, Wake};
-use crate::route::{Refusal, ServiceId};
+use crate::codec::Headers;
+use crate::kafka::ConnectionKey;
+use crate::ring::{Command, DownlinkReceiver, DownlinkSender, Kind, UplinkSender, Wake};
+use crate::route::ServiceId;
 
-use connection::{Connection, Receive, State};
+use actions::CodecActions;
+use connection::{Connection, Receive, Settled, State};
 use settlement::Settlement;
 
 pub use engine::{BufferId, Engine, Event, ReceiveEnd, SocketId};
 pub use orders::{Order, OrderAnswer, OrderReceiver, Orders, Task};
-pub use shared::{Flows, NoGateway, Protocol, Shared};
+pub use shared::{Flows, NoGateway, Served, Shared};
 pub(crate) use stats::reasons;
 pub use stats::{CloseReason, Counter, UndeliveredReason, WorkerStats};
 
@@ -66,6 +69,16 @@ pub struct Worker<E> {
     to_send: Vec<SocketId>,
     /// Half-closed and flushing connections, in the order in which their time is over.
     lingering: VecDeque<(Instant, SocketId, u32)>,
+    /// Times at which connections are looked at. One that was changed since stands here twice.
+    timers: BinaryHeap<Reverse<(Instant, SocketId, u32)>>,
+    /// The rings to all workers, this one included.
+    peers: Vec<DownlinkSender>,
+    /// Connections whose clients have connected again, and whose workers do not know it yet.
+    to_evict: Vec<ConnectionKey>,
+    /// Receipts of replies that their clients have; empty between two steps.
+    settled: Vec<Settled>,
+    /// The time of this step.
+    now: Instant,
     stopping: bool,
 }
 
@@ -102,8 +115,19 @@ impl<E: Engine> Worker<E> {
             spare_stashes: Vec::new(),
             to_send: Vec::new(),
             lingering: VecDeque::new(),
+            timers: BinaryHeap::new(),
+            peers: Vec::new(),
+            to_evict: Vec::new(),
+            settled: Vec::new(),
+            now: Instant::now(),
             stopping: false,
         }
+    }
+
+    /// Takes the rings to all workers, in their order: a client that connects again may have been at
+    /// any of them.
+    pub fn set_peers(&mut self, peers: Vec<DownlinkSender>) {
+        self.peers = peers;
     }
 
     /// Accepts the connections of a listening socket for a service.
@@ -132,6 +156,7 @@ impl<E: Engine> Worker<E> {
     /// Deals with everything that the last wait brought. For tests that own the loop.
     pub fn step(&mut self) {
         self.stats.loops.add(1);
+        self.now = Instant::now();
         while let Some(event) = self.engine.next_event() {
             self.on_event(event);
         }
@@ -139,7 +164,9 @@ impl<E: Engine> Worker<E> {
         self.take_orders();
         self.resume_held();
         self.end_lingering();
+        self.run_timers();
         self.end_stalled();
+        self.evict();
         if !self.stopping && self.shared.stop.load(Ordering::SeqCst) {
             self.begin_stop();
         }
@@ -172,13 +199,16 @@ impl<E: Engine> Worker<E> {
             || (!self.stopping && self.shared.stop.load(Ordering::SeqCst))
             || (self.stopping && self.open == 0)
             || (0..self.held.len()).any(|index| self.may_resume(self.held[index]))
-            || !self.to_send.is_empty();
+            || !self.to_send.is_empty()
+            || !self.to_evict.is_empty();
         if work {
             self.wake.awake();
             return Duration::ZERO;
         }
-        match self.lingering.front() {
-            Some((deadline, ..)) => deadline.saturating_duration_since(Instant::now()).min(TICK),
+        let lingering = self.lingering.front().map(|(deadline, ..)| *deadline);
+        let timer = self.timers.peek().map(|Reverse((at, ..))| *at);
+        match lingering.into_iter().chain(timer).min() {
+            Some(deadline) => deadline.saturating_duration_since(Instant::now()).min(TICK),
             None => TICK,
         }
     }
@@ -218,16 +248,6 @@ impl<E: Engine> Worker<E> {
         if self.connections.len() <= socket.index() {
             self.connections.resize_with(socket.index() + 1, || None);
         }
-        let association = match self.shared.associations.associate(service, client) {
-            Ok(association) => association,
-            Err(refusal) => {
-                match refusal {
-                    Refusal::NoServer => self.stats.no_server.add(1),
-                    Refusal::ServerAway => self.stats.server_away.add(1),
-                }
-                return self.engine.close(socket);
-            }
-        };
         self.stats.accepted.add(1);
         self.next_generation = self.next_generation.wrapping_add(1);
         let key = ConnectionKey {
@@ -237,22 +257,18 @@ impl<E: Engine> Worker<E> {
             slot: socket.0,
             generation: self.next_generation,
         };
-        let protocol = self.shared.protocols[service.index()];
-        let holder = self.shared.presence.holder(service, client);
-        let protocol_name = protocol.framing.name();
-        let identity =
-            Arc::new(Identity::new(key, holder, &association, client, server, protocol_name));
-        let decoder = Decoder::new(protocol.framing, protocol.max_message_bytes);
-        let mut connection = Connection::new(identity, (client, server), service, decoder);
-        self.uplink.push(&mut connection.origin, &connection.identity, Kind::Open, &[]);
-        self.shared.presence.came(&connection.identity);
+        let codec = self.shared.services[service.index()].protocol.codec(self.now);
+        let connection = Connection::new(key, (client, server), service, codec, self.now);
         self.connections[socket.index()] = Some(connection);
         if let Err(error) = self.flows.accepted(client, server) {
             tracing::warn!(%error, %client, "a flow was not accepted; its connection is closed");
-            self.close(socket, CloseReason::FlowTableFull);
-        } else if self.stopping {
-            self.close(socket, CloseReason::RelayStop);
-        } else {
+            return self.close(socket, CloseReason::FlowTableFull);
+        }
+        if self.stopping {
+            return self.close(socket, CloseReason::RelayStop);
+        }
+        self.act(socket, |codec, _, actions| codec.opened(actions));
+        if self.connection(socket).reads() {
             self.arm_receive(socket);
         }
     }
@@ -279,6 +295,7 @@ impl<E: Engine> Worker<E> {
         if !connection.reads() {
             return;
         }
+        connection.heard = self.now;
         let bytes = self.engine.bytes(buffer, length);
         if connection.held || connection.quiesced || !self.uplink.has_room() {
             if connection.stash.capacity() == 0 {
@@ -290,16 +307,12 @@ impl<E: Engine> Worker<E> {
             }
             return;
         }
-        let more = decode(connection, &mut self.uplink, &self.shared.credit, &self.stats, bytes);
-        self.after_decode(socket, more);
-    }
-
-    fn after_decode(&mut self, socket: SocketId, more: ReadOn) {
-        match more {
-            ReadOn::Yes => {}
-            ReadOn::Hold => self.hold(socket),
-            ReadOn::Close(reason) => self.close(socket, reason),
-        }
+        let Connection { link, codec, .. } = connection;
+        let mut actions =
+            CodecActions::new(&self.shared, &mut self.uplink, link, &mut self.settled);
+        codec.receive(bytes, self.now, &mut actions);
+        let wishes = actions.finish(&self.stats);
+        self.fulfil(socket, wishes);
     }
 
     /// Stops reading from a connection until [`may_resume`](Self::may_resume).
@@ -323,9 +336,11 @@ impl<E: Engine> Worker<E> {
 
     fn may_resume(&mut self, socket: SocketId) -> bool {
         let Some(connection) = &self.connections[socket.index()] else { return true };
+        let partition = connection.link.identity.as_ref().map(|identity| identity.partition);
         !connection.reads()
-            || (connection.output.bytes() <= self.shared.limits.reply_pause_bytes / 2
-                && self.shared.credit.may_resume(connection.identity.partition)
+            || (connection.link.output.bytes() <= self.shared.limits.reply_pause_bytes / 2
+                && connection.codec.reads()
+                && partition.is_none_or(|partition| self.shared.credit.may_resume(partition))
                 && self.uplink.has_room())
     }
 
@@ -354,9 +369,10 @@ impl<E: Engine> Worker<E> {
             return;
         }
         let stash = std::mem::take(&mut connection.stash);
-        let more = decode(connection, &mut self.uplink, &self.shared.credit, &self.stats, &stash);
+        if !stash.is_empty() {
+            self.act(socket, |codec, now, actions| codec.receive(&stash, now, actions));
+        }
         self.keep_stash(stash);
-        self.after_decode(socket, more);
         let connection = self.connection(socket);
         if connection.held || !connection.reads() {
             return;
@@ -396,11 +412,12 @@ impl<E: Engine> Worker<E> {
 
     /// The client has ended its side, and everything before that is decoded.
     fn end_stream(&mut self, socket: SocketId) {
-        let connection = self.connection(socket);
-        connection.state = State::HalfClosed;
-        let truncated = connection.decoder.finish().is_err();
-        self.stats.truncated.add(u64::from(truncated));
-        self.linger(socket);
+        self.connection(socket).state = State::HalfClosed;
+        let whole = self.act(socket, |codec, now, actions| codec.end_of_stream(now, actions));
+        self.stats.truncated.add(u64::from(!whole));
+        if self.connection(socket).state == State::HalfClosed {
+            self.linger(socket);
+        }
     }
 
     /// Gives a connection the time that is left for replies.
@@ -427,13 +444,21 @@ impl<E: Engine> Worker<E> {
         }
     }
 
-    /// Reads no more, sends what is there, closes.
+    /// Lets the codec say its last words, reads no more, sends what is there, closes.
     fn flush_and_close(&mut self, socket: SocketId, reason: CloseReason) {
+        if self.connection(socket).writes() {
+            self.act(socket, |codec, now, actions| codec.farewell(reason, now, actions));
+            self.finish(socket, reason);
+        }
+    }
+
+    /// Reads no more, sends what is there, closes.
+    fn finish(&mut self, socket: SocketId, reason: CloseReason) {
         let connection = self.connection(socket);
         if !connection.writes() {
             return;
         }
-        if connection.output.bytes() == 0 {
+        if connection.link.output.bytes() == 0 {
             return self.close(socket, reason);
         }
         connection.state = State::Flushing(reason);
@@ -449,21 +474,74 @@ impl<E: Engine> Worker<E> {
         }
         connection.state = State::Closing;
         connection.stash = Vec::new();
-        let kind = Kind::Close(reason.name());
-        self.uplink.push(&mut connection.origin, &connection.identity, kind, &[]);
+        self.act(socket, |codec, now, actions| codec.ended(reason, now, actions));
+        let link = &mut self.connections[socket.index()].as_mut().expect("just seen").link;
         self.stats.closed[reason as usize].add(1);
-        self.shared.presence.left(&connection.identity);
-        let unsent = std::mem::take(&mut connection.output.receipts);
-        self.flows.closed(connection.client, connection.server);
-        self.shared.associations.dissociate(
-            connection.service,
-            connection.client,
-            connection.identity.server,
-        );
+        let mut unsent = std::mem::take(&mut link.output.receipts);
+        unsent.extend(link.kept.give_up());
+        self.flows.closed(link.client, link.server);
+        if let (Some(identity), Some(who)) = (&link.identity, link.who.take()) {
+            let kind = Kind::Close(reason.name());
+            self.uplink.push(&mut link.origin, identity, kind, Headers::NONE, &[]);
+            self.shared.presence.left(identity);
+            self.shared.associations.dissociate(link.service, who, identity.server);
+        }
         self.engine.close(socket);
         for receipt in unsent {
             self.undelivered(UndeliveredReason::ConnectionLost, receipt);
         }
+    }
+
+    /// Sees to it that the worker looks at a connection when its time is over. A later time than was
+    /// known needs nothing: it is found when the earlier one comes.
+    fn set_timer(&mut self, socket: SocketId) {
+        let connection = self.connections[socket.index()].as_mut().expect("known to the engine");
+        if !connection.writes() {
+            return;
+        }
+        let served = &self.shared.services[connection.link.service.index()];
+        if let Some((at, _)) = connection.deadline(served)
+            && connection.timer.is_none_or(|timer| at < timer)
+        {
+            connection.timer = Some(at);
+            self.timers.push(Reverse((at, socket, connection.generation())));
+        }
+    }
+
+    fn run_timers(&mut self) {
+        while let Some(Reverse((at, socket, generation))) = self.timers.peek().copied()
+            && at <= self.now
+        {
+            self.timers.pop();
+            let connection = self.connections[socket.index()].as_mut();
+            let Some(connection) = connection.filter(|one| one.generation() == generation) else {
+                continue;
+            };
+            if connection.timer != Some(at) || !connection.writes() {
+                continue;
+            }
+            connection.timer = None;
+            let served = &self.shared.services[connection.link.service.index()];
+            match connection.deadline(served).filter(|(at, _)| *at <= self.now) {
+                Some((_, Some(reason))) => self.flush_and_close(socket, reason),
+                Some((_, None)) => {
+                    self.act(socket, |codec, now, actions| codec.elapsed(now, actions));
+                }
+                None => self.set_timer(socket),
+            }
+        }
+    }
+
+    /// Tells the workers concerned that a client has connected again.
+    fn evict(&mut self) {
+        let Self { to_evict, peers, .. } = self;
+        to_evict.retain(|key| {
+            let Some(peer) = peers.get(usize::from(key.worker)) else { return false };
+            let Some(mut batch) = peer.take_empty() else { return true };
+            batch.push_order(*key, Command::TakenOver);
+            peer.hand_over(batch);
+            false
+        });
     }
 
     fn begin_stop(&mut self) {
@@ -488,8 +566,10 @@ impl<E: Engine> Worker<E> {
     fn stop_connection(&mut self, socket: SocketId) {
         if self.connection(socket).reads() {
             self.deliver_stash(socket);
-            let held = self.connection(socket).decoder.held();
-            self.stats.truncated.add(u64::from(held > 0));
+        }
+        if self.connection(socket).reads() {
+            let whole = self.act(socket, |codec, now, actions| codec.end_of_stream(now, actions));
+            self.stats.truncated.add(u64::from(!whole));
         }
         self.flush_and_close(socket, CloseReason::RelayStop);
     }
@@ -508,42 +588,9 @@ impl<E: Engine> Worker<E> {
     fn deliver_stash(&mut self, socket: SocketId) {
         let connection = self.connections[socket.index()].as_mut().expect("known to the engine");
         let stash = std::mem::take(&mut connection.stash);
-        let more = decode(connection, &mut self.uplink, &self.shared.credit, &self.stats, &stash);
-        self.keep_stash(stash);
-        if let ReadOn::Close(reason) = more {
-            self.close(socket, reason);
+        if !stash.is_empty() {
+            self.act(socket, |codec, now, actions| codec.receive(&stash, now, actions));
         }
-    }
-}
-
-/// What to do after decoding.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum ReadOn {
-    Yes,
-    Hold,
-    Close(CloseReason),
-}
-
-/// Decodes bytes of a connection into the batch and books them.
-fn decode(
-    connection: &mut Connection,
-    uplink: &mut UplinkSender,
-    credit: &Credit,
-    stats: &WorkerStats,
-    bytes: &[u8],
-) -> ReadOn {
-    let Connection { decoder, sequence, origin, identity, .. } = connection;
-    let (before, mut booked) = (*sequence, 0);
-    let decoded = decoder.decode(bytes, |message| {
-        *sequence += 1;
-        uplink.push(origin, identity, Kind::Message { sequence: *sequence }, message);
-        booked += message.len() + MESSAGE_OVERHEAD_BYTES;
-    });
-    stats.messages.add(*sequence - before);
-    let within = booked == 0 || credit.book(identity.partition, booked);
-    match decoded {
-        Err(_) => ReadOn::Close(CloseReason::OversizedMessage),
-        Ok(()) if within => ReadOn::Yes,
-        Ok(()) => ReadOn::Hold,
+        self.keep_stash(stash);
     }
 }

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crossbeam_queue::ArrayQueue;
 
+use crate::codec::Headers;
 use crate::ring::{Kind, Origin, Wake};
 use crate::route::ServerId;
 
@@ -114,7 +115,7 @@ impl<E: Engine> Worker<E> {
             for index in 0..self.connections.len() {
                 let concerned = self.connections[index]
                     .as_ref()
-                    .is_some_and(|connection| connection.identity.server == order.server);
+                    .is_some_and(|connection| connection.link.is_at(order.server));
                 let socket = SocketId(u32::try_from(index).expect("sockets are u32"));
                 if concerned && self.carry_out(socket, order.task) {
                     connections += 1;
@@ -162,18 +163,22 @@ impl<E: Engine> Worker<E> {
 
     fn move_on(&mut self, socket: SocketId) {
         let connection = self.connections[socket.index()].as_mut().expect("just seen");
-        if connection.reads() {
-            let association = self.shared.associations.reassociate(
-                connection.service,
-                connection.client,
-                connection.identity.server,
-            );
-            if association.server != connection.identity.server {
-                let (origin, identity) = (&mut connection.origin, &mut connection.identity);
-                self.uplink.push(origin, identity, Kind::Close(MOVED), &[]);
+        let reads = connection.reads();
+        let link = &mut connection.link;
+        // Acknowledgements are counted, in one partition's order. One that Kafka owes some stays where
+        // it is: from two partitions they could be taken for one another.
+        let owed = link.sequence - link.acknowledged;
+        if let (true, Some(identity), Some(who)) = (reads, &mut link.identity, &link.who)
+            && !(identity.acknowledge && owed > 0)
+        {
+            let associations = &self.shared.associations;
+            let association = associations.reassociate(link.service, who.clone(), identity.server);
+            if association.server != identity.server {
+                let (origin, close) = (&mut link.origin, Kind::Close(MOVED));
+                self.uplink.push(origin, identity, close, Headers::NONE, &[]);
                 *identity = Arc::new(identity.moved_to(&association));
                 *origin = Origin::default();
-                self.uplink.push(origin, identity, Kind::Open, &[]);
+                self.uplink.push(origin, identity, Kind::Open, identity.begin(), &[]);
             }
         }
         self.release(socket);

@@ -3,10 +3,11 @@
 use std::io;
 use std::time::Duration;
 
+use crate::codec::{Actions as _, Reply, Sending, Unencodable};
 use crate::kafka::ConnectionKey;
-use crate::ring::{Command, Delivered, Receipt, Return};
+use crate::ring::{Command, Delivered, Outcome, Receipt, Return};
 
-use super::connection::State;
+use super::connection::{Link, Settled, State};
 use super::stats::{CloseReason, UndeliveredReason};
 use super::{Engine, SocketId, Worker};
 
@@ -14,8 +15,8 @@ impl<E: Engine> Worker<E> {
     pub(super) fn take_replies(&mut self) {
         while let Some(batch) = self.downlink.pop() {
             self.settlement.begin(&batch);
-            for (key, command, receipt, payload) in batch.commands() {
-                self.on_command(key, command, receipt, payload);
+            for (key, command, receipt, reply) in batch.commands() {
+                self.on_command(key, command, receipt, reply);
             }
             self.downlink.recycle(batch);
         }
@@ -28,9 +29,29 @@ impl<E: Engine> Worker<E> {
                 self.settlement.give_back(Return { offset, reason }, &self.downlink);
             }
             // It waits on.
-            Receipt::Held(delivery) => self.downlink.report(Delivered { delivery, sent: false }),
-            Receipt::HeldPart | Receipt::None => {}
+            Receipt::Held { delivery, last: true, .. } => {
+                self.downlink.report(Delivered { delivery, outcome: Outcome::NotSent });
+            }
+            Receipt::Held { .. } | Receipt::None => {}
         }
+    }
+
+    /// Reports what clients have.
+    pub(super) fn settle_all(&mut self) {
+        let mut sent = 0;
+        for Settled(receipt) in self.settled.drain(..) {
+            match receipt {
+                Receipt::Offset(offset) => {
+                    sent += 1;
+                    self.settlement.settle(offset);
+                }
+                Receipt::Held { delivery, .. } => {
+                    self.downlink.report(Delivered { delivery, outcome: Outcome::Sent });
+                }
+                Receipt::None => {}
+            }
+        }
+        self.stats.replies_sent.add(sent);
     }
 
     fn settle(&mut self, receipt: Receipt) {
@@ -44,7 +65,7 @@ impl<E: Engine> Worker<E> {
         key: ConnectionKey,
         command: Command,
         receipt: Receipt,
-        payload: &[u8],
+        reply: Reply<'_>,
     ) {
         let socket = SocketId(key.slot);
         let is_reply = matches!(command, Command::Reply | Command::ReplyAndClose);
@@ -66,42 +87,76 @@ impl<E: Engine> Worker<E> {
             };
         }
         if is_reply {
-            self.reply(socket, receipt, payload);
+            self.reply(socket, receipt, reply);
         } else {
             self.settle(receipt);
         }
         match command {
             Command::Reply => {}
             Command::ReplyAndClose | Command::Close => {
+                self.connection(socket).codec.close_asked(reply.headers);
                 self.flush_and_close(socket, CloseReason::ClosedByServer);
             }
             Command::Refused => self.close(socket, CloseReason::RefusedByKafka),
+            Command::Acknowledged(count) => self.acknowledged(socket, count),
+            Command::TakenOver => self.flush_and_close(socket, CloseReason::TakenOver),
         }
     }
 
-    fn reply(&mut self, socket: SocketId, receipt: Receipt, payload: &[u8]) {
-        let limits = &self.shared.limits;
-        let (pause, limit) = (limits.reply_pause_bytes, limits.reply_limit_bytes);
+    fn acknowledged(&mut self, socket: SocketId, count: u32) {
+        let link = &mut self.connection(socket).link;
+        link.acknowledged += u64::from(count);
+        let sequence = link.acknowledged;
+        self.act(socket, |codec, now, actions| codec.delivered(sequence, now, actions));
+    }
+
+    fn reply(&mut self, socket: SocketId, receipt: Receipt, reply: Reply<'_>) {
         let connection = self.connections[socket.index()].as_mut().expect("just seen");
-        let protocol = self.shared.protocols[connection.service.index()];
-        let output = &mut connection.output;
-        let idle = output.bytes() == 0;
-        if protocol
-            .framing
-            .encode(protocol.max_message_bytes, payload, &mut output.waiting)
-            .is_err()
-        {
+        // Before the call, because the codec may ask for its settlement within it.
+        connection.link.kept.keep(reply.origin, receipt);
+        let sending = self.act(socket, |codec, now, actions| {
+            let sending = codec.reply(reply, now, actions);
+            if sending == Ok(Sending::WithOutput) {
+                actions.release(reply.origin);
+            }
+            sending
+        });
+        let link = &mut self.connection(socket).link;
+        match sending {
+            Ok(Sending::WithOutput | Sending::Kept) => {}
+            Ok(Sending::Unwanted) => {
+                if let Some(receipt) = link.kept.take(reply.origin) {
+                    let done = link.kept.done(receipt);
+                    self.stats.replies_filtered.add(1);
+                    self.settle_unsent(done);
+                }
+            }
+            Err(Unencodable) => {
+                if let Some(receipt) = link.kept.take(reply.origin) {
+                    self.unencodable(socket, receipt);
+                }
+            }
+        }
+    }
+
+    /// Like [`settle_all`](Self::settle_all), of what counts as filtered.
+    fn settle_unsent(&mut self, done: Option<Settled>) {
+        match done {
+            Some(Settled(Receipt::Held { delivery, .. })) => {
+                self.downlink.report(Delivered { delivery, outcome: Outcome::Sent });
+            }
+            Some(Settled(receipt)) => self.settle(receipt),
+            None => {}
+        }
+    }
+
+    fn unencodable(&mut self, socket: SocketId, receipt: Receipt) {
+        let Receipt::Held { delivery, part, .. } = receipt else {
             return self.undelivered(UndeliveredReason::Unencodable, receipt);
-        }
-        output.receipts.push_back(receipt);
-        if idle {
-            self.to_send.push(socket);
-        }
-        let (bytes, open) = (output.bytes(), connection.state == State::Open);
-        if bytes > limit {
-            self.close(socket, CloseReason::SlowReader);
-        } else if bytes > pause && open {
-            self.hold(socket);
+        };
+        if self.connection(socket).link.kept.fail(delivery) {
+            let outcome = Outcome::Unencodable(part);
+            self.downlink.report(Delivered { delivery, outcome });
         }
     }
 
@@ -111,7 +166,7 @@ impl<E: Engine> Worker<E> {
         let Some(overdue) = self.settlement.overdue(limit) else { return };
         for index in 0..self.connections.len() {
             if let Some(connection) = &self.connections[index]
-                && let Some(oldest) = connection.output.oldest_offset()
+                && let Some(oldest) = connection.link.oldest_offset()
                 && oldest < overdue
             {
                 let socket = SocketId(u32::try_from(index).expect("sockets are u32"));
@@ -129,7 +184,7 @@ impl<E: Engine> Worker<E> {
     fn start_send(&mut self, socket: SocketId) {
         if let Some(connection) = &mut self.connections[socket.index()]
             && connection.state != State::Closing
-            && let Some(buffer) = connection.output.begin_send()
+            && let Some(buffer) = connection.link.output.begin_send()
         {
             self.engine.send(socket, buffer);
         }
@@ -148,22 +203,13 @@ impl<E: Engine> Worker<E> {
         }
         match *result {
             Ok(sent) if sent == buffer.len() => {
-                let mut sent = 0;
-                for receipt in connection.output.end_send(buffer) {
-                    match receipt {
-                        Receipt::Offset(offset) => {
-                            sent += 1;
-                            self.settlement.settle(offset);
-                        }
-                        Receipt::Held(delivery) => {
-                            self.downlink.report(Delivered { delivery, sent: true });
-                        }
-                        Receipt::HeldPart | Receipt::None => {}
-                    }
-                }
-                self.stats.replies_sent.add(sent);
+                let Link { output, kept, .. } = &mut connection.link;
+                let done = output.end_send(buffer).filter_map(|receipt| kept.done(receipt));
+                self.settled.extend(done);
+                self.settle_all();
+                let connection = self.connection(socket);
                 match connection.state {
-                    State::Flushing(reason) if connection.output.bytes() == 0 => {
+                    State::Flushing(reason) if connection.link.output.bytes() == 0 => {
                         self.close(socket, reason);
                     }
                     _ => self.start_send(socket),
@@ -171,7 +217,7 @@ impl<E: Engine> Worker<E> {
             }
             Ok(sent) if sent > 0 => {
                 buffer.drain(..sent);
-                connection.output.sending_bytes = buffer.len();
+                connection.link.output.sending_bytes = buffer.len();
                 self.engine.send(socket, buffer);
             }
             Ok(_) | Err(_) => self.close(socket, CloseReason::ConnectionFailed),

@@ -90,6 +90,7 @@ impl Settlement {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::codec::Reply;
     use crate::kafka::{ConnectionKey, Incarnation, RelayId};
     use crate::ring::{Command, DownlinkSender, Receipt, Wake, downlink};
     use crate::worker::UndeliveredReason;
@@ -103,7 +104,8 @@ mod tests {
         let key = ConnectionKey { relay, incarnation, worker: 0, slot: 0, generation: 1 };
         let mut batch = sender.take_empty().unwrap();
         for offset in offsets {
-            batch.push(key, Command::Reply, Receipt::Offset(ReplyOffset(offset)), b"x");
+            let receipt = Receipt::Offset(ReplyOffset(offset));
+            batch.push(key, Command::Reply, receipt, Reply::plain(relay, offset, b"x"));
         }
         settlement.begin(&batch);
     }

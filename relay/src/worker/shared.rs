@@ -4,8 +4,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
-use crate::codec::Framing;
+use crate::codec::Protocol;
 use crate::config::{Config, RelaySection, Service};
 use crate::kafka::{Incarnation, Presence, RelayId};
 use crate::ring::Credit;
@@ -30,20 +31,24 @@ impl Flows for NoGateway {
     fn closed(&mut self, _client: SocketAddr, _server: SocketAddr) {}
 }
 
-/// How a service's connections are read.
-#[derive(Clone, Copy, Debug)]
-pub struct Protocol {
-    /// Bytes to messages.
-    pub framing: Framing,
-    /// Longest message.
-    pub max_message_bytes: u32,
+/// A service, as far as its connections depend on it.
+#[derive(Clone, Debug)]
+pub struct Served {
+    /// What its clients speak.
+    pub protocol: Protocol,
+    /// How long a client may take to say who it is.
+    pub handshake: Duration,
+    /// How long nothing may come from a client.
+    pub idle: Option<Duration>,
 }
 
-impl From<&Service> for Protocol {
+impl From<&Service> for Served {
     fn from(service: &Service) -> Self {
+        let ms = |ms| Duration::from_millis(u64::from(ms));
         Self {
-            framing: service.framing.expect("a checked configuration has one"),
-            max_message_bytes: service.max_message_bytes,
+            protocol: Protocol::from(service),
+            handshake: ms(service.handshake_timeout_ms),
+            idle: (service.idle_timeout_ms > 0).then(|| ms(service.idle_timeout_ms)),
         }
     }
 }
@@ -58,7 +63,7 @@ pub struct Shared {
     /// Bounds and times.
     pub limits: RelaySection,
     /// By [`ServiceId`](crate::route::ServiceId).
-    pub protocols: Arc<[Protocol]>,
+    pub services: Arc<[Served]>,
     /// Which client belongs to which server.
     pub associations: Arc<Associations>,
     /// Which clients are here whose replies would wait for them.
@@ -72,12 +77,12 @@ pub struct Shared {
 impl Shared {
     /// For a checked configuration.
     pub fn new(config: &Config, incarnation: Incarnation) -> Self {
-        let protocols = config.services.iter().map(Protocol::from).collect();
+        let services = config.services.iter().map(Served::from).collect();
         Self {
             relay: RelayId(config.relay.id),
             incarnation,
             limits: config.relay.clone(),
-            protocols,
+            services,
             associations: Arc::new(Associations::new(
                 &config.services,
                 RelayId(config.relay.id),

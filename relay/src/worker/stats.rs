@@ -98,7 +98,7 @@ reasons! {
         Stale = "stale",
         /// Its connection was being closed.
         Closing = "closing",
-        /// It does not fit the service's framing or limit.
+        /// It does not fit the connection's protocol or limits.
         Unencodable = "unencodable",
         /// The connection failed, or was given up, before it was sent.
         ConnectionLost = "connection_lost",
@@ -114,10 +114,6 @@ pub struct WorkerStats {
     pub closed: [Counter; CloseReason::ALL.len()],
     /// Connections refused because the worker has all it may have.
     pub connection_limit: Counter,
-    /// Connections that were closed at once because the service had no live server.
-    pub no_server: Counter,
-    /// Connections that were closed at once because their client's server is away for too long.
-    pub server_away: Counter,
     /// Connections that could not be accepted for another reason.
     pub accept_failed: Counter,
     /// Bytes received from clients.
@@ -130,6 +126,8 @@ pub struct WorkerStats {
     pub holds: Counter,
     /// Replies sent.
     pub replies_sent: Counter,
+    /// Replies that their client does not want, by its own word: done with.
+    pub replies_filtered: Counter,
     /// Replies not sent, by [`UndeliveredReason`].
     pub replies_undelivered: [Counter; UndeliveredReason::ALL.len()],
     /// Times around the loop: one `io_uring_enter` each.

@@ -205,6 +205,12 @@ impl Codec for Auto {
         }
     }
 
+    fn close_asked(&mut self, headers: Headers<'_>) {
+        if let State::Known(codec) = &mut self.state {
+            codec.close_asked(headers);
+        }
+    }
+
     fn farewell(&mut self, reason: CloseReason, now: Instant, actions: &mut dyn Actions) {
         if let State::Known(codec) = &mut self.state {
             codec.farewell(reason, now, actions);

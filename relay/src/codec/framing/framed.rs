@@ -22,8 +22,9 @@ impl Framed {
     }
 
     /// There is nothing to wait for: a client is who it is when it connects. False if it is refused.
-    pub fn begin(actions: &mut dyn Actions) -> bool {
-        match actions.begin(Begin { holds: true, ..Begin::default() }) {
+    pub fn begin(&self, actions: &mut dyn Actions) -> bool {
+        let protocol = self.framing.name();
+        match actions.begin(Begin { protocol, holds: true, ..Begin::default() }) {
             Ok(()) => true,
             Err(refusal) => {
                 actions.close(refusal.into());

@@ -53,7 +53,6 @@ impl Violation {
 pub struct WebSocketSettings {
     section: WebSocketSection,
     max_message_bytes: usize,
-    handshake_timeout: Duration,
 }
 
 impl From<&Service> for WebSocketSettings {
@@ -61,7 +60,6 @@ impl From<&Service> for WebSocketSettings {
         Self {
             section: service.websocket.clone(),
             max_message_bytes: service.max_message_bytes as usize,
-            handshake_timeout: Duration::from_millis(u64::from(service.handshake_timeout_ms)),
         }
     }
 }
@@ -114,7 +112,7 @@ enum State {
 pub struct WebSocket {
     settings: Arc<WebSocketSettings>,
     state: State,
-    /// Of the request, or of a sign of life.
+    /// Of a sign of life.
     deadline: Option<Instant>,
     /// A ping was sent, and nothing has come since.
     pinged: bool,
@@ -124,10 +122,9 @@ pub struct WebSocket {
 
 impl WebSocket {
     /// At the beginning of a connection.
-    pub fn new(settings: Arc<WebSocketSettings>, now: Instant) -> Self {
-        let deadline = Some(now + settings.handshake_timeout);
+    pub const fn new(settings: Arc<WebSocketSettings>) -> Self {
         let state = State::Handshake(Vec::new());
-        Self { settings, state, deadline, pinged: false, farewell: None }
+        Self { settings, state, deadline: None, pinged: false, farewell: None }
     }
 
     /// Takes bytes of the head; what is left of them comes after it.
@@ -160,7 +157,12 @@ impl WebSocket {
             Ok(handshake) => handshake,
             Err(rejection) => return self.reject(rejection, actions),
         };
-        let begin = Begin { client: None, holds: true, headers: record.headers() };
+        let begin = Begin {
+            protocol: "websocket",
+            holds: true,
+            headers: record.headers(),
+            ..Begin::default()
+        };
         if let Err(refusal) = actions.begin(begin) {
             let reason = refusal.into();
             if let Some(rejection) = Rejection::of_close(reason) {
@@ -265,10 +267,6 @@ impl Codec for WebSocket {
             (None, ReplyOpcode::Binary) => DataKind::Binary,
         };
         self.settings.check_payload(kind, reply.payload)?;
-        if let Some(value) = reply.headers.get(c"close") {
-            let (code, reason) = CloseCode::of_header(value);
-            self.farewell = Some((code, reason.into()));
-        }
         let (payload, output) = (reply.payload, actions.output());
         let worth = stream.deflates() && payload.len() >= section.compress_min_bytes as usize;
         let write = |compressed: bool, payload: &[u8], output: &mut Vec<u8>| {
@@ -279,6 +277,11 @@ impl Codec for WebSocket {
             write(false, payload, output);
         }
         Ok(Sending::WithOutput)
+    }
+
+    fn close_asked(&mut self, headers: Headers<'_>) {
+        let (code, reason) = CloseCode::of_header(headers.get(c"close").unwrap_or_default());
+        self.farewell = Some((code, reason.into()));
     }
 
     fn farewell(&mut self, reason: CloseReason, _now: Instant, actions: &mut dyn Actions) {
@@ -308,10 +311,6 @@ impl Codec for WebSocket {
             return;
         }
         match (&self.state, self.settings.ping_interval()) {
-            (State::Handshake(_), _) => {
-                self.farewell(CloseReason::HandshakeTimeout, now, actions);
-                actions.close(CloseReason::HandshakeTimeout);
-            }
             (State::Open(_), Some(interval)) if !self.pinged => {
                 write_control(Opcode::Ping, &[], actions.output());
                 self.pinged = true;
@@ -321,7 +320,7 @@ impl Codec for WebSocket {
                 self.farewell(CloseReason::IdleTimeout, now, actions);
                 actions.close(CloseReason::IdleTimeout);
             }
-            (State::Closed, _) => self.deadline = None,
+            (State::Handshake(_) | State::Closed, _) => self.deadline = None,
         }
     }
 

@@ -1,0 +1,175 @@
+//! What a connection's codec asks for, carried out.
+//!
+//! Messages, bytes and the association take effect at once, in the codec's order. What concerns the
+//! connection as a whole (its end, the bounds) is noted and done when the codec has returned.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::codec::{Actions, AnyCodec, Begin, Headers, ReplyOrigin};
+use crate::kafka::{ConnectionKey, Identity};
+use crate::ring::{Kind, MESSAGE_OVERHEAD_BYTES, UplinkSender};
+use crate::route::Refusal;
+
+use super::connection::{Link, Settled, State};
+use super::stats::{CloseReason, WorkerStats};
+use super::{Engine, Shared, SocketId, Worker};
+
+/// What is left to do when the codec has returned.
+#[derive(Debug, Default)]
+pub(super) struct Wishes {
+    /// Bytes that its messages are booked as.
+    booked: usize,
+    messages: u64,
+    was_idle: bool,
+    close: Option<CloseReason>,
+    take_over: Option<ConnectionKey>,
+    hand_on: Option<Vec<u8>>,
+}
+
+/// The worker, as far as a codec may act on it.
+pub(super) struct CodecActions<'a> {
+    shared: &'a Shared,
+    uplink: &'a mut UplinkSender,
+    link: &'a mut Link,
+    settled: &'a mut Vec<Settled>,
+    wishes: Wishes,
+}
+
+impl<'a> CodecActions<'a> {
+    pub(super) fn new(
+        shared: &'a Shared,
+        uplink: &'a mut UplinkSender,
+        link: &'a mut Link,
+        settled: &'a mut Vec<Settled>,
+    ) -> Self {
+        let was_idle = link.output.bytes() == 0;
+        Self { shared, uplink, link, settled, wishes: Wishes { was_idle, ..Wishes::default() } }
+    }
+
+    pub(super) fn finish(self, stats: &WorkerStats) -> Wishes {
+        if self.wishes.messages > 0 {
+            stats.messages.add(self.wishes.messages);
+        }
+        self.wishes
+    }
+}
+
+impl Actions for CodecActions<'_> {
+    fn key(&self) -> ConnectionKey {
+        self.link.key
+    }
+
+    fn begin(&mut self, begin: Begin<'_>) -> Result<(), Refusal> {
+        let link = &mut *self.link;
+        assert!(link.identity.is_none(), "a connection begins once");
+        let associations = &self.shared.associations;
+        let who = associations.identity(link.service, link.client, begin.client);
+        let association = associations.associate(link.service, who.clone())?;
+        let presence = &self.shared.presence;
+        let holder = begin.holds.then(|| presence.holder(link.service, &who)).flatten();
+        let identity =
+            Identity::new(link.key, holder, &association, link.client, link.server, begin);
+        let identity = Arc::new(identity);
+        self.uplink.push(&mut link.origin, &identity, Kind::Open, begin.headers, &[]);
+        presence.came(&identity);
+        link.identity = Some(identity);
+        link.who = Some(who);
+        Ok(())
+    }
+
+    fn message(&mut self, headers: Headers<'_>, payload: &[u8]) -> u64 {
+        let link = &mut *self.link;
+        let identity = link.identity.as_ref().expect("a codec begins before its first message");
+        link.sequence += 1;
+        let kind = Kind::Message { sequence: link.sequence };
+        self.uplink.push(&mut link.origin, identity, kind, headers, payload);
+        self.wishes.messages += 1;
+        self.wishes.booked += payload.len() + headers.weight() + MESSAGE_OVERHEAD_BYTES;
+        link.sequence
+    }
+
+    fn output(&mut self) -> &mut Vec<u8> {
+        &mut self.link.output.waiting
+    }
+
+    fn settle(&mut self, reply: ReplyOrigin) {
+        if let Some(receipt) = self.link.kept.take(reply) {
+            self.settled.extend(self.link.kept.done(receipt));
+        }
+    }
+
+    fn release(&mut self, reply: ReplyOrigin) {
+        if let Some(receipt) = self.link.kept.take(reply) {
+            self.link.output.receipts.push_back(receipt);
+        }
+    }
+
+    fn close(&mut self, reason: CloseReason) {
+        self.wishes.close.get_or_insert(reason);
+    }
+
+    fn take_over(&mut self, other: ConnectionKey) {
+        self.wishes.take_over = Some(other);
+    }
+
+    fn hand_on(&mut self, received: &[u8]) {
+        self.wishes.hand_on.get_or_insert_with(|| received.to_vec());
+    }
+}
+
+impl<E: Engine> Worker<E> {
+    /// Lets a connection's codec act, and does what it wants.
+    pub(super) fn act<R>(
+        &mut self,
+        socket: SocketId,
+        call: impl FnOnce(&mut AnyCodec, Instant, &mut CodecActions<'_>) -> R,
+    ) -> R {
+        let connection = self.connections[socket.index()].as_mut().expect("known to the engine");
+        let mut actions = CodecActions::new(
+            &self.shared,
+            &mut self.uplink,
+            &mut connection.link,
+            &mut self.settled,
+        );
+        let result = call(&mut connection.codec, self.now, &mut actions);
+        let wishes = actions.finish(&self.stats);
+        self.fulfil(socket, wishes);
+        result
+    }
+
+    /// Does what a codec wants, and what follows from it.
+    pub(super) fn fulfil(&mut self, socket: SocketId, wishes: Wishes) {
+        let connection = self.connections[socket.index()].as_mut().expect("known to the engine");
+        let is_open = connection.state == State::Open;
+        let mut hold = !connection.codec.reads();
+        if wishes.booked > 0 {
+            let identity = connection.link.identity.as_ref().expect("there was a message");
+            hold |= !self.shared.credit.book(identity.partition, wishes.booked);
+        }
+        let bytes = connection.link.output.bytes();
+        if wishes.was_idle && bytes > 0 {
+            self.to_send.push(socket);
+        }
+        if !self.settled.is_empty() {
+            self.settle_all();
+        }
+        if let Some(other) = wishes.take_over {
+            self.to_evict.push(other);
+        }
+        let limits = &self.shared.limits;
+        if wishes.hand_on.is_some() {
+            return self.finish(socket, CloseReason::Unsupported);
+        }
+        if let Some(reason) = wishes.close {
+            return self.finish(socket, reason);
+        }
+        if bytes > limits.reply_limit_bytes {
+            return self.close(socket, CloseReason::SlowReader);
+        }
+        if is_open && (hold || bytes > limits.reply_pause_bytes) {
+            self.hold(socket);
+        }
+        self.set_timer(socket);
+    }
+}
