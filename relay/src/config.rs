@@ -590,6 +590,13 @@ impl Config {
         Ok(())
     }
 
+    /// Whether connections of some service are handed on to the server that the client addressed.
+    pub fn hands_on(&self) -> bool {
+        self.services.iter().any(|service| {
+            service.protocol == ProtocolKind::Auto && service.auto.otherwise == Otherwise::HandOn
+        })
+    }
+
     /// Partitions that the uplink needs: one more than the highest that a server has.
     pub fn partitions(&self) -> usize {
         let servers = self.services.iter().flat_map(|service| &service.servers);

@@ -158,8 +158,10 @@ impl<E: Engine> Worker<E> {
             self.to_evict.push(other);
         }
         let limits = &self.shared.limits;
-        if wishes.hand_on.is_some() {
-            return self.finish(socket, CloseReason::Unsupported);
+        if let Some(received) = wishes.hand_on {
+            self.connection(socket).state = State::HandingOn;
+            self.onward.asked.push((socket, received));
+            return;
         }
         if let Some(reason) = wishes.close {
             return self.finish(socket, reason);
