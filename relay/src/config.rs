@@ -3,8 +3,10 @@
 //! Everything is checked when it is read, and a mistake is reported with its place. Sample:
 //! `docs/millrace.toml`.
 
+mod auto;
 mod http;
 mod registry;
+mod websocket;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
@@ -17,8 +19,10 @@ use crate::codec::{Framing, ProtocolKind};
 use crate::prefix::Prefix;
 use crate::route::{Absence, IdentityKind, Partition};
 
+pub use auto::{AutoSection, Otherwise, Recognised};
 pub use http::HttpSection;
 pub use registry::RegistrySection;
+pub use websocket::{ReplyOpcode, WebSocketSection};
 
 /// Longest instance name: `NAME-gw` must fit an interface name (15 bytes).
 const MAX_INSTANCE_LENGTH: usize = 12;
@@ -335,6 +339,12 @@ pub struct Service {
     /// from no faster. 0: any number.
     #[serde(default)]
     pub max_messages_per_second: u32,
+    /// Recognition of the protocol.
+    #[serde(default)]
+    pub auto: AutoSection,
+    /// WebSocket.
+    #[serde(default)]
+    pub websocket: WebSocketSection,
     /// What makes two connections the same client's.
     #[serde(default)]
     pub identity: IdentityKind,
@@ -370,6 +380,8 @@ impl Service {
             idle_timeout_ms: 0,
             max_connections_per_address: 0,
             max_messages_per_second: 0,
+            auto: AutoSection::default(),
+            websocket: WebSocketSection::default(),
             identity: IdentityKind::default(),
             association_keep_ms: 0,
             prefer: BTreeMap::new(),
@@ -408,6 +420,10 @@ impl Server {
 
 /// What the protocol of a service needs.
 fn check_protocol(service: &Service) -> Result<(), String> {
+    service.websocket.check()?;
+    if service.protocol == ProtocolKind::Auto {
+        service.auto.check(service.framing.is_some())?;
+    }
     match (service.protocol, service.framing) {
         (ProtocolKind::Framing, None) => {
             Err("needs `framing`, or another `protocol` than \"framing\"".to_owned())
@@ -417,6 +433,7 @@ fn check_protocol(service: &Service) -> Result<(), String> {
             Err("`framing` is for `protocol = \"framing\"`; HTTP has its own".to_owned())
         }
         (_, Some(framing)) => framing.check(service.max_message_bytes),
+        (ProtocolKind::WebSocket | ProtocolKind::Auto, None) => Ok(()),
     }
 }
 
@@ -590,6 +607,13 @@ impl Config {
             }
         }
         Ok(())
+    }
+
+    /// Whether connections of some service are handed on to the server that the client addressed.
+    pub fn hands_on(&self) -> bool {
+        self.services.iter().any(|service| {
+            service.protocol == ProtocolKind::Auto && service.auto.otherwise == Otherwise::HandOn
+        })
     }
 
     /// Partitions that the uplink needs: one more than the highest that a server has.
