@@ -286,3 +286,58 @@ fn they_end_with_the_relay() {
     server.write_all(b"indeed").unwrap();
     expect(&mut client, b"indeed");
 }
+
+/// Seconds that so many bytes take from the client to the server.
+fn seconds(mut client: TcpStream, mut server: TcpStream, bytes: usize) -> f64 {
+    let chunk = vec![7; 256 << 10];
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            for _ in 0..bytes / chunk.len() {
+                client.write_all(&chunk).unwrap();
+            }
+        });
+        let (mut left, mut buffer) = (bytes, vec![0; 256 << 10]);
+        while left > 0 {
+            left -= server.read(&mut buffer).unwrap();
+        }
+    });
+    start.elapsed().as_secs_f64()
+}
+
+/// One stream, handed on and merely forwarded, in turns; the best of each.
+#[test]
+#[ignore = "a measurement: cargo xtask test -p millrace-tests --test onward -- --ignored --nocapture"]
+fn what_a_byte_costs() {
+    const BYTES: usize = 256 << 20;
+    let Some(_right) = privilege::exclusive() else { return };
+    let shared = Shared::new("cost", false);
+    let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, PORT + 1));
+    let listener = shared.hosts.servers[0].run(|| TcpListener::bind(any)).unwrap().unwrap();
+    let ordinary = SocketAddr::new(shared.target.ip(), PORT + 1);
+    let cpu_us = || {
+        let (user, system) = shared.instance.stats().unwrap().cpu_us().unwrap();
+        user + system
+    };
+    let (mut forwarded, mut handed_on, mut relay_us) = (f64::MAX, f64::MAX, u64::MAX);
+    for _ in 0..4 {
+        let connect = || TcpStream::connect_timeout(&ordinary, PATIENCE);
+        let client = shared.hosts.clients[0].run(connect).unwrap().unwrap();
+        forwarded = forwarded.min(seconds(client, listener.accept().unwrap().0, BYTES));
+        let (client, server) = shared.pair();
+        let before = cpu_us();
+        handed_on = handed_on.min(seconds(client, server, BYTES));
+        relay_us = relay_us.min(cpu_us() - before);
+    }
+    let bytes = f64::from(u32::try_from(BYTES).unwrap());
+    let gigabits = |seconds: f64| bytes * 8.0 / seconds / 1e9;
+    let relay_us = f64::from(u32::try_from(relay_us).unwrap());
+    println!(
+        "one stream to the server: forwarded {:.2} Gbit/s, handed on {:.2} Gbit/s; \
+         the relay's processor time {:.2} ns a byte",
+        gigabits(forwarded),
+        gigabits(handed_on),
+        relay_us * 1e3 / bytes,
+    );
+    assert!(handed_on < 20.0 * forwarded, "handing on is out of proportion");
+}

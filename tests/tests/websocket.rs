@@ -1,4 +1,4 @@
-//! WebSockets at a relay: records of what clients say, what servers answer, and how it ends.
+//! WebSocket at a relay: records of what clients say, what servers answer, and how it ends.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;

@@ -34,7 +34,7 @@ fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     match payload.len() {
         length @ 0..126 => frame.push(0x80 | u8::try_from(length).unwrap()),
         length => {
-            frame.push(0x80 | 126);
+            frame.push(0x80 | 0x7e);
             frame.extend(u16::try_from(length).unwrap().to_be_bytes());
         }
     }
@@ -239,7 +239,7 @@ fn violations_have_their_codes() {
         (vec![0x8b, 0x80], 1002, CloseReason::Malformed),
         (vec![0x81, 0x00], 1002, CloseReason::Malformed),
         (vec![0x09, 0x80], 1002, CloseReason::Malformed),
-        (vec![0x89, 0x80 | 126], 1002, CloseReason::Malformed),
+        (vec![0x89, 0x80 | 0x7e], 1002, CloseReason::Malformed),
         (vec![0x81, 0xfe, 0, 125], 1002, CloseReason::Malformed),
         (vec![0x81, 0xff, 0, 0, 0, 0, 0, 0, 0xff, 0xff], 1002, CloseReason::Malformed),
         (vec![0x81, 0xff, 0x80, 0, 0, 0, 0, 0, 0, 0], 1002, CloseReason::Malformed),
@@ -254,7 +254,7 @@ fn violations_have_their_codes() {
         (frame(0x82, &[0; LIMIT + 1]), 1009, CloseReason::OversizedMessage),
         ([frame(2, &[0; LIMIT]), frame(0x80, b"b")].concat(), 1009, CloseReason::OversizedMessage),
         (frame(0xc2, &compressed(&[0; LIMIT + 1])), 1009, CloseReason::OversizedMessage),
-        (frame(0xc2, &compressed(&[0; 50_000_000])), 1009, CloseReason::OversizedMessage),
+        (frame(0xc2, &compressed(&vec![0; 50_000_000])), 1009, CloseReason::OversizedMessage),
         (frame(0x88, b"\x03"), 1002, CloseReason::Malformed),
         (frame(0x88, &close(1005)), 1002, CloseReason::Malformed),
         (frame(0x88, &close(999)), 1002, CloseReason::Malformed),
