@@ -268,6 +268,11 @@ impl Engine for FaultyEngine {
         slot.sending = Some(buffer);
     }
 
+    fn shut_down(&mut self, socket: SocketId) {
+        let slot = self.socket(socket);
+        assert!(slot.sending.is_none() && !slot.closing, "all is sent");
+    }
+
     fn close(&mut self, socket: SocketId) {
         let slot = self.socket(socket);
         assert!(!slot.closing, "closed once");

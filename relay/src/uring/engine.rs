@@ -351,6 +351,13 @@ impl Engine for UringEngine {
         self.submit(entry, Operation::Send(socket));
     }
 
+    fn shut_down(&mut self, socket: SocketId) {
+        let slot = self.slot(socket);
+        debug_assert!(slot.sending.is_none() && !slot.closing);
+        // It does not block, and a connection that has failed is told by its receive.
+        let _ = rustix::net::shutdown(&slot.socket, rustix::net::Shutdown::Write);
+    }
+
     fn close(&mut self, socket: SocketId) {
         let slot = self.slot(socket);
         if slot.closing {

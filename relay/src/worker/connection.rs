@@ -25,8 +25,10 @@ const RECEIPTS_KEPT: usize = 64;
 ///  accepted ─► Open ── client ends its side ─► HalfClosed ── time over ──────┐
 ///               │                                 │                          │
 ///               ├── told to close: server, stop ──┴─► Flushing ── all sent ──┤
-///               │                                        └─── time over ─────┤
-///               └── bad input, failure, bound ───────────────────────────────┴─► Closing ─► gone
+///               │                                        ├─── time over ─────┤
+///               │                                        └─ all sent, HTTP ─► Draining ─ ended, ─┐
+///               │                                                            │    time over     │
+///               └── bad input, failure, bound ───────────────────────────────┴──────────────────┴─► Closing ─► gone
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
@@ -36,6 +38,10 @@ pub(super) enum State {
     HalfClosed,
     /// Nothing is read; what is there for the client is sent, then it closes.
     Flushing(CloseReason),
+    /// Out of the books: all is sent, and the client was told that nothing follows. What still comes
+    /// from it is read and thrown away: closed with unread input, the kernel would send a reset, and
+    /// the client might lose what it has not read (RFC 9112 section 9.6).
+    Draining,
     /// Given back to the engine.
     Closing,
 }
@@ -226,6 +232,8 @@ pub(super) struct Connection {
     pub(super) heard: Instant,
     /// When the worker looks at it next, if nothing else happens.
     pub(super) timer: Option<Instant>,
+    /// How long it may stay half-closed, flushing or draining.
+    pub(super) lingers_until: Option<Instant>,
     /// Not read from, because of a bound further on; the worker's list has it.
     pub(super) held: bool,
     /// Not read from, because it is about to go on at another server.
@@ -263,6 +271,7 @@ impl Connection {
             since: now,
             heard: now,
             timer: None,
+            lingers_until: None,
             held: false,
             quiesced: false,
             stash: Vec::new(),

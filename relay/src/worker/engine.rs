@@ -106,6 +106,10 @@ pub trait Engine {
     /// Sends; the buffer comes back with [`Event::Sent`]. One at a time for each socket.
     fn send(&mut self, socket: SocketId, buffer: Vec<u8>);
 
+    /// Tells the client that nothing more will be sent. Not while a send is going on; a receive goes
+    /// on.
+    fn shut_down(&mut self, socket: SocketId);
+
     /// Ends receive and send if there are any, then closes. [`Event::Closed`] is the last event of
     /// the socket.
     fn close(&mut self, socket: SocketId);
