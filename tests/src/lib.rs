@@ -4,6 +4,7 @@ pub mod bench;
 pub mod client;
 pub mod cluster;
 pub mod cpu;
+pub mod crowd;
 pub mod direct;
 pub mod fake_relay;
 pub mod faulty;
