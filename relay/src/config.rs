@@ -326,6 +326,13 @@ pub struct Service {
     /// as long as it likes.
     #[serde(default)]
     pub idle_timeout_ms: u32,
+    /// Connections that one client address may have to the service through this relay; 0: any number.
+    #[serde(default)]
+    pub max_connections_per_address: u32,
+    /// Messages that a connection may send in a second, and at once after a pause; beyond, it is read
+    /// from no faster. 0: any number.
+    #[serde(default)]
+    pub max_messages_per_second: u32,
     /// What makes two connections the same client's.
     #[serde(default)]
     pub identity: IdentityKind,
@@ -356,6 +363,8 @@ impl Service {
             max_message_bytes: default_max_message_bytes(),
             handshake_timeout_ms: default_handshake_timeout_ms(),
             idle_timeout_ms: 0,
+            max_connections_per_address: 0,
+            max_messages_per_second: 0,
             identity: IdentityKind::default(),
             association_keep_ms: 0,
             prefer: BTreeMap::new(),

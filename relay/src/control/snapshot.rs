@@ -76,6 +76,8 @@ pub struct Snapshot {
     pub received_bytes: u64,
     /// Times that a connection was held back by a bound.
     pub holds: u64,
+    /// Times that a connection sent more messages a second than it may, and had to wait.
+    pub throttles: u64,
     /// Replies read from the downlink.
     pub replies_received: u64,
     /// Orders to close without a reply, among those.
@@ -195,6 +197,7 @@ impl Observer {
             messages_truncated: self.sum(|worker| &worker.truncated),
             received_bytes: self.sum(|worker| &worker.received_bytes),
             holds: self.sum(|worker| &worker.holds),
+            throttles: self.sum(|worker| &worker.throttles),
             replies_orders: load(&self.consumer.orders),
             replies_received: load(&self.consumer.received),
             replies_sent: self.sum(|worker| &worker.replies_sent),
