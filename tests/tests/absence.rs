@@ -3,6 +3,7 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpStream;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -91,22 +92,38 @@ fn absence(at_least: Duration) -> Result<Duration> {
     ensure!(is_state(&fleet, "away")?, "it came back too early");
 
     let _second = fleet.lease("server", "192.0.2.1", &["--rate", &RATE.to_string()])?;
-    let mut back = None;
-    for (client, (_, answers)) in clients.iter_mut().enumerate() {
-        let mut number = 0;
-        while number < each {
-            let mut echo = String::new();
-            answers.read_line(&mut echo)?;
-            back.get_or_insert_with(Instant::now);
-            // What it had answered, and not committed, before it was killed comes again.
-            if number == 0 && echo == "before\n" {
-                continue;
-            }
-            ensure!(echo == line(client, number), "message {number} of {client} is {echo}");
-            number += 1;
-        }
-    }
-    let took = back.map_or(Duration::ZERO, |back| back.elapsed());
+    // All of them read at once: who leaves its replies unread holds back the others' as well.
+    let first = &OnceLock::new();
+    std::thread::scope(|scope| -> Result<()> {
+        let readers: Vec<_> = (0..)
+            .zip(&mut clients)
+            .map(|(client, (_, answers))| scope.spawn(move || read(client, each, answers, first)))
+            .collect();
+        readers.into_iter().try_for_each(|reader| reader.join().expect("no panic"))
+    })?;
+    let took = first.get().map_or(Duration::ZERO, Instant::elapsed);
     ensure!(took >= IDEAL.mul_f64(0.9), "the server has read faster than it wanted: {took:?}");
     Ok(took)
+}
+
+/// Reads all echoes of a client, in order.
+fn read(
+    client: usize,
+    each: usize,
+    answers: &mut BufReader<TcpStream>,
+    first: &OnceLock<Instant>,
+) -> Result<()> {
+    let mut number = 0;
+    while number < each {
+        let mut echo = String::new();
+        answers.read_line(&mut echo)?;
+        first.get_or_init(Instant::now);
+        // What it had answered, and not committed, before it was killed comes again.
+        if number == 0 && echo == "before\n" {
+            continue;
+        }
+        ensure!(echo == line(client, number), "message {number} of {client} is {echo}");
+        number += 1;
+    }
+    Ok(())
 }
