@@ -1,14 +1,17 @@
 //! The registry of codecs: what a service speaks, and a codec for each of its connections.
 
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
 use crate::config::Service;
 use crate::worker::CloseReason;
 
+use super::auto::{Auto, AutoSettings};
 use super::framing::Framed;
-use super::{Actions, Codec, Framing, Headers, Reply, Sending, Unencodable};
+use super::websocket::{WebSocket, WebSocketSettings};
+use super::{Actions, Codec, Framing, Headers, Http, HttpSettings, Reply, Sending, Unencodable};
 
 /// What the clients of a service speak.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -17,6 +20,12 @@ pub enum ProtocolKind {
     /// Messages of the service's `framing`.
     #[default]
     Framing,
+    /// HTTP/1.1 and 1.0.
+    Http,
+    /// WebSocket (RFC 6455).
+    WebSocket,
+    /// Whatever of the service's protocols a client's first bytes are of.
+    Auto,
 }
 
 /// What all connections of a service have in common: makes their codecs.
@@ -29,37 +38,62 @@ pub enum Protocol {
         /// Longest message.
         max_message_bytes: u32,
     },
+    /// HTTP/1.1 and 1.0.
+    Http(Arc<HttpSettings>),
+    /// WebSocket.
+    WebSocket(Arc<WebSocketSettings>),
+    /// Recognised by the first bytes.
+    Auto(Arc<AutoSettings>),
 }
 
 impl From<&Service> for Protocol {
     fn from(service: &Service) -> Self {
-        let max_message_bytes = service.max_message_bytes;
-        match service.protocol {
-            ProtocolKind::Framing => Self::Framing {
-                framing: service.framing.expect("a checked configuration has one"),
-                max_message_bytes,
-            },
-        }
+        Self::of(service.protocol, service)
     }
 }
 
 impl Protocol {
+    /// One of the protocols of a service.
+    pub(super) fn of(kind: ProtocolKind, service: &Service) -> Self {
+        let max_message_bytes = service.max_message_bytes;
+        match kind {
+            ProtocolKind::Framing => Self::Framing {
+                framing: service.framing.expect("a checked configuration has one"),
+                max_message_bytes,
+            },
+            ProtocolKind::Http => {
+                Self::Http(Arc::new(HttpSettings::new(service, Instant::now(), SystemTime::now())))
+            }
+            ProtocolKind::WebSocket => Self::WebSocket(Arc::new(service.into())),
+            ProtocolKind::Auto => Self::Auto(Arc::new(service.into())),
+        }
+    }
+
     /// A codec for a new connection.
-    pub fn codec(&self, _now: Instant) -> AnyCodec {
+    pub fn codec(&self, now: Instant) -> AnyCodec {
         match self {
             Self::Framing { framing, max_message_bytes } => {
                 AnyCodec::Framed(Framed::new(*framing, *max_message_bytes))
             }
+            Self::Http(settings) => AnyCodec::Other(Box::new(Http::new(Arc::clone(settings), now))),
+            Self::WebSocket(settings) => {
+                AnyCodec::Other(Box::new(WebSocket::new(settings.clone())))
+            }
+            Self::Auto(settings) => AnyCodec::Other(Box::new(Auto::new(settings.clone(), now))),
         }
     }
 
     /// Whether a reply could be sent to some client of the service. For replies that wait: one that
     /// could not becomes a dead letter before its client comes.
-    pub fn check_reply(&self, _headers: Headers<'_>, payload: &[u8]) -> Result<(), Unencodable> {
+    pub fn check_reply(&self, headers: Headers<'_>, payload: &[u8]) -> Result<(), Unencodable> {
         match self {
             Self::Framing { framing, max_message_bytes } => {
                 framing.check_payload(*max_message_bytes, payload).map_err(|_| Unencodable)
             }
+            // It answers a request of a connection that has ended.
+            Self::Http(_) => Err(Unencodable),
+            Self::WebSocket(settings) => settings.check_reply(headers, payload),
+            Self::Auto(settings) => settings.check_reply(headers, payload),
         }
     }
 }
@@ -102,11 +136,19 @@ impl AnyCodec {
         }
     }
 
-    /// The connection is there, and nothing was received yet.
-    pub fn opened(&mut self, actions: &mut dyn Actions) {
+    /// The connection is there, and nothing was received yet. False if it is closed at once.
+    pub fn opened(&mut self, actions: &mut dyn Actions) -> bool {
         match self {
             Self::Framed(framed) => framed.begin(actions),
-            Self::Other(_) => {}
+            Self::Other(_) => true,
+        }
+    }
+
+    /// Behind a pointer, whichever it is.
+    pub(super) fn boxed(self) -> Box<dyn Codec> {
+        match self {
+            Self::Framed(framed) => Box::new(framed),
+            Self::Other(codec) => codec,
         }
     }
 
@@ -133,6 +175,11 @@ impl AnyCodec {
         actions: &mut A,
     ) -> Result<Sending, Unencodable> {
         whichever!(self, codec => codec.reply(reply, now, actions))
+    }
+
+    /// See [`Codec::close_asked`].
+    pub fn close_asked(&mut self, headers: Headers<'_>) {
+        whichever!(self, codec => codec.close_asked(headers));
     }
 
     /// See [`Codec::farewell`].

@@ -58,6 +58,18 @@ const PACKAGES: &[Package] = packages! {
     Network: "python3-confluent-kafka"
         by File("/usr/lib/python3/dist-packages/confluent_kafka/__init__.py")
         for "the example server in Python";
+    Network: "python3-h11" by File("/usr/lib/python3/dist-packages/h11/__init__.py")
+        for "what the reading of HTTP requests is compared with";
+    Network: "curl" by Program("curl") for "a client of HTTP";
+    Network: "wrk" by Program("wrk") for "many clients of HTTP";
+    Network: "chromium" by Program("chromium")
+        for "a browser, without a screen; 90 MB, unpacked 350 MB";
+    Network: "fonts-dejavu-core" by File("/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf")
+        for "what the browser writes with";
+    Network: "python3-websockets"
+        by File("/usr/lib/python3/dist-packages/websockets/__init__.py")
+        for "a client of WebSocket";
+    Network: "node-ws" by File("/usr/share/nodejs/ws/index.js") for "a client of WebSocket";
     Kafka: "default-jre-headless" by Java for "Java 17 or later, for Kafka";
     Kafka: "maven" by Maven for "fetches Kafka's jars";
     Bench: "rsyslog" by Program("rsyslogd") for "what the relay is measured against";
