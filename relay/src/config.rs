@@ -3,6 +3,8 @@
 //! Everything is checked when it is read, and a mistake is reported with its place. Sample:
 //! `docs/millrace.toml`.
 
+mod mqtt;
+mod passwords;
 mod registry;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -16,6 +18,8 @@ use crate::codec::{Framing, ProtocolKind};
 use crate::prefix::Prefix;
 use crate::route::{Absence, IdentityKind, Partition};
 
+pub use mqtt::MqttSection;
+pub use passwords::Passwords;
 pub use registry::RegistrySection;
 
 /// Longest instance name: `NAME-gw` must fit an interface name (15 bytes).
@@ -316,6 +320,9 @@ pub struct Service {
     /// How bytes become messages, if they are nothing but messages.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub framing: Option<Framing>,
+    /// What clients are granted who speak MQTT.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mqtt: Option<MqttSection>,
     /// Longest message; a longer one closes its connection.
     #[serde(default = "default_max_message_bytes")]
     pub max_message_bytes: u32,
@@ -353,6 +360,7 @@ impl Service {
             port,
             protocol: ProtocolKind::default(),
             framing: Some(framing),
+            mqtt: None,
             max_message_bytes: default_max_message_bytes(),
             handshake_timeout_ms: default_handshake_timeout_ms(),
             idle_timeout_ms: 0,
@@ -397,7 +405,8 @@ fn check_protocol(service: &Service) -> Result<(), String> {
         (ProtocolKind::Framing, None) => {
             Err("needs `framing`, or another `protocol` than \"framing\"".to_owned())
         }
-        (_, Some(framing)) => framing.check(service.max_message_bytes),
+        (ProtocolKind::Framing, Some(framing)) => framing.check(service.max_message_bytes),
+        (ProtocolKind::Mqtt, _) => service.mqtt.as_ref().map_or(Ok(()), MqttSection::check),
     }
 }
 
@@ -432,6 +441,13 @@ impl Config {
         })?;
         if let Some(rules) = &mut config.gateway.rules {
             *rules = path.parent().unwrap_or(Path::new("")).join(&*rules);
+        }
+        for service in &mut config.services {
+            if let Some(mqtt) = &mut service.mqtt {
+                mqtt.load(path.parent().unwrap_or(Path::new(""))).map_err(|problem| {
+                    invalid(format!("service `{}`: mqtt.passwords", service.name), problem)
+                })?;
+            }
         }
         config.check()?;
         Ok(config)

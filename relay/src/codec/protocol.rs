@@ -1,5 +1,6 @@
 //! The registry of codecs: what a service speaks, and a codec for each of its connections.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -8,6 +9,7 @@ use crate::config::Service;
 use crate::worker::CloseReason;
 
 use super::framing::Framed;
+use super::mqtt::Mqtt;
 use super::{Actions, Codec, Framing, Headers, Reply, Sending, Unencodable};
 
 /// What the clients of a service speak.
@@ -17,6 +19,8 @@ pub enum ProtocolKind {
     /// Messages of the service's `framing`.
     #[default]
     Framing,
+    /// MQTT 3.1.1 and 5.0.
+    Mqtt,
 }
 
 /// What all connections of a service have in common: makes their codecs.
@@ -29,6 +33,8 @@ pub enum Protocol {
         /// Longest message.
         max_message_bytes: u32,
     },
+    /// MQTT 3.1.1 and 5.0.
+    Mqtt(Arc<Mqtt>),
 }
 
 impl From<&Service> for Protocol {
@@ -39,27 +45,30 @@ impl From<&Service> for Protocol {
                 framing: service.framing.expect("a checked configuration has one"),
                 max_message_bytes,
             },
+            ProtocolKind::Mqtt => Self::Mqtt(Arc::new(Mqtt::new(service))),
         }
     }
 }
 
 impl Protocol {
     /// A codec for a new connection.
-    pub fn codec(&self, _now: Instant) -> AnyCodec {
+    pub fn codec(&self, now: Instant) -> AnyCodec {
         match self {
             Self::Framing { framing, max_message_bytes } => {
                 AnyCodec::Framed(Framed::new(*framing, *max_message_bytes))
             }
+            Self::Mqtt(mqtt) => AnyCodec::Other(mqtt.codec(now)),
         }
     }
 
     /// Whether a reply could be sent to some client of the service. For replies that wait: one that
     /// could not becomes a dead letter before its client comes.
-    pub fn check_reply(&self, _headers: Headers<'_>, payload: &[u8]) -> Result<(), Unencodable> {
+    pub fn check_reply(&self, headers: Headers<'_>, payload: &[u8]) -> Result<(), Unencodable> {
         match self {
             Self::Framing { framing, max_message_bytes } => {
                 framing.check_payload(*max_message_bytes, payload).map_err(|_| Unencodable)
             }
+            Self::Mqtt(mqtt) => mqtt.check_reply(headers, payload),
         }
     }
 }
@@ -153,6 +162,16 @@ impl AnyCodec {
     /// See [`Codec::elapsed`].
     pub fn elapsed(&mut self, now: Instant, actions: &mut dyn Actions) {
         whichever!(self, codec => codec.elapsed(now, actions));
+    }
+
+    /// See [`Codec::refused`].
+    pub fn refused(&mut self) {
+        whichever!(self, codec => codec.refused());
+    }
+
+    /// See [`Codec::not_read`].
+    pub fn not_read(&mut self, now: Instant) {
+        whichever!(self, codec => codec.not_read(now));
     }
 
     /// See [`Codec::reads`].

@@ -5,6 +5,7 @@
 
 mod actions;
 mod connection;
+mod departed;
 mod engine;
 mod orders;
 mod replies;
@@ -23,11 +24,12 @@ use std::time::{Duration, Instant};
 
 use crate::codec::Headers;
 use crate::kafka::ConnectionKey;
-use crate::ring::{Command, DownlinkReceiver, DownlinkSender, Kind, UplinkSender, Wake};
+use crate::ring::{DownlinkReceiver, DownlinkSender, Kind, UplinkSender, Wake};
 use crate::route::ServiceId;
 
 use actions::CodecActions;
 use connection::{Connection, Receive, Settled, State};
+use departed::Departed;
 use settlement::Settlement;
 
 pub use engine::{BufferId, Engine, Event, ReceiveEnd, SocketId};
@@ -60,6 +62,7 @@ pub struct Worker<E> {
     stats: Arc<WorkerStats>,
     connections: Vec<Option<Connection>>,
     open: usize,
+    departed: Departed,
     next_generation: u32,
     /// Connections that are not read from; see [`Worker::hold`].
     held: Vec<SocketId>,
@@ -110,6 +113,7 @@ impl<E: Engine> Worker<E> {
             stats,
             connections: Vec::new(),
             open: 0,
+            departed: Departed::default(),
             next_generation: 0,
             held: Vec::new(),
             spare_stashes: Vec::new(),
@@ -227,7 +231,9 @@ impl<E: Engine> Worker<E> {
             Event::ReceiveEnded { socket, end } => self.on_receive_ended(socket, &end),
             Event::Sent { socket, buffer, result } => self.on_sent(socket, buffer, &result),
             Event::Closed { socket } => {
-                self.connections[socket.index()] = None;
+                if let Some(connection) = self.connections[socket.index()].take() {
+                    self.departed.add(connection);
+                }
                 self.open -= 1;
             }
         }
@@ -368,6 +374,7 @@ impl<E: Engine> Worker<E> {
         if !connection.reads() {
             return;
         }
+        connection.not_read(self.now);
         let stash = std::mem::take(&mut connection.stash);
         if !stash.is_empty() {
             self.act(socket, |codec, now, actions| codec.receive(&stash, now, actions));
@@ -521,6 +528,9 @@ impl<E: Engine> Worker<E> {
                 continue;
             }
             connection.timer = None;
+            if connection.held || connection.quiesced {
+                connection.not_read(self.now);
+            }
             let served = &self.shared.services[connection.link.service.index()];
             match connection.deadline(served).filter(|(at, _)| *at <= self.now) {
                 Some((_, Some(reason))) => self.flush_and_close(socket, reason),
@@ -530,18 +540,6 @@ impl<E: Engine> Worker<E> {
                 None => self.set_timer(socket),
             }
         }
-    }
-
-    /// Tells the workers concerned that a client has connected again.
-    fn evict(&mut self) {
-        let Self { to_evict, peers, .. } = self;
-        to_evict.retain(|key| {
-            let Some(peer) = peers.get(usize::from(key.worker)) else { return false };
-            let Some(mut batch) = peer.take_empty() else { return true };
-            batch.push_order(*key, Command::TakenOver);
-            peer.hand_over(batch);
-            false
-        });
     }
 
     fn begin_stop(&mut self) {
