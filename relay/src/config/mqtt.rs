@@ -46,7 +46,7 @@ impl Default for MqttSection {
             session_expiry_s: 86_400,
             max_sessions: 100_000,
             receive_maximum: 256,
-            send_maximum: 64,
+            send_maximum: 20,
             max_waiting_bytes: 1 << 20,
             max_keep_alive_s: 0,
             max_subscriptions: 100,

@@ -58,6 +58,12 @@ const PACKAGES: &[Package] = packages! {
     Network: "python3-confluent-kafka"
         by File("/usr/lib/python3/dist-packages/confluent_kafka/__init__.py")
         for "the example server in Python";
+    Network: "mosquitto-clients" by Program("mosquitto_rr") for "MQTT clients in tests";
+    Network: "python3-paho-mqtt"
+        by File("/usr/lib/python3/dist-packages/paho/mqtt/client.py")
+        for "an MQTT client in tests";
+    Network: "nodejs" by Program("node") for "clients in JavaScript in tests";
+    Network: "npm" by Program("npm") for "fetches those";
     Kafka: "default-jre-headless" by Java for "Java 17 or later, for Kafka";
     Kafka: "maven" by Maven for "fetches Kafka's jars";
     Bench: "rsyslog" by Program("rsyslogd") for "what the relay is measured against";
