@@ -78,7 +78,8 @@ enum Command {
     /// Uplink: received = acknowledged + waiting + dead letters + refused, and as many records of
     /// this run in the partitions as were acknowledged. Downlink: what was produced since the run
     /// began = sent + orders + held + dead letters + vanished + waiting, and no offset committed past
-    /// what is settled. For each server: records in its partition = committed + waiting. Under traffic
+    /// what is settled (which it has a second for). What waits to be acknowledged is the rest, and is
+    /// compared with the bytes that are booked for it while nothing moves. For each server: records in its partition = committed + waiting. Under traffic
     /// the counters are taken before and after the partitions are looked at, and what lies between is
     /// right. It reads every record since the relay's start. Exit code 1 if a line does not balance.
     #[command(after_help = "Examples:\n  relay ledger --config /etc/millrace/millrace.toml\n  \
@@ -105,7 +106,7 @@ enum Command {
     /// Check steering rules, put them into force while traffic flows, show them.
     #[command(subcommand, after_help = rules::HELP)]
     Rules(rules::Rules),
-    /// Show the servers of all relays, drain one, forget one.
+    /// Show the servers of all relays, drain one, forget one, spread their clients evenly.
     #[command(subcommand, after_help = servers::HELP)]
     Servers(servers::Servers),
     /// Serve clients until SIGTERM or SIGINT; then deliver what was read, and end. Needs root.

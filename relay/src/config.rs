@@ -3,6 +3,7 @@
 //! Everything is checked when it is read, and a mistake is reported with its place. Sample:
 //! `docs/millrace.toml`.
 
+mod http;
 mod mqtt;
 mod passwords;
 mod registry;
@@ -18,6 +19,7 @@ use crate::codec::{Framing, ProtocolKind};
 use crate::prefix::Prefix;
 use crate::route::{Absence, IdentityKind, Partition};
 
+pub use http::HttpSection;
 pub use mqtt::MqttSection;
 pub use passwords::Passwords;
 pub use registry::RegistrySection;
@@ -333,6 +335,13 @@ pub struct Service {
     /// as long as it likes.
     #[serde(default)]
     pub idle_timeout_ms: u32,
+    /// Connections that one client address may have to the service through this relay; 0: any number.
+    #[serde(default)]
+    pub max_connections_per_address: u32,
+    /// Messages that a connection may send in a second, and at once after a pause; beyond, it is read
+    /// from no faster. 0: any number.
+    #[serde(default)]
+    pub max_messages_per_second: u32,
     /// What makes two connections the same client's.
     #[serde(default)]
     pub identity: IdentityKind,
@@ -346,6 +355,9 @@ pub struct Service {
     /// What becomes of clients whose server is away, or does not drain.
     #[serde(default)]
     pub absence: Absence,
+    /// Bounds of `protocol = "http"`.
+    #[serde(default)]
+    pub http: HttpSection,
     /// Who reads them, beside those that register.
     #[serde(rename = "server", default)]
     pub servers: Vec<Server>,
@@ -364,10 +376,13 @@ impl Service {
             max_message_bytes: default_max_message_bytes(),
             handshake_timeout_ms: default_handshake_timeout_ms(),
             idle_timeout_ms: 0,
+            max_connections_per_address: 0,
+            max_messages_per_second: 0,
             identity: IdentityKind::default(),
             association_keep_ms: 0,
             prefer: BTreeMap::new(),
             absence: Absence::default(),
+            http: HttpSection::default(),
             servers: Vec::new(),
         }
     }
@@ -406,7 +421,12 @@ fn check_protocol(service: &Service) -> Result<(), String> {
             Err("needs `framing`, or another `protocol` than \"framing\"".to_owned())
         }
         (ProtocolKind::Framing, Some(framing)) => framing.check(service.max_message_bytes),
-        (ProtocolKind::Mqtt, _) => service.mqtt.as_ref().map_or(Ok(()), MqttSection::check),
+        (ProtocolKind::Http, None) => service.http.check(),
+        (ProtocolKind::Mqtt, None) => service.mqtt.as_ref().map_or(Ok(()), MqttSection::check),
+        (ProtocolKind::Http | ProtocolKind::Mqtt, Some(_)) => {
+            Err("`framing` is for `protocol = \"framing\"`; other protocols have their own"
+                .to_owned())
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Usage: `server BROKERS PARTITION PREFIX [--rate N]`, or `lease` for the partition, which registers:
 //! `server 127.0.0.1:9092 lease millrace. --id chat-7 --service chat --address 203.0.113.17`.
-//! Then SIGTERM drains it. `--rate` is the most messages a second that it reads.
+//! (and `--capacity N`). Then SIGTERM drains it. `--rate` is the most messages a second that it reads.
 //! The contract: docs/kafka-contract.md.
 
 use std::time::{Duration, Instant, SystemTime};
@@ -30,6 +30,9 @@ struct Arguments {
     service: Option<String>,
     #[arg(long, required_if_eq("partition", "lease"))]
     address: Option<String>,
+    /// Share of the clients, in proportion to other servers'.
+    #[arg(long, default_value_t = 1)]
+    capacity: u32,
     #[arg(long)]
     rate: Option<f64>,
 }
@@ -62,6 +65,7 @@ impl Lease {
         let started = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
         let registration = json!({
             "version": 1, "service": arguments.service, "address": arguments.address, "state": "live",
+            "capacity": arguments.capacity,
             "instance": format!("{}-{}", std::process::id(), started.as_micros()), // this process
         });
         let registry: BaseConsumer = ClientConfig::new()

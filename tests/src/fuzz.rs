@@ -6,6 +6,7 @@ use millrace_relay::codec::{ByteOrder, DecodeError, Decoder, Framing};
 use millrace_relay::kafka::ConnectionKey;
 
 use crate::faulty::Dice;
+use crate::fuzz_http;
 use crate::fuzz_mqtt;
 use crate::fuzz_packet;
 use crate::wire::Wire;
@@ -14,8 +15,13 @@ use crate::wire::Wire;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: &[Target] =
-    &[("codec", codec), ("key", key), ("mqtt", fuzz_mqtt::mqtt), ("packet", packet)];
+pub const TARGETS: &[Target] = &[
+    ("codec", codec),
+    ("http", fuzz_http::http),
+    ("key", key),
+    ("mqtt", fuzz_mqtt::mqtt),
+    ("packet", packet),
+];
 
 /// See [`fuzz_packet::packet`].
 pub fn packet(frame: &[u8]) {

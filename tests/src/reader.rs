@@ -26,6 +26,8 @@ pub struct Record {
     pub headers: BTreeMap<String, String>,
     /// Partition.
     pub partition: u16,
+    /// Its time, in Unix milliseconds.
+    pub unix_ms: i64,
 }
 
 impl Record {
@@ -50,8 +52,23 @@ impl Record {
             value: record.payload().unwrap_or_default().to_owned(),
             headers: headers.collect::<Result<_>>()?,
             partition: u16::try_from(record.partition())?,
+            unix_ms: record.timestamp().to_millis().context("a record without a time")?,
         })
     }
+}
+
+/// All records that the uplink has now, in the order of each partition. Connections that have just
+/// ended may still add theirs.
+pub fn all_records(brokers: &str, prefix: &str, partitions: u16) -> Result<Vec<Record>> {
+    let counts = kafka::record_counts(brokers, &format!("{prefix}uplink"), partitions)?;
+    let mut records = Vec::new();
+    for (partition, count) in (0..).zip(counts) {
+        let reader = HandServer::on(brokers, prefix, &[partition])?;
+        for _ in 0..count {
+            records.push(reader.next("a record of the uplink", |_| true)?);
+        }
+    }
+    Ok(records)
 }
 
 /// A server that does only what it is told.

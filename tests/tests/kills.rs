@@ -10,11 +10,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result, ensure};
 use millrace_tests::faulty::Dice;
 use millrace_tests::fleet::{Fleet, SERVICE};
-use millrace_tests::kafka::{self, OwnBroker};
+use millrace_tests::kafka::OwnBroker;
 use millrace_tests::paths;
 use millrace_tests::persistent::{Persistent, Seen};
 use millrace_tests::process::{Process, run, wait_until};
-use millrace_tests::reader::{HandServer, Record};
+use millrace_tests::reader::{Record, all_records};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -120,21 +120,6 @@ impl Scene {
         Ok(())
     }
 
-    /// All records that the uplink has now, in the order of each partition. Connections that have
-    /// just ended may still add theirs.
-    fn records(&self) -> Result<Vec<Record>> {
-        let (brokers, prefix) = (self.broker.address(), self.fleet.prefix());
-        let counts = kafka::record_counts(brokers, &format!("{prefix}uplink"), PARTITIONS)?;
-        let mut records = Vec::new();
-        for (partition, count) in (0..).zip(counts) {
-            let reader = HandServer::on(brokers, prefix, &[partition])?;
-            for _ in 0..count {
-                records.push(reader.next("a record of the uplink", |_| true)?);
-            }
-        }
-        Ok(records)
-    }
-
     /// What `relay ledger` says of a relay.
     fn ledger(&self, relay: usize) -> Result<Value> {
         let mut command = self.fleet.relays[relay].command("ledger", false);
@@ -176,7 +161,7 @@ fn nothing_acknowledged_is_lost_whoever_is_killed() -> Result<()> {
     }
     let connects = clients.connects();
     let all_seen = clients.stop()?;
-    let records = scene.records()?;
+    let records = all_records(scene.broker.address(), scene.fleet.prefix(), PARTITIONS)?;
     check(&records, &all_seen)?;
     let (echoed, repeated): (usize, u64) = all_seen
         .iter()

@@ -92,7 +92,7 @@ enum Command {
         cargo xtask rules apply --config millrace.toml\n  \
         cargo xtask rules show --config millrace.toml --json")]
     Rules(run::Passed),
-    /// Build, then `relay servers`: show the servers of all relays, drain one, forget one
+    /// Build, then `relay servers`: show the servers of all relays, drain one, forget one, rebalance
     #[command(
         after_help = "Changes on the host: nothing but target/; an order is a record in the \
         configured Kafka's registry.\n\n\

@@ -1,11 +1,20 @@
-//! `relay servers`: list, drain, resume, forget.
+//! `relay servers`: list, drain, resume, forget, rebalance.
 
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use anyhow::ensure;
 use clap::{Args, Subcommand};
 use millrace_relay::registry::record::Command;
-use millrace_relay::registry::{Policy, RegistryStatus, order, read};
+use millrace_relay::registry::{
+    Change, MAX_PER_SECOND, Policy, RebalanceStatus, RegistryStatus, order, read, rebalance,
+};
 use serde::Serialize;
 
 use super::{ConfigFile, show};
+
+/// How long a look for the end of a rebalancing lasts.
+const LOOK: Duration = Duration::from_millis(200);
 
 pub(super) const HELP: &str = "\
 The registry is read from Kafka, so that these work on any host that has the configuration. Clients
@@ -13,7 +22,8 @@ and the age of a registration are known to running relays: `relay status` shows 
 
 Examples:
   relay servers list --json | jq '.servers[] | {id, state, partition}'
-  relay servers drain chat-7";
+  relay servers drain chat-7
+  relay servers rebalance chat --per-second 20 --wait";
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Servers {
@@ -40,6 +50,43 @@ pub(super) enum Servers {
     /// runs, it registers again.
     #[command(after_help = "Example:\n  relay servers forget chat-7 --config millrace.toml")]
     Forget(About),
+    /// Move clients of fuller servers to emptier ones, a few at a time, until the loads are even.
+    ///
+    /// For when servers have joined: new clients go to them, and those who are there stay where they
+    /// are without this. A load is clients in proportion to capacity. A client moves between two of
+    /// its messages, when its server has read and committed what it sent before: nothing is lost,
+    /// doubled or reordered. It ends by itself when no move would make two loads more even, or when
+    /// nothing has moved for a minute. Clients with several connections to one relay stay.
+    #[command(
+        after_help = "Changes: one record in the registry, which every relay carries out.\n\n\
+        Examples:\n  relay servers rebalance chat --config millrace.toml\n  \
+        relay servers rebalance chat --per-second 20 --wait --json\n  \
+        relay servers rebalance chat --stop"
+    )]
+    Rebalance(Rebalance),
+}
+
+/// An order about a service.
+#[derive(Args, Debug)]
+pub(super) struct Rebalance {
+    /// Name of the service.
+    #[arg(value_name = "SERVICE")]
+    service: String,
+    /// Most clients that move in a second, through all relays together.
+    #[arg(long, value_name = "N", default_value_t = 50,
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_PER_SECOND)))]
+    per_second: u32,
+    /// Return when it is over, and say what has moved; fails if the loads are not even then.
+    #[arg(long)]
+    wait: bool,
+    /// Take the order back; who has moved stays moved.
+    #[arg(long, conflicts_with_all = ["wait", "per_second"])]
+    stop: bool,
+    #[command(flatten)]
+    config: ConfigFile,
+    /// One JSON document instead of text.
+    #[arg(long)]
+    json: bool,
 }
 
 /// An order about one server.
@@ -74,6 +121,53 @@ impl std::fmt::Display for Ordered<'_> {
     }
 }
 
+/// What was ordered of a service, or what has come of it.
+#[derive(Serialize)]
+struct Rebalanced<'a> {
+    service: &'a str,
+    /// Null: the order was taken back.
+    rebalance: Option<RebalanceStatus>,
+}
+
+impl std::fmt::Display for Rebalanced<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let service = self.service;
+        match &self.rebalance {
+            None => write!(f, "the rebalancing of `{service}` is to stop"),
+            Some(of) => {
+                write!(f, "rebalancing of `{service}` {of}; `relay servers list` shows how it is")
+            }
+        }
+    }
+}
+
+impl Rebalance {
+    fn run(&self) -> anyhow::Result<()> {
+        let (config, service) = (self.config.read()?, &*self.service);
+        let per_second = NonZeroU32::new(self.per_second).filter(|_| !self.stop);
+        let mut watch = rebalance(&config, service, per_second)?;
+        let mut status = per_second.map(RebalanceStatus::ordered);
+        // The order itself comes first, and then its end.
+        let (mut is_ordered, change) = (false, Change::Rebalance(service.to_owned()));
+        while self.wait && status.as_ref().is_some_and(|of| of.ended.is_none()) {
+            watch.read_on(LOOK, |registry, changed| {
+                let known = registry.rebalances().get(service).map(RebalanceStatus::new);
+                is_ordered |= known.as_ref().is_some_and(|of| of.ended.is_none());
+                if *changed == change && is_ordered {
+                    status = known;
+                }
+            });
+        }
+        let even = status.as_ref().is_none_or(|of| of.ended != Some(false));
+        show(&Rebalanced { service, rebalance: status }, self.json)?;
+        ensure!(
+            even,
+            "no client of `{service}` has moved for a minute, and the loads are not even"
+        );
+        Ok(())
+    }
+}
+
 impl About {
     fn give(&self, command: Option<Command>) -> anyhow::Result<()> {
         order(&self.config.read()?, &self.id, command)?;
@@ -92,6 +186,7 @@ impl Servers {
             Self::Drain(about) => about.give(Some(Command::Drain)),
             Self::Resume(about) => about.give(None),
             Self::Forget(about) => about.give(Some(Command::Forget)),
+            Self::Rebalance(rebalance) => rebalance.run(),
         }
     }
 }

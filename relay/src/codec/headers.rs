@@ -94,7 +94,9 @@ impl HeaderList {
         self.count += 1;
         self.bytes.extend_from_slice(&length.to_le_bytes());
         self.bytes.extend_from_slice(&size.to_le_bytes());
-        name.iter().for_each(|part| self.bytes.extend_from_slice(part));
+        for part in name {
+            self.bytes.extend_from_slice(part);
+        }
         self.bytes.push(0);
         self.bytes.extend_from_slice(value);
         true

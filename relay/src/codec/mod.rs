@@ -16,6 +16,7 @@
 
 mod framing;
 mod headers;
+mod http;
 mod mqtt;
 mod protocol;
 pub mod script;
@@ -29,6 +30,7 @@ use crate::worker::CloseReason;
 pub use framing::{ByteOrder, DecodeError, Decoder, EncodeError, Framed, Framing};
 pub(crate) use headers::weight_of;
 pub use headers::{HeaderList, Headers, MAX_RECORD_HEADERS};
+pub use http::{Http, HttpSettings, MAX_REQUEST_FIELDS};
 pub use mqtt::Mqtt;
 pub use protocol::{AnyCodec, Protocol, ProtocolKind};
 

@@ -1,7 +1,7 @@
 //! The registry of codecs: what a service speaks, and a codec for each of its connections.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +10,7 @@ use crate::worker::CloseReason;
 
 use super::framing::Framed;
 use super::mqtt::Mqtt;
-use super::{Actions, Codec, Framing, Headers, Reply, Sending, Unencodable};
+use super::{Actions, Codec, Framing, Headers, Http, HttpSettings, Reply, Sending, Unencodable};
 
 /// What the clients of a service speak.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -19,6 +19,8 @@ pub enum ProtocolKind {
     /// Messages of the service's `framing`.
     #[default]
     Framing,
+    /// HTTP/1.1 and 1.0.
+    Http,
     /// MQTT 3.1.1 and 5.0.
     Mqtt,
 }
@@ -33,6 +35,8 @@ pub enum Protocol {
         /// Longest message.
         max_message_bytes: u32,
     },
+    /// HTTP/1.1 and 1.0.
+    Http(Arc<HttpSettings>),
     /// MQTT 3.1.1 and 5.0.
     Mqtt(Arc<Mqtt>),
 }
@@ -45,6 +49,10 @@ impl From<&Service> for Protocol {
                 framing: service.framing.expect("a checked configuration has one"),
                 max_message_bytes,
             },
+            ProtocolKind::Http => {
+                let settings = HttpSettings::new(service, Instant::now(), SystemTime::now());
+                Self::Http(Arc::new(settings))
+            }
             ProtocolKind::Mqtt => Self::Mqtt(Arc::new(Mqtt::new(service))),
         }
     }
@@ -57,6 +65,7 @@ impl Protocol {
             Self::Framing { framing, max_message_bytes } => {
                 AnyCodec::Framed(Framed::new(*framing, *max_message_bytes))
             }
+            Self::Http(settings) => AnyCodec::Other(Box::new(Http::new(Arc::clone(settings), now))),
             Self::Mqtt(mqtt) => AnyCodec::Other(mqtt.codec(now)),
         }
     }
@@ -68,6 +77,8 @@ impl Protocol {
             Self::Framing { framing, max_message_bytes } => {
                 framing.check_payload(*max_message_bytes, payload).map_err(|_| Unencodable)
             }
+            // It answers a request of a connection that has ended.
+            Self::Http(_) => Err(Unencodable),
             Self::Mqtt(mqtt) => mqtt.check_reply(headers, payload),
         }
     }

@@ -19,9 +19,13 @@ use serde::Serialize;
 
 use crate::config::Config;
 use crate::kafka::{Reason, RecordOrigin, committed, header_text, letter, observer, record_origin};
+use crate::ring::MESSAGE_OVERHEAD_BYTES;
 use crate::route::{Partition, ServerState};
 
 use super::{Snapshot, read_snapshot};
+
+#[cfg(test)]
+mod tests;
 
 /// How long the cluster may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -56,7 +60,7 @@ pub struct Uplink {
     pub received: u64,
     /// Acknowledged by Kafka.
     pub acknowledged: u64,
-    /// On their way.
+    /// On their way: the rest, compared with what the relay has booked.
     pub waiting: u64,
     /// Refused by Kafka, and among the dead letters.
     pub dead_lettered: u64,
@@ -234,10 +238,7 @@ impl Ledger {
                 + sum(&at.held_dead_lettered)
         };
         // Some may be written and not counted yet.
-        let under_way = after.messages_in_flight
-            + sum(&after.messages_refused)
-            + self.downlink.waiting
-            + after.held_waiting;
+        let under_way = after.messages_to_bury + self.downlink.waiting + after.held_waiting;
         let most = letters(after) + under_way;
         within("dead letters of this run in their topic", letters(before), found.letters, most);
         let most = after.replies_held + self.downlink.waiting;
@@ -249,6 +250,7 @@ impl Ledger {
         within("downlink: records in the partition", least, produced, produced.max(least));
         let committed = found.downlink_committed.saturating_sub(start);
         within("downlink: records that the offset has passed", 0, committed, settled(after));
+        problems.extend(waiting_problem(before, after));
         self.problems.append(&mut problems);
         for (name, server) in &self.servers {
             if server.committed > server.in_partition {
@@ -256,6 +258,21 @@ impl Ledger {
             }
         }
     }
+}
+
+/// What waits is the difference of two counters, and would hide a mistake in one of them. So while
+/// nothing moves it is compared with the bytes that wait, which are kept otherwise.
+fn waiting_problem(before: &Snapshot, after: &Snapshot) -> Option<String> {
+    let counters = |of: &Snapshot| {
+        let refused = sum(&of.messages_refused);
+        (of.messages_received, of.messages_acknowledged, refused, of.bytes_in_flight)
+    };
+    let (messages, bytes) = (after.messages_in_flight, after.bytes_in_flight);
+    let least = messages.saturating_mul(MESSAGE_OVERHEAD_BYTES as u64);
+    let wrong = (messages == 0) != (bytes == 0) || bytes < least;
+    (wrong && counters(before) == counters(after)).then(|| {
+        format!("uplink: {bytes} bytes wait, and by the relay's counters {messages} messages do")
+    })
 }
 
 /// Records of the downlink that are where they belong.

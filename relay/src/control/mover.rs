@@ -1,4 +1,5 @@
-//! Moves the connections of servers that drain, or that stay away, to other servers.
+//! Moves the connections of servers that drain, or that stay away, to other servers; and some of those
+//! of full servers to emptier ones, if an operator has ordered that.
 //!
 //! ```text
 //!              ┌─ Reassign ───────────────────────────────┐
@@ -20,14 +21,16 @@ use rdkafka::error::{KafkaError, KafkaResult};
 
 use crate::config::KafkaSection;
 use crate::kafka::{LogContext, client_config, committed};
-use crate::ring::Credit;
-use crate::route::{Associations, Concern, Measure, Partition, ServerId, Then};
+use crate::ring::{Credit, Mark};
+use crate::route::{Associations, Concern, Measure, Partition, ServerId, ServiceId, Then};
 use crate::worker::{OrderAnswer, Orders, Task};
 
 /// How often it looks what is to be done, and how far it is.
 const TICK: Duration = Duration::from_millis(50);
 /// How long the broker may take to answer.
 const ANSWER: Duration = Duration::from_secs(2);
+/// Least time between two rounds of a rebalancing.
+const ROUND: Duration = Duration::from_secs(1);
 /// How long after a move it looks for connections that came to the server meanwhile.
 const REST: Duration = Duration::from_secs(1);
 
@@ -36,7 +39,7 @@ enum Phase {
     /// The workers were told to read no more.
     Quiescing(Arc<OrderAnswer>),
     /// Until Kafka has acknowledged what was read.
-    Acknowledging,
+    Acknowledging(Mark),
     /// Until the server has committed its partition up to here.
     Reading {
         end: i64,
@@ -62,6 +65,8 @@ pub(super) struct Mover {
     credit: Arc<Credit>,
     orders: Orders,
     moves: HashMap<ServerId, Move>,
+    /// When the next round of a rebalancing may begin.
+    rounds: HashMap<ServiceId, Instant>,
 }
 
 impl Mover {
@@ -71,7 +76,8 @@ impl Mover {
         credit: Arc<Credit>,
         orders: Orders,
     ) -> Self {
-        Self { kafka, associations, credit, orders, moves: HashMap::new() }
+        let (moves, rounds) = (HashMap::new(), HashMap::new());
+        Self { kafka, associations, credit, orders, moves, rounds }
     }
 
     /// Runs until `stop`; quiesced connections are ended by the workers then.
@@ -83,7 +89,8 @@ impl Mover {
     }
 
     fn step(&mut self) {
-        let concerns = self.associations.concerns();
+        let mut concerns = self.associations.concerns();
+        self.rebalance(&mut concerns);
         let mut moves = std::mem::take(&mut self.moves);
         for concern in concerns {
             let server = concern.server;
@@ -96,6 +103,42 @@ impl Mover {
         for (server, current) in moves {
             if let Some(current) = self.go_on(Some(current), None) {
                 self.moves.insert(server, current);
+            }
+        }
+    }
+
+    /// Adds what is moved for the sake of balance: a round a second for each service, when the one
+    /// before has ended. In between the table learns what all relays have moved.
+    fn rebalance(&mut self, concerns: &mut Vec<Concern>) {
+        let now = Instant::now();
+        let services = self.associations.to_rebalance();
+        self.rounds.retain(|service, _| services.contains(service));
+        let is_current =
+            |current: &Move| matches!(current.concern.measure, Measure::Rebalance { .. });
+        for service in services {
+            let mut goes_on = false;
+            for current in self.moves.values().filter(|current| current.concern.service == service)
+            {
+                let rests = match current.phase {
+                    Phase::Resting(until) => now >= until,
+                    _ => false,
+                };
+                let drains = concerns.iter().any(|of| of.server == current.concern.server);
+                if is_current(current) && !rests && !drains {
+                    goes_on |= !matches!(current.phase, Phase::Resting(_));
+                    concerns.push(current.concern.clone());
+                }
+            }
+            let due = self.rounds.get(&service).is_none_or(|due| now >= *due);
+            if goes_on || !due {
+                continue;
+            }
+            self.rounds.insert(service, now + ROUND);
+            for new in self.associations.rebalance(service) {
+                let drains = concerns.iter().any(|of| of.server == new.server);
+                if !drains && !self.moves.contains_key(&new.server) {
+                    concerns.push(new);
+                }
             }
         }
     }
@@ -125,10 +168,19 @@ impl Mover {
             Phase::Deciding(task) => self.decide(&concern, task),
             _ if !wanted => Phase::Deciding(Task::Release),
             Phase::Quiescing(answer) if answer.connections().is_none() => Phase::Quiescing(answer),
-            Phase::Quiescing(_) => Phase::Acknowledging,
-            Phase::Acknowledging if self.credit.used(concern.partition) > 0 => Phase::Acknowledging,
-            Phase::Acknowledging => match concern.measure {
-                Measure::Drain { .. } => self.ask_end(&concern, began),
+            Phase::Quiescing(_) => Phase::Acknowledging(self.credit.mark(concern.partition)),
+            Phase::Acknowledging(mark) if !self.credit.is_past(concern.partition, mark) => {
+                // A drain waits for as long as the broker is away: it has not read them either.
+                match concern.measure {
+                    Measure::Rebalance { .. } => out_of_time(&concern, began),
+                    _ => None,
+                }
+                .unwrap_or(Phase::Acknowledging(mark))
+            }
+            Phase::Acknowledging(mark) => match concern.measure {
+                Measure::Drain { .. } | Measure::Rebalance { .. } => {
+                    self.ask_end(&concern, began, mark)
+                }
                 _ => Phase::Deciding(Task::Move),
             },
             Phase::Reading { end, reader } => self.ask_committed(&concern, began, end, reader),
@@ -141,30 +193,39 @@ impl Mover {
         if concern.measure == Measure::Refuse {
             return Some(Phase::Deciding(Task::Close));
         }
-        let answer = self.orders.give(concern.server, Task::Quiesce)?;
+        let task = match concern.measure {
+            Measure::Rebalance { most, .. } => Task::QuiesceSome(most),
+            _ => Task::Quiesce,
+        };
+        let answer = self.orders.give(concern.server, task)?;
         tracing::info!(server = &*concern.name, measure = ?concern.measure, "moving its clients");
         Some(Phase::Quiescing(answer))
     }
 
     fn decide(&mut self, concern: &Concern, task: Task) -> Phase {
         let rest = match (task, concern.measure) {
-            (Task::Release, Measure::Drain { within_ms, .. }) => Duration::from_millis(within_ms),
+            (
+                Task::Release,
+                Measure::Drain { within_ms, .. } | Measure::Rebalance { within_ms, .. },
+            ) => REST.max(Duration::from_millis(within_ms)),
+            // The rounds have their own time.
+            (_, Measure::Rebalance { .. }) => Duration::ZERO,
             _ => REST,
         };
         match self.orders.give(concern.server, task) {
-            Some(answer) => Phase::Ending(answer, rest.max(REST)),
+            Some(answer) => Phase::Ending(answer, rest),
             None => Phase::Deciding(task),
         }
     }
 
-    fn ask_end(&self, concern: &Concern, began: Instant) -> Phase {
+    fn ask_end(&self, concern: &Concern, began: Instant, mark: Mark) -> Phase {
         let partition = concern.partition;
         match self.reader(partition).and_then(|reader| Ok((self.end(&reader, partition)?, reader)))
         {
             Ok((end, reader)) => Phase::Reading { end, reader },
             Err(error) => {
                 tracing::warn!(%error, %partition, "the end of a partition is not told");
-                out_of_time(concern, began).unwrap_or(Phase::Acknowledging)
+                out_of_time(concern, began).unwrap_or(Phase::Acknowledging(mark))
             }
         }
     }
@@ -212,8 +273,11 @@ impl Mover {
 
 /// What becomes of the connections if the server takes too long.
 fn out_of_time(concern: &Concern, began: Instant) -> Option<Phase> {
-    let Measure::Drain { within_ms, then } = concern.measure else {
-        return Some(Phase::Deciding(Task::Move));
+    let (within_ms, then) = match concern.measure {
+        Measure::Drain { within_ms, then } => (within_ms, then),
+        // It is live, and they are served there as well.
+        Measure::Rebalance { within_ms, .. } => (within_ms, Then::Keep),
+        _ => return Some(Phase::Deciding(Task::Move)),
     };
     if began.elapsed() < Duration::from_millis(within_ms) {
         return None;

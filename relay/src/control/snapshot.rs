@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::{Deserialize, Serialize};
 
 use crate::kafka::{
-    ConsumerStats, HeldRefusal, KeeperStats, LetterCounts, PumpStats, RefusedReason,
+    ConsumerStats, Desk, HeldRefusal, KeeperStats, LetterCounts, PumpStats, RefusedReason,
 };
 use crate::registry::{RegistryObserver, RegistryStatus};
+use crate::ring::Credit;
 use crate::route::{Associations, RecordRefusal};
 use crate::worker::{CloseReason, Counter, UndeliveredReason, WorkerStats};
 
@@ -38,7 +39,7 @@ impl CpuTime {
 }
 
 /// All counters of a relay. Each message read is acknowledged, in flight or refused.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Snapshot {
     /// The relay's number.
     pub relay: u16,
@@ -58,18 +59,25 @@ pub struct Snapshot {
     pub messages_received: u64,
     /// Messages that Kafka has acknowledged.
     pub messages_acknowledged: u64,
-    /// Messages between the two.
+    /// Messages between the two: the difference.
     pub messages_in_flight: u64,
+    /// Bytes between the two, which are not counted but booked and released: each message's own and
+    /// 512 more.
+    pub bytes_in_flight: u64,
     /// Messages that Kafka will never have, by reason.
     pub messages_refused: BTreeMap<String, u64>,
     /// Messages among the dead letters, by reason; Kafka has refused them before.
     pub messages_dead_lettered: BTreeMap<String, u64>,
+    /// Messages that are about to be dead letters.
+    pub messages_to_bury: u64,
     /// Messages of which only a part came.
     pub messages_truncated: u64,
     /// Bytes received from clients.
     pub received_bytes: u64,
     /// Times that a connection was held back by a bound.
     pub holds: u64,
+    /// Times that a connection sent more messages a second than it may, and had to wait.
+    pub throttles: u64,
     /// Replies read from the downlink.
     pub replies_received: u64,
     /// Orders to close without a reply, among those.
@@ -126,6 +134,8 @@ pub(super) struct Observer {
     pub(super) pump: Arc<PumpStats>,
     pub(super) consumer: Arc<ConsumerStats>,
     pub(super) keeper: Arc<KeeperStats>,
+    pub(super) credit: Arc<Credit>,
+    pub(super) desk: Arc<Desk>,
     pub(super) associations: Arc<Associations>,
     pub(super) registry: RegistryObserver,
 }
@@ -148,6 +158,7 @@ impl Observer {
     /// is never counted twice.
     pub(super) fn snapshot(&self) -> Snapshot {
         let load = |counter: &AtomicU64| counter.load(Ordering::Acquire);
+        let to_bury = self.desk.refused_undone() as u64;
         let acknowledged = load(&self.pump.acknowledged);
         let refused: Vec<_> = RefusedReason::ALL
             .iter()
@@ -179,11 +190,14 @@ impl Observer {
             messages_received: received,
             messages_acknowledged: acknowledged,
             messages_in_flight: received.saturating_sub(acknowledged + refused_sum),
+            bytes_in_flight: self.credit.used() as u64,
             messages_refused: nonzero(refused),
+            messages_to_bury: to_bury,
             messages_dead_lettered: letters(&self.keeper.message_letters),
             messages_truncated: self.sum(|worker| &worker.truncated),
             received_bytes: self.sum(|worker| &worker.received_bytes),
             holds: self.sum(|worker| &worker.holds),
+            throttles: self.sum(|worker| &worker.throttles),
             replies_orders: load(&self.consumer.orders),
             replies_received: load(&self.consumer.received),
             replies_sent: self.sum(|worker| &worker.replies_sent),

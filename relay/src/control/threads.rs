@@ -219,7 +219,7 @@ impl Threads {
         let keeper = Keeper::new(
             config,
             incarnation,
-            desk,
+            desk.clone(),
             shared.presence.clone(),
             downlinks.clone(),
             keeper_stats.clone(),
@@ -242,6 +242,8 @@ impl Threads {
             pump: pump_stats,
             consumer: consumer_stats,
             keeper: keeper_stats,
+            credit: shared.credit.clone(),
+            desk,
             associations: shared.associations.clone(),
             registry,
         };

@@ -60,6 +60,11 @@ impl Desk {
         self.heap().undone.len() >= MOST_REPLIES
     }
 
+    /// Refused messages that are not done.
+    pub fn refused_undone(&self) -> usize {
+        self.heap().refused_undone
+    }
+
     /// The first reply that is not done.
     pub(super) fn first_undone(&self) -> Option<ReplyOffset> {
         self.heap().undone.first().copied()

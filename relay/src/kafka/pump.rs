@@ -64,6 +64,8 @@ pub struct Pump<P> {
 struct Ledger {
     /// Bytes to release, by partition.
     released: Vec<usize>,
+    /// Of those, such as Kafka has acknowledged.
+    written: Vec<usize>,
     touched: Vec<Partition>,
     /// Connections whose message was refused.
     refused: Vec<Token>,
@@ -89,6 +91,7 @@ impl<P: Producer> Pump<P> {
     ) -> Self {
         let ledger = Ledger {
             released: vec![0; partitions],
+            written: vec![0; partitions],
             touched: Vec::with_capacity(partitions),
             refused: Vec::new(),
             acknowledged: vec![Vec::new(); downlinks.len()],
@@ -241,6 +244,8 @@ impl<P: Producer> Pump<P> {
         let mut tell = false;
         for partition in self.ledger.touched.drain(..) {
             let bytes = std::mem::take(&mut self.ledger.released[partition.index()]);
+            let written = std::mem::take(&mut self.ledger.written[partition.index()]);
+            self.credit.acknowledge(partition, written);
             tell |= self.credit.release(partition, bytes);
         }
         if tell {
@@ -305,7 +310,11 @@ impl Ledger {
         if *released == 0 {
             self.touched.push(report.partition);
         }
-        *released += report.booked_bytes + MESSAGE_OVERHEAD_BYTES;
+        let bytes = report.booked_bytes + MESSAGE_OVERHEAD_BYTES;
+        *released += bytes;
+        if report.result.is_ok() {
+            self.written[report.partition.index()] += bytes;
+        }
         if report.token.acknowledge && report.result.is_ok() {
             let of_worker = &mut self.acknowledged[usize::from(report.token.worker)];
             match of_worker.last_mut() {

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::kafka::RelayId;
-use crate::route::{Partition, ServerState};
+use crate::route::{Balance, Partition, ServerState};
 
 use super::plan::{Plan, Write};
 use super::policy::{Declared, Policy, Unfit};
+use super::rebalance::Rebalancings;
 use super::record::{Command, Key, Lease, Registration, RelayState, Term, VERSION, Wish};
 use super::state::{Change, Outcome, Registry};
 
@@ -29,6 +30,8 @@ pub trait Facts {
     fn unread(&mut self, partition: Partition) -> Option<u64>;
     /// Clients of a server.
     fn clients(&self, id: &str) -> u32;
+    /// How far the clients of a service are spread; none of one that is not known.
+    fn balance(&self, service: &str) -> Option<Balance>;
     /// Begins to move what waits in a partition, which is for nobody, to the dead letters.
     fn bury(&mut self, partition: Partition);
 }
@@ -50,6 +53,7 @@ pub struct Coordinator {
     empty: BTreeMap<String, Instant>,
     /// When it was last known what waits for a server that is gone.
     graves: BTreeMap<Partition, Instant>,
+    rebalancings: Rebalancings,
     next_scan: Instant,
 }
 
@@ -73,6 +77,7 @@ impl Coordinator {
             spoilt: BTreeSet::new(),
             empty: BTreeMap::new(),
             graves: BTreeMap::new(),
+            rebalancings: Rebalancings::default(),
             next_scan: now,
         }
     }
@@ -100,6 +105,7 @@ impl Coordinator {
         self.dirty.extend(registry.orders().keys().cloned());
         self.dirty.extend(registry.leases().keys().cloned());
         self.empty.clear();
+        self.rebalancings.clear();
         self.next_scan = now;
     }
 
@@ -138,6 +144,7 @@ impl Coordinator {
             Outcome::Changed(Change::Relay(relay)) => {
                 self.relays.insert(*relay, now);
             }
+            Outcome::Changed(Change::Rebalance(service)) => self.rebalancings.forget(service),
             Outcome::Changed(Change::Refusal(_) | Change::Coordinator) | Outcome::Refused(..) => {}
         }
         // Whoever coordinates looks; who begins to looks at everybody.
@@ -191,6 +198,8 @@ impl Coordinator {
             self.next_scan = now + self.policy.lease / SCANS_PER_LEASE;
             self.scan_servers(&mut plan, facts, now);
             self.scan_relays(&mut plan, now);
+            let rules = (&*policy, term);
+            plan.writes.extend(self.rebalancings.scan(registry, rules, facts, now));
         }
         plan.writes
     }

@@ -21,6 +21,15 @@ pub enum RegistryError {
         /// librdkafka's word.
         source: KafkaError,
     },
+    /// No relay has ever run with these topics.
+    #[error(
+        "there is no topic {topic}: no relay has made it yet; start one with `relay run`, or set \
+         kafka.topic_prefix to that of the relays that run"
+    )]
+    Missing {
+        /// The registry.
+        topic: String,
+    },
     /// Its order is what relays agree on, and there is none between partitions.
     #[error(
         "topic {topic} has {partitions} partitions and must have one; delete it and let a relay \

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::Config;
 use crate::kafka::{Incarnation, bury, unread};
-use crate::route::Partition;
+use crate::route::{Balance, Partition};
 
 use super::Facts;
 use super::link::Listener;
@@ -28,6 +28,9 @@ impl Facts for World<'_> {
     }
     fn clients(&self, id: &str) -> u32 {
         self.listener.clients(id)
+    }
+    fn balance(&self, service: &str) -> Option<Balance> {
+        self.listener.balance(service)
     }
     fn bury(&mut self, partition: Partition) {
         self.backlogs.bury(partition);

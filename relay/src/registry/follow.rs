@@ -10,7 +10,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use crate::config::Config;
 use crate::kafka::{LogContext, client_config};
 
-use super::{Registry, RegistryError};
+use super::{Change, Outcome, Registry, RegistryError};
 
 /// How long the cluster may take to describe the topic.
 const METADATA_TIMEOUT: Duration = Duration::from_secs(10);
@@ -48,6 +48,9 @@ impl Follower {
             .fetch_metadata(Some(&topic), METADATA_TIMEOUT)
             .map_err(|source| RegistryError::Unreadable { topic: topic.clone(), source })?;
         let partitions = metadata.topics().first().map_or(0, |found| found.partitions().len());
+        if partitions == 0 {
+            return Err(RegistryError::Missing { topic });
+        }
         if partitions != 1 {
             return Err(RegistryError::Partitions { topic, partitions });
         }
@@ -114,12 +117,41 @@ impl Follower {
     }
 }
 
-/// The registry as it is now, for whoever only looks.
+/// The registry for whoever only looks, and for as long as he does.
+pub struct Watch {
+    follower: Follower,
+    registry: Registry,
+}
+
+impl Watch {
+    /// Reads the registry as it is now.
+    pub fn open(config: &Config) -> Result<Self, RegistryError> {
+        let timeout = Duration::from_millis(config.registry.start_timeout_ms.into());
+        let (mut follower, mut registry) = (Follower::open(config)?, Registry::default());
+        follower.catch_up(timeout, |offset, key, value| {
+            registry.apply(offset, key, value);
+        })?;
+        Ok(Self { follower, registry })
+    }
+
+    /// What it says.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// Takes what has come, and waits for something if nothing has. `each` sees the registry after
+    /// each record that has changed something.
+    pub fn read_on(&mut self, patience: Duration, mut each: impl FnMut(&Registry, &Change)) {
+        let Self { follower, registry } = self;
+        follower.read(patience, |offset, key, value| {
+            if let Outcome::Changed(change) = registry.apply(offset, key, value) {
+                each(registry, &change);
+            }
+        });
+    }
+}
+
+/// The registry as it is now.
 pub fn read(config: &Config) -> Result<Registry, RegistryError> {
-    let mut registry = Registry::default();
-    let timeout = Duration::from_millis(config.registry.start_timeout_ms.into());
-    Follower::open(config)?.catch_up(timeout, |offset, key, value| {
-        registry.apply(offset, key, value);
-    })?;
-    Ok(registry)
+    Watch::open(config).map(|watch| watch.registry)
 }

@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 
 use crate::config::Config;
 use crate::kafka::{Incarnation, RelayId};
-use crate::route::{Associations, ServerLink, ServerState, ServiceId};
+use crate::route::{Associations, Balance, ServerLink, ServerState, ServiceId};
 
 use super::author::Author;
 use super::candidate::Candidate;
 use super::facts::{Backlogs, World};
 use super::follow::Follower;
+use super::orders::MAX_PER_SECOND;
 use super::record::{Coordination, Key, RelayRecord, RelayState, Term, VERSION};
 use super::status::RegistryStatus;
 use super::{Change, Coordinator, Outcome, Policy, Registry, RegistryError, Write};
@@ -39,8 +40,12 @@ pub trait Listener: Send + 'static {
     fn relay(&mut self, relay: RelayId, incarnation: Incarnation, state: RelayState);
     /// This relay coordinates from now on, or no longer.
     fn coordinates(&mut self, coordinates: bool);
+    /// A service is to be rebalanced, so many clients a second, or no longer.
+    fn rebalance(&mut self, service: &str, per_second: Option<u32>);
     /// Clients of a server.
     fn clients(&self, id: &str) -> u32;
+    /// How far the clients of a service are spread.
+    fn balance(&self, service: &str) -> Option<Balance>;
 }
 
 impl Listener for Arc<Associations> {
@@ -57,8 +62,14 @@ impl Listener for Arc<Associations> {
     fn coordinates(&mut self, coordinates: bool) {
         self.set_coordinator(coordinates);
     }
+    fn rebalance(&mut self, service: &str, per_second: Option<u32>) {
+        self.set_rebalance(service, per_second);
+    }
     fn clients(&self, id: &str) -> u32 {
         self.clients_of(id)
+    }
+    fn balance(&self, service: &str) -> Option<Balance> {
+        Associations::balance(self, service)
     }
 }
 
@@ -95,6 +106,9 @@ impl RegistryObserver {
         };
         for server in &mut status.servers {
             server.clients = Some(self.associations.clients_of(&server.id));
+        }
+        for (service, of) in status.rebalances.iter_mut().filter(|(_, of)| of.ended.is_none()) {
+            of.moved_from = self.associations.balance(service).unwrap_or_default().moved;
         }
         status
     }
@@ -246,6 +260,10 @@ impl Link {
         for relay in relays {
             link.tell(&Change::Relay(relay));
         }
+        let rebalances: Vec<_> = lock(&link.core).registry.rebalances().keys().cloned().collect();
+        for service in rebalances {
+            link.tell(&Change::Rebalance(service));
+        }
         Ok(link)
     }
 
@@ -353,6 +371,12 @@ impl Link {
                 if let Some(RelayRecord { incarnation, state, .. }) = known {
                     self.listener.relay(*relay, incarnation, state);
                 }
+            }
+            Change::Rebalance(service) => {
+                let order = lock(&self.core).registry.rebalances().get(service).cloned();
+                let order = order.filter(|order| order.ended.is_none());
+                let per_second = order.map(|order| order.per_second.get().min(MAX_PER_SECOND));
+                self.listener.rebalance(service, per_second);
             }
             Change::Server(_) | Change::Refusal(_) | Change::Order(_) | Change::Coordinator => {}
         }

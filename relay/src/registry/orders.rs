@@ -1,18 +1,22 @@
 //! What an operator orders, written from wherever the configuration is.
 
 use std::collections::BTreeSet;
+use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
 
 use super::author::Author;
-use super::record::{Command, Key, Order, VERSION};
-use super::{Registry, RegistryError, Write, read};
+use super::record::{Command, Key, Order, Rebalance, VERSION};
+use super::{Registry, RegistryError, Watch, Write, read};
 
 /// How long the cluster may take to acknowledge an order.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a look for the acknowledgement lasts.
 const POLL: Duration = Duration::from_millis(20);
+
+/// Most clients of a service that may be moved in a second, through all relays.
+pub const MAX_PER_SECOND: u32 = 10_000;
 
 /// Why an order was not given.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +41,17 @@ pub enum OrderError {
     /// Nothing to take back.
     #[error("no order is in force for server `{0}`")]
     NoOrder(String),
+    /// There is no such service.
+    #[error("there is no service `{service}` in the configuration; there are: {known}")]
+    UnknownService {
+        /// As it was named.
+        service: String,
+        /// Which there are.
+        known: String,
+    },
+    /// No rebalancing to stop.
+    #[error("service `{0}` is not being rebalanced; `relay servers list` shows what is")]
+    NotRebalanced(String),
     /// The cluster did not answer.
     #[error("the cluster has not acknowledged the order within {TIMEOUT:?}; is it running?")]
     Timeout,
@@ -52,8 +67,39 @@ pub fn order(config: &Config, id: &str, command: Option<Command>) -> Result<(), 
         Some(order) => Write::new(key, &Order { version: VERSION, order }),
         None => Write::remove(key),
     };
+    give(config, &write)
+}
+
+/// Orders a service rebalanced, so many clients a second, or takes that back. Returns when the
+/// cluster has it; the relays carry it out, and the registry can be watched for that.
+pub fn rebalance(
+    config: &Config,
+    service: &str,
+    per_second: Option<NonZeroU32>,
+) -> Result<Watch, OrderError> {
+    if !config.services.iter().any(|of| of.name == service) {
+        let known = config.services.iter().map(|of| &*of.name).collect::<Vec<_>>().join(", ");
+        return Err(OrderError::UnknownService { service: service.to_owned(), known });
+    }
+    let watch = Watch::open(config)?;
+    let is_in_force =
+        watch.registry().rebalances().get(service).is_some_and(|of| of.ended.is_none());
+    let key = Key::Rebalance(service.to_owned());
+    let write = match per_second {
+        Some(per_second) => {
+            Write::new(key, &Rebalance { version: VERSION, per_second, ended: None })
+        }
+        None if is_in_force => Write::remove(key),
+        None => return Err(OrderError::NotRebalanced(service.to_owned())),
+    };
+    give(config, &write)?;
+    Ok(watch)
+}
+
+/// Writes an order, and waits until the cluster has acknowledged it.
+fn give(config: &Config, write: &Write) -> Result<(), OrderError> {
     let author = Author::new(config).map_err(RegistryError::from)?;
-    author.write(&write).map_err(RegistryError::from)?;
+    author.write(write).map_err(RegistryError::from)?;
     let deadline = Instant::now() + TIMEOUT;
     while !author.is_read_back(i64::MAX) {
         if author.poll() || Instant::now() >= deadline {

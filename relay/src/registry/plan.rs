@@ -9,7 +9,9 @@ use crate::route::{Partition, ServerState};
 
 use super::coordinator::LOST;
 use super::policy::{Policy, Unfit};
-use super::record::{Key, Lease, Malformed, Refusal, Registration, Term, VERSION};
+use super::record::{
+    Ended, Key, Lease, Malformed, Rebalance, Refusal, Registration, Term, VERSION,
+};
 use super::state::Registry;
 
 /// The reason of a refusal is no longer.
@@ -152,6 +154,10 @@ impl<'a> Plan<'a> {
                 .get(id)
                 .map(|refusal| json(&Refusal { term, ..refusal.clone() })),
             Key::Order(id) => registry.orders().get(id).map(json),
+            Key::Rebalance(service) => registry.rebalances().get(service).map(|of| {
+                let ended = of.ended.clone().map(|ended| Ended { term, ..ended });
+                json(&Rebalance { ended, ..of.clone() })
+            }),
             Key::Relay(relay) => registry.relays().get(relay).map(json),
             // Whoever coordinates takes office again; a registration is never refused.
             Key::Coordinator | Key::Server(_) => return,

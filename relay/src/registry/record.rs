@@ -38,6 +38,8 @@ pub enum Key {
     Refusal(String),
     /// An operator about a server: [`Order`].
     Order(String),
+    /// An operator about a service, and what has come of it: [`Rebalance`].
+    Rebalance(String),
     /// Who may answer: [`Coordination`].
     Coordinator,
     /// A relay about itself: [`RelayRecord`].
@@ -58,6 +60,7 @@ impl Key {
             "lease" => Self::Lease(id),
             "refusal" => Self::Refusal(id),
             "order" => Self::Order(id),
+            "rebalance" => Self::Rebalance(id),
             // As it is printed, so that a relay has one key.
             "relay" => {
                 let relay = of.parse().ok().filter(|relay: &u16| relay.to_string() == of)?;
@@ -75,6 +78,7 @@ impl fmt::Display for Key {
             Self::Lease(id) => write!(f, "lease/{id}"),
             Self::Refusal(id) => write!(f, "refusal/{id}"),
             Self::Order(id) => write!(f, "order/{id}"),
+            Self::Rebalance(service) => write!(f, "rebalance/{service}"),
             Self::Coordinator => write!(f, "coordinator"),
             Self::Relay(relay) => write!(f, "relay/{}", relay.0),
         }
@@ -320,6 +324,32 @@ pub struct Order {
     pub order: Command,
 }
 
+/// An operator's order to spread the clients of a service over its live servers as the allotment
+/// would have it; in force until it has ended.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Rebalance {
+    /// Of this value.
+    pub version: u32,
+    /// Most clients that move in a second, through all relays.
+    pub per_second: NonZeroU32,
+    /// The coordinator's word that it is over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<Ended>,
+}
+
+/// How a rebalancing has ended.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Ended {
+    /// In which it was written.
+    pub term: Term,
+    /// No move would make the loads more even. If not: nothing has moved for too long.
+    pub even: bool,
+    /// Clients that have moved, as far as the coordinator has seen it.
+    pub moved: u64,
+    /// The same by the name of the former server; those that have lost most.
+    pub moved_from: BTreeMap<String, u64>,
+}
+
 /// Who answers registrations. The record's offset is the [`Term`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Coordination {
@@ -425,7 +455,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_key_is_printed_as_it_was_read(key in ".{0,40}|(server|lease|order|relay|refusal)/.{0,9}") {
+        fn a_key_is_printed_as_it_was_read(key in ".{0,40}|(server|lease|order|rebalance|relay|refusal)/.{0,9}") {
             if let Some(known) = Key::parse(key.as_bytes()) {
                 prop_assert_eq!(known.to_string(), key);
             }

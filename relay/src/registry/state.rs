@@ -7,7 +7,8 @@ use crate::kafka::RelayId;
 use crate::route::Partition;
 
 use super::record::{
-    self, Coordination, Key, Lease, Malformed, Order, Refusal, Registration, RelayRecord, Term,
+    self, Coordination, Key, Lease, Malformed, Order, Rebalance, Refusal, Registration,
+    RelayRecord, Term,
 };
 
 /// Most ids of each kind of record; a record of one more is refused.
@@ -27,6 +28,8 @@ pub enum Change {
     Refusal(String),
     /// An operator's order.
     Order(String),
+    /// An operator's order about a service, or its end.
+    Rebalance(String),
     /// Who coordinates.
     Coordinator,
     /// A relay's word.
@@ -41,6 +44,7 @@ impl Change {
             Self::Lease(id) => Key::Lease(id.clone()),
             Self::Refusal(id) => Key::Refusal(id.clone()),
             Self::Order(id) => Key::Order(id.clone()),
+            Self::Rebalance(service) => Key::Rebalance(service.clone()),
             Self::Coordinator => Key::Coordinator,
             Self::Relay(relay) => Key::Relay(*relay),
         }
@@ -109,6 +113,7 @@ pub struct Registry {
     leases: BTreeMap<String, Lease>,
     refusals: BTreeMap<String, Refusal>,
     orders: BTreeMap<String, Order>,
+    rebalances: BTreeMap<String, Rebalance>,
     coordination: Option<(Term, Coordination)>,
     relays: BTreeMap<RelayId, RelayRecord>,
     holders: BTreeMap<Partition, Holders>,
@@ -124,6 +129,7 @@ impl PartialEq for Registry {
             && self.leases == other.leases
             && self.refusals == other.refusals
             && self.orders == other.orders
+            && self.rebalances == other.rebalances
             && self.coordination == other.coordination
             && self.relays == other.relays
             && self.holders == other.holders
@@ -142,6 +148,7 @@ impl Registry {
             Key::Lease(id) => self.apply_lease(offset, id, value),
             Key::Refusal(id) => self.apply_refusal(offset, id, value),
             Key::Order(id) => put(&mut self.orders, id, value).map(|()| Change::Order(id.clone())),
+            Key::Rebalance(service) => self.apply_rebalance(offset, service, value),
             Key::Coordinator => self.apply_coordination(offset, value),
             Key::Relay(relay) => {
                 put(&mut self.relays, relay, value).map(|()| Change::Relay(*relay))
@@ -274,6 +281,25 @@ impl Registry {
         Ok(Change::Refusal(id.to_owned()))
     }
 
+    fn apply_rebalance(
+        &mut self,
+        offset: i64,
+        service: &str,
+        value: Option<&[u8]>,
+    ) -> Result<Change, RefusedReason> {
+        if let Some(value) = value {
+            let rebalance: Rebalance =
+                record::parse(value).map_err(|_problem| RefusedReason::MalformedValue)?;
+            if let Some(ended) = &rebalance.ended {
+                self.is_current(ended.term, offset)?;
+            }
+            insert(&mut self.rebalances, &service.to_owned(), rebalance)?;
+        } else {
+            self.rebalances.remove(service);
+        }
+        Ok(Change::Rebalance(service.to_owned()))
+    }
+
     fn apply_coordination(
         &mut self,
         offset: i64,
@@ -305,6 +331,11 @@ impl Registry {
     /// Orders, by server id.
     pub fn orders(&self) -> &BTreeMap<String, Order> {
         &self.orders
+    }
+
+    /// Rebalancings, those that have ended too, by service.
+    pub fn rebalances(&self) -> &BTreeMap<String, Rebalance> {
+        &self.rebalances
     }
 
     /// Who coordinates, since which term.

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
 use crate::route::{Partition, ServerState};
 
-use super::record::{Lease, RelayState};
+use super::record::{Lease, Rebalance, RelayState};
 use super::{Coordinator, Policy, Registry};
 
 /// A server, declared or registered.
@@ -42,6 +43,18 @@ pub struct ServerStatus {
     pub clients: Option<u32>,
 }
 
+/// Clients that are moved to emptier servers on an operator's order, or were.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RebalanceStatus {
+    /// Most clients a second, through all relays.
+    pub per_second: u32,
+    /// Null while it goes on; then whether the loads are even.
+    pub ended: Option<bool>,
+    /// Clients that have moved, by the name of the former server; while it goes on, as far as the
+    /// running relay knows, if one was asked.
+    pub moved_from: BTreeMap<String, u64>,
+}
+
 /// Who coordinates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CoordinatorStatus {
@@ -71,6 +84,9 @@ pub struct RegistryStatus {
     pub servers: Vec<ServerStatus>,
     /// Why a registration has no lease, by server id.
     pub refusals: BTreeMap<String, String>,
+    /// By service.
+    #[serde(default)]
+    pub rebalances: BTreeMap<String, RebalanceStatus>,
     /// By number.
     pub relays: Vec<RelayStatus>,
     /// Records that were read and refused, by reason.
@@ -122,6 +138,11 @@ impl RegistryStatus {
                 .iter()
                 .map(|(id, refusal)| (id.clone(), refusal.reason.clone()))
                 .collect(),
+            rebalances: registry
+                .rebalances()
+                .iter()
+                .map(|(service, of)| (service.clone(), RebalanceStatus::new(of)))
+                .collect(),
             relays: registry
                 .relays()
                 .iter()
@@ -135,6 +156,39 @@ impl RegistryStatus {
                 .refused()
                 .map(|(reason, count)| (reason.to_owned(), count))
                 .collect(),
+        }
+    }
+}
+
+impl RebalanceStatus {
+    /// As it begins.
+    pub fn ordered(per_second: NonZeroU32) -> Self {
+        Self { per_second: per_second.get(), ended: None, moved_from: BTreeMap::new() }
+    }
+
+    /// As the record has it.
+    pub fn new(of: &Rebalance) -> Self {
+        Self {
+            per_second: of.per_second.get(),
+            ended: of.ended.as_ref().map(|ended| ended.even),
+            moved_from: of.ended.clone().map(|ended| ended.moved_from).unwrap_or_default(),
+        }
+    }
+}
+
+impl fmt::Display for RebalanceStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rate = self.per_second;
+        match self.ended {
+            None => write!(f, "goes on, {rate} clients a second at most")?,
+            Some(true) => write!(f, "has ended: no move would make the loads more even")?,
+            Some(false) => write!(f, "has ended: those who are left cannot move")?,
+        }
+        let moved: Vec<_> =
+            self.moved_from.iter().map(|(id, count)| format!("{count} from {id}")).collect();
+        match &*moved {
+            [] => Ok(()),
+            moved => write!(f, "; moved: {}", moved.join(", ")),
         }
     }
 }
@@ -190,6 +244,9 @@ impl fmt::Display for RegistryStatus {
         }
         for (id, reason) in &self.refusals {
             writeln!(f, "  {id:<16} refused: {reason}")?;
+        }
+        for (service, of) in &self.rebalances {
+            writeln!(f, "  rebalancing of {service} {of}")?;
         }
         for RelayStatus { relay, state, .. } in &self.relays {
             let state = if *state == RelayState::Live { "live" } else { "gone" };

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::record::{Coordination, Key, Lease, Refusal, RelayRecord, RelayState, Term, VERSION};
 use super::*;
 use crate::kafka::{Incarnation, RelayId};
-use crate::route::{Partition, ServerState};
+use crate::route::{Balance, Partition, ServerState};
 
 const LEASE: Duration = Duration::from_secs(10);
 const FORGET: Duration = Duration::from_secs(100);
@@ -21,6 +21,7 @@ type Log = Vec<(i64, Vec<u8>, Option<Vec<u8>>)>;
 struct World {
     unread: BTreeMap<u16, u64>,
     clients: BTreeMap<String, u32>,
+    balances: BTreeMap<String, Balance>,
     buried: Vec<Partition>,
 }
 
@@ -30,6 +31,9 @@ impl Facts for World {
     }
     fn clients(&self, id: &str) -> u32 {
         self.clients.get(id).copied().unwrap_or_default()
+    }
+    fn balance(&self, service: &str) -> Option<Balance> {
+        self.balances.get(service).cloned()
     }
     fn bury(&mut self, partition: Partition) {
         self.buried.push(partition);
@@ -281,6 +285,46 @@ fn an_operator_drains_resumes_and_forgets() {
 }
 
 #[test]
+fn a_rebalancing_ends_when_loads_stay_even_or_nothing_moves_any_more() {
+    let mut bench = Bench::new();
+    let order = serde_json::json!({"version": 1, "per_second": 5});
+    let (chat, tea) = (Key::Rebalance("chat".to_owned()), Key::Rebalance("tea".to_owned()));
+    let ended = |bench: &Bench| bench.registry.rebalances()["chat"].ended.clone();
+    let mut balance = Balance { even: false, moved: [("a".to_owned(), 7)].into() };
+    bench.world.balances.insert("chat".to_owned(), balance.clone());
+    bench.write(&chat, &order);
+    bench.write(&tea, &order);
+    bench.pass(LEASE);
+    assert!(!bench.registry.rebalances().contains_key("tea"), "there is no such service");
+    // It goes on for as long as clients move.
+    for moved in 8..20 {
+        balance.moved.insert("a".to_owned(), moved);
+        bench.world.balances.insert("chat".to_owned(), balance.clone());
+        bench.pass(LEASE);
+        assert_eq!(ended(&bench), None);
+    }
+    bench.world.balances.get_mut("chat").unwrap().even = true;
+    bench.pass(LEASE / 10);
+    assert_eq!(ended(&bench), None, "not for long enough");
+    bench.pass(LEASE);
+    let end = ended(&bench).unwrap();
+    assert_eq!((end.even, end.moved, end.moved_from["a"]), (true, 19, 19));
+    // One that a former coordinator ends goes on, and so it stands in the log again.
+    bench.world.balances.insert("chat".to_owned(), balance);
+    bench.write(&chat, &order);
+    bench.take_office();
+    let mut stale = order.clone();
+    stale["ended"] = serde_json::to_value(&end).unwrap();
+    let refused = Outcome::Refused(RefusedReason::StaleTerm, Some(chat.clone()));
+    assert_eq!(bench.write(&chat, &stale), refused);
+    bench.settle();
+    assert_eq!(fold(&compacted(&bench.log)).rebalances()["chat"].ended, None);
+    bench.pass(LEASE);
+    bench.pass(LEASE * 7);
+    assert_eq!(ended(&bench).map(|ended| ended.even), Some(false), "nothing has moved");
+}
+
+#[test]
 fn a_former_coordinator_writes_in_vain_and_what_it_wrote_is_put_right() {
     let mut bench = Bench::new();
     bench.register("a", &registration("one", 7));
@@ -393,7 +437,23 @@ fn record() -> impl Strategy<Value = (Vec<u8>, Option<Vec<u8>>)> {
         let value = format!(r#"{{"version":1,"order":"{order}"}}"#);
         (format!("order/{id}").into_bytes(), Some(value.into_bytes()))
     });
-    let kinds = prop_oneof![Just("server"), Just("lease"), Just("refusal"), Just("order")];
+    let rebalance = (any::<bool>(), prop::option::of(0..60_i64)).prop_map(|(known, term)| {
+        let mut value = serde_json::json!({"version": 1, "per_second": 5});
+        if let Some(term) = term {
+            let ended =
+                serde_json::json!({"term": term, "even": true, "moved": 0, "moved_from": {}});
+            value["ended"] = ended;
+        }
+        let key = if known { "rebalance/chat" } else { "rebalance/a" };
+        (key.as_bytes().to_vec(), Some(value.to_string().into_bytes()))
+    });
+    let kinds = prop_oneof![
+        Just("server"),
+        Just("lease"),
+        Just("refusal"),
+        Just("order"),
+        Just("rebalance"),
+    ];
     let tombstone = (kinds, id).prop_map(|(kind, id)| (format!("{kind}/{id}").into_bytes(), None));
     let coordinator = (0..3_u16).prop_map(|relay| {
         let value = format!(r#"{{"version":1,"relay":{relay},"incarnation":5}}"#);
@@ -402,10 +462,13 @@ fn record() -> impl Strategy<Value = (Vec<u8>, Option<Vec<u8>>)> {
     let bytes = || prop::collection::vec(any::<u8>(), 0..40);
     let nonsense = prop_oneof![
         (bytes(), prop::option::of(bytes())),
-        ("(server|lease|relay|order)/.{0,3}|coordinator", bytes())
+        ("(server|lease|relay|order|rebalance)/.{0,3}|coordinator", bytes())
             .prop_map(|(key, value)| (key.into_bytes(), Some(value))),
     ];
-    prop_oneof![4 => server, 2 => lease, 1 => order, 1 => tombstone, 1 => coordinator, 1 => nonsense]
+    prop_oneof![
+        4 => server, 2 => lease, 1 => order, 1 => rebalance, 1 => tombstone, 1 => coordinator,
+        1 => nonsense,
+    ]
 }
 
 /// What compaction leaves of a log, at its most.

@@ -14,8 +14,14 @@ pub const MESSAGE_OVERHEAD_BYTES: usize = 512;
 #[derive(Debug, Default)]
 struct Account {
     used: AtomicUsize,
+    /// All bytes ever that Kafka has acknowledged, modulo the largest number.
+    acknowledged: AtomicUsize,
     waited_for: AtomicBool,
 }
+
+/// A place in what is booked for a partition.
+#[derive(Clone, Copy, Debug)]
+pub struct Mark(usize);
 
 /// Accounts of bytes per partition, so that a partition that does not drain stops its own clients
 /// and nobody else's.
@@ -64,15 +70,59 @@ impl Credit {
             && account.waited_for.swap(false, Ordering::SeqCst)
     }
 
-    /// Bytes under way for a partition.
-    pub fn used(&self, partition: Partition) -> usize {
-        self.account(partition).used.load(Ordering::Relaxed)
+    /// Says that of what is about to be released, so much was acknowledged.
+    pub fn acknowledge(&self, partition: Partition, bytes: usize) {
+        self.account(partition).acknowledged.fetch_add(bytes, Ordering::SeqCst);
+    }
+
+    /// What was booked until now.
+    pub fn mark(&self, partition: Partition) -> Mark {
+        let account = self.account(partition);
+        // In this order, the other way round than they are written: what is acknowledged in between
+        // counts twice, so that the mark is too far and not too near.
+        let used = account.used.load(Ordering::SeqCst);
+        Mark(account.acknowledged.load(Ordering::SeqCst).wrapping_add(used))
+    }
+
+    /// Whether Kafka has acknowledged all that was booked at the mark, or refused it for good. Reports
+    /// come in the partition's order but for refusals, which do not count here: so it may be told
+    /// late, when there is traffic, and never early.
+    pub fn is_past(&self, partition: Partition, mark: Mark) -> bool {
+        let account = self.account(partition);
+        let ahead = account.acknowledged.load(Ordering::SeqCst).wrapping_sub(mark.0);
+        ahead <= usize::MAX / 2 || account.used.load(Ordering::SeqCst) == 0
+    }
+
+    /// Bytes under way for all partitions, each message with [`MESSAGE_OVERHEAD_BYTES`].
+    pub fn used(&self) -> usize {
+        self.accounts.iter().map(|account| account.used.load(Ordering::SeqCst)).sum()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mark_is_passed_by_what_was_booked_before_it_whatever_comes_after() {
+        let (credit, partition) = (Credit::new(1, 1000), Partition(0));
+        credit.book(partition, 30);
+        let mark = credit.mark(partition);
+        credit.book(partition, 500);
+        let report = |bytes: usize, acknowledged: usize| {
+            credit.acknowledge(partition, acknowledged);
+            credit.release(partition, bytes);
+        };
+        report(20, 20);
+        assert!(!credit.is_past(partition, mark));
+        report(100, 0);
+        assert!(!credit.is_past(partition, mark), "a refusal may be reported before its turn");
+        report(10, 10);
+        assert!(credit.is_past(partition, mark));
+        let mark = credit.mark(partition);
+        report(400, 0);
+        assert!(credit.is_past(partition, mark), "nothing is under way");
+    }
 
     #[test]
     fn a_full_partition_waits_and_is_told() {

@@ -10,7 +10,7 @@ mod downlink;
 mod uplink;
 mod wake;
 
-pub use credit::{Credit, MESSAGE_OVERHEAD_BYTES};
+pub use credit::{Credit, MESSAGE_OVERHEAD_BYTES, Mark};
 pub use downlink::{
     Command, Delivered, DownlinkBatch, DownlinkReceiver, DownlinkSender, MOST_DELIVERIES, Outcome,
     Receipt, ReplyOffset, Return, downlink,

@@ -11,9 +11,14 @@ use super::{ServerId, ServerLink, ServerState, ServiceId};
 /// ties are broken evenly.
 type Rank = (u64, u64, ServerId);
 
-/// Clients for each unit of capacity, if there is one more; 32 bits before the point and 32 after.
-fn load_with_one_more(clients: u32, capacity: u32) -> u64 {
-    ((u64::from(clients) + 1) << 32) / u64::from(capacity.max(1))
+/// Clients for each unit of capacity; 32 bits before the point and 32 after.
+pub(super) fn load(clients: u32, capacity: u32) -> u64 {
+    (u64::from(clients) << 32) / u64::from(capacity.max(1))
+}
+
+/// The same if there is one client more.
+pub(super) fn load_with_one_more(clients: u32, capacity: u32) -> u64 {
+    load(clients.saturating_add(1), capacity)
 }
 
 /// A server, or the name of one that only associations have named so far.
@@ -28,6 +33,8 @@ pub(super) struct Server {
     pub(super) connections: u32,
     /// Connections of this relay that have gone on to another server.
     pub(super) moved: u64,
+    /// Clients of all relays that have gone on to another server since a rebalancing began.
+    pub(super) rebalanced: u64,
     /// Unix milliseconds; while it is away.
     pub(super) away_since: Option<u64>,
     /// Of all allotments, the last that was to it.
@@ -35,12 +42,15 @@ pub(super) struct Server {
 }
 
 impl Server {
-    fn rank(&self, id: ServerId) -> Rank {
-        let capacity = self.link.as_ref().map_or(1, |link| link.capacity);
-        (load_with_one_more(self.clients, capacity), self.turn, id)
+    pub(super) fn capacity(&self) -> u32 {
+        self.link.as_ref().map_or(1, |link| link.capacity)
     }
 
-    fn has_labels(&self, wanted: &BTreeMap<String, String>) -> bool {
+    fn rank(&self, id: ServerId) -> Rank {
+        (load_with_one_more(self.clients, self.capacity()), self.turn, id)
+    }
+
+    pub(super) fn has_labels(&self, wanted: &BTreeMap<String, String>) -> bool {
         let labels = self.link.as_ref().map(|link| &link.labels);
         wanted.iter().all(|(name, value)| labels.is_some_and(|has| has.get(name) == Some(value)))
     }
@@ -73,6 +83,8 @@ struct Order {
     /// With all labels that the service prefers.
     preferred: BTreeSet<Rank>,
     others: BTreeSet<Rank>,
+    /// While they are rebalanced: most clients a second.
+    rate: Option<u32>,
 }
 
 /// All servers of all services.
@@ -122,6 +134,7 @@ impl Servers {
             clients: 0,
             connections: 0,
             moved: 0,
+            rebalanced: 0,
             away_since: None,
             turn: 0,
         });
@@ -158,6 +171,39 @@ impl Servers {
         let turn = self.allotments;
         self.change(id, policies, |server| server.turn = turn);
         Some(id)
+    }
+
+    /// The same for a client of a live server, if it should not stay there: one more would load the
+    /// other less than it loads this one, or only the other has the labels that are preferred.
+    pub(super) fn choose_instead(&mut self, of: ServerId, policies: &[Policy]) -> Option<ServerId> {
+        let server = self.get(of);
+        let (service, order) = (server.service, &self.order[server.service.index()]);
+        let outside = !order.preferred.is_empty() && !order.preferred.contains(&server.rank(of));
+        let (wanted, ..) = *order.preferred.first().or_else(|| order.others.first())?;
+        let gains = outside || wanted < load(server.clients, server.capacity());
+        gains.then(|| self.choose(service, policies)).flatten()
+    }
+
+    /// Most clients of the service that may be moved in a second for the sake of balance; none if
+    /// there is no such order.
+    pub(super) fn rate(&self, service: ServiceId) -> Option<u32> {
+        self.order[service.index()].rate
+    }
+
+    /// Takes up such an order, or its end.
+    pub(super) fn set_rate(&mut self, service: ServiceId, rate: Option<u32>) {
+        let former = std::mem::replace(&mut self.order[service.index()].rate, rate);
+        if former.is_none() && rate.is_some() {
+            let of_it = self.all.iter_mut().filter(|server| server.service == service);
+            of_it.for_each(|server| server.rebalanced = 0);
+        }
+    }
+
+    /// Counts a connected client, whichever relay has it, that goes on at another server.
+    pub(super) fn count_rebalanced(&mut self, from: ServerId) {
+        let server = &mut self.all[from.index()];
+        let ordered = self.order[server.service.index()].rate.is_some();
+        server.rebalanced += u64::from(ordered && server.state() == ServerState::Live);
     }
 
     /// True if the service has a live server.

@@ -11,10 +11,15 @@ use crate::config::Service;
 use crate::kafka::{Incarnation, RelayId};
 
 use super::allotment::{Fate, Server};
+use super::balance;
 use super::policy::{Absence, Policy, Then};
 use super::record::{Key, RecordRefusal, Value, parse_generation};
 use super::table::{Incoming, Outgoing, Refusal, Table};
 use super::{ClientIdentity, Partition, ServerId, ServerLink, ServerState, ServiceId};
+
+/// How long clients that are to move for the sake of balance are not read at most. A live server
+/// commits within seconds.
+const REBALANCE_WAIT_MS: u64 = 10_000;
 
 /// A client's server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +50,22 @@ pub enum Measure {
     Reassign,
     /// They are closed.
     Refuse,
+    /// Some of them move when the server has read what they sent, or else they stay.
+    Rebalance {
+        /// How many.
+        most: u32,
+        /// Bound on the wait for it.
+        within_ms: u64,
+    },
+}
+
+/// How far the clients of a service are spread over its live servers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Balance {
+    /// No client that can move would make the loads more even.
+    pub even: bool,
+    /// Clients that have moved since the order, through all relays, by the name of the former server.
+    pub moved: BTreeMap<String, u64>,
 }
 
 /// A server that this relay has connections to, and what is to be done about them.
@@ -52,6 +73,8 @@ pub enum Measure {
 pub struct Concern {
     /// Which server.
     pub server: ServerId,
+    /// What it serves.
+    pub service: ServiceId,
     /// Its name.
     pub name: Arc<str>,
     /// Its partition.
@@ -219,10 +242,74 @@ impl Associations {
                 (ServerState::Draining, _) => drain(absence),
                 _ => Measure::Reassign,
             };
-            let (name, partition) = (server.name.clone(), link.partition);
-            (measure != Measure::None).then_some(Concern { server: id, name, partition, measure })
+            (measure != Measure::None).then(|| Concern::new(id, server, link, measure))
         };
         table.servers.all().filter_map(concern).collect()
+    }
+
+    /// Takes up an operator's order to spread a service's clients evenly, so many a second over all
+    /// relays, or its end. A service that is not known is left alone.
+    pub fn set_rebalance(&self, service: &str, per_second: Option<u32>) {
+        if let Some(service) = self.service(service) {
+            self.table().servers.set_rate(service, per_second);
+        }
+    }
+
+    fn service(&self, name: &str) -> Option<ServiceId> {
+        let index = self.policies.iter().position(|policy| policy.name == name)?;
+        u16::try_from(index).ok().map(ServiceId)
+    }
+
+    /// The services to be rebalanced.
+    pub fn to_rebalance(&self) -> Vec<ServiceId> {
+        let table = self.table();
+        (0..)
+            .map(ServiceId)
+            .take(self.policies.len())
+            .filter(|of| table.servers.rate(*of).is_some())
+            .collect()
+    }
+
+    /// What this relay moves in one second, if its service is to be rebalanced.
+    pub fn rebalance(&self, service: ServiceId) -> Vec<Concern> {
+        let policy = &self.policies[service.index()];
+        let (rate, loads) = {
+            let table = self.table();
+            let Some(rate) = table.servers.rate(service) else { return Vec::new() };
+            (rate, balance::loads(&table, policy, service))
+        };
+        let moves = balance::moves(&loads, rate);
+        let table = self.table();
+        let within_ms = u64::from(policy.absence.drain_ms).min(REBALANCE_WAIT_MS);
+        let concern = |of: &balance::Load| {
+            let moves = moves.get(&of.server)?;
+            let most = balance::share(*moves, &of.connected, table.relay());
+            let server = table.servers.get(of.server);
+            let link = server.link.as_ref().filter(|_| most > 0)?;
+            Some(Concern::new(of.server, server, link, Measure::Rebalance { most, within_ms }))
+        };
+        loads.iter().filter_map(concern).collect()
+    }
+
+    /// How far a service's clients are spread; none of one that is not known. Looks at all clients.
+    pub fn balance(&self, service: &str) -> Option<Balance> {
+        let id = self.service(service)?;
+        let table = self.table();
+        let loads = balance::loads(&table, &self.policies[id.index()], id);
+        let moved = table.servers.all().filter(|(_, of)| of.service == id && of.rebalanced > 0);
+        let moved = moved.map(|(_, of)| (of.name.to_string(), of.rebalanced)).collect();
+        drop(table);
+        Some(Balance { even: balance::moves(&loads, 1).is_empty(), moved })
+    }
+
+    /// Whether a connection may move for the sake of balance: its client has no other one here.
+    pub fn may_rebalance(
+        &self,
+        service: ServiceId,
+        identity: ClientIdentity,
+        server: ServerId,
+    ) -> bool {
+        self.table().is_alone(&Key { service, identity }, server)
     }
 
     /// Takes up what the topic had when this run began. To be called once it is read.
@@ -284,6 +371,13 @@ impl Associations {
     /// The key of a record as it is written.
     pub(super) fn print(&self, key: &Key) -> String {
         key.print(&self.policies)
+    }
+}
+
+impl Concern {
+    fn new(id: ServerId, server: &Server, link: &ServerLink, measure: Measure) -> Self {
+        let (name, partition) = (server.name.clone(), link.partition);
+        Self { server: id, service: server.service, name, partition, measure }
     }
 }
 

@@ -8,12 +8,14 @@
 //! | `identity` | who a client is |
 //! | `policy` | what a service wants for its clients |
 //! | `server`, `allotment` | servers, and which one gets the next client |
+//! | `balance` | who has more clients than the allotment would give it |
 //! | `record`, `table` | the topic's records, and the table that they and this relay's clients make |
 //! | `associations` | the table with its lock and clock |
 //! | `log` | the thread that reads and writes the topic |
 
 mod allotment;
 mod associations;
+mod balance;
 mod identity;
 mod log;
 mod policy;
@@ -25,7 +27,7 @@ mod tests;
 
 use serde::{Deserialize, Serialize};
 
-pub use associations::{Association, Associations, Concern, LogStats, Measure};
+pub use associations::{Association, Associations, Balance, Concern, LogStats, Measure};
 pub use identity::{ClientIdentity, IdentityKind};
 pub use log::{AssociationLog, LogError};
 pub use policy::{Absence, Then};

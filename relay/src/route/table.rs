@@ -41,6 +41,9 @@ enum Presence {
     },
 }
 
+/// Before and after.
+const CONNECTED: (Presence, Presence) = (Presence::Connected, Presence::Connected);
+
 #[derive(Debug)]
 struct Entry {
     generation: u64,
@@ -128,6 +131,10 @@ impl Table {
         }
     }
 
+    pub(super) fn relay(&self) -> RelayId {
+        self.me.0
+    }
+
     pub(super) fn len(&self) -> usize {
         self.entries.len()
     }
@@ -173,6 +180,9 @@ impl Table {
         let followed = self.entries.get(key).map(|entry| entry.server);
         let server = match followed {
             Some(server) if server != from && self.fate(server, now) == Fate::Stay => server,
+            _ if self.servers.get(from).state() == ServerState::Live => {
+                self.servers.choose_instead(from, &self.policies).unwrap_or(from)
+            }
             _ => self.servers.choose(key.service, &self.policies).unwrap_or(from),
         };
         if server != from {
@@ -200,6 +210,9 @@ impl Table {
             entry.settled = false;
             if let Some(former) = former {
                 self.servers.remove_client(former, &self.policies);
+                if former != server && connections == 0 {
+                    self.servers.count_rebalanced(former);
+                }
             }
             self.servers.add_client(server, &self.policies);
         } else {
@@ -334,6 +347,20 @@ impl Table {
         }
     }
 
+    /// Connected clients: their relays and their servers. Looks at all clients.
+    pub(super) fn connected(&self) -> impl Iterator<Item = (RelayId, ServerId)> {
+        let connected = |entry: &&Entry| entry.presence == Presence::Connected && entry.counted;
+        self.entries.values().filter(connected).map(|entry| (entry.holder.0, entry.server))
+    }
+
+    /// Whether this connection of this relay is all that the client has here, so that it may go
+    /// on at another server without leaving one behind.
+    pub(super) fn is_alone(&self, key: &Key, server: ServerId) -> bool {
+        self.entries.get(key).is_some_and(|entry| {
+            entry.holder == self.me && entry.connections == 1 && entry.server == server
+        })
+    }
+
     fn is_gone(&self, holder: Holder) -> bool {
         let gone = self.gone.get(&holder.0);
         holder.0 != self.me.0 && gone.is_some_and(|gone| holder.1.value() <= gone.value())
@@ -439,6 +466,9 @@ impl Table {
         let connections = former.map_or(0, |entry| entry.connections);
         if let Some(former) = former.filter(|former| former.counted) {
             self.servers.remove_client(former.server, &self.policies);
+            if former.server != server && (former.presence, presence) == CONNECTED {
+                self.servers.count_rebalanced(former.server);
+            }
         }
         self.servers.add_client(server, &self.policies);
         self.unwritten.remove(key);

@@ -134,18 +134,26 @@ impl<E: Engine> Worker<E> {
         );
         let result = call(&mut connection.codec, self.now, &mut actions);
         let wishes = actions.finish(&self.stats);
-        self.fulfil(socket, wishes);
+        self.fulfil(socket, &wishes);
         result
     }
 
     /// Does what a codec wants, and what follows from it.
-    pub(super) fn fulfil(&mut self, socket: SocketId, wishes: Wishes) {
+    pub(super) fn fulfil(&mut self, socket: SocketId, wishes: &Wishes) {
         let connection = self.connections[socket.index()].as_mut().expect("known to the engine");
         let is_open = connection.state == State::Open;
         let mut hold = !connection.codec.reads();
         if wishes.booked > 0 {
             let identity = connection.link.identity.as_ref().expect("there was a message");
             hold |= !self.shared.credit.book(identity.partition, wishes.booked);
+        }
+        let rate = self.shared.services[connection.link.service.index()].rate;
+        if let (Some(rate), 1..) = (rate, wishes.messages) {
+            connection.throttled_until = connection.pace.take(wishes.messages, rate, self.now);
+            if connection.throttled_until.is_some() {
+                self.stats.throttles.add(1);
+                hold = true;
+            }
         }
         let bytes = connection.link.output.bytes();
         if wishes.was_idle && bytes > 0 {

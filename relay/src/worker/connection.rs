@@ -10,6 +10,7 @@ use crate::kafka::{ConnectionKey, Identity};
 use crate::ring::{Origin, Receipt, ReplyOffset};
 use crate::route::{ClientIdentity, ServerId, ServiceId};
 
+use super::limits::Pace;
 use super::shared::Served;
 
 use super::stats::CloseReason;
@@ -224,6 +225,11 @@ pub(super) struct Connection {
     pub(super) since: Instant,
     /// When its client sent something last.
     pub(super) heard: Instant,
+    /// One of those that its address may have.
+    pub(super) counted: bool,
+    /// What of its rate is used, and until when it is not read from for that.
+    pub(super) pace: Pace,
+    pub(super) throttled_until: Option<Instant>,
     /// When the worker looks at it next, if nothing else happens.
     pub(super) timer: Option<Instant>,
     /// Not read from, because of a bound further on; the worker's list has it.
@@ -262,6 +268,9 @@ impl Connection {
             receive: Receive::Stopped,
             since: now,
             heard: now,
+            counted: false,
+            pace: Pace::new(),
+            throttled_until: None,
             timer: None,
             held: false,
             quiesced: false,

@@ -7,6 +7,7 @@ mod actions;
 mod connection;
 mod departed;
 mod engine;
+mod limits;
 mod orders;
 mod replies;
 mod settlement;
@@ -33,6 +34,7 @@ use departed::Departed;
 use settlement::Settlement;
 
 pub use engine::{BufferId, Engine, Event, ReceiveEnd, SocketId};
+pub use limits::{Addresses, Rate};
 pub use orders::{Order, OrderAnswer, OrderReceiver, Orders, Task};
 pub use shared::{Flows, NoGateway, Served, Shared};
 pub(crate) use stats::reasons;
@@ -43,6 +45,8 @@ const TICK: Duration = Duration::from_secs(1);
 
 /// Most stashes that a worker keeps for held connections to come.
 const MAX_SPARE_STASHES: usize = 64;
+/// What of a stash is decoded between two looks at the bounds.
+const STASH_PIECE_BYTES: usize = 4 << 10;
 /// A larger one is given back to the allocator.
 const MAX_SPARE_STASH_BYTES: usize = 256 << 10;
 
@@ -266,12 +270,19 @@ impl<E: Engine> Worker<E> {
         let codec = self.shared.services[service.index()].protocol.codec(self.now);
         let connection = Connection::new(key, (client, server), service, codec, self.now);
         self.connections[socket.index()] = Some(connection);
+        let most = self.shared.services[service.index()].connections_per_address;
+        let counted =
+            most.is_none_or(|most| self.shared.addresses.enter(service, client.ip(), most));
+        self.connection(socket).counted = most.is_some() && counted;
         if let Err(error) = self.flows.accepted(client, server) {
             tracing::warn!(%error, %client, "a flow was not accepted; its connection is closed");
             return self.close(socket, CloseReason::FlowTableFull);
         }
         if self.stopping {
             return self.close(socket, CloseReason::RelayStop);
+        }
+        if !counted {
+            return self.flush_and_close(socket, CloseReason::TooManyConnections);
         }
         self.act(socket, |codec, _, actions| codec.opened(actions));
         if self.connection(socket).reads() {
@@ -318,7 +329,7 @@ impl<E: Engine> Worker<E> {
             CodecActions::new(&self.shared, &mut self.uplink, link, &mut self.settled);
         codec.receive(bytes, self.now, &mut actions);
         let wishes = actions.finish(&self.stats);
-        self.fulfil(socket, wishes);
+        self.fulfil(socket, &wishes);
     }
 
     /// Stops reading from a connection until [`may_resume`](Self::may_resume).
@@ -346,6 +357,7 @@ impl<E: Engine> Worker<E> {
         !connection.reads()
             || (connection.link.output.bytes() <= self.shared.limits.reply_pause_bytes / 2
                 && connection.codec.reads()
+                && connection.throttled_until.is_none_or(|until| until <= self.now)
                 && partition.is_none_or(|partition| self.shared.credit.may_resume(partition))
                 && self.uplink.has_room())
     }
@@ -375,11 +387,24 @@ impl<E: Engine> Worker<E> {
             return;
         }
         connection.not_read(self.now);
-        let stash = std::mem::take(&mut connection.stash);
-        if !stash.is_empty() {
-            self.act(socket, |codec, now, actions| codec.receive(&stash, now, actions));
+        let mut stash = std::mem::take(&mut connection.stash);
+        let mut taken = 0;
+        while taken < stash.len() {
+            // Piece by piece: what is beyond a bound should stay here.
+            let piece = &stash[taken..stash.len().min(taken + STASH_PIECE_BYTES)];
+            taken += piece.len();
+            self.act(socket, |codec, now, actions| codec.receive(piece, now, actions));
+            let connection = self.connection(socket);
+            if connection.held || !connection.reads() {
+                break;
+            }
         }
-        self.keep_stash(stash);
+        if taken < stash.len() && self.connection(socket).reads() {
+            stash.drain(..taken);
+            self.connection(socket).stash = stash;
+        } else {
+            self.keep_stash(stash);
+        }
         let connection = self.connection(socket);
         if connection.held || !connection.reads() {
             return;
@@ -482,7 +507,11 @@ impl<E: Engine> Worker<E> {
         connection.state = State::Closing;
         connection.stash = Vec::new();
         self.act(socket, |codec, now, actions| codec.ended(reason, now, actions));
-        let link = &mut self.connections[socket.index()].as_mut().expect("just seen").link;
+        let connection = self.connections[socket.index()].as_mut().expect("just seen");
+        let link = &mut connection.link;
+        if connection.counted {
+            self.shared.addresses.leave(link.service, link.client.ip());
+        }
         self.stats.closed[reason as usize].add(1);
         let mut unsent = std::mem::take(&mut link.output.receipts);
         unsent.extend(link.kept.give_up());
@@ -507,7 +536,9 @@ impl<E: Engine> Worker<E> {
             return;
         }
         let served = &self.shared.services[connection.link.service.index()];
-        if let Some((at, _)) = connection.deadline(served)
+        let deadline = connection.deadline(served).map(|(at, _)| at);
+        let throttled = connection.throttled_until.filter(|until| *until > self.now);
+        if let Some(at) = deadline.into_iter().chain(throttled).min()
             && connection.timer.is_none_or(|timer| at < timer)
         {
             connection.timer = Some(at);

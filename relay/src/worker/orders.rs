@@ -4,7 +4,7 @@
 //!
 //! ```text
 //!  control plane                          worker
-//!  Quiesce ─────────────────────────────► reads no more of them; decodes and hands over nothing
+//!  Quiesce ─────────────────────────────► reads no more of them (or of some), hands over nothing
 //!            ◄── answer ──────────────── all that was read before is handed over
 //!  waits until Kafka and the server have it
 //!  Move ────────────────────────────────► `close` there, `open` at the new server; reads on
@@ -12,7 +12,7 @@
 //! ```
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use crossbeam_queue::ArrayQueue;
 
@@ -34,6 +34,9 @@ const MOVED: &str = "moved";
 pub enum Task {
     /// Read no more of them.
     Quiesce,
+    /// Read no more of so many of them, of all workers together, whose clients have no other
+    /// connection.
+    QuiesceSome(u32),
     /// Those that are quiesced go on at other servers, or where they are if there is no other.
     Move,
     /// Those that are quiesced go on where they are.
@@ -57,6 +60,8 @@ pub struct Order {
 pub struct OrderAnswer {
     workers: AtomicUsize,
     connections: AtomicU64,
+    /// How many more it may concern.
+    room: AtomicU32,
 }
 
 impl OrderAnswer {
@@ -64,6 +69,12 @@ impl OrderAnswer {
     pub fn connections(&self) -> Option<u64> {
         let done = self.workers.load(Ordering::Acquire) == 0;
         done.then(|| self.connections.load(Ordering::Relaxed))
+    }
+
+    /// True as often as there is room.
+    fn take_room(&self) -> bool {
+        let one_less = |room: u32| room.checked_sub(1);
+        self.room.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok()
     }
 }
 
@@ -92,6 +103,7 @@ impl Orders {
         let answer = Arc::new(OrderAnswer {
             workers: AtomicUsize::new(self.0.len()),
             connections: AtomicU64::new(0),
+            room: AtomicU32::new(if let Task::QuiesceSome(most) = task { most } else { 0 }),
         });
         for (queue, wake) in &self.0 {
             let order = Order { server, task, answer: answer.clone() };
@@ -117,7 +129,7 @@ impl<E: Engine> Worker<E> {
                     .as_ref()
                     .is_some_and(|connection| connection.link.is_at(order.server));
                 let socket = SocketId(u32::try_from(index).expect("sockets are u32"));
-                if concerned && self.carry_out(socket, order.task) {
+                if concerned && self.carry_out(socket, &order) {
                     connections += 1;
                 }
             }
@@ -134,12 +146,24 @@ impl<E: Engine> Worker<E> {
     }
 
     /// True if the connection is one of those that the order is about.
-    fn carry_out(&mut self, socket: SocketId, task: Task) -> bool {
+    fn carry_out(&mut self, socket: SocketId, order: &Order) -> bool {
         let stopping = self.stopping;
         let connection = self.connections[socket.index()].as_mut().expect("just seen");
-        match task {
+        match order.task {
             // One that reads no more has nothing to take along; and a stop is not to be waited for.
             Task::Quiesce if connection.state == State::Open && !stopping => {
+                connection.quiesced = true;
+                self.stop_receiving(socket);
+            }
+            Task::QuiesceSome(_) if connection.state == State::Open && !stopping => {
+                let link = &connection.link;
+                let may_move = link.who.as_ref().is_some_and(|who| {
+                    let associations = &self.shared.associations;
+                    associations.may_rebalance(link.service, who.clone(), order.server)
+                });
+                if connection.quiesced || !may_move || !order.answer.take_room() {
+                    return false;
+                }
                 connection.quiesced = true;
                 self.stop_receiving(socket);
             }

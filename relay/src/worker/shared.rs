@@ -12,6 +12,8 @@ use crate::kafka::{Incarnation, Presence, RelayId};
 use crate::ring::Credit;
 use crate::route::Associations;
 
+use super::limits::{Addresses, Rate};
+
 /// Whom a worker tells about its connections, so that the gateway keeps diverting them.
 pub trait Flows: Send {
     /// A connection was accepted. On error it is closed.
@@ -40,6 +42,10 @@ pub struct Served {
     pub handshake: Duration,
     /// How long nothing may come from a client.
     pub idle: Option<Duration>,
+    /// Connections that one address may have.
+    pub connections_per_address: Option<u32>,
+    /// What a connection may send.
+    pub rate: Option<Rate>,
 }
 
 impl From<&Service> for Served {
@@ -49,6 +55,9 @@ impl From<&Service> for Served {
             protocol: Protocol::from(service),
             handshake: ms(service.handshake_timeout_ms),
             idle: (service.idle_timeout_ms > 0).then(|| ms(service.idle_timeout_ms)),
+            connections_per_address: Some(service.max_connections_per_address)
+                .filter(|most| *most > 0),
+            rate: Rate::per_second(service.max_messages_per_second),
         }
     }
 }
@@ -68,6 +77,8 @@ pub struct Shared {
     pub associations: Arc<Associations>,
     /// Which clients are here whose replies would wait for them.
     pub presence: Presence,
+    /// How many connections addresses have, where that is bounded.
+    pub addresses: Arc<Addresses>,
     /// How much may be under way.
     pub credit: Arc<Credit>,
     /// Set when the relay should stop; each worker's [`Wake`](crate::ring::Wake) is woken after it.
@@ -89,6 +100,7 @@ impl Shared {
                 incarnation,
             )),
             presence: Presence::new(&config.services),
+            addresses: Arc::default(),
             credit: Arc::new(Credit::new(
                 config.partitions(),
                 config.kafka.partition_in_flight_bytes,

@@ -73,8 +73,12 @@ reasons! {
         RefusedByKafka = "refused_by_kafka",
         /// More replies waited for the client than may, or one for too long.
         SlowReader = "slow_reader",
+        /// Its server did not reply in time, or not as the protocol has it.
+        ServerFailed = "server_failed",
         /// Its server is away for too long, by the service's `absence`.
         ServerAway = "server_away",
+        /// Its address has as many connections as it may.
+        TooManyConnections = "too_many_connections",
         /// The gateway's flow table is full.
         FlowTableFull = "flow_table_full",
         /// The relay stops.
@@ -124,6 +128,8 @@ pub struct WorkerStats {
     pub truncated: Counter,
     /// Times that a connection was not read from because of a bound further on.
     pub holds: Counter,
+    /// Times that a connection was not read from because it sent more messages a second than it may.
+    pub throttles: Counter,
     /// Replies sent.
     pub replies_sent: Counter,
     /// Replies that their client does not want, by its own word: done with.

@@ -58,6 +58,14 @@ const PACKAGES: &[Package] = packages! {
     Network: "python3-confluent-kafka"
         by File("/usr/lib/python3/dist-packages/confluent_kafka/__init__.py")
         for "the example server in Python";
+    Network: "python3-h11" by File("/usr/lib/python3/dist-packages/h11/__init__.py")
+        for "what the reading of HTTP requests is compared with";
+    Network: "curl" by Program("curl") for "a client of HTTP";
+    Network: "wrk" by Program("wrk") for "many clients of HTTP";
+    Network: "chromium" by Program("chromium")
+        for "a browser, without a screen; 90 MB, unpacked 350 MB";
+    Network: "fonts-dejavu-core" by File("/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf")
+        for "what the browser writes with";
     Network: "mosquitto-clients" by Program("mosquitto_rr") for "MQTT clients in tests";
     Network: "python3-paho-mqtt"
         by File("/usr/lib/python3/dist-packages/paho/mqtt/client.py")
