@@ -5,6 +5,8 @@
 
 mod auto;
 mod http;
+mod mqtt;
+mod passwords;
 mod registry;
 mod websocket;
 
@@ -21,6 +23,8 @@ use crate::route::{Absence, IdentityKind, Partition};
 
 pub use auto::{AutoSection, Otherwise, Recognised};
 pub use http::HttpSection;
+pub use mqtt::MqttSection;
+pub use passwords::Passwords;
 pub use registry::RegistrySection;
 pub use websocket::{ReplyOpcode, WebSocketSection};
 
@@ -322,6 +326,9 @@ pub struct Service {
     /// How bytes become messages, if they are nothing but messages.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub framing: Option<Framing>,
+    /// What clients are granted who speak MQTT.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mqtt: Option<MqttSection>,
     /// Longest message; a longer one closes its connection.
     #[serde(default = "default_max_message_bytes")]
     pub max_message_bytes: u32,
@@ -375,6 +382,7 @@ impl Service {
             port,
             protocol: ProtocolKind::default(),
             framing: Some(framing),
+            mqtt: None,
             max_message_bytes: default_max_message_bytes(),
             handshake_timeout_ms: default_handshake_timeout_ms(),
             idle_timeout_ms: 0,
@@ -428,12 +436,16 @@ fn check_protocol(service: &Service) -> Result<(), String> {
         (ProtocolKind::Framing, None) => {
             Err("needs `framing`, or another `protocol` than \"framing\"".to_owned())
         }
+        (ProtocolKind::Framing, Some(framing)) => framing.check(service.max_message_bytes),
         (ProtocolKind::Http, None) => service.http.check(),
-        (ProtocolKind::Http, Some(_)) => {
-            Err("`framing` is for `protocol = \"framing\"`; HTTP has its own".to_owned())
+        (ProtocolKind::Mqtt, None) => service.mqtt.as_ref().map_or(Ok(()), MqttSection::check),
+        (ProtocolKind::Http | ProtocolKind::Mqtt, Some(_)) => {
+            Err("`framing` is for `protocol = \"framing\"`; other protocols have their own"
+                .to_owned())
         }
-        (_, Some(framing)) => framing.check(service.max_message_bytes),
-        (ProtocolKind::WebSocket | ProtocolKind::Auto, None) => Ok(()),
+        (ProtocolKind::WebSocket | ProtocolKind::Auto, framing) => {
+            framing.map_or(Ok(()), |framing| framing.check(service.max_message_bytes))
+        }
     }
 }
 
@@ -468,6 +480,13 @@ impl Config {
         })?;
         if let Some(rules) = &mut config.gateway.rules {
             *rules = path.parent().unwrap_or(Path::new("")).join(&*rules);
+        }
+        for service in &mut config.services {
+            if let Some(mqtt) = &mut service.mqtt {
+                mqtt.load(path.parent().unwrap_or(Path::new(""))).map_err(|problem| {
+                    invalid(format!("service `{}`: mqtt.passwords", service.name), problem)
+                })?;
+            }
         }
         config.check()?;
         Ok(config)

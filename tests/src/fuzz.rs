@@ -7,7 +7,7 @@ use millrace_relay::kafka::ConnectionKey;
 
 use crate::faulty::Dice;
 use crate::wire::Wire;
-use crate::{fuzz_http, fuzz_packet, fuzz_protocols};
+use crate::{fuzz_http, fuzz_mqtt, fuzz_packet, fuzz_protocols};
 
 /// A target: its name, which is its corpus's folder too, and what it does with an input.
 pub type Target = (&'static str, fn(&[u8]));
@@ -18,6 +18,7 @@ pub const TARGETS: &[Target] = &[
     ("codec", codec),
     ("http", fuzz_http::http),
     ("key", key),
+    ("mqtt", fuzz_mqtt::mqtt),
     ("packet", packet),
     ("websocket", fuzz_protocols::websocket),
 ];

@@ -10,6 +10,7 @@ use crate::worker::CloseReason;
 
 use super::auto::{Auto, AutoSettings};
 use super::framing::Framed;
+use super::mqtt::Mqtt;
 use super::websocket::{WebSocket, WebSocketSettings};
 use super::{Actions, Codec, Framing, Headers, Http, HttpSettings, Reply, Sending, Unencodable};
 
@@ -22,6 +23,8 @@ pub enum ProtocolKind {
     Framing,
     /// HTTP/1.1 and 1.0.
     Http,
+    /// MQTT 3.1.1 and 5.0.
+    Mqtt,
     /// WebSocket (RFC 6455).
     WebSocket,
     /// Whatever of the service's protocols a client's first bytes are of.
@@ -40,6 +43,8 @@ pub enum Protocol {
     },
     /// HTTP/1.1 and 1.0.
     Http(Arc<HttpSettings>),
+    /// MQTT 3.1.1 and 5.0.
+    Mqtt(Arc<Mqtt>),
     /// WebSocket.
     WebSocket(Arc<WebSocketSettings>),
     /// Recognised by the first bytes.
@@ -64,6 +69,7 @@ impl Protocol {
             ProtocolKind::Http => {
                 Self::Http(Arc::new(HttpSettings::new(service, Instant::now(), SystemTime::now())))
             }
+            ProtocolKind::Mqtt => Self::Mqtt(Arc::new(Mqtt::new(service))),
             ProtocolKind::WebSocket => Self::WebSocket(Arc::new(service.into())),
             ProtocolKind::Auto => Self::Auto(Arc::new(service.into())),
         }
@@ -76,6 +82,7 @@ impl Protocol {
                 AnyCodec::Framed(Framed::new(*framing, *max_message_bytes))
             }
             Self::Http(settings) => AnyCodec::Other(Box::new(Http::new(Arc::clone(settings), now))),
+            Self::Mqtt(mqtt) => AnyCodec::Other(mqtt.codec(now)),
             Self::WebSocket(settings) => {
                 AnyCodec::Other(Box::new(WebSocket::new(settings.clone())))
             }
@@ -92,6 +99,7 @@ impl Protocol {
             }
             // It answers a request of a connection that has ended.
             Self::Http(_) => Err(Unencodable),
+            Self::Mqtt(mqtt) => mqtt.check_reply(headers, payload),
             Self::WebSocket(settings) => settings.check_reply(headers, payload),
             Self::Auto(settings) => settings.check_reply(headers, payload),
         }
@@ -210,6 +218,16 @@ impl AnyCodec {
     /// See [`Codec::elapsed`].
     pub fn elapsed(&mut self, now: Instant, actions: &mut dyn Actions) {
         whichever!(self, codec => codec.elapsed(now, actions));
+    }
+
+    /// See [`Codec::refused`].
+    pub fn refused(&mut self) {
+        whichever!(self, codec => codec.refused());
+    }
+
+    /// See [`Codec::not_read`].
+    pub fn not_read(&mut self, now: Instant) {
+        whichever!(self, codec => codec.not_read(now));
     }
 
     /// See [`Codec::reads`].

@@ -24,6 +24,8 @@ pub struct AutoSection {
 pub enum Recognised {
     /// A request for a WebSocket.
     WebSocket,
+    /// MQTT.
+    Mqtt,
     /// Any other request of HTTP.
     Http,
     /// The service's `framing`.
@@ -55,6 +57,7 @@ impl Recognised {
         match self {
             Self::WebSocket => ProtocolKind::WebSocket,
             Self::Http => ProtocolKind::Http,
+            Self::Mqtt => ProtocolKind::Mqtt,
             Self::Framing => ProtocolKind::Framing,
         }
     }

@@ -308,6 +308,12 @@ impl Connection {
         .min_by_key(|(at, _)| *at)
     }
 
+    /// The relay did not read from it until now: its silence until now means nothing.
+    pub(super) fn not_read(&mut self, now: Instant) {
+        self.heard = now;
+        self.codec.not_read(now);
+    }
+
     /// True while what the client sends counts.
     pub(super) fn reads(&self) -> bool {
         self.state == State::Open

@@ -5,6 +5,7 @@
 
 mod actions;
 mod connection;
+mod departed;
 mod engine;
 mod limits;
 mod onward;
@@ -26,11 +27,12 @@ use std::time::{Duration, Instant};
 
 use crate::codec::Headers;
 use crate::kafka::ConnectionKey;
-use crate::ring::{Command, DownlinkReceiver, DownlinkSender, Kind, UplinkSender, Wake};
+use crate::ring::{DownlinkReceiver, DownlinkSender, Kind, UplinkSender, Wake};
 use crate::route::ServiceId;
 
 use actions::CodecActions;
 use connection::{Connection, Receive, Settled, State};
+use departed::Departed;
 use onward::Onward;
 use settlement::Settlement;
 
@@ -67,6 +69,7 @@ pub struct Worker<E> {
     stats: Arc<WorkerStats>,
     connections: Vec<Option<Connection>>,
     open: usize,
+    departed: Departed,
     next_generation: u32,
     /// Connections that are not read from; see [`Worker::hold`].
     held: Vec<SocketId>,
@@ -119,6 +122,7 @@ impl<E: Engine> Worker<E> {
             stats,
             connections: Vec::new(),
             open: 0,
+            departed: Departed::default(),
             next_generation: 0,
             held: Vec::new(),
             spare_stashes: Vec::new(),
@@ -243,7 +247,9 @@ impl<E: Engine> Worker<E> {
             // Only of those that are handed on.
             Event::Connected { .. } => {}
             Event::Closed { socket } => {
-                self.connections[socket.index()] = None;
+                if let Some(connection) = self.connections[socket.index()].take() {
+                    self.departed.add(connection);
+                }
                 self.open -= 1;
             }
         }
@@ -392,6 +398,7 @@ impl<E: Engine> Worker<E> {
         if !connection.reads() {
             return;
         }
+        connection.not_read(self.now);
         let mut stash = std::mem::take(&mut connection.stash);
         let mut taken = 0;
         while taken < stash.len() {
@@ -611,6 +618,9 @@ impl<E: Engine> Worker<E> {
                 continue;
             }
             connection.timer = None;
+            if connection.held || connection.quiesced {
+                connection.not_read(self.now);
+            }
             let served = &self.shared.services[connection.link.service.index()];
             match connection.deadline(served).filter(|(at, _)| *at <= self.now) {
                 Some((_, Some(reason))) => self.flush_and_close(socket, reason),
@@ -620,18 +630,6 @@ impl<E: Engine> Worker<E> {
                 None => self.set_timer(socket),
             }
         }
-    }
-
-    /// Tells the workers concerned that a client has connected again.
-    fn evict(&mut self) {
-        let Self { to_evict, peers, .. } = self;
-        to_evict.retain(|key| {
-            let Some(peer) = peers.get(usize::from(key.worker)) else { return false };
-            let Some(mut batch) = peer.take_empty() else { return true };
-            batch.push_order(*key, Command::TakenOver);
-            peer.hand_over(batch);
-            false
-        });
     }
 
     /// Keeps the memory of a few stashes: under back-pressure connections are held and resumed many

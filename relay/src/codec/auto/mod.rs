@@ -72,7 +72,8 @@ impl AutoSettings {
                 self.find(Recognised::Http).or_else(|| self.find(Recognised::WebSocket))
             }
             Seen::Framing => self.find(Recognised::Framing),
-            Seen::Mqtt | Seen::Nothing => None,
+            Seen::Mqtt => self.find(Recognised::Mqtt),
+            Seen::Nothing => None,
         };
         found.map_or(Choice::Otherwise, Choice::Protocol)
     }
@@ -232,6 +233,18 @@ impl Codec for Auto {
     fn ended(&mut self, reason: CloseReason, now: Instant, actions: &mut dyn Actions) {
         if let State::Known(codec) = &mut self.state {
             codec.ended(reason, now, actions);
+        }
+    }
+
+    fn refused(&mut self) {
+        if let State::Known(codec) = &mut self.state {
+            codec.refused();
+        }
+    }
+
+    fn not_read(&mut self, now: Instant) {
+        if let State::Known(codec) = &mut self.state {
+            codec.not_read(now);
         }
     }
 
