@@ -3,10 +3,12 @@
 //! Everything is checked when it is read, and a mistake is reported with its place. Sample:
 //! `docs/millrace.toml`.
 
+mod auto;
 mod http;
 mod mqtt;
 mod passwords;
 mod registry;
+mod websocket;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
@@ -19,10 +21,12 @@ use crate::codec::{Framing, ProtocolKind};
 use crate::prefix::Prefix;
 use crate::route::{Absence, IdentityKind, Partition};
 
+pub use auto::{AutoSection, Otherwise, Recognised};
 pub use http::HttpSection;
 pub use mqtt::MqttSection;
 pub use passwords::Passwords;
 pub use registry::RegistrySection;
+pub use websocket::{ReplyOpcode, WebSocketSection};
 
 /// Longest instance name: `NAME-gw` must fit an interface name (15 bytes).
 const MAX_INSTANCE_LENGTH: usize = 12;
@@ -342,6 +346,12 @@ pub struct Service {
     /// from no faster. 0: any number.
     #[serde(default)]
     pub max_messages_per_second: u32,
+    /// Recognition of the protocol.
+    #[serde(default)]
+    pub auto: AutoSection,
+    /// WebSocket.
+    #[serde(default)]
+    pub websocket: WebSocketSection,
     /// What makes two connections the same client's.
     #[serde(default)]
     pub identity: IdentityKind,
@@ -378,6 +388,8 @@ impl Service {
             idle_timeout_ms: 0,
             max_connections_per_address: 0,
             max_messages_per_second: 0,
+            auto: AutoSection::default(),
+            websocket: WebSocketSection::default(),
             identity: IdentityKind::default(),
             association_keep_ms: 0,
             prefer: BTreeMap::new(),
@@ -416,17 +428,25 @@ impl Server {
 
 /// What the protocol of a service needs.
 fn check_protocol(service: &Service) -> Result<(), String> {
+    service.websocket.check()?;
+    if service.protocol == ProtocolKind::Auto {
+        service.auto.check(service.framing.is_some())?;
+    }
+    service.mqtt.as_ref().map_or(Ok(()), MqttSection::check)?;
     match (service.protocol, service.framing) {
         (ProtocolKind::Framing, None) => {
             Err("needs `framing`, or another `protocol` than \"framing\"".to_owned())
         }
         (ProtocolKind::Framing, Some(framing)) => framing.check(service.max_message_bytes),
         (ProtocolKind::Http, None) => service.http.check(),
-        (ProtocolKind::Mqtt, None) => service.mqtt.as_ref().map_or(Ok(()), MqttSection::check),
         (ProtocolKind::Http | ProtocolKind::Mqtt, Some(_)) => {
             Err("`framing` is for `protocol = \"framing\"`; other protocols have their own"
                 .to_owned())
         }
+        (ProtocolKind::WebSocket | ProtocolKind::Auto, Some(framing)) => {
+            framing.check(service.max_message_bytes)
+        }
+        (ProtocolKind::Mqtt | ProtocolKind::WebSocket | ProtocolKind::Auto, None) => Ok(()),
     }
 }
 
@@ -607,6 +627,13 @@ impl Config {
             }
         }
         Ok(())
+    }
+
+    /// Whether connections of some service are handed on to the server that the client addressed.
+    pub fn hands_on(&self) -> bool {
+        self.services.iter().any(|service| {
+            service.protocol == ProtocolKind::Auto && service.auto.otherwise == Otherwise::HandOn
+        })
     }
 
     /// Partitions that the uplink needs: one more than the highest that a server has.

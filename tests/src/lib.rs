@@ -15,6 +15,7 @@ pub mod fuzz;
 pub mod fuzz_http;
 pub mod fuzz_mqtt;
 pub mod fuzz_packet;
+pub mod fuzz_protocols;
 pub mod instance;
 pub mod interrupt;
 pub mod kafka;

@@ -51,6 +51,15 @@ impl Engine for SteadyEngine {
     fn send(&mut self, _: SocketId, buffer: Vec<u8>) {
         self.sending = Some(buffer);
     }
+    fn shut_down(&mut self, _: SocketId) {
+        panic!("nothing here is closed");
+    }
+    fn connect(&mut self, _: OwnedFd, _: SocketAddr) -> Option<SocketId> {
+        panic!("nothing here is handed on");
+    }
+    fn abort(&mut self, _: SocketId) {
+        panic!("nothing here is closed");
+    }
     fn close(&mut self, _: SocketId) {
         panic!("nothing here is closed");
     }

@@ -14,12 +14,14 @@
 //!
 //! The registry of codecs is [`Protocol`]: a new one is a module here, a variant there.
 
+mod auto;
 mod framing;
 mod headers;
 mod http;
 mod mqtt;
 mod protocol;
 pub mod script;
+mod websocket;
 
 use std::time::Instant;
 
@@ -27,12 +29,14 @@ use crate::kafka::{ConnectionKey, RelayId};
 use crate::route::Refusal;
 use crate::worker::CloseReason;
 
+pub use auto::{Auto, AutoSettings};
 pub use framing::{ByteOrder, DecodeError, Decoder, EncodeError, Framed, Framing};
 pub(crate) use headers::weight_of;
 pub use headers::{HeaderList, Headers, MAX_RECORD_HEADERS};
 pub use http::{Http, HttpSettings, MAX_REQUEST_FIELDS};
 pub use mqtt::Mqtt;
 pub use protocol::{AnyCodec, Protocol, ProtocolKind};
+pub use websocket::{WebSocket, WebSocketSettings};
 
 /// Which reply: where the record is, or was first, in the downlink. The same reply that comes again,
 /// because its client was away, has the same origin.
@@ -154,6 +158,11 @@ pub trait Codec: Send {
         now: Instant,
         actions: &mut dyn Actions,
     ) -> Result<Sending, Unencodable>;
+
+    /// The server asks for the connection to be closed, by a record with these headers (its `close`
+    /// among them). If it has a value, that went through [`reply`](Self::reply) before;
+    /// [`farewell`](Self::farewell) comes next.
+    fn close_asked(&mut self, _headers: Headers<'_>) {}
 
     /// Last words, before the connection is closed for a reason that is not the codec's own.
     fn farewell(&mut self, _reason: CloseReason, _now: Instant, _actions: &mut dyn Actions) {}

@@ -16,7 +16,7 @@ use super::shared::Served;
 use super::stats::CloseReason;
 
 /// What an idle connection keeps of its output buffers.
-const OUTPUT_KEPT_BYTES: usize = 16 << 10;
+pub(super) const OUTPUT_KEPT_BYTES: usize = 16 << 10;
 /// And of its list of receipts.
 const RECEIPTS_KEPT: usize = 64;
 
@@ -37,6 +37,8 @@ pub(super) enum State {
     HalfClosed,
     /// Nothing is read; what is there for the client is sent, then it closes.
     Flushing(CloseReason),
+    /// Nothing of the service's: about to be a [pipe](super::onward).
+    HandingOn,
     /// Given back to the engine.
     Closing,
 }

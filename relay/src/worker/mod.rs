@@ -8,11 +8,13 @@ mod connection;
 mod departed;
 mod engine;
 mod limits;
+mod onward;
 mod orders;
 mod replies;
 mod settlement;
 mod shared;
 mod stats;
+mod stop;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -31,6 +33,7 @@ use crate::route::ServiceId;
 use actions::CodecActions;
 use connection::{Connection, Receive, Settled, State};
 use departed::Departed;
+use onward::Onward;
 use settlement::Settlement;
 
 pub use engine::{BufferId, Engine, Event, ReceiveEnd, SocketId};
@@ -84,6 +87,8 @@ pub struct Worker<E> {
     to_evict: Vec<ConnectionKey>,
     /// Receipts of replies that their clients have; empty between two steps.
     settled: Vec<Settled>,
+    /// Connections that are handed on.
+    onward: Onward,
     /// The time of this step.
     now: Instant,
     stopping: bool,
@@ -127,6 +132,7 @@ impl<E: Engine> Worker<E> {
             peers: Vec::new(),
             to_evict: Vec::new(),
             settled: Vec::new(),
+            onward: Onward::default(),
             now: Instant::now(),
             stopping: false,
         }
@@ -166,7 +172,10 @@ impl<E: Engine> Worker<E> {
         self.stats.loops.add(1);
         self.now = Instant::now();
         while let Some(event) = self.engine.next_event() {
-            self.on_event(event);
+            if let Some(event) = self.take_onward(event) {
+                self.on_event(event);
+                self.hand_on_asked();
+            }
         }
         self.take_replies();
         self.take_orders();
@@ -178,6 +187,7 @@ impl<E: Engine> Worker<E> {
         if !self.stopping && self.shared.stop.load(Ordering::SeqCst) {
             self.begin_stop();
         }
+        self.hand_on_asked();
         self.start_sends();
         self.settlement.publish(&self.downlink);
         if self.uplink.hand_over() {
@@ -234,6 +244,8 @@ impl<E: Engine> Worker<E> {
             }
             Event::ReceiveEnded { socket, end } => self.on_receive_ended(socket, &end),
             Event::Sent { socket, buffer, result } => self.on_sent(socket, buffer, &result),
+            // Only of those that are handed on.
+            Event::Connected { .. } => {}
             Event::Closed { socket } => {
                 if let Some(connection) = self.connections[socket.index()].take() {
                     self.departed.add(connection);
@@ -329,7 +341,7 @@ impl<E: Engine> Worker<E> {
             CodecActions::new(&self.shared, &mut self.uplink, link, &mut self.settled);
         codec.receive(bytes, self.now, &mut actions);
         let wishes = actions.finish(&self.stats);
-        self.fulfil(socket, &wishes);
+        self.fulfil(socket, wishes);
     }
 
     /// Stops reading from a connection until [`may_resume`](Self::may_resume).
@@ -471,7 +483,7 @@ impl<E: Engine> Worker<E> {
             match connection.state {
                 State::HalfClosed => self.flush_and_close(socket, CloseReason::EndOfStream),
                 State::Flushing(reason) => self.close(socket, reason),
-                State::Open | State::Closing => {}
+                State::Open | State::HandingOn | State::Closing => {}
             }
         }
     }
@@ -571,55 +583,5 @@ impl<E: Engine> Worker<E> {
                 None => self.set_timer(socket),
             }
         }
-    }
-
-    fn begin_stop(&mut self) {
-        self.stopping = true;
-        self.engine.stop_listening();
-        for index in 0..self.connections.len() {
-            let Some(connection) = &mut self.connections[index] else { continue };
-            let socket = SocketId(u32::try_from(index).expect("sockets are u32"));
-            match (connection.state, connection.receive) {
-                (State::Open, Receive::Armed) => {
-                    connection.receive = Receive::Stopping;
-                    self.engine.stop_receiving(socket);
-                }
-                // Its end stops the connection.
-                (State::Open, Receive::Stopping) | (State::Closing | State::Flushing(_), _) => {}
-                (State::Open | State::HalfClosed, _) => self.stop_connection(socket),
-            }
-        }
-    }
-
-    /// Delivers what was read of a connection, then closes it.
-    fn stop_connection(&mut self, socket: SocketId) {
-        if self.connection(socket).reads() {
-            self.deliver_stash(socket);
-        }
-        if self.connection(socket).reads() {
-            let whole = self.act(socket, |codec, now, actions| codec.end_of_stream(now, actions));
-            self.stats.truncated.add(u64::from(!whole));
-        }
-        self.flush_and_close(socket, CloseReason::RelayStop);
-    }
-
-    /// Keeps the memory of a few stashes: under back-pressure connections are held and resumed many
-    /// times a second.
-    fn keep_stash(&mut self, mut stash: Vec<u8>) {
-        let fits = (1..=MAX_SPARE_STASH_BYTES).contains(&stash.capacity());
-        if fits && self.spare_stashes.len() < MAX_SPARE_STASHES {
-            stash.clear();
-            self.spare_stashes.push(stash);
-        }
-    }
-
-    /// Decodes what a hold kept back, whatever the bounds say: it was read and must not get lost.
-    fn deliver_stash(&mut self, socket: SocketId) {
-        let connection = self.connections[socket.index()].as_mut().expect("known to the engine");
-        let stash = std::mem::take(&mut connection.stash);
-        if !stash.is_empty() {
-            self.act(socket, |codec, now, actions| codec.receive(&stash, now, actions));
-        }
-        self.keep_stash(stash);
     }
 }

@@ -100,6 +100,7 @@ impl<E: Engine> Worker<E> {
         match command {
             Command::Reply | Command::Acknowledged(_) => {}
             Command::ReplyAndClose | Command::Close => {
+                self.connection(socket).codec.close_asked(reply.headers);
                 self.flush_and_close(socket, CloseReason::ClosedByServer);
             }
             Command::Refused => self.close(socket, CloseReason::RefusedByKafka),
