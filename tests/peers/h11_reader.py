@@ -18,7 +18,7 @@ def read(stream):
     try:
         while True:
             event = connection.next_event()
-            if event is h11.NEED_DATA or event is h11.PAUSED:
+            if event is h11.NEED_DATA or event is h11.PAUSED or type(event) is h11.ConnectionClosed:
                 return requests, None
             if isinstance(event, h11.Request):
                 request = {"method": event.method.decode(), "target": event.target.decode(),
@@ -28,7 +28,7 @@ def read(stream):
                 request["body"] += bytes(event.data).decode("latin-1")
             elif isinstance(event, h11.EndOfMessage):
                 requests.append(request)
-                connection.send(h11.Response(status_code=200, headers=[("content-length", "0")]))
+                connection.send(h11.Response(status_code=404, headers=[("content-length", "0")]))
                 connection.send(h11.EndOfMessage())
                 if connection.our_state is h11.MUST_CLOSE:
                     return requests, None

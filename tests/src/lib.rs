@@ -44,4 +44,5 @@ pub mod tcp_server;
 pub mod test_run;
 pub mod tproxy;
 pub mod traffic;
+pub mod web;
 pub mod wire;

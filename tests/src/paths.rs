@@ -41,6 +41,16 @@ pub fn example_server() -> Result<PathBuf> {
     program("MILLRACE_EXAMPLE_SERVER", built, how)
 }
 
+/// A static site's server in Python.
+pub fn site_server() -> PathBuf {
+    workspace().join("tests/peers/site.py")
+}
+
+/// The static site of the tests.
+pub fn site() -> PathBuf {
+    workspace().join("tests/site")
+}
+
 /// The example server in Python.
 pub fn python_server() -> PathBuf {
     workspace().join("tests/peers/server.py")

@@ -118,7 +118,9 @@ fn passed_on(request: &mut Request) {
         .headers
         .iter()
         .filter(|(name, _)| name == "connection")
-        .flat_map(|(_, value)| value.split(',').map(|option| option.trim().to_ascii_lowercase()))
+        .flat_map(|(_, value)| {
+            value.split(',').map(|option| option.trim_ascii().to_ascii_lowercase())
+        })
         .collect();
     request
         .headers

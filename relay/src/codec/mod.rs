@@ -163,6 +163,17 @@ pub trait Codec: Send {
     /// among them). If it has a value, that went through [`reply`](Self::reply) before;
     /// [`farewell`](Self::farewell) comes next.
     fn close_asked(&mut self, _headers: Headers<'_>) {}
+    /// True if the header `close` of a reply is the codec's to obey, because its protocol says it, or
+    /// because the reply may have to wait for others.
+    fn obeys_close(&self) -> bool {
+        false
+    }
+
+    /// True if a client that is still sending shall get what was sent to it last: see
+    /// `State::Draining` of the worker's connections.
+    fn lingers(&self) -> bool {
+        false
+    }
 
     /// Last words, before the connection is closed for a reason that is not the codec's own.
     fn farewell(&mut self, _reason: CloseReason, _now: Instant, _actions: &mut dyn Actions) {}

@@ -190,6 +190,16 @@ impl AnyCodec {
         whichever!(self, codec => codec.close_asked(headers));
     }
 
+    /// See [`Codec::obeys_close`].
+    pub fn obeys_close(&self) -> bool {
+        whichever!(self, codec => codec.obeys_close())
+    }
+
+    /// See [`Codec::lingers`].
+    pub fn lingers(&self) -> bool {
+        whichever!(self, codec => codec.lingers())
+    }
+
     /// See [`Codec::farewell`].
     pub fn farewell(&mut self, reason: CloseReason, now: Instant, actions: &mut dyn Actions) {
         whichever!(self, codec => codec.farewell(reason, now, actions));

@@ -26,8 +26,10 @@ const RECEIPTS_KEPT: usize = 64;
 ///  accepted ─► Open ── client ends its side ─► HalfClosed ── time over ──────┐
 ///               │                                 │                          │
 ///               ├── told to close: server, stop ──┴─► Flushing ── all sent ──┤
-///               │                                        └─── time over ─────┤
-///               └── bad input, failure, bound ───────────────────────────────┴─► Closing ─► gone
+///               │                                        ├─── time over ─────┤
+///               │                                        └─ all sent, HTTP ─► Draining ─ ended, ─┐
+///               │                                                            │    time over     │
+///               └── bad input, failure, bound ───────────────────────────────┴──────────────────┴─► Closing ─► gone
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
@@ -39,6 +41,10 @@ pub(super) enum State {
     Flushing(CloseReason),
     /// Nothing of the service's: about to be a [pipe](super::onward).
     HandingOn,
+    /// Out of the books: all is sent, and the client was told that nothing follows. What still comes
+    /// from it is read and thrown away: closed with unread input, the kernel would send a reset, and
+    /// the client might lose what it has not read (RFC 9112 section 9.6).
+    Draining,
     /// Given back to the engine.
     Closing,
 }
@@ -234,6 +240,8 @@ pub(super) struct Connection {
     pub(super) throttled_until: Option<Instant>,
     /// When the worker looks at it next, if nothing else happens.
     pub(super) timer: Option<Instant>,
+    /// How long it may stay half-closed, flushing or draining.
+    pub(super) lingers_until: Option<Instant>,
     /// Not read from, because of a bound further on; the worker's list has it.
     pub(super) held: bool,
     /// Not read from, because it is about to go on at another server.
@@ -274,6 +282,7 @@ impl Connection {
             pace: Pace::new(),
             throttled_until: None,
             timer: None,
+            lingers_until: None,
             held: false,
             quiesced: false,
             stash: Vec::new(),

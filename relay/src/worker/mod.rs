@@ -17,7 +17,7 @@ mod stats;
 mod stop;
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::BinaryHeap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -77,8 +77,8 @@ pub struct Worker<E> {
     spare_stashes: Vec<Vec<u8>>,
     /// Connections with output and no send going on.
     to_send: Vec<SocketId>,
-    /// Half-closed and flushing connections, in the order in which their time is over.
-    lingering: VecDeque<(Instant, SocketId, u32)>,
+    /// Half-closed, flushing and draining connections: the time that is over first comes first.
+    lingering: BinaryHeap<Reverse<(Instant, SocketId, u32)>>,
     /// Times at which connections are looked at. One that was changed since stands here twice.
     timers: BinaryHeap<Reverse<(Instant, SocketId, u32)>>,
     /// The rings to all workers, this one included.
@@ -127,7 +127,7 @@ impl<E: Engine> Worker<E> {
             held: Vec::new(),
             spare_stashes: Vec::new(),
             to_send: Vec::new(),
-            lingering: VecDeque::new(),
+            lingering: BinaryHeap::new(),
             timers: BinaryHeap::new(),
             peers: Vec::new(),
             to_evict: Vec::new(),
@@ -223,7 +223,7 @@ impl<E: Engine> Worker<E> {
             self.wake.awake();
             return Duration::ZERO;
         }
-        let lingering = self.lingering.front().map(|(deadline, ..)| *deadline);
+        let lingering = self.lingering.peek().map(|Reverse((deadline, ..))| *deadline);
         let timer = self.timers.peek().map(|Reverse((at, ..))| *at);
         match lingering.into_iter().chain(timer).min() {
             Some(deadline) => deadline.saturating_duration_since(Instant::now()).min(TICK),
@@ -432,6 +432,12 @@ impl<E: Engine> Worker<E> {
     fn on_receive_ended(&mut self, socket: SocketId, end: &ReceiveEnd) {
         let stopping = self.stopping;
         let connection = self.connection(socket);
+        if connection.state == State::Draining {
+            return match end {
+                ReceiveEnd::Stopped => self.arm_receive(socket),
+                ReceiveEnd::EndOfStream | ReceiveEnd::Failed(_) => self.give_back(socket),
+            };
+        }
         match end {
             ReceiveEnd::Stopped => connection.receive = Receive::Stopped,
             ReceiveEnd::EndOfStream => connection.receive = Receive::Ended,
@@ -466,23 +472,33 @@ impl<E: Engine> Worker<E> {
 
     /// Gives a connection the time that is left for replies.
     fn linger(&mut self, socket: SocketId) {
-        let time = Duration::from_millis(u64::from(self.shared.limits.half_close_ms));
-        let generation = self.connection(socket).generation();
-        self.lingering.push_back((Instant::now() + time, socket, generation));
+        let limits = &self.shared.limits;
+        let (half_close_ms, reply_timeout_ms) = (limits.half_close_ms, limits.reply_timeout_ms);
+        let stopping = self.stopping;
+        let now = Instant::now();
+        let connection = self.connection(socket);
+        // A response that ends with its connection may take as long as any other.
+        let whole = matches!(connection.state, State::Flushing(_)) && connection.codec.lingers();
+        let time = if whole && !stopping { reply_timeout_ms } else { half_close_ms };
+        let until = now + Duration::from_millis(u64::from(time));
+        connection.lingers_until = Some(until);
+        let generation = connection.generation();
+        self.lingering.push(Reverse((until, socket, generation)));
     }
 
     fn end_lingering(&mut self) {
-        while let Some((deadline, socket, generation)) = self.lingering.front().copied()
+        while let Some(Reverse((deadline, socket, generation))) = self.lingering.peek().copied()
             && deadline <= Instant::now()
         {
-            self.lingering.pop_front();
+            self.lingering.pop();
             let Some(connection) = &self.connections[socket.index()] else { continue };
-            if connection.generation() != generation {
+            if connection.generation() != generation || connection.lingers_until != Some(deadline) {
                 continue;
             }
             match connection.state {
                 State::HalfClosed => self.flush_and_close(socket, CloseReason::EndOfStream),
                 State::Flushing(reason) => self.close(socket, reason),
+                State::Draining => self.give_back(socket),
                 State::Open | State::HandingOn | State::Closing => {}
             }
         }
@@ -510,14 +526,47 @@ impl<E: Engine> Worker<E> {
         self.linger(socket);
     }
 
+    /// All is sent.
+    fn end_flushing(&mut self, socket: SocketId, reason: CloseReason) {
+        let connection = self.connection(socket);
+        if !connection.codec.lingers() || connection.receive == Receive::Ended {
+            return self.close(socket, reason);
+        }
+        connection.state = State::Draining;
+        let receive = connection.receive;
+        self.leave(socket, reason);
+        self.engine.shut_down(socket);
+        if receive == Receive::Stopped {
+            self.arm_receive(socket);
+        }
+        self.linger(socket);
+    }
+
     /// Closes at once.
     fn close(&mut self, socket: SocketId, reason: CloseReason) {
-        let connection = self.connections[socket.index()].as_mut().expect("known to the engine");
-        if connection.state == State::Closing {
-            return;
+        match self.connection(socket).state {
+            State::Closing => {}
+            State::Draining => self.give_back(socket),
+            State::Open | State::HalfClosed | State::HandingOn | State::Flushing(_) => {
+                self.connection(socket).state = State::Closing;
+                self.leave(socket, reason);
+                self.give_back(socket);
+            }
         }
+    }
+
+    /// Gives a connection that is out of the books back to the engine.
+    fn give_back(&mut self, socket: SocketId) {
+        let connection = self.connection(socket);
         connection.state = State::Closing;
-        connection.stash = Vec::new();
+        let (client, server) = (connection.link.client, connection.link.server);
+        self.flows.closed(client, server);
+        self.engine.close(socket);
+    }
+
+    /// Takes a connection out of the books.
+    fn leave(&mut self, socket: SocketId, reason: CloseReason) {
+        self.connection(socket).stash = Vec::new();
         self.act(socket, |codec, now, actions| codec.ended(reason, now, actions));
         let connection = self.connections[socket.index()].as_mut().expect("just seen");
         let link = &mut connection.link;
@@ -527,14 +576,12 @@ impl<E: Engine> Worker<E> {
         self.stats.closed[reason as usize].add(1);
         let mut unsent = std::mem::take(&mut link.output.receipts);
         unsent.extend(link.kept.give_up());
-        self.flows.closed(link.client, link.server);
         if let (Some(identity), Some(who)) = (&link.identity, link.who.take()) {
             let kind = Kind::Close(reason.name());
             self.uplink.push(&mut link.origin, identity, kind, Headers::NONE, &[]);
             self.shared.presence.left(identity);
             self.shared.associations.dissociate(link.service, who, identity.server);
         }
-        self.engine.close(socket);
         for receipt in unsent {
             self.undelivered(UndeliveredReason::ConnectionLost, receipt);
         }

@@ -99,6 +99,7 @@ impl<E: Engine> Worker<E> {
         }
         match command {
             Command::Reply | Command::Acknowledged(_) => {}
+            Command::ReplyAndClose if self.connection(socket).codec.obeys_close() => {}
             Command::ReplyAndClose | Command::Close => {
                 self.connection(socket).codec.close_asked(reply.headers);
                 self.flush_and_close(socket, CloseReason::ClosedByServer);
@@ -223,7 +224,7 @@ impl<E: Engine> Worker<E> {
                 let connection = self.connection(socket);
                 match connection.state {
                     State::Flushing(reason) if connection.link.output.bytes() == 0 => {
-                        self.close(socket, reason);
+                        self.end_flushing(socket, reason);
                     }
                     _ => self.start_send(socket),
                 }

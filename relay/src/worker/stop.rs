@@ -19,7 +19,8 @@ impl<E: Engine> Worker<E> {
                 }
                 // Its end stops the connection.
                 (State::Open, Receive::Stopping)
-                | (State::HandingOn | State::Closing | State::Flushing(_), _) => {}
+                | (State::HandingOn | State::Closing | State::Draining | State::Flushing(_), _) => {
+                }
                 (State::Open | State::HalfClosed, _) => self.stop_connection(socket),
             }
         }

@@ -216,6 +216,14 @@ impl Codec for Auto {
         }
     }
 
+    fn obeys_close(&self) -> bool {
+        matches!(&self.state, State::Known(codec) if codec.obeys_close())
+    }
+
+    fn lingers(&self) -> bool {
+        matches!(&self.state, State::Known(codec) if codec.lingers())
+    }
+
     fn farewell(&mut self, reason: CloseReason, now: Instant, actions: &mut dyn Actions) {
         if let State::Known(codec) = &mut self.state {
             codec.farewell(reason, now, actions);

@@ -378,7 +378,7 @@ impl Exchanges {
             if let Some(front) = self.queue.front_mut() {
                 actions.output().extend_from_slice(&std::mem::take(&mut front.kept));
                 for origin in std::mem::take(&mut front.origins) {
-                    actions.settle(origin);
+                    actions.release(origin);
                 }
             }
         }

@@ -148,8 +148,10 @@ impl<'a> Seen<'a> {
             for option in options(value) {
                 self.close |= option.eq_ignore_ascii_case(b"close");
                 self.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
-                // They would not be passed on, and the server would read another request.
-                if option.eq_ignore_ascii_case(b"host")
+                // What is no token others may take for one, and what is named is not passed on: the
+                // server would read another request.
+                if !is_token(option)
+                    || option.eq_ignore_ascii_case(b"host")
                     || option.eq_ignore_ascii_case(b"content-length")
                 {
                     return Err(Refused::bad("Connection names what is no option of it"));

@@ -170,7 +170,7 @@ impl Http {
         let head = head::parse(self.lines.bytes(), fields, number, &mut self.record)?;
         let body = Body::begin(head.length, self.settings.bounds)?;
         if !self.begun {
-            actions.begin(Begin::default())?;
+            actions.begin(Begin { protocol: "http", ..Begin::default() })?;
             self.begun = true;
         }
         self.lines.clear();
@@ -361,6 +361,14 @@ impl Codec for Http {
         sending
     }
 
+    fn obeys_close(&self) -> bool {
+        true
+    }
+
+    fn lingers(&self) -> bool {
+        true
+    }
+
     fn farewell(&mut self, reason: CloseReason, now: Instant, actions: &mut dyn Actions) {
         let told = matches!(
             reason,
@@ -369,8 +377,10 @@ impl Codec for Http {
                 | CloseReason::NoServer
                 | CloseReason::RefusedByKafka
         );
-        if told && !self.closed {
-            let date = self.date(now);
+        let date = self.date(now);
+        if reason == CloseReason::HandshakeTimeout && !self.lines.is_empty() {
+            self.exchanges.refuse(Refused::HEAD_TIMEOUT, false, &date, actions);
+        } else if told && !self.closed {
             self.exchanges.refuse_first(Refused::unavailable(reason), &date, actions);
         }
     }

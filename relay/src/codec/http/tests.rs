@@ -166,8 +166,8 @@ fn replies_are_sent_in_the_order_of_the_requests() {
     let one = |letter| format!("HTTP/1.1 200 OK|content-length: 1||{letter}");
     assert_eq!(line.sent(), one("a") + &one("b") + &one("c"));
     let settled: Vec<_> =
-        line.script.actions.iter().filter(|action| matches!(action, Action::Settle(_))).collect();
-    let origin = |offset| Action::Settle(ReplyOrigin { relay: RelayId(0), offset });
+        line.script.actions.iter().filter(|action| matches!(action, Action::Release(_))).collect();
+    let origin = |offset| Action::Release(ReplyOrigin { relay: RelayId(0), offset });
     assert_eq!(settled, [&origin(1), &origin(0)]);
     assert_eq!(line.records().len(), 2, "the backlog");
     assert!(line.http.reads());
@@ -303,6 +303,7 @@ fn what_two_might_read_differently_is_refused() {
         ": a",
         "Host: h",
         "Connection: close, content-length",
+        "Connection: \u{a0}close",
     ] {
         assert_eq!(refusal(with(field).as_bytes()).as_deref(), Some("400"), "{field:?}");
     }

@@ -1,0 +1,200 @@
+//! HTTP by way of Kafka, with clients that know nothing of it: curl, wrk, sockets.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use millrace_relay::config::Config;
+use millrace_tests::direct::Direct;
+use millrace_tests::process::{Process, run_ok, wait_until};
+use millrace_tests::web::{Site, curl, speak_http};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A relay with a site behind it.
+struct Web {
+    direct: Direct,
+    site: Site,
+    at: SocketAddr,
+}
+
+impl Web {
+    fn start(name: &str, adjust: impl FnOnce(&mut Config)) -> Self {
+        let mut direct = Direct::build(name, |config| {
+            speak_http(&mut config.services[0]);
+            // The largest file may come sooner than its client reads.
+            config.relay.reply_limit_bytes = 32 << 20;
+            adjust(config);
+        })
+        .unwrap();
+        direct.instance.start().unwrap();
+        let at = SocketAddr::from((Ipv4Addr::LOCALHOST, direct.instance.config.services[0].port));
+        Self { site: Site::new(name).unwrap(), direct, at }
+    }
+
+    fn serve(&self) -> Process {
+        self.site.serve(&self.direct.brokers, 0, self.direct.topics.prefix()).unwrap()
+    }
+
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.at).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
+    }
+
+    /// All that comes for some bytes until the relay ends the connection.
+    fn exchange(&self, request: &[u8]) -> String {
+        let mut stream = self.connect();
+        stream.write_all(request).unwrap();
+        read_to_end(&mut stream)
+    }
+
+    fn closed(&self, reason: &str) -> u64 {
+        self.direct.instance.stats().unwrap().count_by("connections_closed", reason).unwrap()
+    }
+}
+
+fn read_to_end(stream: &mut TcpStream) -> String {
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[test]
+fn a_site_is_served_byte_for_byte() {
+    let web = Web::start("site", |_| {});
+    let _server = web.serve();
+    web.site.check_with_curl(Command::new("curl"), web.at).unwrap();
+
+    let url = |path: &str| format!("http://{}/{path}", web.at);
+    assert_eq!(curl(&["--range", "0-14", &url("index.html")]).unwrap(), "<!DOCTYPE html>");
+    assert_eq!(curl(&["--range", "-8", &url("index.html")]).unwrap().trim(), "</html>");
+    let head = curl(&["--head", &url("size-1048576")]).unwrap().to_lowercase();
+    assert!(head.starts_with("http/1.1 200 ok"), "{head}");
+    assert!(head.contains("content-length: 1048576\r\n") && head.contains("date: "), "{head}");
+    let status = ["-o", "/dev/null", "-w", "%{http_code}"];
+    let small = url("size-1");
+    let args = [&["--range", "5-9"][..], &status, &[&small]].concat();
+    assert!(curl(&args).unwrap_err().to_string().contains("416"));
+    assert!(curl(&[&url("none")]).unwrap_err().to_string().contains("404"));
+    assert_eq!(curl(&[&url("events")]).unwrap(), "data: 0\n\ndata: 1\n\ndata: 2\n\n");
+    assert_eq!(curl(&["--http1.0", &url("events")]).unwrap().len(), 27);
+
+    // There and back: in one record and in parts, by length and in chunks, with and without leave.
+    let got = web.site.path("echo.got");
+    for size in ["size-4095", "size-65536", "size-10485760"] {
+        for header in ["X: y", "Transfer-Encoding: chunked", "Expect: 100-continue", "Expect:"] {
+            let body = format!("@{}", web.site.path(size).display());
+            let args = ["-o", got.to_str().unwrap(), "-H", header, "--data-binary", &body];
+            curl(&[&args[..], &[&url("echo")]].concat()).unwrap();
+            assert!(std::fs::read(&got).unwrap() == web.site.files[size], "{size}, {header}");
+        }
+    }
+    let stats = web.direct.instance.stats().unwrap();
+    assert_eq!(stats.total("replies_undelivered").unwrap(), 0, "{:?}", stats.0);
+}
+
+#[test]
+fn requests_in_one_segment_are_answered_in_order() {
+    let web = Web::start("pipeline", |_| {});
+    let _server = web.serve();
+    let mut requests = String::new();
+    for number in 0..40 {
+        let body = format!("number {number}");
+        let length = body.len();
+        requests +=
+            &format!("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n{body}");
+    }
+    requests += "GET /none HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
+    let answer = web.exchange(requests.as_bytes());
+    let mut places = (0..40).map(|number| answer.find(&format!("\r\n\r\nnumber {number}")));
+    assert!(places.all(|place| place.is_some()), "{answer}");
+    let order: Vec<_> = (0..40).map(|number| answer.find(&format!("\nnumber {number}"))).collect();
+    assert!(order.is_sorted(), "{answer}");
+    assert!(answer.contains("404 Not Found") && answer.contains("connection: close"), "{answer}");
+}
+
+#[test]
+fn many_clients_are_served() {
+    let web = Web::start("wrk", |_| {});
+    let _server = web.serve();
+    let mut wrk = Command::new("wrk");
+    wrk.args(["--threads", "1", "--connections", "50", "--duration", "3s", "--timeout", "20s"]);
+    let report = run_ok("wrk", wrk.arg(format!("http://{}/style.css", web.at)), PATIENCE).unwrap();
+    let requests = report.stdout.lines().find_map(|line| line.trim().split_once(" requests in "));
+    let requests: u64 = requests.expect("a report").0.parse().unwrap();
+    assert!(requests > 50, "{}", report.stdout);
+    assert!(
+        !report.stdout.contains("errors") && !report.stdout.contains("Non-2xx"),
+        "{}",
+        report.stdout
+    );
+}
+
+#[test]
+fn errors_are_told_and_reach_their_clients() {
+    let web = Web::start("errors", |config| {
+        config.services[0].handshake_timeout_ms = 1000;
+        config.services[0].http.request_timeout_ms = 1000;
+        config.services[0].http.body_timeout_ms = 1000;
+        config.services[0].http.max_body_bytes = 1000;
+    });
+    // Nobody serves.
+    for (request, status, reason) in [
+        ("GET / HTTP/1.1\r\nHost: h\r\n\r\n", "504 Gateway Timeout", "server_failed"),
+        ("GET / HTTP/1.1\r\nHo", "408 Request Timeout", "handshake_timeout"),
+        (
+            "PUT / HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\nabc",
+            "408 Request Timeout",
+            "idle_timeout",
+        ),
+        ("GET / HTTP/1.1\r\nX: y\r\n\r\n", "400 Bad Request", "malformed"),
+        ("GET / HTTP/3.0\r\nX: y\r\n\r\n", "505 HTTP Version", "unsupported"),
+    ] {
+        let before = web.closed(reason);
+        let answer = web.exchange(request.as_bytes());
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{request:?}: {answer}");
+        assert!(answer.contains("\r\nconnection: close\r\n"), "{answer}");
+        assert_eq!(web.closed(reason), before + 1, "{request:?}");
+    }
+    // A client that goes on sending is not reset before it has read why not.
+    for _ in 0..5 {
+        let mut stream = web.connect();
+        stream.write_all(b"PUT / HTTP/1.1\r\nHost: h\r\nContent-Length: 1001\r\n\r\n").unwrap();
+        for _ in 0..32 {
+            stream.write_all(&[b'x'; 65_536]).unwrap();
+        }
+        let answer = read_to_end(&mut stream);
+        assert!(answer.starts_with("HTTP/1.1 413 Content Too Large"), "{answer}");
+    }
+    // Its connection is given up even if it never ends.
+    let mut stream = web.connect();
+    stream.write_all(b"nonsense\r\n\r\n").unwrap();
+    assert!(read_to_end(&mut stream).starts_with("HTTP/1.1 400 "));
+    let begun = Instant::now();
+    wait_until(PATIENCE, "the connection to be given up", || Ok(stream.write_all(b"x").is_err()))
+        .unwrap();
+    assert!(begun.elapsed() >= Duration::from_secs(1), "it is given some time");
+}
+
+#[test]
+fn without_a_server_and_at_a_stop_clients_are_told() {
+    let web = Web::start("nobody", |config| {
+        config.kafka.uplink_partitions = 2;
+        config.services[0].servers.clear();
+    });
+    let answer = web.exchange(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n");
+    assert!(answer.starts_with("HTTP/1.1 503 Service Unavailable"), "{answer}");
+    assert!(answer.contains("\r\nretry-after: "), "{answer}");
+
+    let mut web = Web::start("stopped", |_| {});
+    let mut stream = web.connect();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
+    wait_until(PATIENCE, "the request to be read", || {
+        Ok(web.direct.instance.stats()?.count("messages_received")? == 1)
+    })
+    .unwrap();
+    web.direct.instance.stop().unwrap();
+    assert!(read_to_end(&mut stream).starts_with("HTTP/1.1 503 "));
+}
