@@ -432,13 +432,13 @@ fn check_protocol(service: &Service) -> Result<(), String> {
     if service.protocol == ProtocolKind::Auto {
         service.auto.check(service.framing.is_some())?;
     }
+    service.mqtt.as_ref().map_or(Ok(()), MqttSection::check)?;
     match (service.protocol, service.framing) {
         (ProtocolKind::Framing, None) => {
             Err("needs `framing`, or another `protocol` than \"framing\"".to_owned())
         }
         (ProtocolKind::Framing, Some(framing)) => framing.check(service.max_message_bytes),
         (ProtocolKind::Http, None) => service.http.check(),
-        (ProtocolKind::Mqtt, None) => service.mqtt.as_ref().map_or(Ok(()), MqttSection::check),
         (ProtocolKind::Http | ProtocolKind::Mqtt, Some(_)) => {
             Err("`framing` is for `protocol = \"framing\"`; other protocols have their own"
                 .to_owned())

@@ -92,14 +92,14 @@ impl Place {
             }
         }
         for version in ["3.1.1", "5"] {
-            check(run_ok("paho", &mut self.python("mqtt_paho.py", &[version]), PATIENCE)?)?;
-            check(run_ok("MQTT.js", &mut self.node("mqtt.js", &[version]), PATIENCE)?)?;
+            check(&run_ok("paho", &mut self.python("mqtt_paho.py", &[version]), PATIENCE)?)?;
+            check(&run_ok("MQTT.js", &mut self.node("mqtt.js", &[version]), PATIENCE)?)?;
         }
         Ok(())
     }
 }
 
-fn check(finished: Finished) -> Result<()> {
+fn check(finished: &Finished) -> Result<()> {
     ensure!(finished.stdout.trim() == "echoed 30", "{finished:?}");
     Ok(())
 }

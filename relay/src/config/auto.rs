@@ -28,6 +28,8 @@ pub enum Recognised {
     Mqtt,
     /// Any other request of HTTP.
     Http,
+    /// MQTT 3.1.1 and 5.0.
+    Mqtt,
     /// The service's `framing`.
     Framing,
 }

@@ -631,24 +631,4 @@ impl<E: Engine> Worker<E> {
             }
         }
     }
-
-    /// Keeps the memory of a few stashes: under back-pressure connections are held and resumed many
-    /// times a second.
-    fn keep_stash(&mut self, mut stash: Vec<u8>) {
-        let fits = (1..=MAX_SPARE_STASH_BYTES).contains(&stash.capacity());
-        if fits && self.spare_stashes.len() < MAX_SPARE_STASHES {
-            stash.clear();
-            self.spare_stashes.push(stash);
-        }
-    }
-
-    /// Decodes what a hold kept back, whatever the bounds say: it was read and must not get lost.
-    fn deliver_stash(&mut self, socket: SocketId) {
-        let connection = self.connections[socket.index()].as_mut().expect("known to the engine");
-        let stash = std::mem::take(&mut connection.stash);
-        if !stash.is_empty() {
-            self.act(socket, |codec, now, actions| codec.receive(&stash, now, actions));
-        }
-        self.keep_stash(stash);
-    }
 }

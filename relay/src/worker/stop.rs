@@ -2,7 +2,7 @@
 
 use super::connection::{Receive, State};
 use super::stats::CloseReason;
-use super::{Engine, SocketId, Worker};
+use super::{Engine, MAX_SPARE_STASH_BYTES, MAX_SPARE_STASHES, SocketId, Worker};
 
 impl<E: Engine> Worker<E> {
     pub(super) fn begin_stop(&mut self) {
@@ -36,5 +36,25 @@ impl<E: Engine> Worker<E> {
             self.stats.truncated.add(u64::from(!whole));
         }
         self.flush_and_close(socket, CloseReason::RelayStop);
+    }
+
+    /// Keeps the memory of a few stashes: under back-pressure connections are held and resumed many
+    /// times a second.
+    pub(super) fn keep_stash(&mut self, mut stash: Vec<u8>) {
+        let fits = (1..=MAX_SPARE_STASH_BYTES).contains(&stash.capacity());
+        if fits && self.spare_stashes.len() < MAX_SPARE_STASHES {
+            stash.clear();
+            self.spare_stashes.push(stash);
+        }
+    }
+
+    /// Decodes what a hold kept back, whatever the bounds say: it was read and must not get lost.
+    pub(super) fn deliver_stash(&mut self, socket: SocketId) {
+        let connection = self.connections[socket.index()].as_mut().expect("known to the engine");
+        let stash = std::mem::take(&mut connection.stash);
+        if !stash.is_empty() {
+            self.act(socket, |codec, now, actions| codec.receive(&stash, now, actions));
+        }
+        self.keep_stash(stash);
     }
 }
