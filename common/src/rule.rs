@@ -53,8 +53,9 @@ impl SetIndex {
 
 /// Which set is in force and what is special about each.
 ///
-/// The low byte is the number of the set in force, the two halves of the other are the sets' flags:
-/// what belongs to a set is written before it comes into force, and then one byte changes.
+/// The low byte has the number of the set in force, and what is so whatever the rules are; the two
+/// halves of the other are the sets' flags: what belongs to a set is written before it comes into
+/// force, and then one byte changes.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ActiveSet(u16);
@@ -87,6 +88,21 @@ impl SetFlags {
 }
 
 impl ActiveSet {
+    const HANDS_ON: u16 = 2;
+
+    /// Whether the relay has connections to servers in its clients' names, whose answers come back
+    /// to the clients' ports.
+    #[inline(always)]
+    pub const fn hands_on(self) -> bool {
+        self.0 & Self::HANDS_ON != 0
+    }
+
+    /// The same with another answer to [`hands_on`](Self::hands_on).
+    #[must_use]
+    pub const fn with_hands_on(self, hands_on: bool) -> Self {
+        Self(self.0 & !Self::HANDS_ON | (hands_on as u16 * Self::HANDS_ON))
+    }
+
     /// The set in force.
     #[inline(always)]
     pub const fn set(self) -> SetIndex {
@@ -115,7 +131,7 @@ impl ActiveSet {
     /// The same with another set in force.
     #[must_use]
     pub const fn with_set(self, set: SetIndex) -> Self {
-        Self(self.0 & !0xff | (set.0 & 1) as u16)
+        Self(self.0 & !1 | (set.0 & 1) as u16)
     }
 }
 

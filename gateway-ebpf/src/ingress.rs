@@ -48,6 +48,36 @@ fn unaccepted(ctx: &XdpContext) -> Verdict {
     }
 }
 
+/// What becomes of a TCP segment to a port without rules, where the relay hands connections on: it
+/// may be a server's answer to one of those, to the port of a client.
+#[inline(never)]
+fn answer(ctx: &XdpContext) -> Verdict {
+    let packet = Packet(ctx);
+    let headers = match parse(&packet) {
+        Ok(headers) => headers,
+        Err(reason) => return reason.into(),
+    };
+    let (Some(config), Some(heartbeat)) = (maps::config(), maps::heartbeat()) else {
+        return Verdict::PassUnconfigured;
+    };
+    let active = config.active_set;
+    if headers.flags.opens() || !maps::is_from_server(active.set(), &headers) {
+        return Verdict::PassNoRule;
+    }
+    let generation = heartbeat.generation;
+    let accepted = maps::has_accepted(&packet, &headers, generation);
+    let verdict = if accepted {
+        Verdict::DivertEstablished
+    } else {
+        let Some(flow) = headers.flow(&packet) else { return Verdict::PassTruncated };
+        if !maps::is_pending(&flow, generation) {
+            return Verdict::PassNoRule;
+        }
+        Verdict::DivertPending
+    };
+    Ruled { ctx, headers, config, active, class: PortClass::FLOWS_ONLY, heartbeat }.divert(verdict)
+}
+
 /// A packet to a port that has rules, or had them.
 struct Ruled<'a> {
     ctx: &'a XdpContext,
@@ -68,7 +98,11 @@ impl<'a> Ruled<'a> {
         let active = config.active_set;
         let class = maps::port_class(active.set(), &headers);
         if class == PortClass::NO_RULE {
-            return Err(Verdict::PassNoRule);
+            return Err(if active.hands_on() && headers.protocol == TCP {
+                answer(ctx)
+            } else {
+                Verdict::PassNoRule
+            });
         }
         let heartbeat = maps::heartbeat().ok_or(Verdict::PassUnconfigured)?;
         Ok(Self { ctx, headers, config, active, class, heartbeat })

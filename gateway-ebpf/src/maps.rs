@@ -56,6 +56,13 @@ pub fn port_class(set: SetIndex, headers: &Headers) -> PortClass {
     PortClass(PORT_CLASSES.get(slot).copied().unwrap_or_default())
 }
 
+/// Whether the port that a TCP segment comes from has rules, or had them: as a server's has.
+#[inline(always)]
+pub fn is_from_server(set: SetIndex, headers: &Headers) -> bool {
+    let slot = PortClass::slot(set, headers.protocol, headers.ports.source());
+    PORT_CLASSES.get(slot).is_some_and(|class| *class != PortClass::NO_RULE.0)
+}
+
 /// What the rules of a class say about a flow.
 #[inline(always)]
 pub fn action(set: SetIndex, class: PortClass, flow: &FlowKey) -> Option<Action> {

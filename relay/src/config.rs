@@ -3,8 +3,12 @@
 //! Everything is checked when it is read, and a mistake is reported with its place. Sample:
 //! `docs/millrace.toml`.
 
+mod auto;
 mod http;
+mod mqtt;
+mod passwords;
 mod registry;
+mod websocket;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
@@ -17,8 +21,12 @@ use crate::codec::{Framing, ProtocolKind};
 use crate::prefix::Prefix;
 use crate::route::{Absence, IdentityKind, Partition};
 
+pub use auto::{AutoSection, Otherwise, Recognised};
 pub use http::HttpSection;
+pub use mqtt::MqttSection;
+pub use passwords::Passwords;
 pub use registry::RegistrySection;
+pub use websocket::{ReplyOpcode, WebSocketSection};
 
 /// Longest instance name: `NAME-gw` must fit an interface name (15 bytes).
 const MAX_INSTANCE_LENGTH: usize = 12;
@@ -318,6 +326,9 @@ pub struct Service {
     /// How bytes become messages, if they are nothing but messages.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub framing: Option<Framing>,
+    /// What clients are granted who speak MQTT.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mqtt: Option<MqttSection>,
     /// Longest message; a longer one closes its connection.
     #[serde(default = "default_max_message_bytes")]
     pub max_message_bytes: u32,
@@ -335,6 +346,12 @@ pub struct Service {
     /// from no faster. 0: any number.
     #[serde(default)]
     pub max_messages_per_second: u32,
+    /// Recognition of the protocol.
+    #[serde(default)]
+    pub auto: AutoSection,
+    /// WebSocket.
+    #[serde(default)]
+    pub websocket: WebSocketSection,
     /// What makes two connections the same client's.
     #[serde(default)]
     pub identity: IdentityKind,
@@ -365,11 +382,14 @@ impl Service {
             port,
             protocol: ProtocolKind::default(),
             framing: Some(framing),
+            mqtt: None,
             max_message_bytes: default_max_message_bytes(),
             handshake_timeout_ms: default_handshake_timeout_ms(),
             idle_timeout_ms: 0,
             max_connections_per_address: 0,
             max_messages_per_second: 0,
+            auto: AutoSection::default(),
+            websocket: WebSocketSection::default(),
             identity: IdentityKind::default(),
             association_keep_ms: 0,
             prefer: BTreeMap::new(),
@@ -408,15 +428,24 @@ impl Server {
 
 /// What the protocol of a service needs.
 fn check_protocol(service: &Service) -> Result<(), String> {
+    service.websocket.check()?;
+    if service.protocol == ProtocolKind::Auto {
+        service.auto.check(service.framing.is_some())?;
+    }
     match (service.protocol, service.framing) {
         (ProtocolKind::Framing, None) => {
             Err("needs `framing`, or another `protocol` than \"framing\"".to_owned())
         }
+        (ProtocolKind::Framing, Some(framing)) => framing.check(service.max_message_bytes),
         (ProtocolKind::Http, None) => service.http.check(),
-        (ProtocolKind::Http, Some(_)) => {
-            Err("`framing` is for `protocol = \"framing\"`; HTTP has its own".to_owned())
+        (ProtocolKind::Mqtt, None) => service.mqtt.as_ref().map_or(Ok(()), MqttSection::check),
+        (ProtocolKind::Http | ProtocolKind::Mqtt, Some(_)) => {
+            Err("`framing` is for `protocol = \"framing\"`; other protocols have their own"
+                .to_owned())
         }
-        (_, Some(framing)) => framing.check(service.max_message_bytes),
+        (ProtocolKind::WebSocket | ProtocolKind::Auto, framing) => {
+            framing.map_or(Ok(()), |framing| framing.check(service.max_message_bytes))
+        }
     }
 }
 
@@ -451,6 +480,13 @@ impl Config {
         })?;
         if let Some(rules) = &mut config.gateway.rules {
             *rules = path.parent().unwrap_or(Path::new("")).join(&*rules);
+        }
+        for service in &mut config.services {
+            if let Some(mqtt) = &mut service.mqtt {
+                mqtt.load(path.parent().unwrap_or(Path::new(""))).map_err(|problem| {
+                    invalid(format!("service `{}`: mqtt.passwords", service.name), problem)
+                })?;
+            }
         }
         config.check()?;
         Ok(config)
@@ -590,6 +626,13 @@ impl Config {
             }
         }
         Ok(())
+    }
+
+    /// Whether connections of some service are handed on to the server that the client addressed.
+    pub fn hands_on(&self) -> bool {
+        self.services.iter().any(|service| {
+            service.protocol == ProtocolKind::Auto && service.auto.otherwise == Otherwise::HandOn
+        })
     }
 
     /// Partitions that the uplink needs: one more than the highest that a server has.

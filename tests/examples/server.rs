@@ -17,6 +17,8 @@ use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use serde_json::{Value, json};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
+/// The rate is kept over so long.
+const CATCH_UP: Duration = Duration::from_millis(100);
 
 #[derive(Parser)]
 struct Arguments {
@@ -206,7 +208,9 @@ fn serve(
                     .key(record.key().unwrap_or_default())
                     .payload(record.payload().unwrap_or_default());
                 producer.send(reply).map_err(|(error, _)| error)?;
-                next_read = next_read.max(Instant::now()) + interval.unwrap_or_default();
+                // What was lost while the broker was waited for is made up for, as far as it is little.
+                let since = Instant::now().checked_sub(CATCH_UP).unwrap_or(next_read);
+                next_read = next_read.max(since) + interval.unwrap_or_default();
             }
         }
         let is_slow = record.is_none() || interval.is_some_and(|interval| interval > MILLISECOND);

@@ -61,6 +61,11 @@ impl Direct {
         Ok(Self { instance: Instance::new(config, None)?, topics, brokers, target })
     }
 
+    /// Where it listens.
+    pub fn target(&self) -> SocketAddr {
+        self.target
+    }
+
     /// A client.
     pub fn connect(&self) -> Result<Client> {
         Client::connect(Path::new("/proc/self/ns/net"), self.target, frames())

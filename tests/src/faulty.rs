@@ -268,9 +268,18 @@ impl Engine for FaultyEngine {
         slot.sending = Some(buffer);
     }
 
+    /// There is nobody to connect to.
+    fn connect(&mut self, _socket: OwnedFd, _to: SocketAddr) -> Option<SocketId> {
+        None
+    }
+
     fn shut_down(&mut self, socket: SocketId) {
         let slot = self.socket(socket);
         assert!(slot.sending.is_none() && !slot.closing, "all is sent");
+    }
+
+    fn abort(&mut self, socket: SocketId) {
+        self.close(socket);
     }
 
     fn close(&mut self, socket: SocketId) {

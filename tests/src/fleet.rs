@@ -1,6 +1,7 @@
 //! Several relays without gateway that share topics: what they agree on needs no XDP.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -8,13 +9,15 @@ use millrace_relay::config::{
     Config, GatewaySection, HoldSection, KafkaSection, RegistrySection, RelaySection, Server,
     Service,
 };
+use millrace_relay::registry::RegistryStatus;
 use millrace_relay::route::Partition;
 
 use crate::cluster::lines;
 use crate::instance::Instance;
 use crate::kafka::{self, Topics};
 use crate::netns::instance_name;
-use crate::process::wait_until;
+use crate::paths;
+use crate::process::{Process, wait_until};
 use crate::reader::HandServer;
 
 /// Name of the one service.
@@ -108,6 +111,29 @@ impl Fleet {
     /// Reads these partitions of the uplink from their beginning.
     pub fn server(&self, partitions: &[u16]) -> Result<HandServer> {
         HandServer::on(&kafka::brokers(), self.topics.prefix(), partitions)
+    }
+
+    /// The example server in Rust as a server that registers, once it has its lease.
+    pub fn lease(&self, id: &str, address: &str, more: &[&str]) -> Result<Process> {
+        let mut command = Command::new(paths::example_server()?);
+        let brokers = &self.relays[0].config.kafka.brokers;
+        command.args([brokers, "lease", self.prefix(), "--id", id, "--service", SERVICE]);
+        let server = Process::spawn(id, command.args(["--address", address]).args(more))?;
+        server.wait_line("lease:", PATIENCE)?;
+        Ok(server)
+    }
+
+    /// A `relay servers` command line with the configuration of the first relay.
+    pub fn servers_command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(self.relays[0].program());
+        command.arg("servers").args(arguments);
+        command.arg("--config").arg(self.relays[0].config_file());
+        command
+    }
+
+    /// What a relay says of the registry.
+    pub fn registry(&self, index: usize) -> Result<RegistryStatus> {
+        Ok(serde_json::from_value(self.relays[index].stats()?.0["registry"].clone())?)
     }
 
     /// Associations by server, in the order of the servers' names, as one relay knows them.

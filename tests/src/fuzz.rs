@@ -6,16 +6,22 @@ use millrace_relay::codec::{ByteOrder, DecodeError, Decoder, Framing};
 use millrace_relay::kafka::ConnectionKey;
 
 use crate::faulty::Dice;
-use crate::fuzz_http;
-use crate::fuzz_packet;
 use crate::wire::Wire;
+use crate::{fuzz_http, fuzz_mqtt, fuzz_packet, fuzz_protocols};
 
 /// A target: its name, which is its corpus's folder too, and what it does with an input.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: &[Target] =
-    &[("codec", codec), ("http", fuzz_http::http), ("key", key), ("packet", packet)];
+pub const TARGETS: &[Target] = &[
+    ("auto", fuzz_protocols::auto),
+    ("codec", codec),
+    ("http", fuzz_http::http),
+    ("key", key),
+    ("mqtt", fuzz_mqtt::mqtt),
+    ("packet", packet),
+    ("websocket", fuzz_protocols::websocket),
+];
 
 /// See [`fuzz_packet::packet`].
 pub fn packet(frame: &[u8]) {

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication,
+};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::types::RDKafkaErrorCode;
@@ -86,6 +88,18 @@ impl Topics {
             result.map_err(|(name, error)| anyhow::anyhow!("cannot make topic {name}: {error}"))?;
         }
         Ok(name)
+    }
+
+    /// Gives one other properties, in place of those that it was made with.
+    pub fn set(&self, name: &str, properties: &[(&str, &str)]) -> Result<()> {
+        let name = format!("{}{name}", self.prefix);
+        let mut change = AlterConfig::new(ResourceSpecifier::Topic(&name));
+        change.entries.extend(properties.iter().copied());
+        let admin = self.admin()?;
+        for result in wait(admin.alter_configs([&change], &AdminOptions::new()))?? {
+            result.map_err(|(_, error)| anyhow::anyhow!("cannot change topic {name}: {error}"))?;
+        }
+        Ok(())
     }
 
     /// Deletes all of them.

@@ -55,3 +55,13 @@ pub fn site() -> PathBuf {
 pub fn python_server() -> PathBuf {
     workspace().join("tests/peers/server.py")
 }
+
+/// A program that the tests run: a client or a server of another house.
+pub fn peer(name: &str) -> PathBuf {
+    workspace().join("tests/peers").join(name)
+}
+
+/// What `cargo xtask setup` has installed from npm.
+pub fn node_modules() -> PathBuf {
+    workspace().join("target/node/node_modules")
+}

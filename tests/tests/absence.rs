@@ -3,13 +3,12 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpStream;
-use std::process::Command;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use millrace_tests::fleet::{Fleet, SERVICE};
-use millrace_tests::process::{Process, wait_until};
-use millrace_tests::{kafka, paths};
+use millrace_tests::fleet::Fleet;
+use millrace_tests::process::wait_until;
 use rustix::process::Signal;
 
 const PATIENCE: Duration = Duration::from_mins(2);
@@ -17,15 +16,10 @@ const CLIENTS: usize = 10;
 const MESSAGES: usize = 100_000;
 /// Messages a second that the server wants when it is back.
 const RATE: usize = 20_000;
-
-fn server(fleet: &Fleet, more: &[&str]) -> Result<Process> {
-    let mut command = Command::new(paths::example_server()?);
-    command.args([&kafka::brokers(), "lease", fleet.prefix()]);
-    command.args(["--id", "server", "--service", SERVICE, "--address", "192.0.2.1"]).args(more);
-    let server = Process::spawn("the example server", &mut command)?;
-    server.wait_line("lease:", PATIENCE)?;
-    Ok(server)
-}
+/// So long it has for all of them.
+const IDEAL: Duration = Duration::from_secs((MESSAGES / RATE) as u64);
+/// In which the clients send them.
+const PARTS: usize = 20;
 
 /// What the relay says of the server.
 fn is_state(fleet: &Fleet, state: &str) -> Result<bool> {
@@ -38,12 +32,30 @@ fn line(client: usize, number: usize) -> String {
 
 #[test]
 fn what_clients_sent_to_an_absent_server_arrives_in_order_at_its_own_pace() -> Result<()> {
+    let took = absence(Duration::ZERO)?;
+    println!("{MESSAGES} messages in {took:.1?} at {RATE} a second");
+    Ok(())
+}
+
+#[test]
+#[ignore = "takes 40 s, and wants a machine that does nothing else"]
+fn a_server_that_is_away_for_30_seconds_by_the_clock_keeps_up_with_its_own_pace() -> Result<()> {
+    let took = absence(Duration::from_secs(30))?;
+    println!("{MESSAGES} messages in {took:.1?} at {RATE} a second");
+    let most = IDEAL.mul_f64(1.15);
+    ensure!(took <= most, "the server has read more slowly than it wanted: {took:?}");
+    Ok(())
+}
+
+/// The server is away until everything waits for it, and for `at_least`; meanwhile its clients send
+/// all the time. How long it has for the messages then, from the first echo on.
+fn absence(at_least: Duration) -> Result<Duration> {
     let mut fleet = Fleet::new("absence", 1, 0, |config| {
         config.kafka.uplink_partitions = 1;
         config.registry.lease_ms = 1500;
     })?;
     fleet.start(0)?;
-    let first = server(&fleet, &[])?;
+    let first = fleet.lease("server", "192.0.2.1", &[])?;
     wait_until(PATIENCE, "the server to be live", || is_state(&fleet, "live"))?;
     let mut clients = (0..CLIENTS)
         .map(|_| {
@@ -63,10 +75,15 @@ fn what_clients_sent_to_an_absent_server_arrives_in_order_at_its_own_pace() -> R
     first.signal(Signal::KILL)?;
     first.wait(PATIENCE)?;
     wait_until(PATIENCE, "the server to be away", || is_state(&fleet, "away"))?;
-    let each = MESSAGES / CLIENTS;
-    for (client, (stream, _)) in clients.iter_mut().enumerate() {
-        let text: String = (0..each).map(|number| line(client, number)).collect();
-        stream.write_all(text.as_bytes())?;
+    let (each, away) = (MESSAGES / CLIENTS, Instant::now());
+    for part in 0..PARTS {
+        for (client, (stream, _)) in clients.iter_mut().enumerate() {
+            let numbers = part * each / PARTS..(part + 1) * each / PARTS;
+            let text: String = numbers.map(|number| line(client, number)).collect();
+            stream.write_all(text.as_bytes())?;
+        }
+        let until = at_least * u32::try_from(part + 1)? / u32::try_from(PARTS)?;
+        std::thread::sleep(until.saturating_sub(away.elapsed()));
     }
     let all = (MESSAGES + CLIENTS) as u64;
     wait_until(PATIENCE, "everything to wait in the queue", || {
@@ -74,24 +91,39 @@ fn what_clients_sent_to_an_absent_server_arrives_in_order_at_its_own_pace() -> R
     })?;
     ensure!(is_state(&fleet, "away")?, "it came back too early");
 
-    let back = Instant::now();
-    let _second = server(&fleet, &["--rate", &RATE.to_string()])?;
-    for (client, (_, answers)) in clients.iter_mut().enumerate() {
-        let mut number = 0;
-        while number < each {
-            let mut echo = String::new();
-            answers.read_line(&mut echo)?;
-            // What it had answered, and not committed, before it was killed comes again.
-            if number == 0 && echo == "before\n" {
-                continue;
-            }
-            ensure!(echo == line(client, number), "message {number} of {client} is {echo}");
-            number += 1;
+    let _second = fleet.lease("server", "192.0.2.1", &["--rate", &RATE.to_string()])?;
+    // All of them read at once: who leaves its replies unread holds back the others' as well.
+    let first = &OnceLock::new();
+    std::thread::scope(|scope| -> Result<()> {
+        let readers: Vec<_> = (0..)
+            .zip(&mut clients)
+            .map(|(client, (_, answers))| scope.spawn(move || read(client, each, answers, first)))
+            .collect();
+        readers.into_iter().try_for_each(|reader| reader.join().expect("no panic"))
+    })?;
+    let took = first.get().map_or(Duration::ZERO, Instant::elapsed);
+    ensure!(took >= IDEAL.mul_f64(0.9), "the server has read faster than it wanted: {took:?}");
+    Ok(took)
+}
+
+/// Reads all echoes of a client, in order.
+fn read(
+    client: usize,
+    each: usize,
+    answers: &mut BufReader<TcpStream>,
+    first: &OnceLock<Instant>,
+) -> Result<()> {
+    let mut number = 0;
+    while number < each {
+        let mut echo = String::new();
+        answers.read_line(&mut echo)?;
+        first.get_or_init(Instant::now);
+        // What it had answered, and not committed, before it was killed comes again.
+        if number == 0 && echo == "before\n" {
+            continue;
         }
+        ensure!(echo == line(client, number), "message {number} of {client} is {echo}");
+        number += 1;
     }
-    let took = back.elapsed();
-    println!("{MESSAGES} messages in {took:.1?} at {RATE} a second");
-    let least = Duration::from_secs((MESSAGES / RATE) as u64).mul_f64(0.9);
-    ensure!(took >= least, "the server has read faster than it wanted: {took:?}");
     Ok(())
 }

@@ -54,6 +54,12 @@ impl Engine for SteadyEngine {
     fn shut_down(&mut self, _: SocketId) {
         panic!("nothing here is closed");
     }
+    fn connect(&mut self, _: OwnedFd, _: SocketAddr) -> Option<SocketId> {
+        panic!("nothing here is handed on");
+    }
+    fn abort(&mut self, _: SocketId) {
+        panic!("nothing here is closed");
+    }
     fn close(&mut self, _: SocketId) {
         panic!("nothing here is closed");
     }

@@ -1,6 +1,6 @@
 //! What cannot be delivered is among the dead letters, as it was, with the reason; each once.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use millrace_relay::kafka::{CUT_BYTES, ConnectionKey, Incarnation};
 use millrace_relay::route::Partition;
@@ -110,6 +110,66 @@ fn what_a_lost_connection_had_not_taken_becomes_dead_letters() {
     offsets.sort_unstable();
     assert!(offsets.iter().copied().eq(sent..replies), "{offsets:?} after {sent}");
     client.wait_end().unwrap();
+}
+
+#[test]
+fn a_topic_of_letters_that_refuses_keeps_the_offset_and_nobody_else_waiting() {
+    const BAD: usize = 20;
+    let mut relay = Direct::build("mended", |_| {}).unwrap();
+    // Not even a letter that is cut is so small.
+    relay.topics.create_with("deadletter", 1, &[("max.message.bytes", "100")]).unwrap();
+    relay.instance.start().unwrap();
+    let server = HandServer::on(&relay.brokers, relay.topics.prefix(), &[0]).unwrap();
+    let mut client = relay.connect().unwrap();
+    let open = server.next("open", |record| record.kind() == "open").unwrap();
+    server.reply(&open, b"before").unwrap();
+    let stale = other_key(&open, |key| key.generation += 1);
+    let letter = |number: usize| format!("letter {number}").into_bytes();
+    server.reply_many(&stale, (0..BAD).map(letter)).unwrap();
+
+    let begun = Instant::now();
+    let complaints = || {
+        let said = relay.instance.relay_stderr();
+        said.lines().filter(|line| line.contains("refuses records")).count()
+    };
+    wait_until(PATIENCE, "the third complaint", || Ok(complaints() >= 3)).unwrap();
+    let most = usize::try_from(begun.elapsed().as_secs()).unwrap() + 2;
+    assert!(complaints() <= most, "{} in {:?}", complaints(), begun.elapsed());
+    // Clients come and are served meanwhile, behind what waits in the log.
+    assert_eq!(client.receive().unwrap(), b"before");
+    server.reply(&open, b"meanwhile").unwrap();
+    assert_eq!(client.receive().unwrap(), b"meanwhile");
+    let mut other = relay.connect().unwrap();
+    other.send(b"new").unwrap();
+    let new = server.next("a message", |record| record.value == b"new").unwrap();
+    server.reply(&new, b"answer").unwrap();
+    assert_eq!(other.receive().unwrap(), b"answer");
+    wait_until(PATIENCE, "what comes before them to be committed", || {
+        Ok(relay.committed_downlink()? == Some(1))
+    })
+    .unwrap();
+    assert_eq!(relay.record_count("deadletter").unwrap(), 0);
+
+    relay.topics.set("deadletter", &[("max.message.bytes", "100000")]).unwrap();
+    let mut letters: Vec<_> = Letters::read(&relay, BAD)
+        .unwrap()
+        .iter()
+        .map(|letter| {
+            (letter.text("millrace.offset").parse::<u64>().unwrap(), letter.value.clone())
+        })
+        .collect();
+    letters.sort_unstable();
+    let expected: Vec<_> = (0..BAD).map(|number| (number as u64 + 1, letter(number))).collect();
+    assert_eq!(letters, expected);
+    let all = i64::try_from(BAD).unwrap() + 3;
+    wait_until(PATIENCE, "the downlink's offset to pass all", || {
+        Ok(relay.committed_downlink()? == Some(all))
+    })
+    .unwrap();
+    let before = complaints();
+    let stats = relay.instance.stats().unwrap();
+    assert_eq!(stats.count_by("replies_dead_lettered", "stale").unwrap(), BAD as u64);
+    assert_eq!(complaints(), before, "there is nothing to complain about any more");
 }
 
 #[test]

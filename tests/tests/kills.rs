@@ -4,14 +4,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
 use millrace_tests::faulty::Dice;
-use millrace_tests::fleet::{Fleet, SERVICE};
+use millrace_tests::fleet::Fleet;
 use millrace_tests::kafka::OwnBroker;
-use millrace_tests::paths;
 use millrace_tests::persistent::{Persistent, Seen};
 use millrace_tests::process::{Process, run, wait_until};
 use millrace_tests::reader::{Record, all_records};
@@ -66,13 +64,8 @@ impl Scene {
 
     /// A server that registers, once it has its lease.
     fn server(&self, number: u16) -> Result<Process> {
-        let mut command = Command::new(paths::example_server()?);
-        command.args([self.broker.address(), "lease", self.fleet.prefix()]);
-        command.args(["--id", &format!("server-{number}"), "--service", SERVICE]);
-        command.args(["--address", &format!("192.0.2.{}", number + 1)]);
-        let server = Process::spawn("the example server", &mut command)?;
-        server.wait_line("lease:", PATIENCE)?;
-        Ok(server)
+        let address = format!("192.0.2.{}", number + 1);
+        self.fleet.lease(&format!("server-{number}"), &address, &[])
     }
 
     /// Which relay coordinates, as that relay itself says.

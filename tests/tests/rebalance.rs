@@ -2,15 +2,14 @@
 //! drained by an operator lose theirs; under load, and no client notices.
 
 use std::collections::{BTreeMap, HashMap};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use millrace_tests::crowd::Crowd;
 use millrace_tests::fleet::{Fleet, SERVICE};
+use millrace_tests::kafka;
 use millrace_tests::process::{Process, run_ok, wait_until};
 use millrace_tests::reader::{Record, all_records};
-use millrace_tests::{kafka, paths};
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -40,13 +39,8 @@ impl Scene {
     fn add_server(&mut self, capacity: u32) -> Result<()> {
         let number = self.servers.len();
         let (id, address) = (format!("server-{number}"), format!("192.0.2.{}", number + 1));
-        let mut command = Command::new(paths::example_server()?);
-        command.args([&kafka::brokers(), "lease", self.fleet.prefix(), "--id", &id]);
-        command.args(["--service", SERVICE, "--address", &address]);
-        command.args(["--capacity", &capacity.to_string()]);
-        let server = Process::spawn(&id, &mut command)?;
-        server.wait_line("lease:", PATIENCE)?;
-        self.servers.push(server);
+        let capacity = ["--capacity", &capacity.to_string()];
+        self.servers.push(self.fleet.lease(&id, &address, &capacity)?);
         wait_until(PATIENCE, "the relays to know of the server", || {
             // Before the first one there is no service with servers.
             let known = |relay| self.fleet.associations(relay).is_ok_and(|of| of.len() > number);
@@ -61,13 +55,6 @@ impl Scene {
         let crowd = Crowd::start(&addresses, PAUSE)?;
         self.fleet.wait_associations(&[0, 1], clients as u64)?;
         Ok(crowd)
-    }
-
-    fn servers_command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(self.fleet.relays[0].program());
-        command.arg("servers").args(arguments).arg("--json");
-        command.arg("--config").arg(self.fleet.relays[0].config_file());
-        command
     }
 
     /// What both relays have moved, by the name of the former server.
@@ -158,8 +145,8 @@ fn servers_that_join_get_their_share_when_it_is_ordered() -> Result<()> {
     ensure!(before == [100, 100, 0, 0], "nobody moves without an order: {before:?}");
 
     let (rate, begun) = (PER_SECOND.to_string(), Instant::now());
-    let order = ["rebalance", SERVICE, "--wait", "--per-second", &rate];
-    let order = Process::spawn("relay servers", &mut scene.servers_command(&order))?;
+    let order = ["rebalance", SERVICE, "--wait", "--json", "--per-second", &rate];
+    let order = Process::spawn("relay servers", &mut scene.fleet.servers_command(&order))?;
     let mut peak = 0;
     wait_until(PATIENCE, "some clients to move", || {
         let stats = scene.fleet.relays[1].stats()?.0;
@@ -192,12 +179,12 @@ fn servers_that_join_get_their_share_when_it_is_ordered() -> Result<()> {
     let lines = crowd.stop()?;
     let moved = scene.moved()?;
     let moves = check(&scene.records(CLIENTS)?, lines)?;
-    println!("{lines} lines; moved {moved:?} within {took:.1?}; each relay's share: see the log");
+    println!("{lines} lines; moved {moved:?} within {took:.1?}");
     ensure!(moves == moved && moved == reported, "{moves:?}, {moved:?}, {reported:?}");
     ensure!(moved.values().sum::<u64>() <= 126, "more have moved than must: {moved:?}");
     // An order with nothing to do ends, too, and says so.
-    let order = ["rebalance", SERVICE, "--wait"];
-    let ended = run_ok("relay servers", &mut scene.servers_command(&order), PATIENCE)?;
+    let order = ["rebalance", SERVICE, "--wait", "--json"];
+    let ended = run_ok("relay servers", &mut scene.fleet.servers_command(&order), PATIENCE)?;
     let ended: Value = serde_json::from_str(ended.stdout.trim())?;
     ensure!(ended["rebalance"]["moved_from"] == serde_json::json!({}), "{ended}");
     Ok(())
@@ -213,7 +200,8 @@ fn a_server_that_an_operator_drains_loses_its_clients_and_no_message() -> Result
     let crowd = scene.crowd(CLIENTS)?;
     crowd.wait_echoed(300)?;
     let before = scene.fleet.associations(0)?;
-    run_ok("relay servers", &mut scene.servers_command(&["drain", "server-0"]), PATIENCE)?;
+    let order = ["drain", "server-0"];
+    run_ok("relay servers", &mut scene.fleet.servers_command(&order), PATIENCE)?;
     let begun = Instant::now();
     wait_until(PATIENCE, "the drained server to be gone", || {
         let stats = scene.fleet.relays[1].stats()?.0;

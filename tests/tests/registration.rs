@@ -89,8 +89,7 @@ impl Relays {
 
     /// What a relay says of the registry.
     fn status(&self, index: usize) -> Result<RegistryStatus> {
-        let stats = self.0.relays[index].stats()?;
-        Ok(serde_json::from_value(stats.0["registry"].clone())?)
+        self.0.registry(index)
     }
 
     fn server_status(&self, index: usize, id: &str) -> Result<ServerStatus> {
@@ -131,10 +130,7 @@ impl Relays {
     }
 
     fn servers(&self, arguments: &[&str]) -> Result<Finished> {
-        let mut command = Command::new(self.0.relays[0].program());
-        command.arg("servers").args(arguments);
-        command.arg("--config").arg(self.0.relays[0].config_file());
-        run("relay servers", &mut command, PATIENCE)
+        run("relay servers", &mut self.0.servers_command(arguments), PATIENCE)
     }
 }
 
@@ -345,6 +341,18 @@ fn nonsense_is_counted_and_stalls_nothing() {
 }
 
 #[test]
+fn where_no_relay_has_run_an_operator_is_told_so() {
+    let relays = Relays(Fleet::new("nobody", 1, 0, adjust).unwrap());
+    let listed = relays.servers(&["list"]).unwrap();
+    assert!(!listed.status.success());
+    assert!(
+        listed.stderr.contains("no relay has made it yet; start one with `relay run`"),
+        "{}",
+        listed.stderr
+    );
+}
+
+#[test]
 fn operators_list_drain_resume_and_forget() {
     let relays = Relays::start("operate", 1).unwrap();
     let server = relays.leased(Language::Python, "a", 7, &[]).unwrap();
@@ -360,6 +368,10 @@ fn operators_list_drain_resume_and_forget() {
     assert!(idle.stderr.contains("no order is in force"), "{}", idle.stderr);
     let declared = relays.servers(&["forget", "declared"]).unwrap();
     assert!(declared.stderr.contains("is declared in the configuration"));
+    let unknown = relays.servers(&["rebalance", "tea"]).unwrap();
+    assert!(unknown.stderr.contains("no service `tea` in the configuration; there are: lines"));
+    let idle = relays.servers(&["rebalance", SERVICE, "--stop"]).unwrap();
+    assert!(idle.stderr.contains("is not being rebalanced"), "{}", idle.stderr);
 
     for id in ["declared", "a"] {
         assert!(relays.servers(&["drain", id]).unwrap().status.success());

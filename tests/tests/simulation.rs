@@ -215,7 +215,8 @@ impl Run {
             }
             Moving::Quiescing(server, _) => Moving::Acknowledging(server),
             Moving::Acknowledging(server) => {
-                if self.shared.credit.used(Partition(server)) > 0 {
+                let (credit, partition) = (&self.shared.credit, Partition(server));
+                if !credit.is_past(partition, credit.mark(partition)) {
                     return self.moving = Moving::Acknowledging(server);
                 }
                 let task = if self.dice.one_in(5) { Task::Release } else { Task::Move };
@@ -311,7 +312,7 @@ impl Run {
     }
 
     fn used(&self) -> usize {
-        (0..3).map(|p| self.shared.credit.used(Partition(p))).sum()
+        self.shared.credit.used()
     }
 
     fn check(&mut self) {

@@ -33,6 +33,11 @@ pub(crate) fn kafka_jars() -> PathBuf {
     target().join("kafka").join("libs")
 }
 
+/// Clients in JavaScript.
+pub(crate) fn node() -> PathBuf {
+    target().join("node")
+}
+
 /// The folder of the broker that demo, tests and benchmarks share.
 pub(crate) fn kafka_node() -> PathBuf {
     target().join("kafka").join("node")

@@ -14,11 +14,14 @@
 //!
 //! The registry of codecs is [`Protocol`]: a new one is a module here, a variant there.
 
+mod auto;
 mod framing;
 mod headers;
 mod http;
+mod mqtt;
 mod protocol;
 pub mod script;
+mod websocket;
 
 use std::time::Instant;
 
@@ -26,11 +29,14 @@ use crate::kafka::{ConnectionKey, RelayId};
 use crate::route::Refusal;
 use crate::worker::CloseReason;
 
+pub use auto::{Auto, AutoSettings};
 pub use framing::{ByteOrder, DecodeError, Decoder, EncodeError, Framed, Framing};
 pub(crate) use headers::weight_of;
 pub use headers::{HeaderList, Headers, MAX_RECORD_HEADERS};
 pub use http::{Http, HttpSettings, MAX_REQUEST_FIELDS};
+pub use mqtt::Mqtt;
 pub use protocol::{AnyCodec, Protocol, ProtocolKind};
+pub use websocket::{WebSocket, WebSocketSettings};
 
 /// Which reply: where the record is, or was first, in the downlink. The same reply that comes again,
 /// because its client was away, has the same origin.
@@ -141,7 +147,8 @@ pub trait Codec: Send {
     /// The client has ended its side. False if the stream ended within a message.
     fn end_of_stream(&mut self, now: Instant, actions: &mut dyn Actions) -> bool;
 
-    /// Kafka has acknowledged every message up to this number. Only if [`Begin::acknowledge`].
+    /// Kafka has acknowledged every message up to this number. Only if [`Begin::acknowledge`]; comes
+    /// after [`ended`](Self::ended) too, and then of the actions none has an effect.
     fn delivered(&mut self, _sequence: u64, _now: Instant, _actions: &mut dyn Actions) {}
 
     /// Takes a server's reply.
@@ -152,6 +159,10 @@ pub trait Codec: Send {
         actions: &mut dyn Actions,
     ) -> Result<Sending, Unencodable>;
 
+    /// The server asks for the connection to be closed, by a record with these headers (its `close`
+    /// among them). If it has a value, that went through [`reply`](Self::reply) before;
+    /// [`farewell`](Self::farewell) comes next.
+    fn close_asked(&mut self, _headers: Headers<'_>) {}
     /// True if the header `close` of a reply is the codec's to obey, because its protocol says it, or
     /// because the reply may have to wait for others.
     fn obeys_close(&self) -> bool {
@@ -167,10 +178,14 @@ pub trait Codec: Send {
     /// Last words, before the connection is closed for a reason that is not the codec's own.
     fn farewell(&mut self, _reason: CloseReason, _now: Instant, _actions: &mut dyn Actions) {}
 
-    /// The connection is over, however it ended; comes once, last. Nothing can be done for the
+    /// The connection is over, however it ended; comes once, and after it only
+    /// [`delivered`](Self::delivered) or [`refused`](Self::refused). Nothing can be done for the
     /// client any more: of the actions only [`message`](Actions::message) has an effect, for a last
     /// one before the `close` record.
     fn ended(&mut self, _reason: CloseReason, _now: Instant, _actions: &mut dyn Actions) {}
+
+    /// Kafka has refused a message of a connection that had [ended](Self::ended).
+    fn refused(&mut self) {}
 
     /// When [`elapsed`](Self::elapsed) should be called, if nothing else happens.
     fn deadline(&self) -> Option<Instant> {
@@ -179,6 +194,10 @@ pub trait Codec: Send {
 
     /// The deadline has come.
     fn elapsed(&mut self, _now: Instant, _actions: &mut dyn Actions) {}
+
+    /// Until now the relay did not read from the client, for reasons of its own: the client's silence
+    /// does not count.
+    fn not_read(&mut self, _now: Instant) {}
 
     /// False while nothing more should be read from the client: replies must go first.
     fn reads(&self) -> bool {

@@ -8,7 +8,10 @@ use serde::{Deserialize, Serialize};
 use crate::config::Service;
 use crate::worker::CloseReason;
 
+use super::auto::{Auto, AutoSettings};
 use super::framing::Framed;
+use super::mqtt::Mqtt;
+use super::websocket::{WebSocket, WebSocketSettings};
 use super::{Actions, Codec, Framing, Headers, Http, HttpSettings, Reply, Sending, Unencodable};
 
 /// What the clients of a service speak.
@@ -20,6 +23,12 @@ pub enum ProtocolKind {
     Framing,
     /// HTTP/1.1 and 1.0.
     Http,
+    /// MQTT 3.1.1 and 5.0.
+    Mqtt,
+    /// WebSocket (RFC 6455).
+    WebSocket,
+    /// Whatever of the service's protocols a client's first bytes are of.
+    Auto,
 }
 
 /// What all connections of a service have in common: makes their codecs.
@@ -34,25 +43,38 @@ pub enum Protocol {
     },
     /// HTTP/1.1 and 1.0.
     Http(Arc<HttpSettings>),
+    /// MQTT 3.1.1 and 5.0.
+    Mqtt(Arc<Mqtt>),
+    /// WebSocket.
+    WebSocket(Arc<WebSocketSettings>),
+    /// Recognised by the first bytes.
+    Auto(Arc<AutoSettings>),
 }
 
 impl From<&Service> for Protocol {
     fn from(service: &Service) -> Self {
+        Self::of(service.protocol, service)
+    }
+}
+
+impl Protocol {
+    /// One of the protocols of a service.
+    pub(super) fn of(kind: ProtocolKind, service: &Service) -> Self {
         let max_message_bytes = service.max_message_bytes;
-        match service.protocol {
+        match kind {
             ProtocolKind::Framing => Self::Framing {
                 framing: service.framing.expect("a checked configuration has one"),
                 max_message_bytes,
             },
             ProtocolKind::Http => {
-                let settings = HttpSettings::new(service, Instant::now(), SystemTime::now());
-                Self::Http(Arc::new(settings))
+                Self::Http(Arc::new(HttpSettings::new(service, Instant::now(), SystemTime::now())))
             }
+            ProtocolKind::Mqtt => Self::Mqtt(Arc::new(Mqtt::new(service))),
+            ProtocolKind::WebSocket => Self::WebSocket(Arc::new(service.into())),
+            ProtocolKind::Auto => Self::Auto(Arc::new(service.into())),
         }
     }
-}
 
-impl Protocol {
     /// A codec for a new connection.
     pub fn codec(&self, now: Instant) -> AnyCodec {
         match self {
@@ -60,18 +82,26 @@ impl Protocol {
                 AnyCodec::Framed(Framed::new(*framing, *max_message_bytes))
             }
             Self::Http(settings) => AnyCodec::Other(Box::new(Http::new(Arc::clone(settings), now))),
+            Self::Mqtt(mqtt) => AnyCodec::Other(mqtt.codec(now)),
+            Self::WebSocket(settings) => {
+                AnyCodec::Other(Box::new(WebSocket::new(settings.clone())))
+            }
+            Self::Auto(settings) => AnyCodec::Other(Box::new(Auto::new(settings.clone(), now))),
         }
     }
 
     /// Whether a reply could be sent to some client of the service. For replies that wait: one that
     /// could not becomes a dead letter before its client comes.
-    pub fn check_reply(&self, _headers: Headers<'_>, payload: &[u8]) -> Result<(), Unencodable> {
+    pub fn check_reply(&self, headers: Headers<'_>, payload: &[u8]) -> Result<(), Unencodable> {
         match self {
             Self::Framing { framing, max_message_bytes } => {
                 framing.check_payload(*max_message_bytes, payload).map_err(|_| Unencodable)
             }
             // It answers a request of a connection that has ended.
             Self::Http(_) => Err(Unencodable),
+            Self::Mqtt(mqtt) => mqtt.check_reply(headers, payload),
+            Self::WebSocket(settings) => settings.check_reply(headers, payload),
+            Self::Auto(settings) => settings.check_reply(headers, payload),
         }
     }
 }
@@ -114,11 +144,19 @@ impl AnyCodec {
         }
     }
 
-    /// The connection is there, and nothing was received yet.
-    pub fn opened(&mut self, actions: &mut dyn Actions) {
+    /// The connection is there, and nothing was received yet. False if it is closed at once.
+    pub fn opened(&mut self, actions: &mut dyn Actions) -> bool {
         match self {
             Self::Framed(framed) => framed.begin(actions),
-            Self::Other(_) => {}
+            Self::Other(_) => true,
+        }
+    }
+
+    /// Behind a pointer, whichever it is.
+    pub(super) fn boxed(self) -> Box<dyn Codec> {
+        match self {
+            Self::Framed(framed) => Box::new(framed),
+            Self::Other(codec) => codec,
         }
     }
 
@@ -145,6 +183,11 @@ impl AnyCodec {
         actions: &mut A,
     ) -> Result<Sending, Unencodable> {
         whichever!(self, codec => codec.reply(reply, now, actions))
+    }
+
+    /// See [`Codec::close_asked`].
+    pub fn close_asked(&mut self, headers: Headers<'_>) {
+        whichever!(self, codec => codec.close_asked(headers));
     }
 
     /// See [`Codec::obeys_close`].
@@ -175,6 +218,16 @@ impl AnyCodec {
     /// See [`Codec::elapsed`].
     pub fn elapsed(&mut self, now: Instant, actions: &mut dyn Actions) {
         whichever!(self, codec => codec.elapsed(now, actions));
+    }
+
+    /// See [`Codec::refused`].
+    pub fn refused(&mut self) {
+        whichever!(self, codec => codec.refused());
+    }
+
+    /// See [`Codec::not_read`].
+    pub fn not_read(&mut self, now: Instant) {
+        whichever!(self, codec => codec.not_read(now));
     }
 
     /// See [`Codec::reads`].

@@ -99,6 +99,27 @@ fn open_services(
     Ok(listeners)
 }
 
+/// A socket with a client's own address, to connect to its server in its name. For a thread in the
+/// relay namespace, where what the server answers is local.
+pub(super) fn onward(client: SocketAddr) -> io::Result<OwnedFd> {
+    let socket = Socket::new(Domain::for_address(client), Type::STREAM, Some(Protocol::TCP))?;
+    // A listener may have the same port, at all addresses.
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
+    set_transparent(&socket, client)?;
+    socket.bind(&client.into())?;
+    Ok(socket.into())
+}
+
+fn set_transparent(socket: &Socket, address: SocketAddr) -> io::Result<()> {
+    match address {
+        SocketAddr::V4(_) => socket.set_ip_transparent_v4(true),
+        SocketAddr::V6(_) => socket.set_ip_transparent_v6(true),
+    }
+}
+
 fn listener(address: SocketAddr, transparent: bool) -> io::Result<OwnedFd> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
@@ -111,10 +132,7 @@ fn listener(address: SocketAddr, transparent: bool) -> io::Result<OwnedFd> {
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
     if transparent {
-        match address {
-            SocketAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
-            SocketAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
-        }
+        set_transparent(&socket, address)?;
     }
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;

@@ -58,6 +58,17 @@ struct Move {
     began: Instant,
 }
 
+impl Move {
+    fn balances(&self) -> bool {
+        matches!(self.concern.measure, Measure::Rebalance { .. })
+    }
+
+    /// It is over, and so is the time until the next one.
+    fn has_rested(&self, now: Instant) -> bool {
+        matches!(self.phase, Phase::Resting(until) if now >= until)
+    }
+}
+
 /// Moves connections between servers.
 pub(super) struct Mover {
     kafka: KafkaSection,
@@ -113,18 +124,13 @@ impl Mover {
         let now = Instant::now();
         let services = self.associations.to_rebalance();
         self.rounds.retain(|service, _| services.contains(service));
-        let is_current =
-            |current: &Move| matches!(current.concern.measure, Measure::Rebalance { .. });
+        let has = |concerns: &[Concern], server| concerns.iter().any(|of| of.server == server);
         for service in services {
             let mut goes_on = false;
-            for current in self.moves.values().filter(|current| current.concern.service == service)
-            {
-                let rests = match current.phase {
-                    Phase::Resting(until) => now >= until,
-                    _ => false,
-                };
-                let drains = concerns.iter().any(|of| of.server == current.concern.server);
-                if is_current(current) && !rests && !drains {
+            let of_it = |current: &&Move| current.balances() && current.concern.service == service;
+            for current in self.moves.values().filter(of_it) {
+                // A server that drains meanwhile has its concern already.
+                if !current.has_rested(now) && !has(concerns, current.concern.server) {
                     goes_on |= !matches!(current.phase, Phase::Resting(_));
                     concerns.push(current.concern.clone());
                 }
@@ -135,8 +141,9 @@ impl Mover {
             }
             self.rounds.insert(service, now + ROUND);
             for new in self.associations.rebalance(service) {
-                let drains = concerns.iter().any(|of| of.server == new.server);
-                if !drains && !self.moves.contains_key(&new.server) {
+                let is_free =
+                    self.moves.get(&new.server).is_none_or(|current| current.has_rested(now));
+                if is_free && !has(concerns, new.server) {
                     concerns.push(new);
                 }
             }

@@ -55,6 +55,10 @@ pub struct Snapshot {
     pub connections_closed: BTreeMap<String, u64>,
     /// Connections that were not accepted, by reason.
     pub connections_refused: BTreeMap<String, u64>,
+    /// Connections handed on to the servers that their clients addressed, which count as closed:
+    /// `connections`, those still `open` or that `failed`, and `bytes` of both directions.
+    #[serde(default)]
+    pub handed_on: BTreeMap<String, u64>,
     /// Messages read from clients.
     pub messages_received: u64,
     /// Messages that Kafka has acknowledged.
@@ -154,6 +158,17 @@ impl Observer {
         self.workers.iter().map(|worker| counter(worker).get()).sum()
     }
 
+    fn handed_on(&self) -> BTreeMap<String, u64> {
+        let ended = self.sum(|worker| &worker.handed_on_ended);
+        let connections = self.sum(|worker| &worker.handed_on);
+        nonzero([
+            ("connections", connections),
+            ("open", connections.saturating_sub(ended)),
+            ("failed", self.sum(|worker| &worker.hand_on_failed)),
+            ("bytes", self.sum(|worker| &worker.handed_on_bytes)),
+        ])
+    }
+
     /// The counters now. What a message reaches later is read first, so that a message on its way
     /// is never counted twice.
     pub(super) fn snapshot(&self) -> Snapshot {
@@ -187,6 +202,7 @@ impl Observer {
                 ("connection_limit", self.sum(|worker| &worker.connection_limit)),
                 ("accept_failed", self.sum(|worker| &worker.accept_failed)),
             ]),
+            handed_on: self.handed_on(),
             messages_received: received,
             messages_acknowledged: acknowledged,
             messages_in_flight: received.saturating_sub(acknowledged + refused_sum),
@@ -247,6 +263,9 @@ impl std::fmt::Display for Snapshot {
         writeln!(f, "  connections  {} open, {} accepted", self.connections, self.accepted)?;
         writeln!(f, "    closed     {}", list(&self.connections_closed))?;
         writeln!(f, "    refused    {}", list(&self.connections_refused))?;
+        if !self.handed_on.is_empty() {
+            writeln!(f, "    handed on  {}", list(&self.handed_on))?;
+        }
         writeln!(
             f,
             "  messages     {} received, {} acknowledged, {} in flight, {} truncated",

@@ -2,13 +2,15 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::config::Config;
-use crate::gateway::{FlowTable, Gateway};
+use crate::gateway::{FlowTable, Gateway, enter_namespace};
 use crate::kafka::{
     Consumer, ConsumerStats, Desk, Keeper, KeeperStats, Pump, PumpStats, RdKafkaProducer, RelayId,
 };
@@ -21,7 +23,7 @@ use crate::uring::{EngineLimits, UringEngine};
 use crate::worker::{Flows, NoGateway, OrderReceiver, Orders, Shared, Worker, WorkerStats};
 
 use super::RunError;
-use super::listeners::Listeners;
+use super::listeners::{self, Listeners};
 use super::mover::Mover;
 use super::snapshot::Observer;
 
@@ -34,6 +36,17 @@ impl Flows for FlowTable {
         if let Err(error) = Self::closed(self, client, server) {
             tracing::warn!(%error, %client, "the flow of a closed connection stays in the table");
         }
+    }
+
+    fn onward(&mut self, client: SocketAddr, server: SocketAddr) -> io::Result<OwnedFd> {
+        let socket = listeners::onward(client)?;
+        // The answers' flow is as that of a client: whoever opened it, its packets are diverted.
+        Self::accepted(self, server, client).map_err(io::Error::other)?;
+        Ok(socket)
+    }
+
+    fn onward_closed(&mut self, client: SocketAddr, server: SocketAddr) {
+        Flows::closed(self, server, client);
     }
 }
 
@@ -67,12 +80,20 @@ struct WorkerParts {
     orders: OrderReceiver,
     stats: Arc<WorkerStats>,
     listeners: Listeners,
+    /// Where it makes sockets for connections that are handed on, if it does.
+    namespace: Option<PathBuf>,
     peers: Vec<DownlinkSender>,
     failed: Arc<AtomicBool>,
 }
 
 impl WorkerParts {
     fn run(self, ready: mpsc::Sender<io::Result<()>>) -> io::Result<()> {
+        if let Some(namespace) = &self.namespace
+            && let Err(error) = enter_namespace(namespace)
+        {
+            let _ = ready.send(Err(io::Error::other(error)));
+            return Ok(());
+        }
         let limits = EngineLimits::from(&self.shared.limits);
         let engine = match UringEngine::new(limits, self.wake.clone()) {
             Ok(engine) => engine,
@@ -149,6 +170,7 @@ struct Connected {
 fn connect_workers(
     shared: &Shared,
     gateway: Option<&Gateway>,
+    hands_on: bool,
     listeners: Vec<Listeners>,
     (producer_wake, consumer_wake): (&Wake, &Wake),
     failed: &Arc<AtomicBool>,
@@ -176,6 +198,7 @@ fn connect_workers(
             downlink: downlink_receiver,
             stats: Arc::default(),
             listeners,
+            namespace: gateway.filter(|_| hands_on).map(|gateway| gateway.namespace().to_owned()),
             peers: Vec::new(),
             failed: failed.clone(),
         });
@@ -207,7 +230,7 @@ impl Threads {
 
         let wakes = (&producer_wake, &consumer_wake);
         let Connected { uplinks, downlinks, orders, mut parts } =
-            connect_workers(&shared, gateway, listeners, wakes, &failed)?;
+            connect_workers(&shared, gateway, config.hands_on(), listeners, wakes, &failed)?;
         let consumer = Consumer::new(
             config,
             incarnation,

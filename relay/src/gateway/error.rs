@@ -71,6 +71,15 @@ pub enum GatewayError {
         /// Its name.
         instance: String,
     },
+    /// It was loaded for services that hand no connection on.
+    #[error(
+        "instance `{instance}` was loaded when none of its services handed connections on; unload \
+         it and load it again"
+    )]
+    HandsNothingOn {
+        /// Its name.
+        instance: String,
+    },
     /// Something of somebody else's has a name that this instance needs.
     #[error(
         "{what} exists and was not made by `relay load`; remove it, or choose another \

@@ -18,17 +18,22 @@ pub fn in_namespace<T: Send>(
     namespace: &Path,
     work: impl FnOnce() -> T + Send,
 ) -> Result<T, GatewayError> {
-    let file = std::fs::File::open(namespace)
-        .map_err(GatewayError::io(format!("open the network namespace {}", namespace.display())))?;
     let enter = move || {
-        move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
-            .map_err(|error| GatewayError::io("enter a network namespace")(error.into()))?;
+        enter_namespace(namespace)?;
         Ok(work())
     };
     std::thread::scope(|scope| match scope.spawn(enter).join() {
         Ok(result) => result,
         Err(panic) => std::panic::resume_unwind(panic),
     })
+}
+
+/// Moves the calling thread into a network namespace for good: the sockets that it makes are there.
+pub fn enter_namespace(namespace: &Path) -> Result<(), GatewayError> {
+    let file = std::fs::File::open(namespace)
+        .map_err(GatewayError::io(format!("open the network namespace {}", namespace.display())))?;
+    move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
+        .map_err(|error| GatewayError::io("enter a network namespace")(error.into()))
 }
 
 /// Runs a command, quiet unless it fails, and gives its standard output.

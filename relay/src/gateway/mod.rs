@@ -40,7 +40,7 @@ pub use self::error::{FlowError, GatewayError, RuleMistake};
 pub use self::facts::{DevicePlan, Preflight, preflight};
 pub use self::flows::{Established, FlowTable};
 pub use self::heartbeat::Heartbeat;
-pub use self::host::{Report, in_namespace};
+pub use self::host::{Report, enter_namespace, in_namespace};
 pub use self::kernel::{Version, minimum as minimum_kernel};
 pub use self::load::{LoadReport, load, load_object_file};
 pub use self::preflight::{AttachMode, Finding, Severity};
@@ -68,6 +68,9 @@ impl Gateway {
         require_root("`relay run`")?;
         let pins = config.pin_directory();
         let value = read_config(config, &pins)?;
+        if config.hands_on() && !value.active_set.hands_on() {
+            return Err(GatewayError::HandsNothingOn { instance: config.gateway.instance.clone() });
+        }
         Ok(Self {
             pins,
             namespace: config.namespace(),

@@ -4,11 +4,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::error::KafkaResult;
 use rdkafka::message::{BorrowedMessage, Message as _};
-use rdkafka::metadata::{MetadataPartition, MetadataTopic};
-use rdkafka::{Offset, TopicPartitionList};
 
 use crate::codec::{HeaderList, Protocol, Reply, ReplyOrigin};
 use crate::config::Config;
@@ -19,7 +16,7 @@ use super::fetch::{FetchError, Fetcher};
 use super::ffi::{add_headers, header as header_of};
 use super::held::{Entry, HeldIndex, HeldRefusal, Record, held_header};
 use super::presence::Presence;
-use super::producer::client_config;
+use super::reader::TopicReader;
 use super::record::{ConnectionKey, RelayId};
 
 /// Replies of one delivery; the next one begins when they were sent.
@@ -32,8 +29,6 @@ const ROUND_RECORDS: usize = 5000;
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
 /// Most replies that leave for their age at a look.
 const ROUND_EXPIRED: usize = 1000;
-/// How long the cluster may take to describe the topic.
-const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What is counted about replies that wait. Written by the keeper's thread only.
 #[derive(Debug, Default)]
@@ -73,13 +68,11 @@ pub(super) enum Order {
 
 /// The index, who is here, and what is on its way to them.
 pub(super) struct Deliveries {
-    client: BaseConsumer,
+    reader: TopicReader,
     topic: String,
     protocols: Vec<Protocol>,
     pub(super) presence: Presence,
     pub(super) index: HeldIndex,
-    /// Partitions of the log whose end at this run's start is not reached.
-    behind: HashSet<i32>,
     here: HashMap<String, Vec<ConnectionKey>>,
     /// Clients who may be here and have something waiting.
     ready: HashSet<String>,
@@ -99,31 +92,13 @@ impl Deliveries {
         downlinks: Vec<DownlinkSender>,
     ) -> KafkaResult<Self> {
         let topic = config.kafka.held_topic();
-        let client: BaseConsumer = client_config(&config.kafka)
-            // `assign` wants one, though nothing is committed under it.
-            .set("group.id", format!("{}held", config.kafka.topic_prefix))
-            .set("enable.auto.commit", "false")
-            .set("auto.offset.reset", "earliest")
-            .set("enable.partition.eof", "true")
-            .set("fetch.error.backoff.ms", "50")
-            .set("queued.max.messages.kbytes", "16384")
-            .create()?;
-        let metadata = client.fetch_metadata(Some(&topic), TIMEOUT)?;
-        let partitions = metadata.topics().first().map(MetadataTopic::partitions);
-        let behind: HashSet<i32> =
-            partitions.into_iter().flatten().map(MetadataPartition::id).collect();
-        let mut assignment = TopicPartitionList::new();
-        for partition in &behind {
-            assignment.add_partition_offset(&topic, *partition, Offset::Beginning)?;
-        }
-        client.assign(&assignment)?;
+        let reader = TopicReader::open(&config.kafka, topic.clone(), "held")?;
         Ok(Self {
-            client,
+            reader,
             topic,
             protocols: config.services.iter().map(Protocol::from).collect(),
             presence,
             index: HeldIndex::new(config.hold.clone(), RelayId(config.relay.id), sender),
-            behind,
             here: HashMap::new(),
             ready: HashSet::new(),
             under_way: HashMap::new(),
@@ -136,38 +111,28 @@ impl Deliveries {
 
     /// True when the whole log is known as it was at the start: nothing is held or delivered before.
     pub(super) fn is_ready(&self) -> bool {
-        self.behind.is_empty()
+        self.reader.behind() == 0
     }
 
     /// Takes what is new in the log; `patience` is how long it may wait for the first record. True
     /// if there was something.
-    pub(super) fn fold(&mut self, mut patience: Duration, stats: &HeldStats) -> bool {
-        let mut any = false;
-        for _ in 0..ROUND_RECORDS {
-            let message = match self.client.poll(std::mem::take(&mut patience)) {
-                None => break,
-                Some(Ok(message)) => message,
-                Some(Err(KafkaError::PartitionEOF(partition))) => {
-                    self.behind.remove(&partition);
-                    continue;
-                }
-                Some(Err(error)) => {
-                    stats.errors.fetch_add(1, Ordering::Relaxed);
-                    tracing::warn!(%error, "reading the held replies; trying on");
-                    break;
-                }
-            };
-            any = true;
-            match apply(&mut self.index, &self.presence, &message) {
-                Ok(holder) if self.here.contains_key(&holder) => {
-                    self.ready.insert(holder);
+    pub(super) fn fold(&mut self, patience: Duration, stats: &HeldStats) -> bool {
+        let Self { reader, index, presence, here, ready, .. } = self;
+        let read =
+            reader.read(patience, ROUND_RECORDS, |record| match apply(index, presence, record) {
+                Ok(holder) if here.contains_key(&holder) => {
+                    ready.insert(holder);
                 }
                 Ok(_) => {}
                 Err(refusal) => {
                     stats.refused[refusal as usize].fetch_add(1, Ordering::Relaxed);
                 }
-            }
-        }
+            });
+        let any = read.unwrap_or_else(|error| {
+            stats.errors.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(%error, "reading the held replies; trying on");
+            false
+        });
         let (replies, clients) = self.index.size();
         stats.waiting.store(replies, Ordering::Relaxed);
         stats.clients.store(clients, Ordering::Relaxed);

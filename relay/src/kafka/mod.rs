@@ -17,7 +17,9 @@ mod position;
 mod presence;
 mod producer;
 mod pump;
+mod reader;
 mod record;
+mod said;
 mod topics;
 
 pub use bury::{BuryError, bury};
@@ -35,5 +37,6 @@ pub use producer::{
 };
 pub(crate) use producer::{LogContext, client_config, logs_as_ours, writer_config};
 pub use pump::{Pump, PumpStats, RefusedReason};
+pub(crate) use reader::TopicReader;
 pub use record::{ConnectionKey, Identity, Incarnation, KeyError, RelayId, header};
 pub use topics::{TopicError, ensure_topics};

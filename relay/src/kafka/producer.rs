@@ -1,6 +1,7 @@
 //! The producer behind one small trait, so that another engine can stand beside librdkafka.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
@@ -17,6 +18,7 @@ use super::deadletter::Refused;
 use super::desk::Desk;
 use super::ffi::{NativeProducer, NativeRecord};
 use super::record::{Decimal, Identity, header};
+use super::said::Said;
 
 /// What a record may weigh beside its payload: key, headers and the batch's own bytes.
 const RECORD_OVERHEAD_BYTES: u32 = 128 << 10;
@@ -165,6 +167,8 @@ pub(super) fn token(identity: &Identity, kind: Kind, headers: Headers<'_>) -> To
     }
 }
 
+static SAID: Said = Said::new();
+
 /// Passes librdkafka's log to ours.
 pub(crate) struct LogContext;
 
@@ -188,7 +192,11 @@ impl ClientContext for LogContext {
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::PartitionEOF) {
             return;
         }
-        tracing::warn!(%error, reason, "kafka");
+        if SAID.is_news(&format!("{error} {reason}"), Instant::now()) {
+            tracing::warn!(%error, reason, "kafka");
+        } else {
+            tracing::debug!(%error, reason, "kafka, again");
+        }
     }
 }
 

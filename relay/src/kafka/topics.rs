@@ -55,6 +55,12 @@ struct Wanted {
     grows: bool,
 }
 
+impl Wanted {
+    fn problem(&self, problem: String) -> TopicError {
+        TopicError::Topic { topic: self.name.clone(), problem }
+    }
+}
+
 /// The last record of each key is what counts (`cleanup.policy`, Kafka's topic configuration). A
 /// tombstone stays for a day, so that who reads meanwhile sees it.
 const COMPACTED: &[(&str, &str)] = &[
@@ -94,23 +100,49 @@ async fn ensure(
     admin: &AdminClient<DefaultClientContext>,
     wanted: &Wanted,
 ) -> Result<(), TopicError> {
-    let Wanted { name: topic, partitions: count, properties, grows } = wanted;
-    let problem = |problem: String| TopicError::Topic { topic: topic.clone(), problem };
+    let deadline = std::time::Instant::now() + TIMEOUT;
+    let mut asked = None;
+    loop {
+        // Creation is acknowledged before every broker knows of it. And another relay may have made
+        // the topic meanwhile, with fewer partitions: what is there now is what is missing something.
+        let there = partitions(config, admin, &wanted.name)?;
+        let enough = if wanted.grows { wanted.partitions } else { 1 };
+        if there >= enough {
+            return Ok(());
+        }
+        if asked != Some(there) {
+            ask(config, admin, wanted, there).await?;
+            asked = Some(there);
+        }
+        if std::time::Instant::now() > deadline {
+            return Err(
+                wanted.problem(format!("{enough} partitions did not appear in {TIMEOUT:?}"))
+            );
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Asks for what is missing.
+async fn ask(
+    config: &Config,
+    admin: &AdminClient<DefaultClientContext>,
+    wanted: &Wanted,
+    there: i32,
+) -> Result<(), TopicError> {
+    let Wanted { name: topic, partitions: count, properties, .. } = wanted;
     let options =
         AdminOptions::new().operation_timeout(Some(TIMEOUT)).request_timeout(Some(TIMEOUT));
-    let there = partitions(config, admin, topic)?;
     let results = if there == 0 {
         let replication = TopicReplication::Fixed(config.kafka.replication);
         let mut new = NewTopic::new(topic, *count, replication);
         new.config.extend(properties.iter().copied());
         admin.create_topics([&new], &options).await
-    } else if there < *count && *grows {
+    } else {
         let count = usize::try_from(*count).expect("positive");
         admin.create_partitions([&NewPartitions::new(topic, count)], &options).await
-    } else {
-        return Ok(());
     };
-    for result in results.map_err(|error| problem(error.to_string()))? {
+    for result in results.map_err(|error| wanted.problem(error.to_string()))? {
         match result {
             Ok(_) => tracing::info!(topic, partitions = count, "created"),
             // Another relay was faster.
@@ -118,17 +150,8 @@ async fn ensure(
                 _,
                 RDKafkaErrorCode::TopicAlreadyExists | RDKafkaErrorCode::InvalidPartitions,
             )) => {}
-            Err((_, code)) => return Err(problem(code.to_string())),
+            Err((_, code)) => return Err(wanted.problem(code.to_string())),
         }
-    }
-    // Creation is acknowledged before every broker knows of it.
-    let deadline = std::time::Instant::now() + TIMEOUT;
-    let needed = if there == 0 || *grows { *count } else { 1 };
-    while partitions(config, admin, topic)? < needed {
-        if std::time::Instant::now() > deadline {
-            return Err(problem(format!("{needed} partitions did not appear within {TIMEOUT:?}")));
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
     }
     Ok(())
 }

@@ -15,6 +15,9 @@ use crate::kafka::{logs_as_ours, writer_config};
 
 use super::Write;
 
+/// How long the first connection may take; without it the first record takes longer.
+const METADATA_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// What the delivery reports say.
 #[derive(Clone, Default)]
 struct Reports {
@@ -56,8 +59,14 @@ impl Author {
         let mut client = writer_config(&config.kafka);
         // Nothing is written before it was read back, so that little waits.
         client.set("linger.ms", "0");
-        let producer = client.create_with_context(reports.clone())?;
-        Ok(Self { producer, reports, topic: config.kafka.registry_topic() })
+        let producer: BaseProducer<_> = client.create_with_context(reports.clone())?;
+        let topic = config.kafka.registry_topic();
+        // An idempotent producer asks for its id twice a second, if it has a connection then; and it
+        // makes none before it is asked for something.
+        if let Err(error) = producer.client().fetch_metadata(Some(&topic), METADATA_TIMEOUT) {
+            tracing::debug!(%error, "the author of the registry has no connection yet");
+        }
+        Ok(Self { producer, reports, topic })
     }
 
     pub(super) fn write(&self, write: &Write) -> KafkaResult<()> {

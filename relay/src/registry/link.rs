@@ -1,7 +1,7 @@
 //! The registry's thread: reads it, tells who listens what has changed, and while the relay
 //! coordinates, writes.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -196,8 +196,8 @@ struct Link {
     candidate: Candidate,
     core: Arc<Mutex<Core>>,
     listener: Box<dyn Listener>,
-    /// Servers that the listener knows.
-    told: HashSet<String>,
+    /// Servers as the listener knows them; not those that the configuration declares.
+    told: HashMap<String, ServerLink>,
     backlogs: Backlogs,
     office: Office,
     /// A record was refused since the last decision.
@@ -224,13 +224,13 @@ impl Link {
         let lease = coordinator.policy().lease;
         let relay_timeout = coordinator.policy().relay_timeout;
         let mut core = Core { registry: Registry::default(), coordinator };
+        // First, so that it gets its id while the registry is read.
+        let author = Author::new(config)?;
         let mut follower = Follower::open(config)?;
         follower.catch_up(start_timeout, |offset, key, value| {
             let outcome = core.registry.apply(offset, key, value);
             core.coordinator.observe_past(&outcome);
         })?;
-        // The allotment begins with them.
-        let told = core.coordinator.policy().declared.keys().cloned().collect();
         let core = Arc::new(Mutex::new(core));
         let services = config.services.iter().map(|service| service.name.clone());
         let mut link = Self {
@@ -238,11 +238,11 @@ impl Link {
             place: place(config),
             services: services.zip((0..).map(ServiceId)).collect(),
             follower,
-            author: Author::new(config)?,
+            author,
             candidate: Candidate::new(config)?,
             core,
             listener,
-            told,
+            told: HashMap::new(),
             backlogs: Backlogs::new(config, incarnation, lease / FACTS_PER_LEASE),
             office: Office::From(now),
             refused: false,
@@ -403,11 +403,20 @@ impl Link {
     }
 
     fn tell_server(&mut self, id: &str) {
-        let Some(link) = self.server_link(id) else { return };
-        if link.state == ServerState::Gone && !self.told.contains(id) {
+        let link = self.server_link(id).or_else(|| {
+            // Its lease may have ended and been taken away while this relay was not looking.
+            let last = self.told.get(id)?.clone();
+            Some(ServerLink { state: ServerState::Gone, ..last })
+        });
+        let Some(link) = link else { return };
+        // The allotment begins with those that are declared.
+        let is_declared = lock(&self.core).coordinator.policy().declared.contains_key(id);
+        if link.state == ServerState::Gone && !is_declared && !self.told.contains_key(id) {
             return;
         }
-        self.told.insert(id.to_owned());
+        if !is_declared {
+            self.told.insert(id.to_owned(), link.clone());
+        }
         self.listener.server(link);
     }
 

@@ -7,14 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Header, Headers as _, Message as _, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext};
-use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::Config;
-use crate::kafka::{Incarnation, LogContext, client_config, logs_as_ours, writer_config};
+use crate::kafka::{Incarnation, TopicReader, logs_as_ours, writer_config};
 
 use super::Associations;
 use super::record::{GENERATION, Value};
@@ -79,7 +77,7 @@ impl ProducerContext for Reports {
 
 /// Reads and writes the topic of associations.
 pub struct AssociationLog {
-    consumer: BaseConsumer<LogContext>,
+    reader: TopicReader,
     producer: BaseProducer<Reports>,
     topic: String,
     me: (u16, u64),
@@ -94,22 +92,17 @@ impl AssociationLog {
         incarnation: Incarnation,
         associations: Arc<Associations>,
     ) -> Result<Self, LogError> {
-        let mut reader = client_config(&config.kafka);
-        reader
-            // Never committed: the whole topic is read each time.
-            .set("group.id", format!("{}associations", config.kafka.topic_prefix))
-            .set("enable.auto.commit", "false")
-            .set("enable.partition.eof", "true")
-            .set("fetch.error.backoff.ms", "50");
+        let topic = config.kafka.associations_topic();
+        let reader = TopicReader::open(&config.kafka, topic.clone(), "associations")?;
         let mut writer = writer_config(&config.kafka);
         writer
             .set("linger.ms", "5")
             // As Java's producers do it, so that whoever writes a key finds its partition.
             .set("partitioner", "murmur2");
-        let log = Self {
-            consumer: reader.create_with_context(LogContext)?,
+        let mut log = Self {
+            reader,
             producer: writer.create_with_context(Reports(associations.clone()))?,
-            topic: config.kafka.associations_topic(),
+            topic,
             me: (config.relay.id, incarnation.value()),
             associations,
             stop_timeout: Duration::from_millis(u64::from(config.relay.stop_timeout_ms)),
@@ -118,35 +111,18 @@ impl AssociationLog {
         Ok(log)
     }
 
-    fn read_to_end(&self) -> Result<(), LogError> {
+    fn read_to_end(&mut self) -> Result<(), LogError> {
         let started = Instant::now();
-        let metadata = self.consumer.fetch_metadata(Some(&self.topic), START_SILENCE)?;
-        let mut unread: Vec<i32> = metadata
-            .topics()
-            .iter()
-            .flat_map(rdkafka::metadata::MetadataTopic::partitions)
-            .map(rdkafka::metadata::MetadataPartition::id)
-            .collect();
-        let mut assignment = TopicPartitionList::new();
-        for partition in &unread {
-            assignment.add_partition_offset(&self.topic, *partition, Offset::Beginning)?;
-        }
-        self.consumer.assign(&assignment)?;
         let (mut deadline, mut problem) = (started + START_SILENCE, "no answer".to_owned());
-        while !unread.is_empty() {
-            match self.consumer.poll(POLL) {
-                Some(Ok(message)) => {
-                    self.take(&message);
-                    deadline = Instant::now() + START_SILENCE;
-                }
-                Some(Err(KafkaError::PartitionEOF(partition))) => {
-                    unread.retain(|left| *left != partition);
-                }
-                Some(Err(error)) => problem = error.to_string(),
-                None => {}
+        while self.reader.behind() > 0 {
+            let associations = &self.associations;
+            match self.reader.read(POLL, MOST_READ, |record| take(associations, record)) {
+                Ok(true) => deadline = Instant::now() + START_SILENCE,
+                Ok(false) => {}
+                Err(error) => problem = error.to_string(),
             }
             if Instant::now() >= deadline {
-                let (topic, partitions) = (self.topic.clone(), unread.len());
+                let (topic, partitions) = (self.topic.clone(), self.reader.behind());
                 return Err(LogError::Read { topic, partitions, problem });
             }
         }
@@ -159,7 +135,7 @@ impl AssociationLog {
 
     /// Runs until `stop`, then writes what is left, as long as a stop may take. `stop` is set when
     /// the workers have ended.
-    pub fn run(self, stop: &AtomicBool) {
+    pub fn run(mut self, stop: &AtomicBool) {
         let mut expired = Instant::now();
         while !stop.load(Ordering::SeqCst) {
             self.write();
@@ -185,29 +161,11 @@ impl AssociationLog {
         }
     }
 
-    fn read(&self) {
-        let mut timeout = POLL;
-        for _ in 0..MOST_READ {
-            match self.consumer.poll(timeout) {
-                Some(Ok(message)) => self.take(&message),
-                Some(Err(KafkaError::PartitionEOF(_))) => {}
-                Some(Err(error)) => {
-                    tracing::warn!(%error, "reading associations; trying on");
-                    return;
-                }
-                None => return,
-            }
-            timeout = Duration::ZERO;
+    fn read(&mut self) {
+        let associations = &self.associations;
+        if let Err(error) = self.reader.read(POLL, MOST_READ, |record| take(associations, record)) {
+            tracing::warn!(%error, "reading associations; trying on");
         }
-    }
-
-    fn take(&self, message: &BorrowedMessage<'_>) {
-        let generation = message
-            .headers()
-            .and_then(|headers| headers.iter().find(|header| header.key == GENERATION))
-            .map(|header| header.value.unwrap_or_default());
-        let key = message.key().unwrap_or_default();
-        self.associations.apply(key, message.payload(), generation);
     }
 
     /// Gives the producer what it may have.
@@ -246,4 +204,12 @@ impl AssociationLog {
             self.associations.put_back(*refused.delivery_opaque);
         }
     }
+}
+
+fn take(associations: &Associations, record: &BorrowedMessage<'_>) {
+    let generation = record
+        .headers()
+        .and_then(|headers| headers.iter().find(|header| header.key == GENERATION))
+        .map(|header| header.value.unwrap_or_default());
+    associations.apply(record.key().unwrap_or_default(), record.payload(), generation);
 }

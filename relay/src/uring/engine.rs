@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
+use socket2::{SockAddr, SockRef};
 
 use crate::config::RelaySection;
 use crate::ring::Wake;
@@ -73,7 +74,22 @@ struct Slot {
     stopping: bool,
     /// The buffer that the kernel reads from until the send completes.
     sending: Option<Vec<u8>>,
+    /// The address that the kernel reads until the connect completes.
+    connecting: Option<Box<SockAddr>>,
     closing: bool,
+}
+
+impl Slot {
+    const fn new(socket: OwnedFd) -> Self {
+        Self {
+            socket,
+            receiving: false,
+            stopping: false,
+            sending: None,
+            connecting: None,
+            closing: false,
+        }
+    }
 }
 
 /// io_uring behind the worker's [`Engine`].
@@ -166,7 +182,8 @@ impl UringEngine {
     /// Closes a socket that should close as soon as nothing is going on with it.
     fn close_if_idle(&mut self, socket: SocketId) {
         let slot = self.slot(socket);
-        if slot.closing && !slot.receiving && slot.sending.is_none() {
+        let idle = !slot.receiving && slot.sending.is_none() && slot.connecting.is_none();
+        if slot.closing && idle {
             let slot = self.slots[socket.index()].take().expect("just seen");
             let fd = slot.socket.into_raw_fd();
             self.submit(opcode::Close::new(Fd(fd)).build(), Operation::Close(socket));
@@ -183,6 +200,12 @@ impl UringEngine {
                 self.close_if_idle(socket);
                 let result = outcome(completion.result());
                 Some(Event::Sent { socket, buffer, result })
+            }
+            Operation::Connect(socket) => {
+                self.slot(socket).connecting = None;
+                self.close_if_idle(socket);
+                let result = outcome(completion.result()).map(drop);
+                Some(Event::Connected { socket, result })
             }
             Operation::Cancel => None,
             Operation::Close(socket) => {
@@ -228,17 +251,22 @@ impl UringEngine {
         let server = address(rustix::net::getsockname(&socket)?)?;
         let client = rustix::net::getpeername(&socket)?;
         let client = address(client.ok_or(io::ErrorKind::NotConnected)?)?;
+        let id = self.place(socket).ok_or(io::ErrorKind::QuotaExceeded)?;
+        Ok((id, client, server))
+    }
+
+    /// Gives a socket a slot, if there is one.
+    fn place(&mut self, socket: OwnedFd) -> Option<SocketId> {
         let id = match self.free.pop() {
             Some(id) => id,
             None if self.slots.len() < self.limit as usize => {
                 self.slots.push(None);
                 SocketId(u32::try_from(self.slots.len() - 1).expect("limit is a u32"))
             }
-            None => return Err(io::ErrorKind::QuotaExceeded.into()),
+            None => return None,
         };
-        self.slots[id.index()] =
-            Some(Slot { socket, receiving: false, stopping: false, sending: None, closing: false });
-        Ok((id, client, server))
+        self.slots[id.index()] = Some(Slot::new(socket));
+        Some(id)
     }
 
     fn received(
@@ -351,11 +379,27 @@ impl Engine for UringEngine {
         self.submit(entry, Operation::Send(socket));
     }
 
+    fn connect(&mut self, socket: OwnedFd, to: SocketAddr) -> Option<SocketId> {
+        let id = self.place(socket)?;
+        let slot = self.slot(id);
+        let fd = Fd(slot.socket.as_raw_fd());
+        let address = slot.connecting.insert(Box::new(to.into()));
+        let entry = opcode::Connect::new(fd, address.as_ptr().cast(), address.len()).build();
+        self.submit(entry, Operation::Connect(id));
+        Some(id)
+    }
+
     fn shut_down(&mut self, socket: SocketId) {
         let slot = self.slot(socket);
         debug_assert!(slot.sending.is_none() && !slot.closing);
         // It does not block, and a connection that has failed is told by its receive.
         let _ = rustix::net::shutdown(&slot.socket, rustix::net::Shutdown::Write);
+    }
+
+    fn abort(&mut self, socket: SocketId) {
+        // A socket that does not linger is reset (`socket(7)`); without, it is closed as usual.
+        let _ = SockRef::from(&self.slot(socket).socket).set_linger(Some(Duration::ZERO));
+        self.close(socket);
     }
 
     fn close(&mut self, socket: SocketId) {
@@ -364,6 +408,10 @@ impl Engine for UringEngine {
             return;
         }
         slot.closing = true;
+        if slot.connecting.is_some() {
+            self.cancel(Operation::Connect(socket));
+        }
+        let slot = self.slot(socket);
         let (receiving, sending) = (slot.receiving && !slot.stopping, slot.sending.is_some());
         if receiving {
             self.cancel(Operation::Receive(socket));

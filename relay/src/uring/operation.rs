@@ -18,6 +18,8 @@ pub(super) enum Operation {
     Close(SocketId),
     /// Read of the wake-up's eventfd.
     Wake,
+    /// Connect; its address lies in the slot.
+    Connect(SocketId),
 }
 
 impl Operation {
@@ -31,6 +33,7 @@ impl Operation {
             Self::Cancel => (3, 0),
             Self::Close(socket) => (4, socket.0),
             Self::Wake => (5, 0),
+            Self::Connect(socket) => (6, socket.0),
         };
         kind << Self::KIND_SHIFT | index as u64
     }
@@ -46,6 +49,7 @@ impl Operation {
             3 => Self::Cancel,
             4 => Self::Close(SocketId(index)),
             5 => Self::Wake,
+            6 => Self::Connect(SocketId(index)),
             kind => unreachable!("no operation has kind {kind}"),
         }
     }

@@ -134,12 +134,12 @@ impl<E: Engine> Worker<E> {
         );
         let result = call(&mut connection.codec, self.now, &mut actions);
         let wishes = actions.finish(&self.stats);
-        self.fulfil(socket, &wishes);
+        self.fulfil(socket, wishes);
         result
     }
 
     /// Does what a codec wants, and what follows from it.
-    pub(super) fn fulfil(&mut self, socket: SocketId, wishes: &Wishes) {
+    pub(super) fn fulfil(&mut self, socket: SocketId, wishes: Wishes) {
         let connection = self.connections[socket.index()].as_mut().expect("known to the engine");
         let is_open = connection.state == State::Open;
         let mut hold = !connection.codec.reads();
@@ -166,8 +166,10 @@ impl<E: Engine> Worker<E> {
             self.to_evict.push(other);
         }
         let limits = &self.shared.limits;
-        if wishes.hand_on.is_some() {
-            return self.finish(socket, CloseReason::Unsupported);
+        if let Some(received) = wishes.hand_on {
+            self.connection(socket).state = State::HandingOn;
+            self.onward.asked.push((socket, received));
+            return;
         }
         if let Some(reason) = wishes.close {
             return self.finish(socket, reason);

@@ -16,7 +16,7 @@ use super::shared::Served;
 use super::stats::CloseReason;
 
 /// What an idle connection keeps of its output buffers.
-const OUTPUT_KEPT_BYTES: usize = 16 << 10;
+pub(super) const OUTPUT_KEPT_BYTES: usize = 16 << 10;
 /// And of its list of receipts.
 const RECEIPTS_KEPT: usize = 64;
 
@@ -39,6 +39,8 @@ pub(super) enum State {
     HalfClosed,
     /// Nothing is read; what is there for the client is sent, then it closes.
     Flushing(CloseReason),
+    /// Nothing of the service's: about to be a [pipe](super::onward).
+    HandingOn,
     /// Out of the books: all is sent, and the client was told that nothing follows. What still comes
     /// from it is read and thrown away: closed with unread input, the kernel would send a reset, and
     /// the client might lose what it has not read (RFC 9112 section 9.6).
@@ -304,6 +306,12 @@ impl Connection {
         .into_iter()
         .flatten()
         .min_by_key(|(at, _)| *at)
+    }
+
+    /// The relay did not read from it until now: its silence until now means nothing.
+    pub(super) fn not_read(&mut self, now: Instant) {
+        self.heard = now;
+        self.codec.not_read(now);
     }
 
     /// True while what the client sends counts.

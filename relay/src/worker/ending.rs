@@ -1,4 +1,4 @@
-//! How connections end: half-closed, flushed, drained, closed, and all of them at a stop.
+//! How connections end: half-closed, flushed, drained, closed.
 
 use std::cmp::Reverse;
 use std::time::{Duration, Instant};
@@ -50,7 +50,7 @@ impl<E: Engine> Worker<E> {
                 State::HalfClosed => self.flush_and_close(socket, CloseReason::EndOfStream),
                 State::Flushing(reason) => self.close(socket, reason),
                 State::Draining => self.give_back(socket),
-                State::Open | State::Closing => {}
+                State::Open | State::HandingOn | State::Closing => {}
             }
         }
     }
@@ -98,7 +98,7 @@ impl<E: Engine> Worker<E> {
         match self.connection(socket).state {
             State::Closing => {}
             State::Draining => self.give_back(socket),
-            State::Open | State::HalfClosed | State::Flushing(_) => {
+            State::Open | State::HalfClosed | State::HandingOn | State::Flushing(_) => {
                 self.connection(socket).state = State::Closing;
                 self.leave(socket, reason);
                 self.give_back(socket);
@@ -136,36 +136,5 @@ impl<E: Engine> Worker<E> {
         for receipt in unsent {
             self.undelivered(UndeliveredReason::ConnectionLost, receipt);
         }
-    }
-
-    pub(super) fn begin_stop(&mut self) {
-        self.stopping = true;
-        self.engine.stop_listening();
-        for index in 0..self.connections.len() {
-            let Some(connection) = &mut self.connections[index] else { continue };
-            let socket = SocketId(u32::try_from(index).expect("sockets are u32"));
-            match (connection.state, connection.receive) {
-                (State::Open, Receive::Armed) => {
-                    connection.receive = Receive::Stopping;
-                    self.engine.stop_receiving(socket);
-                }
-                // Its end stops the connection.
-                (State::Open, Receive::Stopping)
-                | (State::Closing | State::Draining | State::Flushing(_), _) => {}
-                (State::Open | State::HalfClosed, _) => self.stop_connection(socket),
-            }
-        }
-    }
-
-    /// Delivers what was read of a connection, then closes it.
-    pub(super) fn stop_connection(&mut self, socket: SocketId) {
-        if self.connection(socket).reads() {
-            self.deliver_stash(socket);
-        }
-        if self.connection(socket).reads() {
-            let whole = self.act(socket, |codec, now, actions| codec.end_of_stream(now, actions));
-            self.stats.truncated.add(u64::from(!whole));
-        }
-        self.flush_and_close(socket, CloseReason::RelayStop);
     }
 }

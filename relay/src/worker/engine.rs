@@ -71,6 +71,13 @@ pub enum Event {
         /// How much of it was sent, from the beginning.
         result: io::Result<usize>,
     },
+    /// What became of [`Engine::connect`].
+    Connected {
+        /// The socket.
+        socket: SocketId,
+        /// Whether there is a connection.
+        result: io::Result<()>,
+    },
     /// The socket is closed and its id free.
     Closed {
         /// The socket.
@@ -106,9 +113,17 @@ pub trait Engine {
     /// Sends; the buffer comes back with [`Event::Sent`]. One at a time for each socket.
     fn send(&mut self, socket: SocketId, buffer: Vec<u8>);
 
+    /// Takes a socket that was made elsewhere, and connects it: [`Event::Connected`] says how it
+    /// went, and until then nothing else may be done with it but close it. None if there are as many
+    /// sockets as may be.
+    fn connect(&mut self, socket: OwnedFd, to: SocketAddr) -> Option<SocketId>;
+
     /// Tells the client that nothing more will be sent. Not while a send is going on; a receive goes
     /// on.
     fn shut_down(&mut self, socket: SocketId);
+
+    /// Like [`close`](Self::close), but the peer is told that something went wrong.
+    fn abort(&mut self, socket: SocketId);
 
     /// Ends receive and send if there are any, then closes. [`Event::Closed`] is the last event of
     /// the socket.

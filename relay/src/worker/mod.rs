@@ -5,14 +5,17 @@
 
 mod actions;
 mod connection;
+mod departed;
 mod ending;
 mod engine;
 mod limits;
+mod onward;
 mod orders;
 mod replies;
 mod settlement;
 mod shared;
 mod stats;
+mod stop;
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -24,11 +27,13 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::kafka::ConnectionKey;
-use crate::ring::{Command, DownlinkReceiver, DownlinkSender, UplinkSender, Wake};
+use crate::ring::{DownlinkReceiver, DownlinkSender, UplinkSender, Wake};
 use crate::route::ServiceId;
 
 use actions::CodecActions;
 use connection::{Connection, Receive, Settled, State};
+use departed::Departed;
+use onward::Onward;
 use settlement::Settlement;
 
 pub use engine::{BufferId, Engine, Event, ReceiveEnd, SocketId};
@@ -64,6 +69,7 @@ pub struct Worker<E> {
     stats: Arc<WorkerStats>,
     connections: Vec<Option<Connection>>,
     open: usize,
+    departed: Departed,
     next_generation: u32,
     /// Connections that are not read from; see [`Worker::hold`].
     held: Vec<SocketId>,
@@ -81,6 +87,8 @@ pub struct Worker<E> {
     to_evict: Vec<ConnectionKey>,
     /// Receipts of replies that their clients have; empty between two steps.
     settled: Vec<Settled>,
+    /// Connections that are handed on.
+    onward: Onward,
     /// The time of this step.
     now: Instant,
     stopping: bool,
@@ -114,6 +122,7 @@ impl<E: Engine> Worker<E> {
             stats,
             connections: Vec::new(),
             open: 0,
+            departed: Departed::default(),
             next_generation: 0,
             held: Vec::new(),
             spare_stashes: Vec::new(),
@@ -123,6 +132,7 @@ impl<E: Engine> Worker<E> {
             peers: Vec::new(),
             to_evict: Vec::new(),
             settled: Vec::new(),
+            onward: Onward::default(),
             now: Instant::now(),
             stopping: false,
         }
@@ -162,7 +172,10 @@ impl<E: Engine> Worker<E> {
         self.stats.loops.add(1);
         self.now = Instant::now();
         while let Some(event) = self.engine.next_event() {
-            self.on_event(event);
+            if let Some(event) = self.take_onward(event) {
+                self.on_event(event);
+                self.hand_on_asked();
+            }
         }
         self.take_replies();
         self.take_orders();
@@ -174,6 +187,7 @@ impl<E: Engine> Worker<E> {
         if !self.stopping && self.shared.stop.load(Ordering::SeqCst) {
             self.begin_stop();
         }
+        self.hand_on_asked();
         self.start_sends();
         self.settlement.publish(&self.downlink);
         if self.uplink.hand_over() {
@@ -230,8 +244,12 @@ impl<E: Engine> Worker<E> {
             }
             Event::ReceiveEnded { socket, end } => self.on_receive_ended(socket, &end),
             Event::Sent { socket, buffer, result } => self.on_sent(socket, buffer, &result),
+            // Only of those that are handed on.
+            Event::Connected { .. } => {}
             Event::Closed { socket } => {
-                self.connections[socket.index()] = None;
+                if let Some(connection) = self.connections[socket.index()].take() {
+                    self.departed.add(connection);
+                }
                 self.open -= 1;
             }
         }
@@ -323,7 +341,7 @@ impl<E: Engine> Worker<E> {
             CodecActions::new(&self.shared, &mut self.uplink, link, &mut self.settled);
         codec.receive(bytes, self.now, &mut actions);
         let wishes = actions.finish(&self.stats);
-        self.fulfil(socket, &wishes);
+        self.fulfil(socket, wishes);
     }
 
     /// Stops reading from a connection until [`may_resume`](Self::may_resume).
@@ -380,6 +398,7 @@ impl<E: Engine> Worker<E> {
         if !connection.reads() {
             return;
         }
+        connection.not_read(self.now);
         let mut stash = std::mem::take(&mut connection.stash);
         let mut taken = 0;
         while taken < stash.len() {
@@ -472,6 +491,9 @@ impl<E: Engine> Worker<E> {
                 continue;
             }
             connection.timer = None;
+            if connection.held || connection.quiesced {
+                connection.not_read(self.now);
+            }
             let served = &self.shared.services[connection.link.service.index()];
             match connection.deadline(served).filter(|(at, _)| *at <= self.now) {
                 Some((_, Some(reason))) => self.flush_and_close(socket, reason),
@@ -481,18 +503,6 @@ impl<E: Engine> Worker<E> {
                 None => self.set_timer(socket),
             }
         }
-    }
-
-    /// Tells the workers concerned that a client has connected again.
-    fn evict(&mut self) {
-        let Self { to_evict, peers, .. } = self;
-        to_evict.retain(|key| {
-            let Some(peer) = peers.get(usize::from(key.worker)) else { return false };
-            let Some(mut batch) = peer.take_empty() else { return true };
-            batch.push_order(*key, Command::TakenOver);
-            peer.hand_over(batch);
-            false
-        });
     }
 
     /// Keeps the memory of a few stashes: under back-pressure connections are held and resumed many

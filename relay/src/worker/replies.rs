@@ -8,6 +8,7 @@ use crate::kafka::ConnectionKey;
 use crate::ring::{Command, Delivered, Outcome, Receipt, Return};
 
 use super::connection::{Link, Settled, State};
+use super::departed::Nothing;
 use super::stats::{CloseReason, UndeliveredReason};
 use super::{Engine, SocketId, Worker};
 
@@ -67,6 +68,11 @@ impl<E: Engine> Worker<E> {
         receipt: Receipt,
         reply: Reply<'_>,
     ) {
+        match command {
+            Command::Acknowledged(count) => return self.acknowledged(key, count),
+            Command::Refused => self.departed.refused(key),
+            _ => {}
+        }
         let socket = SocketId(key.slot);
         let is_reply = matches!(command, Command::Reply | Command::ReplyAndClose);
         let current = self
@@ -92,22 +98,30 @@ impl<E: Engine> Worker<E> {
             self.settle(receipt);
         }
         match command {
-            Command::Reply => {}
+            Command::Reply | Command::Acknowledged(_) => {}
             Command::ReplyAndClose if self.connection(socket).codec.obeys_close() => {}
             Command::ReplyAndClose | Command::Close => {
+                self.connection(socket).codec.close_asked(reply.headers);
                 self.flush_and_close(socket, CloseReason::ClosedByServer);
             }
             Command::Refused => self.close(socket, CloseReason::RefusedByKafka),
-            Command::Acknowledged(count) => self.acknowledged(socket, count),
             Command::TakenOver => self.flush_and_close(socket, CloseReason::TakenOver),
         }
     }
 
-    fn acknowledged(&mut self, socket: SocketId, count: u32) {
-        let link = &mut self.connection(socket).link;
-        link.acknowledged += u64::from(count);
-        let sequence = link.acknowledged;
-        self.act(socket, |codec, now, actions| codec.delivered(sequence, now, actions));
+    fn acknowledged(&mut self, key: ConnectionKey, count: u32) {
+        let (socket, now) = (SocketId(key.slot), self.now);
+        let current = self.connections.get_mut(socket.index()).and_then(Option::as_mut);
+        let Some(connection) = current.filter(|one| one.generation() == key.generation) else {
+            return self.departed.acknowledged(key, count, now);
+        };
+        connection.link.acknowledged += u64::from(count);
+        let sequence = connection.link.acknowledged;
+        if connection.writes() {
+            self.act(socket, |codec, now, actions| codec.delivered(sequence, now, actions));
+        } else {
+            connection.codec.delivered(sequence, now, &mut Nothing::new(key));
+        }
     }
 
     fn reply(&mut self, socket: SocketId, receipt: Receipt, reply: Reply<'_>) {

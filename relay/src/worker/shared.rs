@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -20,6 +21,15 @@ pub trait Flows: Send {
     fn accepted(&mut self, client: SocketAddr, server: SocketAddr) -> io::Result<()>;
     /// A connection is about to be closed.
     fn closed(&mut self, client: SocketAddr, server: SocketAddr);
+
+    /// A socket for a connection to the server in the client's name; what the server answers will
+    /// come here. Not connected yet. Unsupported where there is no gateway.
+    fn onward(&mut self, _client: SocketAddr, _server: SocketAddr) -> io::Result<OwnedFd> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// That connection is about to be closed.
+    fn onward_closed(&mut self, _client: SocketAddr, _server: SocketAddr) {}
 }
 
 /// Nobody: the relay listens where clients connect directly.

@@ -120,6 +120,14 @@ pub struct WorkerStats {
     pub connection_limit: Counter,
     /// Connections that could not be accepted for another reason.
     pub accept_failed: Counter,
+    /// Connections handed on to the servers that their clients addressed.
+    pub handed_on: Counter,
+    /// Those of them that are over.
+    pub handed_on_ended: Counter,
+    /// Those that their servers did not take, or that could not be made.
+    pub hand_on_failed: Counter,
+    /// Bytes of both directions of them.
+    pub handed_on_bytes: Counter,
     /// Bytes received from clients.
     pub received_bytes: Counter,
     /// Messages decoded.

@@ -1,5 +1,6 @@
 //! `cargo xtask setup`: brings a Debian machine with stable Rust to where everything works.
 
+mod node;
 mod packages;
 
 use std::{fs::File, process::Command};
@@ -68,6 +69,7 @@ enum Step {
     RustSource,
     BpfLinker { llvm: u32 },
     KafkaJars,
+    NodeModules,
 }
 
 impl Step {
@@ -77,6 +79,7 @@ impl Step {
             Self::RustSource => "rustup's nightly with rust-src".to_owned(),
             Self::BpfLinker { llvm } => format!("bpf-linker {BPF_LINKER_VERSION} for LLVM {llvm}"),
             Self::KafkaJars => format!("Apache Kafka {}", jars::VERSION),
+            Self::NodeModules => "clients in JavaScript".to_owned(),
         }
     }
 
@@ -87,6 +90,7 @@ impl Step {
             Self::BpfLinker { .. } => {
                 "linker of the eBPF programs; built in 3 minutes, 10 MB in ~/.cargo/bin"
             }
+            Self::NodeModules => "from npm, for tests; 20 MB below target/node",
             Self::KafkaJars => "from Maven Central; 45 MB below target/kafka and 60 MB in ~/.m2",
         }
     }
@@ -162,6 +166,9 @@ fn plan(parts: &[Part]) -> Result<Vec<Step>> {
     if parts.contains(&Part::Kafka) && !jars::present(&paths::kafka_jars()) {
         steps.push(Step::KafkaJars);
     }
+    if parts.contains(&Part::Network) && !node::present(&paths::node()) {
+        steps.push(Step::NodeModules);
+    }
     Ok(steps)
 }
 
@@ -228,6 +235,7 @@ fn carry_out(steps: &[Step]) -> Result<()> {
                     install_bpf_linker(*llvm)?;
                 }
             }
+            Step::NodeModules => node::install(&paths::node())?,
             Step::KafkaJars => jars::fetch(&paths::kafka_jars())?,
         }
     }

@@ -66,6 +66,16 @@ const PACKAGES: &[Package] = packages! {
         for "a browser, without a screen; 90 MB, unpacked 350 MB";
     Network: "fonts-dejavu-core" by File("/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf")
         for "what the browser writes with";
+    Network: "python3-websockets"
+        by File("/usr/lib/python3/dist-packages/websockets/__init__.py")
+        for "a client of WebSocket";
+    Network: "node-ws" by File("/usr/share/nodejs/ws/index.js") for "a client of WebSocket";
+    Network: "mosquitto-clients" by Program("mosquitto_rr") for "MQTT clients in tests";
+    Network: "python3-paho-mqtt"
+        by File("/usr/lib/python3/dist-packages/paho/mqtt/client.py")
+        for "an MQTT client in tests";
+    Network: "nodejs" by Program("node") for "clients in JavaScript in tests";
+    Network: "npm" by Program("npm") for "fetches those";
     Kafka: "default-jre-headless" by Java for "Java 17 or later, for Kafka";
     Kafka: "maven" by Maven for "fetches Kafka's jars";
     Bench: "rsyslog" by Program("rsyslogd") for "what the relay is measured against";

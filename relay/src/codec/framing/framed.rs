@@ -21,11 +21,15 @@ impl Framed {
         Self { framing, max_message_bytes, decoder: Decoder::new(framing, max_message_bytes) }
     }
 
-    /// There is nothing to wait for: a client is who it is when it connects.
-    pub fn begin(&self, actions: &mut dyn Actions) {
+    /// There is nothing to wait for: a client is who it is when it connects. False if it is refused.
+    pub fn begin(&self, actions: &mut dyn Actions) -> bool {
         let protocol = self.framing.name();
-        if let Err(refusal) = actions.begin(Begin { protocol, holds: true, ..Begin::default() }) {
-            actions.close(refusal.into());
+        match actions.begin(Begin { protocol, holds: true, ..Begin::default() }) {
+            Ok(()) => true,
+            Err(refusal) => {
+                actions.close(refusal.into());
+                false
+            }
         }
     }
 

@@ -64,7 +64,7 @@ impl Sink {
                         engine.close(socket);
                     }
                     Event::AcceptFailed { error } => return Err(error.into()),
-                    Event::Sent { .. } | Event::Closed { .. } => {}
+                    Event::Sent { .. } | Event::Connected { .. } | Event::Closed { .. } => {}
                 }
             }
         }

@@ -1,0 +1,284 @@
+//! Recognition: which protocol a connection speaks is told by its first bytes.
+//!
+//! What is recognised gets its own codec, which is given everything from the first byte on. A
+//! connection that is nothing of the service's goes to the server that the client addressed.
+
+mod sniff;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::config::{Otherwise, Recognised, Service};
+use crate::worker::CloseReason;
+
+use super::{Actions, Codec, Framing, Headers, Protocol, Reply, Sending, Unencodable};
+
+use sniff::{Seen, sniff};
+
+/// First bytes that are kept until a connection is recognised, at most: as long as the head of a
+/// request may be. One that is longer is recognised without its end.
+const MAX_FIRST_BYTES: usize = 16 << 10;
+
+/// What all connections of a service have in common.
+#[derive(Clone, Debug)]
+pub struct AutoSettings {
+    recognised: Vec<(Recognised, Protocol)>,
+    framing: Option<(Framing, u32)>,
+    wait: Duration,
+    otherwise: Otherwise,
+}
+
+impl From<&Service> for AutoSettings {
+    fn from(service: &Service) -> Self {
+        let auto = &service.auto;
+        let framing = service.framing.map(|framing| (framing, service.max_message_bytes));
+        let protocol = |one: &Recognised| (*one, Protocol::of(one.kind(), service));
+        Self {
+            recognised: auto.recognise.iter().map(protocol).collect(),
+            framing,
+            wait: Duration::from_millis(u64::from(auto.wait_ms)),
+            otherwise: auto.otherwise,
+        }
+    }
+}
+
+impl AutoSettings {
+    /// See [`Protocol::check_reply`]: one that no protocol of the service could send.
+    pub fn check_reply(&self, headers: Headers<'_>, payload: &[u8]) -> Result<(), Unencodable> {
+        let framing = match (self.otherwise, self.framing) {
+            (Otherwise::Framing, Some((framing, limit))) => {
+                framing.check_payload(limit, payload).is_ok()
+            }
+            _ => false,
+        };
+        let mut all = self.recognised.iter();
+        let fits = framing || all.any(|(_, one)| one.check_reply(headers, payload).is_ok());
+        fits.then_some(()).ok_or(Unencodable)
+    }
+
+    fn find(&self, wanted: Recognised) -> Option<&Protocol> {
+        self.recognised.iter().find(|(one, _)| *one == wanted).map(|(_, protocol)| protocol)
+    }
+
+    /// What a connection is whose first bytes these are.
+    fn choose(&self, first: &[u8]) -> Choice<'_> {
+        let framing = self.find(Recognised::Framing).and(self.framing);
+        let found = match sniff(first, framing, MAX_FIRST_BYTES) {
+            Seen::Undecided => return Choice::Undecided,
+            // What is too long to be looked at whole is answered by whoever is there.
+            Seen::Upgrade => self.find(Recognised::WebSocket),
+            Seen::Request => self.find(Recognised::Http),
+            Seen::LongRequest => {
+                self.find(Recognised::Http).or_else(|| self.find(Recognised::WebSocket))
+            }
+            Seen::Framing => self.find(Recognised::Framing),
+            Seen::Mqtt => self.find(Recognised::Mqtt),
+            Seen::Nothing => None,
+        };
+        found.map_or(Choice::Otherwise, Choice::Protocol)
+    }
+}
+
+/// What is done with a connection.
+enum Choice<'a> {
+    /// It needs more bytes, or more time.
+    Undecided,
+    Protocol(&'a Protocol),
+    Otherwise,
+}
+
+/// One connection.
+pub struct Auto {
+    settings: Arc<AutoSettings>,
+    state: State,
+}
+
+/// ```text
+///  Sniffing ── recognised ─► Known
+///      └── not, or not in time ─► Known (framing), handed on, or closed
+/// ```
+enum State {
+    /// What has come, and how long the rest may take.
+    Sniffing { first: Vec<u8>, deadline: Instant },
+    /// Recognised, or taken for it.
+    Known(Box<dyn Codec>),
+    /// Handed on or closed.
+    Over,
+}
+
+impl std::fmt::Debug for Auto {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Auto").field(&self.name()).finish()
+    }
+}
+
+impl Auto {
+    /// At the beginning of a connection.
+    pub fn new(settings: Arc<AutoSettings>, now: Instant) -> Self {
+        let deadline = now + settings.wait;
+        Self { settings, state: State::Sniffing { first: Vec::new(), deadline } }
+    }
+
+    fn first(&mut self) -> Vec<u8> {
+        match std::mem::replace(&mut self.state, State::Over) {
+            State::Sniffing { first, .. } => first,
+            State::Known(_) | State::Over => Vec::new(),
+        }
+    }
+
+    /// Goes on with a codec, which gets what has come so far.
+    fn become_known(&mut self, protocol: &Protocol, now: Instant, actions: &mut dyn Actions) {
+        let first = self.first();
+        let mut codec = protocol.codec(now);
+        if !codec.opened(actions) {
+            return;
+        }
+        let mut codec = codec.boxed();
+        codec.receive(&first, now, actions);
+        self.state = State::Known(codec);
+    }
+
+    fn otherwise(&mut self, now: Instant, actions: &mut dyn Actions) {
+        match (self.settings.otherwise, self.settings.framing) {
+            (Otherwise::Framing, Some((framing, max_message_bytes))) => {
+                let protocol = Protocol::Framing { framing, max_message_bytes };
+                self.become_known(&protocol, now, actions);
+            }
+            (Otherwise::HandOn, _) => {
+                let first = self.first();
+                actions.hand_on(&first);
+            }
+            (Otherwise::Close | Otherwise::Framing, _) => {
+                self.state = State::Over;
+                actions.close(CloseReason::Unsupported);
+            }
+        }
+    }
+}
+
+impl Codec for Auto {
+    fn name(&self) -> &'static str {
+        match &self.state {
+            State::Known(codec) => codec.name(),
+            State::Sniffing { .. } | State::Over => "auto",
+        }
+    }
+
+    fn receive(&mut self, input: &[u8], now: Instant, actions: &mut dyn Actions) {
+        let first = match &mut self.state {
+            State::Known(codec) => return codec.receive(input, now, actions),
+            State::Over => return,
+            State::Sniffing { first, .. } => {
+                first.extend_from_slice(input);
+                &*first
+            }
+        };
+        let settings = self.settings.clone();
+        match settings.choose(first) {
+            Choice::Undecided => {}
+            Choice::Protocol(protocol) => self.become_known(protocol, now, actions),
+            Choice::Otherwise => self.otherwise(now, actions),
+        }
+    }
+
+    /// A client that ends its side before it is recognised says no more.
+    fn end_of_stream(&mut self, now: Instant, actions: &mut dyn Actions) -> bool {
+        if matches!(self.state, State::Sniffing { .. }) {
+            self.otherwise(now, actions);
+        }
+        match &mut self.state {
+            State::Known(codec) => codec.end_of_stream(now, actions),
+            State::Sniffing { .. } | State::Over => true,
+        }
+    }
+
+    fn delivered(&mut self, sequence: u64, now: Instant, actions: &mut dyn Actions) {
+        if let State::Known(codec) = &mut self.state {
+            codec.delivered(sequence, now, actions);
+        }
+    }
+
+    fn reply(
+        &mut self,
+        reply: Reply<'_>,
+        now: Instant,
+        actions: &mut dyn Actions,
+    ) -> Result<Sending, Unencodable> {
+        match &mut self.state {
+            State::Known(codec) => codec.reply(reply, now, actions),
+            State::Sniffing { .. } | State::Over => Err(Unencodable),
+        }
+    }
+
+    fn close_asked(&mut self, headers: Headers<'_>) {
+        if let State::Known(codec) = &mut self.state {
+            codec.close_asked(headers);
+        }
+    }
+
+    fn obeys_close(&self) -> bool {
+        matches!(&self.state, State::Known(codec) if codec.obeys_close())
+    }
+
+    fn lingers(&self) -> bool {
+        matches!(&self.state, State::Known(codec) if codec.lingers())
+    }
+
+    fn farewell(&mut self, reason: CloseReason, now: Instant, actions: &mut dyn Actions) {
+        if let State::Known(codec) = &mut self.state {
+            codec.farewell(reason, now, actions);
+        }
+    }
+
+    fn ended(&mut self, reason: CloseReason, now: Instant, actions: &mut dyn Actions) {
+        if let State::Known(codec) = &mut self.state {
+            codec.ended(reason, now, actions);
+        }
+    }
+
+    fn refused(&mut self) {
+        if let State::Known(codec) = &mut self.state {
+            codec.refused();
+        }
+    }
+
+    fn not_read(&mut self, now: Instant) {
+        if let State::Known(codec) = &mut self.state {
+            codec.not_read(now);
+        }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        match &self.state {
+            State::Sniffing { deadline, .. } => Some(*deadline),
+            State::Known(codec) => codec.deadline(),
+            State::Over => None,
+        }
+    }
+
+    fn elapsed(&mut self, now: Instant, actions: &mut dyn Actions) {
+        match &mut self.state {
+            State::Sniffing { deadline, .. } if *deadline <= now => self.otherwise(now, actions),
+            State::Known(codec) => codec.elapsed(now, actions),
+            State::Sniffing { .. } | State::Over => {}
+        }
+    }
+
+    fn reads(&self) -> bool {
+        match &self.state {
+            State::Known(codec) => codec.reads(),
+            State::Sniffing { .. } | State::Over => true,
+        }
+    }
+
+    fn held(&self) -> usize {
+        match &self.state {
+            State::Sniffing { first, .. } => first.capacity(),
+            State::Known(codec) => codec.held(),
+            State::Over => 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

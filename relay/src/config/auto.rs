@@ -1,0 +1,82 @@
+//! `[service.auto]`: what is recognised at a service whose protocol is `auto`, and what becomes of
+//! the rest.
+
+use serde::{Deserialize, Serialize};
+
+use crate::codec::ProtocolKind;
+
+/// Recognition by the first bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AutoSection {
+    /// What is recognised.
+    pub recognise: Vec<Recognised>,
+    /// How long the first bytes may take. A client that waits for its server to speak first says
+    /// nothing until then. Milliseconds.
+    pub wait_ms: u32,
+    /// What becomes of a connection that is none of these, or says nothing in time.
+    pub otherwise: Otherwise,
+}
+
+/// What can be recognised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Recognised {
+    /// A request for a WebSocket.
+    WebSocket,
+    /// MQTT.
+    Mqtt,
+    /// Any other request of HTTP.
+    Http,
+    /// The service's `framing`.
+    Framing,
+}
+
+/// What becomes of a connection that is not recognised.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Otherwise {
+    /// It goes to the server that the client addressed, unchanged.
+    #[default]
+    HandOn,
+    /// It is taken to be of the service's `framing`.
+    Framing,
+    /// It is closed.
+    Close,
+}
+
+impl Default for AutoSection {
+    fn default() -> Self {
+        Self { recognise: vec![Recognised::WebSocket], wait_ms: 1000, otherwise: Otherwise::HandOn }
+    }
+}
+
+impl Recognised {
+    /// The protocol that it is then.
+    pub(crate) const fn kind(self) -> ProtocolKind {
+        match self {
+            Self::WebSocket => ProtocolKind::WebSocket,
+            Self::Http => ProtocolKind::Http,
+            Self::Mqtt => ProtocolKind::Mqtt,
+            Self::Framing => ProtocolKind::Framing,
+        }
+    }
+}
+
+impl AutoSection {
+    /// What a type cannot say. `has_framing`: the service has one.
+    pub(super) fn check(&self, has_framing: bool) -> Result<(), String> {
+        if self.recognise.is_empty() {
+            return Err("auto.recognise is empty: name what is recognised".to_owned());
+        }
+        if self.wait_ms == 0 {
+            return Err("auto.wait_ms must be at least 1".to_owned());
+        }
+        let wants_framing =
+            self.recognise.contains(&Recognised::Framing) || self.otherwise == Otherwise::Framing;
+        if wants_framing && !has_framing {
+            return Err("auto names the framing, but the service has no `framing`".to_owned());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,332 @@
+//! Handing on: a connection that is nothing of the service's goes to the server that its client
+//! addressed, by another connection in the client's name, and its bytes are moved unread.
+//!
+//! ```text
+//!  client ◄──► socket ── Pipe ── socket ◄──► server
+//!              server's address  client's address
+//! ```
+//!
+//! Each side is read only while the other takes what was read; the end of a side is passed on as
+//! such, a failure as a reset.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+
+use super::connection::{OUTPUT_KEPT_BYTES, Receive, State};
+use super::stats::CloseReason;
+use super::{Engine, Event, ReceiveEnd, SocketId, Worker};
+
+/// A side of a pipe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Side {
+    Client = 0,
+    Server = 1,
+}
+
+impl Side {
+    const fn other(self) -> Self {
+        match self {
+            Self::Client => Self::Server,
+            Self::Server => Self::Client,
+        }
+    }
+}
+
+/// One socket of a pipe.
+#[derive(Debug)]
+struct End {
+    socket: SocketId,
+    receive: Receive,
+    /// Takes what is sent; not yet while it is being connected.
+    connected: bool,
+    /// Was told that the other side has ended.
+    told: bool,
+    /// From the other side, for this one, behind the send that is going on.
+    waiting: Vec<u8>,
+    /// Bytes of the send that is going on; 0: none is.
+    sending: usize,
+    /// The other buffer, when no send has it.
+    spare: Vec<u8>,
+    /// The engine has closed it.
+    gone: bool,
+}
+
+impl End {
+    fn new(socket: SocketId, receive: Receive, connected: bool) -> Self {
+        Self {
+            socket,
+            receive,
+            connected,
+            told: false,
+            waiting: Vec::new(),
+            sending: 0,
+            spare: Vec::new(),
+            gone: false,
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.waiting.len() + self.sending
+    }
+}
+
+/// Two connections, and what is on its way between them.
+#[derive(Debug)]
+struct Pipe {
+    client: SocketAddr,
+    server: SocketAddr,
+    ends: [End; 2],
+    /// Both sockets are given back to the engine.
+    over: bool,
+}
+
+/// The pipes of a worker.
+#[derive(Debug, Default)]
+pub(super) struct Onward {
+    pipes: Vec<Option<Pipe>>,
+    free: Vec<usize>,
+    places: HashMap<SocketId, (usize, Side)>,
+    /// Connections that are to be handed on, with what was received of them.
+    pub(super) asked: Vec<(SocketId, Vec<u8>)>,
+}
+
+impl Onward {
+    fn add(&mut self, pipe: Pipe) -> usize {
+        let sockets = [pipe.ends[0].socket, pipe.ends[1].socket];
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.pipes.push(None);
+            self.pipes.len() - 1
+        });
+        self.pipes[index] = Some(pipe);
+        for (socket, side) in sockets.into_iter().zip([Side::Client, Side::Server]) {
+            self.places.insert(socket, (index, side));
+        }
+        index
+    }
+
+    fn pipe(&mut self, index: usize) -> &mut Pipe {
+        self.pipes[index].as_mut().expect("a pipe is there until both its sockets are gone")
+    }
+}
+
+impl<E: Engine> Worker<E> {
+    /// Takes an event of a socket that belongs to a pipe; gives any other back.
+    pub(super) fn take_onward(&mut self, event: Event) -> Option<Event> {
+        let socket = match &event {
+            Event::Received { socket, .. }
+            | Event::ReceiveEnded { socket, .. }
+            | Event::Sent { socket, .. }
+            | Event::Connected { socket, .. }
+            | Event::Closed { socket } => *socket,
+            Event::Accepted { .. } | Event::AcceptFailed { .. } => return Some(event),
+        };
+        let Some(&(index, side)) = self.onward.places.get(&socket) else { return Some(event) };
+        match event {
+            Event::Received { buffer, length, .. } => {
+                let pipe = self.onward.pipe(index);
+                if !pipe.over {
+                    let bytes = self.engine.bytes(&buffer, length);
+                    pipe.ends[side.other() as usize].waiting.extend_from_slice(bytes);
+                    self.stats.handed_on_bytes.add(length as u64);
+                    self.pass_on(index, side);
+                }
+                self.engine.recycle(buffer);
+            }
+            Event::ReceiveEnded { end, .. } => {
+                self.onward.pipe(index).ends[side as usize].receive = match end {
+                    ReceiveEnd::Stopped => Receive::Stopped,
+                    ReceiveEnd::EndOfStream => Receive::Ended,
+                    ReceiveEnd::Failed(_) => {
+                        self.abort_pipe(index);
+                        return None;
+                    }
+                };
+                self.pass_on(index, side);
+            }
+            Event::Sent { buffer, result, .. } => self.on_sent_onward(index, side, buffer, &result),
+            Event::Connected { result, .. } => self.on_connected(index, &result),
+            Event::Closed { .. } => self.on_closed_onward(index, side),
+            Event::Accepted { .. } | Event::AcceptFailed { .. } => {}
+        }
+        None
+    }
+
+    /// Hands on what codecs have asked for since the last time.
+    pub(super) fn hand_on_asked(&mut self) {
+        while let Some((socket, received)) = self.onward.asked.pop() {
+            self.hand_on(socket, received);
+        }
+    }
+
+    fn hand_on(&mut self, socket: SocketId, mut received: Vec<u8>) {
+        let connection = self.connection(socket);
+        if connection.state == State::Closing {
+            return;
+        }
+        let (client, server) = (connection.link.client, connection.link.server);
+        received.append(&mut connection.stash);
+        let receive = connection.receive;
+        if self.stopping {
+            return self.close(socket, CloseReason::RelayStop);
+        }
+        let onward = match self.flows.onward(client, server) {
+            Ok(onward) => onward,
+            Err(error) => {
+                if error.kind() != io::ErrorKind::Unsupported {
+                    tracing::warn!(%error, %client, %server, "a connection was not handed on");
+                    self.stats.hand_on_failed.add(1);
+                }
+                return self.close(socket, CloseReason::Unsupported);
+            }
+        };
+        let Some(other) = self.engine.connect(onward, server) else {
+            self.stats.hand_on_failed.add(1);
+            self.flows.onward_closed(client, server);
+            return self.close(socket, CloseReason::Unsupported);
+        };
+        self.open += 1;
+        self.connections[socket.index()] = None;
+        self.stats.closed[CloseReason::HandedOn as usize].add(1);
+        self.stats.handed_on.add(1);
+        self.stats.handed_on_bytes.add(received.len() as u64);
+        let mut end = End::new(other, Receive::Stopped, false);
+        end.waiting = received;
+        let ends = [End::new(socket, receive, true), end];
+        let index = self.onward.add(Pipe { client, server, ends, over: false });
+        self.pass_on(index, Side::Client);
+    }
+
+    /// Does what can be done for what comes from one side: sends it, reads on or no more, tells the
+    /// other side of its end.
+    fn pass_on(&mut self, index: usize, from: Side) {
+        let pause = self.shared.limits.reply_pause_bytes;
+        let pipe = self.onward.pipe(index);
+        if pipe.over {
+            return;
+        }
+        let [client, server] = &mut pipe.ends;
+        let (from, to) = match from {
+            Side::Client => (client, server),
+            Side::Server => (server, client),
+        };
+        if !to.connected {
+            // What the client says before there is a connection is bounded too.
+            if to.bytes() > pause && from.receive == Receive::Armed {
+                from.receive = Receive::Stopping;
+                self.engine.stop_receiving(from.socket);
+            }
+            return;
+        }
+        if to.sending == 0 && !to.waiting.is_empty() {
+            let buffer = std::mem::replace(&mut to.waiting, std::mem::take(&mut to.spare));
+            to.sending = buffer.len();
+            self.engine.send(to.socket, buffer);
+        }
+        match from.receive {
+            Receive::Armed if to.bytes() > pause => {
+                from.receive = Receive::Stopping;
+                self.engine.stop_receiving(from.socket);
+            }
+            Receive::Stopped if from.connected && to.bytes() <= pause / 2 => {
+                from.receive = Receive::Armed;
+                self.engine.receive(from.socket);
+            }
+            Receive::Ended if to.bytes() == 0 && !to.told => {
+                to.told = true;
+                self.engine.shut_down(to.socket);
+            }
+            Receive::Armed | Receive::Stopping | Receive::Stopped | Receive::Ended => {}
+        }
+        if pipe.ends.iter().all(|end| end.told) {
+            self.end_pipe(index, E::close);
+        }
+    }
+
+    fn on_connected(&mut self, index: usize, result: &io::Result<()>) {
+        let pipe = self.onward.pipe(index);
+        if pipe.over {
+            return;
+        }
+        if let Err(error) = result {
+            tracing::debug!(%error, client = %pipe.client, server = %pipe.server, "not handed on");
+            self.stats.hand_on_failed.add(1);
+            return self.abort_pipe(index);
+        }
+        pipe.ends[Side::Server as usize].connected = true;
+        self.pass_on(index, Side::Client);
+        self.pass_on(index, Side::Server);
+    }
+
+    fn on_sent_onward(
+        &mut self,
+        index: usize,
+        side: Side,
+        mut buffer: Vec<u8>,
+        result: &io::Result<usize>,
+    ) {
+        let pipe = self.onward.pipe(index);
+        if pipe.over {
+            return;
+        }
+        let end = &mut pipe.ends[side as usize];
+        match *result {
+            Ok(sent) if sent == buffer.len() => {
+                buffer.clear();
+                buffer.shrink_to(OUTPUT_KEPT_BYTES);
+                end.spare = buffer;
+                end.sending = 0;
+                self.pass_on(index, side.other());
+            }
+            Ok(sent) if sent > 0 => {
+                buffer.drain(..sent);
+                end.sending = buffer.len();
+                self.engine.send(end.socket, buffer);
+            }
+            Ok(_) | Err(_) => self.abort_pipe(index),
+        }
+    }
+
+    fn on_closed_onward(&mut self, index: usize, side: Side) {
+        self.open -= 1;
+        let pipe = self.onward.pipe(index);
+        let end = &mut pipe.ends[side as usize];
+        end.gone = true;
+        let socket = end.socket;
+        let all_gone = pipe.ends.iter().all(|end| end.gone);
+        self.onward.places.remove(&socket);
+        if all_gone {
+            self.onward.pipes[index] = None;
+            self.onward.free.push(index);
+        }
+    }
+
+    /// Resets both sides.
+    fn abort_pipe(&mut self, index: usize) {
+        self.end_pipe(index, E::abort);
+    }
+
+    fn end_pipe(&mut self, index: usize, close: fn(&mut E, SocketId)) {
+        let pipe = self.onward.pipe(index);
+        if pipe.over {
+            return;
+        }
+        pipe.over = true;
+        let (client, server) = (pipe.client, pipe.server);
+        self.flows.closed(client, server);
+        self.flows.onward_closed(client, server);
+        for end in &pipe.ends {
+            close(&mut self.engine, end.socket);
+        }
+        self.stats.handed_on_ended.add(1);
+    }
+
+    /// The relay stops: nobody else can go on with them, and an end would look like a whole stream.
+    pub(super) fn end_onward(&mut self) {
+        for index in 0..self.onward.pipes.len() {
+            if self.onward.pipes[index].is_some() {
+                self.abort_pipe(index);
+            }
+        }
+    }
+}

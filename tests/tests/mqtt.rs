@@ -1,0 +1,181 @@
+//! MQTT clients of other houses and a server that sees only Kafka.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use millrace_relay::config::MqttSection;
+use millrace_tests::fleet::Fleet;
+use millrace_tests::instance::Instance;
+use millrace_tests::kafka::{self, Topics};
+use millrace_tests::mqtt::{Place, echo_server, speak};
+use millrace_tests::netns::Topology;
+use millrace_tests::privilege;
+use millrace_tests::process::{Process, run, run_ok, wait_until};
+use millrace_tests::reader::{HandServer, Record};
+
+const PATIENCE: Duration = Duration::from_mins(1);
+const PORT: u16 = 1883;
+const VERSIONS: [(&str, &str); 2] = [("mqttv311", "3.1.1"), ("mqttv5", "5.0")];
+
+/// A relay, and a server that does what it is told. The server hears of subscriptions.
+fn scene(name: &str, adjust: impl Fn(&mut MqttSection)) -> Result<(Fleet, Place, HandServer)> {
+    let mut fleet = Fleet::new(name, 1, 1, |config| {
+        speak(&mut config.services[0], |section| {
+            section.tell_subscriptions = true;
+            adjust(section);
+        });
+    })?;
+    fleet.start(0)?;
+    let place = Place::here(fleet.address(0));
+    let server = fleet.server(&[0])?;
+    Ok((fleet, place, server))
+}
+
+/// Starts a subscriber and waits until it has subscribed; its `open` record.
+fn subscriber(place: &Place, server: &HandServer, arguments: &[&str]) -> Result<(Process, Record)> {
+    let mut command = place.mosquitto("mosquitto_sub", arguments);
+    let process = Process::spawn("mosquitto_sub", &mut command)?;
+    let open = server.next("open", |record| record.kind() == "open")?;
+    server.next("a subscription", |record| {
+        record.key == open.key && record.header("mqtt.packet") == "subscribe"
+    })?;
+    Ok((process, open))
+}
+
+#[test]
+fn clients_of_other_houses_get_what_they_publish_back() -> Result<()> {
+    let mut fleet = Fleet::new("mqtt", 1, 1, |config| speak(&mut config.services[0], |_| ()))?;
+    fleet.start(0)?;
+    let _server = echo_server(&kafka::brokers(), fleet.prefix())?;
+    Place::here(fleet.address(0)).echo_all()?;
+    let stats = fleet.relays[0].stats()?;
+    // mosquitto_rr does not say good-bye.
+    assert_eq!(stats.count_by("connections_closed", "client_closed")?, 4);
+    assert_eq!(stats.count_by("connections_closed", "end_of_stream")?, 6);
+    assert_eq!(stats.total("connections_closed")?, 10);
+    Ok(())
+}
+
+#[test]
+fn through_the_gateway_clients_talk_to_their_servers_own_address() -> Result<()> {
+    let Some(_right) = privilege::exclusive() else { return Ok(()) };
+    let hosts = Topology::new(1, 1)?;
+    let topics = Topics::new(&kafka::brokers(), "mqtt-gateway");
+    let mut config = hosts.config(PORT, millrace_tests::cluster::frames().0);
+    config.kafka.brokers = kafka::brokers();
+    topics.prefix().clone_into(&mut config.kafka.topic_prefix);
+    speak(&mut config.services[0], |_| ());
+    let mut instance = Instance::new(config, Some(&hosts.gateway.namespace()))?;
+    instance.load()?;
+    instance.start()?;
+    let _server = echo_server(&kafka::brokers(), topics.prefix())?;
+    let target = (Topology::server_address(0), PORT).into();
+    Place { namespace: Some(hosts.clients[0].namespace()), target }.echo_all()?;
+    ensure!(hosts.servers[0].tcp_segments_received()? == 0, "the server itself was reached");
+    Ok(())
+}
+
+#[test]
+fn what_is_published_arrives_with_its_headers() -> Result<()> {
+    let (_fleet, place, server) = scene("mqtt-pub", |_| ())?;
+    for (version, name) in VERSIONS {
+        let arguments = ["-V", version, "-i", "sensor", "-u", "anna", "-q", "2", "-t", "a/b"];
+        let mut command = place.mosquitto("mosquitto_pub", &arguments);
+        run_ok("mosquitto_pub", command.args(["-m", "21.5"]), PATIENCE)?;
+        let open = server.next("open", |record| record.kind() == "open")?;
+        let expected = ["sensor", name, "anna", "mqtt"];
+        let headers = ["mqtt.client", "mqtt.version", "mqtt.user", "protocol"];
+        assert_eq!(headers.map(|header| open.header(header)), expected);
+        let message = server.next("message", |record| record.key == open.key)?;
+        assert_eq!((message.kind(), &message.value[..]), ("message", &b"21.5"[..]));
+        let headers = ["mqtt.topic", "mqtt.qos", "mqtt.packet_id", "mqtt.dup"];
+        assert_eq!(headers.map(|header| message.header(header)), ["a/b", "2", "1", ""]);
+        let close = server.next("close", |record| record.kind() == "close")?;
+        assert_eq!(close.header("reason"), "client_closed");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_subscriber_gets_what_it_has_subscribed_to() -> Result<()> {
+    let (fleet, place, server) = scene("mqtt-sub", |_| ())?;
+    for (version, _) in VERSIONS {
+        let arguments = ["-V", version, "-q", "2", "-t", "a/+", "-C", "3", "-F", "%t %q %p"];
+        let (process, open) = subscriber(&place, &server, &arguments)?;
+        for (topic, qos) in [("a/x", "0"), ("b", "2"), ("a/y", "1"), ("a/z", "2")] {
+            let headers = [("mqtt.topic", topic.as_bytes()), ("mqtt.qos", qos.as_bytes())];
+            server.reply_with(&open, Some(topic.as_bytes()), &headers)?;
+        }
+        let finished = process.wait(PATIENCE)?;
+        ensure!(finished.stdout == "a/x 0 a/x\na/y 1 a/y\na/z 2 a/z", "{finished:?}");
+    }
+    ensure!(fleet.relays[0].stats()?.count("replies_filtered")? == 2);
+    Ok(())
+}
+
+#[test]
+fn replies_wait_for_a_client_with_a_session() -> Result<()> {
+    let (_fleet, place, server) = scene("mqtt-session", |_| ())?;
+    for qos in ["2", "1"] {
+        let name = format!("away-{qos}");
+        let arguments = ["-c", "-i", &name, "-q", qos, "-t", "a/#"];
+        let (process, open) = subscriber(&place, &server, &[&arguments[..], &["-E"]].concat())?;
+        process.wait(PATIENCE)?;
+        server.next("close", |record| record.key == open.key && record.kind() == "close")?;
+        let numbers: Vec<String> = (0..50).map(|number| number.to_string()).collect();
+        for number in &numbers {
+            let headers = [("mqtt.topic", &b"a/b"[..]), ("mqtt.qos", qos.as_bytes())];
+            server.reply_with(&open, Some(number.as_bytes()), &headers)?;
+        }
+        let mut command = place.mosquitto("mosquitto_sub", &arguments);
+        let finished = run_ok("mosquitto_sub", command.args(["-C", "50"]), PATIENCE)?;
+        ensure!(finished.stdout == numbers.join("\n"), "{finished:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_second_connection_takes_the_first_ones_place() -> Result<()> {
+    let (fleet, place, server) = scene("mqtt-takeover", |_| ())?;
+    let arguments = ["-V", "mqttv5", "-i", "twin", "-t", "a", "-C", "1"];
+    // Without a reconnect, and as often as it takes to be at two workers once.
+    let (mut former, _) = subscriber(&place, &server, &arguments)?;
+    for round in 1..=6 {
+        let (process, _) = subscriber(&place, &server, &arguments)?;
+        drop(std::mem::replace(&mut former, process));
+        wait_until(PATIENCE, "the takeover", || {
+            Ok(fleet.relays[0].stats()?.count_by("connections_closed", "taken_over")? == round)
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn who_is_not_known_may_not_connect() -> Result<()> {
+    let directory = std::env::temp_dir().join(format!("millrace-mqtt-{}", std::process::id()));
+    std::fs::create_dir_all(&directory)?;
+    let file = directory.join("passwords");
+    // `printf %s secret | argon2 saltsalt -id -t 1 -k 8 -e`
+    let hash = "$argon2id$v=19$m=8,t=1,p=1$c2FsdHNhbHQ$vk+JgWgZGbXHtEqPQPhzXbD+QxxkJR5Fq2AXLhDyYaY";
+    std::fs::write(&file, format!("anna:{hash}\n"))?;
+    let (fleet, place, server) =
+        scene("mqtt-password", |section| section.passwords = Some(file.clone()))?;
+    for (version, _) in VERSIONS {
+        let arguments = ["-V", version, "-i", "meter", "-u", "anna", "-t", "a", "-m", "x"];
+        let publish = |password: &str| -> Command {
+            let mut command = place.mosquitto("mosquitto_pub", &arguments);
+            command.args(["-q", "1", "-P", password]);
+            command
+        };
+        let refused = run("mosquitto_pub", &mut publish("Secret"), PATIENCE)?;
+        ensure!(!refused.status.success(), "{refused:?}");
+        run_ok("mosquitto_pub", &mut publish("secret"), PATIENCE)?;
+        let message = server.next("message", |record| record.kind() == "message")?;
+        assert_eq!(message.value, b"x");
+    }
+    let stats = fleet.relays[0].stats()?;
+    assert_eq!(stats.count_by("connections_closed", "not_authorized")?, 2);
+    std::fs::remove_dir_all(&directory)?;
+    Ok(())
+}
