@@ -35,7 +35,7 @@ pub fn websocket(input: &[u8]) {
 /// Recognition, with one framing or the other, or none.
 pub fn auto(input: &[u8]) {
     static PROTOCOLS: LazyLock<[Protocol; 3]> = LazyLock::new(|| {
-        let all = "[auto]\nrecognise = ['websocket', 'framing']";
+        let all = "[auto]\nrecognise = ['websocket', 'http', 'framing']";
         [
             protocol("protocol = 'auto'"),
             protocol(&format!("protocol = 'auto'\nframing = {{ type = 'lines' }}\n{all}")),

@@ -163,6 +163,7 @@ pub trait Codec: Send {
     /// among them). If it has a value, that went through [`reply`](Self::reply) before;
     /// [`farewell`](Self::farewell) comes next.
     fn close_asked(&mut self, _headers: Headers<'_>) {}
+
     /// True if the header `close` of a reply is the codec's to obey, because its protocol says it, or
     /// because the reply may have to wait for others.
     fn obeys_close(&self) -> bool {

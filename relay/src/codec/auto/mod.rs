@@ -65,9 +65,12 @@ impl AutoSettings {
         let framing = self.find(Recognised::Framing).and(self.framing);
         let found = match sniff(first, framing, MAX_FIRST_BYTES) {
             Seen::Undecided => return Choice::Undecided,
-            // What is too long to be looked at whole is answered by whoever is there.
-            Seen::Upgrade => self.find(Recognised::WebSocket),
+            // A server of HTTP may leave an upgrade aside (RFC 9110 section 7.8).
+            Seen::Upgrade => {
+                self.find(Recognised::WebSocket).or_else(|| self.find(Recognised::Http))
+            }
             Seen::Request => self.find(Recognised::Http),
+            // What is too long to be looked at whole is answered by whoever is there.
             Seen::LongRequest => {
                 self.find(Recognised::Http).or_else(|| self.find(Recognised::WebSocket))
             }

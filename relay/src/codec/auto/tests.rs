@@ -72,6 +72,19 @@ fn each_gets_its_codec() {
 }
 
 #[test]
+fn http_is_what_asks_for_no_upgrade_or_for_one_that_there_is_not() {
+    for (recognise, bytes, name) in [
+        ("['http', 'websocket']", REQUEST, "http"),
+        ("['http', 'websocket']", UPGRADE, "websocket"),
+        ("['http']", UPGRADE, "http"),
+    ] {
+        let mut peer = Peer::new(&format!("{LINES}recognise = {recognise}"));
+        peer.send(bytes);
+        assert_eq!(peer.codec.name(), name, "{recognise}");
+    }
+}
+
+#[test]
 fn what_is_nothing_of_the_service_is_handed_on_whole() {
     for service in [LINES, LENGTH] {
         let mut framing = format!("{service}recognise = ['websocket', 'framing']");
