@@ -8,24 +8,23 @@ mod http;
 mod mqtt;
 mod passwords;
 mod registry;
+mod service;
 mod websocket;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::net::IpAddr;
-use std::num::NonZeroU32;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::codec::{Framing, ProtocolKind};
-use crate::prefix::Prefix;
-use crate::route::{Absence, IdentityKind, Partition};
+use crate::codec::ProtocolKind;
+use crate::route::Partition;
 
 pub use auto::{AutoSection, Otherwise, Recognised};
 pub use http::HttpSection;
 pub use mqtt::MqttSection;
 pub use passwords::Passwords;
 pub use registry::RegistrySection;
+pub use service::{Server, Service};
 pub use websocket::{ReplyOpcode, WebSocketSection};
 
 /// Longest instance name: `NAME-gw` must fit an interface name (15 bytes).
@@ -309,164 +308,12 @@ impl Default for HoldSection {
     }
 }
 
-/// One port of a set of destinations, the way bytes become messages there, and its servers.
-#[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct Service {
-    /// For people and counters.
-    pub name: String,
-    /// Destination prefixes that are diverted, unless [`GatewaySection::rules`] says what is.
-    #[serde(default)]
-    pub destinations: Vec<Prefix>,
-    /// TCP port.
-    pub port: u16,
-    /// What the clients speak.
-    #[serde(default)]
-    pub protocol: ProtocolKind,
-    /// How bytes become messages, if they are nothing but messages.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub framing: Option<Framing>,
-    /// What clients are granted who speak MQTT.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mqtt: Option<MqttSection>,
-    /// Longest message; a longer one closes its connection.
-    #[serde(default = "default_max_message_bytes")]
-    pub max_message_bytes: u32,
-    /// How long a client may take to say who it is and what it wants. Milliseconds.
-    #[serde(default = "default_handshake_timeout_ms")]
-    pub handshake_timeout_ms: u32,
-    /// How long nothing may come from a client before its connection is closed. Milliseconds; 0: for
-    /// as long as it likes.
-    #[serde(default)]
-    pub idle_timeout_ms: u32,
-    /// Connections that one client address may have to the service through this relay; 0: any number.
-    #[serde(default)]
-    pub max_connections_per_address: u32,
-    /// Messages that a connection may send in a second, and at once after a pause; beyond, it is read
-    /// from no faster. 0: any number.
-    #[serde(default)]
-    pub max_messages_per_second: u32,
-    /// Recognition of the protocol.
-    #[serde(default)]
-    pub auto: AutoSection,
-    /// WebSocket.
-    #[serde(default)]
-    pub websocket: WebSocketSection,
-    /// What makes two connections the same client's.
-    #[serde(default)]
-    pub identity: IdentityKind,
-    /// How long a client's association outlives its last connection.
-    #[serde(default)]
-    pub association_keep_ms: u32,
-    /// Labels of the servers that get new clients first: one with all of them before one without,
-    /// however loaded; the others only while no live server has all of them.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub prefer: BTreeMap<String, String>,
-    /// What becomes of clients whose server is away, or does not drain.
-    #[serde(default)]
-    pub absence: Absence,
-    /// Bounds of `protocol = "http"`.
-    #[serde(default)]
-    pub http: HttpSection,
-    /// Who reads them, beside those that register.
-    #[serde(rename = "server", default)]
-    pub servers: Vec<Server>,
-}
-
-impl Service {
-    /// One whose messages are divided so, everything else with its default.
-    pub fn new(name: impl Into<String>, port: u16, framing: Framing) -> Self {
-        Self {
-            name: name.into(),
-            destinations: Vec::new(),
-            port,
-            protocol: ProtocolKind::default(),
-            framing: Some(framing),
-            mqtt: None,
-            max_message_bytes: default_max_message_bytes(),
-            handshake_timeout_ms: default_handshake_timeout_ms(),
-            idle_timeout_ms: 0,
-            max_connections_per_address: 0,
-            max_messages_per_second: 0,
-            auto: AutoSection::default(),
-            websocket: WebSocketSection::default(),
-            identity: IdentityKind::default(),
-            association_keep_ms: 0,
-            prefer: BTreeMap::new(),
-            absence: Absence::default(),
-            http: HttpSection::default(),
-            servers: Vec::new(),
-        }
-    }
-}
-
-/// A server, declared.
-#[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct Server {
-    /// For people and counters; unique.
-    pub id: String,
-    /// Its own network address, for the association records.
-    pub address: IpAddr,
-    /// Its partition of the uplink; unique.
-    pub partition: Partition,
-    /// Share of the service's clients, in proportion to the other servers' capacities.
-    #[serde(default = "default_capacity")]
-    pub capacity: NonZeroU32,
-    /// What tells it from other servers of the service.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub labels: BTreeMap<String, String>,
-}
-
-impl Server {
-    /// One like any other.
-    pub fn new(id: impl Into<String>, address: IpAddr, partition: Partition) -> Self {
-        let (capacity, labels) = (default_capacity(), BTreeMap::new());
-        Self { id: id.into(), address, partition, capacity, labels }
-    }
-}
-
-/// What the protocol of a service needs.
-fn check_protocol(service: &Service) -> Result<(), String> {
-    service.websocket.check()?;
-    if service.protocol == ProtocolKind::Auto {
-        service.auto.check(service.framing.is_some())?;
-    }
-    service.mqtt.as_ref().map_or(Ok(()), MqttSection::check)?;
-    match (service.protocol, service.framing) {
-        (ProtocolKind::Framing, None) => {
-            Err("needs `framing`, or another `protocol` than \"framing\"".to_owned())
-        }
-        (ProtocolKind::Framing, Some(framing)) => framing.check(service.max_message_bytes),
-        (ProtocolKind::Http, None) => service.http.check(),
-        (ProtocolKind::Http | ProtocolKind::Mqtt, Some(_)) => {
-            Err("`framing` is for `protocol = \"framing\"`; other protocols have their own"
-                .to_owned())
-        }
-        (ProtocolKind::WebSocket | ProtocolKind::Auto, framing) => {
-            framing.map_or(Ok(()), |framing| framing.check(service.max_message_bytes))
-        }
-    }
-}
-
 fn default_instance() -> String {
     "millrace".to_owned()
 }
 
 const fn default_heartbeat_timeout_ms() -> u32 {
     2000
-}
-
-const fn default_capacity() -> NonZeroU32 {
-    NonZeroU32::MIN
-}
-
-const fn default_handshake_timeout_ms() -> u32 {
-    10_000
-}
-
-const fn default_max_message_bytes() -> u32 {
-    65_536
 }
 
 impl Config {
@@ -604,7 +451,7 @@ impl Config {
                     format!("max_message_bytes goes from 1 to {MAX_MESSAGE_BYTES}"),
                 ));
             }
-            check_protocol(service).map_err(|problem| invalid(key.clone(), problem))?;
+            service.check_protocol().map_err(|problem| invalid(key.clone(), problem))?;
             if service.servers.is_empty() && self.kafka.uplink_partitions == 0 {
                 let problem = "needs at least one [[service.server]], or kafka.uplink_partitions \
                                for servers that register";

@@ -133,14 +133,13 @@ fn check_records(script: &Script, part_bytes: usize) {
         };
         assert!(payload.len() <= part_bytes);
         let (part, last) = (number("http.part"), header(headers, "http.last").is_some());
-        match parts {
-            Some(next) => assert_eq!((number("http.request"), part), (Some(request), Some(next))),
-            None => {
-                request += 1;
-                assert_eq!(number("http.request"), Some(request));
-                assert!(part.is_none_or(|part| part == 0));
-                assert!(header(headers, "http.method").is_some());
-            }
+        if let Some(next) = parts {
+            assert_eq!((number("http.request"), part), (Some(request), Some(next)));
+        } else {
+            request += 1;
+            assert_eq!(number("http.request"), Some(request));
+            assert!(part.is_none_or(|part| part == 0));
+            assert!(header(headers, "http.method").is_some());
         }
         assert!(part.is_none_or(|_| last || payload.len() == part_bytes), "a part is full");
         parts = part.filter(|_| !last).map(|part| part + 1);

@@ -93,8 +93,8 @@ fn a_site_is_served_byte_for_byte() {
             assert!(std::fs::read(&got).unwrap() == web.site.files[size], "{size}, {header}");
         }
     }
-    let stats = web.direct.instance.stats().unwrap();
-    assert_eq!(stats.total("replies_undelivered").unwrap(), 0, "{:?}", stats.0);
+    let counted = web.direct.instance.stats().unwrap();
+    assert_eq!(counted.total("replies_undelivered").unwrap(), 0, "{:?}", counted.0);
 }
 
 #[test]
@@ -105,8 +105,8 @@ fn requests_in_one_segment_are_answered_in_order() {
     for number in 0..40 {
         let body = format!("number {number}");
         let length = body.len();
-        requests +=
-            &format!("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n{body}");
+        let head = format!("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n");
+        requests.extend([head.as_str(), body.as_str()]);
     }
     requests += "GET /none HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
     let answer = web.exchange(requests.as_bytes());
@@ -165,7 +165,7 @@ fn errors_are_told_and_reach_their_clients() {
         let mut stream = web.connect();
         stream.write_all(b"PUT / HTTP/1.1\r\nHost: h\r\nContent-Length: 1001\r\n\r\n").unwrap();
         for _ in 0..32 {
-            stream.write_all(&[b'x'; 65_536]).unwrap();
+            stream.write_all(&vec![b'x'; 65_536]).unwrap();
         }
         let answer = read_to_end(&mut stream);
         assert!(answer.starts_with("HTTP/1.1 413 Content Too Large"), "{answer}");

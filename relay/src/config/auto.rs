@@ -24,8 +24,6 @@ pub struct AutoSection {
 pub enum Recognised {
     /// A request for a WebSocket.
     WebSocket,
-    /// MQTT.
-    Mqtt,
     /// Any other request of HTTP.
     Http,
     /// MQTT 3.1.1 and 5.0.

@@ -267,18 +267,6 @@ impl Codec for Auto {
         }
     }
 
-    fn refused(&mut self) {
-        if let State::Known(codec) = &mut self.state {
-            codec.refused();
-        }
-    }
-
-    fn not_read(&mut self, now: Instant) {
-        if let State::Known(codec) = &mut self.state {
-            codec.not_read(now);
-        }
-    }
-
     fn reads(&self) -> bool {
         match &self.state {
             State::Known(codec) => codec.reads(),

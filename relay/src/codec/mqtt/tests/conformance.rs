@@ -83,7 +83,7 @@ fn who_cannot_connect_is_told_why() {
         }),
         (refusal_v3(2), malformed)
     );
-    assert!(matches!(with(false, no_id).1, None));
+    assert!(with(false, no_id).1.is_none());
     assert_eq!(with(true, |build| build.payload = string("a\nb")), (refusal_v5(0x85), malformed));
     assert_eq!(with(true, |build| build.payload.push(0)), (refusal_v5(0x81), malformed));
     // An authentication method; a property that does not belong there; one that comes twice.

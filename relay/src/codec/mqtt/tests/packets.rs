@@ -135,7 +135,9 @@ pub(super) fn subscribe_with(
 pub(super) fn unsubscribe(v5: bool, id: u16, filters: &[&str]) -> Vec<u8> {
     let mut body = id.to_be_bytes().to_vec();
     body.extend(v5.then_some(0));
-    filters.iter().for_each(|filter| body.extend(string(filter)));
+    for filter in filters {
+        body.extend(string(filter));
+    }
     packet(0xa2, &body)
 }
 
