@@ -185,6 +185,10 @@ pub struct RelaySection {
     pub reply_pause_bytes: usize,
     /// Replies waiting for one client, in bytes: above it the connection is closed.
     pub reply_limit_bytes: usize,
+    /// All that is kept in memory for one connection (what came in pieces, what was received while it
+    /// was not read from, replies that wait), in bytes: above it the connection is closed. The other
+    /// bounds come first with their defaults: this one holds whatever they are set to.
+    pub max_connection_bytes: usize,
     /// How long a client may leave a reply unread before its connection is closed: the downlink's
     /// offset is not committed past it.
     pub reply_timeout_ms: u32,
@@ -205,6 +209,7 @@ impl Default for RelaySection {
             batch_wait_us: 100,
             reply_pause_bytes: 256 << 10,
             reply_limit_bytes: 4 << 20,
+            max_connection_bytes: 16 << 20,
             reply_timeout_ms: 60_000,
             half_close_ms: 2000,
             stop_timeout_ms: 30_000,
@@ -406,6 +411,12 @@ impl Config {
                 "must be below relay.reply_limit_bytes",
             ));
         }
+        if relay.max_connection_bytes < relay.reply_limit_bytes {
+            return Err(invalid(
+                "relay.max_connection_bytes",
+                "must not be below relay.reply_limit_bytes, which is a part of it",
+            ));
+        }
         Ok(())
     }
 
@@ -419,6 +430,9 @@ impl Config {
         }
         if self.kafka.partition_in_flight_bytes < 1 << 16 {
             return Err(invalid("kafka.partition_in_flight_bytes", "at least 65536"));
+        }
+        if !matches!(self.kafka.replication, -1 | 1..=32_767) {
+            return Err(invalid("kafka.replication", "-1, or from 1 to 32767"));
         }
         Ok(())
     }

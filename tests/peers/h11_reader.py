@@ -6,6 +6,7 @@ Standard output: for each a line of JSON: the whole requests in it, and what h11
 Needs h11 (Debian: python3-h11).
 """
 import json
+import signal
 import struct
 import sys
 
@@ -16,7 +17,8 @@ def read(stream):
     connection, requests, request = h11.Connection(h11.SERVER), [], None
     connection.receive_data(stream)
     try:
-        while True:
+        # Each event takes a byte at least, or ends a head or a message.
+        for _ in range(4 * len(stream) + 16):
             event = connection.next_event()
             if event is h11.NEED_DATA or event is h11.PAUSED or type(event) is h11.ConnectionClosed:
                 return requests, None
@@ -33,10 +35,12 @@ def read(stream):
                 if connection.our_state is h11.MUST_CLOSE:
                     return requests, None
                 connection.start_next_cycle()
+        raise RuntimeError(f"h11 comes to no end with {stream!r}")
     except h11.RemoteProtocolError as error:
         return requests, str(error)
 
 
+signal.alarm(300)  # whatever happens, it does not run for ever
 while length := sys.stdin.buffer.read(4):
     requests, error = read(sys.stdin.buffer.read(struct.unpack(">I", length)[0]))
     print(json.dumps({"requests": requests, "error": error}))

@@ -49,6 +49,11 @@ impl Client {
         Ok(Self { stream, wire, inbox: Vec::new() })
     }
 
+    /// Waits so long for what it receives.
+    pub fn set_patience(&self, patience: Duration) -> Result<()> {
+        Ok(self.stream.set_read_timeout(Some(patience))?)
+    }
+
     /// The client's own address.
     pub fn address(&self) -> Result<SocketAddr> {
         Ok(self.stream.local_addr()?)

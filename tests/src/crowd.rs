@@ -7,13 +7,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 
 use crate::client::Client;
 use crate::cluster::lines;
 use crate::process::wait_until;
 
-const PATIENCE: Duration = Duration::from_mins(1);
+const PATIENCE: Duration = Duration::from_mins(5);
+/// How long a client waits for an echo: a machine whose disk stands still holds the broker up for
+/// minutes.
+const CLIENT_PATIENCE: Duration = Duration::from_mins(4);
 /// Lines that a client sends before it waits for their echoes.
 const BURST: u64 = 3;
 /// A client's own; it needs little, and there are many.
@@ -39,6 +42,7 @@ impl Crowd {
         let mut crowd = Self { shared: Arc::default(), clients: Vec::new() };
         for (number, address) in addresses.iter().enumerate() {
             let client = Client::connect_from(address.ip(), *address, lines())?;
+            client.set_patience(CLIENT_PATIENCE)?;
             let shared = crowd.shared.clone();
             let thread = std::thread::Builder::new().stack_size(STACK_BYTES);
             crowd.clients.push(thread.spawn(move || {
@@ -54,12 +58,24 @@ impl Crowd {
     }
 
     /// Waits for so many echoes more.
-    pub fn wait_echoed(&self, more: u64) -> Result<()> {
+    pub fn wait_echoed(&mut self, more: u64) -> Result<()> {
         let goal = self.echoed() + more;
         wait_until(PATIENCE, "the clients to get their echoes", || {
-            ensure!(!self.clients.iter().any(JoinHandle::is_finished), "a client has given up");
+            self.check()?;
             Ok(self.echoed() >= goal)
         })
+    }
+
+    /// Refuses a client that has given up, and says why it has.
+    pub fn check(&mut self) -> Result<()> {
+        let Some(ended) = self.clients.iter().position(JoinHandle::is_finished) else {
+            return Ok(());
+        };
+        let ended = self.clients.swap_remove(ended).join();
+        ended
+            .map_err(|_panic| anyhow!("a client has panicked"))?
+            .context("a client has given up")?;
+        bail!("a client has ended before it was told to")
     }
 
     /// Ends them, and says how many lines were echoed. The first one that has seen something wrong

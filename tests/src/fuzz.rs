@@ -2,12 +2,12 @@
 //! them. `tests/fuzz` runs them under libFuzzer (`cargo xtask fuzz`), `tests/tests/fuzz.rs` over the
 //! committed corpora and over generated inputs.
 
-use millrace_relay::codec::{ByteOrder, DecodeError, Decoder, Framing};
+use millrace_relay::codec::{DecodeError, Decoder, Framing};
 use millrace_relay::kafka::ConnectionKey;
 
 use crate::faulty::Dice;
 use crate::wire::Wire;
-use crate::{fuzz_http, fuzz_mqtt, fuzz_packet, fuzz_protocols};
+use crate::{fuzz_http, fuzz_mqtt, fuzz_packet, fuzz_protocols, fuzz_records};
 
 /// A target: its name, which is its corpus's folder too, and what it does with an input.
 pub type Target = (&'static str, fn(&[u8]));
@@ -16,10 +16,12 @@ pub type Target = (&'static str, fn(&[u8]));
 pub const TARGETS: &[Target] = &[
     ("auto", fuzz_protocols::auto),
     ("codec", codec),
+    ("config", fuzz_records::config),
     ("http", fuzz_http::http),
     ("key", key),
     ("mqtt", fuzz_mqtt::mqtt),
     ("packet", packet),
+    ("registry", fuzz_records::registry),
     ("websocket", fuzz_protocols::websocket),
 ];
 
@@ -28,14 +30,6 @@ pub fn packet(frame: &[u8]) {
     let _ = fuzz_packet::packet(frame);
 }
 
-const FRAMINGS: [Framing; 6] = [
-    Framing::Lines,
-    Framing::Length { bytes: 1, order: ByteOrder::Big },
-    Framing::Length { bytes: 2, order: ByteOrder::Big },
-    Framing::Length { bytes: 2, order: ByteOrder::Little },
-    Framing::Length { bytes: 4, order: ByteOrder::Big },
-    Framing::Length { bytes: 4, order: ByteOrder::Little },
-];
 /// Bytes of an input before the stream: framing, limit, where it is cut.
 const SETTINGS: usize = 3;
 
@@ -50,7 +44,7 @@ struct Decoded {
 /// message, nor disagree with the clients' own reading of the same bytes.
 pub fn codec(input: &[u8]) {
     let Some((settings, stream)) = input.split_at_checked(SETTINGS) else { return };
-    let framing = FRAMINGS[usize::from(settings[0]) % FRAMINGS.len()];
+    let framing = Framing::ALL[usize::from(settings[0]) % Framing::ALL.len()];
     let limit = u32::from(settings[1]);
     let whole = decode(framing, limit, [stream]);
     let mut dice = Dice::new(u64::from(settings[2]));

@@ -17,7 +17,9 @@ use crate::process::{Finished, Process, run, run_ok};
 use crate::{netns, paths};
 
 const COMMAND_PATIENCE: Duration = Duration::from_secs(30);
-const START_PATIENCE: Duration = Duration::from_mins(1);
+/// Longer than a relay itself waits at its start (`registry.start_timeout_ms` is a minute): why it gave
+/// up is its own to tell.
+const START_PATIENCE: Duration = Duration::from_mins(3);
 const STOP_PATIENCE: Duration = Duration::from_secs(90);
 
 /// An instance. Dropping it stops the relay and unloads the gateway.

@@ -211,6 +211,10 @@ impl OwnBroker {
     fn xtask(&self, action: &[&str]) -> Result<String> {
         let mut command = Command::new(&self.xtask);
         command.arg("kafka").args(action).arg("--dir").arg(&self.directory);
+        if action.first() == Some(&"start") {
+            // It is to be killed, and to come back soon.
+            command.args(["--session-timeout-ms", "4000"]);
+        }
         let finished = run_ok("xtask kafka", &mut command, Duration::from_mins(2))?;
         Ok(finished.stdout.trim().to_owned())
     }

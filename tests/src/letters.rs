@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use millrace_relay::config::KafkaSection;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{Headers, Message};
 use rdkafka::{Offset, TopicPartitionList};
@@ -46,12 +47,16 @@ impl Letter {
 pub struct Letters;
 
 impl Letters {
-    /// The first `count` dead letters, in their order.
+    /// The first `count` dead letters of a relay, in their order.
     pub fn read(relay: &Direct, count: usize) -> Result<Vec<Letter>> {
-        let config = &relay.instance.config.kafka;
+        Self::of(&relay.instance.config.kafka, count)
+    }
+
+    /// The first `count` dead letters there, in their order.
+    pub fn of(config: &KafkaSection, count: usize) -> Result<Vec<Letter>> {
         let group = format!("{}letters", config.topic_prefix);
         let consumer: BaseConsumer =
-            kafka::client(&relay.brokers).set("group.id", group).create()?;
+            kafka::client(&config.brokers).set("group.id", group).create()?;
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(&config.deadletter_topic(), 0, Offset::Beginning)?;
         consumer.assign(&list)?;

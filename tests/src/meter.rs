@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::Serialize;
 
 use crate::cpu::{CpuTime, idle_us};
@@ -116,6 +116,14 @@ impl Usage {
             processes_us: self.processes_us.iter().map(each).collect(),
         }
     }
+}
+
+/// Memory that a process has in use (`VmRSS` of `proc_pid_status(5)`).
+pub fn resident_bytes(process: u32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB")).context("no VmRSS")?;
+    Ok(kilobytes.trim().parse::<u64>()? << 10)
 }
 
 fn process_ids() -> Result<impl Iterator<Item = u32>> {

@@ -1,6 +1,7 @@
 //! Services that speak MQTT, and the clients of other houses that the tests run.
 
-use std::net::SocketAddr;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -102,4 +103,76 @@ impl Place {
 fn check(finished: &Finished) -> Result<()> {
     ensure!(finished.stdout.trim() == "echoed 30", "{finished:?}");
     Ok(())
+}
+
+/// A client by hand, of MQTT 3.1.1. Its packets are short: the remaining length is a byte.
+#[derive(Debug)]
+pub struct Hand(TcpStream);
+
+impl Hand {
+    /// Connects with a session that outlives the connection; whether it was there.
+    pub fn connect(address: SocketAddr, client: &str) -> Result<(Self, bool)> {
+        let stream = TcpStream::connect(address)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let mut hand = Self(stream);
+        let length = u8::try_from(client.len())?;
+        let connect = [&[0x10, 12 + length, 0, 4][..], b"MQTT\x04\0\0\0\0", &[length]].concat();
+        hand.send(&[&connect, client.as_bytes()].concat())?;
+        let connack = hand.read()?;
+        ensure!(connack[0] == 0x20 && connack[3] == 0, "{connack:?}");
+        Ok((hand, connack[2] == 1))
+    }
+
+    /// Publishes something with QoS 2.
+    pub fn publish(&mut self, dup: bool, id: u8) -> Result<()> {
+        let flags = if dup { 0x3c } else { 0x34 };
+        self.send(&[flags, 6, 0, 1, b'a', 0, id, b'x'])
+    }
+
+    /// Subscribes to `a` with QoS 2.
+    pub fn subscribe(&mut self) -> Result<()> {
+        self.send(&[0x82, 6, 0, 9, 0, 1, b'a', 2])?;
+        let suback = self.read()?;
+        ensure!(suback == [0x90, 3, 0, 9, 2], "{suback:?}");
+        Ok(())
+    }
+
+    /// Takes a message of QoS 2 under `a`: if it comes again, its packet identifier, and what it says.
+    pub fn receive(&mut self) -> Result<(bool, [u8; 2], String)> {
+        let packet = self.read()?;
+        ensure!(packet.len() > 7 && packet[0] & 0xf7 == 0x34, "{packet:?}");
+        let text = String::from_utf8_lossy(&packet[7..]).into_owned();
+        Ok((packet[0] & 0x08 != 0, [packet[5], packet[6]], text))
+    }
+
+    /// Confirms it, to the end.
+    pub fn confirm(&mut self, [high, low]: [u8; 2]) -> Result<()> {
+        self.send(&[0x50, 2, high, low])?;
+        let pubrel = self.read()?;
+        ensure!(pubrel == [0x62, 2, high, low], "{pubrel:?}");
+        self.send(&[0x70, 2, high, low])
+    }
+
+    /// Makes sure that nothing was sent to it before it asks.
+    pub fn ping(&mut self) -> Result<()> {
+        self.send(&[0xc0, 0])?;
+        let pong = self.read()?;
+        ensure!(pong == [0xd0, 0], "{pong:?}");
+        Ok(())
+    }
+
+    /// Sends bytes.
+    pub fn send(&mut self, packet: &[u8]) -> Result<()> {
+        Ok(self.0.write_all(packet)?)
+    }
+
+    /// The next packet.
+    pub fn read(&mut self) -> Result<Vec<u8>> {
+        let mut packet = vec![0; 2];
+        self.0.read_exact(&mut packet)?;
+        ensure!(packet[1] < 0x80, "too long for this client: {packet:?}");
+        packet.resize(2 + usize::from(packet[1]), 0);
+        self.0.read_exact(&mut packet[2..])?;
+        Ok(packet)
+    }
 }

@@ -8,10 +8,12 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 /// Lines of output kept for error messages.
 const KEPT_LINES: usize = 400;
+/// How long a child and its outputs may take to end after each other.
+const END_PATIENCE: Duration = Duration::from_secs(2);
 /// How often a condition that sends no notice is looked at.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -78,7 +80,7 @@ impl Output {
 
     /// Everything, after the output has ended.
     fn text_at_end(&self) -> String {
-        let deadline = Instant::now() + Duration::from_secs(2);
+        let deadline = Instant::now() + END_PATIENCE;
         self.wait_line(deadline, |_| false);
         self.text()
     }
@@ -116,11 +118,36 @@ impl Process {
         let deadline = Instant::now() + patience;
         match self.stdout.wait_line(deadline, |line| line.starts_with(start)) {
             Some(line) => Ok(line),
-            None => bail!(
+            None if Instant::now() >= deadline => bail!(
                 "{} did not print `{start}…` within {patience:?}; it said:\n{}",
                 self.name,
+                self.stderr.text()
+            ),
+            None => bail!(
+                "{} ended ({}) and did not print `{start}…`; it said:\n{}",
+                self.name,
+                self.how_it_ended(),
                 self.stderr.text_at_end()
             ),
+        }
+    }
+
+    /// How a child ended whose output has. It is left to be waited for.
+    fn how_it_ended(&self) -> String {
+        let id = WaitId::Pid(Pid::from_child(&self.child));
+        let look = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
+        let mut told = None;
+        let ended = wait_until(END_PATIENCE, "an end", || {
+            told = waitid(id.clone(), look)?;
+            Ok(told.is_some())
+        });
+        match (ended, told) {
+            (Ok(()), Some(told)) => match (told.exit_status(), told.terminating_signal()) {
+                (Some(code), _) => format!("exit code {code}"),
+                (None, Some(signal)) => format!("signal {signal}"),
+                (None, None) => "unknown how".to_owned(),
+            },
+            _ => "its output only: it still runs".to_owned(),
         }
     }
 

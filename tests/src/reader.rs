@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::message::{BorrowedMessage, Header, Headers, Message, OwnedHeaders};
+use rdkafka::message::{BorrowedMessage, Header, Headers, Message, OwnedHeaders, ToBytes};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{Offset, TopicPartitionList};
 
@@ -71,6 +71,15 @@ pub fn all_records(brokers: &str, prefix: &str, partitions: u16) -> Result<Vec<R
     Ok(records)
 }
 
+/// Headers for a record.
+fn owned<'a, V: ToBytes + ?Sized + 'a>(
+    headers: impl Iterator<Item = (&'a str, &'a V)>,
+) -> OwnedHeaders {
+    headers.fold(OwnedHeaders::new(), |all, (key, value)| {
+        all.insert(Header { key, value: Some(value) })
+    })
+}
+
 /// A server that does only what it is told.
 pub struct HandServer {
     consumer: BaseConsumer,
@@ -104,14 +113,24 @@ impl HandServer {
     pub fn next(&self, what: &str, wanted: impl Fn(&Record) -> bool) -> Result<Record> {
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
-            if let Some(record) = self.consumer.poll(POLL) {
-                let record = Record::of(&record?)?;
-                if wanted(&record) {
-                    return Ok(record);
-                }
+            if let Some(record) = self.poll()?.filter(&wanted) {
+                return Ok(record);
             }
         }
         bail!("no record came within {PATIENCE:?}: {what}")
+    }
+
+    /// The next record, if one comes soon.
+    pub fn poll(&self) -> Result<Option<Record>> {
+        self.consumer.poll(POLL).map(|record| Record::of(&record?)).transpose()
+    }
+
+    /// Answers a record with a value and these headers, and does not wait for Kafka.
+    pub fn reply_soon(&self, to: &Record, value: &[u8], headers: &[(&str, &str)]) -> Result<()> {
+        let headers = owned(headers.iter().copied());
+        self.send(to, Some(value), headers)?;
+        self.producer.poll(Duration::ZERO);
+        Ok(())
     }
 
     /// Answers a record.
@@ -135,9 +154,7 @@ impl HandServer {
 
     /// Writes a record to its partition of the uplink, as only a relay should.
     pub fn forge(&self, record: &Record) -> Result<()> {
-        let headers = record.headers.iter().fold(OwnedHeaders::new(), |headers, (key, value)| {
-            headers.insert(Header { key, value: Some(value) })
-        });
+        let headers = owned(record.headers.iter().map(|(key, value)| (&**key, &**value)));
         let forged = BaseRecord::to(&self.uplink)
             .partition(record.partition.into())
             .key(record.key.as_str())
@@ -154,9 +171,7 @@ impl HandServer {
         value: Option<&[u8]>,
         headers: &[(&str, &[u8])],
     ) -> Result<()> {
-        let headers = headers.iter().fold(OwnedHeaders::new(), |headers, (key, value)| {
-            headers.insert(Header { key, value: Some(*value) })
-        });
+        let headers = owned(headers.iter().copied());
         self.produce(to, value, headers)
     }
 

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use millrace_relay::config::Config;
 use millrace_relay::kafka::{Incarnation, RelayId};
 use millrace_relay::route::{Associations, IdentityKind, ServiceId};
@@ -13,6 +13,7 @@ use millrace_tests::client::Client;
 use millrace_tests::cluster::lines;
 use millrace_tests::fleet::{Fleet, config};
 use millrace_tests::kafka;
+use millrace_tests::meter::resident_bytes;
 use millrace_tests::process::wait_until;
 use millrace_tests::reader::Record;
 use rdkafka::message::{Header, OwnedHeaders};
@@ -243,14 +244,6 @@ fn nonsense_among_the_associations_is_counted_and_harms_nobody() {
     assert_eq!(connect(&fleet, 0, 1).unwrap().1, server);
 }
 
-/// Resident memory of a process in KiB; `proc_pid_status(5)`.
-fn resident_kib(process: u32) -> Result<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let number = line.and_then(|line| line.trim().strip_suffix(" kB")).context("no VmRSS")?;
-    Ok(number.parse()?)
-}
-
 fn fill(fleet: &Fleet, associations: u32) -> Result<()> {
     let topic = fleet.relays[0].config.kafka.associations_topic();
     let producer: BaseProducer =
@@ -306,7 +299,7 @@ fn what_a_hundred_thousand_associations_cost() {
         let started = Instant::now();
         fleet.start(0).unwrap();
         let (took, process) = (started.elapsed(), fleet.relays[0].process_id().unwrap());
-        let resident = resident_kib(process).unwrap();
+        let resident = resident_bytes(process).unwrap() >> 10;
         println!("{associations} associations: ready after {took:?}, {resident} KiB resident");
         assert_eq!(fleet.associations(0).unwrap(), [u64::from(associations) / 4; 4]);
         fleet.relays[0].stop().unwrap();

@@ -25,6 +25,7 @@ fn build(name: &str, broker: &OwnBroker) -> Cluster {
         config.kafka.partition_in_flight_bytes = 1 << 20;
         // These clients send on without waiting for replies, which then come all at once.
         config.relay.reply_limit_bytes = 64 << 20;
+        config.relay.max_connection_bytes = 64 << 20;
     })
     .unwrap();
     cluster.start().unwrap();

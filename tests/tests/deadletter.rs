@@ -78,6 +78,7 @@ fn what_a_lost_connection_had_not_taken_becomes_dead_letters() {
     let mut relay = Direct::build("lost", |config| {
         config.relay.reply_timeout_ms = 1500;
         config.relay.reply_limit_bytes = 64 << 20;
+        config.relay.max_connection_bytes = 64 << 20;
         config.services[0].max_message_bytes = 1 << 20;
     })
     .unwrap();

@@ -13,6 +13,7 @@ use millrace_tests::cluster::lines;
 use millrace_tests::crowd::Crowd;
 use millrace_tests::fleet::Fleet;
 use millrace_tests::kafka;
+use millrace_tests::letters::Letters;
 use millrace_tests::process::{run, run_ok, wait_until};
 use millrace_tests::reader::all_records;
 use rustix::process::Signal;
@@ -101,6 +102,33 @@ fn two_that_start_at_once_agree_and_both_serve() -> Result<()> {
     Ok(())
 }
 
+/// What each client sent in the pause is in the uplink once, for a server that reads it, and was
+/// answered; or it is a dead letter, and the client's connection has ended.
+fn check_each(fleet: &Fleet, clients: &mut [Client], refused: usize) -> Result<()> {
+    let records = all_records(&kafka::brokers(), fleet.prefix(), 2)?;
+    let mut letters = Letters::of(&fleet.relays[0].config.kafka, refused)?;
+    for (number, client) in clients.iter_mut().enumerate() {
+        let text = format!("paused {number}");
+        let found: Vec<_> =
+            records.iter().filter(|record| record.value == text.as_bytes()).collect();
+        if found.is_empty() {
+            let letter = letters.iter().position(|letter| letter.value == text.as_bytes());
+            let letter = letters.swap_remove(letter.with_context(|| format!("`{text}` is lost"))?);
+            ensure!(letter.reason() == "lease_over", "{letter:?}");
+            ensure!(letter.text("server") == "a", "{letter:?}");
+            client.wait_end()?;
+            continue;
+        }
+        ensure!(found.len() == 1, "`{text}` is in the uplink {} times", found.len());
+        ensure!(found[0].header("server") != "a", "nobody reads {:?}", found[0]);
+        ensure!(client.receive()? == text.as_bytes(), "another echo than `{text}`");
+        client.expect_echo(b"after").with_context(|| format!("client {number}"))?;
+    }
+    ensure!(letters.is_empty(), "{letters:?}");
+    println!("{refused} of {} were for the server that was gone", clients.len());
+    Ok(())
+}
+
 /// The coordinator stands still for `pause`. Meanwhile one of its clients' servers is taken away, and
 /// its partition given to another.
 fn pause_the_coordinator(registry: &RegistrySection, pause: Duration) -> Result<()> {
@@ -138,16 +166,27 @@ fn pause_the_coordinator(registry: &RegistrySection, pause: Duration) -> Result<
     a.wait(PATIENCE)?;
     run_ok("relay servers", &mut fleet.servers_command(&["forget", "a"]), PATIENCE)?;
     let c = fleet.lease("c", "192.0.2.3", &[])?;
-    let crowd = Crowd::start(&[fleet.address(second); 4], Duration::from_millis(100))?;
+    let mut crowd = Crowd::start(&[fleet.address(second); 4], Duration::from_millis(100))?;
     while paused.elapsed() < pause {
         crowd.wait_echoed(4)?;
     }
     fleet.relays[first].signal(Signal::CONT)?;
     let resumed = Instant::now();
 
-    // The clients of the server that is gone are at others: what they sent before was for nobody.
-    wait_until(PATIENCE, "the clients to leave it", || Ok(fleet.associations(first)?[0] == 0))?;
-    let coordinator = wait_agreed(&fleet, CLIENTS as u64 + 4)?;
+    // Of what was sent in the pause, some was for the server that is gone.
+    let sent = 2 * CLIENTS as u64;
+    let mut refused = 0;
+    wait_until(PATIENCE, "what was sent in the pause to be acknowledged or refused", || {
+        let stats = fleet.relays[first].stats()?;
+        refused = stats.count_by("messages_refused", "lease_over")?;
+        let acknowledged = stats.count("messages_acknowledged")?;
+        Ok(stats.count("messages_received")? == sent && acknowledged + refused == sent)
+    })?;
+    // The connections of those are closed, and the other clients of that server go on at others.
+    wait_until(PATIENCE, "no client to be at the server that is gone", || {
+        Ok(fleet.associations(first)?[0] == 0)
+    })?;
+    let coordinator = wait_agreed(&fleet, CLIENTS as u64 - refused + 4)?;
     println!("they agree {:.1?} after a pause of {:.1?}", resumed.elapsed(), resumed - paused);
     let status = fleet.registry(first)?;
     let of = |id: &str| status.servers.iter().find(|of| of.id == id);
@@ -157,24 +196,7 @@ fn pause_the_coordinator(registry: &RegistrySection, pause: Duration) -> Result<
     ensure!(usize::from(coordinator.relay) == second, "{coordinator:?}");
     crowd.wait_echoed(20)?;
     crowd.stop()?;
-
-    // What was sent in the pause is in the uplink once. Where it was written under the lease that
-    // was over, its new holder has left it alone, and the client knows nothing.
-    let records = all_records(&kafka::brokers(), fleet.prefix(), 2)?;
-    let mut late = 0;
-    for (number, client) in waiting.iter_mut().enumerate() {
-        let text = format!("paused {number}");
-        let found: Vec<_> =
-            records.iter().filter(|record| record.value == text.as_bytes()).collect();
-        ensure!(found.len() == 1, "`{text}` is in the uplink {} times", found.len());
-        let for_nobody = found[0].header("server") == "a";
-        late += u32::from(for_nobody);
-        if !for_nobody {
-            ensure!(client.receive()? == text.as_bytes(), "another echo than `{text}`");
-        }
-        client.expect_echo(b"after").with_context(|| format!("client {number}"))?;
-    }
-    println!("{late} of {CLIENTS} were for the server that was gone");
+    check_each(&fleet, &mut waiting, usize::try_from(refused)?)?;
     drop(c);
     for relay in RELAYS {
         let mut command = fleet.relays[relay].command("ledger", false);

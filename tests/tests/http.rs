@@ -1,13 +1,16 @@
 //! HTTP by way of Kafka, with clients that know nothing of it: curl, wrk, sockets.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::process::Command;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use millrace_relay::config::Config;
 use millrace_tests::direct::Direct;
+use millrace_tests::instance::Stats;
 use millrace_tests::process::{Process, run_ok, wait_until};
+use millrace_tests::reader::HandServer;
 use millrace_tests::web::{Site, curl, speak_http};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -25,6 +28,7 @@ impl Web {
             speak_http(&mut config.services[0]);
             // The largest file may come sooner than its client reads.
             config.relay.reply_limit_bytes = 32 << 20;
+            config.relay.max_connection_bytes = 32 << 20;
             adjust(config);
         })
         .unwrap();
@@ -181,6 +185,65 @@ fn errors_are_told_and_reach_their_clients() {
 }
 
 #[test]
+fn a_response_that_is_not_read_is_cut_off_at_the_bound_and_stops_nobody() {
+    const PARTS: usize = 40;
+    const LIMIT: usize = 1 << 20;
+    let part = vec![b'p'; 256 << 10];
+    let web = Web::start("large", |config| {
+        config.relay.reply_limit_bytes = LIMIT;
+        config.relay.max_connection_bytes = LIMIT;
+    });
+    let (brokers, prefix) = (&web.direct.brokers, web.direct.topics.prefix());
+    let server = HandServer::on(brokers, prefix, &[0]).unwrap();
+    let mut slow = web.connect();
+    slow.write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
+    let request = server.next("the request", |record| record.kind() == "message").unwrap();
+    let length = (PARTS * part.len()).to_string();
+    for number in 0..PARTS {
+        let text = number.to_string();
+        let length = ("http.header.content-length", &*length);
+        let headers = [("http.request", "1"), ("http.part", &text), length];
+        server.reply_soon(&request, &part, &headers).unwrap();
+        if number == 0 {
+            // All at once would be cut before anything of it was sent.
+            assert!(slow.peek(&mut [0]).unwrap() > 0, "it has the head");
+        }
+    }
+    let mut other = web.connect();
+    other.write_all(b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").unwrap();
+    let request = server.next("the other", |record| record.kind() == "message").unwrap();
+    server.reply_with(&request, Some(b"at once"), &[("http.request", b"1")]).unwrap();
+    assert!(read_to_end(&mut other).ends_with("at once"));
+
+    wait_until(PATIENCE, "the slow one to be ended", || Ok(web.closed("slow_reader") == 1))
+        .unwrap();
+    let stats = web.direct.instance.stats().unwrap();
+    assert_eq!(stats.count("connection_bytes").unwrap(), 0, "{:?}", stats.0);
+    // It has a part, and is told by its length that it is not all.
+    let mut answer = Vec::new();
+    let end = slow.read_to_end(&mut answer);
+    let got = answer.windows(4).position(|end| end == b"\r\n\r\n").map(|at| answer.len() - at - 4);
+    assert!(got.unwrap() < PARTS * part.len(), "{end:?}");
+}
+
+#[test]
+fn who_has_ended_its_side_is_answered_in_the_time_that_others_are() {
+    let web = Web::start("halfclosed", |config| config.relay.half_close_ms = 100);
+    let mut stream = web.connect();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    let (brokers, prefix) = (&web.direct.brokers, web.direct.topics.prefix());
+    let server = HandServer::on(brokers, prefix, &[0]).unwrap();
+    let request = server.next("the request", |record| record.kind() == "message").unwrap();
+    // Much longer than replies are sent to who waits for none.
+    thread::sleep(Duration::from_secs(1));
+    server.reply_with(&request, Some(b"late"), &[("http.request", b"1")]).unwrap();
+    let answer = read_to_end(&mut stream);
+    assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.ends_with("late"), "{answer}");
+    wait_until(PATIENCE, "the end to be counted", || Ok(web.closed("client_closed") == 1)).unwrap();
+}
+
+#[test]
 fn without_a_server_and_at_a_stop_clients_are_told() {
     let web = Web::start("nobody", |config| {
         config.kafka.uplink_partitions = 2;
@@ -197,6 +260,13 @@ fn without_a_server_and_at_a_stop_clients_are_told() {
         Ok(web.direct.instance.stats()?.count("messages_received")? == 1)
     })
     .unwrap();
-    web.direct.instance.stop().unwrap();
+    let _idle = web.connect();
+    wait_until(PATIENCE, "both connections", || {
+        Ok(web.direct.instance.stats()?.count("connections")? == 2)
+    })
+    .unwrap();
+    let stopped = Stats(web.direct.instance.stop().unwrap());
     assert!(read_to_end(&mut stream).starts_with("HTTP/1.1 503 "));
+    let count = stopped.count_by("connections_closed", "relay_stop").unwrap();
+    assert_eq!(count, 2, "{:?}", stopped.0);
 }

@@ -98,3 +98,18 @@ fn without_a_relay_it_says_so() {
     assert!(!finished.status.success());
     assert!(finished.stderr.contains("relay run"), "{}", finished.stderr);
 }
+
+#[test]
+fn a_relay_without_a_gateway_has_a_status() {
+    let mut relay = Direct::build("ungated", |_| {}).unwrap();
+    let status = |relay: &Direct| {
+        run("relay status", &mut relay.instance.command("status", false), PATIENCE).unwrap()
+    };
+    let finished = status(&relay);
+    assert!(finished.stderr.contains("is not loaded; load it with `relay load`"), "{finished:?}");
+    relay.instance.start().unwrap();
+    let finished = status(&relay);
+    assert!(finished.status.success(), "{finished:?}");
+    assert!(finished.stdout.starts_with("gateway: not loaded"), "{}", finished.stdout);
+    assert!(finished.stdout.contains("relay 0"), "{}", finished.stdout);
+}

@@ -74,6 +74,37 @@ fn an_address_has_no_more_connections_than_it_may() {
 }
 
 #[test]
+fn no_more_is_kept_for_a_connection_than_may_be() {
+    let mut relay = Direct::build("memory", |config| {
+        config.services[0].max_message_bytes = 65_536;
+        config.relay.reply_pause_bytes = 1000;
+        config.relay.reply_limit_bytes = 10_000;
+        config.relay.max_connection_bytes = 10_000;
+    })
+    .unwrap();
+    relay.instance.start().unwrap();
+    let kept = || relay.instance.stats().unwrap().count("connection_bytes").unwrap();
+    let frame = |sent: usize| [&40_000_u32.to_be_bytes()[..], &vec![b'x'; sent]].concat();
+    let mut small = relay.connect().unwrap();
+    small.send_bytes(&frame(5000)).unwrap();
+    wait_until(Duration::from_secs(10), "the beginning of a message to be kept", || {
+        Ok(kept() >= 5000)
+    })
+    .unwrap();
+    let mut large = relay.connect().unwrap();
+    large.send_bytes(&frame(20_000)).unwrap();
+    large.wait_end().unwrap();
+    wait_until(Duration::from_secs(10), "the end to be counted", || {
+        Ok(closed(&relay.instance, "memory_limit") == 1)
+    })
+    .unwrap();
+    assert!((5000..10_000).contains(&kept()), "{} bytes are kept", kept());
+    small.end().unwrap();
+    small.wait_end().unwrap();
+    wait_until(Duration::from_secs(10), "nothing to be kept", || Ok(kept() == 0)).unwrap();
+}
+
+#[test]
 fn a_silent_client_is_closed_and_one_that_speaks_is_not() {
     let mut relay = Direct::build("idle", |config| {
         config.services[0].idle_timeout_ms = 1000;

@@ -1,15 +1,13 @@
 //! QoS 1 and 2 through `kill -9` of the relay and of Kafka, with clients that reconnect and retry.
 
 use std::collections::{HashMap, HashSet};
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use millrace_tests::fleet::Fleet;
 use millrace_tests::kafka::{self, OwnBroker};
-use millrace_tests::mqtt::{Place, speak};
+use millrace_tests::mqtt::{Hand, Place, speak};
 use millrace_tests::process::Process;
 use millrace_tests::reader::{HandServer, Record};
 use rustix::process::Signal;
@@ -61,7 +59,6 @@ fn published<'a>(records: &'a [Record], client: &str) -> Vec<(&'a str, u32)> {
 }
 
 #[test]
-#[ignore = "its broker does not find its port free again"]
 fn nothing_acknowledged_is_lost_and_qos_2_comes_once_in_a_session() -> Result<()> {
     let mut scene = Scene::new("kills")?;
     let place = Place::here(scene.fleet.address(0));
@@ -116,37 +113,6 @@ fn nothing_acknowledged_is_lost_and_qos_2_comes_once_in_a_session() -> Result<()
     Ok(())
 }
 
-/// A client by hand.
-struct Hand(TcpStream);
-
-impl Hand {
-    /// MQTT 3.1.1, with a session that outlives the connection; whether it was there.
-    fn connect(address: SocketAddr, client: &str) -> Result<(Self, bool)> {
-        let stream = TcpStream::connect(address)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        let mut hand = Self(stream);
-        let length = u8::try_from(client.len())?;
-        hand.0.write_all(&[0x10, 12 + length, 0, 4])?;
-        hand.0.write_all(b"MQTT\x04\0\0\0\0")?;
-        hand.0.write_all(&[length])?;
-        hand.0.write_all(client.as_bytes())?;
-        let connack = hand.read()?;
-        ensure!(connack[0] == 0x20 && connack[3] == 0, "{connack:?}");
-        Ok((hand, connack[2] == 1))
-    }
-
-    fn publish(&mut self, dup: bool, id: u8) -> Result<()> {
-        let flags = if dup { 0x3c } else { 0x34 };
-        Ok(self.0.write_all(&[flags, 6, 0, 1, b'a', 0, id, b'x'])?)
-    }
-
-    fn read(&mut self) -> Result<[u8; 4]> {
-        let mut answer = [0; 4];
-        self.0.read_exact(&mut answer)?;
-        Ok(answer)
-    }
-}
-
 #[test]
 fn a_message_that_kafka_does_not_have_yet_is_confirmed_to_a_later_connection() -> Result<()> {
     let scene = Scene::new("hang")?;
@@ -173,7 +139,7 @@ fn a_message_that_kafka_does_not_have_yet_is_confirmed_to_a_later_connection() -
     scene.broker.signal(Signal::CONT)?;
     ensure!(hand.read()? == [0x50, 2, 0, 2]);
     for id in [1, 2] {
-        hand.0.write_all(&[0x62, 2, 0, id])?;
+        hand.send(&[0x62, 2, 0, id])?;
         ensure!(hand.read()? == [0x70, 2, 0, id]);
     }
     let messages = scene.records()?.into_iter().filter(|record| record.kind() == "message");

@@ -31,6 +31,10 @@ struct Shared {
 
 impl Shared {
     fn new(name: &str, ipv6: bool) -> Self {
+        Self::with(name, ipv6, |_| {})
+    }
+
+    fn with(name: &str, ipv6: bool, adjust: impl FnOnce(&mut AutoSection)) -> Self {
         let hosts = Topology::new(1, 1).unwrap();
         let topics = Topics::new(&kafka::brokers(), name);
         let framing = Framing::Length { bytes: 4, order: ByteOrder::Big };
@@ -46,7 +50,9 @@ impl Shared {
             recognise: vec![Recognised::WebSocket, Recognised::Framing],
             wait_ms: 300,
             otherwise: Otherwise::HandOn,
+            ..AutoSection::default()
         };
+        adjust(&mut service.auto);
         let server: IpAddr = if ipv6 {
             Topology::server_address_ipv6(0).into()
         } else {
@@ -224,6 +230,23 @@ fn failures_are_passed_on() {
     expect_reset(&mut client);
     shared.wait_all_over();
     assert_eq!(shared.handed_on("failed"), 1);
+}
+
+#[test]
+fn a_server_that_does_not_answer_is_given_up() {
+    let Some(_right) = privilege::exclusive() else { return };
+    let shared = Shared::with("unanswered", false, |auto| auto.connect_timeout_ms = 1000);
+    // It has no way back, and says nothing.
+    let client = Topology::client_address(0);
+    shared.hosts.servers[0].ip(&format!("route add blackhole {client}")).unwrap();
+    let mut client = shared.connect();
+    let begun = Instant::now();
+    client.write_all(HELLO).unwrap();
+    expect_reset(&mut client);
+    let took = begun.elapsed();
+    assert!((Duration::from_secs(1)..Duration::from_secs(3)).contains(&took), "{took:?}");
+    shared.wait_all_over();
+    assert_eq!((shared.handed_on("failed"), shared.handed_on("timed_out")), (1, 1));
 }
 
 #[test]

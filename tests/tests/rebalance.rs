@@ -2,6 +2,7 @@
 //! drained by an operator lose theirs; under load, and no client notices.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -12,7 +13,10 @@ use millrace_tests::process::{Process, run_ok, wait_until};
 use millrace_tests::reader::{Record, all_records};
 use serde_json::Value;
 
-const PATIENCE: Duration = Duration::from_mins(1);
+/// A machine whose disk stands still holds the broker up for minutes.
+const PATIENCE: Duration = Duration::from_mins(5);
+/// One test at a time: two crowds are more than two processors like.
+static ALONE: Mutex<()> = Mutex::new(());
 const RELAYS: usize = 2;
 const PARTITIONS: u16 = 4;
 /// In each burst of three lines of a client.
@@ -133,19 +137,21 @@ fn check(records: &[Record], lines: u64) -> Result<BTreeMap<String, u64>> {
 }
 
 #[test]
-#[ignore = "counts on an even start, which two relays that allot at once do not promise"]
 fn servers_that_join_get_their_share_when_it_is_ordered() -> Result<()> {
     const CLIENTS: usize = 200;
     const PER_SECOND: u64 = 40;
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut scene = Scene::new("rebalance")?;
     scene.add_server(1)?;
     scene.add_server(1)?;
-    let crowd = scene.crowd(CLIENTS)?;
+    let mut crowd = scene.crowd(CLIENTS)?;
     crowd.wait_echoed(500)?;
     scene.add_server(1)?;
     scene.add_server(2)?;
     let before = scene.fleet.associations(1)?;
-    ensure!(before == [100, 100, 0, 0], "nobody moves without an order: {before:?}");
+    // Two relays that allot at once may differ by a few.
+    ensure!(before[2..] == [0, 0], "nobody moves without an order: {before:?}");
+    ensure!(before[..2].iter().all(|of| (95..=105).contains(of)), "not even: {before:?}");
 
     let (rate, begun) = (PER_SECOND.to_string(), Instant::now());
     let order = ["rebalance", SERVICE, "--wait", "--json", "--per-second", &rate];
@@ -170,6 +176,7 @@ fn servers_that_join_get_their_share_when_it_is_ordered() -> Result<()> {
     let reported: BTreeMap<String, u64> =
         serde_json::from_value(ended["rebalance"]["moved_from"].clone())?;
 
+    crowd.check()?;
     for relay in 0..RELAYS {
         let after = scene.fleet.associations(relay)?;
         for (count, share) in after.iter().zip([40.0, 40.0, 40.0, 80.0]) {
@@ -194,14 +201,14 @@ fn servers_that_join_get_their_share_when_it_is_ordered() -> Result<()> {
 }
 
 #[test]
-#[ignore = "a client gave up once on a busy machine; the cause is not found"]
 fn a_server_that_an_operator_drains_loses_its_clients_and_no_message() -> Result<()> {
     const CLIENTS: usize = 60;
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut scene = Scene::new("drained")?;
     for _ in 0..3 {
         scene.add_server(1)?;
     }
-    let crowd = scene.crowd(CLIENTS)?;
+    let mut crowd = scene.crowd(CLIENTS)?;
     crowd.wait_echoed(300)?;
     let before = scene.fleet.associations(0)?;
     let order = ["drain", "server-0"];

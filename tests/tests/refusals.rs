@@ -61,6 +61,10 @@ fn flags_and_configurations_that_make_no_sense() {
     for (text, words) in [
         ("[gateway]\ndevices = [\"eth1\"]\ncolour = 3\n", ["colour", "line"]),
         ("[gateway]\ndevices = [\"eth1\"]\nservice = []\n", ["service", file]),
+        (
+            "service = []\n[gateway]\ndevices = [\"eth1\"]\n[kafka]\nreplication = 0\n",
+            ["kafka.replication", "-1"],
+        ),
         ("no toml", ["line 1", file]),
     ] {
         std::fs::write(&path, text).unwrap();
@@ -112,6 +116,19 @@ fn no_broker() {
     cluster.instance.load().unwrap();
     assert_refused(&cluster.instance.try_start().unwrap(), &["127.0.0.1:1", "broker"]);
     assert!(!cluster.instance.config.control_socket().exists());
+    cluster.instance.unload().unwrap();
+    assert_nothing_left(&cluster);
+}
+
+#[test]
+fn more_replicas_than_brokers() {
+    let Some(_right) = privilege::exclusive() else { return };
+    let mut cluster = build_with("replicas", |config| config.kafka.replication = 1000);
+    cluster.instance.load().unwrap();
+    assert_refused(
+        &cluster.instance.try_start().unwrap(),
+        &["kafka.replication", "1000", "brokers"],
+    );
     cluster.instance.unload().unwrap();
     assert_nothing_left(&cluster);
 }

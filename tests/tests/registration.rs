@@ -14,6 +14,7 @@ use millrace_tests::client::Client;
 use millrace_tests::cluster::lines;
 use millrace_tests::fleet::{Fleet, SERVICE, free_port};
 use millrace_tests::kafka;
+use millrace_tests::meter::resident_bytes;
 use millrace_tests::paths;
 use millrace_tests::process::{Finished, Process, run, wait_until};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
@@ -432,10 +433,7 @@ fn a_registry_of_100_000_entries_is_read_in_seconds() {
         let begun = Instant::now();
         relays.0.start(0)?;
         let took = begun.elapsed();
-        let status = format!("/proc/{}/status", relays.0.relays[0].process_id()?);
-        let status = std::fs::read_to_string(status)?;
-        let rss = status.lines().find(|line| line.starts_with("VmRSS:")).context("no VmRSS")?;
-        let rss = rss.split_ascii_whitespace().nth(1).context("no size")?.parse()?;
+        let rss = resident_bytes(relays.0.relays[0].process_id()?)? >> 10;
         relays.0.relays[0].stop()?;
         Ok((took, rss))
     };

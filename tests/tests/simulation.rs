@@ -344,6 +344,7 @@ impl Run {
         let counted = &self.pump_stats.refused[RefusedReason::TooLarge as usize];
         assert_eq!(counted.load(Ordering::SeqCst), messages(&refused));
         assert_eq!(stats.connections(), 0, "every connection was closed, and counted");
+        assert_eq!(stats.connection_bytes.get(), 0, "nothing is kept for them");
         let undelivered: u64 = stats.replies_undelivered.iter().map(Counter::get).sum();
         assert_eq!(
             stats.replies_sent.get() + undelivered,

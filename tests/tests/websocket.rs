@@ -79,6 +79,27 @@ fn close(code: u16, reason: &str) -> (u8, Vec<u8>) {
 }
 
 #[test]
+fn a_client_that_goes_on_sending_learns_why_it_is_ended() {
+    let mut relay = Direct::build("websocket-end", |config| {
+        websocket(config);
+        config.services[0].max_message_bytes = 1000;
+    })
+    .unwrap();
+    relay.instance.start().unwrap();
+    for _ in 0..5 {
+        let mut client = Client::open(&relay);
+        let header = [&[0x82, 0xff][..], &(8_u64 << 20).to_be_bytes(), &MASK].concat();
+        client.0.write_all(&header).unwrap();
+        for _ in 0..32 {
+            client.0.write_all(&vec![b'x'; 65_536]).unwrap();
+        }
+        let (first, payload) = client.receive();
+        assert_eq!((first, &payload[..2]), (0x88, &1009_u16.to_be_bytes()[..]));
+        client.expect_end();
+    }
+}
+
+#[test]
 fn messages_become_records_and_records_messages() {
     let mut relay = Direct::build("websocket", websocket).unwrap();
     relay.instance.start().unwrap();

@@ -12,11 +12,13 @@ use crate::{build, paths, process, setup};
 
 pub(crate) const HELP: &str = "\
 Changes on the host: installs what is missing (see `setup --check`); writes below target/fuzz, and a
-failing input to tests/fuzz/artifacts/TARGET. The committed corpus in tests/fuzz/corpus/TARGET is read
-only. `cargo xtask test --test fuzz` runs the same targets over a million generated inputs.
+failing input to tests/fuzz/artifacts/TARGET. The committed corpus in tests/fuzz/corpus/TARGET is only
+read, but with --keep: then what was found goes there, as few inputs as cover what all of them do.
+`cargo xtask test --test fuzz` runs the same targets over a million generated inputs.
 
 Example:
-  cargo xtask fuzz codec --seconds 600";
+  cargo xtask fuzz codec --seconds 600
+  cargo xtask fuzz codec --keep";
 
 const COVERAGE: &str = "--cfg fuzzing -Cpasses=sancov-module \
     -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
@@ -35,6 +37,9 @@ pub(crate) struct Options {
     /// Longest input in bytes
     #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
     max_bytes: u32,
+    /// Finds nothing new: takes what was found into the committed corpus
+    #[arg(long, conflicts_with = "seconds")]
+    keep: bool,
 }
 
 /// Builds the targets with coverage and runs one.
@@ -62,14 +67,20 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     for folder in [&found, &artifacts] {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     }
-    process::replace(
-        Command::new(built.join(PLATFORM).join("release").join(&options.target))
+    let mut target = Command::new(built.join(PLATFORM).join("release").join(&options.target));
+    target
+        .arg(format!("-max_len={}", options.max_bytes))
+        .arg(format!("-artifact_prefix={}/", artifacts.display()));
+    if options.keep {
+        // By edges alone: how often each is passed would keep ten times as many.
+        target.args(["-merge=1", "-set_cover_merge=1", "-use_counters=0"]).args([&corpus, &found]);
+    } else {
+        target
             .arg(format!("-max_total_time={}", options.seconds))
-            .arg(format!("-max_len={}", options.max_bytes))
             .arg("-print_final_stats=1")
-            .arg(format!("-artifact_prefix={}/", artifacts.display()))
-            .args([&found, &corpus]),
-    )
+            .args([&found, &corpus]);
+    }
+    process::replace(&mut target)
 }
 
 fn names(folder: &PathBuf) -> Result<Vec<String>> {

@@ -116,7 +116,8 @@ const BPF_OBJECT: &str = "MILLRACE_BPF_OBJECT";
 /// What to measure.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Bench {
-    /// Messages from many connections through the relay to Kafka, beside rsyslog and two floors
+    /// Messages from many connections through the relay to Kafka, beside rsyslog and two floors; and
+    /// what each protocol costs
     #[command(after_help = BENCH_HELP)]
     Relay(Passed),
     /// What it costs to divert connections, beside TPROXY and plain forwarding

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use millrace_relay::config::Config;
-use millrace_relay::{control, gateway};
+use millrace_relay::control;
+use millrace_relay::gateway::{self, GatewayError};
 use serde::Serialize;
 
 use super::show;
@@ -17,7 +18,8 @@ const INTERVAL: u32 = 1;
 /// What `status --json` prints.
 #[derive(Serialize)]
 struct FullStatus {
-    gateway: gateway::Status,
+    /// Null if the instance is not loaded, while a relay without a gateway runs.
+    gateway: Option<gateway::Status>,
     /// Null while no relay runs.
     relay: Option<control::Snapshot>,
     /// Null without an interval.
@@ -66,12 +68,13 @@ pub(super) fn run(
 
 impl FullStatus {
     fn take(config: &Config) -> anyhow::Result<Self> {
-        Ok(Self {
-            taken: Instant::now(),
-            gateway: gateway::status(config)?,
-            relay: control::read_snapshot(config).context("ask the running relay")?,
-            rates: None,
-        })
+        let snapshot = || control::read_snapshot(config).context("ask the running relay");
+        let (gateway, relay) = match gateway::status(config) {
+            // A relay may run without one.
+            Err(error @ GatewayError::NotLoaded { .. }) => (None, Some(snapshot()?.ok_or(error)?)),
+            status => (Some(status?), snapshot()?),
+        };
+        Ok(Self { taken: Instant::now(), gateway, relay, rates: None })
     }
 }
 
@@ -84,9 +87,10 @@ impl Rates {
             let change = now.saturating_sub(before) as f64;
             change / interval.as_secs_f64()
         };
-        let packets_per_s = now.gateway.verdicts.iter().map(|(name, packets)| {
-            let before = before.gateway.verdicts.get(name).copied().unwrap_or(*packets);
-            (*name, rate(before, *packets))
+        let verdicts = now.gateway.iter().flat_map(|gateway| &gateway.verdicts);
+        let packets_per_s = verdicts.map(|(name, packets)| {
+            let before = before.gateway.as_ref().and_then(|gateway| gateway.verdicts.get(name));
+            (*name, rate(before.copied().unwrap_or(*packets), *packets))
         });
         let relays = before.relay.as_ref().zip(now.relay.as_ref());
         let relay_per_s = relays.filter(|(before, now)| before.incarnation == now.incarnation).map(
@@ -117,7 +121,10 @@ fn counters(snapshot: &control::Snapshot) -> [(&'static str, u64); 6] {
 
 impl fmt::Display for FullStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}", self.gateway)?;
+        match &self.gateway {
+            Some(gateway) => writeln!(f, "{gateway}")?,
+            None => writeln!(f, "gateway: not loaded; clients connect to the relay itself")?,
+        }
         match &self.relay {
             Some(snapshot) => write!(f, "{snapshot}")?,
             None => write!(f, "relay: not running; start it with `relay run`")?,

@@ -114,9 +114,50 @@ impl HeaderList {
     }
 }
 
+/// A number in decimal, without an allocation.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Decimal {
+    digits: [u8; Self::LENGTH],
+    first: usize,
+}
+
+impl Decimal {
+    /// Digits of `u64::MAX`.
+    const LENGTH: usize = 20;
+
+    pub(crate) fn new(number: impl Into<u64>) -> Self {
+        let mut number = number.into();
+        let (mut digits, mut first) = ([b'0'; Self::LENGTH], Self::LENGTH);
+        loop {
+            first -= 1;
+            digits[first] += u8::try_from(number % 10).expect("a digit");
+            number /= 10;
+            if number == 0 {
+                return Self { digits, first };
+            }
+        }
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.digits[self.first..]
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn decimals_are_those_of_the_library(number: u64) {
+            for number in [number, number >> 40, number >> 60, u64::MAX] {
+                let (decimal, expected) = (Decimal::new(number), number.to_string());
+                prop_assert_eq!(decimal.as_bytes(), expected.as_bytes());
+            }
+        }
+    }
 
     #[test]
     fn a_list_gives_back_what_was_put_in() {

@@ -31,7 +31,7 @@ use crate::worker::CloseReason;
 
 pub use auto::{Auto, AutoSettings};
 pub use framing::{ByteOrder, DecodeError, Decoder, EncodeError, Framed, Framing};
-pub(crate) use headers::weight_of;
+pub(crate) use headers::{Decimal, weight_of};
 pub use headers::{HeaderList, Headers, MAX_RECORD_HEADERS};
 pub use http::{Http, HttpSettings, MAX_REQUEST_FIELDS};
 pub use mqtt::Mqtt;
@@ -96,6 +96,8 @@ pub struct Begin<'a> {
     /// True if replies may wait for this client while it is away; counts if the service's clients
     /// have an identity that outlives their connection.
     pub holds: bool,
+    /// True if those that waited shall not come before [`Actions::ask_held`].
+    pub later: bool,
     /// Headers of the `open` record.
     pub headers: Headers<'a>,
 }
@@ -125,6 +127,10 @@ pub trait Actions {
     /// Reads no more, sends what is in the output, closes. The first reason counts.
     fn close(&mut self, reason: CloseReason);
 
+    /// The client can take the replies that waited for it while it was away. Once, after a
+    /// [`begin`](Self::begin) with [`later`](Begin::later).
+    fn ask_held(&mut self);
+
     /// Closes another connection of this relay, for [`CloseReason::TakenOver`].
     fn take_over(&mut self, other: ConnectionKey);
 
@@ -146,6 +152,15 @@ pub trait Codec: Send {
 
     /// The client has ended its side. False if the stream ended within a message.
     fn end_of_stream(&mut self, now: Instant, actions: &mut dyn Actions) -> bool;
+
+    /// False while only a part of a message has come.
+    fn is_between_messages(&self) -> bool;
+
+    /// True if the client, which has ended its side, is owed something: then the codec ends the
+    /// connection, and the time that others are given for late replies does not count.
+    fn owes(&self) -> bool {
+        false
+    }
 
     /// Kafka has acknowledged every message up to this number. Only if [`Begin::acknowledge`]; comes
     /// after [`ended`](Self::ended) too, and then of the actions none has an effect.

@@ -170,6 +170,16 @@ impl AnyCodec {
         whichever!(self, codec => codec.end_of_stream(now, actions))
     }
 
+    /// See [`Codec::is_between_messages`].
+    pub fn is_between_messages(&self) -> bool {
+        whichever!(self, codec => codec.is_between_messages())
+    }
+
+    /// See [`Codec::owes`].
+    pub fn owes(&self) -> bool {
+        whichever!(self, codec => codec.owes())
+    }
+
     /// See [`Codec::delivered`].
     pub fn delivered(&mut self, sequence: u64, now: Instant, actions: &mut dyn Actions) {
         whichever!(self, codec => codec.delivered(sequence, now, actions));

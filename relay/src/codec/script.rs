@@ -36,6 +36,8 @@ pub enum Action {
     Settle(ReplyOrigin),
     /// See [`Actions::release`].
     Release(ReplyOrigin),
+    /// See [`Actions::ask_held`].
+    AskHeld,
     /// See [`Actions::close`].
     Close(CloseReason),
     /// See [`Actions::take_over`].
@@ -120,6 +122,10 @@ impl Actions for Script {
 
     fn release(&mut self, reply: ReplyOrigin) {
         self.actions.push(Action::Release(reply));
+    }
+
+    fn ask_held(&mut self) {
+        self.actions.push(Action::AskHeld);
     }
 
     fn close(&mut self, reason: CloseReason) {

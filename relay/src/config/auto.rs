@@ -16,6 +16,10 @@ pub struct AutoSection {
     pub wait_ms: u32,
     /// What becomes of a connection that is none of these, or says nothing in time.
     pub otherwise: Otherwise,
+    /// How long the server may take to accept a connection that is handed on; then its client is
+    /// reset. Left to itself, Linux goes on asking for two minutes (`tcp_syn_retries` of `tcp(7)`),
+    /// in which the client believes to be connected. Milliseconds.
+    pub connect_timeout_ms: u32,
 }
 
 /// What can be recognised.
@@ -47,7 +51,12 @@ pub enum Otherwise {
 
 impl Default for AutoSection {
     fn default() -> Self {
-        Self { recognise: vec![Recognised::WebSocket], wait_ms: 1000, otherwise: Otherwise::HandOn }
+        Self {
+            recognise: vec![Recognised::WebSocket],
+            wait_ms: 1000,
+            otherwise: Otherwise::HandOn,
+            connect_timeout_ms: 10_000,
+        }
     }
 }
 
@@ -71,6 +80,9 @@ impl AutoSection {
         }
         if self.wait_ms == 0 {
             return Err("auto.wait_ms must be at least 1".to_owned());
+        }
+        if self.connect_timeout_ms == 0 {
+            return Err("auto.connect_timeout_ms must be at least 1".to_owned());
         }
         let wants_framing =
             self.recognise.contains(&Recognised::Framing) || self.otherwise == Otherwise::Framing;

@@ -46,6 +46,10 @@ impl Default for MqttSection {
             session_expiry_s: 86_400,
             max_sessions: 100_000,
             receive_maximum: 256,
+            // As mosquitto has it (`max_inflight_messages`). The standard's own number is what a
+            // client of 5.0 takes that names none, 65,535 (section 3.1.2.11.3), which says nothing of
+            // what it can keep; and 3.1.1 has none, so that a small device could be flooded. All 20 are
+            // sent again when a client comes back, and one round trip confirms 20.
             send_maximum: 20,
             max_waiting_bytes: 1 << 20,
             max_keep_alive_s: 0,

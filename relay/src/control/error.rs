@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::gateway::GatewayError;
-use crate::kafka::{ConsumerError, TopicError};
+use crate::kafka::{ConsumerError, OpenError, TopicError};
 use crate::registry::RegistryError;
 
 /// Why the relay did not start, or ended by itself.
@@ -49,6 +49,9 @@ pub enum RunError {
     /// The associations cannot be read.
     #[error(transparent)]
     Associations(#[from] crate::route::LogError),
+    /// The held replies cannot be read.
+    #[error(transparent)]
+    Held(#[from] OpenError),
     /// Kafka's client could not be made.
     #[error("the Kafka client refuses its configuration: {0}; see kafka.properties")]
     Client(#[from] rdkafka::error::KafkaError),

@@ -18,7 +18,9 @@ use rdkafka::{Offset, TopicPartitionList};
 use serde::Serialize;
 
 use crate::config::Config;
-use crate::kafka::{Reason, RecordOrigin, committed, header_text, letter, observer, record_origin};
+use crate::kafka::{
+    Reason, RecordOrigin, committed, header_text, letter, observer, record_origin, watermarks,
+};
 use crate::ring::MESSAGE_OVERHEAD_BYTES;
 use crate::route::{Partition, ServerState};
 
@@ -316,7 +318,7 @@ fn look(config: &Config, client: &BaseConsumer, at: &Snapshot) -> Result<Found, 
         Some(())
     })?;
     let (topic, partition) = (config.kafka.downlink_topic(), i32::from(at.relay));
-    let (_, end) = client.fetch_watermarks(&topic, partition, TIMEOUT)?;
+    let (_, end) = watermarks(client.client(), &topic, partition, TIMEOUT)?;
     found.downlink_end = u64::try_from(end).unwrap_or_default();
     found.downlink_committed = position(client, &topic, partition)?;
     Ok(found)
@@ -333,7 +335,7 @@ fn scan(
     let partitions = metadata.topics().first().map_or(0, |topic| topic.partitions().len());
     let since = Offset::Offset(i64::try_from(since_unix_ms).unwrap_or(i64::MAX));
     for partition in 0..i32::try_from(partitions).unwrap_or(i32::MAX) {
-        let (oldest, end) = client.fetch_watermarks(topic, partition, TIMEOUT)?;
+        let (oldest, end) = watermarks(client.client(), topic, partition, TIMEOUT)?;
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(topic, partition, since)?;
         let times = client.offsets_for_times(list, TIMEOUT)?;
@@ -382,7 +384,7 @@ fn position(client: &BaseConsumer, topic: &str, partition: i32) -> Result<u64, L
 fn look_at_server(config: &Config, partition: Partition) -> Result<Server, LedgerError> {
     let client = observer(&config.kafka, &config.kafka.server_group(partition))?;
     let topic = config.kafka.uplink_topic();
-    let (oldest, end) = client.fetch_watermarks(&topic, i32::from(partition.0), TIMEOUT)?;
+    let (oldest, end) = watermarks(client.client(), &topic, i32::from(partition.0), TIMEOUT)?;
     let count = |offset: i64| u64::try_from(offset).unwrap_or_default();
     let position = position(&client, &topic, i32::from(partition.0))?.max(count(oldest));
     Ok(Server {

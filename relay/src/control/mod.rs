@@ -146,8 +146,9 @@ async fn start_registry(
     shared: &Shared,
 ) -> Result<RegistryLink, RunError> {
     let (config, associations) = (config.clone(), Arc::clone(&shared.associations));
+    let leases = Arc::clone(&shared.leases);
     let started = tokio::task::spawn_blocking(move || {
-        RegistryLink::start(&config, incarnation, &associations)
+        RegistryLink::start(&config, incarnation, &associations, leases)
     });
     match started.await {
         Ok(started) => Ok(started?),

@@ -94,16 +94,20 @@ impl Mover {
     /// Runs until `stop`; quiesced connections are ended by the workers then.
     pub(super) fn run(mut self, stop: &AtomicBool) {
         while !stop.load(Ordering::SeqCst) {
-            self.step();
+            self.step(stop);
             std::thread::park_timeout(TICK);
         }
     }
 
-    fn step(&mut self) {
+    fn step(&mut self, stop: &AtomicBool) {
         let mut concerns = self.associations.concerns();
         self.rebalance(&mut concerns);
         let mut moves = std::mem::take(&mut self.moves);
         for concern in concerns {
+            // The broker may keep each of them waiting.
+            if stop.load(Ordering::SeqCst) {
+                return;
+            }
             let server = concern.server;
             let current = moves.remove(&server);
             if let Some(current) = self.go_on(current, Some(concern)) {
@@ -259,7 +263,7 @@ impl Mover {
         client
             .set("group.id", self.kafka.server_group(partition))
             .set("enable.auto.commit", "false");
-        client.create_with_context(LogContext)
+        client.create_with_context(LogContext::new(&self.kafka))
     }
 
     fn end(&self, reader: &BaseConsumer<LogContext>, partition: Partition) -> KafkaResult<i64> {

@@ -51,12 +51,16 @@ pub struct Snapshot {
     pub connections: u64,
     /// Connections accepted.
     pub accepted: u64,
+    /// Bytes kept in memory for the open ones.
+    #[serde(default)]
+    pub connection_bytes: u64,
     /// Connections closed, by reason.
     pub connections_closed: BTreeMap<String, u64>,
     /// Connections that were not accepted, by reason.
     pub connections_refused: BTreeMap<String, u64>,
     /// Connections handed on to the servers that their clients addressed, which count as closed:
-    /// `connections`, those still `open` or that `failed`, and `bytes` of both directions.
+    /// `connections`, those still `open` or that `failed` (`timed_out` of them for want of an answer),
+    /// and `bytes` of both directions.
     #[serde(default)]
     pub handed_on: BTreeMap<String, u64>,
     /// Messages read from clients.
@@ -165,6 +169,7 @@ impl Observer {
             ("connections", connections),
             ("open", connections.saturating_sub(ended)),
             ("failed", self.sum(|worker| &worker.hand_on_failed)),
+            ("timed_out", self.sum(|worker| &worker.hand_on_timed_out)),
             ("bytes", self.sum(|worker| &worker.handed_on_bytes)),
         ])
     }
@@ -197,6 +202,7 @@ impl Observer {
             workers: self.workers.len(),
             connections: self.workers.iter().map(|worker| worker.connections()).sum(),
             accepted: self.sum(|worker| &worker.accepted),
+            connection_bytes: self.workers.iter().map(|worker| worker.connection_bytes.get()).sum(),
             connections_closed: nonzero(closed),
             connections_refused: nonzero([
                 ("connection_limit", self.sum(|worker| &worker.connection_limit)),
@@ -260,7 +266,11 @@ impl std::fmt::Display for Snapshot {
             pairs.join(", ")
         };
         writeln!(f, "relay      {} with {} workers", self.relay, self.workers)?;
-        writeln!(f, "  connections  {} open, {} accepted", self.connections, self.accepted)?;
+        writeln!(
+            f,
+            "  connections  {} open with {} bytes, {} accepted",
+            self.connections, self.connection_bytes, self.accepted
+        )?;
         writeln!(f, "    closed     {}", list(&self.connections_closed))?;
         writeln!(f, "    refused    {}", list(&self.connections_refused))?;
         if !self.handed_on.is_empty() {

@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::gateway::{FlowTable, Gateway, enter_namespace};
 use crate::kafka::{
     Consumer, ConsumerStats, Desk, Keeper, KeeperStats, Pump, PumpStats, RdKafkaProducer, RelayId,
+    StopTime,
 };
 use crate::registry::RegistryObserver;
 use crate::ring::{
@@ -65,6 +66,7 @@ pub struct Threads {
     keeper: JoinHandle<()>,
     /// Set after them, when the consumer has handed on what nobody takes.
     stop_keeper: Arc<AtomicBool>,
+    stop_time: StopTime,
     shared: Shared,
     observer: Observer,
 }
@@ -221,9 +223,20 @@ impl Threads {
         let (producer_wake, consumer_wake) = (wake()?, wake()?);
         let desk = Arc::<Desk>::default();
         // The clients of Kafka first: they can fail, and nothing is running yet.
-        let producer = RdKafkaProducer::new(config, producer_wake.clone(), desk.clone())?;
+        let producer = RdKafkaProducer::new(
+            config,
+            producer_wake.clone(),
+            desk.clone(),
+            shared.leases.clone(),
+        )?;
         // Who belongs to whom must be known before the first client is taken.
-        let log = AssociationLog::open(config, incarnation, shared.associations.clone())?;
+        let stop_time = StopTime::new(&config.relay);
+        let log = AssociationLog::open(
+            config,
+            incarnation,
+            shared.associations.clone(),
+            stop_time.clone(),
+        )?;
         let pump_stats = Arc::<PumpStats>::default();
         let consumer_stats = Arc::<ConsumerStats>::default();
         let keeper_stats = Arc::<KeeperStats>::default();
@@ -238,15 +251,10 @@ impl Threads {
             consumer_stats.clone(),
             desk.clone(),
             consumer_wake,
+            stop_time.clone(),
         )?;
-        let keeper = Keeper::new(
-            config,
-            incarnation,
-            desk.clone(),
-            shared.presence.clone(),
-            downlinks.clone(),
-            keeper_stats.clone(),
-        )?;
+        let keeper =
+            Keeper::new(config, &shared, desk.clone(), downlinks.clone(), keeper_stats.clone())?;
         let pump = Pump::new(
             producer,
             (RelayId(config.relay.id), incarnation),
@@ -300,6 +308,7 @@ impl Threads {
             stop_others,
             keeper,
             stop_keeper,
+            stop_time,
             shared,
             observer,
         })
@@ -321,6 +330,7 @@ impl Threads {
 
     /// Ends the workers, then the producer when everything is delivered, then the consumer.
     pub(super) fn stop(self) -> Result<(), RunError> {
+        self.stop_time.begin();
         self.shared.stop.store(true, Ordering::SeqCst);
         self.wakes.iter().for_each(Wake::wake);
         let mut result = Ok(());

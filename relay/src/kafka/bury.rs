@@ -10,6 +10,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use crate::config::Config;
 use crate::route::Partition;
 
+use super::again::watermarks;
 use super::deadletter::{Letter, Reason, Sender};
 use super::fetch::{FetchError, Fetcher};
 use super::outbox::Outbox;
@@ -55,7 +56,7 @@ pub fn bury(
     let topic = config.kafka.uplink_topic();
     let place = (&*topic, i32::from(partition.0));
     let group = observer(&config.kafka, &config.kafka.server_group(partition)).map_err(failed)?;
-    let (oldest, end) = group.fetch_watermarks(place.0, place.1, TIMEOUT).map_err(failed)?;
+    let (oldest, end) = watermarks(group.client(), place.0, place.1, TIMEOUT).map_err(failed)?;
     let committed = committed(&group, place.0, place.1, TIMEOUT).map_err(failed)?;
     let start = committed.map_or(oldest, |committed| committed.max(oldest));
     let buried = write_letters(config, incarnation, place, start..end, stop)

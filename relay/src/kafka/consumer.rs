@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext};
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
+use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{Offset, TopicPartitionList};
 
@@ -13,22 +13,25 @@ use crate::codec::{HeaderList, Headers, Reply, ReplyOrigin};
 use crate::config::Config;
 use crate::ring::{Command, DownlinkBatch, DownlinkSender, Receipt, ReplyOffset, Wake};
 
+use super::again::{PAUSE, ask_again, watermarks};
+use super::context::{LogContext, logs_as_ours};
 use super::deadletter::Reason;
 use super::desk::Desk;
-use super::ffi::add_headers;
+use super::ffi::{self, add_headers, rejoin};
 use super::position::committed;
-use super::producer::{client_config, logs_as_ours};
+use super::producer::client_config;
 use super::record::{ConnectionKey, Incarnation, RelayId, header, split_reply_key};
+use super::stop::StopTime;
 
 /// How long a look for replies lasts; so often the thread sees that it should stop.
 const POLL: Duration = Duration::from_millis(100);
 /// Most records of a round, so that commits go on under load.
 const ROUND_RECORDS: usize = 10_000;
-/// How long the cluster may take to tell the committed offset; a new one has to make its topic of
-/// offsets first.
+/// How long the cluster may take to tell the committed offset, and then the oldest; a new one has to
+/// make its topic of offsets first.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a cluster that is not ready to tell is left alone.
-const COORDINATOR_RETRY: Duration = Duration::from_millis(100);
+/// How long it may take to say what is committed, once.
+const ANSWER: Duration = Duration::from_secs(2);
 /// Commits are no more frequent than this.
 const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -68,10 +71,23 @@ pub enum ConsumerError {
         /// librdkafka's word.
         source: KafkaError,
     },
+    /// The cluster does not tell where the relay's partition begins.
+    #[error(
+        "the cluster does not tell the oldest offset of {topic} [{partition}] ({source}); has the \
+         partition a leader?"
+    )]
+    Oldest {
+        /// The downlink.
+        topic: String,
+        /// The relay's.
+        partition: i32,
+        /// librdkafka's word.
+        source: KafkaError,
+    },
 }
 
-#[derive(Default)]
 struct Context {
+    log: LogContext,
     /// A commit that was under way has failed.
     commit_failed: AtomicBool,
 }
@@ -109,38 +125,6 @@ fn empty_batch(
     }
 }
 
-/// Asks for the committed offset until the cluster knows. A new cluster, or one that has just moved the
-/// group's coordinator, answers for some seconds that it is not ready.
-fn committed_offset(
-    consumer: &BaseConsumer<Context>,
-    topic: &str,
-    partition: i32,
-) -> KafkaResult<Option<i64>> {
-    let deadline = Instant::now() + START_TIMEOUT;
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let not_ready = match committed(consumer, topic, partition, left) {
-            Err(error) if is_not_ready(&error) => error,
-            answer => return answer,
-        };
-        if Instant::now() + COORDINATOR_RETRY >= deadline {
-            return Err(not_ready);
-        }
-        std::thread::sleep(COORDINATOR_RETRY);
-    }
-}
-
-fn is_not_ready(error: &KafkaError) -> bool {
-    matches!(
-        error.rdkafka_error_code(),
-        Some(
-            RDKafkaErrorCode::NotCoordinator
-                | RDKafkaErrorCode::CoordinatorNotAvailable
-                | RDKafkaErrorCode::CoordinatorLoadInProgress
-        )
-    )
-}
-
 /// Reads the downlink and hands replies to the workers.
 pub struct Consumer {
     client: BaseConsumer<Context>,
@@ -159,7 +143,7 @@ pub struct Consumer {
     stats: Arc<ConsumerStats>,
     desk: Arc<Desk>,
     wake: Wake,
-    stop_timeout: Duration,
+    stop_time: StopTime,
     /// Of the record being read.
     headers: HeaderList,
 }
@@ -176,6 +160,7 @@ impl Consumer {
         stats: Arc<ConsumerStats>,
         desk: Arc<Desk>,
         wake: Wake,
+        stop_time: StopTime,
     ) -> Result<Self, ConsumerError> {
         let relay = RelayId(config.relay.id);
         let topic = config.kafka.downlink_topic();
@@ -188,12 +173,16 @@ impl Consumer {
             .set("fetch.error.backoff.ms", "50")
             // Replies are small and many; librdkafka's default holds up to 64 MiB of them.
             .set("queued.max.messages.kbytes", "16384");
-        let consumer: BaseConsumer<Context> = client.create_with_context(Context::default())?;
-        let committed = committed_offset(&consumer, &topic, i32::from(relay.0))
-            .map_err(|source| ConsumerError::Offset { group: group.clone(), source })?;
-        let (oldest, _) = consumer
-            .fetch_watermarks(&topic, i32::from(relay.0), START_TIMEOUT)
-            .map_err(|source| ConsumerError::Offset { group, source })?;
+        let consumer: BaseConsumer<Context> = client.create_with_context(Context {
+            log: LogContext::new(&config.kafka),
+            commit_failed: AtomicBool::new(false),
+        })?;
+        let partition = i32::from(relay.0);
+        let committed =
+            ask_again(START_TIMEOUT, |left| committed(&consumer, &topic, partition, left))
+                .map_err(|source| ConsumerError::Offset { group, source })?;
+        let (oldest, _) = watermarks(consumer.client(), &topic, partition, START_TIMEOUT)
+            .map_err(|source| ConsumerError::Oldest { topic: topic.clone(), partition, source })?;
         let start = committed.map_or(oldest, |committed| committed.max(oldest));
         stats.start.store(start, Ordering::Relaxed);
         let mut assignment = TopicPartitionList::new();
@@ -215,7 +204,7 @@ impl Consumer {
             stats,
             desk,
             wake,
-            stop_timeout: Duration::from_millis(u64::from(config.relay.stop_timeout_ms)),
+            stop_time,
             headers: HeaderList::default(),
         })
     }
@@ -226,7 +215,7 @@ impl Consumer {
     pub fn run(mut self, stop: &AtomicBool) {
         while !stop.load(Ordering::SeqCst) {
             if self.last_commit.elapsed() >= COMMIT_INTERVAL {
-                self.commit(CommitMode::Async);
+                self.commit();
             }
             if self.desk.is_full() {
                 // The log has what comes meanwhile.
@@ -236,13 +225,42 @@ impl Consumer {
             self.read_round(stop);
         }
         self.take_returned();
-        if !self.desk.wait_done(self.stop_timeout) {
+        if !self.desk.wait_done(self.stop_time.left()) {
             tracing::warn!("replies could not be kept in time; the next run sees to them");
         }
-        self.commit(CommitMode::Sync);
+        if !self.commit_last() {
+            // Closing it would wait for the answer to the commit, however long the cluster is away; the
+            // process ends now.
+            std::mem::forget(self.client);
+        }
+    }
+
+    /// Commits, and asks until the cluster says that it has it, as long as a stop may take: librdkafka
+    /// would wait for a cluster that is away for as long as a session of a group lasts. False if it is
+    /// not told.
+    fn commit_last(&mut self) -> bool {
+        let deadline = Instant::now() + self.stop_time.left();
+        loop {
+            let (wanted, partition) = (self.commit().0, i32::from(self.relay.0));
+            if wanted == 0 {
+                return true;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            let told = committed(&self.client, &self.topic, partition, left.min(ANSWER));
+            if matches!(told, Ok(Some(at)) if at >= wanted) {
+                return true;
+            }
+            if Instant::now() >= deadline {
+                tracing::warn!("the downlink's offset was not committed: replies will come again");
+                return false;
+            }
+            self.committed = ReplyOffset(0);
+            std::thread::sleep(PAUSE);
+        }
     }
 
     fn read_round(&mut self, stop: &AtomicBool) {
+        rejoin(self.client.client());
         let mut timeout = POLL;
         let mut end = None;
         for _ in 0..ROUND_RECORDS {
@@ -349,7 +367,9 @@ impl Consumer {
         }
     }
 
-    fn commit(&mut self, mode: CommitMode) {
+    /// Asks for a commit of what is settled, unless that was asked for before and not refused. What
+    /// is to be committed.
+    fn commit(&mut self) -> ReplyOffset {
         self.last_commit = Instant::now();
         // In this order: what a worker has settled by returning it is at the desk then.
         let settled = self.settled();
@@ -359,18 +379,19 @@ impl Consumer {
             self.committed = ReplyOffset(0);
         }
         if end <= self.committed {
-            return;
+            return end;
         }
         let mut offsets = TopicPartitionList::new();
         let result = offsets
             .add_partition_offset(&self.topic, i32::from(self.relay.0), Offset::Offset(end.0))
-            .and_then(|()| self.client.commit(&offsets, mode));
+            .and_then(|()| ffi::commit(&self.client, &offsets));
         match result {
             Ok(()) => self.committed = end,
             Err(error) => {
                 tracing::warn!(%error, "the downlink's offset was not committed; it will be again");
             }
         }
+        end
     }
 }
 

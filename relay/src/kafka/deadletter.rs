@@ -60,6 +60,8 @@ reasons! {
         UnknownPartition = "unknown_partition",
         /// A message that Kafka refused for another reason.
         Refused = "refused",
+        /// A message for a server that had lost its partition when the relay knew of it again.
+        LeaseOver = "lease_over",
         /// A message that waited in the partition of a server that is gone.
         ServerGone = "server_gone",
     }
@@ -89,6 +91,7 @@ impl From<DeliveryFailure> for Reason {
             DeliveryFailure::TooLarge => Self::TooLarge,
             DeliveryFailure::Authorization => Self::Authorization,
             DeliveryFailure::UnknownPartition => Self::UnknownPartition,
+            DeliveryFailure::LeaseOver => Self::LeaseOver,
             DeliveryFailure::Purged | DeliveryFailure::Other => Self::Refused,
         }
     }

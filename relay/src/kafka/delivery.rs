@@ -1,27 +1,26 @@
 //! Replies that waited, on their way to clients who have come back.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use rdkafka::error::KafkaResult;
 use rdkafka::message::{BorrowedMessage, Message as _};
 
-use crate::codec::{HeaderList, Protocol, Reply, ReplyOrigin};
+use crate::codec::{HeaderList, Reply, ReplyOrigin};
 use crate::config::Config;
-use crate::ring::{Command, Delivered, DownlinkSender, MOST_DELIVERIES, Outcome, Receipt};
+use crate::ring::{Command, DELIVERY_PARTS, Delivered, DownlinkSender, MOST_DELIVERIES, Receipt};
+use crate::worker::{Served, Shared};
 
 use super::deadletter::Sender;
 use super::fetch::{FetchError, Fetcher};
 use super::ffi::{add_headers, header as header_of};
 use super::held::{Entry, HeldIndex, HeldRefusal, Record, held_header};
 use super::presence::Presence;
-use super::reader::TopicReader;
+use super::reader::{Known, OpenError, TopicReader};
 use super::record::{ConnectionKey, RelayId};
 
-/// Replies of one delivery; the next one begins when they were sent.
-const DELIVERY_REPLIES: usize = 256;
-/// And their bytes: less than what makes a worker pause.
+/// Bytes of one delivery: less than what makes a worker pause.
 const DELIVERY_BYTES: u64 = 128 << 10;
 /// Records of the log that are taken in a round.
 const ROUND_RECORDS: usize = 5000;
@@ -70,7 +69,7 @@ pub(super) enum Order {
 pub(super) struct Deliveries {
     reader: TopicReader,
     topic: String,
-    protocols: Vec<Protocol>,
+    services: Arc<[Served]>,
     pub(super) presence: Presence,
     pub(super) index: HeldIndex,
     here: HashMap<String, Vec<ConnectionKey>>,
@@ -87,17 +86,17 @@ pub(super) struct Deliveries {
 impl Deliveries {
     pub(super) fn new(
         config: &Config,
-        presence: Presence,
+        shared: &Shared,
         sender: Sender,
         downlinks: Vec<DownlinkSender>,
-    ) -> KafkaResult<Self> {
+    ) -> Result<Self, OpenError> {
         let topic = config.kafka.held_topic();
-        let reader = TopicReader::open(&config.kafka, topic.clone(), "held")?;
+        let reader = TopicReader::open(&config.kafka, topic.clone(), "held", Known::Made)?;
         Ok(Self {
             reader,
             topic,
-            protocols: config.services.iter().map(Protocol::from).collect(),
-            presence,
+            services: shared.services.clone(),
+            presence: shared.presence.clone(),
             index: HeldIndex::new(config.hold.clone(), RelayId(config.relay.id), sender),
             here: HashMap::new(),
             ready: HashSet::new(),
@@ -190,24 +189,24 @@ impl Deliveries {
             downlink.take_delivered(|one| delivered.push(one));
         }
         let mut orders = Vec::new();
-        for Delivered { delivery, outcome } in delivered {
+        for Delivered { delivery, sent, unencodable } in delivered {
             let Some(delivery) = self.under_way.remove(&delivery) else { continue };
             let Delivery { holder, partition, entries } = delivery;
             self.busy.remove(&holder);
             self.ready.insert(holder.clone());
-            match outcome {
-                Outcome::Sent => {
-                    let offsets: Vec<_> = entries.iter().map(|entry| entry.offset).collect();
-                    stats.delivered.fetch_add(offsets.len() as u64, Ordering::Release);
-                    self.index.remove(&holder, partition, &offsets);
-                    orders.push(Order::Mark { holder, partition, offsets });
-                }
-                Outcome::NotSent => {}
-                Outcome::Unencodable(part) => {
-                    let entry = entries[part as usize];
+            let mut offsets = Vec::new();
+            for (part, entry) in (0..).zip(entries) {
+                if sent.has(part) {
+                    offsets.push(entry.offset);
+                } else if unencodable.has(part) {
                     self.index.leave(&holder, &entry);
-                    orders.push(Order::Unencodable { holder, entry });
+                    orders.push(Order::Unencodable { holder: holder.clone(), entry });
                 }
+            }
+            if !offsets.is_empty() {
+                stats.delivered.fetch_add(offsets.len() as u64, Ordering::Release);
+                self.index.remove(&holder, partition, &offsets);
+                orders.push(Order::Mark { holder, partition, offsets });
             }
         }
         orders
@@ -222,7 +221,7 @@ impl Deliveries {
         orders: &mut Vec<Order>,
     ) -> Result<(), FetchError> {
         let key = self.here.get(holder).and_then(|keys| keys.last()).copied();
-        let entries = self.index.first(holder, DELIVERY_REPLIES, DELIVERY_BYTES);
+        let entries = self.index.first(holder, DELIVERY_PARTS, DELIVERY_BYTES);
         let service = self.presence.service_of(holder);
         let (Some(key), Some(first), Some(service)) = (key, entries.first(), service) else {
             return Ok(());
@@ -240,7 +239,7 @@ impl Deliveries {
         let partition = first.partition;
         let (mut replies, mut sent, mut gone) = (Vec::new(), Vec::new(), Vec::new());
         let index = &mut self.index;
-        let protocol = &self.protocols[service.index()];
+        let protocol = &self.services[service.index()].protocol;
         let mut coming = entries.iter();
         let wanted = entries.iter().map(|entry| entry.offset);
         let read = fetcher.read((&self.topic, partition), wanted, stopped, |offset, record| {

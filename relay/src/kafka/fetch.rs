@@ -10,6 +10,8 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::KafkaSection;
 
+use super::context::LogContext;
+use super::ffi::rejoin;
 use super::producer::client_config;
 
 /// How long one look lasts.
@@ -42,14 +44,14 @@ pub(super) enum FetchError {
 
 /// Reads records by their offsets.
 pub(super) struct Fetcher {
-    client: BaseConsumer,
+    client: BaseConsumer<LogContext>,
     /// Topic, partition and the offset that comes next.
     place: Option<(String, i32, i64)>,
 }
 
 impl Fetcher {
     pub(super) fn new(kafka: &KafkaSection) -> KafkaResult<Self> {
-        let client: BaseConsumer = client_config(kafka)
+        let client: BaseConsumer<LogContext> = client_config(kafka)
             // `assign` wants one, though nothing is committed under it.
             .set("group.id", format!("{}fetch", kafka.topic_prefix))
             .set("enable.auto.commit", "false")
@@ -57,7 +59,7 @@ impl Fetcher {
             .set("fetch.error.backoff.ms", "50")
             .set("queued.max.messages.kbytes", "16384")
             .set_log_level(RDKafkaLogLevel::Warning)
-            .create()?;
+            .create_with_context(LogContext::new(kafka))?;
         Ok(Self { client, place: None })
     }
 
@@ -74,6 +76,7 @@ impl Fetcher {
         let mut moved = Instant::now();
         while let Some(&offset) = wanted.peek() {
             self.seek(topic, partition, offset)?;
+            rejoin(self.client.client());
             let message = match self.client.poll(POLL) {
                 Some(Ok(message)) => message,
                 None | Some(Err(_)) if stopped() => return Err(FetchError::Stopped),

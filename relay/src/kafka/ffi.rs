@@ -1,16 +1,20 @@
 //! The one file that calls librdkafka itself.
 //!
 //! `rdkafka`'s own producer takes a C string of the topic's name for every record and wraps every
-//! delivery report; here the topic is looked up once, and reports come in arrays.
+//! delivery report; here the topic is looked up once, and reports come in arrays. Of its asynchronous
+//! commit nobody learns how it ended.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_void};
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::NonNull;
+use std::time::Instant;
 
-use rdkafka::client::{Client, ClientContext};
-use rdkafka::error::{IsError, KafkaError, RDKafkaErrorCode};
+use rdkafka::TopicPartitionList;
+use rdkafka::client::Client;
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
+use rdkafka::error::{IsError, KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::BorrowedMessage;
 use rdkafka_sys as sys;
 use sys::rd_kafka_vtype_t as VType;
@@ -18,6 +22,8 @@ use sys::rd_kafka_vtype_t as VType;
 use crate::codec::{HeaderList, weight_of};
 use crate::ring::Wake;
 use crate::route::Partition;
+
+use super::context::Watched;
 
 /// Headers of most records; those of some protocols have more.
 const USUAL_HEADERS: usize = 8;
@@ -65,6 +71,41 @@ pub(super) fn add_headers(message: &BorrowedMessage<'_>, list: &mut HeaderList) 
     // SAFETY: the message outlives this call.
     for (name, value) in unsafe { Headers::of(message.ptr()) } {
         list.push(name.to_bytes(), value);
+    }
+}
+
+/// Asks for a commit. How it ends is told to the context's `commit_callback`, in a later poll.
+pub(super) fn commit<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    offsets: &TopicPartitionList,
+) -> KafkaResult<()> {
+    let client = consumer.client().native_ptr();
+    // SAFETY: client and offsets outlive the call, which copies the offsets and holds the queue itself;
+    // without a callback the result is an event of the queue, which the consumer's poll takes up.
+    let error = unsafe {
+        let queue = sys::rd_kafka_queue_get_consumer(client);
+        if queue.is_null() {
+            return Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::UnknownGroup));
+        }
+        let nothing = std::ptr::null_mut();
+        let error = sys::rd_kafka_commit_queue(client, offsets.ptr(), queue, None, nothing);
+        sys::rd_kafka_queue_destroy(queue);
+        error
+    };
+    if error.is_error() { Err(KafkaError::ConsumerCommit(error.into())) } else { Ok(()) }
+}
+
+/// Gives a client that has lost all brokers those of the configuration. To be called between its polls,
+/// again and again: they tell of the loss, and it may be too early to give them anew.
+pub(crate) fn rejoin<C: Watched>(client: &Client<C>) {
+    let watch = client.context().watch();
+    if !watch.has_lost() {
+        return;
+    }
+    if let Some(brokers) = watch.to_rejoin(Instant::now()) {
+        // SAFETY: the client lives, and librdkafka copies the list.
+        let count = unsafe { sys::rd_kafka_brokers_add(client.native_ptr(), brokers.as_ptr()) };
+        tracing::debug!(count, "a client had lost all brokers");
     }
 }
 
@@ -133,7 +174,7 @@ type U = sys::rd_kafka_vu_s__bindgen_ty_1;
 static EVENT_INCREMENT: u64 = 1;
 
 /// A producer for one topic.
-pub(super) struct NativeProducer<C: ClientContext> {
+pub(super) struct NativeProducer<C: Watched> {
     topic: NonNull<sys::rd_kafka_topic_t>,
     /// Of the record being produced; empty in between.
     arguments: Vec<sys::rd_kafka_vu_t>,
@@ -146,9 +187,9 @@ pub(super) struct NativeProducer<C: ClientContext> {
 
 // SAFETY: librdkafka's handles may be used from any thread (INTRODUCTION.md, "Threads and
 // callbacks"); the pointers here are such handles.
-unsafe impl<C: ClientContext> Send for NativeProducer<C> {}
+unsafe impl<C: Watched> Send for NativeProducer<C> {}
 
-impl<C: ClientContext> NativeProducer<C> {
+impl<C: Watched> NativeProducer<C> {
     /// Creates the producer; `wake`'s eventfd becomes readable when a report comes.
     pub(super) fn new(
         config: &rdkafka::ClientConfig,
@@ -207,29 +248,29 @@ impl<C: ClientContext> NativeProducer<C> {
                 size: slice.len(),
             },
         };
-        let argument = |vtype, u| sys::rd_kafka_vu_t { vtype, u };
         let token = std::ptr::without_provenance_mut::<c_void>(
             usize::try_from(token).expect("a 64-bit machine"),
         );
-        let fixed: [_; FIXED_ARGUMENTS] = [
-            argument(VType::RD_KAFKA_VTYPE_RKT, U { rkt: self.topic.as_ptr() }),
-            argument(VType::RD_KAFKA_VTYPE_PARTITION, U { i32_: i32::from(partition.0) }),
-            argument(VType::RD_KAFKA_VTYPE_MSGFLAGS, U { i: sys::RD_KAFKA_MSG_F_COPY }),
-            argument(VType::RD_KAFKA_VTYPE_OPAQUE, U { ptr: token }),
-            argument(VType::RD_KAFKA_VTYPE_KEY, bytes(key)),
-            argument(VType::RD_KAFKA_VTYPE_VALUE, bytes(value)),
-            argument(VType::RD_KAFKA_VTYPE_TIMESTAMP, U { i64_: unix_ms }),
-        ];
-        self.arguments.clear();
-        self.arguments.extend(fixed);
-        self.arguments.extend(headers.map(|(name, value)| {
+        let arguments = &mut self.arguments;
+        arguments.clear();
+        arguments.reserve(FIXED_ARGUMENTS + USUAL_HEADERS);
+        let mut push = |vtype, u| arguments.push(sys::rd_kafka_vu_t { vtype, u });
+        push(VType::RD_KAFKA_VTYPE_RKT, U { rkt: self.topic.as_ptr() });
+        push(VType::RD_KAFKA_VTYPE_PARTITION, U { i32_: i32::from(partition.0) });
+        push(VType::RD_KAFKA_VTYPE_MSGFLAGS, U { i: sys::RD_KAFKA_MSG_F_COPY });
+        push(VType::RD_KAFKA_VTYPE_OPAQUE, U { ptr: token });
+        push(VType::RD_KAFKA_VTYPE_KEY, bytes(key));
+        push(VType::RD_KAFKA_VTYPE_VALUE, bytes(value));
+        push(VType::RD_KAFKA_VTYPE_TIMESTAMP, U { i64_: unix_ms });
+        // `for_each` and not a loop: the chain of slices asks at each step which of them it is in.
+        headers.for_each(|(name, value)| {
             let header = sys::rd_kafka_vu_s__bindgen_ty_1__bindgen_ty_2 {
                 name: name.as_ptr(),
                 val: value.as_ptr().cast(),
                 size: value.len().cast_signed(),
             };
-            argument(VType::RD_KAFKA_VTYPE_HEADER, U { header })
-        }));
+            push(VType::RD_KAFKA_VTYPE_HEADER, U { header });
+        });
         // SAFETY: each argument's tag fits its union member, and everything pointed to lives until
         // the call returns; librdkafka copies it (MSG_F_COPY, rd_kafka_header_add). The error, if
         // any, is ours to destroy.
@@ -257,7 +298,7 @@ impl<C: ClientContext> NativeProducer<C> {
             // SAFETY: the queue is valid; the event is destroyed below.
             let event = unsafe { sys::rd_kafka_queue_poll(self.queue.as_ptr(), 0) };
             if event.is_null() {
-                return events;
+                break;
             }
             events += 1;
             // SAFETY: a valid event.
@@ -270,6 +311,8 @@ impl<C: ClientContext> NativeProducer<C> {
             // SAFETY: ours, and not used after this.
             unsafe { sys::rd_kafka_event_destroy(event) };
         }
+        rejoin(&self.client);
+        events
     }
 
     fn take_reports(
@@ -380,7 +423,7 @@ impl<C: ClientContext> NativeProducer<C> {
     }
 }
 
-impl<C: ClientContext> Drop for NativeProducer<C> {
+impl<C: Watched> Drop for NativeProducer<C> {
     fn drop(&mut self) {
         // SAFETY: both are ours and not used after this; the client, dropped next, waits for its
         // threads and so for the last write to the eventfd, which `_wake` or its clones keep open:
@@ -390,5 +433,59 @@ impl<C: ClientContext> Drop for NativeProducer<C> {
             sys::rd_kafka_queue_destroy(self.queue.as_ptr());
             sys::rd_kafka_topic_destroy(self.topic.as_ptr());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::time::{Duration, Instant};
+
+    use rdkafka::Offset;
+    use rdkafka::client::ClientContext;
+    use rdkafka::config::ClientConfig;
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Told(Mutex<Vec<KafkaResult<()>>>);
+
+    impl ClientContext for Told {}
+
+    impl ConsumerContext for Told {
+        fn commit_callback(&self, result: KafkaResult<()>, _offsets: &TopicPartitionList) {
+            self.0.lock().expect("no panic").push(result);
+        }
+    }
+
+    #[test]
+    fn how_a_commit_ends_is_told() {
+        let cluster = MockCluster::new(1).expect("a cluster");
+        cluster.create_topic("topic", 1, 1).expect("a topic");
+        let consumer: BaseConsumer<Told> = ClientConfig::new()
+            .set("bootstrap.servers", cluster.bootstrap_servers())
+            .set("group.id", "group")
+            .create_with_context(Told::default())
+            .expect("a consumer");
+        let mut offsets = TopicPartitionList::new();
+        offsets.add_partition_offset("topic", 0, Offset::Offset(7)).expect("an offset");
+        let end = |offsets| {
+            commit(&consumer, offsets).expect("asked for");
+            let asked = Instant::now();
+            loop {
+                assert!(consumer.poll(Duration::from_millis(100)).is_none());
+                if let Some(result) = consumer.context().0.lock().expect("no panic").pop() {
+                    return result;
+                }
+                assert!(asked.elapsed() < Duration::from_mins(1), "nothing is told");
+            }
+        };
+        let refusal = RDKafkaRespErr::RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED;
+        cluster.request_errors(RDKafkaApiKey::OffsetCommit, &[refusal]);
+        let refused = end(&offsets).expect_err("the first is refused");
+        assert_eq!(refused, KafkaError::ConsumerCommit(RDKafkaErrorCode::GroupAuthorizationFailed));
+        end(&offsets).expect("the second is not");
     }
 }

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::{BorrowedMessage, Header, Message as _, OwnedHeaders};
 use rdkafka::producer::BaseRecord;
 
 use crate::config::Config;
 use crate::ring::{DownlinkSender, ReplyOffset};
+use crate::worker::Shared;
 
 use super::deadletter::{Letter, LetterCounts, Reason, Refused, Sender};
 use super::delivery::{Deliveries, HeldStats, Order};
@@ -19,7 +20,8 @@ use super::fetch::{FetchError, Fetcher};
 use super::held::{Entry, held_header, print_offsets};
 use super::outbox::{Outbox, Outcome};
 use super::presence::Presence;
-use super::record::{Incarnation, RelayId, split_reply_key};
+use super::reader::OpenError;
+use super::record::{RelayId, split_reply_key};
 
 /// How long an idle round lasts.
 const TICK: Duration = Duration::from_millis(20);
@@ -94,23 +96,22 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// A keeper for what is handed in at the desk, and for the clients who are present.
+    /// A keeper for what is handed in at the desk, and for the clients of the workers.
     pub fn new(
         config: &Config,
-        incarnation: Incarnation,
+        shared: &Shared,
         desk: Arc<Desk>,
-        presence: Presence,
         downlinks: Vec<DownlinkSender>,
         stats: Arc<KeeperStats>,
-    ) -> Result<Self, KafkaError> {
+    ) -> Result<Self, OpenError> {
         let relay = RelayId(config.relay.id);
-        let sender = Sender::new(relay, incarnation);
+        let sender = Sender::new(relay, shared.incarnation);
         Ok(Self {
             downlink: (config.kafka.downlink_topic(), i32::from(relay.0)),
             uplink_topic: config.kafka.uplink_topic(),
             deadletter_topic: config.kafka.deadletter_topic(),
             held_topic: config.kafka.held_topic(),
-            deliveries: Deliveries::new(config, presence, sender.clone(), downlinks)?,
+            deliveries: Deliveries::new(config, shared, sender.clone(), downlinks)?,
             sender,
             desk,
             fetcher: Fetcher::new(&config.kafka)?,

@@ -2,8 +2,10 @@
 //!
 //! The contract with the servers is `docs/kafka-contract.md`.
 
+mod again;
 mod bury;
 mod consumer;
+mod context;
 mod deadletter;
 mod delivery;
 mod desk;
@@ -12,6 +14,7 @@ mod ffi;
 mod held;
 mod inspect;
 mod keeper;
+mod leases;
 mod outbox;
 mod position;
 mod presence;
@@ -20,23 +23,30 @@ mod pump;
 mod reader;
 mod record;
 mod said;
+mod stop;
 mod topics;
 
+pub use again::watermarks;
 pub use bury::{BuryError, bury};
 pub use consumer::{Consumer, ConsumerError, ConsumerStats};
+pub(crate) use context::{LogContext, Watched, logs_as_ours};
 pub use deadletter::{CUT_BYTES, LetterCounts, Reason, letter};
 pub use delivery::HeldStats;
 pub use desk::Desk;
+pub(crate) use ffi::rejoin;
 pub use held::HeldRefusal;
 pub use inspect::{RecordOrigin, header_text, record_origin};
 pub use keeper::{Keeper, KeeperStats};
+pub use leases::Leases;
 pub use position::{committed, observer, unread};
 pub use presence::Presence;
 pub use producer::{
     DeliveryFailure, ProduceError, Producer, RdKafkaProducer, Report, Token, producer_config,
 };
-pub(crate) use producer::{LogContext, client_config, logs_as_ours, writer_config};
+pub(crate) use producer::{client_config, writer_config};
 pub use pump::{Pump, PumpStats, RefusedReason};
-pub(crate) use reader::TopicReader;
+pub use reader::OpenError;
+pub(crate) use reader::{Known, TopicReader};
 pub use record::{ConnectionKey, Identity, Incarnation, KeyError, RelayId, header};
+pub use stop::StopTime;
 pub use topics::{TopicError, ensure_topics};

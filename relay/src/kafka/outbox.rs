@@ -9,7 +9,9 @@ use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _,
 
 use crate::config::Config;
 
-use super::producer::{logs_as_ours, producer_config};
+use super::context::{LogContext, logs_as_ours};
+use super::ffi::rejoin;
+use super::producer::producer_config;
 
 /// Most bytes of values on their way to Kafka; one record may exceed it.
 const MOST_BYTES: usize = 16 << 20;
@@ -23,6 +25,7 @@ pub(super) type Outcome<J> = (J, Result<(), RDKafkaErrorCode>);
 
 /// Takes the delivery reports, on the thread that polls.
 struct Reports<J> {
+    log: LogContext,
     outcomes: Mutex<Vec<Outcome<J>>>,
     bytes: AtomicUsize,
 }
@@ -57,7 +60,11 @@ pub(super) struct Outbox<J: Send + Sync + 'static>(BaseProducer<Reports<J>>);
 
 impl<J: Send + Sync + 'static> Outbox<J> {
     pub(super) fn new(config: &Config) -> Result<Self, KafkaError> {
-        let reports = Reports { outcomes: Mutex::default(), bytes: AtomicUsize::new(0) };
+        let reports = Reports {
+            log: LogContext::new(&config.kafka),
+            outcomes: Mutex::default(),
+            bytes: AtomicUsize::new(0),
+        };
         // Java's partitioner: a key has one partition, whoever writes it.
         let mut client = producer_config(config);
         client.set("partitioner", "murmur2_random").create_with_context(reports).map(Self)
@@ -81,14 +88,19 @@ impl<J: Send + Sync + 'static> Outbox<J> {
                 || self.0.in_flight_count() >= MOST_RECORDS
         };
         while full() && !stop.load(Ordering::SeqCst) {
-            self.0.poll(POLL);
+            self.poll(POLL);
         }
         !full()
     }
 
+    fn poll(&self, patience: Duration) {
+        self.0.poll(patience);
+        rejoin(self.0.client());
+    }
+
     /// What has come to an end, after a wait of at most `patience` for the first report.
     pub(super) fn outcomes(&self, patience: Duration) -> Vec<Outcome<J>> {
-        self.0.poll(patience);
+        self.poll(patience);
         let mut outcomes = self.0.context().outcomes.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::take(&mut *outcomes)
     }

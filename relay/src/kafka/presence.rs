@@ -46,7 +46,7 @@ impl Presence {
         kind.parse(identity)?.survives_connection().then_some(ServiceId(index))
     }
 
-    /// A connection has begun.
+    /// A connection has begun, and takes what waited for its client.
     pub fn came(&self, identity: &Identity) {
         self.change(identity, true);
     }

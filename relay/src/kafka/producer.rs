@@ -4,21 +4,19 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use rdkafka::ClientConfig;
-use rdkafka::client::ClientContext;
-use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
-use crate::codec::Headers;
+use crate::codec::{Decimal, Headers};
 use crate::config::{Config, KafkaSection};
 use crate::ring::{Kind, Wake};
 use crate::route::Partition;
 
+use super::context::LogContext;
 use super::deadletter::Refused;
 use super::desk::Desk;
 use super::ffi::{NativeProducer, NativeRecord};
-use super::record::{Decimal, Identity, header};
-use super::said::Said;
+use super::leases::Leases;
+use super::record::{Identity, header};
 
 /// What a record may weigh beside its payload: key, headers and the batch's own bytes.
 const RECORD_OVERHEAD_BYTES: u32 = 128 << 10;
@@ -72,6 +70,8 @@ pub enum DeliveryFailure {
     Authorization,
     /// The topic or partition is gone.
     UnknownPartition,
+    /// The partition is another server's by now; the relay was paused, and did not know.
+    LeaseOver,
     /// Given up when the relay stopped before the acknowledgement came.
     Purged,
     /// Anything else; the log has librdkafka's code.
@@ -80,8 +80,14 @@ pub enum DeliveryFailure {
 
 impl DeliveryFailure {
     /// Every failure, in the order of the counters.
-    pub const ALL: [Self; 5] =
-        [Self::TooLarge, Self::Authorization, Self::UnknownPartition, Self::Purged, Self::Other];
+    pub const ALL: [Self; 6] = [
+        Self::TooLarge,
+        Self::Authorization,
+        Self::UnknownPartition,
+        Self::LeaseOver,
+        Self::Purged,
+        Self::Other,
+    ];
 
     /// How counters name it.
     pub const fn name(self) -> &'static str {
@@ -89,6 +95,7 @@ impl DeliveryFailure {
             Self::TooLarge => "too_large",
             Self::Authorization => "authorization",
             Self::UnknownPartition => "unknown_partition",
+            Self::LeaseOver => "lease_over",
             Self::Purged => "unacknowledged_at_stop",
             Self::Other => "other",
         }
@@ -148,6 +155,9 @@ pub trait Producer: Send {
     /// Passes on the reports that have come, without waiting. False if there was nothing to do.
     fn poll(&mut self, on_report: &mut dyn FnMut(Report)) -> bool;
 
+    /// Said before the records of a batch.
+    fn look(&mut self) {}
+
     /// Gives up what is not acknowledged; it is reported.
     fn purge(&mut self);
 
@@ -167,76 +177,33 @@ pub(super) fn token(identity: &Identity, kind: Kind, headers: Headers<'_>) -> To
     }
 }
 
-static SAID: Said = Said::new();
-
-/// Passes librdkafka's log to ours.
-pub(crate) struct LogContext;
-
-impl ClientContext for LogContext {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        match level {
-            RDKafkaLogLevel::Emerg
-            | RDKafkaLogLevel::Alert
-            | RDKafkaLogLevel::Critical
-            | RDKafkaLogLevel::Error => tracing::error!(facility, message, "kafka"),
-            RDKafkaLogLevel::Warning => tracing::warn!(facility, message, "kafka"),
-            RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => {
-                tracing::info!(facility, message, "kafka");
-            }
-            RDKafkaLogLevel::Debug => tracing::debug!(facility, message, "kafka"),
-        }
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        // The end of a partition is news for who asked for it, and no error.
-        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::PartitionEOF) {
-            return;
-        }
-        if SAID.is_news(&format!("{error} {reason}"), Instant::now()) {
-            tracing::warn!(%error, reason, "kafka");
-        } else {
-            tracing::debug!(%error, reason, "kafka, again");
-        }
-    }
-}
-
-impl ConsumerContext for LogContext {}
-
-/// Gives a context that takes reports or rebalances the log of [`LogContext`].
-macro_rules! logs_as_ours {
-    ($context:ident $(<$parameter:ident: $bound:path>)?) => {
-        impl $(<$parameter: $bound + 'static>)? rdkafka::client::ClientContext
-            for $context $(<$parameter>)?
-        {
-            fn log(&self, level: rdkafka::config::RDKafkaLogLevel, facility: &str, message: &str) {
-                rdkafka::client::ClientContext::log(
-                    &$crate::kafka::LogContext,
-                    level,
-                    facility,
-                    message,
-                );
-            }
-            fn error(&self, error: rdkafka::error::KafkaError, reason: &str) {
-                rdkafka::client::ClientContext::error(&$crate::kafka::LogContext, error, reason);
-            }
-        }
-    };
-}
-pub(crate) use logs_as_ours;
-
 /// librdkafka.
 pub struct RdKafkaProducer {
     native: NativeProducer<LogContext>,
     desk: Arc<Desk>,
+    leases: Arc<Leases>,
+    /// Records for servers that registered are taken.
+    may_write: bool,
+    purged: bool,
 }
 
 impl RdKafkaProducer {
     /// A producer for the uplink; `wake` is woken when reports come. Messages that Kafka refuses for
     /// good are handed in at the desk.
-    pub fn new(config: &Config, wake: Wake, desk: Arc<Desk>) -> Result<Self, KafkaError> {
+    pub fn new(
+        config: &Config,
+        wake: Wake,
+        desk: Arc<Desk>,
+        leases: Arc<Leases>,
+    ) -> Result<Self, KafkaError> {
         let topic = config.kafka.uplink_topic();
-        let native = NativeProducer::new(&producer_config(config), LogContext, &topic, wake)?;
-        Ok(Self { native, desk })
+        let native = NativeProducer::new(
+            &producer_config(config),
+            LogContext::new(&config.kafka),
+            &topic,
+            wake,
+        )?;
+        Ok(Self { native, desk, leases, may_write: true, purged: false })
     }
 
     fn hand_in(desk: &Desk, refused: Refused) {
@@ -260,6 +227,9 @@ impl Producer for RdKafkaProducer {
         payload: &[u8],
         unix_ms: i64,
     ) -> Result<(), ProduceError> {
+        if identity.epoch > 0 && !self.may_write {
+            return Err(ProduceError::Full);
+        }
         let number;
         let (name, more) = match kind {
             Kind::Open => {
@@ -281,13 +251,17 @@ impl Producer for RdKafkaProducer {
             .chain(more);
         let token = token(identity, kind, of_protocol).pack();
         let (partition, key) = (identity.partition, &identity.printed);
-        let produced =
-            self.native.produce(partition, key, payload, unix_ms, headers.clone(), token);
+        let produced = if self.leases.is_over(partition, identity.epoch) {
+            Err(DeliveryFailure::LeaseOver)
+        } else {
+            match self.native.produce(partition, key, payload, unix_ms, headers.clone(), token) {
+                Err(RDKafkaErrorCode::QueueFull) => return Err(ProduceError::Full),
+                produced => produced.map_err(DeliveryFailure::from),
+            }
+        };
         match produced {
             Ok(()) => Ok(()),
-            Err(RDKafkaErrorCode::QueueFull) => Err(ProduceError::Full),
-            Err(code) => {
-                let failure = code.into();
+            Err(failure) => {
                 if kind.is_message() {
                     Self::hand_in(
                         &self.desk,
@@ -324,7 +298,13 @@ impl Producer for RdKafkaProducer {
         events > 0
     }
 
+    fn look(&mut self) {
+        self.may_write = self.purged || self.leases.is_fresh(Instant::now());
+    }
+
     fn purge(&mut self) {
+        // The stop's time is over: nothing waits for the registry any more.
+        self.purged = true;
         self.native.purge();
     }
 
@@ -340,6 +320,9 @@ pub(crate) fn client_config(kafka: &KafkaSection) -> ClientConfig {
         .set("bootstrap.servers", &kafka.brokers)
         .set("client.id", "millrace")
         .set("reconnect.backoff.max.ms", "1000")
+        // Brokers that have come or gone are known within this time, and not only within librdkafka's
+        // five minutes.
+        .set("topic.metadata.refresh.interval.ms", "10000")
         // A peer that hangs is not a broken connection; keep-alives tell those apart.
         .set("socket.keepalive.enable", "true");
     for (key, value) in &kafka.properties {

@@ -157,8 +157,11 @@ impl<P: Producer> Pump<P> {
 
     fn sleep(&self) {
         self.wake.announce_sleep();
-        if !self.uplinks.iter().any(UplinkReceiver::has_batch) {
-            let owes = !self.ledger.refused.is_empty()
+        // What the producer could not take comes before what follows it.
+        let blocked = self.unfinished.is_some();
+        if blocked || !self.uplinks.iter().any(UplinkReceiver::has_batch) {
+            let owes = blocked
+                || !self.ledger.refused.is_empty()
                 || self.ledger.acknowledged.iter().any(|of_worker| !of_worker.is_empty());
             self.wake.wait(if owes { BUSY_TICK } else { IDLE_TICK });
         }
@@ -188,6 +191,7 @@ impl<P: Producer> Pump<P> {
     /// Gives a batch to the producer; false if it could not take all of it now.
     fn produce(&mut self, mut unfinished: Unfinished) -> bool {
         let (mut produced, mut full) = (0, false);
+        self.producer.look();
         let unix_ms = unfinished.batch.unix_ms();
         for (identity, kind, headers, payload) in unfinished.batch.records().skip(unfinished.next) {
             let token = super::producer::token(identity, kind, headers);

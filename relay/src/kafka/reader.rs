@@ -6,15 +6,43 @@ use std::time::Duration;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::{BorrowedMessage, Message as _};
-use rdkafka::metadata::{MetadataPartition, MetadataTopic};
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::KafkaSection;
 
-use super::{LogContext, client_config};
+use super::again::{ask_again, described, is_unknown_topic, watermarks};
+use super::{LogContext, client_config, rejoin};
 
-/// How long the cluster may take to describe the topic.
-const METADATA_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the cluster may take to describe the topic, and then to tell an end of it.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why a topic is not read.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// librdkafka refuses.
+    #[error("the Kafka client refuses its configuration: {0}; see kafka.properties")]
+    Client(#[from] KafkaError),
+    /// The cluster does not say what there is to read.
+    #[error(
+        "the cluster does not tell the partitions of topic {topic} and their ends ({source}); is a \
+         broker of kafka.brokers running, and has each partition of the topic a leader?"
+    )]
+    Untold {
+        /// Which topic.
+        topic: String,
+        /// librdkafka's last word.
+        source: KafkaError,
+    },
+}
+
+/// What is known of a topic before it is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Known {
+    /// It was made: a broker that does not know it will soon.
+    Made,
+    /// Perhaps nobody has made it.
+    Nothing,
+}
 
 /// A reader of all partitions of a topic.
 pub(crate) struct TopicReader {
@@ -28,9 +56,14 @@ pub(crate) struct TopicReader {
 }
 
 impl TopicReader {
-    /// One at the beginning of the topic, which has no partitions if it is not there. `name` tells it
-    /// apart from other readers; nothing is committed.
-    pub(crate) fn open(kafka: &KafkaSection, topic: String, name: &str) -> KafkaResult<Self> {
+    /// One at the beginning of the topic, which has no partitions if nobody has made it. `name` tells
+    /// it apart from other readers; nothing is committed.
+    pub(crate) fn open(
+        kafka: &KafkaSection,
+        topic: String,
+        name: &str,
+        known: Known,
+    ) -> Result<Self, OpenError> {
         let mut client = client_config(kafka);
         client
             .set("group.id", format!("{}{name}", kafka.topic_prefix))
@@ -39,14 +72,10 @@ impl TopicReader {
             .set("enable.partition.eof", "true")
             .set("fetch.error.backoff.ms", "50")
             .set("queued.max.messages.kbytes", "16384");
-        let consumer: BaseConsumer<LogContext> = client.create_with_context(LogContext)?;
-        let metadata = consumer.fetch_metadata(Some(&topic), METADATA_TIMEOUT)?;
-        let partitions: Vec<i32> = metadata
-            .topics()
-            .iter()
-            .flat_map(MetadataTopic::partitions)
-            .map(MetadataPartition::id)
-            .collect();
+        let consumer: BaseConsumer<LogContext> =
+            client.create_with_context(LogContext::new(kafka))?;
+        let untold = |source| OpenError::Untold { topic: topic.clone(), source };
+        let partitions = partitions(&consumer, &topic, known).map_err(untold)?;
         let mut all = TopicPartitionList::new();
         for partition in &partitions {
             all.add_partition_offset(&topic, *partition, Offset::Beginning)?;
@@ -55,7 +84,8 @@ impl TopicReader {
         // waits for records.
         let mut behind = BTreeMap::new();
         for partition in &partitions {
-            let (start, end) = consumer.fetch_watermarks(&topic, *partition, METADATA_TIMEOUT)?;
+            let (start, end) =
+                watermarks(consumer.client(), &topic, *partition, TIMEOUT).map_err(untold)?;
             if start < end {
                 behind.insert(*partition, end);
             }
@@ -90,6 +120,7 @@ impl TopicReader {
         mut each: impl FnMut(&BorrowedMessage<'_>),
     ) -> KafkaResult<bool> {
         let mut patience = patience;
+        rejoin(self.consumer.client());
         for round in 0..most {
             match self.consumer.poll(patience) {
                 None => return Ok(round > 0),
@@ -109,4 +140,15 @@ impl TopicReader {
         }
         Ok(true)
     }
+}
+
+fn partitions(
+    consumer: &BaseConsumer<LogContext>,
+    topic: &str,
+    known: Known,
+) -> KafkaResult<Vec<i32>> {
+    ask_again(TIMEOUT, |left| match described(consumer.client(), topic, left) {
+        Err(error) if known == Known::Nothing && is_unknown_topic(&error) => Ok(Vec::new()),
+        answer => answer,
+    })
 }

@@ -144,34 +144,6 @@ impl ConnectionKey {
     }
 }
 
-/// A number in decimal, without an allocation.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Decimal {
-    digits: [u8; Self::LENGTH],
-    first: usize,
-}
-
-impl Decimal {
-    /// Digits of `u64::MAX`.
-    const LENGTH: usize = 20;
-
-    pub(super) fn new(mut number: u64) -> Self {
-        let (mut digits, mut first) = ([b'0'; Self::LENGTH], Self::LENGTH);
-        loop {
-            first -= 1;
-            digits[first] += u8::try_from(number % 10).expect("a digit");
-            number /= 10;
-            if number == 0 {
-                return Self { digits, first };
-            }
-        }
-    }
-
-    pub(super) fn as_bytes(&self) -> &[u8] {
-        &self.digits[self.first..]
-    }
-}
-
 /// The connection and the name of the one whom replies wait for, from a record's key: a key without
 /// a slash has no such name.
 pub(super) fn split_reply_key(text: &[u8]) -> Result<(ConnectionKey, Option<&str>), KeyError> {
@@ -198,8 +170,8 @@ pub struct Identity {
     pub printed: Box<[u8]>,
     /// The headers that do not change; see [`headers_of`](Self::headers_of).
     pub headers: [(&'static CStr, Box<[u8]>); 6],
-    /// The partition may have been another server's.
-    leased: bool,
+    /// The server's lease of the partition, which may have been another's before; 0 without one.
+    pub(super) epoch: u64,
     /// Its worker is told what Kafka has acknowledged.
     pub acknowledge: bool,
     /// What the protocol adds to its `open` records: the bytes of [`Headers`].
@@ -245,7 +217,7 @@ impl Identity {
                 (header::SERVER, text(&association.name)),
                 (header::EPOCH, text(&association.epoch)),
             ],
-            leased: association.epoch > 0,
+            epoch: association.epoch,
             acknowledge: begin.acknowledge,
             begin: begin.headers.as_bytes().into(),
             moved_from: None,
@@ -260,7 +232,7 @@ impl Identity {
     /// Those of a record of this kind. Who a message is for stands in it only where readers must be
     /// told: a header costs as much processor time as a twelfth of a message.
     pub fn headers_of(&self, kind: Kind) -> &[(&'static CStr, Box<[u8]>)] {
-        if kind.is_message() && !self.leased {
+        if kind.is_message() && self.epoch == 0 {
             return &self.headers[..Self::HEADERS_OF_ALL];
         }
         &self.headers
@@ -284,7 +256,7 @@ impl Identity {
             partition: association.partition,
             printed: self.printed.clone(),
             headers,
-            leased: association.epoch > 0,
+            epoch: association.epoch,
             acknowledge: self.acknowledge,
             begin: self.begin.clone(),
             moved_from: former,
@@ -311,14 +283,6 @@ mod tests {
                 generation,
             };
             prop_assert_eq!(ConnectionKey::parse(&key.print()), Ok(key));
-        }
-
-        #[test]
-        fn decimals_are_those_of_the_library(number: u64) {
-            for number in [number, number >> 40, number >> 60, u64::MAX] {
-                let (decimal, expected) = (Decimal::new(number), number.to_string());
-                prop_assert_eq!(decimal.as_bytes(), expected.as_bytes());
-            }
         }
 
         #[test]

@@ -8,10 +8,15 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use crate::config::Config;
 
+use super::again::{ask_again, described, watermarks};
 use super::producer::client_config;
 
 /// How long the cluster may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// How long it may take until all partitions of a topic that was made have leaders that answer.
+const LEADERS_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long there may be too few brokers for a topic: a controller that was slow takes brokers for gone.
+const BROKERS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why the topics are not there.
 #[derive(Debug, thiserror::Error)]
@@ -100,7 +105,8 @@ async fn ensure(
     admin: &AdminClient<DefaultClientContext>,
     wanted: &Wanted,
 ) -> Result<(), TopicError> {
-    let deadline = std::time::Instant::now() + TIMEOUT;
+    let began = std::time::Instant::now();
+    let deadline = began + LEADERS_TIMEOUT;
     let mut asked = None;
     loop {
         // Creation is acknowledged before every broker knows of it. And another relay may have made
@@ -108,19 +114,61 @@ async fn ensure(
         let there = partitions(config, admin, &wanted.name)?;
         let enough = if wanted.grows { wanted.partitions } else { 1 };
         if there >= enough {
-            return Ok(());
+            let left = deadline.saturating_duration_since(std::time::Instant::now());
+            return if asked.is_some() { await_leaders(admin, wanted, left) } else { Ok(()) };
         }
         if asked != Some(there) {
-            ask(config, admin, wanted, there).await?;
-            asked = Some(there);
+            match ask(config, admin, wanted, there).await? {
+                Asked::Taken => asked = Some(there),
+                Asked::TooFewBrokers if began.elapsed() < BROKERS_TIMEOUT => {
+                    tokio::time::sleep(BROKERS_TIMEOUT / 10).await;
+                }
+                Asked::TooFewBrokers => {
+                    return Err(wanted.problem(format!(
+                        "fewer brokers are there than it should have replicas (`kafka.replication` \
+                         is {}; -1 is what the brokers say)",
+                        config.kafka.replication
+                    )));
+                }
+            }
         }
         if std::time::Instant::now() > deadline {
-            return Err(
-                wanted.problem(format!("{enough} partitions did not appear in {TIMEOUT:?}"))
-            );
+            return Err(wanted
+                .problem(format!("{enough} partitions did not appear in {LEADERS_TIMEOUT:?}")));
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// Waits until each partition has a leader that answers: a broker tells that it leads one before it
+/// does.
+fn await_leaders(
+    admin: &AdminClient<DefaultClientContext>,
+    wanted: &Wanted,
+    patience: Duration,
+) -> Result<(), TopicError> {
+    let (client, topic) = (admin.inner(), &*wanted.name);
+    let deadline = std::time::Instant::now() + patience;
+    let left = || deadline.saturating_duration_since(std::time::Instant::now());
+    let unled = |error: KafkaError| {
+        wanted.problem(format!(
+            "not every partition has a leader that answers, {LEADERS_TIMEOUT:?} after it was made \
+             ({error}); the brokers' logs may say why"
+        ))
+    };
+    let partitions = ask_again(left(), |left| described(client, topic, left)).map_err(unled)?;
+    for partition in partitions {
+        watermarks(client, topic, partition, left()).map_err(unled)?;
+    }
+    Ok(())
+}
+
+/// What the cluster says to a request for topics or partitions.
+enum Asked {
+    /// They are there, or will be.
+    Taken,
+    /// There are not as many brokers as replicas; none, while the controller takes them for gone.
+    TooFewBrokers,
 }
 
 /// Asks for what is missing.
@@ -129,7 +177,7 @@ async fn ask(
     admin: &AdminClient<DefaultClientContext>,
     wanted: &Wanted,
     there: i32,
-) -> Result<(), TopicError> {
+) -> Result<Asked, TopicError> {
     let Wanted { name: topic, partitions: count, properties, .. } = wanted;
     let options =
         AdminOptions::new().operation_timeout(Some(TIMEOUT)).request_timeout(Some(TIMEOUT));
@@ -145,15 +193,21 @@ async fn ask(
     for result in results.map_err(|error| wanted.problem(error.to_string()))? {
         match result {
             Ok(_) => tracing::info!(topic, partitions = count, "created"),
-            // Another relay was faster.
+            // Another relay was faster; or the controller has it, and not every broker does yet, which
+            // is waited for anyway.
             Err((
                 _,
-                RDKafkaErrorCode::TopicAlreadyExists | RDKafkaErrorCode::InvalidPartitions,
+                RDKafkaErrorCode::TopicAlreadyExists
+                | RDKafkaErrorCode::InvalidPartitions
+                | RDKafkaErrorCode::RequestTimedOut,
             )) => {}
+            Err((_, RDKafkaErrorCode::InvalidReplicationFactor)) => {
+                return Ok(Asked::TooFewBrokers);
+            }
             Err((_, code)) => return Err(wanted.problem(code.to_string())),
         }
     }
-    Ok(())
+    Ok(Asked::Taken)
 }
 
 /// Partitions of a topic that have a leader; 0: there is no such topic.

@@ -1,6 +1,5 @@
 //! Writes to the registry topic, and knows how far what it wrote has come.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
@@ -11,7 +10,7 @@ use rdkafka::producer::{
 };
 
 use crate::config::Config;
-use crate::kafka::{logs_as_ours, writer_config};
+use crate::kafka::{LogContext, logs_as_ours, rejoin, writer_config};
 
 use super::Write;
 
@@ -19,12 +18,12 @@ use super::Write;
 const METADATA_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What the delivery reports say.
-#[derive(Clone, Default)]
 struct Reports {
+    log: LogContext,
     /// The offset behind the last record that was acknowledged.
-    end: Arc<AtomicI64>,
+    end: AtomicI64,
     /// A record will never be there.
-    failed: Arc<AtomicBool>,
+    failed: AtomicBool,
 }
 
 logs_as_ours!(Reports);
@@ -49,24 +48,27 @@ impl ProducerContext for Reports {
 /// A writer of the registry.
 pub(super) struct Author {
     producer: BaseProducer<Reports>,
-    reports: Reports,
     topic: String,
 }
 
 impl Author {
     pub(super) fn new(config: &Config) -> KafkaResult<Self> {
-        let reports = Reports::default();
+        let reports = Reports {
+            log: LogContext::new(&config.kafka),
+            end: AtomicI64::new(0),
+            failed: AtomicBool::new(false),
+        };
         let mut client = writer_config(&config.kafka);
         // Nothing is written before it was read back, so that little waits.
         client.set("linger.ms", "0");
-        let producer: BaseProducer<_> = client.create_with_context(reports.clone())?;
+        let producer: BaseProducer<_> = client.create_with_context(reports)?;
         let topic = config.kafka.registry_topic();
         // An idempotent producer asks for its id twice a second, if it has a connection then; and it
         // makes none before it is asked for something.
         if let Err(error) = producer.client().fetch_metadata(Some(&topic), METADATA_TIMEOUT) {
             tracing::debug!(%error, "the author of the registry has no connection yet");
         }
-        Ok(Self { producer, reports, topic })
+        Ok(Self { producer, topic })
     }
 
     pub(super) fn write(&self, write: &Write) -> KafkaResult<()> {
@@ -81,12 +83,14 @@ impl Author {
     /// Serves delivery reports; true if one of them was bad.
     pub(super) fn poll(&self) -> bool {
         self.producer.poll(Duration::ZERO);
-        self.reports.failed.swap(false, Ordering::SeqCst)
+        rejoin(self.producer.client());
+        self.producer.context().failed.swap(false, Ordering::SeqCst)
     }
 
     /// Whether all that was written has been read by whoever has read up to `next`.
     pub(super) fn is_read_back(&self, next: i64) -> bool {
-        self.producer.in_flight_count() == 0 && self.reports.end.load(Ordering::SeqCst) <= next
+        self.producer.in_flight_count() == 0
+            && self.producer.context().end.load(Ordering::SeqCst) <= next
     }
 
     /// Why nothing will ever be written again.

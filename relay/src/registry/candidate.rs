@@ -7,13 +7,15 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, Rebalance}
 use rdkafka::error::KafkaResult;
 
 use crate::config::Config;
-use crate::kafka::{client_config, logs_as_ours};
+use crate::kafka::{LogContext, client_config, logs_as_ours, rejoin};
 
 /// Heartbeats in a session's timeout; Kafka's advice is no fewer than three.
 const HEARTBEATS: u32 = 3;
 
-#[derive(Default)]
-struct Assigned(AtomicBool);
+struct Assigned {
+    log: LogContext,
+    coordinates: AtomicBool,
+}
 
 logs_as_ours!(Assigned);
 
@@ -25,10 +27,10 @@ impl ConsumerContext for Assigned {
                 if let Err(error) = consumer.pause(partitions) {
                     tracing::warn!(%error, "the registry is read twice");
                 }
-                self.0.store(true, Ordering::SeqCst);
+                self.coordinates.store(true, Ordering::SeqCst);
             }
             Rebalance::Revoke(partitions) if partitions.count() > 0 => {
-                self.0.store(false, Ordering::SeqCst);
+                self.coordinates.store(false, Ordering::SeqCst);
             }
             Rebalance::Assign(_) | Rebalance::Revoke(_) => {}
             Rebalance::Error(error) => tracing::warn!(%error, "choosing the coordinator"),
@@ -51,7 +53,10 @@ impl Candidate {
             .set("partition.assignment.strategy", "cooperative-sticky")
             .set("enable.auto.commit", "false")
             .set("auto.offset.reset", "latest");
-        let consumer: BaseConsumer<Assigned> = client.create_with_context(Assigned::default())?;
+        let consumer: BaseConsumer<Assigned> = client.create_with_context(Assigned {
+            log: LogContext::new(&config.kafka),
+            coordinates: AtomicBool::new(false),
+        })?;
         consumer.subscribe(&[&config.kafka.registry_topic()])?;
         Ok(Self(consumer))
     }
@@ -61,6 +66,7 @@ impl Candidate {
         if let Some(Err(error)) = self.0.poll(Duration::ZERO) {
             tracing::warn!(%error, "choosing the coordinator; trying on");
         }
-        self.0.context().0.load(Ordering::SeqCst)
+        rejoin(self.0.client());
+        self.0.context().coordinates.load(Ordering::SeqCst)
     }
 }

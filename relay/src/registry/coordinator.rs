@@ -22,6 +22,8 @@ const MAX_SUPERSEDED: usize = 8;
 pub(super) const LOST: &str = "another server has its partition";
 /// Looks at the clock in a lease.
 const SCANS_PER_LEASE: u32 = 10;
+/// A coordinator that has not looked for so long cannot tell who was silent from whom it did not hear.
+const LEAST_GAP: Duration = Duration::from_secs(1);
 
 /// What a coordinator has to ask of the world.
 pub trait Facts {
@@ -55,6 +57,7 @@ pub struct Coordinator {
     graves: BTreeMap<Partition, Instant>,
     rebalancings: Rebalancings,
     next_scan: Instant,
+    looked: Instant,
 }
 
 /// Whether a server has its answer.
@@ -79,6 +82,7 @@ impl Coordinator {
             graves: BTreeMap::new(),
             rebalancings: Rebalancings::default(),
             next_scan: now,
+            looked: now,
         }
     }
 
@@ -107,6 +111,26 @@ impl Coordinator {
         self.empty.clear();
         self.rebalancings.clear();
         self.next_scan = now;
+        self.looked = now;
+    }
+
+    /// Says that all that was written is read, so that who is silent is silent. To be said before each
+    /// decision: if it was not for half of somebody's time (the relay stood still, or Kafka did not
+    /// answer), everybody has the whole of it again.
+    pub fn look(&mut self, now: Instant) {
+        let gap = self.policy.lease.min(self.policy.relay_timeout) / 2;
+        let looked = std::mem::replace(&mut self.looked, now);
+        let missed = now.saturating_duration_since(looked);
+        if let Some((_, begun)) = &mut self.term
+            && missed > gap.max(LEAST_GAP)
+        {
+            tracing::warn!(
+                missed_ms = missed.as_millis(),
+                "the coordinator has not looked; all leases begin anew"
+            );
+            *begun = now;
+            self.empty.clear();
+        }
     }
 
     /// Leaves it.

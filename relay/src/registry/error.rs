@@ -4,23 +4,17 @@ use std::time::Duration;
 
 use rdkafka::error::KafkaError;
 
+use crate::kafka::OpenError;
+
 /// Why a relay has no registry.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
     /// librdkafka refuses.
     #[error("the Kafka client refuses its configuration: {0}; see kafka.properties")]
     Client(#[from] KafkaError),
-    /// The cluster does not describe the topic.
-    #[error(
-        "the cluster does not describe topic {topic} ({source}); start a broker, or set \
-         kafka.brokers"
-    )]
-    Unreadable {
-        /// The registry.
-        topic: String,
-        /// librdkafka's word.
-        source: KafkaError,
-    },
+    /// The topic cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
     /// No relay has ever run with these topics.
     #[error(
         "there is no topic {topic}: no relay has made it yet; start one with `relay run`, or set \

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use rdkafka::message::Message as _;
 
 use crate::config::Config;
-use crate::kafka::TopicReader;
+use crate::kafka::{Known, TopicReader};
 
 use super::{Change, Outcome, Registry, RegistryError};
 
@@ -22,10 +22,9 @@ pub(super) struct Follower {
 
 impl Follower {
     /// One at the beginning of the topic, which must have one partition.
-    pub(super) fn open(config: &Config) -> Result<Self, RegistryError> {
+    pub(super) fn open(config: &Config, known: Known) -> Result<Self, RegistryError> {
         let topic = config.kafka.registry_topic();
-        let reader = TopicReader::open(&config.kafka, topic.clone(), "registry-reader")
-            .map_err(|source| RegistryError::Unreadable { topic: topic.clone(), source })?;
+        let reader = TopicReader::open(&config.kafka, topic.clone(), "registry-reader", known)?;
         match reader.partitions() {
             0 => Err(RegistryError::Missing { topic }),
             1 => Ok(Self { reader, next: 0 }),
@@ -87,7 +86,8 @@ impl Watch {
     /// Reads the registry as it is now.
     pub fn open(config: &Config) -> Result<Self, RegistryError> {
         let timeout = Duration::from_millis(config.registry.start_timeout_ms.into());
-        let (mut follower, mut registry) = (Follower::open(config)?, Registry::default());
+        let (mut follower, mut registry) =
+            (Follower::open(config, Known::Nothing)?, Registry::default());
         follower.catch_up(timeout, |offset, key, value| {
             registry.apply(offset, key, value);
         })?;

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
-use crate::kafka::{Incarnation, RelayId};
+use crate::kafka::{Incarnation, Known, Leases, RelayId};
 use crate::route::{Associations, Balance, ServerLink, ServerState, ServiceId};
 
 use super::author::Author;
@@ -134,8 +134,10 @@ impl RegistryLink {
         config: &Config,
         incarnation: Incarnation,
         associations: &Arc<Associations>,
+        leases: Arc<Leases>,
     ) -> Result<Self, RegistryError> {
-        let mut link = Link::open(config, incarnation, Box::new(Arc::clone(associations)))?;
+        let listener = Box::new(Arc::clone(associations));
+        let mut link = Link::open(config, incarnation, listener, leases)?;
         link.claim()?;
         let observer = RegistryObserver {
             core: Arc::clone(&link.core),
@@ -196,6 +198,7 @@ struct Link {
     candidate: Candidate,
     core: Arc<Mutex<Core>>,
     listener: Box<dyn Listener>,
+    leases: Arc<Leases>,
     /// Servers as the listener knows them; not those that the configuration declares.
     told: HashMap<String, ServerLink>,
     backlogs: Backlogs,
@@ -204,6 +207,8 @@ struct Link {
     refused: bool,
     /// Nothing is decided before then.
     held_back: Instant,
+    /// When this relay's last word was written.
+    spoken: Instant,
     next_beat: Instant,
     beat_interval: Duration,
     start_timeout: Duration,
@@ -217,6 +222,7 @@ impl Link {
         config: &Config,
         incarnation: Incarnation,
         listener: Box<dyn Listener>,
+        leases: Arc<Leases>,
     ) -> Result<Self, RegistryError> {
         let now = Instant::now();
         let start_timeout = Duration::from_millis(config.registry.start_timeout_ms.into());
@@ -226,7 +232,7 @@ impl Link {
         let mut core = Core { registry: Registry::default(), coordinator };
         // First, so that it gets its id while the registry is read.
         let author = Author::new(config)?;
-        let mut follower = Follower::open(config)?;
+        let mut follower = Follower::open(config, Known::Made)?;
         follower.catch_up(start_timeout, |offset, key, value| {
             let outcome = core.registry.apply(offset, key, value);
             core.coordinator.observe_past(&outcome);
@@ -242,11 +248,13 @@ impl Link {
             candidate: Candidate::new(config)?,
             core,
             listener,
+            leases,
             told: HashMap::new(),
             backlogs: Backlogs::new(config, incarnation, lease / FACTS_PER_LEASE),
             office: Office::From(now),
             refused: false,
             held_back: now,
+            spoken: now,
             next_beat: now,
             beat_interval: relay_timeout / BEATS_PER_TIMEOUT,
             start_timeout,
@@ -325,8 +333,11 @@ impl Link {
             if let Some(error) = self.author.fatal() {
                 return Err(error);
             }
-            if Instant::now() >= self.next_beat && self.is_read_back() {
-                self.beat();
+            if self.is_read_back() {
+                self.leases.known(self.spoken);
+                if Instant::now() >= self.next_beat {
+                    self.beat();
+                }
             }
             self.coordinate(chosen);
         }
@@ -415,6 +426,7 @@ impl Link {
             return;
         }
         if !is_declared {
+            self.leases.set(link.partition, id, link.epoch);
             self.told.insert(id.to_owned(), link.clone());
         }
         self.listener.server(link);
@@ -466,7 +478,8 @@ impl Link {
     }
 
     fn beat(&mut self) {
-        self.next_beat = Instant::now() + self.beat_interval;
+        self.spoken = Instant::now();
+        self.next_beat = self.spoken + self.beat_interval;
         self.say(RelayState::Live);
     }
 
@@ -545,6 +558,7 @@ impl Link {
         }
         let writes = {
             let core = &mut *lock(&self.core);
+            core.coordinator.look(now);
             let mut facts = World { backlogs: &mut self.backlogs, listener: &*self.listener };
             core.coordinator.decide(&core.registry, &mut facts, now)
         };

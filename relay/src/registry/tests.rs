@@ -106,6 +106,17 @@ impl Bench {
         term
     }
 
+    /// Relay 3 says that it runs.
+    fn beat(&mut self) {
+        let record = RelayRecord {
+            version: VERSION,
+            incarnation: Incarnation::new(7),
+            state: RelayState::Live,
+            place: String::new(),
+        };
+        self.write(&Key::Relay(RelayId(3)), &record);
+    }
+
     /// Decides until there is nothing to decide any more.
     fn settle(&mut self) {
         for _ in 0..ROUNDS {
@@ -365,6 +376,34 @@ fn a_new_coordinator_gives_everybody_a_whole_lease() {
 }
 
 #[test]
+fn a_coordinator_that_stood_still_gives_everybody_a_whole_lease() {
+    let mut bench = Bench::new();
+    bench.register("a", &registration("one", 17));
+    bench.settle();
+    bench.beat();
+    let running = |bench: &Bench| {
+        let relay = bench.registry.relays()[&RelayId(3)].state;
+        (bench.lease("a").state, relay) == (ServerState::Live, RelayState::Live)
+    };
+    bench.coordinator.look(bench.now);
+    bench.now += 3 * LEASE;
+    bench.coordinator.look(bench.now);
+    bench.settle();
+    assert!(running(&bench), "what they have written meanwhile is read now");
+    for _ in 0..3 {
+        bench.now += LEASE / 3;
+        bench.coordinator.look(bench.now);
+        bench.settle();
+        assert!(running(&bench));
+    }
+    bench.now += LEASE / 3;
+    bench.coordinator.look(bench.now);
+    bench.settle();
+    assert_eq!(bench.lease("a").state, ServerState::Away);
+    assert_eq!(bench.registry.relays()[&RelayId(3)].state, RelayState::Gone);
+}
+
+#[test]
 fn who_has_registered_long_ago_gets_no_lease_until_it_speaks() {
     let mut bench = Bench::new();
     bench.write(&Key::Server("a".to_owned()), &registration("one", 7));
@@ -387,13 +426,7 @@ fn who_has_registered_long_ago_gets_no_lease_until_it_speaks() {
 #[test]
 fn a_silent_relay_is_gone() {
     let mut bench = Bench::new();
-    let record = RelayRecord {
-        version: VERSION,
-        incarnation: Incarnation::new(7),
-        state: RelayState::Live,
-        place: String::new(),
-    };
-    bench.write(&Key::Relay(RelayId(3)), &record);
+    bench.beat();
     bench.pass(LEASE / 2);
     assert_eq!(bench.registry.relays()[&RelayId(3)].state, RelayState::Live);
     bench.pass(LEASE);

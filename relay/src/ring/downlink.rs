@@ -10,6 +10,7 @@ use crate::kafka::ConnectionKey;
 use crate::worker::UndeliveredReason;
 
 use super::Wake;
+use super::delivered::{Delivered, MOST_DELIVERIES};
 
 /// Batches of one worker; while none is empty the consumer reads no more.
 const BATCHES: usize = 16;
@@ -20,8 +21,6 @@ const BATCH_COMMANDS: usize = 4096;
 /// Replies of one worker that were not sent and that the consumer has not asked for yet; further ones
 /// wait at the worker.
 const RETURNS: usize = 4096;
-/// Deliveries of replies that waited, of all workers, that are not reported.
-pub const MOST_DELIVERIES: usize = 1024;
 
 /// What the worker is to do for a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +48,7 @@ pub struct ReplyOffset(pub i64);
 pub enum Receipt {
     /// The consumer, which commits offsets past what is settled only.
     Offset(ReplyOffset),
-    /// The keeper, which has given this worker replies that waited.
+    /// The keeper, which has given this worker replies that waited: all of a delivery at once.
     Held {
         /// In which delivery.
         delivery: u64,
@@ -60,26 +59,6 @@ pub enum Receipt {
     },
     /// Nobody.
     None,
-}
-
-/// What has become of a delivery of replies that waited.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Delivered {
-    /// Which.
-    pub delivery: u64,
-    /// What.
-    pub outcome: Outcome,
-}
-
-/// How a delivery of replies that waited has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// All of it was sent.
-    Sent,
-    /// A part of it may have been sent; it waits on.
-    NotSent,
-    /// This part of it cannot be sent to the client; the others wait on.
-    Unencodable(u32),
 }
 
 /// A reply that was not sent.
@@ -221,8 +200,7 @@ pub fn downlink(worker: Wake, consumer: Wake) -> (DownlinkSender, DownlinkReceiv
         filled: ArrayQueue::new(BATCHES),
         empty: ArrayQueue::new(BATCHES),
         returned: ArrayQueue::new(RETURNS),
-        // One may be reported twice: that a part cannot be sent, and then that it has ended.
-        delivered: ArrayQueue::new(2 * MOST_DELIVERIES),
+        delivered: ArrayQueue::new(MOST_DELIVERIES),
         settled: AtomicI64::new(i64::MIN),
         worker,
         consumer,

@@ -6,14 +6,16 @@
 //! wakes it once for a batch, and not at all while it is awake.
 
 mod credit;
+mod delivered;
 mod downlink;
 mod uplink;
 mod wake;
 
 pub use credit::{Credit, MESSAGE_OVERHEAD_BYTES, Mark};
+pub use delivered::{DELIVERY_PARTS, Delivered, MOST_DELIVERIES, Parts};
 pub use downlink::{
-    Command, Delivered, DownlinkBatch, DownlinkReceiver, DownlinkSender, MOST_DELIVERIES, Outcome,
-    Receipt, ReplyOffset, Return, downlink,
+    Command, DownlinkBatch, DownlinkReceiver, DownlinkSender, Receipt, ReplyOffset, Return,
+    downlink,
 };
 pub use uplink::{Kind, Origin, UplinkBatch, UplinkReceiver, UplinkSender, uplink};
 pub use wake::Wake;

@@ -12,7 +12,10 @@ use rdkafka::message::{BorrowedMessage, Header, Headers as _, Message as _, Owne
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext};
 
 use crate::config::Config;
-use crate::kafka::{Incarnation, TopicReader, logs_as_ours, writer_config};
+use crate::kafka::{
+    Incarnation, Known, LogContext, OpenError, StopTime, TopicReader, logs_as_ours, rejoin,
+    writer_config,
+};
 
 use super::Associations;
 use super::record::{GENERATION, Value};
@@ -38,6 +41,9 @@ pub enum LogError {
     /// librdkafka refuses.
     #[error("the Kafka client refuses its configuration: {0}; see kafka.properties")]
     Client(#[from] KafkaError),
+    /// The topic cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
     /// The topic cannot be read.
     #[error(
         "topic {topic} could not be read to its end: nothing came for {} s, {partitions} \
@@ -55,7 +61,10 @@ pub enum LogError {
     },
 }
 
-struct Reports(Arc<Associations>);
+struct Reports {
+    log: LogContext,
+    associations: Arc<Associations>,
+}
 
 logs_as_ours!(Reports);
 
@@ -65,11 +74,11 @@ impl ProducerContext for Reports {
     fn delivery(&self, result: &DeliveryResult<'_>, record: Box<Outgoing>) {
         match result {
             Ok(_) => {
-                self.0.log_stats().written.fetch_add(1, Ordering::Relaxed);
+                self.associations.log_stats().written.fetch_add(1, Ordering::Relaxed);
             }
             Err((error, _)) => {
                 tracing::warn!(%error, "an association was not written; it will be again");
-                self.0.put_back(*record);
+                self.associations.put_back(*record);
             }
         }
     }
@@ -82,7 +91,7 @@ pub struct AssociationLog {
     topic: String,
     me: (u16, u64),
     associations: Arc<Associations>,
-    stop_timeout: Duration,
+    stop_time: StopTime,
 }
 
 impl AssociationLog {
@@ -91,9 +100,10 @@ impl AssociationLog {
         config: &Config,
         incarnation: Incarnation,
         associations: Arc<Associations>,
+        stop_time: StopTime,
     ) -> Result<Self, LogError> {
         let topic = config.kafka.associations_topic();
-        let reader = TopicReader::open(&config.kafka, topic.clone(), "associations")?;
+        let reader = TopicReader::open(&config.kafka, topic.clone(), "associations", Known::Made)?;
         let mut writer = writer_config(&config.kafka);
         writer
             .set("linger.ms", "5")
@@ -101,11 +111,14 @@ impl AssociationLog {
             .set("partitioner", "murmur2");
         let mut log = Self {
             reader,
-            producer: writer.create_with_context(Reports(associations.clone()))?,
+            producer: writer.create_with_context(Reports {
+                log: LogContext::new(&config.kafka),
+                associations: associations.clone(),
+            })?,
             topic,
             me: (config.relay.id, incarnation.value()),
             associations,
-            stop_timeout: Duration::from_millis(u64::from(config.relay.stop_timeout_ms)),
+            stop_time,
         };
         log.read_to_end()?;
         Ok(log)
@@ -145,7 +158,7 @@ impl AssociationLog {
                 self.associations.expire();
             }
         }
-        let deadline = Instant::now() + self.stop_timeout;
+        let deadline = Instant::now() + self.stop_time.left();
         loop {
             self.write();
             let left =
@@ -158,6 +171,7 @@ impl AssociationLog {
                 return;
             }
             self.producer.poll(POLL);
+            rejoin(self.producer.client());
         }
     }
 
@@ -171,6 +185,7 @@ impl AssociationLog {
     /// Gives the producer what it may have.
     fn write(&self) {
         self.producer.poll(Duration::ZERO);
+        rejoin(self.producer.client());
         while self.producer.in_flight_count() < MOST_IN_FLIGHT {
             let records = self.associations.take_unwritten(MOST_TAKEN);
             if records.is_empty() {

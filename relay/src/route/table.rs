@@ -9,6 +9,8 @@
 //! Whoever has a client writes its record again when it sees one that does not count, so that the
 //! one which counts is the key's last and outlives compaction.
 
+mod relays;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -34,11 +36,26 @@ pub(super) type Holder = (RelayId, Incarnation);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Presence {
     Connected,
-    /// Kept until then, Unix milliseconds. An orphan's relay is gone.
+    /// Kept until then, Unix milliseconds.
     Away {
         until: u64,
-        orphan: bool,
     },
+    /// Away, because its relay is gone. Whether the log has it as connected, which it is if that relay
+    /// turns out to run.
+    Orphan {
+        until: u64,
+        connected: bool,
+    },
+}
+
+impl Presence {
+    /// How long one who is away is kept.
+    fn until(self) -> Option<u64> {
+        match self {
+            Self::Connected => None,
+            Self::Away { until } | Self::Orphan { until, .. } => Some(until),
+        }
+    }
 }
 
 /// Before and after.
@@ -65,7 +82,7 @@ struct Entry {
 impl Entry {
     /// Its relay is gone.
     fn is_orphan(&self) -> bool {
-        matches!(self.presence, Presence::Away { orphan: true, .. })
+        matches!(self.presence, Presence::Orphan { .. })
     }
 }
 
@@ -253,13 +270,16 @@ impl Table {
     /// The client is away from its holder.
     fn leave(&mut self, key: Key, now: u64, orphan: bool) {
         let entry = self.entries.get_mut(&key).expect("just seen");
-        let until = match entry.presence {
-            Presence::Away { until, .. } => until,
-            // Whoever comes back gets another server anyway.
-            Presence::Connected if self.servers.get(entry.server).is_leaving() => now,
-            Presence::Connected => now + self.policies[key.service.index()].keep_ms,
+        let until = entry.presence.until().unwrap_or_else(|| {
+            // Whoever comes back to a server that leaves gets another one anyway.
+            let leaves = self.servers.get(entry.server).is_leaving();
+            if leaves { now } else { now + self.policies[key.service.index()].keep_ms }
+        });
+        entry.presence = match entry.presence {
+            _ if !orphan => Presence::Away { until },
+            Presence::Orphan { connected, .. } => Presence::Orphan { until, connected },
+            was => Presence::Orphan { until, connected: was == Presence::Connected },
         };
-        entry.presence = Presence::Away { until, orphan };
         if entry.connections > 0 {
             // Its other relay is gone, and here it still is.
             let server = entry.server;
@@ -299,51 +319,13 @@ impl Table {
     pub(super) fn expire(&mut self, now: u64) {
         while self.expiries.first().is_some_and(|(until, _)| *until <= now) {
             let (_, key) = self.expiries.pop_first().expect("just seen");
-            let due = self.entries.get(&key).is_some_and(
-                |entry| matches!(entry.presence, Presence::Away { until, .. } if until <= now),
-            );
+            let due = self
+                .entries
+                .get(&key)
+                .is_some_and(|entry| entry.presence.until().is_some_and(|until| until <= now));
             if due {
                 self.end(key);
             }
-        }
-    }
-
-    /// Everything is read that was written before: who was connected through a former run of this
-    /// relay is away.
-    pub(super) fn begin(&mut self, now: u64) {
-        self.begun = true;
-        let former =
-            |table: &Self, entry: &Entry| entry.holder.0 == table.me.0 && entry.holder != table.me;
-        for key in self.keys(former) {
-            self.adopt(key, now);
-        }
-    }
-
-    /// Takes over from a former run of this relay.
-    fn adopt(&mut self, key: Key, now: u64) {
-        let me = self.me;
-        self.entries.get_mut(&key).expect("just seen").holder = me;
-        self.leave(key, now, false);
-    }
-
-    /// A relay's run, and those before it, have ended, or will not be waited for: its clients are
-    /// away.
-    pub(super) fn relay_gone(&mut self, relay: RelayId, incarnation: Incarnation, now: u64) {
-        self.gone.insert(relay, incarnation);
-        for key in self.keys(|table, entry| table.is_gone(entry.holder)) {
-            self.leave(key, now, true);
-        }
-    }
-
-    /// A run of a relay goes on, so those before it have ended. It may have been paused and taken
-    /// for gone.
-    pub(super) fn relay_runs(&mut self, relay: RelayId, incarnation: Incarnation, now: u64) {
-        if self.gone.get(&relay) == Some(&incarnation) {
-            self.gone.remove(&relay);
-        }
-        let former = Incarnation::new(incarnation.value().saturating_sub(1));
-        if self.gone.get(&relay).is_none_or(|gone| gone.value() < former.value()) {
-            self.relay_gone(relay, former, now);
         }
     }
 
@@ -361,11 +343,6 @@ impl Table {
         })
     }
 
-    fn is_gone(&self, holder: Holder) -> bool {
-        let gone = self.gone.get(&holder.0);
-        holder.0 != self.me.0 && gone.is_some_and(|gone| holder.1.value() <= gone.value())
-    }
-
     /// A server leaves: nobody is kept for it.
     pub(super) fn server_leaves(&mut self, server: ServerId) {
         let of_it = |table: &Self, entry: &Entry| {
@@ -381,18 +358,6 @@ impl Table {
     fn keys(&self, wanted: impl Fn(&Self, &Entry) -> bool) -> Vec<Key> {
         let wanted = self.entries.iter().filter(|(_, entry)| wanted(self, entry));
         wanted.map(|(key, _)| key.clone()).collect()
-    }
-
-    /// Whether this relay writes the tombstones of those whose relay is gone.
-    pub(super) fn set_coordinates(&mut self, coordinates: bool) {
-        let begins = coordinates && !self.coordinates;
-        self.coordinates = coordinates;
-        if begins {
-            for key in self.keys(|_, entry| entry.is_orphan() && !entry.counted) {
-                let generation = self.entries[&key].generation;
-                self.unwritten.insert(key, Unwritten::End(generation));
-            }
-        }
     }
 
     /// Takes up a record of the log.
@@ -426,9 +391,18 @@ impl Table {
             && let Some(entry) = self.entries.get_mut(key)
             && entry.holder == holder
         {
-            // What this relay has done is known here already.
-            entry.settled |= entry.generation == value.generation;
-            return Ok(());
+            // What this relay has done is known here already, unless a foreign tombstone ended it
+            // after this was written: then the client begins from 1 again, and the log does not.
+            if value.generation <= entry.generation {
+                entry.settled |= entry.generation == value.generation;
+                return Ok(());
+            }
+            if entry.connections > 0 {
+                entry.generation = value.generation + 1;
+                entry.settled = false;
+                self.unwritten.insert(key.clone(), Unwritten::Entry);
+                return Ok(());
+            }
         }
         if let Some(entry) = self.entries.get_mut(key) {
             entry.written = true;
@@ -459,7 +433,7 @@ impl Table {
     fn take(&mut self, key: &Key, value: &Value<'_>, to: (Holder, ServerId), now: u64) {
         let (holder, server) = to;
         let presence = match (value.state, value.until_unix_ms) {
-            (State::Away, Some(until)) => Presence::Away { until, orphan: false },
+            (State::Away, Some(until)) => Presence::Away { until },
             _ => Presence::Connected,
         };
         let former = self.entries.get(key);
@@ -487,7 +461,7 @@ impl Table {
         );
         match presence {
             Presence::Away { .. } if connections > 0 => self.claim(key.clone(), server, 0),
-            Presence::Away { until, .. } => {
+            Presence::Away { until } | Presence::Orphan { until, .. } => {
                 self.expiries.insert((until, key.clone()));
             }
             // Ours after all, and gone meanwhile.
@@ -497,18 +471,6 @@ impl Table {
             Presence::Connected => {}
         }
         self.disown(key, now);
-    }
-
-    /// A record that comes late, of a former run of this relay or of one that is gone, is of nobody
-    /// who lives. Before [`begin`](Self::begin), that does it for all former runs.
-    fn disown(&mut self, key: &Key, now: u64) {
-        let Some(holder) = self.entries.get(key).map(|entry| entry.holder) else { return };
-        let (relay, run) = self.me;
-        if self.is_gone(holder) {
-            self.leave(key.clone(), now, true);
-        } else if self.begun && holder.0 == relay && holder.1.value() < run.value() {
-            self.adopt(key.clone(), now);
-        }
     }
 
     fn apply_end(&mut self, key: &Key, generation: u64) -> Result<(), RecordRefusal> {
@@ -522,7 +484,7 @@ impl Table {
         }
         let server = entry.server;
         if entry.connections > 0 {
-            entry.presence = Presence::Away { until: 0, orphan: false };
+            entry.presence = Presence::Away { until: 0 };
             self.claim(key.clone(), server, 0);
         } else {
             if entry.counted {
@@ -553,10 +515,7 @@ impl Table {
                 Unwritten::Entry => {
                     let entry = self.entries.get_mut(&key).expect("unwritten entries are there");
                     entry.written = true;
-                    let until = match entry.presence {
-                        Presence::Connected => None,
-                        Presence::Away { until, .. } => Some(until),
-                    };
+                    let until = entry.presence.until();
                     let server = self.servers.get(entry.server).name.clone();
                     Content::Entry { server, generation: entry.generation, until }
                 }

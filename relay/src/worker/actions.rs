@@ -11,7 +11,8 @@ use crate::kafka::{ConnectionKey, Identity};
 use crate::ring::{Kind, MESSAGE_OVERHEAD_BYTES, UplinkSender};
 use crate::route::Refusal;
 
-use super::connection::{Link, Settled, State};
+use super::connection::{Link, State};
+use super::kept::Settled;
 use super::stats::{CloseReason, WorkerStats};
 use super::{Engine, Shared, SocketId, Worker};
 
@@ -72,7 +73,9 @@ impl Actions for CodecActions<'_> {
             Identity::new(link.key, holder, &association, link.client, link.server, begin);
         let identity = Arc::new(identity);
         self.uplink.push(&mut link.origin, &identity, Kind::Open, begin.headers, &[]);
-        presence.came(&identity);
+        if !begin.later {
+            presence.came(&identity);
+        }
         link.identity = Some(identity);
         link.who = Some(who);
         Ok(())
@@ -103,6 +106,11 @@ impl Actions for CodecActions<'_> {
         if let Some(receipt) = self.link.kept.take(reply) {
             self.link.output.receipts.push_back(receipt);
         }
+    }
+
+    fn ask_held(&mut self) {
+        let identity = self.link.identity.as_ref().expect("a codec begins before it asks");
+        self.shared.presence.came(identity);
     }
 
     fn close(&mut self, reason: CloseReason) {
@@ -138,6 +146,18 @@ impl<E: Engine> Worker<E> {
         result
     }
 
+    /// Books what a connection keeps in memory. True if that has just become more than it may.
+    pub(super) fn book_memory(&mut self, socket: SocketId) -> bool {
+        let connection = self.connections[socket.index()].as_mut().expect("known to the engine");
+        let (before, now) = (connection.booked_bytes, connection.kept_bytes());
+        if now != before {
+            connection.booked_bytes = now;
+            self.stats.connection_bytes.replace(before, now);
+        }
+        let most = self.shared.limits.max_connection_bytes;
+        before <= most && now > most
+    }
+
     /// Does what a codec wants, and what follows from it.
     pub(super) fn fulfil(&mut self, socket: SocketId, wishes: Wishes) {
         let connection = self.connections[socket.index()].as_mut().expect("known to the engine");
@@ -165,19 +185,24 @@ impl<E: Engine> Worker<E> {
         if let Some(other) = wishes.take_over {
             self.to_evict.push(other);
         }
-        let limits = &self.shared.limits;
         if let Some(received) = wishes.hand_on {
             self.connection(socket).state = State::HandingOn;
+            self.book_memory(socket);
             self.onward.asked.push((socket, received));
             return;
         }
+        let exceeds = self.book_memory(socket);
         if let Some(reason) = wishes.close {
             return self.finish(socket, reason);
         }
+        let limits = &self.shared.limits;
         if bytes > limits.reply_limit_bytes {
             return self.close(socket, CloseReason::SlowReader);
         }
-        if is_open && (hold || bytes > limits.reply_pause_bytes) {
+        if exceeds {
+            return self.flush_and_close(socket, CloseReason::MemoryLimit);
+        }
+        if is_open && (hold || bytes > self.shared.limits.reply_pause_bytes) {
             self.hold(socket);
         }
         self.set_timer(socket);

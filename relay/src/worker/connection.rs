@@ -5,11 +5,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::codec::{AnyCodec, ReplyOrigin};
+use crate::codec::AnyCodec;
 use crate::kafka::{ConnectionKey, Identity};
 use crate::ring::{Origin, Receipt, ReplyOffset};
 use crate::route::{ClientIdentity, ServerId, ServiceId};
 
+use super::kept::Kept;
 use super::limits::Pace;
 use super::shared::Served;
 
@@ -27,7 +28,7 @@ const RECEIPTS_KEPT: usize = 64;
 ///               │                                 │                          │
 ///               ├── told to close: server, stop ──┴─► Flushing ── all sent ──┤
 ///               │                                        ├─── time over ─────┤
-///               │                                        └─ all sent, HTTP ─► Draining ─ ended, ─┐
+///               │                                        └─ sent, lingers ──► Draining ─ ended, ─┐
 ///               │                                                            │    time over     │
 ///               └── bad input, failure, bound ───────────────────────────────┴──────────────────┴─► Closing ─► gone
 /// ```
@@ -115,79 +116,6 @@ impl Output {
     }
 }
 
-/// Replies that the codec has, until their client confirms them. Few at a time, and mostly in order.
-#[derive(Debug, Default)]
-pub(super) struct Kept {
-    replies: VecDeque<(ReplyOrigin, Receipt)>,
-    /// The last reply of this delivery is done with, and others of it are kept.
-    last_done: Option<Receipt>,
-    /// A part of this delivery could not be sent, which was reported.
-    failed: Option<u64>,
-}
-
-/// A receipt of a reply that its client has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Settled(pub(super) Receipt);
-
-fn delivery_of(receipt: Receipt) -> Option<u64> {
-    match receipt {
-        Receipt::Held { delivery, .. } => Some(delivery),
-        _ => None,
-    }
-}
-
-impl Kept {
-    pub(super) fn keep(&mut self, origin: ReplyOrigin, receipt: Receipt) {
-        self.replies.push_back((origin, receipt));
-    }
-
-    pub(super) fn take(&mut self, origin: ReplyOrigin) -> Option<Receipt> {
-        let index = self.replies.iter().position(|(kept, _)| *kept == origin)?;
-        self.replies.remove(index).map(|(_, receipt)| receipt)
-    }
-
-    /// A reply is done with: what is to be reported thereby. Of a delivery its end is, when none of
-    /// it is kept any more.
-    pub(super) fn done(&mut self, receipt: Receipt) -> Option<Settled> {
-        let Receipt::Held { delivery, last, .. } = receipt else { return Some(Settled(receipt)) };
-        if self.failed == Some(delivery) {
-            return None;
-        }
-        if last {
-            self.last_done = Some(receipt);
-        }
-        let waits = |kept: &(_, Receipt)| delivery_of(kept.1) == Some(delivery);
-        if self.replies.iter().any(waits) {
-            return None;
-        }
-        self.last_done.take().map(Settled)
-    }
-
-    /// A part of a delivery cannot be sent. False if that was reported already.
-    pub(super) fn fail(&mut self, delivery: u64) -> bool {
-        self.last_done = None;
-        self.failed.replace(delivery) != Some(delivery)
-    }
-
-    /// All that is kept will not be done with. What of it is to be reported.
-    pub(super) fn give_up(&mut self) -> impl Iterator<Item = Receipt> {
-        let failed = self.failed;
-        std::mem::take(&mut self.replies)
-            .into_iter()
-            .map(|(_, receipt)| receipt)
-            .chain(self.last_done.take())
-            .filter(move |receipt| failed.is_none() || delivery_of(*receipt) != failed)
-    }
-
-    /// The first offset of the downlink that is kept.
-    fn oldest_offset(&self) -> Option<ReplyOffset> {
-        self.replies.iter().find_map(|(_, receipt)| match receipt {
-            Receipt::Offset(offset) => Some(*offset),
-            _ => None,
-        })
-    }
-}
-
 /// What a connection is to everybody but its codec.
 #[derive(Debug)]
 pub(super) struct Link {
@@ -248,6 +176,8 @@ pub(super) struct Connection {
     pub(super) quiesced: bool,
     /// What was received before the hold took effect.
     pub(super) stash: Vec<u8>,
+    /// Bytes of memory that it is booked with.
+    pub(super) booked_bytes: usize,
 }
 
 impl Connection {
@@ -286,6 +216,7 @@ impl Connection {
             held: false,
             quiesced: false,
             stash: Vec::new(),
+            booked_bytes: 0,
         }
     }
 
@@ -306,6 +237,16 @@ impl Connection {
         .into_iter()
         .flatten()
         .min_by_key(|(at, _)| *at)
+    }
+
+    /// Bytes kept in memory for it. Once it is given up nothing of that is its own any more.
+    pub(super) fn kept_bytes(&self) -> usize {
+        match self.state {
+            State::Open | State::HalfClosed | State::Flushing(_) => {
+                self.codec.held() + self.stash.len() + self.link.output.bytes()
+            }
+            State::HandingOn | State::Draining | State::Closing => 0,
+        }
     }
 
     /// The relay did not read from it until now: its silence until now means nothing.

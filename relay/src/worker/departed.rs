@@ -104,6 +104,7 @@ impl Actions for Nothing {
 
     fn settle(&mut self, _reply: ReplyOrigin) {}
     fn release(&mut self, _reply: ReplyOrigin) {}
+    fn ask_held(&mut self) {}
     fn close(&mut self, _reason: CloseReason) {}
     fn take_over(&mut self, _other: ConnectionKey) {}
     fn hand_on(&mut self, _received: &[u8]) {}

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::time::{Duration, Instant};
 
 use crate::codec::Headers;
-use crate::ring::Kind;
+use crate::ring::{Kind, Receipt};
 
 use super::connection::{Receive, State};
 use super::stats::{CloseReason, UndeliveredReason};
@@ -16,7 +16,8 @@ impl<E: Engine> Worker<E> {
         self.connection(socket).state = State::HalfClosed;
         let whole = self.act(socket, |codec, now, actions| codec.end_of_stream(now, actions));
         self.stats.truncated.add(u64::from(!whole));
-        if self.connection(socket).state == State::HalfClosed {
+        let connection = self.connection(socket);
+        if connection.state == State::HalfClosed && !connection.codec.owes() {
             self.linger(socket);
         }
     }
@@ -126,15 +127,21 @@ impl<E: Engine> Worker<E> {
         }
         self.stats.closed[reason as usize].add(1);
         let mut unsent = std::mem::take(&mut link.output.receipts);
-        unsent.extend(link.kept.give_up());
+        let (kept, delivery) = link.kept.give_up();
+        unsent.extend(kept);
         if let (Some(identity), Some(who)) = (&link.identity, link.who.take()) {
             let kind = Kind::Close(reason.name());
             self.uplink.push(&mut link.origin, identity, kind, Headers::NONE, &[]);
             self.shared.presence.left(identity);
             self.shared.associations.dissociate(link.service, who, identity.server);
         }
+        self.settled.extend(delivery);
+        self.settle_all();
         for receipt in unsent {
-            self.undelivered(UndeliveredReason::ConnectionLost, receipt);
+            // Of a delivery all is said.
+            if let Receipt::Offset(_) = receipt {
+                self.undelivered(UndeliveredReason::ConnectionLost, receipt);
+            }
         }
     }
 }

@@ -8,6 +8,7 @@ mod connection;
 mod departed;
 mod ending;
 mod engine;
+mod kept;
 mod limits;
 mod onward;
 mod orders;
@@ -31,8 +32,9 @@ use crate::ring::{DownlinkReceiver, DownlinkSender, UplinkSender, Wake};
 use crate::route::ServiceId;
 
 use actions::CodecActions;
-use connection::{Connection, Receive, Settled, State};
+use connection::{Connection, Receive, State};
 use departed::Departed;
+use kept::Settled;
 use onward::Onward;
 use settlement::Settlement;
 
@@ -41,7 +43,7 @@ pub use limits::{Addresses, Rate};
 pub use orders::{Order, OrderAnswer, OrderReceiver, Orders, Task};
 pub use shared::{Flows, NoGateway, Served, Shared};
 pub(crate) use stats::reasons;
-pub use stats::{CloseReason, Counter, UndeliveredReason, WorkerStats};
+pub use stats::{CloseReason, Counter, Gauge, UndeliveredReason, WorkerStats};
 
 /// Longest wait; so often a worker looks at the clock when nothing happens.
 const TICK: Duration = Duration::from_secs(1);
@@ -182,6 +184,7 @@ impl<E: Engine> Worker<E> {
         self.resume_held();
         self.end_lingering();
         self.run_timers();
+        self.end_late_connects();
         self.end_stalled();
         self.evict();
         if !self.stopping && self.shared.stop.load(Ordering::SeqCst) {
@@ -225,7 +228,7 @@ impl<E: Engine> Worker<E> {
         }
         let lingering = self.lingering.peek().map(|Reverse((deadline, ..))| *deadline);
         let timer = self.timers.peek().map(|Reverse((at, ..))| *at);
-        match lingering.into_iter().chain(timer).min() {
+        match lingering.into_iter().chain(timer).chain(self.onward.deadline()).min() {
             Some(deadline) => deadline.saturating_duration_since(Instant::now()).min(TICK),
             None => TICK,
         }
@@ -334,6 +337,10 @@ impl<E: Engine> Worker<E> {
             if !connection.quiesced {
                 self.hold(socket);
             }
+            if self.book_memory(socket) {
+                self.deliver_stash(socket);
+                self.flush_and_close(socket, CloseReason::MemoryLimit);
+            }
             return;
         }
         let Connection { link, codec, .. } = connection;
@@ -414,6 +421,7 @@ impl<E: Engine> Worker<E> {
         if taken < stash.len() && self.connection(socket).reads() {
             stash.drain(..taken);
             self.connection(socket).stash = stash;
+            self.book_memory(socket);
         } else {
             self.keep_stash(stash);
         }

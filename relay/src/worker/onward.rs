@@ -9,9 +9,11 @@
 //! Each side is read only while the other takes what was read; the end of a side is passed on as
 //! such, a failure as a reset.
 
-use std::collections::HashMap;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
 use std::io;
 use std::net::SocketAddr;
+use std::time::Instant;
 
 use super::connection::{OUTPUT_KEPT_BYTES, Receive, State};
 use super::stats::CloseReason;
@@ -79,6 +81,8 @@ struct Pipe {
     ends: [End; 2],
     /// Both sockets are given back to the engine.
     over: bool,
+    /// Tells it from others that had its place.
+    serial: u64,
 }
 
 /// The pipes of a worker.
@@ -87,22 +91,33 @@ pub(super) struct Onward {
     pipes: Vec<Option<Pipe>>,
     free: Vec<usize>,
     places: HashMap<SocketId, (usize, Side)>,
+    /// When servers must have accepted: with serial number and place of the pipe.
+    deadlines: BinaryHeap<Reverse<(Instant, u64, usize)>>,
+    next_serial: u64,
     /// Connections that are to be handed on, with what was received of them.
     pub(super) asked: Vec<(SocketId, Vec<u8>)>,
 }
 
 impl Onward {
-    fn add(&mut self, pipe: Pipe) -> usize {
+    fn add(&mut self, mut pipe: Pipe, deadline: Instant) -> usize {
+        self.next_serial += 1;
+        pipe.serial = self.next_serial;
         let sockets = [pipe.ends[0].socket, pipe.ends[1].socket];
         let index = self.free.pop().unwrap_or_else(|| {
             self.pipes.push(None);
             self.pipes.len() - 1
         });
+        self.deadlines.push(Reverse((deadline, pipe.serial, index)));
         self.pipes[index] = Some(pipe);
         for (socket, side) in sockets.into_iter().zip([Side::Client, Side::Server]) {
             self.places.insert(socket, (index, side));
         }
         index
+    }
+
+    /// When a server must have accepted, if one has to.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.deadlines.peek().map(|Reverse((at, ..))| *at)
     }
 
     fn pipe(&mut self, index: usize) -> &mut Pipe {
@@ -165,6 +180,7 @@ impl<E: Engine> Worker<E> {
             return;
         }
         let (client, server) = (connection.link.client, connection.link.server);
+        let service = connection.link.service;
         received.append(&mut connection.stash);
         let receive = connection.receive;
         if self.stopping {
@@ -193,7 +209,9 @@ impl<E: Engine> Worker<E> {
         let mut end = End::new(other, Receive::Stopped, false);
         end.waiting = received;
         let ends = [End::new(socket, receive, true), end];
-        let index = self.onward.add(Pipe { client, server, ends, over: false });
+        let deadline = self.now + self.shared.services[service.index()].connect;
+        let pipe = Pipe { client, server, ends, over: false, serial: 0 };
+        let index = self.onward.add(pipe, deadline);
         self.pass_on(index, Side::Client);
     }
 
@@ -256,6 +274,23 @@ impl<E: Engine> Worker<E> {
         pipe.ends[Side::Server as usize].connected = true;
         self.pass_on(index, Side::Client);
         self.pass_on(index, Side::Server);
+    }
+
+    /// Gives up servers that have not accepted in time.
+    pub(super) fn end_late_connects(&mut self) {
+        while self.onward.deadline().is_some_and(|at| at <= self.now)
+            && let Some(Reverse((_, serial, index))) = self.onward.deadlines.pop()
+        {
+            let pipe = self.onward.pipes[index].as_ref();
+            if let Some(pipe) = pipe.filter(|pipe| pipe.serial == serial && !pipe.over)
+                && !pipe.ends[Side::Server as usize].connected
+            {
+                tracing::debug!(client = %pipe.client, server = %pipe.server, "not accepted in time");
+                self.stats.hand_on_failed.add(1);
+                self.stats.hand_on_timed_out.add(1);
+                self.abort_pipe(index);
+            }
+        }
     }
 
     fn on_sent_onward(

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use crate::codec::{Actions as _, Reply, Sending, Unencodable};
 use crate::kafka::ConnectionKey;
-use crate::ring::{Command, Delivered, Outcome, Receipt, Return};
+use crate::ring::{Command, Delivered, Receipt, Return};
 
-use super::connection::{Link, Settled, State};
+use super::connection::{Link, State};
 use super::departed::Nothing;
+use super::kept::Settled;
 use super::stats::{CloseReason, UndeliveredReason};
 use super::{Engine, SocketId, Worker};
 
@@ -29,9 +30,9 @@ impl<E: Engine> Worker<E> {
                 self.stats.replies_undelivered[reason as usize].add(1);
                 self.settlement.give_back(Return { offset, reason }, &self.downlink);
             }
-            // It waits on.
+            // All of it waits on.
             Receipt::Held { delivery, last: true, .. } => {
-                self.downlink.report(Delivered { delivery, outcome: Outcome::NotSent });
+                self.downlink.report(Delivered::nothing(delivery));
             }
             Receipt::Held { .. } | Receipt::None => {}
         }
@@ -39,20 +40,19 @@ impl<E: Engine> Worker<E> {
 
     /// Reports what clients have.
     pub(super) fn settle_all(&mut self) {
-        let mut sent = 0;
-        for Settled(receipt) in self.settled.drain(..) {
-            match receipt {
-                Receipt::Offset(offset) => {
-                    sent += 1;
-                    self.settlement.settle(offset);
-                }
-                Receipt::Held { delivery, .. } => {
-                    self.downlink.report(Delivered { delivery, outcome: Outcome::Sent });
-                }
-                Receipt::None => {}
-            }
+        let mut settled = std::mem::take(&mut self.settled);
+        let replies = settled.drain(..).filter(|one| self.report(one)).count();
+        self.settled = settled;
+        self.stats.replies_sent.add(replies as u64);
+    }
+
+    /// Reports what a client is done with; true if it is a reply of the downlink.
+    fn report(&mut self, settled: &Settled) -> bool {
+        match *settled {
+            Settled::Offset(offset) => self.settlement.settle(offset),
+            Settled::Delivery(delivered) => self.downlink.report(delivered),
         }
-        self.stats.replies_sent.add(sent);
+        matches!(settled, Settled::Offset(_))
     }
 
     fn settle(&mut self, receipt: Receipt) {
@@ -142,7 +142,9 @@ impl<E: Engine> Worker<E> {
                 if let Some(receipt) = link.kept.take(reply.origin) {
                     let done = link.kept.done(receipt);
                     self.stats.replies_filtered.add(1);
-                    self.settle_unsent(done);
+                    if let Some(done) = done {
+                        self.report(&done);
+                    }
                 }
             }
             Err(Unencodable) => {
@@ -153,24 +155,12 @@ impl<E: Engine> Worker<E> {
         }
     }
 
-    /// Like [`settle_all`](Self::settle_all), of what counts as filtered.
-    fn settle_unsent(&mut self, done: Option<Settled>) {
-        match done {
-            Some(Settled(Receipt::Held { delivery, .. })) => {
-                self.downlink.report(Delivered { delivery, outcome: Outcome::Sent });
-            }
-            Some(Settled(receipt)) => self.settle(receipt),
-            None => {}
-        }
-    }
-
     fn unencodable(&mut self, socket: SocketId, receipt: Receipt) {
-        let Receipt::Held { delivery, part, .. } = receipt else {
+        let Receipt::Held { part, .. } = receipt else {
             return self.undelivered(UndeliveredReason::Unencodable, receipt);
         };
-        if self.connection(socket).link.kept.fail(delivery) {
-            let outcome = Outcome::Unencodable(part);
-            self.downlink.report(Delivered { delivery, outcome });
+        if let Some(delivery) = self.connection(socket).link.kept.fail(part) {
+            self.report(&delivery);
         }
     }
 
@@ -221,6 +211,7 @@ impl<E: Engine> Worker<E> {
                 let done = output.end_send(buffer).filter_map(|receipt| kept.done(receipt));
                 self.settled.extend(done);
                 self.settle_all();
+                self.book_memory(socket);
                 let connection = self.connection(socket);
                 match connection.state {
                     State::Flushing(reason) if connection.link.output.bytes() == 0 => {
@@ -233,6 +224,7 @@ impl<E: Engine> Worker<E> {
                 buffer.drain(..sent);
                 connection.link.output.sending_bytes = buffer.len();
                 self.engine.send(socket, buffer);
+                self.book_memory(socket);
             }
             Ok(_) | Err(_) => self.close(socket, CloseReason::ConnectionFailed),
         }

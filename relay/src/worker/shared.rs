@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::codec::Protocol;
 use crate::config::{Config, RelaySection, Service};
-use crate::kafka::{Incarnation, Presence, RelayId};
+use crate::kafka::{Incarnation, Leases, Presence, RelayId};
 use crate::ring::Credit;
 use crate::route::Associations;
 
@@ -52,6 +52,8 @@ pub struct Served {
     pub handshake: Duration,
     /// How long nothing may come from a client.
     pub idle: Option<Duration>,
+    /// How long the server may take to accept a connection that is handed on.
+    pub connect: Duration,
     /// Connections that one address may have.
     pub connections_per_address: Option<u32>,
     /// What a connection may send.
@@ -65,6 +67,7 @@ impl From<&Service> for Served {
             protocol: Protocol::from(service),
             handshake: ms(service.handshake_timeout_ms),
             idle: (service.idle_timeout_ms > 0).then(|| ms(service.idle_timeout_ms)),
+            connect: ms(service.auto.connect_timeout_ms),
             connections_per_address: Some(service.max_connections_per_address)
                 .filter(|most| *most > 0),
             rate: Rate::per_second(service.max_messages_per_second),
@@ -91,6 +94,8 @@ pub struct Shared {
     pub addresses: Arc<Addresses>,
     /// How much may be under way.
     pub credit: Arc<Credit>,
+    /// Which partitions have become other servers'.
+    pub leases: Arc<Leases>,
     /// Set when the relay should stop; each worker's [`Wake`](crate::ring::Wake) is woken after it.
     pub stop: Arc<AtomicBool>,
 }
@@ -115,6 +120,7 @@ impl Shared {
                 config.partitions(),
                 config.kafka.partition_in_flight_bytes,
             )),
+            leases: Arc::new(Leases::new(config)),
             stop: Arc::default(),
         }
     }

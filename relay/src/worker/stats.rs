@@ -20,6 +20,23 @@ impl Counter {
     }
 }
 
+/// An amount with one writer.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicU64);
+
+impl Gauge {
+    /// Takes a part of it as grown or shrunk; only the owning thread may.
+    pub fn replace(&self, before: usize, now: usize) {
+        let amount = self.get().wrapping_sub(before as u64).wrapping_add(now as u64);
+        self.0.store(amount, Ordering::Relaxed);
+    }
+
+    /// The present amount.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// A field-less enum whose variants have a name for counters and records.
 macro_rules! reasons {
     ($(#[doc = $type_doc:literal])+ $type:ident { $($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+ }) => {
@@ -73,6 +90,8 @@ reasons! {
         RefusedByKafka = "refused_by_kafka",
         /// More replies waited for the client than may, or one for too long.
         SlowReader = "slow_reader",
+        /// More was kept in memory for it than may be.
+        MemoryLimit = "memory_limit",
         /// Its server did not reply in time, or not as the protocol has it.
         ServerFailed = "server_failed",
         /// Its server is away for too long, by the service's `absence`.
@@ -116,6 +135,8 @@ pub struct WorkerStats {
     pub accepted: Counter,
     /// Connections closed, by [`CloseReason`].
     pub closed: [Counter; CloseReason::ALL.len()],
+    /// Bytes kept in memory for connections that are open.
+    pub connection_bytes: Gauge,
     /// Connections refused because the worker has all it may have.
     pub connection_limit: Counter,
     /// Connections that could not be accepted for another reason.
@@ -126,6 +147,8 @@ pub struct WorkerStats {
     pub handed_on_ended: Counter,
     /// Those that their servers did not take, or that could not be made.
     pub hand_on_failed: Counter,
+    /// Those of them whose servers have not accepted them in time.
+    pub hand_on_timed_out: Counter,
     /// Bytes of both directions of them.
     pub handed_on_bytes: Counter,
     /// Bytes received from clients.

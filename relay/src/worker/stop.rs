@@ -32,7 +32,8 @@ impl<E: Engine> Worker<E> {
             self.deliver_stash(socket);
         }
         if self.connection(socket).reads() {
-            let whole = self.act(socket, |codec, now, actions| codec.end_of_stream(now, actions));
+            // It is not the client that ends it: its codec hears of that by the reason alone.
+            let whole = self.connection(socket).codec.is_between_messages();
             self.stats.truncated.add(u64::from(!whole));
         }
         self.flush_and_close(socket, CloseReason::RelayStop);

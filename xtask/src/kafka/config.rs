@@ -7,7 +7,12 @@ pub(crate) const CLUSTER_ID: &str = "bWlsbHJhY2Uta2Fma2EtMQ";
 
 /// `server.properties` of a single node that is broker and controller, on loopback, tuned for a
 /// short start, few threads and little work while idle.
-pub(crate) fn properties(data: &Path, port: u16, controller_port: u16) -> String {
+pub(crate) fn properties(
+    data: &Path,
+    port: u16,
+    controller_port: u16,
+    session_timeout_ms: u32,
+) -> String {
     let data = data.display().to_string();
     let (clients, controller) =
         (format!("127.0.0.1:{port}"), format!("127.0.0.1:{controller_port}"));
@@ -35,9 +40,8 @@ pub(crate) fn properties(data: &Path, port: u16, controller_port: u16) -> String
         ("share.coordinator.state.topic.min.isr", "1"),
         ("share.coordinator.state.topic.num.partitions", "1"),
         ("group.initial.rebalance.delay.ms", "0"),
-        // A broker that was killed may come back when its session has run out: 9 s by default.
         ("broker.heartbeat.interval.ms", "1000"),
-        ("broker.session.timeout.ms", "4000"),
+        ("broker.session.timeout.ms", &session_timeout_ms.to_string()),
         // Records of a day's tests, not a history.
         ("log.retention.hours", "24"),
         ("log.segment.bytes", "268435456"),
@@ -85,7 +89,7 @@ mod tests {
 
     #[test]
     fn every_property_is_given_once() {
-        let text = properties(Path::new("/data"), 9092, 9093);
+        let text = properties(Path::new("/data"), 9092, 9093, 4000);
         let mut names: Vec<_> = text.lines().map(|line| line.split_once('=').unwrap().0).collect();
         let all = names.len();
         names.sort_unstable();

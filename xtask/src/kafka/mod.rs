@@ -18,6 +18,10 @@ use crate::{
 };
 use node::State;
 
+/// Kafka's default is 9 s. Nobody takes the place of a single broker, and a busy machine may well be
+/// silent for as long.
+const SESSION_TIMEOUT_MS: u32 = 30_000;
+
 /// What to do with the broker.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Action {
@@ -31,6 +35,12 @@ pub(crate) enum Action {
         /// 9092, else any free one]
         #[arg(long)]
         port: Option<u16>,
+        /// How long the broker may be silent until its controller takes it for gone, in milliseconds.
+        /// One that was killed serves again when that is over, and one that the machine did not let
+        /// run for so long loses its partitions for a moment
+        #[arg(long, default_value_t = SESSION_TIMEOUT_MS, value_name = "MS",
+            value_parser = clap::value_parser!(u32).range(2000..=60_000))]
+        session_timeout_ms: u32,
     },
     /// Stop it; its data stays
     #[command(after_help = "Example:\n  cargo xtask kafka stop")]
@@ -75,9 +85,9 @@ impl Place {
 /// Runs one of the actions.
 pub(crate) fn run(action: &Action) -> Result<()> {
     match action {
-        Action::Start { place, port } => {
+        Action::Start { place, port, session_timeout_ms } => {
             setup::ensure(&[Part::Kafka])?;
-            let broker = match place.node()?.start(*port)? {
+            let broker = match place.node()?.start(*port, *session_timeout_ms)? {
                 Started::Before(broker) => {
                     process::say(format!("Kafka already runs (pid {}).", broker.pid()));
                     broker
@@ -131,7 +141,7 @@ pub(crate) fn for_run(brokers: Option<&str>) -> Result<Cluster> {
         return Ok(Cluster { brokers: brokers.to_owned(), started: None });
     }
     let node = Node::at(&paths::kafka_node())?;
-    let (address, started): (SocketAddr, _) = match node.start(None)? {
+    let (address, started): (SocketAddr, _) = match node.start(None, SESSION_TIMEOUT_MS)? {
         Started::Before(broker) => (broker.address(), None),
         Started::Now(broker) => {
             process::say(format!(

@@ -5,6 +5,10 @@ use std::{
     io::ErrorKind,
     net::{Ipv4Addr, SocketAddr, TcpListener},
     ops::Range,
+    os::{
+        linux::net::SocketAddrExt as _,
+        unix::net::{SocketAddr as UnixAddr, UnixListener},
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -114,7 +118,7 @@ impl Node {
 
     /// Starts the node and returns when it serves clients. Without a port it keeps the one it had,
     /// else takes 9092, else any free one; port 0 asks for any free one.
-    pub(crate) fn start(&self, port: Option<u16>) -> Result<Started> {
+    pub(crate) fn start(&self, port: Option<u16>, session_timeout_ms: u32) -> Result<Started> {
         ensure!(
             jars::present(&paths::kafka_jars()),
             "Kafka's jars are missing: run `cargo xtask setup`"
@@ -144,12 +148,16 @@ impl Node {
             }
         }
 
-        let port = self.choose_port(port)?;
-        self.configure(port)?;
+        // Both until the broker has them.
+        let clients = self.choose_port(port)?;
+        let next = clients.port.checked_add(1).map(free_port).transpose()?.flatten();
+        let controller = next.map_or_else(any_free_port, Ok)?;
+        self.configure(clients.port, controller.port, session_timeout_ms)?;
         let mut child = self.spawn()?;
         let pid = Pid::from_child(&child);
-        let broker = Broker { pid, port };
-        fs::write(self.state_file(), json!({ "pid": broker.pid(), "port": port }).to_string())?;
+        let broker = Broker { pid, port: clients.port };
+        let state = json!({ "pid": broker.pid(), "port": broker.port });
+        fs::write(self.state_file(), state.to_string())?;
         if let Err(error) = self.wait_until_ready(broker, Some(&mut child)) {
             self.stop_broker(broker)?;
             return Err(error);
@@ -213,15 +221,17 @@ impl Node {
         Ok(file)
     }
 
-    fn choose_port(&self, wanted: Option<u16>) -> Result<u16> {
+    fn choose_port(&self, wanted: Option<u16>) -> Result<Claim> {
         if wanted == Some(0) {
             return any_free_port();
         }
         let saved = self.saved_state();
         let usual = saved.as_ref().and_then(saved_port).unwrap_or(DEFAULT_PORT);
         let port = wanted.unwrap_or(usual);
-        if is_free(port)? || saved.is_some_and(|state| is_freed_by_its_end(&state, port)) {
-            return Ok(port);
+        if let Some(claim) = Claim::of(port)?
+            && (is_free(port)? || saved.is_some_and(|state| is_freed_by_its_end(&state, port)))
+        {
+            return Ok(claim);
         }
         ensure!(
             wanted.is_none(),
@@ -230,17 +240,17 @@ impl Node {
         );
         let other = any_free_port()?;
         process::say(format!(
-            "Port {port} is in use by another program; Kafka takes {other} instead."
+            "Port {port} is in use by another program; Kafka takes {} instead.",
+            other.port
         ));
         Ok(other)
     }
 
     /// Writes the node's files, and formats its storage the first time.
-    fn configure(&self, port: u16) -> Result<()> {
-        let next = port.wrapping_add(1);
-        let controller_port = if next != 0 && is_free(next)? { next } else { any_free_port()? };
+    fn configure(&self, port: u16, controller_port: u16, session_timeout_ms: u32) -> Result<()> {
         let properties = self.dir.join("server.properties");
-        fs::write(&properties, config::properties(&self.data(), port, controller_port))?;
+        let text = config::properties(&self.data(), port, controller_port, session_timeout_ms);
+        fs::write(&properties, text)?;
         fs::write(self.dir.join("log4j2.xml"), config::logging(&self.log()))?;
         if self.data().join("meta.properties").exists() {
             return Ok(());
@@ -383,6 +393,34 @@ fn loopback(port: u16) -> SocketAddr {
     (Ipv4Addr::LOCALHOST, port).into()
 }
 
+/// A port that no other start of a node takes while this is there: between the look whether it is free
+/// and the broker's listening there are seconds. It is a name in the kernel's table of abstract
+/// sockets, which ends with the process, and which counts in the network namespace, as ports do.
+#[derive(Debug)]
+struct Claim {
+    port: u16,
+    _name: UnixListener,
+}
+
+impl Claim {
+    /// None if another start has it.
+    fn of(port: u16) -> Result<Option<Self>> {
+        let address = UnixAddr::from_abstract_name(format!("millrace-kafka-port-{port}"))?;
+        match UnixListener::bind_addr(&address) {
+            Ok(name) => Ok(Some(Self { port, _name: name })),
+            Err(error) if error.kind() == ErrorKind::AddrInUse => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("cannot claim port {port}")),
+        }
+    }
+}
+
+/// The port, if neither a program nor another start has it.
+fn free_port(port: u16) -> Result<Option<Claim>> {
+    // In this order: the start that had the claim until now has its broker listen.
+    let Some(claim) = Claim::of(port)? else { return Ok(None) };
+    Ok(is_free(port)?.then_some(claim))
+}
+
 fn is_free(port: u16) -> Result<bool> {
     match TcpListener::bind(loopback(port)) {
         Ok(_) => Ok(true),
@@ -394,13 +432,15 @@ fn is_free(port: u16) -> Result<bool> {
 /// A free port below those that the kernel gives to outgoing connections: while the broker is away,
 /// a client that tries to reach it again and again could otherwise be given that very port, connect
 /// to itself, and keep the broker from coming back.
-fn any_free_port() -> Result<u16> {
+fn any_free_port() -> Result<Claim> {
     // Where the search begins depends on the process, so that two at a time rarely meet.
     let offset = u16::try_from(std::process::id() % u32::from(SEARCHED.end - SEARCHED.start))?;
     for port in (SEARCHED.start + offset..SEARCHED.end).chain(SEARCHED) {
         // The controller takes the next one.
-        if is_free(port)? && is_free(port + 1)? {
-            return Ok(port);
+        if let Some(claim) = free_port(port)?
+            && free_port(port + 1)?.is_some()
+        {
+            return Ok(claim);
         }
     }
     bail!("no free port between {} and {}", SEARCHED.start, SEARCHED.end);
@@ -447,7 +487,18 @@ mod tests {
         let error = node.choose_port(Some(port)).unwrap_err().to_string();
         assert!(error.contains(&port.to_string()) && error.contains("--port"), "{error}");
         fs::write(node.state_file(), json!({ "port": port }).to_string()).unwrap();
-        assert_ne!(node.choose_port(None).unwrap(), port);
+        assert_ne!(node.choose_port(None).unwrap().port, port);
         fs::remove_dir_all(&node.dir).unwrap();
+    }
+
+    #[test]
+    fn who_starts_at_the_same_time_takes_another_port() {
+        let first = any_free_port().unwrap();
+        let second = any_free_port().unwrap();
+        assert_ne!(first.port, second.port);
+        assert!(Claim::of(first.port).unwrap().is_none());
+        let port = first.port;
+        drop(first);
+        assert!(Claim::of(port).unwrap().is_some());
     }
 }

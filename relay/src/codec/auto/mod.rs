@@ -159,6 +159,8 @@ impl Auto {
     }
 }
 
+// A method with a default would be forgotten in silence, and the codec that was chosen not asked.
+#[deny(clippy::missing_trait_methods)]
 impl Codec for Auto {
     fn name(&self) -> &'static str {
         match &self.state {
@@ -193,6 +195,17 @@ impl Codec for Auto {
             State::Known(codec) => codec.end_of_stream(now, actions),
             State::Sniffing { .. } | State::Over => true,
         }
+    }
+
+    fn is_between_messages(&self) -> bool {
+        match &self.state {
+            State::Known(codec) => codec.is_between_messages(),
+            State::Sniffing { .. } | State::Over => true,
+        }
+    }
+
+    fn owes(&self) -> bool {
+        matches!(&self.state, State::Known(codec) if codec.owes())
     }
 
     fn delivered(&mut self, sequence: u64, now: Instant, actions: &mut dyn Actions) {

@@ -54,6 +54,10 @@ impl Codec for Framed {
     }
 
     fn end_of_stream(&mut self, _now: Instant, _actions: &mut dyn Actions) -> bool {
+        self.is_between_messages()
+    }
+
+    fn is_between_messages(&self) -> bool {
         self.decoder.finish().is_ok()
     }
 

@@ -50,6 +50,16 @@ pub enum EncodeError {
 }
 
 impl Framing {
+    /// All that there are; of the length of one byte, which has no order, once.
+    pub const ALL: [Self; 6] = [
+        Self::Lines,
+        Self::Length { bytes: 1, order: ByteOrder::Big },
+        Self::Length { bytes: 2, order: ByteOrder::Big },
+        Self::Length { bytes: 2, order: ByteOrder::Little },
+        Self::Length { bytes: 4, order: ByteOrder::Big },
+        Self::Length { bytes: 4, order: ByteOrder::Little },
+    ];
+
     /// How records name it (`protocol` header).
     pub const fn name(self) -> &'static str {
         match self {

@@ -5,12 +5,7 @@ use super::*;
 const LIMIT: u32 = 200;
 
 fn framings() -> impl Strategy<Value = Framing> {
-    prop_oneof![
-        (prop_oneof![Just(1u8), Just(2), Just(4)], any::<bool>()).prop_map(|(bytes, big)| {
-            Framing::Length { bytes, order: if big { ByteOrder::Big } else { ByteOrder::Little } }
-        }),
-        Just(Framing::Lines),
-    ]
+    prop::sample::select(&Framing::ALL[..])
 }
 
 fn decode_in_pieces<'a>(
@@ -83,18 +78,10 @@ fn a_million_random_inputs_do_not_panic() {
         state ^= state << 17;
         state
     };
-    let framings = [
-        Framing::Lines,
-        Framing::Length { bytes: 1, order: ByteOrder::Big },
-        Framing::Length { bytes: 2, order: ByteOrder::Big },
-        Framing::Length { bytes: 2, order: ByteOrder::Little },
-        Framing::Length { bytes: 4, order: ByteOrder::Big },
-        Framing::Length { bytes: 4, order: ByteOrder::Little },
-    ];
     let mut bytes = [0; 64];
     let mut emitted = 0_usize;
     for iteration in 0..1_000_000_usize {
-        let framing = framings[iteration % framings.len()];
+        let framing = Framing::ALL[iteration % Framing::ALL.len()];
         let mut decoder = Decoder::new(framing, 100);
         for _ in 0..next() % 4 {
             let length = usize::try_from(next() % 64).unwrap();

@@ -1,7 +1,7 @@
 //! The head of a request, strictly: what two readers might read differently is refused, because a
 //! request that is read differently further on smuggles another one (RFC 9112 section 11.2).
 
-use crate::codec::{HeaderList, MAX_RECORD_HEADERS};
+use crate::codec::{Decimal, HeaderList, MAX_RECORD_HEADERS};
 
 use super::refused::Refused;
 
@@ -10,11 +10,10 @@ const OWN_HEADERS: usize = 8;
 /// Most fields of a request.
 pub const MAX_REQUEST_FIELDS: usize = MAX_RECORD_HEADERS - OWN_HEADERS;
 
-/// Fields between two neighbours only, which end here (RFC 9110 section 7.6.1); the expectation,
-/// which the relay meets; and the announcement of trailers, which it does not pass on.
-const NOT_PASSED_ON: [&[u8]; 9] = [
+/// Fields between two neighbours only, which end here in both directions (RFC 9110 section 7.6.1), the
+/// announcement of trailers among them, which the relay does not pass on.
+const BETWEEN_NEIGHBOURS: [&[u8]; 8] = [
     b"connection",
-    b"expect",
     b"keep-alive",
     b"proxy-connection",
     b"te",
@@ -23,6 +22,11 @@ const NOT_PASSED_ON: [&[u8]; 9] = [
     b"upgrade",
     b"http2-settings",
 ];
+
+/// True of a field that goes no further than the relay, whoever sent it.
+pub(super) fn ends_here(name: &[u8]) -> bool {
+    BETWEEN_NEIGHBOURS.iter().any(|other| name.eq_ignore_ascii_case(other))
+}
 
 /// How long a request's body is (RFC 9112 section 6.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,7 +93,7 @@ pub(super) fn parse(
     }
     let head = seen.head(method, old)?;
     record.clear();
-    lay(record, &[b"http.request"], number.to_string().as_bytes())?;
+    lay(record, &[b"http.request"], Decimal::new(number).as_bytes())?;
     lay(record, &[b"http.method"], method.as_bytes())?;
     lay(record, &[b"http.target"], target.as_bytes())?;
     lay(record, &[b"http.version"], if old { b"1.0" } else { b"1.1" })?;
@@ -271,7 +275,9 @@ fn lay_fields(record: &mut HeaderList, fields: &[httparse::Header<'_>]) -> Resul
         name.clear();
         name.extend(field.name.bytes().map(|byte| byte.to_ascii_lowercase()));
         let mut named = fields.iter().filter(connection).flat_map(|field| options(field.value));
-        if !NOT_PASSED_ON.contains(&name.as_slice())
+        // The expectation is one that the relay meets.
+        if !ends_here(&name)
+            && name != b"expect"
             && !named.any(|option| option.eq_ignore_ascii_case(&name))
         {
             lay(record, &[b"http.header.", &name], field.value)?;

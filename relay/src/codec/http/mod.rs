@@ -19,7 +19,7 @@ mod tests;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::codec::{Actions, Begin, Codec, HeaderList, Reply, Sending, Unencodable};
+use crate::codec::{Actions, Begin, Codec, Decimal, HeaderList, Reply, Sending, Unencodable};
 use crate::config::Service;
 use crate::worker::CloseReason;
 
@@ -227,7 +227,7 @@ impl Http {
     fn write_record(&mut self, last: bool, actions: &mut dyn Actions) {
         let mut fits = true;
         if !last || self.parts > 0 {
-            fits &= self.record.push(b"http.part", self.parts.to_string().as_bytes());
+            fits &= self.record.push(b"http.part", Decimal::new(self.parts).as_bytes());
         }
         if last && self.parts > 0 {
             fits &= self.record.push(b"http.last", b"1");
@@ -238,7 +238,7 @@ impl Http {
         self.parts += 1;
         self.record.clear();
         let number = self.exchanges.next_number() - 1;
-        fits &= self.record.push(b"http.request", number.to_string().as_bytes());
+        fits &= self.record.push(b"http.request", Decimal::new(number).as_bytes());
         debug_assert!(fits, "a record has room for the relay's own headers");
     }
 
@@ -292,7 +292,7 @@ impl Http {
     /// The stream has ended, and all of it was read. True if that was between two requests.
     fn finish(&mut self, now: Instant, actions: &mut dyn Actions) -> bool {
         let within = matches!(self.reading, Reading::Body(_));
-        let whole = !within && self.lines.is_empty();
+        let whole = self.is_between_messages();
         self.stop_reading();
         if within {
             self.exchanges.abandon(CloseReason::EndOfStream);
@@ -339,6 +339,14 @@ impl Codec for Http {
         self.ended = true;
         // What is in the backlog is read when its turn comes.
         self.closed || !self.backlog.is_empty() || self.finish(now, actions)
+    }
+
+    fn is_between_messages(&self) -> bool {
+        !matches!(self.reading, Reading::Body(_)) && self.lines.is_empty()
+    }
+
+    fn owes(&self) -> bool {
+        !self.closed && !self.exchanges.is_empty()
     }
 
     fn reply(
@@ -414,6 +422,16 @@ impl Codec for Http {
             Reading::Head => self.close(CloseReason::HandshakeTimeout, actions),
             Reading::Nothing => {}
         }
+    }
+
+    fn not_read(&mut self, now: Instant) {
+        let time = match self.reading {
+            Reading::Body(_) => self.settings.body,
+            Reading::Head if self.begun && self.lines.is_empty() => self.settings.keep_alive,
+            Reading::Head => self.settings.handshake,
+            Reading::Nothing => return,
+        };
+        self.until = self.until.max(now + time);
     }
 
     fn reads(&self) -> bool {

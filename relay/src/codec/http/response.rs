@@ -2,23 +2,13 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::codec::{Headers, Unencodable};
+use crate::codec::{Decimal, Headers, Unencodable};
 
-use super::head::is_token_byte;
+use super::head::{ends_here, is_token_byte};
 use super::refused::Refused;
 
-/// Fields that are the relay's to write, or that go no further than it.
-const NOT_TAKEN: [&[u8]; 9] = [
-    b"connection",
-    b"content-length",
-    b"date",
-    b"keep-alive",
-    b"proxy-connection",
-    b"te",
-    b"trailer",
-    b"transfer-encoding",
-    b"upgrade",
-];
+/// Fields that are the relay's to write.
+const OWN: [&[u8]; 2] = [b"content-length", b"date"];
 const FIELD: &[u8] = b"http.header.";
 /// When to come again after a 503, in seconds.
 const RETRY_AFTER: &[u8] = b"retry-after: 5\r\n";
@@ -108,14 +98,14 @@ impl<'a> Parsed<'a> {
     ) {
         write_status(out, self.status);
         for (name, value) in fields(self.headers) {
-            if !NOT_TAKEN.iter().any(|other| name.eq_ignore_ascii_case(other)) {
+            if !ends_here(name) && !OWN.iter().any(|own| name.eq_ignore_ascii_case(own)) {
                 write_field(out, name, value);
             }
         }
         if self.status >= 200 {
             write_field(out, b"date", self.date.unwrap_or(&date.0));
             if let Some(length) = length {
-                write_field(out, b"content-length", length.to_string().as_bytes());
+                write_field(out, b"content-length", Decimal::new(length).as_bytes());
             }
             if framing == Framing::Chunked {
                 write_field(out, b"transfer-encoding", b"chunked");
@@ -140,7 +130,7 @@ pub(super) fn write_refusal(out: &mut Vec<u8>, refused: Refused, head_only: bool
     write_status(out, refused.status);
     write_field(out, b"date", &date.0);
     write_field(out, b"content-type", b"text/plain; charset=utf-8");
-    write_field(out, b"content-length", (refused.why.len() + 1).to_string().as_bytes());
+    write_field(out, b"content-length", Decimal::new(refused.why.len() as u64 + 1).as_bytes());
     if refused.status == 503 {
         out.extend_from_slice(RETRY_AFTER);
     }
@@ -160,7 +150,7 @@ pub(super) fn write_continue(out: &mut Vec<u8>) {
 
 fn write_status(out: &mut Vec<u8>, status: u16) {
     out.extend_from_slice(b"HTTP/1.1 ");
-    out.extend_from_slice(status.to_string().as_bytes());
+    out.extend_from_slice(Decimal::new(status).as_bytes());
     out.push(b' ');
     out.extend_from_slice(phrase(status).as_bytes());
     out.extend_from_slice(b"\r\n");

@@ -351,6 +351,15 @@ fn time_runs_out() {
     assert_eq!(body.closed(), Some(CloseReason::IdleTimeout));
     assert!(body.sent().starts_with("HTTP/1.1 408 "));
 
+    let mut held = Line::new();
+    held.receive(b"PUT / HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n");
+    held.now += Duration::from_mins(1);
+    held.http.not_read(held.now);
+    held.after(9999);
+    assert_eq!(held.closed(), None, "the time in which nothing was read does not count");
+    held.after(1);
+    assert_eq!(held.closed(), Some(CloseReason::IdleTimeout));
+
     let mut server = Line::new();
     server.receive(GET);
     server.after(29_999);
@@ -399,6 +408,7 @@ fn the_end_of_a_stream_is_the_end_of_requests() {
     assert!(end(&mut line));
     for number in ["1", "2", "3", "4"] {
         assert_eq!(line.closed(), None);
+        assert!(line.http.owes(), "an answer");
         line.reply(&[("http.request", number)], "a").unwrap();
     }
     assert_eq!(line.closed(), Some(CloseReason::ClientClosed));

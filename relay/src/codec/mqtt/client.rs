@@ -14,7 +14,7 @@ use super::properties::Writer;
 use super::reason::Reason;
 use super::record;
 use super::replies::Waiting;
-use super::session::{MAX_RECEIVED, Received, Shared, lock};
+use super::session::{MAX_RECEIVED, Received, Shared};
 use super::topic;
 use super::wire::Parsed;
 use super::{Mqtt, TOPIC_ALIAS_MAXIMUM};
@@ -74,11 +74,15 @@ pub(super) struct Client {
     pub(super) id: Arc<str>,
     pub(super) key: ConnectionKey,
     pub(super) session: Shared,
+    /// Whose turn it was when this connection began.
+    turn: u32,
     pub(super) will: Option<Will>,
     /// How long the session outlives the connection.
     pub(super) expiry_s: u32,
     /// The client wanted that at the beginning.
     pub(super) persists: bool,
+    /// Replies that waited shall come when it has subscribed.
+    pub(super) held_later: bool,
     /// Longest silence; 0: any.
     pub(super) keep_alive: Duration,
     /// When the client was last heard.
@@ -111,7 +115,7 @@ impl Client {
         version: Version,
         id: Arc<str>,
         key: ConnectionKey,
-        session: Shared,
+        (session, turn): (Shared, u32),
         now: Instant,
     ) -> Self {
         Self {
@@ -119,9 +123,11 @@ impl Client {
             id,
             key,
             session,
+            turn,
             will: None,
             expiry_s: 0,
             persists: false,
+            held_later: false,
             keep_alive: Duration::ZERO,
             heard: now,
             delivered: 0,
@@ -138,6 +144,11 @@ impl Client {
             maximum_packet: usize::MAX,
             properties: Writer::default(),
         }
+    }
+
+    /// Whether no other connection has taken over.
+    pub(super) fn is_current(&self) -> bool {
+        self.session.turn() == self.turn
     }
 
     /// Takes a packet.
@@ -251,10 +262,7 @@ impl Client {
     /// owed to it once more waits for: "MUST acknowledge any subsequent PUBLISH packet with the same
     /// Packet Identifier by sending a PUBREC" (MQTT-4.3.3-10).
     fn receive_once(&self, id: u16) -> Parsed<Option<After>> {
-        let mut session = lock(&self.session);
-        if session.owner != self.key {
-            return Err(Reason::SESSION_TAKEN_OVER);
-        }
+        let mut session = self.session.lock_as(self.key)?;
         match session.received.get(&id) {
             Some(Received::Pending(key)) if *key != self.key => Ok(Some(After::Former)),
             Some(_) => Ok(Some(After::Own(self.sequence))),
@@ -272,7 +280,7 @@ impl Client {
             match owed.after {
                 After::Own(sequence) if sequence > self.delivered => break,
                 After::Own(_) => {}
-                After::Former => match lock(&self.session).received.get(&owed.id) {
+                After::Former => match self.session.lock().received.get(&owed.id) {
                     Some(Received::Safe) => {}
                     Some(Received::Pending(_)) => break,
                     // Kafka would not have it: the client has to send it anew.
@@ -296,7 +304,7 @@ impl Client {
     }
 
     fn note_safe(&self, id: u16) {
-        let mut session = lock(&self.session);
+        let mut session = self.session.lock();
         if let Some(received) = session.received.get_mut(&id)
             && *received == Received::Pending(self.key)
         {
@@ -319,13 +327,13 @@ impl Client {
     /// Kafka has refused a message: what of this connection is not safe has to come again.
     pub(super) fn forget_pending(&self) {
         let lost = Received::Pending(self.key);
-        lock(&self.session).received.retain(|_, received| *received != lost);
+        self.session.lock().received.retain(|_, received| *received != lost);
     }
 
     /// PUBREL: the packet identifier is free again.
     fn release(&mut self, id: u16, actions: &mut dyn Actions) -> Parsed<()> {
         let reason = {
-            let mut session = lock(&self.session);
+            let mut session = self.session.lock_as(self.key)?;
             match session.received.get(&id) {
                 // It cannot have a PUBREC yet.
                 Some(Received::Pending(_)) => return Err(Reason::PROTOCOL_ERROR),
@@ -349,7 +357,7 @@ impl Client {
     ) -> Parsed<()> {
         let (mut codes, mut told) = (Vec::new(), Vec::new());
         {
-            let mut session = lock(&self.session);
+            let mut session = self.session.lock_as(self.key)?;
             let most = usize::from(mqtt.section.max_subscriptions);
             while let Some((filter, qos)) = filters.next()? {
                 let refused = if topic::is_shared(filter) {
@@ -373,9 +381,10 @@ impl Client {
             }
         }
         encode::suback(actions.output(), self.version, filters.id, &codes);
-        if mqtt.section.tell_subscriptions && !told.is_empty() {
-            self.tell(b"subscribe", &told, actions);
+        if codes.iter().any(|code| *code <= Qos::Two as u8) {
+            self.ask_held(actions);
         }
+        self.tell(b"subscribe", &told, mqtt, actions);
         Ok(())
     }
 
@@ -387,7 +396,7 @@ impl Client {
     ) -> Parsed<()> {
         let (mut codes, mut told) = (Vec::new(), Vec::new());
         {
-            let mut session = lock(&self.session);
+            let mut session = self.session.lock_as(self.key)?;
             while let Some((filter, _)) = filters.next()? {
                 codes.push(if session.unsubscribe(filter) {
                     record::tell(&mut told, None, filter);
@@ -398,14 +407,22 @@ impl Client {
             }
         }
         encode::unsuback(actions.output(), self.version, filters.id, &codes);
-        if mqtt.section.tell_subscriptions && !told.is_empty() {
-            self.tell(b"unsubscribe", &told, actions);
-        }
+        self.tell(b"unsubscribe", &told, mqtt, actions);
         Ok(())
     }
 
-    /// Makes a record of a change of the subscriptions.
-    fn tell(&mut self, packet: &[u8], filters: &[u8], actions: &mut dyn Actions) {
+    /// Asks for the replies that waited, unless that was done.
+    pub(super) fn ask_held(&mut self, actions: &mut dyn Actions) {
+        if std::mem::take(&mut self.held_later) {
+            actions.ask_held();
+        }
+    }
+
+    /// Makes a record of a change of the subscriptions, if the server wants to hear of it.
+    fn tell(&mut self, packet: &[u8], filters: &[u8], mqtt: &Mqtt, actions: &mut dyn Actions) {
+        if !mqtt.section.tell_subscriptions || filters.is_empty() {
+            return;
+        }
         record::reset(&mut self.headers);
         record::packet(&mut self.headers, packet);
         self.sequence = actions.message(self.headers.headers(), filters);
@@ -419,7 +436,7 @@ impl Client {
         now: Instant,
         actions: &mut dyn Actions,
     ) {
-        let resumed = lock(&self.session).owner != self.key;
+        let resumed = self.session.lock().owner != self.key;
         // "If a new Network Connection to this Session is made before the Will Delay Interval has
         // passed, the Server MUST NOT send the Will Message" (MQTT-3.1.3-9).
         if let Some(will) = self.will.take()

@@ -12,7 +12,6 @@ use super::encode::{self, Granted};
 use super::packet::{self, Connect, ConnectFault, Version};
 use super::reason::Reason;
 use super::record;
-use super::session::lock;
 use super::wire::{Parsed, packet_length};
 use super::{Mqtt, TOPIC_ALIAS_MAXIMUM};
 
@@ -234,8 +233,8 @@ impl Connection {
             keep_alive_s: (keep_alive_s != connect.keep_alive_s).then_some(keep_alive_s),
         };
         encode::accept(actions.output(), version, attached.present, &granted);
-        let mut client =
-            Box::new(Client::new(version, Arc::clone(&id), key, attached.session, now));
+        let session = (attached.session, attached.turn);
+        let mut client = Box::new(Client::new(version, Arc::clone(&id), key, session, now));
         client.will = will;
         client.expiry_s = expiry_s;
         client.persists = wanted_s > 0;
@@ -246,6 +245,12 @@ impl Connection {
             .map_or(section.send_maximum, |wanted| wanted.min(section.send_maximum));
         client.maximum_packet = maximum_packet;
         client.resume(actions);
+        // A client that believes in a session that is not there has yet to learn that it must subscribe
+        // again: what waited for it would be filtered until then. One that wants none has given it up.
+        client.held_later = expiry_s > 0;
+        if attached.present || connect.clean_start {
+            client.ask_held(actions);
+        }
         self.state = State::Open(client);
         Ok(())
     }
@@ -297,7 +302,7 @@ fn begin(
     record::open(&mut headers, connect, id);
     let headers = headers.headers();
     let (protocol, client) = ("mqtt", Some(id));
-    actions.begin(Begin { protocol, acknowledge: true, client, holds, headers })
+    actions.begin(Begin { protocol, acknowledge: true, client, holds, later: holds, headers })
 }
 
 impl Codec for Connection {
@@ -311,8 +316,9 @@ impl Codec for Connection {
         }
         if let State::Open(client) = &mut self.state {
             client.heard = now;
-            if !client.owns_session() {
-                // Another connection has taken over, and this one is about to be closed.
+            if !client.is_current() {
+                // This one is about to be closed. What its client has sent here comes again on the
+                // other one, or may be lost; taken now, it would come behind what is newer.
                 return;
             }
         }
@@ -334,11 +340,15 @@ impl Codec for Connection {
     }
 
     fn end_of_stream(&mut self, _now: Instant, actions: &mut dyn Actions) -> bool {
-        let whole = self.held.is_empty();
+        let whole = self.is_between_messages();
         // Nothing can be confirmed any more, and the client's will has its time.
         self.over();
         actions.close(CloseReason::EndOfStream);
         whole
+    }
+
+    fn is_between_messages(&self) -> bool {
+        self.held.is_empty()
     }
 
     fn delivered(&mut self, sequence: u64, _now: Instant, actions: &mut dyn Actions) {
@@ -443,12 +453,5 @@ impl Codec for Connection {
             State::Opening(_) | State::Over(_) => 0,
         };
         self.held.len() + client
-    }
-}
-
-impl Client {
-    /// Whether it is still this connection's.
-    fn owns_session(&self) -> bool {
-        lock(&self.session).owner == self.key
     }
 }

@@ -68,7 +68,7 @@ impl Reason {
             CloseReason::IdleTimeout => Self::KEEP_ALIVE_TIMEOUT,
             CloseReason::ClosedByServer => Self::ADMINISTRATIVE_ACTION,
             CloseReason::ServerAway | CloseReason::NoServer => Self::SERVER_BUSY,
-            CloseReason::SlowReader => Self::QUOTA_EXCEEDED,
+            CloseReason::SlowReader | CloseReason::MemoryLimit => Self::QUOTA_EXCEEDED,
             CloseReason::RefusedByKafka => Self::IMPLEMENTATION_SPECIFIC,
             CloseReason::EndOfStream | CloseReason::ConnectionFailed => return None,
             _ => Self::UNSPECIFIED,

@@ -2,7 +2,7 @@
 
 use std::ffi::CStr;
 
-use crate::codec::{HeaderList, Headers, Unencodable};
+use crate::codec::{Decimal, HeaderList, Headers, Unencodable};
 
 use super::packet::{Connect, Message, Publish, Qos};
 use super::properties::{Writer, id};
@@ -71,14 +71,14 @@ pub(super) fn open(list: &mut HeaderList, connect: &Connect<'_>, client: &str) {
 pub(super) fn will(list: &mut HeaderList, delay_s: u32) {
     push(list, header::WILL, b"1");
     if delay_s > 0 {
-        push(list, header::WILL_DELAY, delay_s.to_string().as_bytes());
+        push(list, header::WILL_DELAY, Decimal::new(delay_s).as_bytes());
     }
 }
 
 /// How it was published.
 pub(super) fn delivery(list: &mut HeaderList, publish: &Publish<'_>) {
     if publish.message.qos != Qos::Zero {
-        push(list, header::PACKET_ID, publish.id.to_string().as_bytes());
+        push(list, header::PACKET_ID, Decimal::new(publish.id).as_bytes());
     }
     if publish.dup {
         push(list, header::DUP, b"1");
@@ -127,7 +127,7 @@ pub(super) fn describe(list: &mut HeaderList, topic: &str, message: &Message<'_>
     ];
     for (name, value) in numbers {
         if let Some(value) = value {
-            push(list, name, value.to_string().as_bytes());
+            push(list, name, Decimal::new(value).as_bytes());
         }
     }
     let prefix = header::USER.as_bytes();

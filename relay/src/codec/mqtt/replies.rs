@@ -22,7 +22,7 @@ use super::packet::{AckKind, Qos};
 use super::properties::id;
 use super::reason::Reason;
 use super::record;
-use super::session::{Progress, Session, lock};
+use super::session::{Progress, Session};
 use super::wire::Parsed;
 
 /// Replies of QoS 1 and 2 for which there is no room among those under way.
@@ -80,7 +80,7 @@ fn number(session: &mut Session, origin: ReplyOrigin, qos: Qos, packet: &mut [u8
 impl Client {
     /// A client that was here before: PUBREL again for what it has received (section 4.4).
     pub(super) fn resume(&mut self, actions: &mut dyn Actions) {
-        for sent in &lock(&self.session).sent {
+        for sent in &self.session.lock().sent {
             if sent.progress == Progress::Released {
                 let (kind, id) = (AckKind::Pubrel, sent.id);
                 encode::acknowledge(actions.output(), self.version, kind, id, Reason::SUCCESS);
@@ -99,11 +99,10 @@ impl Client {
         let (headers, payload) = (reply.headers, reply.payload);
         let wanted =
             record::Reply::read(headers, payload, mqtt.max_message_bytes, &mut self.properties)?;
-        let mut session = lock(&self.session);
-        if session.owner != self.key {
+        let Ok(mut session) = self.session.lock_as(self.key) else {
             // For the connection that has taken over, which gets it when this one has ended.
             return Ok(Sending::Kept);
-        }
+        };
         let former = session.sent_by_origin(reply.origin);
         let qos = match former.map(|place| session.sent[place]) {
             Some(sent) if sent.progress == Progress::Completed => {
@@ -171,10 +170,7 @@ impl Client {
         actions: &mut dyn Actions,
     ) -> Parsed<()> {
         const FAILED: u8 = 0x80;
-        let mut session = lock(&self.session);
-        if session.owner != self.key {
-            return Err(Reason::SESSION_TAKEN_OVER);
-        }
+        let mut session = self.session.lock_as(self.key)?;
         let place = session.sent_by_id(id);
         let sent = place.map(|place| session.sent[place]);
         match (kind, sent.map(|sent| sent.qos)) {
@@ -211,7 +207,7 @@ impl Client {
     }
 
     fn send_waiting(&mut self, actions: &mut dyn Actions) {
-        let mut session = lock(&self.session);
+        let mut session = self.session.lock();
         while self.in_flight < self.window
             && let Some(mut packed) = self.waiting.pop()
         {

@@ -3,10 +3,13 @@
 //! They are in the memory of one relay. What is lost with it, or crowded out, is told to the client
 //! by *session present 0*, which is what the standard asks for.
 //!
-//! A session has a lock of its own, which its connection takes for what changes it; two connections
-//! meet there only while one takes over from the other.
+//! A session has a lock of its own, which its connection takes for what changes or asks it; two
+//! connections meet there only while one takes over from the other. It stays where it is rather than
+//! moving into its connection, because three may need it at a time, on as many workers: the connection
+//! that has it, one that takes over, and one that has ended and hears what Kafka has of its messages.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -14,7 +17,9 @@ use crate::codec::ReplyOrigin;
 use crate::kafka::ConnectionKey;
 
 use super::packet::Qos;
+use super::reason::Reason;
 use super::topic;
+use super::wire::Parsed;
 
 /// All filters of one session in bytes.
 const MAX_FILTER_BYTES: usize = 64 << 10;
@@ -26,11 +31,35 @@ pub(super) const MAX_RECEIVED: usize = 1024;
 const MAX_SENT: usize = 1024;
 
 /// A session, shared by its table and its connection.
-pub(super) type Shared = Arc<Mutex<Session>>;
+pub(super) type Shared = Arc<Place>;
 
-/// Locks a session.
-pub(super) fn lock(session: &Mutex<Session>) -> MutexGuard<'_, Session> {
-    session.lock().expect("no panic under this lock")
+/// Where a session is.
+#[derive(Debug)]
+pub(super) struct Place {
+    session: Mutex<Session>,
+    /// Counts the client's connections: whose turn it is can be seen without the lock.
+    turn: AtomicU32,
+}
+
+impl Place {
+    fn new(owner: ConnectionKey) -> Shared {
+        Arc::new(Self { session: Mutex::new(Session::new(owner)), turn: AtomicU32::new(0) })
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Session> {
+        self.session.lock().expect("no panic under this lock")
+    }
+
+    /// Locks it for its connection; refused if another one has taken over.
+    pub(super) fn lock_as(&self, owner: ConnectionKey) -> Parsed<MutexGuard<'_, Session>> {
+        let session = self.lock();
+        if session.owner == owner { Ok(session) } else { Err(Reason::SESSION_TAKEN_OVER) }
+    }
+
+    /// Whose turn it is now.
+    pub(super) fn turn(&self) -> u32 {
+        self.turn.load(Ordering::Acquire)
+    }
 }
 
 /// A subscription.
@@ -217,6 +246,8 @@ struct Table {
 #[derive(Debug)]
 pub(super) struct Attached {
     pub(super) session: Shared,
+    /// See [`Place::turn`].
+    pub(super) turn: u32,
     /// It is a former one.
     pub(super) present: bool,
     /// The connection that had the client identifier until now.
@@ -248,12 +279,13 @@ impl Sessions {
         let present = former.is_some() && !clean;
         let (session, former) = match former {
             Some(slot) => {
-                let mut session = lock(&slot.session);
+                slot.session.turn.fetch_add(1, Ordering::Release);
+                let mut session = slot.session.lock();
                 let former = connected.then_some(session.owner);
                 if clean {
                     drop(session);
                     // The former connection keeps its own, for what is left to it to do.
-                    (Arc::new(Mutex::new(Session::new(owner))), former)
+                    (Place::new(owner), former)
                 } else {
                     session.owner = owner;
                     session.part(self.replies_wait);
@@ -261,12 +293,13 @@ impl Sessions {
                     (slot.session, former)
                 }
             }
-            None => (Arc::new(Mutex::new(Session::new(owner))), None),
+            None => (Place::new(owner), None),
         };
         table.make_room(self.most);
         let slot = Slot { session: Arc::clone(&session), expires: None };
         table.slots.insert(Arc::clone(client), slot);
-        Attached { session, present, former }
+        // Before the table is free for the next one.
+        Attached { turn: session.turn(), session, present, former }
     }
 
     /// A connection has ended; its session is kept for so long.
@@ -280,7 +313,7 @@ impl Sessions {
     ) {
         let mut table = self.table();
         let ours = table.slots.get(client).is_some_and(|slot| Arc::ptr_eq(&slot.session, session));
-        let mut locked = lock(session);
+        let mut locked = session.lock();
         if !ours || locked.owner != owner {
             return;
         }

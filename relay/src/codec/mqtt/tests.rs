@@ -77,9 +77,17 @@ impl Peer {
         Sent::split(&std::mem::take(&mut self.script.output))
     }
 
-    /// What it has asked for since the last time.
+    /// What it has asked for since the last time, but for the replies that waited.
     fn actions(&mut self) -> Vec<Action> {
+        self.asks_held();
         std::mem::take(&mut self.script.actions)
+    }
+
+    /// Whether it has asked for the replies that waited.
+    fn asks_held(&mut self) -> bool {
+        let before = self.script.actions.len();
+        self.script.actions.retain(|action| *action != Action::AskHeld);
+        before - self.script.actions.len() == 1
     }
 
     fn delivered(&mut self, sequence: u64) -> Vec<Sent> {

@@ -107,9 +107,9 @@ fn long_length(short: u8, bytes: &[u8]) -> Result<Option<(u64, &[u8])>, Violatio
 
 /// Takes the mask off a part of a payload that begins `offset` bytes into it.
 pub(super) fn unmask(part: &mut [u8], mask: [u8; 4], offset: u64) {
-    let mut mask = u32::from_ne_bytes(mask).to_ne_bytes();
-    mask.rotate_left(usize::try_from(offset % 4).expect("below 4"));
-    let wide = u64::from_ne_bytes([mask, mask].concat().try_into().expect("twice four bytes"));
+    let start = usize::try_from(offset % 4).expect("below 4");
+    let mask: [u8; 8] = std::array::from_fn(|at| mask[(start + at) % 4]);
+    let wide = u64::from_ne_bytes(mask);
     let (words, rest) = part.as_chunks_mut::<8>();
     for word in words {
         *word = (u64::from_ne_bytes(*word) ^ wide).to_ne_bytes();

@@ -214,6 +214,7 @@ impl WebSocket {
             CloseReason::RelayStop => (CloseCode::GOING_AWAY, "the gateway stops: connect again"),
             CloseReason::SlowReader => (CloseCode::POLICY, "messages were not read in time"),
             CloseReason::IdleTimeout => (CloseCode::POLICY, "nothing came for too long"),
+            CloseReason::MemoryLimit => (CloseCode::POLICY, "too much is kept for the connection"),
             CloseReason::OversizedMessage => (CloseCode::TOO_BIG, Violation::TOO_BIG.what),
             CloseReason::NoServer | CloseReason::ServerAway | CloseReason::FlowTableFull => {
                 (CloseCode::TRY_AGAIN_LATER, "there is no server now: try again later")
@@ -245,6 +246,10 @@ impl Codec for WebSocket {
 
     fn end_of_stream(&mut self, _now: Instant, _actions: &mut dyn Actions) -> bool {
         self.deadline = None;
+        self.is_between_messages()
+    }
+
+    fn is_between_messages(&self) -> bool {
         match &self.state {
             State::Handshake(head) => head.is_empty(),
             State::Open(stream) => stream.is_between_messages(),
@@ -282,6 +287,10 @@ impl Codec for WebSocket {
     fn close_asked(&mut self, headers: Headers<'_>) {
         let (code, reason) = CloseCode::of_header(headers.get(c"close").unwrap_or_default());
         self.farewell = Some((code, reason.into()));
+    }
+
+    fn lingers(&self) -> bool {
+        true
     }
 
     fn farewell(&mut self, reason: CloseReason, _now: Instant, actions: &mut dyn Actions) {

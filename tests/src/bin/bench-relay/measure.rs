@@ -19,6 +19,7 @@ use millrace_tests::netns::instance_name;
 use millrace_tests::process::{Process, wait_until};
 
 use crate::Arguments;
+use crate::answer::Trips;
 use crate::floors::PARTITIONS;
 use crate::rsyslog::{Rsyslog, Tuning, producer};
 use crate::subject::Subject;
@@ -54,11 +55,12 @@ pub(crate) fn measure(subject: Subject, setting: &Setting<'_>) -> Result<Measure
     let topics = Topics::new(setting.brokers, "bench");
     let context = || format!("{} could not be measured", subject.name());
     match subject {
-        Subject::Relay => relay(setting, &topics),
+        Subject::Relay | Subject::Speaking(_) => relay(setting, &topics),
         Subject::Rsyslog => rsyslog(setting, &topics, Tuning::None),
         Subject::RsyslogTuned => rsyslog(setting, &topics, Tuning::Best),
         Subject::Produce => produce(setting, &topics),
         Subject::Sink => sink(setting),
+        Subject::Answered(_) => answered(setting, &topics),
     }
     .with_context(context)
 }
@@ -76,10 +78,21 @@ fn timed(
     end: impl FnOnce() -> Result<()>,
 ) -> Result<Measured> {
     let connected = setting.flood.connect(target)?;
+    clocked(setting, process, || {
+        connected.send()?;
+        end()
+    })
+}
+
+/// Reads the clocks before and after the work.
+fn clocked(
+    setting: &Setting<'_>,
+    process: u32,
+    work: impl FnOnce() -> Result<()>,
+) -> Result<Measured> {
     let before = (CpuTime::of_process(process)?, CpuTime::of_machine()?);
     let start = Instant::now();
-    connected.send()?;
-    end()?;
+    work()?;
     Ok(Measured {
         messages: setting.flood.messages,
         seconds: start.elapsed().as_secs_f64(),
@@ -109,11 +122,43 @@ fn relay(setting: &Setting<'_>, topics: &Topics) -> Result<Measured> {
     Ok(Measured { worker_loops, ..measured })
 }
 
+fn answered(setting: &Setting<'_>, topics: &Topics) -> Result<Measured> {
+    let Flood { speech, connections, messages, size, .. } = setting.flood;
+    let address = free_address()?;
+    let mut instance = Instance::new(config(setting, topics, address.port()), None)?;
+    instance.start()?;
+    let server = floor(&[
+        "answer",
+        &format!("--brokers={}", setting.brokers),
+        &format!("--prefix={}", topics.prefix()),
+        &format!("--linger-us={}", setting.linger_us),
+    ])?;
+    server.wait_line("begin", PATIENCE)?;
+    let streams = setting.flood.connect(address)?.into_streams();
+    let mut trips = Trips::new(speech, size, streams)?;
+    trips.make(1).context("the first message is not answered")?;
+    let each = messages / u64::from(connections);
+    let measured = clocked(setting, instance.process_id()?, || trips.make(each))?;
+    drop(trips);
+    let stopped = instance.stop()?;
+    ensure!(
+        stopped["messages_acknowledged"] == messages + u64::from(connections),
+        "the relay has delivered something else than was sent: {stopped}"
+    );
+    Ok(measured)
+}
+
 fn config(setting: &Setting<'_>, topics: &Topics, port: u16) -> Config {
     let servers = (0..PARTITIONS).map(|number| {
         let id = format!("server-{number}");
         Server::new(id, Ipv4Addr::LOCALHOST.into(), Partition(number))
     });
+    let mut service = Service {
+        destinations: vec!["127.0.0.1/32".parse().expect("a prefix")],
+        servers: servers.collect(),
+        ..Service::new("bench", port, Framing::Lines)
+    };
+    setting.flood.speech.of(&mut service);
     Config {
         gateway: GatewaySection::new(instance_name(), &["none"]),
         relay: RelaySection { workers: setting.workers, ..RelaySection::default() },
@@ -125,11 +170,7 @@ fn config(setting: &Setting<'_>, topics: &Topics, port: u16) -> Config {
         },
         registry: RegistrySection::default(),
         hold: HoldSection::default(),
-        services: vec![Service {
-            destinations: vec!["127.0.0.1/32".parse().expect("a prefix")],
-            servers: servers.collect(),
-            ..Service::new("bench", port, Framing::Lines)
-        }],
+        services: vec![service],
     }
 }
 
@@ -164,7 +205,7 @@ fn used(floor: Process) -> Result<CpuTime> {
 
 fn produce(setting: &Setting<'_>, topics: &Topics) -> Result<Measured> {
     let topic = topics.create("uplink", i32::from(PARTITIONS))?;
-    let Flood { connections, messages, size, per_write } = setting.flood;
+    let Flood { connections, messages, size, per_write, .. } = setting.flood;
     let machine = CpuTime::of_machine()?;
     let floor = floor(&[
         "produce",

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::Arguments;
 use crate::measure::{self, Measured};
-use crate::subject::Subject;
+use crate::subject::{Comparison, Subject};
 
 /// Everything that was measured.
 #[derive(Debug, Serialize)]
@@ -21,6 +21,10 @@ pub(crate) struct Report {
 /// One flood, with its subjects.
 #[derive(Debug, Serialize)]
 struct Workload {
+    #[serde(skip)]
+    comparison: Comparison,
+    /// Each message was answered before its connection's next one.
+    answered: bool,
     message_bytes: usize,
     messages_per_write: u32,
     messages: u64,
@@ -42,6 +46,9 @@ struct Figures {
     /// Of the relay's workers; the last round's.
     #[serde(skip_serializing_if = "Option::is_none")]
     system_calls_per_message: Option<f64>,
+    /// Its `cpu_us` as a multiple of plain framing's, where protocols are compared.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cpu_ratio_to_lines: Option<f64>,
     #[serde(skip)]
     rounds: Vec<[f64; 5]>,
 }
@@ -108,13 +115,16 @@ impl Report {
     }
 
     /// Begins a workload.
-    pub(crate) fn workload(&mut self, flood: &Flood) {
+    pub(crate) fn workload(&mut self, comparison: Comparison, flood: &Flood) {
+        let subjects = comparison.subjects().iter();
         self.workloads.push(Workload {
+            comparison,
+            answered: comparison == Comparison::RoundTrips,
             message_bytes: flood.size,
             messages_per_write: flood.per_write,
             messages: flood.messages,
             connections: flood.connections,
-            subjects: Subject::ALL
+            subjects: subjects
                 .map(|subject| Figures {
                     name: subject.name(),
                     messages_per_second: 0.0,
@@ -123,18 +133,19 @@ impl Report {
                     cpu_us: 0.0,
                     machine_cpu_us: 0.0,
                     system_calls_per_message: None,
+                    cpu_ratio_to_lines: None,
                     rounds: Vec::new(),
                 })
-                .into(),
+                .collect(),
             relay_cpu_ratio_to: None,
         });
         eprintln!("{}", self.workloads.last().expect("just pushed").title());
     }
 
-    /// Adds a measurement of the workload begun last.
-    pub(crate) fn add(&mut self, subject: Subject, measured: &Measured) {
+    /// Adds a measurement of one of the subjects of the workload begun last.
+    pub(crate) fn add(&mut self, column: usize, measured: &Measured) {
         let workload = self.workloads.last_mut().expect("a workload was begun");
-        let figures_of = &mut workload.subjects[subject as usize];
+        let figures_of = &mut workload.subjects[column];
         figures_of.rounds.push(figures(measured));
         let of = |column: usize| median(figures_of.rounds.iter().map(|round| round[column]));
         let [rate, user, system, cpu, machine] = [of(0), of(1), of(2), of(3), of(4)];
@@ -150,22 +161,39 @@ impl Report {
 
 impl Workload {
     fn title(&self) -> String {
+        let how = if self.answered {
+            "each answered before the next".to_owned()
+        } else {
+            format!("{} a write", self.messages_per_write)
+        };
         format!(
-            "{} bytes, {} a write: {} messages over {} connections",
-            self.message_bytes, self.messages_per_write, self.messages, self.connections
+            "{} bytes, {how}: {} messages over {} connections",
+            self.message_bytes, self.messages, self.connections
         )
     }
 
     /// Ratios within each round, of which the median counts: what disturbs the machine disturbs the
     /// whole round.
     fn compare(&mut self) {
-        let cpu = |subject: Subject| {
-            self.subjects[subject as usize].rounds.iter().map(|round| round[3]).collect::<Vec<_>>()
-        };
-        let [relay, rsyslog, tuned, produce, sink] = Subject::ALL.map(cpu);
-        if sink.len() < relay.len() {
+        let complete = self.subjects.last().map_or(0, |last| last.rounds.len());
+        let cpu: Vec<Vec<f64>> = self
+            .subjects
+            .iter()
+            .map(|row| row.rounds[..complete].iter().map(|round| round[3]).collect())
+            .collect();
+        if complete == 0 {
             return;
         }
+        if self.comparison != Comparison::Peers {
+            for (row, of) in self.subjects.iter_mut().zip(&cpu) {
+                let ratios = of.iter().zip(&cpu[0]).map(|(own, lines)| own / lines);
+                row.cpu_ratio_to_lines = Some(median(ratios));
+            }
+            return;
+        }
+        let [relay, rsyslog, tuned, produce, sink] = &cpu[..] else {
+            unreachable!("the peers are five");
+        };
         let ratio = |to: &dyn Fn(usize) -> f64| {
             median(relay.iter().enumerate().map(|(round, cpu)| cpu / to(round)))
         };
@@ -184,11 +212,17 @@ impl fmt::Display for Report {
             writeln!(f, "\n{}, medians of {} rounds", workload.title(), self.rounds)?;
             writeln!(
                 f,
-                "  {:<15} {:>11} {:>9} {:>9} {:>9} {:>9}",
-                "", "messages/s", "user µs", "system µs", "cpu µs", "machine"
+                "  {:<15} {:>11} {:>9} {:>9} {:>9} {:>9}{}",
+                "",
+                "messages/s",
+                "user µs",
+                "system µs",
+                "cpu µs",
+                "machine",
+                if workload.comparison == Comparison::Peers { "" } else { "  cpu/lines" }
             )?;
             for row in &workload.subjects {
-                writeln!(
+                write!(
                     f,
                     "  {:<15} {:>11.0} {:>9.2} {:>9.2} {:>9.2} {:>9.2}",
                     row.name,
@@ -198,6 +232,8 @@ impl fmt::Display for Report {
                     row.cpu_us,
                     row.machine_cpu_us
                 )?;
+                row.cpu_ratio_to_lines.map_or(Ok(()), |ratio| write!(f, "  {ratio:>9.2}"))?;
+                writeln!(f)?;
             }
             if let Some(ratios) = workload.relay_cpu_ratio_to {
                 writeln!(

@@ -411,6 +411,7 @@ fn a_client_of_the_newer_version_is_told_why_the_relay_ends_it() {
         (CloseReason::RelayStop, 0x8b),
         (CloseReason::TakenOver, 0x8e),
         (CloseReason::SlowReader, 0x97),
+        (CloseReason::MemoryLimit, 0x97),
         (CloseReason::ClosedByServer, 0x98),
     ] {
         let mut peer = client(true);

@@ -96,6 +96,25 @@ fn a_second_connection_takes_over() {
 }
 
 #[test]
+fn what_waited_comes_when_the_client_can_take_it() {
+    for v5 in [false, true] {
+        let mqtt = service(|_| ());
+        let again = connect(v5, "a").persistent();
+        let (mut peer, _) = Peer::connected(&mqtt, &again);
+        assert!(!peer.asks_held(), "it has to subscribe first");
+        peer.send(&packets::subscribe(v5, 9, &[("$share/a/b", 1)]));
+        assert!(!peer.asks_held(), "that was refused");
+        peer.subscribe("a", 1);
+        assert!(peer.asks_held());
+        peer.subscribe("b", 1);
+        assert!(!peer.asks_held(), "once");
+        leave(&mut peer);
+        let (mut peer, _) = Peer::connected(&mqtt, &again);
+        assert!(peer.asks_held(), "its session has its subscriptions");
+    }
+}
+
+#[test]
 fn a_clean_start_takes_over_too() {
     let mqtt = service(|_| ());
     let (mut former, _) = Peer::connected(&mqtt, &connect(true, "a").persistent());
@@ -103,6 +122,8 @@ fn a_clean_start_takes_over_too() {
     let (mut peer, connack) = Peer::connected(&mqtt, &connect(true, "a"));
     assert!(!present(&connack));
     assert_eq!(peer.actions(), [Action::TakeOver(former.script.key)]);
+    former.send(&publish(true, 0, 0, "a", "late"));
+    assert!(former.actions().is_empty());
     former.end(CloseReason::TakenOver);
     assert_eq!(peer.reply(1, &REPLY1), Ok(Sending::Unwanted));
     leave(&mut peer);

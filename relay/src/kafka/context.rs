@@ -1,0 +1,157 @@
+//! What every client of librdkafka here has: our log, and a way back to the cluster.
+//!
+//! librdkafka (2.12.1) can lose the cluster for good. While a controller takes all brokers for gone,
+//! they list no broker in their metadata; librdkafka then drops those that it knows and orders a new
+//! bootstrap, which the end of the same response calls off again if it comes later. From then on it
+//! asks nobody any more ("no usable brokers"), and never says more than that all brokers are down. So
+//! [`rejoin`](super::ffi::rejoin) gives such a client the configured brokers again. (librdkafka's issue
+//! 5430 tells of the same end.)
+
+use std::ffi::{CStr, CString};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::ConsumerContext;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+
+use crate::config::KafkaSection;
+
+use super::said::Said;
+
+/// A client gets its brokers no more often: librdkafka remembers them each time, and in an outage says
+/// once in a while that all are down.
+const REJOIN_INTERVAL: Duration = Duration::from_secs(5);
+
+static SAID: Said = Said::new();
+
+/// Passes librdkafka's log to ours, and notices that a client has lost all brokers.
+#[derive(Debug)]
+pub(crate) struct LogContext {
+    brokers: CString,
+    lost: AtomicBool,
+    rejoined: Mutex<Option<Instant>>,
+}
+
+/// A context that has a [`LogContext`].
+pub(crate) trait Watched: ClientContext {
+    /// Its own.
+    fn watch(&self) -> &LogContext;
+}
+
+impl LogContext {
+    /// For one client of the configured cluster.
+    pub(crate) fn new(kafka: &KafkaSection) -> Self {
+        Self {
+            // A client could not have been made with a NUL in it.
+            brokers: CString::new(kafka.brokers.as_str()).unwrap_or_default(),
+            lost: AtomicBool::new(false),
+            rejoined: Mutex::default(),
+        }
+    }
+
+    /// Whether the client has lost all brokers since it was last given some.
+    pub(super) fn has_lost(&self) -> bool {
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    /// The brokers that the client should be given now, if it has lost all of its own.
+    pub(super) fn to_rejoin(&self, now: Instant) -> Option<&CStr> {
+        let mut last = self.rejoined.lock().unwrap_or_else(PoisonError::into_inner);
+        let soon = last.is_some_and(|last| now.saturating_duration_since(last) < REJOIN_INTERVAL);
+        if soon || !self.lost.swap(false, Ordering::Relaxed) {
+            return None;
+        }
+        *last = Some(now);
+        Some(&self.brokers)
+    }
+}
+
+impl ClientContext for LogContext {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        match level {
+            RDKafkaLogLevel::Emerg
+            | RDKafkaLogLevel::Alert
+            | RDKafkaLogLevel::Critical
+            | RDKafkaLogLevel::Error => tracing::error!(facility, message, "kafka"),
+            RDKafkaLogLevel::Warning => tracing::warn!(facility, message, "kafka"),
+            RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => {
+                tracing::info!(facility, message, "kafka");
+            }
+            RDKafkaLogLevel::Debug => tracing::debug!(facility, message, "kafka"),
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        // The end of a partition is news for who asked for it, and no error.
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::PartitionEOF) {
+            return;
+        }
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
+            self.lost.store(true, Ordering::Relaxed);
+        }
+        if SAID.is_news(&format!("{error} {reason}"), Instant::now()) {
+            tracing::warn!(%error, reason, "kafka");
+        } else {
+            tracing::debug!(%error, reason, "kafka, again");
+        }
+    }
+}
+
+impl ConsumerContext for LogContext {}
+
+impl Watched for LogContext {
+    fn watch(&self) -> &LogContext {
+        self
+    }
+}
+
+/// Makes a context that takes reports or rebalances, and has a [`LogContext`] in its field `log`, log as
+/// that does.
+macro_rules! logs_as_ours {
+    ($context:ident $(<$parameter:ident: $bound:path>)?) => {
+        impl $(<$parameter: $bound + 'static>)? rdkafka::client::ClientContext
+            for $context $(<$parameter>)?
+        {
+            fn log(&self, level: rdkafka::config::RDKafkaLogLevel, facility: &str, message: &str) {
+                rdkafka::client::ClientContext::log(&self.log, level, facility, message);
+            }
+            fn error(&self, error: rdkafka::error::KafkaError, reason: &str) {
+                rdkafka::client::ClientContext::error(&self.log, error, reason);
+            }
+        }
+
+        impl $(<$parameter: $bound + 'static>)? $crate::kafka::Watched
+            for $context $(<$parameter>)?
+        {
+            fn watch(&self) -> &$crate::kafka::LogContext {
+                &self.log
+            }
+        }
+    };
+}
+pub(crate) use logs_as_ours;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_that_has_lost_all_brokers_gets_them_and_not_too_often() {
+        let kafka =
+            KafkaSection { brokers: "192.0.2.1:9092".to_owned(), ..KafkaSection::default() };
+        let (context, now) = (LogContext::new(&kafka), Instant::now());
+        let error = |code| context.error(KafkaError::Global(code), "a test");
+        error(RDKafkaErrorCode::BrokerTransportFailure);
+        assert_eq!((context.has_lost(), context.to_rejoin(now)), (false, None));
+        error(RDKafkaErrorCode::AllBrokersDown);
+        assert!(context.has_lost());
+        assert_eq!(context.to_rejoin(now), Some(c"192.0.2.1:9092"));
+        assert_eq!((context.has_lost(), context.to_rejoin(now)), (false, None));
+        error(RDKafkaErrorCode::AllBrokersDown);
+        assert_eq!(context.to_rejoin(now + REJOIN_INTERVAL / 2), None);
+        assert_eq!(context.to_rejoin(now + REJOIN_INTERVAL), Some(c"192.0.2.1:9092"));
+    }
+}

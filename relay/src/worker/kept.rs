@@ -1,0 +1,164 @@
+//! Replies that a connection's client has yet to confirm, and how far a delivery of those that waited
+//! for it is.
+
+use std::collections::VecDeque;
+
+use crate::codec::ReplyOrigin;
+use crate::ring::{Delivered, Parts, Receipt, ReplyOffset};
+
+/// Replies that the codec has, until their client confirms them. Few at a time, and mostly in order.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    replies: VecDeque<(ReplyOrigin, Receipt)>,
+    /// Replies that waited for the client. There is one delivery at a time.
+    delivery: Option<Box<Progress>>,
+}
+
+#[derive(Debug)]
+struct Progress {
+    delivered: Delivered,
+    /// Parts of which the end is not known.
+    open: u32,
+    /// The last part has come.
+    whole: bool,
+}
+
+/// What is to be reported because a client is done with a reply.
+#[derive(Debug)]
+pub(super) enum Settled {
+    /// A reply of the downlink.
+    Offset(ReplyOffset),
+    /// All that is to be said about a delivery.
+    Delivery(Delivered),
+}
+
+impl Kept {
+    pub(super) fn keep(&mut self, origin: ReplyOrigin, receipt: Receipt) {
+        self.replies.push_back((origin, receipt));
+        if let Receipt::Held { delivery, last, .. } = receipt {
+            let new = || {
+                let delivered = Delivered::nothing(delivery);
+                Box::new(Progress { delivered, open: 0, whole: false })
+            };
+            let progress = self.delivery.get_or_insert_with(new);
+            debug_assert_eq!(progress.delivered.delivery, delivery, "one at a time");
+            progress.open += 1;
+            progress.whole |= last;
+        }
+    }
+
+    pub(super) fn take(&mut self, origin: ReplyOrigin) -> Option<Receipt> {
+        let index = self.replies.iter().position(|(kept, _)| *kept == origin)?;
+        self.replies.remove(index).map(|(_, receipt)| receipt)
+    }
+
+    /// A reply is done with: what is to be reported thereby.
+    pub(super) fn done(&mut self, receipt: Receipt) -> Option<Settled> {
+        match receipt {
+            Receipt::Offset(offset) => Some(Settled::Offset(offset)),
+            Receipt::Held { part, .. } => self.end(part, |delivered| &mut delivered.sent),
+            Receipt::None => None,
+        }
+    }
+
+    /// A part of a delivery cannot be sent: what is to be reported thereby.
+    pub(super) fn fail(&mut self, part: u32) -> Option<Settled> {
+        self.end(part, |delivered| &mut delivered.unencodable)
+    }
+
+    fn end(&mut self, part: u32, parts: fn(&mut Delivered) -> &mut Parts) -> Option<Settled> {
+        let progress = self.delivery.as_mut()?;
+        parts(&mut progress.delivered).add(part);
+        progress.open -= 1;
+        if progress.open > 0 || !progress.whole {
+            return None;
+        }
+        self.delivery.take().map(|progress| Settled::Delivery(progress.delivered))
+    }
+
+    /// The connection is over: the receipts of what is kept, and how far the delivery is. One whose
+    /// last part has not come is reported with that part.
+    pub(super) fn give_up(&mut self) -> (impl Iterator<Item = Receipt>, Option<Settled>) {
+        let delivery = self.delivery.take().filter(|progress| progress.whole);
+        let replies = std::mem::take(&mut self.replies).into_iter();
+        let delivery = delivery.map(|progress| Settled::Delivery(progress.delivered));
+        (replies.map(|(_, receipt)| receipt), delivery)
+    }
+
+    /// The first offset of the downlink that is kept.
+    pub(super) fn oldest_offset(&self) -> Option<ReplyOffset> {
+        self.replies.iter().find_map(|(_, receipt)| match receipt {
+            Receipt::Offset(offset) => Some(*offset),
+            _ => None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kafka::RelayId;
+
+    fn origin(offset: i64) -> ReplyOrigin {
+        ReplyOrigin { relay: RelayId(0), offset }
+    }
+
+    /// Three parts, as a worker gives them to a connection one after the other.
+    fn kept(parts: u32) -> Kept {
+        let mut kept = Kept::default();
+        for part in 0..parts {
+            let receipt = Receipt::Held { delivery: 7, part, last: part == 2 };
+            kept.keep(origin(part.into()), receipt);
+        }
+        kept
+    }
+
+    fn confirm(kept: &mut Kept, part: i64) -> Option<Delivered> {
+        let receipt = kept.take(origin(part)).expect("it is kept");
+        delivered(kept.done(receipt))
+    }
+
+    fn delivered(settled: Option<Settled>) -> Option<Delivered> {
+        match settled? {
+            Settled::Delivery(delivered) => Some(delivered),
+            Settled::Offset(offset) => panic!("{offset:?}"),
+        }
+    }
+
+    fn parts(parts: &[u32]) -> Parts {
+        let mut set = Parts::default();
+        for part in parts {
+            set.add(*part);
+        }
+        set
+    }
+
+    #[test]
+    fn a_delivery_is_reported_once_when_the_end_of_all_is_known() {
+        let mut kept = kept(3);
+        assert_eq!(confirm(&mut kept, 2), None);
+        kept.take(origin(0));
+        assert!(kept.fail(0).is_none());
+        let expected = Delivered { delivery: 7, sent: parts(&[1, 2]), unencodable: parts(&[0]) };
+        assert_eq!(confirm(&mut kept, 1), Some(expected));
+        assert!(kept.give_up().1.is_none());
+    }
+
+    #[test]
+    fn what_is_not_confirmed_when_the_connection_ends_waits_on() {
+        let mut kept = kept(3);
+        assert_eq!(confirm(&mut kept, 1), None);
+        let (receipts, delivery) = kept.give_up();
+        assert_eq!(receipts.count(), 2);
+        let expected = Delivered { sent: parts(&[1]), ..Delivered::nothing(7) };
+        assert_eq!(delivered(delivery), Some(expected));
+    }
+
+    #[test]
+    fn the_last_part_reports_a_delivery_that_it_comes_too_late_for() {
+        let mut kept = kept(2);
+        assert_eq!(confirm(&mut kept, 0), None);
+        assert_eq!(confirm(&mut kept, 1), None, "the last one is to come");
+        assert!(kept.give_up().1.is_none());
+    }
+}
