@@ -14,6 +14,8 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 const KEPT_LINES: usize = 400;
 /// How long a child and its outputs may take to end after each other.
 const END_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a child's threads may take to stand still after SIGSTOP.
+const STOP_PATIENCE: Duration = Duration::from_secs(20);
 /// How often a condition that sends no notice is looked at.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -156,10 +158,18 @@ impl Process {
         Ok(self.child.try_wait()?.is_none())
     }
 
-    /// Sends a signal.
+    /// Sends a signal; after SIGSTOP, waits until its last thread stands still.
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        kill_process(Pid::from_child(&self.child), signal)
-            .with_context(|| format!("cannot signal {}", self.name))
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, signal).with_context(|| format!("cannot signal {}", self.name))?;
+        if signal == Signal::STOP {
+            // The kernel tells the parent when the whole process has stopped (signal(7), wait(2)).
+            let look = WaitIdOptions::STOPPED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
+            wait_until(STOP_PATIENCE, &format!("{} to stand still", self.name), || {
+                Ok(waitid(WaitId::Pid(pid), look)?.is_some())
+            })?;
+        }
+        Ok(())
     }
 
     /// Waits for the end.
