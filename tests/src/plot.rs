@@ -153,9 +153,9 @@ impl Chart {
                 values.len(),
                 self.groups.len()
             );
-            let least = if self.scale == Scale::Linear { 0.0 } else { f64::MIN_POSITIVE };
+            let fits = |value: f64| self.scale == Scale::Linear || value > 0.0;
             ensure!(
-                values.iter().flatten().all(|value| value.is_finite() && *value >= least),
+                values.iter().flatten().all(|value| value.is_finite() && fits(*value)),
                 "series `{name}` of chart `{title}` has values that its axis does not: {values:?}"
             );
         }
@@ -204,6 +204,7 @@ impl Chart {
             write_text(area, &self.series[index].name, (x + 18, middle), TEXT, HPos::Left)?;
         }
         let axis = Axis::of(self);
+        let zero = axis.zero();
         let top = CHART_TITLE + legend_height;
         let bottom = top + count(self.groups.len()) * self.group_height();
         axis.draw(area, top, bottom, &self.axis)?;
@@ -215,14 +216,14 @@ impl Chart {
                 let y = y + BETWEEN_GROUPS / 2 + count(place) * BAR;
                 if let Some(value) = series.values[index] {
                     let end = axis.place(value);
-                    let bar = [(axis.left, y + 1), (end, y + BAR - 1)];
+                    let bar = [(zero.min(end), y + 1), (zero.max(end), y + BAR - 1)];
                     done(area.draw(&Rectangle::new(bar, colour(place).filled())))?;
-                    let beside = (end + 5, y + BAR / 2);
+                    let beside = (zero.max(end) + 5, y + BAR / 2);
                     write_text(area, &shown(value), beside, TEXT - 1, HPos::Left)?;
                 }
             }
         }
-        line(area, [(axis.left, top), (axis.left, bottom)], BLACK.stroke_width(1))
+        line(area, [(zero, top), (zero, bottom)], BLACK.stroke_width(1))
     }
 }
 
@@ -246,13 +247,16 @@ impl Axis {
         };
         let (first, last, ticks) = match chart.scale {
             Scale::Linear => {
-                let step = nice_step(most / TICKS);
-                let mut ticks = vec![0.0];
+                // A difference of two measurements may be below 0.
+                let least = values().fold(0.0, f64::min);
+                let step = nice_step((most - least) / TICKS);
+                let first = (least / step).floor();
+                let mut ticks = vec![first * step];
                 while ticks.last().is_some_and(|last| *last < most) {
                     // By multiplying: sums of 0.1 do not look like it.
-                    ticks.push(step * f64::from(count(ticks.len())));
+                    ticks.push(step * (first + f64::from(count(ticks.len()))));
                 }
-                (0.0, ticks.last().copied().unwrap_or(most), ticks)
+                (first * step, ticks.last().copied().unwrap_or(most), ticks)
             }
             Scale::Logarithmic => {
                 let smallest = values().fold(f64::MAX, f64::min).min(most);
@@ -279,6 +283,14 @@ impl Axis {
         self.left + length
     }
 
+    /// Where bars begin.
+    fn zero(&self) -> i32 {
+        match self.scale {
+            Scale::Linear => self.place(0.0),
+            Scale::Logarithmic => self.left,
+        }
+    }
+
     fn draw(&self, area: &Area<'_>, top: i32, bottom: i32, label: &str) -> Result<()> {
         for tick in &self.ticks {
             let x = self.place(*tick);
@@ -303,6 +315,9 @@ fn nice_step(least: f64) -> f64 {
 fn shown(value: f64) -> String {
     if value == 0.0 {
         return "0".to_owned();
+    }
+    if value < 0.0 {
+        return format!("-{}", shown(-value));
     }
     let decimals = match value {
         100.0.. => 0,
@@ -398,11 +413,13 @@ mod tests {
     #[test]
     fn what_cannot_be_drawn_is_refused() {
         let path = Path::new("/nowhere/plot.svg");
-        for values in [vec![Some(f64::NAN)], vec![Some(-1.0)], vec![]] {
+        for values in [vec![Some(f64::NAN)], vec![Some(f64::INFINITY)], vec![]] {
             assert!(write(path, "", &[chart(Scale::Linear, &values)]).is_err());
         }
-        let error = write(path, "", &[chart(Scale::Logarithmic, &[Some(0.0)])]).unwrap_err();
-        assert!(error.to_string().contains("its axis does not"), "{error}");
+        for value in [0.0, -1.0] {
+            let error = write(path, "", &[chart(Scale::Logarithmic, &[Some(value)])]).unwrap_err();
+            assert!(error.to_string().contains("its axis does not"), "{error}");
+        }
         let error = write(path, "", &[chart(Scale::Linear, &[Some(1.0)])]).unwrap_err();
         assert!(error.to_string().contains("/nowhere/plot.svg"), "{error}");
     }
@@ -414,6 +431,10 @@ mod tests {
         let length = |value| linear.place(value) - linear.left;
         assert_eq!((length(0.0), length(60.0)), (0, 2 * length(30.0)));
         assert_eq!(Axis::of(&chart(Scale::Linear, &[Some(0.0)])).ticks.len(), 6);
+        let below = Axis::of(&chart(Scale::Linear, &[Some(-12.0), Some(38.0)]));
+        assert_eq!(below.ticks, [-20.0, -10.0, 0.0, 10.0, 20.0, 30.0, 40.0]);
+        let (left, right) = (below.zero() - below.left, below.place(20.0) - below.zero());
+        assert!(left > 0 && left.abs_diff(right) <= 1, "{left} and {right} pixels");
         let log = Axis::of(&chart(Scale::Logarithmic, &[Some(3.0), Some(900.0)]));
         assert_eq!((log.first, log.last), (0.0, 3.0));
     }
@@ -421,7 +442,7 @@ mod tests {
     #[test]
     fn numbers_are_short() {
         let pairs =
-            [(0.0, "0"), (0.0123, "0.0123"), (1.5, "1.5"), (99.94, "99.9"), (1e6, "1,000,000")];
+            [(0.0, "0"), (0.0123, "0.0123"), (1.5, "1.5"), (99.94, "99.9"), (-1e6, "-1,000,000")];
         for (value, text) in pairs {
             assert_eq!(shown(value), text);
         }
