@@ -18,8 +18,8 @@ const BATCHES: usize = 16;
 const BATCH_BYTES: usize = 256 << 10;
 /// So many commands make a batch full too.
 const BATCH_COMMANDS: usize = 4096;
-/// What one worker says of replies that were not sent, and nobody has asked for yet; the rest waits at
-/// the worker.
+/// Replies of one worker that were not sent and that the consumer has not asked for yet; further ones
+/// wait at the worker.
 const RETURNS: usize = 4096;
 
 /// What the worker is to do for a connection.
@@ -37,8 +37,6 @@ pub enum Command {
     Acknowledged(u32),
     /// Close: the same client has connected again.
     TakenOver,
-    /// A reply that was postponed is not in the log any more: close, because one is missing.
-    Vanished,
 }
 
 /// An offset of the relay's downlink partition.
@@ -59,42 +57,17 @@ pub enum Receipt {
         /// No other one of it comes after this.
         last: bool,
     },
-    /// The keeper, which has read a reply again that was postponed.
-    Postponed {
-        /// Its place in the downlink.
-        offset: ReplyOffset,
-        /// No more come before the connection asks.
-        last: bool,
-    },
     /// Nobody.
     None,
 }
 
-/// What a worker says about replies and connections that are behind.
+/// A reply that was not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Return {
-    /// A reply was not sent.
-    Undelivered {
-        /// Which.
-        offset: ReplyOffset,
-        /// Why not.
-        reason: UndeliveredReason,
-    },
-    /// A reply is to be read again: its client has not read what came before.
-    Postponed {
-        /// Whose.
-        key: ConnectionKey,
-        /// Which.
-        offset: ReplyOffset,
-        /// Of its payload.
-        bytes: usize,
-    },
-    /// The client has read on: more of what was postponed may come.
-    Resume(ConnectionKey),
-    /// A reply that was postponed was sent, or needs nothing.
-    Sent(ReplyOffset),
-    /// The connection is over, with replies postponed.
-    Left(ConnectionKey),
+pub struct Return {
+    /// Which.
+    pub offset: ReplyOffset,
+    /// Why not.
+    pub reason: UndeliveredReason,
 }
 
 #[derive(Debug)]
@@ -199,7 +172,7 @@ impl DownlinkBatch {
 struct Rings {
     filled: ArrayQueue<Box<DownlinkBatch>>,
     empty: ArrayQueue<Box<DownlinkBatch>>,
-    /// Replies that were not sent, and connections that are behind.
+    /// Replies that were not sent.
     returned: ArrayQueue<Return>,
     delivered: ArrayQueue<Delivered>,
     /// Every offset below was sent or returned; what is in `filled` does not count.
@@ -261,7 +234,7 @@ impl DownlinkSender {
         std::iter::from_fn(|| self.rings.delivered.pop()).for_each(take);
     }
 
-    /// Takes what the worker says of replies that were not sent. One thread at a time.
+    /// Takes the replies that were not sent.
     pub fn take_returned(&self, mut take: impl FnMut(Return)) {
         let mut taken = 0;
         while let Some(returned) = self.rings.returned.pop() {
@@ -293,7 +266,7 @@ impl DownlinkReceiver {
         self.rings.consumer.wake();
     }
 
-    /// Says something of a reply that was not sent; false if somebody has to look first.
+    /// Returns a reply that was not sent; false if the consumer has to look first.
     pub fn give_back(&self, returned: Return) -> bool {
         self.rings.returned.push(returned).is_ok()
     }

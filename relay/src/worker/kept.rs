@@ -28,8 +28,6 @@ struct Progress {
 pub(super) enum Settled {
     /// A reply of the downlink.
     Offset(ReplyOffset),
-    /// One that was postponed.
-    Postponed(ReplyOffset),
     /// All that is to be said about a delivery.
     Delivery(Delivered),
 }
@@ -58,7 +56,6 @@ impl Kept {
     pub(super) fn done(&mut self, receipt: Receipt) -> Option<Settled> {
         match receipt {
             Receipt::Offset(offset) => Some(Settled::Offset(offset)),
-            Receipt::Postponed { offset, .. } => Some(Settled::Postponed(offset)),
             Receipt::Held { part, .. } => self.end(part, |delivered| &mut delivered.sent),
             Receipt::None => None,
         }
@@ -124,7 +121,7 @@ mod tests {
     fn delivered(settled: Option<Settled>) -> Option<Delivered> {
         match settled? {
             Settled::Delivery(delivered) => Some(delivered),
-            other => panic!("{other:?}"),
+            Settled::Offset(offset) => panic!("{offset:?}"),
         }
     }
 
