@@ -183,8 +183,12 @@ pub struct RelaySection {
     pub batch_wait_us: u32,
     /// Replies waiting for one client, in bytes: above it the client is not read from.
     pub reply_pause_bytes: usize,
-    /// Replies waiting for one client, in bytes: above it the connection is closed.
+    /// Replies waiting for one client, in bytes: above it further ones stay in Kafka until the client
+    /// has read on.
     pub reply_limit_bytes: usize,
+    /// Replies that stay in Kafka for one client, in bytes and 128 more for each: above it the
+    /// connection is closed. 0: above `reply_limit_bytes`.
+    pub reply_backlog_bytes: usize,
     /// All that is kept in memory for one connection (what came in pieces, what was received while it
     /// was not read from, replies that wait), in bytes: above it the connection is closed. The other
     /// bounds come first with their defaults: this one holds whatever they are set to.
@@ -208,7 +212,8 @@ impl Default for RelaySection {
             receive_buffer_bytes: 16384,
             batch_wait_us: 100,
             reply_pause_bytes: 256 << 10,
-            reply_limit_bytes: 4 << 20,
+            reply_limit_bytes: 1 << 20,
+            reply_backlog_bytes: 64 << 20,
             max_connection_bytes: 16 << 20,
             reply_timeout_ms: 60_000,
             half_close_ms: 2000,

@@ -23,9 +23,6 @@ fn build(name: &str, broker: &OwnBroker) -> Cluster {
     let plan = ClusterPlan { brokers: broker.address().to_owned(), ..ClusterPlan::small(name, 2) };
     let mut cluster = Cluster::build_with(plan, |config| {
         config.kafka.partition_in_flight_bytes = 1 << 20;
-        // These clients send on without waiting for replies, which then come all at once.
-        config.relay.reply_limit_bytes = 64 << 20;
-        config.relay.max_connection_bytes = 64 << 20;
     })
     .unwrap();
     cluster.start().unwrap();

@@ -26,9 +26,6 @@ impl Web {
     fn start(name: &str, adjust: impl FnOnce(&mut Config)) -> Self {
         let mut direct = Direct::build(name, |config| {
             speak_http(&mut config.services[0]);
-            // The largest file may come sooner than its client reads.
-            config.relay.reply_limit_bytes = 32 << 20;
-            config.relay.max_connection_bytes = 32 << 20;
             adjust(config);
         })
         .unwrap();
@@ -99,6 +96,40 @@ fn a_site_is_served_byte_for_byte() {
     }
     let counted = web.direct.instance.stats().unwrap();
     assert_eq!(counted.total("replies_undelivered").unwrap(), 0, "{:?}", counted.0);
+}
+
+#[test]
+fn who_reads_slowly_gets_large_files_one_after_the_other() {
+    const FILE: &str = "size-10485760";
+    const FILES: usize = 3;
+    let web = Web::start("slowly", |config| {
+        // The later requests wait for longer, which is not their server's fault.
+        config.services[0].http.request_timeout_ms = 3000;
+    });
+    let _server = web.serve();
+    let mut stream = web.connect();
+    for _ in 0..FILES {
+        write!(stream, "GET /{FILE} HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
+    }
+    let counted = || web.direct.instance.stats().unwrap().count("replies_backlog").unwrap();
+    wait_until(PATIENCE, "a part of them to wait in Kafka", || Ok(counted() > 0)).unwrap();
+    thread::sleep(Duration::from_secs(4));
+    let (mut answer, mut buffer) = (Vec::new(), vec![0; 256 << 10]);
+    let head_end = |answer: &[u8]| answer.windows(4).position(|end| end == b"\r\n\r\n");
+    for number in 0..FILES {
+        let content = &web.site.files[FILE];
+        while head_end(&answer).is_none_or(|at| answer.len() < at + 4 + content.len()) {
+            let count = stream.read(&mut buffer).unwrap();
+            assert!(count > 0, "file {number}: {} bytes came", answer.len());
+            answer.extend_from_slice(&buffer[..count]);
+            thread::sleep(Duration::from_millis(10));
+        }
+        let body = head_end(&answer).expect("just seen") + 4;
+        assert!(answer.starts_with(b"HTTP/1.1 200 OK\r\n"), "file {number}");
+        assert!(answer[body..].starts_with(content), "file {number} is another");
+        answer.drain(..body + content.len());
+    }
+    wait_until(PATIENCE, "nothing to wait", || Ok(counted() == 0)).unwrap();
 }
 
 #[test]
@@ -191,7 +222,7 @@ fn a_response_that_is_not_read_is_cut_off_at_the_bound_and_stops_nobody() {
     let part = vec![b'p'; 256 << 10];
     let web = Web::start("large", |config| {
         config.relay.reply_limit_bytes = LIMIT;
-        config.relay.max_connection_bytes = LIMIT;
+        config.relay.reply_backlog_bytes = 0;
     });
     let (brokers, prefix) = (&web.direct.brokers, web.direct.topics.prefix());
     let server = HandServer::on(brokers, prefix, &[0]).unwrap();

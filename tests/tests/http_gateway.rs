@@ -18,8 +18,6 @@ fn a_browser_shows_a_site_that_comes_from_kafka() {
     let topics = Topics::new(&kafka::brokers(), "web");
     let mut config = hosts.config(PORT, Framing::Lines);
     speak_http(&mut config.services[0]);
-    config.relay.reply_limit_bytes = 32 << 20;
-    config.relay.max_connection_bytes = 32 << 20;
     config.kafka.brokers = kafka::brokers();
     topics.prefix().clone_into(&mut config.kafka.topic_prefix);
     let mut instance = Instance::new(config, Some(&hosts.gateway.namespace())).unwrap();

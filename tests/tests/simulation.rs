@@ -2,7 +2,7 @@
 //!
 //! A failure names its seed; `MILLRACE_SEED=N` runs that one alone.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use millrace_relay::codec::{ByteOrder, Decoder, Framing, Reply};
 use millrace_relay::config::Config;
 use millrace_relay::kafka::{ConnectionKey, Incarnation, Pump, PumpStats, RefusedReason, RelayId};
 use millrace_relay::ring::{
-    Command, DownlinkSender, Kind, Receipt, ReplyOffset, Wake, downlink, uplink,
+    Command, DownlinkSender, Kind, Receipt, ReplyOffset, Return, Wake, downlink, uplink,
 };
 use millrace_relay::route::{Partition, ServerId, ServerLink, ServerState, ServiceId};
 use millrace_relay::worker::{
@@ -34,7 +34,7 @@ fn config(seed: u64) -> Config {
         [relay]
         half_close_ms = 0
         reply_pause_bytes = 300
-        reply_limit_bytes = 60000
+        reply_limit_bytes = 600
         [[service]]
         name = "frames"
         destinations = ["198.51.100.0/24"]
@@ -54,6 +54,7 @@ fn config(seed: u64) -> Config {
         server = [{ id = "c", address = "198.51.100.3", partition = 2 }]
     "#;
     let mut config: Config = toml::from_str(text).expect("valid");
+    config.relay.reply_backlog_bytes = [0, 2000, 60_000][usize::try_from(seed % 3).expect("a remainder")];
     config.relay.half_close_ms = u32::try_from(seed % 2).expect("0 or 1");
     config.check().expect("valid");
     // Below what the file may say, so that every run meets the bound.
@@ -97,6 +98,9 @@ struct Run {
     replies_given: u64,
     /// By offset, a reply and whose it is; nothing for one to nobody.
     offsets: Vec<Option<(Vec<u8>, Vec<u8>)>>,
+    /// What the downlink's log has for them.
+    commands: Vec<Command>,
+    backlog: Backlog,
     /// Offsets of replies that the worker gave back.
     returned: HashSet<i64>,
     returned_count: u64,
@@ -105,6 +109,21 @@ struct Run {
     /// Connections that orders have moved.
     moved: u64,
     config: Config,
+}
+
+/// What the keeper has to read again.
+#[derive(Default)]
+struct Backlog {
+    queues: HashMap<ConnectionKey, VecDeque<i64>>,
+    ready: Vec<ConnectionKey>,
+    /// Offsets that are postponed, or on their way again.
+    open: HashSet<i64>,
+    /// How many there ever were.
+    postponed: u64,
+    /// How many were sent.
+    sent: u64,
+    /// How many their connections have not lived to see.
+    abandoned: u64,
 }
 
 /// What a control plane does, on one thread with the worker: now one, now the other of the first
@@ -166,6 +185,8 @@ impl Run {
             given: HashMap::new(),
             replies_given: 0,
             offsets: Vec::new(),
+            commands: Vec::new(),
+            backlog: Backlog::default(),
             returned: HashSet::new(),
             returned_count: 0,
             orders,
@@ -187,6 +208,10 @@ impl Run {
         self.step();
         if self.dice.one_in(3) {
             self.answer();
+        }
+        self.collect();
+        if self.dice.one_in(3) {
+            self.read_again();
         }
         if self.dice.one_in(8) {
             self.go_on_moving();
@@ -255,24 +280,73 @@ impl Run {
                     Reply::plain(key.relay, offset, b"for nobody"),
                 );
                 self.offsets.push(None);
+                self.commands.push(Command::Reply);
                 continue;
             }
             let close = self.dice.one_in(200);
             let command = if close { Command::ReplyAndClose } else { Command::Reply };
             batch.push(key, command, receipt, Reply::plain(key.relay, offset, &record.payload));
+            self.commands.push(command);
             self.offsets.push(Some((record.client.clone(), record.payload.clone())));
             self.given.entry(record.key.clone()).or_default().push(record.payload.clone());
         }
         self.replies.hand_over(batch);
     }
 
-    /// What is settled was sent or given back; what is not may have been sent too.
+    /// Takes what the worker says of replies that it has not sent.
+    fn collect(&mut self) {
+        let (backlog, returned) = (&mut self.backlog, &mut self.returned);
+        self.replies.take_returned(|said| match said {
+            Return::Undelivered { offset, .. } => {
+                backlog.open.remove(&offset.0);
+                assert!(returned.insert(offset.0), "{offset:?} is given back again");
+                self.returned_count += 1;
+            }
+            Return::Postponed { key, offset, .. } => {
+                assert!(backlog.open.insert(offset.0), "{offset:?} is postponed again");
+                backlog.queues.entry(key).or_default().push_back(offset.0);
+                backlog.postponed += 1;
+            }
+            Return::Resume(key) => backlog.ready.push(key),
+            Return::Sent(offset) => {
+                assert!(backlog.open.remove(&offset.0), "{offset:?} was not postponed");
+                backlog.sent += 1;
+            }
+            Return::Left(key) => {
+                for offset in backlog.queues.remove(&key).unwrap_or_default() {
+                    assert!(backlog.open.remove(&offset) && returned.insert(offset));
+                    backlog.abandoned += 1;
+                }
+            }
+        });
+    }
+
+    /// Gives somebody who has asked some of what was postponed.
+    fn read_again(&mut self) {
+        let most = 1 + self.dice.below(5);
+        let Some(key) = self.backlog.ready.pop() else { return };
+        let Some(queue) = self.backlog.queues.get_mut(&key) else { return };
+        let Some(mut batch) = self.replies.take_empty() else {
+            return self.backlog.ready.push(key);
+        };
+        let offsets: Vec<i64> = queue.drain(..most.min(queue.len())).collect();
+        for (number, offset) in (1..).zip(&offsets) {
+            let at = usize::try_from(*offset).expect("few");
+            let (_, payload) = self.offsets[at].as_ref().expect("replies to nobody do not wait");
+            let receipt = Receipt::Postponed {
+                offset: ReplyOffset(*offset),
+                last: number == offsets.len(),
+            };
+            let reply = Reply::plain(key.relay, *offset, payload);
+            batch.push(key, self.commands[at], receipt, reply);
+        }
+        self.replies.hand_over(batch);
+    }
+
+    /// What is settled was sent, given back or postponed; what is not may have been sent too.
     fn check_settled(&mut self) {
         let settled = self.replies.settled().0;
-        self.replies.take_returned(|returned| {
-            self.returned.insert(returned.offset.0);
-            self.returned_count += 1;
-        });
+        self.collect();
         let clients = &self.worker.engine().clients;
         let received: HashMap<Vec<u8>, HashSet<Vec<u8>>> = (0..clients.len())
             .map(|number| (SimClient::address(number).to_string().into_bytes(), &clients[number]))
@@ -280,7 +354,9 @@ impl Run {
             .collect();
         for (offset, reply) in (0..settled).zip(&self.offsets) {
             let sent = |(client, reply): &(Vec<u8>, Vec<u8>)| received[client].contains(reply);
-            let is_settled = self.returned.contains(&offset) || reply.as_ref().is_some_and(sent);
+            let is_settled = self.returned.contains(&offset)
+                || self.backlog.open.contains(&offset)
+                || reply.as_ref().is_some_and(sent);
             assert!(is_settled, "offset {offset} of {settled} is neither sent nor returned");
         }
     }
@@ -347,13 +423,16 @@ impl Run {
         assert_eq!(stats.connection_bytes.get(), 0, "nothing is kept for them");
         let undelivered: u64 = stats.replies_undelivered.iter().map(Counter::get).sum();
         assert_eq!(
-            stats.replies_sent.get() + undelivered,
+            stats.replies_sent.get() + undelivered + self.backlog.abandoned,
             self.replies_given,
             "every reply was sent or counted"
         );
         let settled = usize::try_from(self.replies.settled().0).unwrap_or_default();
         assert_eq!(settled, self.offsets.len(), "all are settled");
         assert_eq!(self.returned_count, undelivered, "what was not sent was given back, once");
+        assert_eq!(stats.replies_postponed.get(), self.backlog.postponed);
+        assert!(self.backlog.open.is_empty(), "what was postponed has come to an end");
+        assert_eq!(self.shared.postponed.load(Ordering::SeqCst), self.backlog.postponed);
         self.moved = self.shared.associations.moved().values().sum();
         let opens = acknowledged.iter().filter(|record| record.kind == Kind::Open);
         let reopened = opens.filter(|record| record.moved_from.is_some()).count();
@@ -447,13 +526,13 @@ fn check_downlink(client: &SimClient, given: &[Vec<u8>]) {
     assert_eq!(received, given[..received.len()]);
 }
 
-/// Connections that were moved.
-fn run(seed: u64) -> u64 {
+/// Connections that were moved, replies that were postponed, and those of them that were sent.
+fn run(seed: u64) -> [u64; 3] {
     let mut run = Run::new(seed);
     let stop_early = run.dice.one_in(3);
     run.finish(stop_early);
     run.check();
-    run.moved
+    [run.moved, run.backlog.postponed, run.backlog.sent]
 }
 
 #[test]
@@ -462,15 +541,18 @@ fn nothing_is_lost_doubled_or_reordered_whatever_happens() {
         run(seed.parse().expect("MILLRACE_SEED is a number"));
         return;
     }
-    let mut moved = 0;
+    let mut counts = [0; 3];
     for seed in 1..=SEEDS {
         match std::panic::catch_unwind(|| run(seed)) {
-            Ok(count) => moved += count,
+            Ok(of_run) => counts.iter_mut().zip(of_run).for_each(|(sum, count)| *sum += count),
             Err(panic) => {
                 eprintln!("seed {seed} fails; repeat it with MILLRACE_SEED={seed}");
                 std::panic::resume_unwind(panic);
             }
         }
     }
+    let [moved, postponed, sent] = counts;
+    println!("{moved} connections were moved, {postponed} replies postponed, {sent} of them sent");
     assert!(moved > SEEDS, "only {moved} connections were moved in {SEEDS} runs");
+    assert!(sent > 5 * SEEDS && postponed > sent + SEEDS, "{sent} of {postponed} in {SEEDS} runs");
 }

@@ -19,7 +19,8 @@ use serde::Serialize;
 
 use crate::config::Config;
 use crate::kafka::{
-    Reason, RecordOrigin, committed, header_text, letter, observer, record_origin, watermarks,
+    Reason, RecordOrigin, committed, committed_with_note, header_text, letter, observer,
+    postponed_before, record_origin, watermarks,
 };
 use crate::ring::MESSAGE_OVERHEAD_BYTES;
 use crate::route::{Partition, ServerState};
@@ -93,7 +94,8 @@ pub struct Downlink {
     pub vanished: u64,
     /// The rest: not read, or on their way.
     pub waiting: u64,
-    /// Where the next run would go on: nothing that waits is before it.
+    /// Where the next run would go on, without what it would see to before: nothing that waits is among
+    /// them.
     pub committed_past: u64,
 }
 
@@ -140,6 +142,8 @@ struct Found {
     held: u64,
     downlink_end: u64,
     downlink_committed: u64,
+    /// Of those before it, such as are postponed.
+    downlink_postponed: u64,
 }
 
 /// Takes the ledger of the running relay.
@@ -182,7 +186,7 @@ impl Ledger {
             repeated: found.repeated,
         };
         let start = u64::try_from(after.downlink_start).unwrap_or_default();
-        let produced = found.downlink_end.saturating_sub(start);
+        let produced = found.downlink_end.saturating_sub(start) + after.downlink_carried;
         let settled = settled(after);
         let downlink = Downlink {
             produced,
@@ -193,7 +197,7 @@ impl Ledger {
             dead_lettered: sum(&after.replies_dead_lettered),
             vanished: after.replies_vanished,
             waiting: produced.saturating_sub(settled),
-            committed_past: found.downlink_committed.saturating_sub(start),
+            committed_past: passed(after, found),
         };
         let mut ledger = Self {
             balanced: false,
@@ -245,12 +249,11 @@ impl Ledger {
         within("dead letters of this run in their topic", letters(before), found.letters, most);
         let most = after.replies_held + self.downlink.waiting;
         within("held replies of this run in their topic", before.replies_held, found.held, most);
-        let start = u64::try_from(after.downlink_start).unwrap_or_default();
-        let produced = found.downlink_end.saturating_sub(start);
+        let produced = self.downlink.produced;
         // What came after the look may be settled already.
         let least = settled(before);
         within("downlink: records in the partition", least, produced, produced.max(least));
-        let committed = found.downlink_committed.saturating_sub(start);
+        let committed = self.downlink.committed_past;
         within("downlink: records that the offset has passed", 0, committed, settled(after));
         problems.extend(waiting_problem(before, after));
         self.problems.append(&mut problems);
@@ -275,6 +278,13 @@ fn waiting_problem(before: &Snapshot, after: &Snapshot) -> Option<String> {
     (wrong && counters(before) == counters(after)).then(|| {
         format!("uplink: {bytes} bytes wait, and by the relay's counters {messages} messages do")
     })
+}
+
+/// Records that the committed offset has passed, and the note beside it does not take back.
+fn passed(at: &Snapshot, found: &Found) -> u64 {
+    let start = u64::try_from(at.downlink_start).unwrap_or_default();
+    let passed = found.downlink_committed.saturating_sub(start) + at.downlink_carried;
+    passed.saturating_sub(found.downlink_postponed)
 }
 
 /// Records of the downlink that are where they belong.
@@ -320,7 +330,9 @@ fn look(config: &Config, client: &BaseConsumer, at: &Snapshot) -> Result<Found, 
     let (topic, partition) = (config.kafka.downlink_topic(), i32::from(at.relay));
     let (_, end) = watermarks(client.client(), &topic, partition, TIMEOUT)?;
     found.downlink_end = u64::try_from(end).unwrap_or_default();
-    found.downlink_committed = position(client, &topic, partition)?;
+    let committed = committed_with_note(client, &topic, partition, TIMEOUT)?.unwrap_or_default();
+    found.downlink_committed = u64::try_from(committed.0).unwrap_or_default();
+    found.downlink_postponed = postponed_before(&committed);
     Ok(found)
 }
 

@@ -92,6 +92,12 @@ pub struct Snapshot {
     pub replies_orders: u64,
     /// Replies handed to the kernel for their client.
     pub replies_sent: u64,
+    /// Times that a reply was left in Kafka, because its client had not read what came before.
+    #[serde(default)]
+    pub replies_postponed: u64,
+    /// Replies that are left there now.
+    #[serde(default)]
+    pub replies_backlog: u64,
     /// Replies that their clients did not want, by their own word.
     pub replies_filtered: u64,
     /// Replies not sent, by reason.
@@ -114,6 +120,9 @@ pub struct Snapshot {
     pub replies_vanished: u64,
     /// The downlink's offset at which this run began.
     pub downlink_start: i64,
+    /// Replies before it that the former run had postponed.
+    #[serde(default)]
+    pub downlink_carried: u64,
     /// Clients by service and server.
     pub associations: BTreeMap<String, BTreeMap<String, u32>>,
     /// Servers and relays, as the registry has them.
@@ -190,7 +199,10 @@ impl Observer {
             .iter()
             .map(|reason| (reason.name(), self.sum(|worker| &worker.closed[*reason as usize])));
         let undelivered = UndeliveredReason::ALL.iter().map(|reason| {
-            (reason.name(), self.sum(|worker| &worker.replies_undelivered[*reason as usize]))
+            let of_workers = self.sum(|worker| &worker.replies_undelivered[*reason as usize]);
+            let is_lost = *reason == UndeliveredReason::ConnectionLost;
+            let abandoned = if is_lost { self.desk.abandoned() } else { 0 };
+            (reason.name(), of_workers + abandoned)
         });
         let log = self.associations.log_stats();
         let log_refused = RecordRefusal::ALL
@@ -223,6 +235,8 @@ impl Observer {
             replies_orders: load(&self.consumer.orders),
             replies_received: load(&self.consumer.received),
             replies_sent: self.sum(|worker| &worker.replies_sent),
+            replies_postponed: self.sum(|worker| &worker.replies_postponed),
+            replies_backlog: self.desk.postponed() as u64,
             replies_filtered: self.sum(|worker| &worker.replies_filtered),
             replies_undelivered: nonzero(undelivered.chain([
                 ("malformed_key", load(&self.consumer.malformed_key)),
@@ -240,6 +254,7 @@ impl Observer {
             replies_dead_lettered: letters(&self.keeper.reply_letters),
             replies_vanished: load(&self.keeper.vanished),
             downlink_start: self.consumer.start.load(Ordering::Relaxed),
+            downlink_carried: self.consumer.carried.load(Ordering::Relaxed),
             associations: self.associations.counts(),
             registry: self.registry.status(),
             clients_moved: self.associations.moved(),
@@ -288,8 +303,8 @@ impl std::fmt::Display for Snapshot {
         writeln!(f, "    dead letters {}", list(&self.messages_dead_lettered))?;
         writeln!(
             f,
-            "  replies      {} received, {} sent, {} not wanted",
-            self.replies_received, self.replies_sent, self.replies_filtered
+            "  replies      {} received, {} sent, {} not wanted, {} behind what their clients read",
+            self.replies_received, self.replies_sent, self.replies_filtered, self.replies_backlog
         )?;
         writeln!(f, "    undelivered {}", list(&self.replies_undelivered))?;
         writeln!(f, "    dead letters {}", list(&self.replies_dead_lettered))?;

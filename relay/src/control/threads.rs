@@ -221,7 +221,7 @@ impl Threads {
         let incarnation = shared.incarnation;
         let failed = Arc::new(AtomicBool::new(false));
         let (producer_wake, consumer_wake) = (wake()?, wake()?);
-        let desk = Arc::<Desk>::default();
+        let desk = Arc::new(Desk::new(shared.postponed.clone()));
         // The clients of Kafka first: they can fail, and nothing is running yet.
         let producer = RdKafkaProducer::new(
             config,

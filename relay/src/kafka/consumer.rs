@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
-use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{Offset, TopicPartitionList};
 
@@ -18,7 +18,8 @@ use super::context::{LogContext, logs_as_ours};
 use super::deadletter::Reason;
 use super::desk::Desk;
 use super::ffi::{self, add_headers, rejoin};
-use super::position::committed;
+use super::note;
+use super::position::committed_with_note;
 use super::producer::client_config;
 use super::record::{ConnectionKey, Incarnation, RelayId, header, split_reply_key};
 use super::stop::StopTime;
@@ -50,6 +51,8 @@ pub struct ConsumerStats {
     pub orders: AtomicU64,
     /// The offset at which this run began to read.
     pub start: AtomicI64,
+    /// Replies before it that the former run had postponed.
+    pub carried: AtomicU64,
     /// Errors reported by the cluster.
     pub errors: AtomicU64,
 }
@@ -90,6 +93,8 @@ struct Context {
     log: LogContext,
     /// A commit that was under way has failed.
     commit_failed: AtomicBool,
+    /// Because the cluster allows no note, or a shorter one.
+    note_refused: AtomicBool,
 }
 
 logs_as_ours!(Context);
@@ -98,6 +103,9 @@ impl ConsumerContext for Context {
     fn commit_callback(&self, result: KafkaResult<()>, _offsets: &TopicPartitionList) {
         if let Err(error) = result {
             tracing::warn!(%error, "the downlink's offset was not committed; it will be again");
+            if error.rdkafka_error_code() == Some(RDKafkaErrorCode::OffsetMetadataTooLarge) {
+                self.note_refused.store(true, Ordering::Relaxed);
+            }
             self.commit_failed.store(true, Ordering::Relaxed);
         }
     }
@@ -138,7 +146,11 @@ pub struct Consumer {
     handed_over: Vec<Option<ReplyOffset>>,
     /// Behind the last offset read and handed over.
     position: ReplyOffset,
-    committed: ReplyOffset,
+    /// Where this run began.
+    start: ReplyOffset,
+    /// With the note beside it, unless it failed.
+    committed: Option<(ReplyOffset, String)>,
+    most_note_bytes: usize,
     last_commit: Instant,
     stats: Arc<ConsumerStats>,
     desk: Arc<Desk>,
@@ -176,15 +188,20 @@ impl Consumer {
         let consumer: BaseConsumer<Context> = client.create_with_context(Context {
             log: LogContext::new(&config.kafka),
             commit_failed: AtomicBool::new(false),
+            note_refused: AtomicBool::new(false),
         })?;
         let partition = i32::from(relay.0);
         let committed =
-            ask_again(START_TIMEOUT, |left| committed(&consumer, &topic, partition, left))
+            ask_again(START_TIMEOUT, |left| {
+                committed_with_note(&consumer, &topic, partition, left)
+            })
                 .map_err(|source| ConsumerError::Offset { group, source })?;
         let (oldest, _) = watermarks(consumer.client(), &topic, partition, START_TIMEOUT)
             .map_err(|source| ConsumerError::Oldest { topic: topic.clone(), partition, source })?;
-        let start = committed.map_or(oldest, |committed| committed.max(oldest));
+        let (committed, note) = committed.unwrap_or((oldest, String::new()));
+        let start = committed.max(oldest);
         stats.start.store(start, Ordering::Relaxed);
+        take_note(&note, committed, &desk, &stats);
         let mut assignment = TopicPartitionList::new();
         assignment.add_partition_offset(&topic, i32::from(relay.0), Offset::Offset(start))?;
         consumer.assign(&assignment)?;
@@ -199,7 +216,9 @@ impl Consumer {
             open,
             handed_over,
             position: ReplyOffset(start),
-            committed: ReplyOffset(0),
+            start: ReplyOffset(start),
+            committed: None,
+            most_note_bytes: note::MOST_BYTES,
             last_commit: Instant::now(),
             stats,
             desk,
@@ -224,7 +243,7 @@ impl Consumer {
             }
             self.read_round(stop);
         }
-        self.take_returned();
+        self.desk.collect(&self.downlinks);
         if !self.desk.wait_done(self.stop_time.left()) {
             tracing::warn!("replies could not be kept in time; the next run sees to them");
         }
@@ -246,15 +265,17 @@ impl Consumer {
                 return true;
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            let told = committed(&self.client, &self.topic, partition, left.min(ANSWER));
-            if matches!(told, Ok(Some(at)) if at >= wanted) {
+            let (client, topic) = (&self.client, &self.topic);
+            let told = committed_with_note(client, topic, partition, left.min(ANSWER));
+            let note = self.committed.as_ref().map(|(_, note)| note);
+            if matches!(told, Ok(Some((at, beside))) if at >= wanted && Some(&beside) == note) {
                 return true;
             }
             if Instant::now() >= deadline {
                 tracing::warn!("the downlink's offset was not committed: replies will come again");
                 return false;
             }
-            self.committed = ReplyOffset(0);
+            self.committed = None;
             std::thread::sleep(PAUSE);
         }
     }
@@ -358,35 +379,32 @@ impl Consumer {
         unsettled.fold(self.position, ReplyOffset::min)
     }
 
-    /// Hands in what the workers could not send.
-    fn take_returned(&self) {
-        for downlink in &self.downlinks {
-            downlink.take_returned(|returned| {
-                self.desk.hand_in(returned.offset, returned.reason.into());
-            });
-        }
-    }
-
     /// Asks for a commit of what is settled, unless that was asked for before and not refused. What
     /// is to be committed.
     fn commit(&mut self) -> ReplyOffset {
         self.last_commit = Instant::now();
         // In this order: what a worker has settled by returning it is at the desk then.
         let settled = self.settled();
-        self.take_returned();
-        let end = self.desk.first_undone().map_or(settled, |first| first.min(settled));
+        self.desk.collect(&self.downlinks);
         if self.client.context().commit_failed.swap(false, Ordering::Relaxed) {
-            self.committed = ReplyOffset(0);
+            self.committed = None;
         }
-        if end <= self.committed {
+        if self.client.context().note_refused.swap(false, Ordering::Relaxed) {
+            self.most_note_bytes /= 2;
+        }
+        let (end, note) = self.desk.to_commit(self.start, settled, self.most_note_bytes);
+        if self.committed.as_ref().is_some_and(|(at, beside)| (*at, beside) == (end, &note)) {
             return end;
         }
         let mut offsets = TopicPartitionList::new();
         let result = offsets
             .add_partition_offset(&self.topic, i32::from(self.relay.0), Offset::Offset(end.0))
-            .and_then(|()| ffi::commit(&self.client, &offsets));
+            .and_then(|()| {
+                offsets.elements()[0].set_metadata(&note);
+                ffi::commit(&self.client, &offsets)
+            });
         match result {
-            Ok(()) => self.committed = end,
+            Ok(()) => self.committed = Some((end, note)),
             Err(error) => {
                 tracing::warn!(%error, "the downlink's offset was not committed; it will be again");
             }
@@ -395,8 +413,23 @@ impl Consumer {
     }
 }
 
+/// What the former run had postponed is nobody's now.
+fn take_note(note: &str, committed: i64, desk: &Desk, stats: &ConsumerStats) {
+    let Some(runs) = note::parse(note, committed) else {
+        return tracing::warn!(note, "beside the downlink's offset stands what no relay has written");
+    };
+    let mut count = 0;
+    for offset in runs.into_iter().flatten() {
+        desk.hand_in(ReplyOffset(offset), Reason::FormerRun);
+        count += 1;
+    }
+    stats.carried.store(count, Ordering::Relaxed);
+    stats.received.store(count, Ordering::Relaxed);
+    stats.former_run.store(count, Ordering::Relaxed);
+}
+
 /// An order to close has no payload, and nothing that makes it a reply without one.
-fn command(message: &BorrowedMessage<'_>, headers: Headers<'_>) -> Command {
+pub(super) fn command(message: &BorrowedMessage<'_>, headers: Headers<'_>) -> Command {
     let close = headers.get(header::CLOSE).is_some();
     let empty = message.payload().is_none() && headers.weight() == 0;
     match (close, empty) {

@@ -1,12 +1,16 @@
 //! The desk between those who cannot deliver something and the keeper, who sees to it.
 
 use std::collections::BTreeSet;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::ring::ReplyOffset;
+use crate::ring::{DownlinkSender, ReplyOffset, Return};
 
+use super::backlog::{Backlog, Next};
 use super::deadletter::{Reason, Refused};
+use super::note::Note;
+use super::record::ConnectionKey;
 
 /// Replies that are not seen to; above it, the consumer reads no more.
 const MOST_REPLIES: usize = 10_000;
@@ -19,6 +23,7 @@ struct Heap {
     refused: Vec<Refused>,
     /// All replies that were ever new and are not done.
     undone: BTreeSet<ReplyOffset>,
+    backlog: Backlog,
     /// Refused messages that are not done, those in `refused` among them.
     refused_undone: usize,
 }
@@ -28,9 +33,26 @@ struct Heap {
 pub struct Desk {
     heap: Mutex<Heap>,
     changed: Condvar,
+    /// How many replies are postponed, for those who postpone.
+    postponed: Arc<AtomicU64>,
+    /// Replies that were postponed when their connections ended.
+    abandoned: AtomicU64,
+}
+
+impl Heap {
+    fn hand_in(&mut self, offset: ReplyOffset, reason: Reason) {
+        if self.undone.insert(offset) {
+            self.new.push((offset, reason));
+        }
+    }
 }
 
 impl Desk {
+    /// An empty desk that keeps account of what is postponed.
+    pub fn new(postponed: Arc<AtomicU64>) -> Self {
+        Self { postponed, ..Self::default() }
+    }
+
     /// Every step leaves the heap whole.
     fn heap(&self) -> MutexGuard<'_, Heap> {
         self.heap.lock().unwrap_or_else(PoisonError::into_inner)
@@ -38,10 +60,81 @@ impl Desk {
 
     /// Hands in a reply. The downlink's offset stays before it until it is done.
     pub(super) fn hand_in(&self, offset: ReplyOffset, reason: Reason) {
-        let mut heap = self.heap();
-        if heap.undone.insert(offset) {
-            heap.new.push((offset, reason));
+        self.heap().hand_in(offset, reason);
+    }
+
+    /// Takes what the workers say of replies that they have not sent. Under the lock, so that whoever
+    /// looks then at what is undone sees all that they had said.
+    pub(super) fn collect(&self, downlinks: &[DownlinkSender]) {
+        let heap = &mut *self.heap();
+        let ended = |heap: &mut Heap, offset| {
+            let was_postponed = heap.backlog.end(offset);
+            self.postponed.fetch_sub(was_postponed.into(), Ordering::Relaxed);
+        };
+        for downlink in downlinks {
+            downlink.take_returned(|returned| match returned {
+                Return::Undelivered { offset, reason } => {
+                    heap.hand_in(offset, reason.into());
+                    ended(heap, offset);
+                }
+                Return::Postponed { key, offset, bytes } => {
+                    heap.backlog.postpone(key, offset, bytes);
+                }
+                Return::Resume(key) => heap.backlog.resume(key),
+                Return::Sent(offset) => {
+                    ended(heap, offset);
+                    self.changed.notify_all();
+                }
+                Return::Left(key) => {
+                    let left = heap.backlog.leave(key);
+                    let count = left.len() as u64;
+                    self.postponed.fetch_sub(count, Ordering::Relaxed);
+                    self.abandoned.fetch_add(count, Ordering::Relaxed);
+                    for offset in left {
+                        heap.hand_in(offset, Reason::ConnectionLost);
+                    }
+                }
+            });
         }
+    }
+
+    /// Replies that are to be read again for those who have asked for more, in the log's order.
+    pub(super) fn take_postponed(&self, most_bytes: usize) -> Vec<(Next, ConnectionKey)> {
+        self.heap().backlog.take(most_bytes)
+    }
+
+    /// Those that could not be read, to be taken again.
+    pub(super) fn put_back(&self, unread: &[(Next, ConnectionKey)]) {
+        self.heap().backlog.put_back(unread);
+    }
+
+    /// Nobody takes those any more.
+    pub(super) fn abandon(&self, unread: &[(Next, ConnectionKey)]) {
+        let mut heap = self.heap();
+        for (next, _) in unread {
+            if heap.backlog.end(next.offset) {
+                heap.hand_in(next.offset, Reason::ConnectionLost);
+                self.postponed.fetch_sub(1, Ordering::Relaxed);
+                self.abandoned.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// A reply that was postponed is not in the log any more.
+    pub(super) fn vanished(&self, offset: ReplyOffset) {
+        let ended = self.heap().backlog.end(offset);
+        self.postponed.fetch_sub(ended.into(), Ordering::Relaxed);
+        self.changed.notify_all();
+    }
+
+    /// How many replies are postponed.
+    pub fn postponed(&self) -> usize {
+        self.heap().backlog.len()
+    }
+
+    /// Replies that were postponed when their connections ended.
+    pub fn abandoned(&self) -> u64 {
+        self.abandoned.load(Ordering::Relaxed)
     }
 
     /// Hands in a message that Kafka has refused; false if there are too many.
@@ -65,9 +158,26 @@ impl Desk {
         self.heap().refused_undone
     }
 
-    /// The first reply that is not done.
-    pub(super) fn first_undone(&self) -> Option<ReplyOffset> {
-        self.heap().undone.first().copied()
+    /// The offset that may be committed if everything before `settled` is here or done with, and the
+    /// note beside it. What the former run had postponed is before `start`.
+    pub(super) fn to_commit(
+        &self,
+        start: ReplyOffset,
+        settled: ReplyOffset,
+        most_note_bytes: usize,
+    ) -> (ReplyOffset, String) {
+        let heap = self.heap();
+        let undone = heap.undone.range(start..).next().copied();
+        let end = undone.map_or(settled, |first| first.min(settled));
+        let mut note = Note::new(most_note_bytes);
+        let former = heap.undone.range(..start);
+        for offset in former.chain(heap.backlog.before(end)) {
+            if !note.add(*offset) {
+                break;
+            }
+        }
+        let (text, left) = note.finish();
+        (left.map_or(end, |first| first.min(end)), text)
     }
 
     /// Takes what was handed in.
@@ -91,7 +201,9 @@ impl Desk {
     /// Waits until nothing is undone, for at most `patience`; true if so.
     pub(super) fn wait_done(&self, patience: Duration) -> bool {
         let heap = self.heap();
-        let busy = |heap: &mut Heap| !heap.undone.is_empty() || heap.refused_undone > 0;
+        let busy = |heap: &mut Heap| {
+            !heap.undone.is_empty() || heap.backlog.len() > 0 || heap.refused_undone > 0
+        };
         let waited = self.changed.wait_timeout_while(heap, patience, busy);
         !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }

@@ -58,6 +58,8 @@ impl Fetcher {
             .set("auto.offset.reset", "earliest")
             .set("fetch.error.backoff.ms", "50")
             .set("queued.max.messages.kbytes", "16384")
+            // Whoever seeks waits for the fetch that is under way, at the log's end too.
+            .set("fetch.wait.max.ms", "10")
             .set_log_level(RDKafkaLogLevel::Warning)
             .create_with_context(LogContext::new(kafka))?;
         Ok(Self { client, place: None })

@@ -19,12 +19,15 @@ use super::desk::Desk;
 use super::fetch::{FetchError, Fetcher};
 use super::held::{Entry, held_header, print_offsets};
 use super::outbox::{Outbox, Outcome};
+use super::postponed::Postponed;
 use super::presence::Presence;
 use super::reader::OpenError;
 use super::record::{RelayId, split_reply_key};
 
 /// How long an idle round lasts.
 const TICK: Duration = Duration::from_millis(20);
+/// And while clients are behind, who may ask for more at any time.
+const SHORT_TICK: Duration = Duration::from_millis(2);
 /// What was refused, or could not be read, is tried again after it.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -87,6 +90,7 @@ pub struct Keeper {
     sender: Sender,
     desk: Arc<Desk>,
     deliveries: Deliveries,
+    postponed: Postponed,
     fetcher: Fetcher,
     outbox: Outbox<Job>,
     /// To be tried again, then.
@@ -111,6 +115,7 @@ impl Keeper {
             uplink_topic: config.kafka.uplink_topic(),
             deadletter_topic: config.kafka.deadletter_topic(),
             held_topic: config.kafka.held_topic(),
+            postponed: Postponed::new(config, shared, downlinks.clone())?,
             deliveries: Deliveries::new(config, shared, sender.clone(), downlinks)?,
             sender,
             desk,
@@ -131,6 +136,7 @@ impl Keeper {
             let stopped = || stop.load(Ordering::SeqCst);
             let orders = self.deliveries.step(&mut self.fetcher, stopped, &stats.held);
             let mut busy = folded || !orders.is_empty();
+            busy |= self.postponed.step(&self.desk, &stats, stop);
             self.take_orders(orders, stop);
             // Whether a reply may wait is known when all is known that waits.
             if self.deliveries.is_ready() {
@@ -139,7 +145,11 @@ impl Keeper {
             for outcome in self.outbox.outcomes(Duration::ZERO) {
                 self.on_outcome(outcome);
             }
-            patience = if busy { Duration::ZERO } else { TICK };
+            patience = match self.desk.postponed() {
+                _ if busy => Duration::ZERO,
+                0 => TICK,
+                _ => SHORT_TICK,
+            };
         }
     }
 

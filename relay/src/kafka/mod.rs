@@ -3,6 +3,7 @@
 //! The contract with the servers is `docs/kafka-contract.md`.
 
 mod again;
+mod backlog;
 mod bury;
 mod consumer;
 mod context;
@@ -15,8 +16,10 @@ mod held;
 mod inspect;
 mod keeper;
 mod leases;
+mod note;
 mod outbox;
 mod position;
+mod postponed;
 mod presence;
 mod producer;
 mod pump;
@@ -38,7 +41,8 @@ pub use held::HeldRefusal;
 pub use inspect::{RecordOrigin, header_text, record_origin};
 pub use keeper::{Keeper, KeeperStats};
 pub use leases::Leases;
-pub use position::{committed, observer, unread};
+pub use note::postponed_before;
+pub use position::{committed, committed_with_note, observer, unread};
 pub use presence::Presence;
 pub use producer::{
     DeliveryFailure, ProduceError, Producer, RdKafkaProducer, Report, Token, producer_config,

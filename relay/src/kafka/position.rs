@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::KafkaResult;
-use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::KafkaSection;
@@ -28,11 +27,24 @@ pub fn committed<C: ConsumerContext>(
     partition: i32,
     patience: Duration,
 ) -> KafkaResult<Option<i64>> {
+    let told = committed_with_note(consumer, topic, partition, patience)?;
+    Ok(told.map(|(offset, _)| offset))
+}
+
+/// The same, with what the group has noted beside it (`metadata` in Kafka's words).
+pub fn committed_with_note<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    topic: &str,
+    partition: i32,
+    patience: Duration,
+) -> KafkaResult<Option<(i64, String)>> {
     let mut asked = TopicPartitionList::new();
     asked.add_partition(topic, partition);
     let told = consumer.committed_offsets(asked, patience)?;
-    Ok(match told.elements().first().map(TopicPartitionListElem::offset) {
-        Some(Offset::Offset(offset)) => Some(offset),
+    let elements = told.elements();
+    let told = elements.first().map(|element| (element.offset(), element.metadata().to_owned()));
+    Ok(match told {
+        Some((Offset::Offset(offset), note)) => Some((offset, note)),
         _ => None,
     })
 }

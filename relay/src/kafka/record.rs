@@ -43,7 +43,7 @@ pub mod header {
 pub struct RelayId(pub u16);
 
 /// One run of a relay: Unix milliseconds of its start, 48 bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, Hash)]
 #[serde(transparent)]
 pub struct Incarnation(u64);
 
@@ -62,7 +62,7 @@ impl Incarnation {
 }
 
 /// A connection, unmistakably: no two connections of any run of any relay have the same key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ConnectionKey {
     /// Which relay.
     pub relay: RelayId,

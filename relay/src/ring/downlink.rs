@@ -18,8 +18,8 @@ const BATCHES: usize = 16;
 const BATCH_BYTES: usize = 256 << 10;
 /// So many commands make a batch full too.
 const BATCH_COMMANDS: usize = 4096;
-/// Replies of one worker that were not sent and that the consumer has not asked for yet; further ones
-/// wait at the worker.
+/// What one worker says of replies that were not sent, and nobody has asked for yet; the rest waits at
+/// the worker.
 const RETURNS: usize = 4096;
 
 /// What the worker is to do for a connection.
@@ -37,6 +37,8 @@ pub enum Command {
     Acknowledged(u32),
     /// Close: the same client has connected again.
     TakenOver,
+    /// A reply that was postponed is not in the log any more: close, because one is missing.
+    Vanished,
 }
 
 /// An offset of the relay's downlink partition.
@@ -57,17 +59,42 @@ pub enum Receipt {
         /// No other one of it comes after this.
         last: bool,
     },
+    /// The keeper, which has read a reply again that was postponed.
+    Postponed {
+        /// Its place in the downlink.
+        offset: ReplyOffset,
+        /// No more come before the connection asks.
+        last: bool,
+    },
     /// Nobody.
     None,
 }
 
-/// A reply that was not sent.
+/// What a worker says about replies and connections that are behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Return {
-    /// Which.
-    pub offset: ReplyOffset,
-    /// Why not.
-    pub reason: UndeliveredReason,
+pub enum Return {
+    /// A reply was not sent.
+    Undelivered {
+        /// Which.
+        offset: ReplyOffset,
+        /// Why not.
+        reason: UndeliveredReason,
+    },
+    /// A reply is to be read again: its client has not read what came before.
+    Postponed {
+        /// Whose.
+        key: ConnectionKey,
+        /// Which.
+        offset: ReplyOffset,
+        /// Of its payload.
+        bytes: usize,
+    },
+    /// The client has read on: more of what was postponed may come.
+    Resume(ConnectionKey),
+    /// A reply that was postponed was sent, or needs nothing.
+    Sent(ReplyOffset),
+    /// The connection is over, with replies postponed.
+    Left(ConnectionKey),
 }
 
 #[derive(Debug)]
@@ -172,7 +199,7 @@ impl DownlinkBatch {
 struct Rings {
     filled: ArrayQueue<Box<DownlinkBatch>>,
     empty: ArrayQueue<Box<DownlinkBatch>>,
-    /// Replies that were not sent.
+    /// Replies that were not sent, and connections that are behind.
     returned: ArrayQueue<Return>,
     delivered: ArrayQueue<Delivered>,
     /// Every offset below was sent or returned; what is in `filled` does not count.
@@ -234,7 +261,7 @@ impl DownlinkSender {
         std::iter::from_fn(|| self.rings.delivered.pop()).for_each(take);
     }
 
-    /// Takes the replies that were not sent.
+    /// Takes what the worker says of replies that were not sent. One thread at a time.
     pub fn take_returned(&self, mut take: impl FnMut(Return)) {
         let mut taken = 0;
         while let Some(returned) = self.rings.returned.pop() {
@@ -266,7 +293,7 @@ impl DownlinkReceiver {
         self.rings.consumer.wake();
     }
 
-    /// Returns a reply that was not sent; false if the consumer has to look first.
+    /// Says something of a reply that was not sent; false if somebody has to look first.
     pub fn give_back(&self, returned: Return) -> bool {
         self.rings.returned.push(returned).is_ok()
     }

@@ -195,10 +195,6 @@ impl<E: Engine> Worker<E> {
         if let Some(reason) = wishes.close {
             return self.finish(socket, reason);
         }
-        let limits = &self.shared.limits;
-        if bytes > limits.reply_limit_bytes {
-            return self.close(socket, CloseReason::SlowReader);
-        }
         if exceeds {
             return self.flush_and_close(socket, CloseReason::MemoryLimit);
         }

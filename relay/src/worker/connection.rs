@@ -10,6 +10,7 @@ use crate::kafka::{ConnectionKey, Identity};
 use crate::ring::{Origin, Receipt, ReplyOffset};
 use crate::route::{ClientIdentity, ServerId, ServiceId};
 
+use super::behind::Behind;
 use super::kept::Kept;
 use super::limits::Pace;
 use super::shared::Served;
@@ -135,6 +136,8 @@ pub(super) struct Link {
     pub(super) origin: Origin,
     pub(super) output: Output,
     pub(super) kept: Kept,
+    /// Its client reads slower than its server writes.
+    pub(super) behind: Option<Box<Behind>>,
 }
 
 impl Link {
@@ -200,6 +203,7 @@ impl Connection {
             origin: Origin::default(),
             output: Output::default(),
             kept: Kept::default(),
+            behind: None,
         };
         Self {
             link,
@@ -227,12 +231,20 @@ impl Connection {
     /// When something is to be done about it if nothing happens, and what: its codec, or the reason
     /// to close it.
     pub(super) fn deadline(&self, served: &Served) -> Option<(Instant, Option<CloseReason>)> {
+        let behind = self.link.behind.as_ref();
+        let stalled = behind.and_then(|behind| behind.overdue_at());
+        let stalled = stalled.map(|at| (at, Some(CloseReason::SlowReader)));
+        if behind.is_some_and(|behind| behind.is_waiting()) {
+            // It cannot have seen what its protocol would have it answer.
+            return stalled;
+        }
         let handshake = self.link.identity.is_none().then(|| self.since + served.handshake);
         let idle = served.idle.map(|idle| self.heard + idle);
         [
             handshake.map(|at| (at, Some(CloseReason::HandshakeTimeout))),
             idle.map(|at| (at, Some(CloseReason::IdleTimeout))),
             self.codec.deadline().map(|at| (at, None)),
+            stalled,
         ]
         .into_iter()
         .flatten()

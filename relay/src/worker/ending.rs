@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::time::{Duration, Instant};
 
 use crate::codec::Headers;
-use crate::ring::{Kind, Receipt};
+use crate::ring::{Kind, Receipt, Return};
 
 use super::connection::{Receive, State};
 use super::stats::{CloseReason, UndeliveredReason};
@@ -48,6 +48,8 @@ impl<E: Engine> Worker<E> {
                 continue;
             }
             match connection.state {
+                // It gets what is there for it, and its time anew with the last of that.
+                State::HalfClosed if connection.link.is_waiting() => {}
                 State::HalfClosed => self.flush_and_close(socket, CloseReason::EndOfStream),
                 State::Flushing(reason) => self.close(socket, reason),
                 State::Draining => self.give_back(socket),
@@ -129,6 +131,9 @@ impl<E: Engine> Worker<E> {
         let mut unsent = std::mem::take(&mut link.output.receipts);
         let (kept, delivery) = link.kept.give_up();
         unsent.extend(kept);
+        if link.behind.take().is_some_and(|behind| behind.is_waiting()) {
+            self.settlement.give_back(Return::Left(link.key), None, &self.downlink);
+        }
         if let (Some(identity), Some(who)) = (&link.identity, link.who.take()) {
             let kind = Kind::Close(reason.name());
             self.uplink.push(&mut link.origin, identity, kind, Headers::NONE, &[]);
@@ -139,7 +144,7 @@ impl<E: Engine> Worker<E> {
         self.settle_all();
         for receipt in unsent {
             // Of a delivery all is said.
-            if let Receipt::Offset(_) = receipt {
+            if let Receipt::Offset(_) | Receipt::Postponed { .. } = receipt {
                 self.undelivered(UndeliveredReason::ConnectionLost, receipt);
             }
         }

@@ -28,6 +28,8 @@ struct Progress {
 pub(super) enum Settled {
     /// A reply of the downlink.
     Offset(ReplyOffset),
+    /// One that was postponed.
+    Postponed(ReplyOffset),
     /// All that is to be said about a delivery.
     Delivery(Delivered),
 }
@@ -56,6 +58,7 @@ impl Kept {
     pub(super) fn done(&mut self, receipt: Receipt) -> Option<Settled> {
         match receipt {
             Receipt::Offset(offset) => Some(Settled::Offset(offset)),
+            Receipt::Postponed { offset, .. } => Some(Settled::Postponed(offset)),
             Receipt::Held { part, .. } => self.end(part, |delivered| &mut delivered.sent),
             Receipt::None => None,
         }
@@ -121,7 +124,7 @@ mod tests {
     fn delivered(settled: Option<Settled>) -> Option<Delivered> {
         match settled? {
             Settled::Delivery(delivered) => Some(delivered),
-            Settled::Offset(offset) => panic!("{offset:?}"),
+            other => panic!("{other:?}"),
         }
     }
 

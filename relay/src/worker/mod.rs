@@ -4,6 +4,7 @@
 //! hand the batch over. Nothing in it blocks but the wait.
 
 mod actions;
+mod behind;
 mod connection;
 mod departed;
 mod ending;
@@ -200,7 +201,7 @@ impl<E: Engine> Worker<E> {
 
     /// True when the relay stops, no connection is left and everything is handed over.
     pub fn is_done(&mut self) -> bool {
-        self.stopping && self.open == 0 && self.uplink.hand_over()
+        self.stopping && self.open == 0 && self.uplink.hand_over() && self.settlement.is_said()
     }
 
     /// The engine, for tests that own the loop.
@@ -504,6 +505,9 @@ impl<E: Engine> Worker<E> {
             }
             let served = &self.shared.services[connection.link.service.index()];
             match connection.deadline(served).filter(|(at, _)| *at <= self.now) {
+                Some((_, Some(CloseReason::SlowReader))) => {
+                    self.close(socket, CloseReason::SlowReader);
+                }
                 Some((_, Some(reason))) => self.flush_and_close(socket, reason),
                 Some((_, None)) => {
                     self.act(socket, |codec, now, actions| codec.elapsed(now, actions));

@@ -26,9 +26,11 @@ impl<E: Engine> Worker<E> {
 
     pub(super) fn undelivered(&mut self, reason: UndeliveredReason, receipt: Receipt) {
         match receipt {
-            Receipt::Offset(offset) => {
+            Receipt::Offset(offset) | Receipt::Postponed { offset, .. } => {
                 self.stats.replies_undelivered[reason as usize].add(1);
-                self.settlement.give_back(Return { offset, reason }, &self.downlink);
+                let settles = matches!(receipt, Receipt::Offset(_)).then_some(offset);
+                let returned = Return::Undelivered { offset, reason };
+                self.settlement.give_back(returned, settles, &self.downlink);
             }
             // All of it waits on.
             Receipt::Held { delivery, last: true, .. } => {
@@ -50,15 +52,20 @@ impl<E: Engine> Worker<E> {
     fn report(&mut self, settled: &Settled) -> bool {
         match *settled {
             Settled::Offset(offset) => self.settlement.settle(offset),
+            Settled::Postponed(offset) => {
+                self.settlement.give_back(Return::Sent(offset), None, &self.downlink);
+            }
             Settled::Delivery(delivered) => self.downlink.report(delivered),
         }
-        matches!(settled, Settled::Offset(_))
+        !matches!(settled, Settled::Delivery(_))
     }
 
     fn settle(&mut self, receipt: Receipt) {
-        if let Receipt::Offset(offset) = receipt {
-            self.settlement.settle(offset);
-        }
+        match receipt {
+            Receipt::Offset(offset) => self.report(&Settled::Offset(offset)),
+            Receipt::Postponed { offset, .. } => self.report(&Settled::Postponed(offset)),
+            Receipt::Held { .. } | Receipt::None => false,
+        };
     }
 
     fn on_command(
@@ -92,10 +99,18 @@ impl<E: Engine> Worker<E> {
                 self.settle(receipt);
             };
         }
+        if let Receipt::Offset(offset) = receipt
+            && self.must_wait(socket)
+        {
+            return self.postpone(socket, offset, reply.payload.len());
+        }
         if is_reply {
             self.reply(socket, receipt, reply);
         } else {
             self.settle(receipt);
+        }
+        if let Receipt::Postponed { offset, last } = receipt {
+            self.has_come(socket, offset, reply.payload.len(), last);
         }
         match command {
             Command::Reply | Command::Acknowledged(_) => {}
@@ -106,6 +121,7 @@ impl<E: Engine> Worker<E> {
             }
             Command::Refused => self.close(socket, CloseReason::RefusedByKafka),
             Command::TakenOver => self.flush_and_close(socket, CloseReason::TakenOver),
+            Command::Vanished => self.flush_and_close(socket, CloseReason::SlowReader),
         }
     }
 
@@ -212,6 +228,7 @@ impl<E: Engine> Worker<E> {
                 self.settled.extend(done);
                 self.settle_all();
                 self.book_memory(socket);
+                self.has_read(socket);
                 let connection = self.connection(socket);
                 match connection.state {
                     State::Flushing(reason) if connection.link.output.bytes() == 0 => {

@@ -22,8 +22,8 @@ pub(super) struct Settlement {
     /// Behind the last offset taken.
     end: ReplyOffset,
     published: ReplyOffset,
-    /// What the ring of returned replies had no room for. At most what connections may have waiting.
-    backlog: VecDeque<Return>,
+    /// What the ring had no room for, and what of the window is settled thereby.
+    backlog: VecDeque<(Return, Option<ReplyOffset>)>,
 }
 
 impl Settlement {
@@ -47,23 +47,34 @@ impl Settlement {
         self.window[behind - 1].outstanding -= 1;
     }
 
-    /// A reply will not be sent. It is settled when the consumer has it.
-    pub(super) fn give_back(&mut self, returned: Return, ring: &DownlinkReceiver) {
-        if self.backlog.is_empty() && ring.give_back(returned) {
-            self.settle(returned.offset);
-        } else {
-            self.backlog.push_back(returned);
+    /// Says something to the Kafka threads; `settles` is settled when they have it.
+    pub(super) fn give_back(
+        &mut self,
+        returned: Return,
+        settles: Option<ReplyOffset>,
+        ring: &DownlinkReceiver,
+    ) {
+        if !self.backlog.is_empty() || !ring.give_back(returned) {
+            self.backlog.push_back((returned, settles));
+        } else if let Some(offset) = settles {
+            self.settle(offset);
         }
+    }
+
+    /// True if the Kafka threads have heard all.
+    pub(super) fn is_said(&self) -> bool {
+        self.backlog.is_empty()
     }
 
     /// Says how far everything is settled, if that has changed.
     pub(super) fn publish(&mut self, ring: &DownlinkReceiver) {
-        while let Some(returned) = self.backlog.front()
-            && ring.give_back(*returned)
+        while let Some((returned, settles)) = self.backlog.front().copied()
+            && ring.give_back(returned)
         {
-            let offset = returned.offset;
             self.backlog.pop_front();
-            self.settle(offset);
+            if let Some(offset) = settles {
+                self.settle(offset);
+            }
         }
         while self.window.front().is_some_and(|batch| batch.outstanding == 0) {
             self.window.pop_front();
@@ -139,14 +150,18 @@ mod tests {
         begin(&mut settlement, &sender, 0..10_000);
         for offset in (0..10_000).map(ReplyOffset) {
             let reason = UndeliveredReason::Stale;
-            settlement.give_back(Return { offset, reason }, &receiver);
+            let returned = Return::Undelivered { offset, reason };
+            settlement.give_back(returned, Some(offset), &receiver);
         }
         let mut returned = Vec::new();
         for looks in 1..=3 {
             settlement.publish(&receiver);
             let all = sender.settled().0 == 10_000;
             assert_eq!(all, looks == 3, "the ring has room for less than half of them");
-            sender.take_returned(|one| returned.push(one.offset.0));
+            sender.take_returned(|one| match one {
+                Return::Undelivered { offset, .. } => returned.push(offset.0),
+                other => panic!("{other:?}"),
+            });
         }
         assert!(returned.into_iter().eq(0..10_000));
     }

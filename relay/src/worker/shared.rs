@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
 use crate::codec::Protocol;
@@ -94,6 +94,8 @@ pub struct Shared {
     pub addresses: Arc<Addresses>,
     /// How much may be under way.
     pub credit: Arc<Credit>,
+    /// How many replies are postponed.
+    pub postponed: Arc<AtomicU64>,
     /// Which partitions have become other servers'.
     pub leases: Arc<Leases>,
     /// Set when the relay should stop; each worker's [`Wake`](crate::ring::Wake) is woken after it.
@@ -120,6 +122,7 @@ impl Shared {
                 config.partitions(),
                 config.kafka.partition_in_flight_bytes,
             )),
+            postponed: Arc::default(),
             leases: Arc::new(Leases::new(config)),
             stop: Arc::default(),
         }

@@ -163,6 +163,8 @@ pub struct WorkerStats {
     pub throttles: Counter,
     /// Replies sent.
     pub replies_sent: Counter,
+    /// Times that a reply was left in the log, because its client had not read what came before.
+    pub replies_postponed: Counter,
     /// Replies that their client does not want, by its own word: done with.
     pub replies_filtered: Counter,
     /// Replies not sent, by [`UndeliveredReason`].

@@ -153,6 +153,23 @@ fn each_count_of_records_that_is_wrong_by_one_is_found() {
     assert_eq!((ledger.balanced, ledger.downlink.waiting), (true, 1));
 }
 
+/// Those of this run and of the one before.
+#[test]
+fn what_is_postponed_is_not_passed_though_it_is_before_the_offset() {
+    let with = |postponed| {
+        let mut books = books(0);
+        for at in [&mut books.before, &mut books.after] {
+            (at.replies_sent, at.downlink_carried) = (500 - 5 + 2, 3);
+        }
+        books.found.downlink_postponed = postponed;
+        books.ledger()
+    };
+    let ledger = with(6);
+    assert_eq!((ledger.balanced, ledger.downlink.waiting), (true, 6), "{ledger}");
+    assert_eq!(ledger.downlink.committed_past, 535);
+    assert!(!with(5).balanced, "one is passed, and nobody has it");
+}
+
 #[test]
 fn a_server_that_has_committed_more_than_there_is_is_found() {
     let Books { before, after, found } = books(0);

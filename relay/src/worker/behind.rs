@@ -1,0 +1,147 @@
+//! Clients that read slower than their servers write. What is beyond the bound stays in the downlink's
+//! log, and is read again when its client has read on; everybody else's replies pass it.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crate::ring::{Receipt, ReplyOffset, Return};
+
+use super::connection::{Link, State};
+use super::stats::{CloseReason, UndeliveredReason};
+use super::{Engine, SocketId, Worker};
+
+/// What a reply that is postponed counts as beside its payload.
+const POSTPONED_OVERHEAD_BYTES: usize = 128;
+/// Most replies that are postponed at a time, of all connections of the relay.
+const MOST_POSTPONED: u64 = 1_000_000;
+
+/// How far a connection is behind.
+#[derive(Debug)]
+pub(super) struct Behind {
+    /// The last reply that was postponed, until it has come: those after it wait as well.
+    last: Option<ReplyOffset>,
+    /// What is postponed, as it is counted.
+    bytes: usize,
+    /// More is on its way.
+    asked: bool,
+    /// When the client had read all of a send last, or was given something; none if it has read all
+    /// there is and waits for Kafka.
+    moved: Option<Instant>,
+    patience: Duration,
+}
+
+impl Behind {
+    fn new(patience: Duration, now: Instant) -> Self {
+        Self { last: None, bytes: 0, asked: false, moved: Some(now), patience }
+    }
+
+    /// True while something is postponed.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.last.is_some()
+    }
+
+    /// When the client has read nothing for too long.
+    pub(super) fn overdue_at(&self) -> Option<Instant> {
+        self.moved.map(|moved| moved + self.patience)
+    }
+}
+
+impl Link {
+    /// True while replies to it are postponed.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.behind.as_ref().is_some_and(|behind| behind.is_waiting())
+    }
+}
+
+impl<E: Engine> Worker<E> {
+    /// Whether a reply has to wait in the log.
+    pub(super) fn must_wait(&self, socket: SocketId) -> bool {
+        let link = &self.connections[socket.index()].as_ref().expect("just seen").link;
+        link.is_waiting() || link.output.bytes() > self.shared.limits.reply_limit_bytes
+    }
+
+    /// Leaves a reply where it is.
+    pub(super) fn postpone(&mut self, socket: SocketId, offset: ReplyOffset, bytes: usize) {
+        let limits = &self.shared.limits;
+        let (most, patience) = (limits.reply_backlog_bytes, limits.reply_timeout_ms);
+        let (now, patience) = (self.now, Duration::from_millis(patience.into()));
+        let full = self.shared.postponed.load(Ordering::Relaxed) >= MOST_POSTPONED;
+        let link = &mut self.connection(socket).link;
+        let key = link.key;
+        let behind = link.behind.get_or_insert_with(|| Box::new(Behind::new(patience, now)));
+        let counted = bytes + POSTPONED_OVERHEAD_BYTES;
+        if full || behind.bytes + counted > most {
+            self.close(socket, CloseReason::SlowReader);
+            return self.undelivered(UndeliveredReason::Closing, Receipt::Offset(offset));
+        }
+        behind.bytes += counted;
+        behind.last = Some(offset);
+        self.shared.postponed.fetch_add(1, Ordering::Relaxed);
+        self.stats.replies_postponed.add(1);
+        let returned = Return::Postponed { key, offset, bytes };
+        self.settlement.give_back(returned, Some(offset), &self.downlink);
+        self.set_timer(socket);
+    }
+
+    /// A reply that was postponed has been dealt with; with the last of them nothing waits any more.
+    pub(super) fn has_come(
+        &mut self,
+        socket: SocketId,
+        offset: ReplyOffset,
+        bytes: usize,
+        last: bool,
+    ) {
+        let now = self.now;
+        let connection = self.connection(socket);
+        let Some(behind) = &mut connection.link.behind else { return };
+        behind.bytes = behind.bytes.saturating_sub(bytes + POSTPONED_OVERHEAD_BYTES);
+        behind.asked &= !last;
+        behind.moved.get_or_insert(now);
+        if behind.last == Some(offset) {
+            behind.last = None;
+            // Its silence until now means nothing.
+            connection.not_read(now);
+            if connection.state == State::HalfClosed {
+                self.linger(socket);
+            }
+        }
+        self.go_on(socket);
+        self.set_timer(socket);
+    }
+
+    /// The client has read all of a send.
+    pub(super) fn has_read(&mut self, socket: SocketId) {
+        let now = self.now;
+        let link = &mut self.connection(socket).link;
+        let Some(behind) = &mut link.behind else { return };
+        behind.moved = (link.output.bytes() > 0).then_some(now);
+        self.go_on(socket);
+    }
+
+    /// Forgets that a connection was behind, or asks for more.
+    fn go_on(&mut self, socket: SocketId) {
+        let link = &mut self.connection(socket).link;
+        if !link.is_waiting() && link.output.bytes() == 0 {
+            link.behind = None;
+        } else {
+            self.ask_on(socket);
+        }
+    }
+
+    /// Asks for what was postponed, if there is room for it.
+    fn ask_on(&mut self, socket: SocketId) {
+        let room = self.shared.limits.reply_limit_bytes / 2;
+        let connection = self.connection(socket);
+        let (writes, link) = (connection.writes(), &mut connection.link);
+        if let Some(behind) = &mut link.behind
+            && writes
+            && behind.is_waiting()
+            && !behind.asked
+            && link.output.bytes() <= room
+        {
+            behind.asked = true;
+            let key = link.key;
+            self.settlement.give_back(Return::Resume(key), None, &self.downlink);
+        }
+    }
+}
