@@ -54,7 +54,8 @@ fn config(seed: u64) -> Config {
         server = [{ id = "c", address = "198.51.100.3", partition = 2 }]
     "#;
     let mut config: Config = toml::from_str(text).expect("valid");
-    config.relay.reply_backlog_bytes = [0, 2000, 60_000][usize::try_from(seed % 3).expect("a remainder")];
+    config.relay.reply_backlog_bytes =
+        [0, 2000, 60_000][usize::try_from(seed % 3).expect("a remainder")];
     config.relay.half_close_ms = u32::try_from(seed % 2).expect("0 or 1");
     config.check().expect("valid");
     // Below what the file may say, so that every run meets the bound.
@@ -333,10 +334,8 @@ impl Run {
         for (number, offset) in (1..).zip(&offsets) {
             let at = usize::try_from(*offset).expect("few");
             let (_, payload) = self.offsets[at].as_ref().expect("replies to nobody do not wait");
-            let receipt = Receipt::Postponed {
-                offset: ReplyOffset(*offset),
-                last: number == offsets.len(),
-            };
+            let receipt =
+                Receipt::Postponed { offset: ReplyOffset(*offset), last: number == offsets.len() };
             let reply = Reply::plain(key.relay, *offset, payload);
             batch.push(key, self.commands[at], receipt, reply);
         }

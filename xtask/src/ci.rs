@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use crate::{build, kafka, paths, process, setup, tidy, toolchain::Toolchain};
+use crate::{autogroup, build, kafka, paths, process, setup, tidy, toolchain::Toolchain};
 
 /// Lints run on the release profile: librdkafka, the longest part of the build, is then built once
 /// for lints, tests and demo.
@@ -44,6 +44,7 @@ pub(crate) fn run() -> Result<()> {
         )
     })?;
     let cluster = kafka::for_run(None)?;
+    let autogroups = autogroup::Off::new()?;
     let tested = step("cargo xtask test", &|| xtask(&["test", "--brokers", cluster.brokers()]))
         .and_then(|()| {
             step("cargo xtask demo", &|| {
@@ -61,6 +62,7 @@ pub(crate) fn run() -> Result<()> {
                 ])
             })
         });
+    drop(autogroups);
     cluster.release()?;
     tested?;
     // The broker's memory is free again: each machine takes 1 GB.

@@ -3,6 +3,7 @@
 //! It orchestrates only: it installs, builds, starts Kafka and runs other programs. What an
 //! operator's host needs is in the `relay` binary.
 
+mod autogroup;
 mod build;
 mod ci;
 mod fuzz;

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use crate::{
-    build, kafka, process,
+    autogroup, build, kafka, process,
     run::{Passed, environment},
     setup,
 };
@@ -18,8 +18,9 @@ Arguments go to `cargo test`, but for --brokers LIST, which names an existing Ka
 of the one on 127.0.0.1.
 
 Changes on the host: installs what is missing (see `setup --check`); as root, makes network
-namespaces and removes them; starts Kafka unless it runs, and then stops it at the end. Without root
-the end-to-end tests are skipped, and say so.
+namespaces and removes them, and turns the kernel's autogroups off until the end (sched(7), sysctl
+kernel.sched_autogroup_enabled); starts Kafka unless it runs, and then stops it at the end. Without
+root the end-to-end tests are skipped, and say so.
 
 Examples:
   cargo xtask test
@@ -41,6 +42,7 @@ pub(crate) fn run(passed: &Passed) -> Result<ExitCode> {
     setup::ensure(&setup::USUAL)?;
     build::all()?;
     let cluster = kafka::for_run(brokers.as_deref())?;
+    let _autogroups = autogroup::Off::new()?;
 
     // Release mode, because the programs that the tests run are built that way already.
     let mut command = build::cargo();

@@ -191,11 +191,10 @@ impl Consumer {
             note_refused: AtomicBool::new(false),
         })?;
         let partition = i32::from(relay.0);
-        let committed =
-            ask_again(START_TIMEOUT, |left| {
-                committed_with_note(&consumer, &topic, partition, left)
-            })
-                .map_err(|source| ConsumerError::Offset { group, source })?;
+        let committed = ask_again(START_TIMEOUT, |left| {
+            committed_with_note(&consumer, &topic, partition, left)
+        })
+        .map_err(|source| ConsumerError::Offset { group, source })?;
         let (oldest, _) = watermarks(consumer.client(), &topic, partition, START_TIMEOUT)
             .map_err(|source| ConsumerError::Oldest { topic: topic.clone(), partition, source })?;
         let (committed, note) = committed.unwrap_or((oldest, String::new()));
@@ -416,7 +415,10 @@ impl Consumer {
 /// What the former run had postponed is nobody's now.
 fn take_note(note: &str, committed: i64, desk: &Desk, stats: &ConsumerStats) {
     let Some(runs) = note::parse(note, committed) else {
-        return tracing::warn!(note, "beside the downlink's offset stands what no relay has written");
+        return tracing::warn!(
+            note,
+            "beside the downlink's offset stands what no relay has written"
+        );
     };
     let mut count = 0;
     for offset in runs.into_iter().flatten() {
