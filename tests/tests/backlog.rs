@@ -11,7 +11,7 @@ use millrace_tests::letters::Letters;
 use millrace_tests::process::{run, wait_until};
 use millrace_tests::reader::{HandServer, Record};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// More than the kernel takes for a connection, and than the relay keeps in memory.
 const REPLIES: usize = 750;
 const REPLY_BYTES: usize = 40_000;
