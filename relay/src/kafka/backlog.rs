@@ -52,6 +52,11 @@ impl Backlog {
         left.into_iter().map(|(offset, _)| offset).filter(|offset| self.end(*offset)).collect()
     }
 
+    /// All that is not dealt with, of every connection: all are over.
+    pub(super) fn leave_all(&mut self) -> BTreeSet<ReplyOffset> {
+        std::mem::take(self).offsets
+    }
+
     /// What is not dealt with, in order.
     pub(super) fn before(&self, end: ReplyOffset) -> impl Iterator<Item = &ReplyOffset> {
         self.offsets.range(..end)
@@ -161,5 +166,16 @@ mod tests {
         assert!(backlog.end(ReplyOffset(0)), "its end is told by itself");
         backlog.resume(key(0));
         assert_eq!(taken(&mut backlog, 100), []);
+    }
+
+    #[test]
+    fn when_all_are_over_what_was_on_its_way_is_left_as_well() {
+        let mut backlog = backlog();
+        backlog.resume(key(0));
+        let on_its_way = backlog.take(100);
+        assert!(backlog.leave_all().into_iter().eq((0..6).map(ReplyOffset)));
+        backlog.put_back(&on_its_way);
+        assert_eq!(backlog.len(), 0);
+        assert!(!backlog.end(ReplyOffset(0)));
     }
 }

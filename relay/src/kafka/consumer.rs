@@ -243,6 +243,7 @@ impl Consumer {
             self.read_round(stop);
         }
         self.desk.collect(&self.downlinks);
+        self.desk.abandon_rest();
         if !self.desk.wait_done(self.stop_time.left()) {
             tracing::warn!("replies could not be kept in time; the next run sees to them");
         }

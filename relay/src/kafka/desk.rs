@@ -120,6 +120,18 @@ impl Desk {
         }
     }
 
+    /// The workers have ended: whatever they have not told of, nobody takes any more.
+    pub(super) fn abandon_rest(&self) {
+        let mut heap = self.heap();
+        let rest = heap.backlog.leave_all();
+        let count = rest.len() as u64;
+        self.postponed.fetch_sub(count, Ordering::Relaxed);
+        self.abandoned.fetch_add(count, Ordering::Relaxed);
+        for offset in rest {
+            heap.hand_in(offset, Reason::ConnectionLost);
+        }
+    }
+
     /// A reply that was postponed is not in the log any more.
     pub(super) fn vanished(&self, offset: ReplyOffset) {
         let ended = self.heap().backlog.end(offset);
