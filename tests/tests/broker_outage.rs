@@ -44,7 +44,12 @@ fn a_broker_that_hangs_for_20_seconds_slows_the_clients_and_loses_nothing() {
     let mut stopped: Option<(Instant, bool)> = None;
     let mut last = (Instant::now(), 0);
     let mut stalled = Duration::ZERO;
-    let mut observe = |_: &mut Cluster, snapshot: &Snapshot| -> Result<()> {
+    let mut quiet = None;
+    let mut observe = |cluster: &mut Cluster, snapshot: &Snapshot| -> Result<()> {
+        let used = |cluster: &Cluster| -> Result<Duration> {
+            let (user, system) = cluster.instance.stats()?.cpu_us()?;
+            Ok(Duration::from_micros(user + system))
+        };
         match stopped {
             None if snapshot.delivered >= DISTURB_AT => {
                 broker.signal(Signal::STOP)?;
@@ -55,8 +60,15 @@ fn a_broker_that_hangs_for_20_seconds_slows_the_clients_and_loses_nothing() {
                     last = (Instant::now(), snapshot.sent);
                 }
                 stalled = stalled.max(last.0.elapsed());
+                if quiet.is_none() && stalled > hang / 4 {
+                    quiet = Some((Instant::now(), used(cluster)?));
+                }
                 if since.elapsed() >= hang {
                     assert!(snapshot.sent < PLAN().messages, "the clients were not slowed");
+                    let (since, before) = quiet.expect("the clients stood still");
+                    let busy = used(cluster)?.saturating_sub(before).as_secs_f64()
+                        / since.elapsed().as_secs_f64();
+                    assert!(busy < 0.2, "who only waits takes {busy:.2} of a processor");
                     broker.signal(Signal::CONT)?;
                     stopped = Some((since, false));
                 }

@@ -1,9 +1,11 @@
-//! The one file that calls librdkafka itself.
+//! The one place that calls librdkafka itself.
 //!
 //! `rdkafka`'s own producer takes a C string of the topic's name for every record and wraps every
 //! delivery report; here the topic is looked up once, and reports come in arrays. Of its asynchronous
 //! commit nobody learns how it ended.
 #![allow(unsafe_code)]
+
+mod poll;
 
 use std::ffi::{CStr, CString, c_void};
 use std::marker::PhantomData;
