@@ -7,6 +7,7 @@ mod status;
 mod trace;
 
 use std::fmt::Display;
+use std::io::{self, Write as _};
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -154,8 +155,9 @@ impl Cli {
         match self.command {
             Command::Load { config, check: true, json, .. } => {
                 let found = gateway::preflight(&config.read()?)?;
-                show(&found, json)?;
+                let shown = show(&found, json);
                 ensure!(found.passes(), "{} thing(s) stand in the way", found.refusals().count());
+                shown?;
             }
             Command::Load { config, replace: true, json, .. } => {
                 show(&gateway::replace(&config.read()?, &mut step)?, json)?;
@@ -166,7 +168,7 @@ impl Cli {
             Command::Unload(file) => {
                 let config = file.read()?;
                 gateway::unload(&config, &mut step)?;
-                println!("instance `{}` is unloaded", config.gateway.instance);
+                print(format_args!("instance `{}` is unloaded", config.gateway.instance))?;
             }
             Command::Status { config, json, interval, watch } => {
                 status::run(&config.read()?, json, interval, watch)?;
@@ -183,12 +185,12 @@ impl Cli {
             Command::Check(file) => {
                 let config = file.read()?;
                 let rules = gateway::rules::command::check(&config)?;
-                println!(
+                print(format_args!(
                     "{}: instance `{}`, {} service(s): no mistake found\n{rules}",
                     file.config.display(),
                     config.gateway.instance,
                     config.services.len()
-                );
+                ))?;
             }
             Command::Rules(rules) => rules.run()?,
             Command::Servers(servers) => servers.run()?,
@@ -202,22 +204,35 @@ fn step(step: &str) {
     eprintln!("+ {step}");
 }
 
+/// Whoever reads the answer has read enough, as `head` does.
+#[derive(Debug, thiserror::Error)]
+#[error("nobody reads standard output any more")]
+pub(crate) struct Unread;
+
+/// Prints a line, or several.
+fn print(text: impl Display) -> anyhow::Result<()> {
+    match writeln!(io::stdout(), "{text}") {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(Unread.into()),
+        printed => printed.context("write to standard output"),
+    }
+}
+
 /// Prints what was asked for: for people, or as one JSON document.
 fn show(answer: &(impl Serialize + Display), json: bool) -> anyhow::Result<()> {
     if json {
-        println!("{}", serde_json::to_string(answer).context("encode the answer")?);
+        print(serde_json::to_string(answer).context("encode the answer")?)
     } else {
-        println!("{answer}");
+        print(answer)
     }
-    Ok(())
 }
 
 fn run(config: &Config, mode: control::Mode) -> anyhow::Result<()> {
     let services = config.services.len();
     let snapshot = control::run(config, mode, |threads| {
-        println!("relay ready: {} workers, {services} services", threads.workers());
+        // It serves, whoever reads this.
+        let _ =
+            print(format_args!("relay ready: {} workers, {services} services", threads.workers()));
     })?;
     let stopped = Stopped { stopped: snapshot };
-    println!("{}", serde_json::to_string(&stopped).context("encode the counters")?);
-    Ok(())
+    print(serde_json::to_string(&stopped).context("encode the counters")?)
 }

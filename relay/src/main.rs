@@ -19,6 +19,7 @@ fn main() -> ExitCode {
         .init();
     match cli::Cli::parse().run() {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<cli::Unread>() => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("relay: {}", in_words(&error));
             ExitCode::FAILURE

@@ -152,6 +152,16 @@ impl Instance {
         Ok(())
     }
 
+    /// How the relay has ended, if it has; it may be started again then.
+    pub fn take_ended(&mut self) -> Result<Option<Finished>> {
+        let relay = self.relay.as_mut().context("the relay does not run")?;
+        if relay.is_running()? {
+            return Ok(None);
+        }
+        let relay = self.relay.take().context("just seen")?;
+        relay.wait(COMMAND_PATIENCE).map(Some)
+    }
+
     /// What the relay has said on standard error.
     pub fn relay_stderr(&self) -> String {
         self.relay.as_ref().map(Process::stderr).unwrap_or_default()

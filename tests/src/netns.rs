@@ -375,7 +375,14 @@ fn remove_stale() {
              destinations = []\nport = 1\nframing = {{ type = \"lines\" }}\nserver = []\n"
         );
         let config: Config = toml::from_str(&text).expect("a configuration");
-        if let Err(error) = gateway::unload(&config, &mut |_| {}) {
+        let removed = match gateway::unload(&config, &mut |_| {}) {
+            // A relay without a gateway has only this.
+            Err(gateway::GatewayError::NotLoaded { .. }) => {
+                std::fs::remove_dir_all(config.run_directory()).map_err(anyhow::Error::from)
+            }
+            removed => removed.map_err(anyhow::Error::from),
+        };
+        if let Err(error) = removed {
             eprintln!("cannot remove the abandoned instance {instance}: {error}");
         }
     }

@@ -188,7 +188,7 @@ impl Chart {
         (places, y + LEGEND_LINE)
     }
 
-    /// Where the bars begin: right of the longest group's name.
+    /// Where the axis begins: right of the longest group's name.
     fn left(&self) -> i32 {
         let longest = self.groups.iter().map(|name| name.chars().count()).max().unwrap_or(0);
         (EDGE + count(longest) * CHARACTER + 10).min(WIDTH / 2)

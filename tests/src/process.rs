@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus, kill_process, waitid};
 
 /// Lines of output kept for error messages.
 const KEPT_LINES: usize = 400;
@@ -136,21 +136,26 @@ impl Process {
 
     /// How a child ended whose output has. It is left to be waited for.
     fn how_it_ended(&self) -> String {
-        let id = WaitId::Pid(Pid::from_child(&self.child));
-        let look = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
-        let mut told = None;
-        let ended = wait_until(END_PATIENCE, "an end", || {
-            told = waitid(id.clone(), look)?;
-            Ok(told.is_some())
-        });
-        match (ended, told) {
-            (Ok(()), Some(told)) => match (told.exit_status(), told.terminating_signal()) {
+        match self.told(WaitIdOptions::EXITED, END_PATIENCE, "end") {
+            Ok(told) => match (told.exit_status(), told.terminating_signal()) {
                 (Some(code), _) => format!("exit code {code}"),
                 (None, Some(signal)) => format!("signal {signal}"),
                 (None, None) => "unknown how".to_owned(),
             },
-            _ => "its output only: it still runs".to_owned(),
+            Err(_) => "its output only: it still runs".to_owned(),
         }
+    }
+
+    /// What the kernel tells the parent of a change of its state (wait(2)), which it may tell again.
+    fn told(&self, change: WaitIdOptions, patience: Duration, what: &str) -> Result<WaitIdStatus> {
+        let id = WaitId::Pid(Pid::from_child(&self.child));
+        let look = change | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
+        let mut told = None;
+        wait_until(patience, &format!("{} to {what}", self.name), || {
+            told = waitid(id.clone(), look)?;
+            Ok(told.is_some())
+        })?;
+        told.context("just told")
     }
 
     /// Whether it still runs.
@@ -163,11 +168,8 @@ impl Process {
         let pid = Pid::from_child(&self.child);
         kill_process(pid, signal).with_context(|| format!("cannot signal {}", self.name))?;
         if signal == Signal::STOP {
-            // The kernel tells the parent when the whole process has stopped (signal(7), wait(2)).
-            let look = WaitIdOptions::STOPPED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
-            wait_until(STOP_PATIENCE, &format!("{} to stand still", self.name), || {
-                Ok(waitid(WaitId::Pid(pid), look)?.is_some())
-            })?;
+            // The parent is told when the whole process has stopped (signal(7)).
+            self.told(WaitIdOptions::STOPPED, STOP_PATIENCE, "stand still")?;
         }
         Ok(())
     }

@@ -75,6 +75,20 @@ fn flags_and_configurations_that_make_no_sense() {
 }
 
 #[test]
+fn an_answer_that_nobody_reads_to_its_end_is_no_mistake() {
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/millrace.toml");
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let ended = Command::new(paths::relay().unwrap())
+        .args(["check", "--config"])
+        .arg(example)
+        .stdout(writer)
+        .output()
+        .unwrap();
+    assert!(ended.status.success() && ended.stderr.is_empty(), "{ended:?}");
+}
+
+#[test]
 fn no_root() {
     let Some(_right) = privilege::exclusive() else { return };
     let cluster = build_with("noroot", |_| {});

@@ -2,13 +2,11 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use millrace_relay::config::Config;
 use millrace_relay::gateway::rules::command;
-use serde::Serialize;
 
-use super::ConfigFile;
+use super::{ConfigFile, show};
 
 pub(super) const HELP: &str = "\
 A file of rules, named by gateway.rules in the configuration, has one rule a line:
@@ -68,17 +66,6 @@ pub(super) struct Output {
     json: bool,
 }
 
-impl Output {
-    fn print<T: Serialize + std::fmt::Display>(&self, value: &T) -> anyhow::Result<()> {
-        if self.json {
-            println!("{}", serde_json::to_string(value).context("encode the answer")?);
-        } else {
-            println!("{value}");
-        }
-        Ok(())
-    }
-}
-
 impl Written {
     fn read(&self) -> anyhow::Result<Config> {
         let mut config = self.config.read()?;
@@ -92,11 +79,11 @@ impl Written {
 impl Rules {
     pub(super) fn run(&self) -> anyhow::Result<()> {
         match self {
-            Self::Check(written) => written.output.print(&command::check(&written.read()?)?),
-            Self::Apply(written) => written.output.print(&command::apply(&written.read()?)?),
+            Self::Check(written) => show(&command::check(&written.read()?)?, written.output.json),
+            Self::Apply(written) => show(&command::apply(&written.read()?)?, written.output.json),
             Self::Show { config, output } => {
                 let shown = command::show(&config.read()?)?;
-                output.print(&shown)?;
+                show(&shown, output.json)?;
                 shown.difference.map_or(Ok(()), |difference| {
                     anyhow::bail!(
                         "the programs have other rules than these: {difference}; put that right \

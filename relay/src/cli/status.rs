@@ -10,7 +10,7 @@ use millrace_relay::control;
 use millrace_relay::gateway::{self, GatewayError};
 use serde::Serialize;
 
-use super::show;
+use super::{print, show};
 
 /// Seconds between two looks, unless told otherwise.
 const INTERVAL: u32 = 1;
@@ -60,7 +60,7 @@ pub(super) fn run(
             return Ok(());
         }
         if !json {
-            println!();
+            print("")?;
         }
         before = now;
     }

@@ -2,27 +2,39 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use millrace_tests::cluster::{Cluster, FRAMES_PORT, LINES_PORT, ORDINARY_PORT, lines};
 use millrace_tests::interrupt;
 use millrace_tests::netns::Topology;
 use millrace_tests::process::wait_until;
 
 const CHECK_EVERY: Duration = Duration::from_secs(1);
+/// How long a relay that was killed stays away: time to see where the packets go then.
+const AWAY: Duration = Duration::from_secs(30);
 
 /// Explains, then waits for Ctrl-C.
 pub(crate) fn hold(cluster: &mut Cluster) -> Result<()> {
     let guide = guide(cluster);
     println!("{guide}");
-    loop {
-        // The wait's end is the usual case here.
-        let _ = wait_until(CHECK_EVERY, "Ctrl-C", || Ok(interrupt::check().is_err()));
-        if interrupt::check().is_err() {
-            println!("taking everything down");
-            return Ok(());
+    while !interrupted_within(CHECK_EVERY) {
+        let Some(ended) = cluster.instance.take_ended()? else { continue };
+        let (status, away) = (ended.status, AWAY.as_secs());
+        println!("The relay has ended ({status}). It starts again in {away} s.");
+        if interrupted_within(AWAY) {
+            break;
         }
-        cluster.instance.check_running()?;
+        cluster.instance.start().with_context(|| ended.stderr)?;
+        let id = cluster.instance.process_id()?;
+        println!("The relay runs again and takes new connections; its process id is {id}.");
     }
+    println!("taking everything down");
+    Ok(())
+}
+
+fn interrupted_within(patience: Duration) -> bool {
+    // The wait's end is the usual case here.
+    let _ = wait_until(patience, "Ctrl-C", || Ok(interrupt::check().is_err()));
+    interrupt::check().is_err()
 }
 
 fn guide(cluster: &Cluster) -> String {
@@ -60,8 +72,10 @@ Counters:
 
    {program} status --config {config}
 
-Kill the relay, and port {LINES_PORT} reaches the server host as well; its process id is {pid}.
+Kill the relay, and port {LINES_PORT} reaches the server host as well, until it runs again {away} s later;
+its process id is {pid}.
 Ctrl-C here takes everything down.",
+        away = AWAY.as_secs(),
         program = cluster.instance.program().display(),
         pid = cluster
             .instance
