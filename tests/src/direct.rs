@@ -4,8 +4,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use millrace_relay::config::Config;
+use millrace_relay::kafka::{committed_with_note, postponed_before};
 use millrace_relay::route::Partition;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
@@ -94,14 +95,20 @@ impl Direct {
 
     /// Where the relay's next run would go on reading its downlink.
     pub fn committed_downlink(&self) -> Result<Option<i64>> {
+        Ok(self.committed_with_note()?.map(|(offset, _)| offset))
+    }
+
+    /// How many replies before that the next run would see to.
+    pub fn postponed_downlink(&self) -> Result<u64> {
+        Ok(self.committed_with_note()?.as_ref().map_or(0, postponed_before))
+    }
+
+    fn committed_with_note(&self) -> Result<Option<(i64, String)>> {
         let config = &self.instance.config;
         let group = format!("{}relay-{}", config.kafka.topic_prefix, config.relay.id);
         let consumer: BaseConsumer =
             kafka::client(&self.brokers).set("group.id", group).create()?;
-        let mut list = TopicPartitionList::new();
-        list.add_partition(&config.kafka.downlink_topic(), i32::from(config.relay.id));
-        let committed = consumer.committed_offsets(list, PATIENCE)?;
-        let element = committed.elements().into_iter().next().context("no partition")?.offset();
-        Ok(if let Offset::Offset(offset) = element { Some(offset) } else { None })
+        let (topic, partition) = (config.kafka.downlink_topic(), i32::from(config.relay.id));
+        Ok(committed_with_note(&consumer, &topic, partition, PATIENCE)?)
     }
 }

@@ -157,6 +157,9 @@ fn a_relay_that_is_killed_loses_nothing_of_what_waits_and_repeats_nothing_else()
     wait_until(PATIENCE, "the downlink's offset to pass all", || {
         Ok(relay.committed_downlink()? == Some(all))
     })?;
+    wait_until(PATIENCE, "the note beside it to leave out what came", || {
+        Ok(usize::try_from(relay.postponed_downlink()?)? <= REPLIES - came)
+    })?;
     check_ledger(&relay)?;
     relay.instance.kill()?;
     while let Ok(message) = client.receive() {
