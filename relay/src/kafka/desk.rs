@@ -87,12 +87,7 @@ impl Desk {
                 }
                 Return::Left(key) => {
                     let left = heap.backlog.leave(key);
-                    let count = left.len() as u64;
-                    self.postponed.fetch_sub(count, Ordering::Relaxed);
-                    self.abandoned.fetch_add(count, Ordering::Relaxed);
-                    for offset in left {
-                        heap.hand_in(offset, Reason::ConnectionLost);
-                    }
+                    self.hand_in_left(heap, left);
                 }
             });
         }
@@ -111,24 +106,24 @@ impl Desk {
     /// Nobody takes those any more.
     pub(super) fn abandon(&self, unread: &[(Next, ConnectionKey)]) {
         let mut heap = self.heap();
-        for (next, _) in unread {
-            if heap.backlog.end(next.offset) {
-                heap.hand_in(next.offset, Reason::ConnectionLost);
-                self.postponed.fetch_sub(1, Ordering::Relaxed);
-                self.abandoned.fetch_add(1, Ordering::Relaxed);
-            }
-        }
+        let offsets = unread.iter().map(|(next, _)| next.offset);
+        let left: Vec<_> = offsets.filter(|offset| heap.backlog.end(*offset)).collect();
+        self.hand_in_left(&mut heap, left);
     }
 
     /// The workers have ended: whatever they have not told of, nobody takes any more.
     pub(super) fn abandon_rest(&self) {
         let mut heap = self.heap();
-        let rest = heap.backlog.leave_all();
-        let count = rest.len() as u64;
-        self.postponed.fetch_sub(count, Ordering::Relaxed);
-        self.abandoned.fetch_add(count, Ordering::Relaxed);
-        for offset in rest {
+        let left = heap.backlog.leave_all();
+        self.hand_in_left(&mut heap, left);
+    }
+
+    /// Replies that were postponed, and are not any more, because their connections have ended.
+    fn hand_in_left(&self, heap: &mut Heap, left: impl IntoIterator<Item = ReplyOffset>) {
+        for offset in left {
             heap.hand_in(offset, Reason::ConnectionLost);
+            self.postponed.fetch_sub(1, Ordering::Relaxed);
+            self.abandoned.fetch_add(1, Ordering::Relaxed);
         }
     }
 

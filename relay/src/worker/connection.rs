@@ -231,10 +231,9 @@ impl Connection {
     /// When something is to be done about it if nothing happens, and what: its codec, or the reason
     /// to close it.
     pub(super) fn deadline(&self, served: &Served) -> Option<(Instant, Option<CloseReason>)> {
-        let behind = self.link.behind.as_ref();
-        let stalled = behind.and_then(|behind| behind.overdue_at());
+        let stalled = self.link.behind.as_ref().and_then(|behind| behind.overdue_at());
         let stalled = stalled.map(|at| (at, Some(CloseReason::SlowReader)));
-        if behind.is_some_and(|behind| behind.is_waiting()) {
+        if self.link.is_waiting() {
             // It cannot have seen what its protocol would have it answer.
             return stalled;
         }
