@@ -46,6 +46,8 @@ const PACKAGES: &[Package] = packages! {
     Build: "libc6-dev" by File("/usr/include/stdio.h") for "C headers";
     Build: "make" by Program("make") for "librdkafka's build";
     Build: "zlib1g-dev" by File("/usr/include/zlib.h") for "compression in librdkafka";
+    Build: "libssl-dev" by File("/usr/include/openssl/ssl.h") for "TLS and SCRAM in librdkafka";
+    Build: "pkg-config" by Program("pkg-config") for "finds OpenSSL";
     Network: "iproute2" by Program("ip") for "namespaces, veth, routes";
     Network: "ethtool" by Program("ethtool") for "checksum offload of test devices";
     Network: "nftables" by Program("nft") for "packet counts in tests, and TPROXY in benchmarks";
