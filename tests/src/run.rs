@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde::Serialize;
 
 use crate::cluster::{Cluster, FRAMES_PORT, FRAMES_SERVICE, LINES_PORT, LINES_SERVICE};
@@ -252,7 +252,8 @@ impl Run<'_> {
         }
     }
 
-    fn watch(&mut self, done: impl Fn(&Self) -> bool) -> Result<()> {
+    /// Looks on until it is done. False: nothing moves any more.
+    fn watch(&mut self, what: &str, done: impl Fn(&Self) -> bool) -> Result<bool> {
         let mut moved = (Instant::now(), (0, 0, 0, 0));
         loop {
             interrupt::check()?;
@@ -261,43 +262,59 @@ impl Run<'_> {
             let snapshot = self.snapshot();
             (self.observe)(self.cluster, &snapshot)?;
             if done(self) {
-                return Ok(());
+                return Ok(true);
             }
             let Snapshot { connected, sent, delivered, replied, .. } = snapshot;
             let place = (connected, sent, delivered, replied);
             if moved.1 != place {
                 moved = (Instant::now(), place);
             } else if moved.0.elapsed() > STANDSTILL {
-                // What is missing shows in the outcome.
-                eprintln!("nothing has moved for {STANDSTILL:?}: {snapshot:?}");
-                return Ok(());
+                eprintln!("waiting for {what}, nothing has moved for {STANDSTILL:?}: {snapshot:?}");
+                return Ok(false);
             }
             std::thread::sleep(TICK);
         }
     }
 
     fn connect(&mut self) -> Result<()> {
-        self.watch(|run| {
+        let settled = |run: &Self| {
             let progress = &run.load.progress;
-            let settled = progress.connected.load(Relaxed) + progress.disconnected.load(Relaxed);
-            settled == run.load.directory.len() as u64 || run.load.has_failed()
-        })
+            progress.connected.load(Relaxed) + progress.disconnected.load(Relaxed)
+        };
+        let clients = self.load.directory.len() as u64;
+        let all = self.watch("every client to connect", |run| {
+            settled(run) == clients || run.load.has_failed()
+        })?;
+        ensure!(all, "{} of {clients} clients have connected or been refused", settled(self));
+        Ok(())
     }
 
     fn associations(&self, service: &str) -> Result<(u64, BTreeMap<String, u64>)> {
         let connected = self.load.progress.connected.load(Relaxed);
-        let mut last = (0, BTreeMap::new());
+        let (mut last, mut seen) = ((0, BTreeMap::new()), String::new());
         wait_until(SETTLE_PATIENCE, "the relay to associate every client", || {
             let stats = self.cluster.instance.stats()?;
             last = (stats.count("connections")?, stats.associations(service)?);
+            seen = ["accepted", "connections_refused", "connections_closed"]
+                .map(|name| format!("{name} {}", stats.0[name]))
+                .join(", ");
             Ok(last.1.values().sum::<u64>() >= connected)
+        })
+        .with_context(|| {
+            let (connections, associations) = &last;
+            format!(
+                "{connected} clients have connected; the relay has {connections} connections and \
+                 associations {associations:?}; {seen}"
+            )
         })?;
         Ok(last)
     }
 
     fn exchange(&mut self) -> Result<()> {
         self.load.begin();
-        self.watch(|run| run.load.is_finished())
+        // What is missing shows in the outcome.
+        self.watch("every reply", |run| run.load.is_finished())?;
+        Ok(())
     }
 
     /// Closes the connections; once the servers know of the last close, nothing more is on its way.

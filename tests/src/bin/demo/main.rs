@@ -96,8 +96,12 @@ fn demo(arguments: &Arguments) -> Result<bool> {
         hold::hold(&mut cluster)?;
         return Ok(true);
     }
-    show::ordinary_port(&cluster, &progress)?;
-    let report = exchange(&mut cluster, arguments, &progress)?;
+    let report = show::ordinary_port(&cluster, &progress)
+        .and_then(|()| exchange(&mut cluster, arguments, &progress))
+        .inspect_err(|_| show::relay_log(&cluster))?;
+    if !report.outcome.is_flawless() {
+        show::relay_log(&cluster);
+    }
     let stopped = cluster.instance.stop()?;
     progress.line(&format!("the relay has stopped: {stopped}"));
     drop(cluster);

@@ -15,6 +15,8 @@ use serde_json::Value;
 use crate::Report;
 
 const EVERY: Duration = Duration::from_secs(1);
+/// Shown of the relay's log when something is wrong.
+const LOG_LINES: usize = 20;
 
 /// Where progress goes.
 #[derive(Debug)]
@@ -86,6 +88,17 @@ pub(crate) fn ordinary_port(cluster: &Cluster, progress: &Progress) -> Result<()
     ensure!(greeting == BANNER, "somebody else than the server's own listener answers at {target}");
     progress.line(&format!("{target} has no rule: the server's own listener answers"));
     Ok(())
+}
+
+/// What the relay said last: a step that fails is often its to explain.
+pub(crate) fn relay_log(cluster: &Cluster) {
+    let log = cluster.instance.relay_stderr();
+    let lines: Vec<_> = log.lines().collect();
+    let last = &lines[lines.len().saturating_sub(LOG_LINES)..];
+    eprintln!("the relay's last {} log lines:", last.len());
+    for line in last {
+        eprintln!("  {line}");
+    }
 }
 
 /// The end, for people.
