@@ -42,6 +42,26 @@ impl Client {
         Self::over(socket.into(), wire)
     }
 
+    /// Connects out of a network namespace, from an address and port that other connections may have
+    /// too: a connection is known by both its ends.
+    pub fn connect_sharing(
+        namespace: &Path,
+        source: SocketAddr,
+        target: SocketAddr,
+        wire: Wire,
+    ) -> Result<Self> {
+        let socket = in_namespace(namespace, || -> std::io::Result<Socket> {
+            let socket = Socket::new(Domain::for_address(target), Type::STREAM, None)?;
+            // Of each of them, or the second bind(2) is refused (socket(7)).
+            socket.set_reuse_address(true)?;
+            socket.bind(&source.into())?;
+            socket.connect_timeout(&target.into(), PATIENCE)?;
+            Ok(socket)
+        })?
+        .with_context(|| format!("cannot connect from {source} to {target}"))?;
+        Self::over(socket.into(), wire)
+    }
+
     fn over(stream: TcpStream, wire: Wire) -> Result<Self> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;

@@ -273,7 +273,7 @@ fn allotment_ns(servers: u16, clients: u32) -> u128 {
     let associations = Associations::new(&config.services, RelayId(0), Incarnation::new(1));
     let client = |number: u32| {
         let address = SocketAddr::from((Ipv4Addr::from(0x0a00_0000 + number), 1));
-        associations.identity(ServiceId(0), address, None)
+        associations.identity(ServiceId(0), (address, address), None)
     };
     for number in 0..clients {
         associations.associate(ServiceId(0), client(number)).unwrap();

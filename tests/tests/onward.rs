@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use millrace_relay::codec::{ByteOrder, Framing, ProtocolKind};
 use millrace_relay::config::{AutoSection, Otherwise, Recognised};
+use millrace_tests::client::Client;
 use millrace_tests::cluster::frames;
 use millrace_tests::instance::Instance;
 use millrace_tests::kafka::{self, Topics};
@@ -35,7 +36,7 @@ impl Shared {
     }
 
     fn with(name: &str, ipv6: bool, adjust: impl FnOnce(&mut AutoSection)) -> Self {
-        let hosts = Topology::new(1, 1).unwrap();
+        let hosts = Topology::new(2, 1).unwrap();
         let topics = Topics::new(&kafka::brokers(), name);
         let framing = Framing::Length { bytes: 4, order: ByteOrder::Big };
         let mut config = hosts.config(PORT, framing);
@@ -75,22 +76,7 @@ impl Shared {
     }
 
     fn accept(&self) -> TcpStream {
-        let listener = self.listener.as_ref().unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let mut accepted = None;
-        wait_until(PATIENCE, "the server to be connected to", || {
-            accepted = match listener.accept() {
-                Ok((stream, _)) => Some(stream),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => None,
-                Err(error) => return Err(error.into()),
-            };
-            Ok(accepted.is_some())
-        })
-        .unwrap();
-        let stream = accepted.unwrap();
-        stream.set_nonblocking(false).unwrap();
-        patient(&stream);
-        stream
+        accept(self.listener.as_ref().unwrap())
     }
 
     /// Both ends of a connection that is handed on.
@@ -115,6 +101,24 @@ impl Shared {
         })
         .unwrap();
     }
+}
+
+fn accept(listener: &TcpListener) -> TcpStream {
+    listener.set_nonblocking(true).unwrap();
+    let mut accepted = None;
+    wait_until(PATIENCE, "the server to be connected to", || {
+        accepted = match listener.accept() {
+            Ok((stream, _)) => Some(stream),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => None,
+            Err(error) => return Err(error.into()),
+        };
+        Ok(accepted.is_some())
+    })
+    .unwrap();
+    let stream = accepted.unwrap();
+    stream.set_nonblocking(false).unwrap();
+    patient(&stream);
+    stream
 }
 
 fn patient(stream: &TcpStream) {
@@ -174,6 +178,42 @@ fn both_ways(shared: &Shared) {
     expect_end(&mut client);
     shared.wait_all_over();
     assert_eq!(shared.handed_on("bytes"), (HELLO.len() + 2 * LONG + b"and more".len()) as u64);
+}
+
+/// The relay connects to each server from the client's own port, as the client did.
+#[test]
+fn one_port_of_a_client_is_handed_on_to_each_of_two_servers() {
+    let Some(_right) = privilege::exclusive() else { return };
+    let shared = Shared::new("ports", false);
+    let source = SocketAddr::from((Topology::client_address(0), 40_000));
+    let mut ends: Vec<_> = (0..2)
+        .map(|index| {
+            let target = SocketAddr::from((Topology::server_address(index), PORT));
+            let listener = if index == 0 {
+                shared.listener.as_ref().unwrap().try_clone().unwrap()
+            } else {
+                shared.hosts.servers[index].run(|| TcpListener::bind(target)).unwrap().unwrap()
+            };
+            let mut client = Client::connect_sharing(
+                &shared.hosts.clients[0].namespace(),
+                source,
+                target,
+                frames(),
+            )
+            .unwrap();
+            client.send_bytes(HELLO).unwrap();
+            let mut server = accept(&listener);
+            expect(&mut server, HELLO);
+            let seen = server.peer_addr().unwrap();
+            assert_eq!(SocketAddr::new(seen.ip().to_canonical(), seen.port()), source);
+            (client, server)
+        })
+        .collect();
+    let (mut second, mut server) = ends.pop().unwrap();
+    drop(ends);
+    wait_until(PATIENCE, "the first to be over", || Ok(shared.handed_on("open") == 1)).unwrap();
+    second.send_bytes(b"still").unwrap();
+    expect(&mut server, b"still");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The whole path: from real clients through gateway, relay and Kafka to servers, and back.
 
+use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, OnceLock};
@@ -7,13 +8,13 @@ use std::time::Duration;
 
 use millrace_tests::client::Client;
 use millrace_tests::cluster::{
-    Cluster, ClusterPlan, FRAMES_PORT, LINES_PORT, ORDINARY_PORT, frames, lines,
+    Cluster, ClusterPlan, FRAMES_PORT, FRAMES_SERVICE, LINES_PORT, ORDINARY_PORT, frames, lines,
 };
 use millrace_tests::load::{Load, LoadPlan};
 use millrace_tests::netns::Topology;
 use millrace_tests::payload::Payload;
 use millrace_tests::process::{Process, wait_until};
-use millrace_tests::reader::HandServer;
+use millrace_tests::reader::{HandServer, Record};
 use millrace_tests::run::{RunPlan, run};
 use millrace_tests::{paths, privilege};
 
@@ -34,6 +35,46 @@ fn every_message_and_every_reply_comes_once_and_in_order() {
         assert_eq!((outcome.ordinary_connections, outcome.ordinary_packets), (0, 0));
         assert_eq!(outcome.errors, Vec::<String>::new());
     }
+}
+
+/// The kernel gives two connections of one host the same port if they go to different places.
+#[test]
+fn one_port_of_a_client_has_a_connection_to_each_of_two_servers() {
+    let Some(_right) = privilege::exclusive() else { return };
+    let mut cluster = Cluster::build(ClusterPlan::small("ports", 2)).unwrap();
+    cluster.start().unwrap();
+    let server = HandServer::new(&cluster, &cluster.frames_partitions()).unwrap();
+    let source = SocketAddr::from((Topology::client_address(0), 40_000));
+    let (clients, targets) = (cluster.clients(), cluster.targets(FRAMES_PORT));
+    let mut pair = targets.iter().map(|target| {
+        let mut client = Client::connect_sharing(&clients, source, *target, frames()).unwrap();
+        client.send(target.to_string().as_bytes()).unwrap();
+        let to_it = |record: &Record| record.value == target.to_string().as_bytes();
+        let record = server.next("its message", to_it).unwrap();
+        assert_eq!(record.header("client"), source.to_string());
+        assert_eq!(record.header("destination"), target.to_string());
+        (client, record)
+    });
+    let (first, mut second) = (pair.next().unwrap(), pair.next().unwrap());
+    assert_ne!(first.1.key, second.1.key);
+    assert_ne!(first.1.partition, second.1.partition, "each has an association of its own");
+    let associations = |cluster: &Cluster| {
+        let associations = cluster.instance.stats().unwrap().associations(FRAMES_SERVICE).unwrap();
+        associations.into_values().collect::<Vec<_>>()
+    };
+    assert_eq!(associations(&cluster), [1, 1]);
+
+    // The end of the one is nothing to the other.
+    drop(first.0);
+    let close = server.next("close", |record| record.kind() == "close").unwrap();
+    assert_eq!((&close.key, close.header("destination")), (&first.1.key, &*targets[0].to_string()));
+    assert_eq!(associations(&cluster).iter().sum::<u64>(), 1);
+    server.reply(&second.1, b"still there").unwrap();
+    assert_eq!(second.0.receive().unwrap(), b"still there");
+    second.0.send(b"and back").unwrap();
+    let back = server.next("a message", |record| record.kind() == "message").unwrap();
+    assert_eq!((back.value, back.partition), (b"and back".to_vec(), second.1.partition));
+    drop(cluster.instance.stop().unwrap());
 }
 
 #[test]

@@ -127,14 +127,14 @@ impl Associations {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Who a client is to a service, by its address and the name that it gives itself.
+    /// Who a client is to a service, by the ends of its connection and the name that it gives itself.
     pub fn identity(
         &self,
         service: ServiceId,
-        client: SocketAddr,
+        (client, server): (SocketAddr, SocketAddr),
         name: Option<&str>,
     ) -> ClientIdentity {
-        self.policies[service.index()].identity.of(client, name)
+        self.policies[service.index()].identity.of(client, server, name)
     }
 
     /// Takes up a server, or what has changed about it. Its clients stay its clients.

@@ -1,7 +1,7 @@
 //! Allotment, and several relays that fold one log.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
@@ -30,7 +30,10 @@ fn service(name: &str, servers: u16, first_partition: u16) -> Service {
 }
 
 fn client(number: u16) -> ClientIdentity {
-    ClientIdentity::Connection(SocketAddr::from((Ipv4Addr::LOCALHOST, number)))
+    ClientIdentity::Connection {
+        client: (Ipv4Addr::LOCALHOST, number).into(),
+        server: ([192, 0, 2, 1], 7000).into(),
+    }
 }
 
 fn associations(services: &[Service]) -> Associations {
@@ -404,6 +407,25 @@ fn relays_agree_after(steps: &[Step], keep: u64) -> Result<(), TestCaseError> {
 
 /// A relay's record that was written before it read that another one's of the same generation was
 /// first, and had ended: found by the test below.
+#[test]
+fn a_connection_of_an_older_millrace_counts_until_its_relay_is_gone() {
+    let associations = associations(&[service("a", 2, 0)]);
+    let record = serde_json::to_vec(&Value::new("a-0", 3, (7, 1), None)).unwrap();
+    associations.apply(b"a/127.0.0.1:4000", Some(&record), None);
+    associations.begin();
+    assert_eq!(associations.clients_of("a-0"), 1);
+    // The connection from that port is another client, whatever the old record says of it.
+    let server = associations.associate(ServiceId(0), client(4000)).unwrap();
+    assert_eq!(&*server.name, "a-1", "the one with the fewest");
+    associations.set_coordinator(true);
+    associations.relay_gone(RelayId(7), Incarnation::new(1));
+    assert_eq!((associations.clients_of("a-0"), associations.clients_of("a-1")), (0, 1));
+    let written = associations.take_unwritten(10);
+    let keys: Vec<_> = written.iter().map(|record| associations.print(&record.key)).collect();
+    assert_eq!(keys, ["a/tcp:127.0.0.1:4000>192.0.2.1:7000", "a/127.0.0.1:4000"]);
+    assert_eq!(written[1].content, Content::End { generation: 3 });
+}
+
 #[test]
 fn a_record_that_outlives_its_entry_counts() {
     use Step::{Connect, Disconnect, Time, Write};

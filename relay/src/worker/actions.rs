@@ -65,7 +65,8 @@ impl Actions for CodecActions<'_> {
         let link = &mut *self.link;
         assert!(link.identity.is_none(), "a connection begins once");
         let associations = &self.shared.associations;
-        let who = associations.identity(link.service, link.client, begin.client);
+        let ends = (link.client, link.server);
+        let who = associations.identity(link.service, ends, begin.client);
         let association = associations.associate(link.service, who.clone())?;
         let presence = &self.shared.presence;
         let holder = begin.holds.then(|| presence.holder(link.service, &who)).flatten();
