@@ -1,15 +1,22 @@
 //! A file of users and hashes of their passwords.
 
 use std::collections::HashMap;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher as _;
 use std::path::Path;
 
-use argon2::Argon2;
 use argon2::password_hash::{PasswordHashString, PasswordVerifier};
+use argon2::{Argon2, Params};
 
 /// Users and hashes of their passwords: one `USER:HASH` a line, `#` before a comment. A hash is a PHC
 /// string of Argon2 (RFC 9106), which says itself what it costs to compute.
 #[derive(Clone, Debug, Default)]
-pub struct Passwords(HashMap<Box<str>, PasswordHashString>);
+pub struct Passwords {
+    users: HashMap<Box<str>, PasswordHashString>,
+    /// The hashes in the order of the file, for who is not known.
+    hashes: Vec<PasswordHashString>,
+    secret: RandomState,
+}
 
 impl Passwords {
     /// Reads a file, or says what is wrong with it, and where.
@@ -21,7 +28,7 @@ impl Passwords {
     }
 
     fn parse(text: &str) -> Result<Self, (usize, String)> {
-        let mut users = HashMap::new();
+        let (mut users, mut hashes) = (HashMap::new(), Vec::new());
         for (number, line) in (1..).zip(text.lines()) {
             if line.is_empty() || line.starts_with('#') {
                 continue;
@@ -36,22 +43,38 @@ impl Passwords {
             if !hash.algorithm().as_str().starts_with("argon2") {
                 return Err(problem(format!("{}, but only Argon2 is known", hash.algorithm())));
             }
+            let parsed = hash.password_hash();
+            if parsed.salt.is_none() || parsed.hash.is_none() {
+                return Err(problem(
+                    "the hash is cut off: it needs a salt and what follows".to_owned(),
+                ));
+            }
+            if let Err(error) = Params::try_from(&parsed) {
+                return Err(problem(format!("a hash that cannot be computed ({error})")));
+            }
+            hashes.push(hash.clone());
             if users.insert(user.into(), hash).is_some() {
                 return Err(problem(format!("user `{user}` is there twice")));
             }
         }
-        Ok(Self(users))
+        Ok(Self { users, hashes, secret: RandomState::new() })
     }
 
-    /// Whether this is the user's password. Takes as long as the hash wants, for a user who is not
-    /// known too: the time does not tell who is.
+    /// Whether this is the user's password. One hash is computed, right or wrong: for a user who is not
+    /// known it is some other user's, for one name always the same, so that the time does not tell who
+    /// is known. Who gives no name or no password has nothing to be told by it, and costs nothing.
     pub fn check(&self, user: Option<&str>, password: Option<&[u8]>) -> bool {
-        let known = user.and_then(|user| self.0.get(user));
-        let Some(hash) = known.or_else(|| self.0.values().next()) else { return false };
-        let matches = Argon2::default()
-            .verify_password(password.unwrap_or_default(), &hash.password_hash())
-            .is_ok();
-        known.is_some() && password.is_some() && matches
+        let (Some(user), Some(password)) = (user, password) else { return false };
+        let known = self.users.get(user);
+        let Some(hash) = known.or_else(|| self.stand_in(user)) else { return false };
+        let right = Argon2::default().verify_password(password, &hash.password_hash()).is_ok();
+        known.is_some() && right
+    }
+
+    fn stand_in(&self, user: &str) -> Option<&PasswordHashString> {
+        let count = u64::try_from(self.hashes.len()).ok().filter(|count| *count > 0)?;
+        let place = self.secret.hash_one(user) % count;
+        self.hashes.get(usize::try_from(place).ok()?)
     }
 }
 
@@ -75,8 +98,25 @@ mod tests {
     }
 
     #[test]
+    fn who_is_not_known_costs_what_one_of_the_known_costs() {
+        let dear = HASH.replace("m=8", "m=16");
+        let users = Passwords::parse(&format!("anna:{HASH}\nbert:{dear}\n")).unwrap();
+        let stand_in = |user: &str| users.stand_in(user).unwrap().to_string();
+        let names: Vec<_> = (0..64).map(|number| format!("nobody-{number}")).collect();
+        for name in &names {
+            assert_eq!(stand_in(name), stand_in(name), "the second try takes as long");
+        }
+        // Not all of them the cheap one, nor the dear one.
+        for hash in [HASH, &dear] {
+            assert!(names.iter().any(|name| stand_in(name) == hash));
+        }
+    }
+
+    #[test]
     fn a_mistake_is_told_with_its_line() {
         for (line, wanted) in [
+            ("anna:$argon2id$v=19$m=8,t=1,p=1$c2FsdHNhbHQ".to_owned(), "cut off"),
+            (format!("anna:{}", HASH.replace("t=1", "t=0")), "computed"),
             ("anna".to_owned(), "colon"),
             ("anna:secret".to_owned(), "PHC"),
             ("anna:$pbkdf2-sha512$i=1$c2FsdHNhbHQ$BsJQqJNmUSNcIILuDp3JQA".to_owned(), "Argon2"),
