@@ -1,6 +1,9 @@
 //! Debian's packages: which we need, how we know that one is there, and how they are installed.
 
-use std::{ffi::OsStr, fs, path::Path, process::Command};
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
@@ -28,6 +31,9 @@ enum Sign {
     /// Needed only to fetch Kafka's jars.
     Maven,
 }
+
+/// Packages that bring a service with them: we only start it by hand, with a configuration of our own.
+const KEPT_STILL: [&str; 2] = ["rsyslog", "mosquitto"];
 
 macro_rules! packages {
     ($($part:ident: $name:literal by $sign:ident $(($of:literal))? for $purpose:literal;)*) => {
@@ -73,6 +79,7 @@ const PACKAGES: &[Package] = packages! {
         for "a client of WebSocket";
     Network: "node-ws" by File("/usr/share/nodejs/ws/index.js") for "a client of WebSocket";
     Network: "mosquitto-clients" by Program("mosquitto_rr") for "MQTT clients in tests";
+    Network: "mosquitto" by Program("mosquitto") for "a broker that bridges topics, in tests";
     Network: "python3-paho-mqtt"
         by File("/usr/lib/python3/dist-packages/paho/mqtt/client.py")
         for "an MQTT client in tests";
@@ -120,8 +127,8 @@ pub(crate) fn install(names: &[&str]) -> Result<()> {
              sudo apt-get update && sudo apt-get install --no-install-recommends {list}"
         );
     }
-    if names.contains(&"rsyslog") {
-        mask_rsyslog()?;
+    for name in KEPT_STILL.iter().filter(|name| names.contains(name)) {
+        mask(name)?;
     }
     // A repository that has nothing to do with us may fail; whether ours is there the next step
     // shows.
@@ -144,19 +151,17 @@ fn apt_get() -> Command {
     command
 }
 
-/// Keeps a newly installed rsyslog from running as the machine's log service: we only start it by
-/// hand, with a configuration of our own.
-fn mask_rsyslog() -> Result<()> {
-    let unit = Path::new("/etc/systemd/system/rsyslog.service");
+/// Keeps a newly installed program from running as a service of the machine's.
+fn mask(name: &str) -> Result<()> {
+    let unit = PathBuf::from(format!("/etc/systemd/system/{name}.service"));
     if unit.symlink_metadata().is_ok() {
         return Ok(());
     }
-    process::say(
-        "  rsyslog is kept from starting as a service (masked; `systemctl unmask rsyslog` undoes \
-         it)",
-    );
+    process::say(format!(
+        "  {name} is kept from starting as a service (masked; `systemctl unmask {name}` undoes it)"
+    ));
     fs::create_dir_all("/etc/systemd/system")
-        .and_then(|()| std::os::unix::fs::symlink("/dev/null", unit))
+        .and_then(|()| std::os::unix::fs::symlink("/dev/null", &unit))
         .with_context(|| format!("cannot make {}", unit.display()))
 }
 
