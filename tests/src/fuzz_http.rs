@@ -66,7 +66,8 @@ impl Connection {
         list.push(b"http.request", number.to_string().as_bytes());
         let offset = i64::try_from(number).expect("small");
         let origin = ReplyOrigin { relay: RelayId(0), offset };
-        let reply = Reply { origin, headers: list.headers(), payload };
+        let reply =
+            Reply { origin, headers: list.headers(), payload, waited: Duration::ZERO, held: false };
         let _ = self.codec.reply(reply, self.now, &mut self.script);
     }
 

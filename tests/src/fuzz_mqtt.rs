@@ -1,7 +1,7 @@
 //! The MQTT codec over any bytes.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use millrace_relay::codec::script::{Action, Script};
 use millrace_relay::codec::{
@@ -77,7 +77,13 @@ fn reply(codec: &mut dyn Codec, offset: i64, now: Instant, script: &mut Script) 
     headers.push(b"mqtt.qos", b"2");
     headers.push(b"mqtt.user.name", b"value");
     let origin = ReplyOrigin { relay: RelayId(0), offset };
-    let reply = Reply { origin, headers: headers.headers(), payload: b"reply" };
+    let reply = Reply {
+        origin,
+        headers: headers.headers(),
+        payload: b"reply",
+        waited: Duration::ZERO,
+        held: false,
+    };
     let before = script.output.len();
     let sending = codec.reply(reply, now, script).expect("it can be published");
     assert!(sending != Sending::WithOutput || script.output.len() > before);

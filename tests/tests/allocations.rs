@@ -238,7 +238,13 @@ fn measure(speech: Speech) -> (u64, u64) {
         for number in 0..MESSAGES {
             let offset = i64::try_from(round * MESSAGES + number).expect("few");
             let origin = ReplyOrigin { relay: key.relay, offset };
-            let reply = Reply { origin, headers: headers.headers(), payload: &payload };
+            let reply = Reply {
+                origin,
+                headers: headers.headers(),
+                payload: &payload,
+                waited: Duration::ZERO,
+                held: false,
+            };
             batch.push(key, Command::Reply, Receipt::Offset(ReplyOffset(offset)), reply);
         }
         replies.hand_over(batch);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use millrace_relay::config::MqttSection;
-use millrace_tests::fleet::Fleet;
+use millrace_tests::fleet::{self, Fleet};
 use millrace_tests::instance::Instance;
 use millrace_tests::kafka::{self, Topics};
 use millrace_tests::mqtt::{Hand, Place, echo_server, speak};
@@ -277,4 +277,205 @@ fn who_is_not_known_may_not_connect() -> Result<()> {
     assert_eq!(stats.count_by("connections_closed", "not_authorized")?, 2);
     std::fs::remove_dir_all(&directory)?;
     Ok(())
+}
+
+/// The ledger of the first relay, which must balance.
+fn check_ledger(fleet: &Fleet) -> Result<()> {
+    let ledger = run("relay ledger", &mut fleet.relays[0].command("ledger", false), PATIENCE)?;
+    ensure!(ledger.status.success(), "{}", ledger.stdout);
+    Ok(())
+}
+
+/// A client by hand, and its `open` record.
+fn hand(fleet: &Fleet, server: &HandServer, client: &str) -> Result<(Hand, bool, Record)> {
+    let (hand, present) = Hand::connect(fleet.address(0), client)?;
+    let open = server
+        .next("open", |record| record.kind() == "open" && record.header("mqtt.client") == client)?;
+    Ok((hand, present, open))
+}
+
+#[test]
+fn mosquitto_bridges_topics() -> Result<()> {
+    let (_fleet, place, server) = scene("mqtt-bridge", |_| ())?;
+    // As it is without a word about the version; and of 5.0, with what its clients must do without here.
+    let v5 = "bridge_protocol_version mqttv50\nbridge_outgoing_retain false\nnotifications false\n";
+    for (name, version, settings) in [("old", "3.1.1", ""), ("new", "5.0", v5)] {
+        let port = fleet::free_port()?;
+        let directory =
+            std::env::temp_dir().join(format!("millrace-bridge-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&directory)?;
+        let file = directory.join("mosquitto.conf");
+        let config = format!(
+            "listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\nuser root\n\
+             connection millrace\naddress {}\nremote_clientid bridge-{name}\nrestart_timeout 1\n\
+             cleansession false\ntopic out/# out 1\ntopic in/# in 1\n{settings}",
+            place.target
+        );
+        std::fs::write(&file, config)?;
+        let mut command = Command::new("/usr/sbin/mosquitto");
+        let _broker = Process::spawn("mosquitto", command.arg("-c").arg(&file))?;
+        let client = format!("bridge-{name}");
+        let open = server.next("the bridge", |record| record.header("mqtt.client") == client)?;
+        assert_eq!(open.header("mqtt.version"), version);
+        server.next("its subscription", |record| {
+            record.key == open.key && record.header("mqtt.packet") == "subscribe"
+        })?;
+        let local = Place::here(([127, 0, 0, 1], port).into());
+        let arguments = ["-q", "1", "-t", "out/a", "-m", "21.5"];
+        run_ok("mosquitto_pub", &mut local.mosquitto("mosquitto_pub", &arguments), PATIENCE)?;
+        let message = server.next("a message", |record| record.header("mqtt.topic") == "out/a")?;
+        assert_eq!((message.key == open.key, &message.value[..]), (true, &b"21.5"[..]));
+        // Retained at the bridge's broker, so that it does not matter who is faster.
+        let headers = [("mqtt.topic", &b"in/b"[..]), ("mqtt.qos", b"1"), ("mqtt.retain", b"1")];
+        server.reply_with(&open, Some(b"on"), &headers)?;
+        let arguments = ["-t", "in/b", "-C", "1", "-W", "60"];
+        let mut command = local.mosquitto("mosquitto_sub", &arguments);
+        ensure!(run_ok("mosquitto_sub", &mut command, PATIENCE)?.stdout.trim() == "on");
+        std::fs::remove_dir_all(&directory)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn more_replies_than_a_client_has_confirmed_stay_in_kafka() -> Result<()> {
+    // As many lines of output as are kept for a test to look at.
+    const REPLIES: u32 = 400;
+    let (fleet, place, server) = scene("mqtt-many", |section| section.max_waiting_bytes = 10_000)?;
+    for (version, _) in VERSIONS {
+        let count = REPLIES.to_string();
+        let arguments = ["-V", version, "-q", "1", "-t", "a", "-C", &count, "-F", "%p"];
+        let (process, open) = subscriber(&place, &server, version, &arguments)?;
+        let texts: Vec<_> = (0..REPLIES).map(|number| format!("{number:0>300}")).collect();
+        for text in &texts {
+            server.reply_soon(&open, text.as_bytes(), &[("mqtt.topic", "a"), ("mqtt.qos", "1")])?;
+        }
+        let finished = process.wait(PATIENCE)?;
+        ensure!(finished.stdout == texts.join("\n"), "{} bytes", finished.stdout.len());
+    }
+    ensure!(fleet.relays[0].stats()?.count("replies_postponed")? > 0, "the bound was not reached");
+    check_ledger(&fleet)
+}
+
+#[test]
+fn a_client_may_take_its_time_to_confirm() -> Result<()> {
+    let mut fleet = Fleet::new("mqtt-patient", 1, 1, |config| {
+        config.relay.reply_timeout_ms = 1000;
+        speak(&mut config.services[0], |_| ());
+    })?;
+    fleet.start(0)?;
+    let server = fleet.server(&[0])?;
+    let (mut slow, _, open) = hand(&fleet, &server, "slow")?;
+    slow.subscribe()?;
+    publish(&server, &open, "a", "one")?;
+    let (_, id, _) = slow.receive()?;
+    // The downlink's offset goes on without it.
+    wait_until(PATIENCE, "the reply to be left to its client", || {
+        Ok(fleet.relays[0].stats()?.count("replies_backlog")? == 1)
+    })?;
+    slow.ping()?;
+    check_ledger(&fleet)?;
+    slow.confirm(id)?;
+    wait_until(PATIENCE, "the reply to be done with", || {
+        let stats = fleet.relays[0].stats()?;
+        Ok(stats.count("replies_backlog")? == 0 && stats.count("replies_sent")? == 1)
+    })?;
+    // One that is not confirmed at all waits for its client to come again.
+    publish(&server, &open, "a", "two")?;
+    let (_, id, _) = slow.receive()?;
+    wait_until(PATIENCE, "the next one to be left", || {
+        Ok(fleet.relays[0].stats()?.count("replies_backlog")? == 1)
+    })?;
+    drop(slow);
+    wait_for_held(&fleet, 1)?;
+    let (mut slow, present, _) = hand(&fleet, &server, "slow")?;
+    ensure!(present);
+    assert_eq!(slow.receive()?, (true, id, "two".to_owned()));
+    slow.confirm(id)?;
+    wait_for_held(&fleet, 0)?;
+    ensure!(fleet.relays[0].stats()?.count_by("connections_closed", "slow_reader")? == 0);
+    check_ledger(&fleet)
+}
+
+#[test]
+fn a_client_without_a_window_is_slowed() -> Result<()> {
+    const MESSAGES: u8 = 200;
+    let (fleet, _, server) = scene("mqtt-window", |section| section.receive_maximum = 8)?;
+    let (mut client, _, open) = hand(&fleet, &server, "eager")?;
+    for id in 1..=MESSAGES {
+        client.publish(false, id)?;
+    }
+    for id in 1..=MESSAGES {
+        let pubrec = client.read()?;
+        assert_eq!(pubrec, [0x50, 2, 0, id]);
+    }
+    for id in 1..=MESSAGES {
+        client.send(&[0x62, 2, 0, id])?;
+        let pubcomp = client.read()?;
+        assert_eq!(pubcomp, [0x70, 2, 0, id]);
+        let message = server
+            .next("message", |record| record.key == open.key && record.kind() == "message")?;
+        assert_eq!(message.header("mqtt.packet_id"), id.to_string());
+    }
+    check_ledger(&fleet)
+}
+
+#[test]
+fn what_waited_for_a_session_goes_with_it() -> Result<()> {
+    let (fleet, place, server) = scene("mqtt-clean", |_| ())?;
+    let (mut client, _, open) = hand(&fleet, &server, "forgetful")?;
+    client.subscribe()?;
+    drop(client);
+    server.next("close", |record| record.key == open.key && record.kind() == "close")?;
+    publish(&server, &open, "a", "old")?;
+    wait_for_held(&fleet, 1)?;
+    // It subscribes at once, and gets what comes from then on.
+    let arguments = ["-q", "1", "-t", "a", "-C", "1"];
+    let (process, again) = subscriber(&place, &server, "forgetful", &arguments)?;
+    wait_for_held(&fleet, 0)?;
+    publish(&server, &again, "a", "new")?;
+    ensure!(process.wait(PATIENCE)?.stdout == "new");
+    let (mut client, present, _) = hand(&fleet, &server, "forgetful")?;
+    ensure!(!present);
+    client.subscribe()?;
+    client.ping()
+}
+
+#[test]
+fn a_reply_that_is_no_good_any_more_is_not_delivered() -> Result<()> {
+    let (fleet, place, server) = scene("mqtt-expiry", |_| ())?;
+    let arguments = ["-V", "mqttv5", "-c", "-x", "600", "-q", "1", "-t", "a", "-F", "%p %E"];
+    let (process, open) = subscriber(&place, &server, "late", &[&arguments[..], &["-E"]].concat())?;
+    process.wait(PATIENCE)?;
+    server.next("close", |record| record.key == open.key && record.kind() == "close")?;
+    for (text, expiry) in [("short", "1"), ("long", "1000")] {
+        let headers =
+            [("mqtt.topic", &b"a"[..]), ("mqtt.qos", b"1"), ("mqtt.expiry", expiry.as_bytes())];
+        server.reply_with(&open, Some(text.as_bytes()), &headers)?;
+    }
+    wait_for_held(&fleet, 2)?;
+    let since = std::time::Instant::now();
+    wait_until(PATIENCE, "the short one to expire", || Ok(since.elapsed().as_millis() > 1100))?;
+    let mut command = place.mosquitto("mosquitto_sub", &["-i", "late", "-C", "1"]);
+    let finished = run_ok("mosquitto_sub", command.args(arguments), PATIENCE)?;
+    let left: u32 = finished.stdout.strip_prefix("long ").unwrap_or_default().parse()?;
+    ensure!((900..1000).contains(&left), "{finished:?}");
+    wait_for_held(&fleet, 0)
+}
+
+#[test]
+fn the_will_of_the_former_connection_comes_before_the_birth_of_the_next() -> Result<()> {
+    let (fleet, place, server) = scene("mqtt-birth", |_| ())?;
+    let arguments = ["-V", "mqttv5", "-t", "a", "--will-topic", "state", "--will-payload", "gone"];
+    let mut former = subscriber(&place, &server, "device", &arguments)?;
+    // As often as it takes to be at two workers once.
+    for round in 0..6 {
+        let birth = ["-i", "device", "-t", "state", "-m", "here", "-q", "1"];
+        run_ok("mosquitto_pub", &mut place.mosquitto("mosquitto_pub", &birth), PATIENCE)?;
+        let next = || server.next("state", |record| record.header("mqtt.topic") == "state");
+        let states = [next()?, next()?].map(|record| record.value);
+        assert_eq!(states, [b"gone", b"here"], "round {round}");
+        former = subscriber(&place, &server, "device", &arguments)?;
+    }
+    drop(former);
+    check_ledger(&fleet)
 }

@@ -308,6 +308,8 @@ impl Run {
                 backlog.queues.entry(key).or_default().push_back(offset.0);
                 backlog.postponed += 1;
             }
+            // A codec may be that patient; the one here has nothing confirmed.
+            Return::Unconfirmed(offset) => panic!("{offset:?} is not to be confirmed"),
             Return::Resume(key) => backlog.ready.push(key),
             Return::Sent(offset) => {
                 assert!(backlog.open.remove(&offset.0), "{offset:?} was not postponed");

@@ -23,7 +23,7 @@ mod protocol;
 pub mod script;
 mod websocket;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::kafka::{ConnectionKey, RelayId};
 use crate::route::Refusal;
@@ -57,12 +57,17 @@ pub struct Reply<'a> {
     pub headers: Headers<'a>,
     /// The record's value.
     pub payload: &'a [u8],
+    /// How long it has waited already, in the log or for its client.
+    pub waited: Duration,
+    /// It waited for its client, which was away.
+    pub held: bool,
 }
 
 impl<'a> Reply<'a> {
     /// One without headers.
     pub const fn plain(relay: RelayId, offset: i64, payload: &'a [u8]) -> Self {
-        Self { origin: ReplyOrigin { relay, offset }, headers: Headers::NONE, payload }
+        let origin = ReplyOrigin { relay, offset };
+        Self { origin, headers: Headers::NONE, payload, waited: Duration::ZERO, held: false }
     }
 }
 
@@ -121,6 +126,13 @@ pub trait Actions {
     /// The client has confirmed a reply that was [kept](Sending::Kept), or does not want it any more.
     fn settle(&mut self, reply: ReplyOrigin);
 
+    /// A reply that was [kept](Sending::Kept) is not to be sent: the client does not want it. Done with,
+    /// and counted as `replies_filtered`.
+    fn give_up(&mut self, reply: ReplyOrigin);
+
+    /// Behind the last reply that this relay has read from its downlink.
+    fn downlink_end(&self) -> i64;
+
     /// A reply that was [kept](Sending::Kept) is in the output now, and done with when that is sent.
     fn release(&mut self, reply: ReplyOrigin);
 
@@ -156,8 +168,9 @@ pub trait Codec: Send {
     /// False while only a part of a message has come.
     fn is_between_messages(&self) -> bool;
 
-    /// True if the client, which has ended its side, is owed something: then the codec ends the
-    /// connection, and the time that others are given for late replies does not count.
+    /// True if the client is owed something: its silence is not counted meanwhile. If it has ended its
+    /// side, the codec then ends the connection, and the time that others are given for late replies does
+    /// not count.
     fn owes(&self) -> bool {
         false
     }
@@ -178,6 +191,23 @@ pub trait Codec: Send {
     /// among them). If it has a value, that went through [`reply`](Self::reply) before;
     /// [`farewell`](Self::farewell) comes next.
     fn close_asked(&mut self, _headers: Headers<'_>) {}
+
+    /// True if further replies should stay in the log: what is [kept](Sending::Kept) for a client that
+    /// has yet to confirm others is at its bound.
+    fn is_full(&self) -> bool {
+        false
+    }
+
+    /// True if those may come now.
+    fn has_room(&self) -> bool {
+        true
+    }
+
+    /// True if the client may take any time to confirm what is kept. Otherwise it is closed after
+    /// `relay.reply_timeout_ms`.
+    fn is_patient(&self) -> bool {
+        false
+    }
 
     /// True if the header `close` of a reply is the codec's to obey, because its protocol says it, or
     /// because the reply may have to wait for others.

@@ -90,6 +90,16 @@ impl Protocol {
         }
     }
 
+    /// How many sessions outlive, or may outlive, their clients' connections, and the bytes that they take
+    /// of memory.
+    pub fn sessions(&self) -> (usize, usize) {
+        match self {
+            Self::Mqtt(mqtt) => mqtt.sessions(),
+            Self::Auto(auto) => auto.sessions(),
+            Self::Framing { .. } | Self::Http(_) | Self::WebSocket(_) => (0, 0),
+        }
+    }
+
     /// Whether a reply could be sent to some client of the service. For replies that wait: one that
     /// could not becomes a dead letter before its client comes.
     pub fn check_reply(&self, headers: Headers<'_>, payload: &[u8]) -> Result<(), Unencodable> {
@@ -198,6 +208,21 @@ impl AnyCodec {
     /// See [`Codec::close_asked`].
     pub fn close_asked(&mut self, headers: Headers<'_>) {
         whichever!(self, codec => codec.close_asked(headers));
+    }
+
+    /// See [`Codec::is_full`].
+    pub fn is_full(&self) -> bool {
+        whichever!(self, codec => codec.is_full())
+    }
+
+    /// See [`Codec::has_room`].
+    pub fn has_room(&self) -> bool {
+        whichever!(self, codec => codec.has_room())
+    }
+
+    /// See [`Codec::is_patient`].
+    pub fn is_patient(&self) -> bool {
+        whichever!(self, codec => codec.is_patient())
     }
 
     /// See [`Codec::obeys_close`].

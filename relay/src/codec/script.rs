@@ -34,6 +34,8 @@ pub enum Action {
     },
     /// See [`Actions::settle`].
     Settle(ReplyOrigin),
+    /// See [`Actions::give_up`].
+    GiveUp(ReplyOrigin),
     /// See [`Actions::release`].
     Release(ReplyOrigin),
     /// See [`Actions::ask_held`].
@@ -57,6 +59,8 @@ pub struct Script {
     pub refusal: Option<Refusal>,
     /// The connection's key.
     pub key: ConnectionKey,
+    /// See [`Actions::downlink_end`].
+    pub downlink_end: i64,
     sequence: u64,
 }
 
@@ -69,7 +73,8 @@ impl Default for Script {
             slot: 0,
             generation: 1,
         };
-        Self { actions: Vec::new(), output: Vec::new(), refusal: None, key, sequence: 0 }
+        let (actions, output) = (Vec::new(), Vec::new());
+        Self { actions, output, refusal: None, key, downlink_end: 0, sequence: 0 }
     }
 }
 
@@ -118,6 +123,14 @@ impl Actions for Script {
 
     fn settle(&mut self, reply: ReplyOrigin) {
         self.actions.push(Action::Settle(reply));
+    }
+
+    fn give_up(&mut self, reply: ReplyOrigin) {
+        self.actions.push(Action::GiveUp(reply));
+    }
+
+    fn downlink_end(&self) -> i64 {
+        self.downlink_end
     }
 
     fn release(&mut self, reply: ReplyOrigin) {

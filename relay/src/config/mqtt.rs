@@ -22,13 +22,15 @@ pub struct MqttSection {
     pub session_expiry_s: u32,
     /// Most sessions; above it those go whose clients are away, the first to expire first.
     pub max_sessions: u32,
+    /// What all sessions take of memory, in bytes. Above it those go whose clients are away; if that is not
+    /// enough, no further subscription is granted.
+    pub max_session_bytes: usize,
     /// Messages of QoS 1 and 2 that a client may have sent and not seen acknowledged.
     pub receive_maximum: u16,
     /// Replies of QoS 1 and 2 that a client may have been sent and not have acknowledged; a client of
     /// MQTT 5.0 may want fewer. Further ones wait in the relay.
     pub send_maximum: u16,
-    /// Replies of QoS 1 and 2 that wait for those to be acknowledged, in bytes; a client for whom there
-    /// are more is closed.
+    /// Replies that wait for those to be acknowledged, in bytes; further ones stay in Kafka.
     pub max_waiting_bytes: usize,
     /// Longest keep-alive of a client of MQTT 5.0, in seconds; 0: any, and none.
     pub max_keep_alive_s: u16,
@@ -45,6 +47,8 @@ impl Default for MqttSection {
             users: None,
             session_expiry_s: 86_400,
             max_sessions: 100_000,
+            // 100,000 of them with two short filters each are about 70 MiB.
+            max_session_bytes: 128 << 20,
             receive_maximum: 256,
             // As mosquitto has it (`max_inflight_messages`). The standard's own number is what a
             // client of 5.0 takes that names none, 65,535 (section 3.1.2.11.3), which says nothing of

@@ -12,7 +12,7 @@ use crate::kafka::{
 use crate::registry::{RegistryObserver, RegistryStatus};
 use crate::ring::Credit;
 use crate::route::{Associations, RecordRefusal};
-use crate::worker::{CloseReason, Counter, UndeliveredReason, WorkerStats};
+use crate::worker::{CloseReason, Counter, Served, UndeliveredReason, WorkerStats};
 
 /// Processor time of the process in microseconds, in steps of the kernel's clock tick (10 ms).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +63,10 @@ pub struct Snapshot {
     /// and `bytes` of both directions.
     #[serde(default)]
     pub handed_on: BTreeMap<String, u64>,
+    /// Sessions of MQTT clients, those that are away among them: `sessions`, and the `bytes` that they
+    /// take of memory.
+    #[serde(default)]
+    pub mqtt: BTreeMap<String, u64>,
     /// Messages read from clients.
     pub messages_received: u64,
     /// Messages that Kafka has acknowledged.
@@ -98,7 +102,7 @@ pub struct Snapshot {
     /// Replies that are left there now.
     #[serde(default)]
     pub replies_backlog: u64,
-    /// Replies that their clients did not want, by their own word.
+    /// Replies that their clients did not want, by their own word, or that were no good any more.
     pub replies_filtered: u64,
     /// Replies not sent, by reason.
     pub replies_undelivered: BTreeMap<String, u64>,
@@ -148,6 +152,7 @@ pub(super) struct Observer {
     pub(super) relay: u16,
     pub(super) incarnation: u64,
     pub(super) workers: Vec<Arc<WorkerStats>>,
+    pub(super) services: Arc<[Served]>,
     pub(super) pump: Arc<PumpStats>,
     pub(super) consumer: Arc<ConsumerStats>,
     pub(super) keeper: Arc<KeeperStats>,
@@ -181,6 +186,13 @@ impl Observer {
             ("timed_out", self.sum(|worker| &worker.hand_on_timed_out)),
             ("bytes", self.sum(|worker| &worker.handed_on_bytes)),
         ])
+    }
+
+    fn mqtt_sessions(&self) -> BTreeMap<String, u64> {
+        let of_services = self.services.iter().map(|service| service.protocol.sessions());
+        let (sessions, bytes) =
+            of_services.fold((0, 0), |all, one| (all.0 + one.0 as u64, all.1 + one.1 as u64));
+        nonzero([("sessions", sessions), ("bytes", bytes)])
     }
 
     /// The counters now. What a message reaches later is read first, so that a message on its way
@@ -221,6 +233,7 @@ impl Observer {
                 ("accept_failed", self.sum(|worker| &worker.accept_failed)),
             ]),
             handed_on: self.handed_on(),
+            mqtt: self.mqtt_sessions(),
             messages_received: received,
             messages_acknowledged: acknowledged,
             messages_in_flight: received.saturating_sub(acknowledged + refused_sum),
@@ -290,6 +303,9 @@ impl std::fmt::Display for Snapshot {
         writeln!(f, "    refused    {}", list(&self.connections_refused))?;
         if !self.handed_on.is_empty() {
             writeln!(f, "    handed on  {}", list(&self.handed_on))?;
+        }
+        if !self.mqtt.is_empty() {
+            writeln!(f, "  MQTT         {}", list(&self.mqtt))?;
         }
         writeln!(
             f,

@@ -221,7 +221,7 @@ impl Threads {
         let incarnation = shared.incarnation;
         let failed = Arc::new(AtomicBool::new(false));
         let (producer_wake, consumer_wake) = (wake()?, wake()?);
-        let desk = Arc::new(Desk::new(shared.postponed.clone()));
+        let desk = Arc::new(Desk::new(shared.postponed.clone(), shared.arrivals.clone()));
         // The clients of Kafka first: they can fail, and nothing is running yet.
         let producer = RdKafkaProducer::new(
             config,
@@ -270,6 +270,7 @@ impl Threads {
             relay: config.relay.id,
             incarnation: incarnation.value(),
             workers: parts.iter().map(|parts| parts.stats.clone()).collect(),
+            services: shared.services.clone(),
             pump: pump_stats,
             consumer: consumer_stats,
             keeper: keeper_stats,

@@ -37,6 +37,12 @@ impl Backlog {
         self.queues.entry(key).or_default().push_back((offset, bytes));
     }
 
+    /// A reply is with its client, which takes its time to confirm it: nobody need read it again, unless
+    /// its connection ends.
+    pub(super) fn keep(&mut self, offset: ReplyOffset) {
+        self.offsets.insert(offset);
+    }
+
     pub(super) fn resume(&mut self, key: ConnectionKey) {
         self.ready.push_back(key);
     }
@@ -60,6 +66,11 @@ impl Backlog {
     /// What is not dealt with, in order.
     pub(super) fn before(&self, end: ReplyOffset) -> impl Iterator<Item = &ReplyOffset> {
         self.offsets.range(..end)
+    }
+
+    /// Whether somebody may ask for more.
+    pub(super) fn has_queue(&self) -> bool {
+        !self.queues.is_empty()
     }
 
     pub(super) fn len(&self) -> usize {
@@ -154,6 +165,20 @@ mod tests {
         let all = backlog.take(200);
         backlog.put_back(&all[1..]);
         assert_eq!(taken(&mut backlog, 200), [(2, 0, false), (4, 0, true)]);
+    }
+
+    #[test]
+    fn what_its_client_has_yet_to_confirm_is_only_noted() {
+        let mut backlog = backlog();
+        backlog.keep(ReplyOffset(7));
+        backlog.resume(key(1));
+        assert_eq!(taken(&mut backlog, 1 << 20).len(), 3);
+        assert!(backlog.before(ReplyOffset(9)).any(|offset| *offset == ReplyOffset(7)));
+        assert!(backlog.end(ReplyOffset(7)) && !backlog.end(ReplyOffset(7)));
+        backlog.resume(key(0));
+        assert!(backlog.has_queue());
+        assert_eq!(taken(&mut backlog, 1 << 20).len(), 3);
+        assert!(!backlog.has_queue() && backlog.len() == 6, "all are on their way");
     }
 
     #[test]

@@ -317,6 +317,8 @@ impl Consumer {
                         origin: ReplyOrigin { relay: self.relay, offset: message.offset() },
                         headers: self.headers.headers(),
                         payload: message.payload().unwrap_or_default(),
+                        waited: Duration::ZERO,
+                        held: false,
                     };
                     batch.push(key, command, receipt, reply);
                     if batch.is_full() {
@@ -359,6 +361,8 @@ impl Consumer {
     }
 
     fn finish_round(&mut self, end: i64) {
+        // Before the workers have them, who may ask.
+        self.desk.arrivals.read_to(end, Instant::now());
         let workers = self.open.iter_mut().zip(&self.downlinks).zip(&mut self.handed_over);
         for ((batch, downlink), handed_over) in workers {
             if let Some(batch) = batch.take() {

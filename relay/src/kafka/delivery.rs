@@ -249,7 +249,8 @@ impl Deliveries {
             let mut headers = HeaderList::default();
             add_headers(record, &mut headers);
             if protocol.check_reply(headers.headers(), value).is_ok() {
-                replies.push((origin(record, partition), headers, value.to_vec()));
+                let origin = origin(record, partition);
+                replies.push((origin, headers, value.to_vec(), time_waited(record)));
                 sent.push(entry);
             } else {
                 index.leave(holder, &entry);
@@ -262,10 +263,11 @@ impl Deliveries {
         }
         self.next_delivery += 1;
         let delivery = self.next_delivery;
-        for (part, (origin, headers, value)) in (0..).zip(&replies) {
+        for (part, (origin, headers, value, time)) in (0..).zip(&replies) {
             let last = part as usize + 1 == replies.len();
             let receipt = Receipt::Held { delivery, part, last };
-            let reply = Reply { origin: *origin, headers: headers.headers(), payload: value };
+            let (origin, headers) = (*origin, headers.headers());
+            let reply = Reply { origin, headers, payload: value, waited: *time, held: true };
             batch.push(key, Command::Reply, receipt, reply);
         }
         downlink.hand_over(batch);
@@ -291,6 +293,20 @@ fn origin(record: &BorrowedMessage<'_>, partition: i32) -> ReplyOrigin {
             offset: record.offset() << 8 | i64::from(partition & 0xff),
         },
     }
+}
+
+/// How long a reply has waited: before it was held, by the relay that held it, and since. For the latter
+/// two relays' clocks may be compared; one that is behind takes a reply for younger than it is.
+fn time_waited(record: &BorrowedMessage<'_>) -> Duration {
+    let text = header_of(record, held_header::WAITED).map(std::str::from_utf8);
+    let before = text.and_then(|text| text.ok()?.parse().ok()).map_or(Duration::ZERO, |before| {
+        // More than any expiry there is would mean nothing.
+        Duration::from_millis(before).min(Duration::from_secs(u32::MAX.into()))
+    });
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let held = record.timestamp().to_millis().and_then(|held| u64::try_from(held).ok());
+    let since = held.map(|held| now.saturating_sub(Duration::from_millis(held)));
+    before + since.unwrap_or_default()
 }
 
 fn apply(

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::ring::{DownlinkSender, ReplyOffset, Return};
 
+use super::arrivals::Arrivals;
 use super::backlog::{Backlog, Next};
 use super::deadletter::{Reason, Refused};
 use super::note::Note;
@@ -37,6 +38,8 @@ pub struct Desk {
     postponed: Arc<AtomicU64>,
     /// Replies that were postponed when their connections ended.
     abandoned: AtomicU64,
+    /// When what was read.
+    pub(super) arrivals: Arc<Arrivals>,
 }
 
 impl Heap {
@@ -48,9 +51,9 @@ impl Heap {
 }
 
 impl Desk {
-    /// An empty desk that keeps account of what is postponed.
-    pub fn new(postponed: Arc<AtomicU64>) -> Self {
-        Self { postponed, ..Self::default() }
+    /// An empty desk that keeps account of what is postponed, and of when the consumer reads what.
+    pub fn new(postponed: Arc<AtomicU64>, arrivals: Arc<Arrivals>) -> Self {
+        Self { postponed, arrivals, ..Self::default() }
     }
 
     /// Every step leaves the heap whole.
@@ -80,6 +83,7 @@ impl Desk {
                 Return::Postponed { key, offset, bytes } => {
                     heap.backlog.postpone(key, offset, bytes);
                 }
+                Return::Unconfirmed(offset) => heap.backlog.keep(offset),
                 Return::Resume(key) => heap.backlog.resume(key),
                 Return::Sent(offset) => {
                     ended(heap, offset);
@@ -132,6 +136,11 @@ impl Desk {
         let ended = self.heap().backlog.end(offset);
         self.postponed.fetch_sub(ended.into(), Ordering::Relaxed);
         self.changed.notify_all();
+    }
+
+    /// Whether a client that is behind may ask for more at any time.
+    pub(super) fn has_queue(&self) -> bool {
+        self.heap().backlog.has_queue()
     }
 
     /// How many replies are postponed.

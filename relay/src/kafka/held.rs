@@ -22,6 +22,8 @@ pub(super) mod held_header {
     pub(in super::super) const RELAY: &CStr = c"millrace.relay";
     /// The offset that it had in that relay's downlink.
     pub(in super::super) const OFFSET: &CStr = c"millrace.offset";
+    /// How long it had waited at that relay before, in milliseconds.
+    pub(in super::super) const WAITED: &CStr = c"millrace.waited_ms";
 }
 
 crate::worker::reasons! {

@@ -145,10 +145,10 @@ impl Keeper {
             for outcome in self.outbox.outcomes(Duration::ZERO) {
                 self.on_outcome(outcome);
             }
-            patience = match self.desk.postponed() {
+            patience = match self.desk.has_queue() {
                 _ if busy => Duration::ZERO,
-                0 => TICK,
-                _ => SHORT_TICK,
+                true => SHORT_TICK,
+                false => TICK,
             };
         }
     }
@@ -275,7 +275,9 @@ impl Keeper {
                 match deliveries.index.admit(holder, bytes) {
                     Ok(()) => {
                         let job = Job::Hold { reply, holder: holder.to_owned(), bytes };
-                        return outbox.send(held_record(record, holder, held_topic, sender, job));
+                        let waited = desk.arrivals.age(reply.offset.0, Instant::now());
+                        let held = held_record(record, holder, held_topic, (sender, waited), job);
+                        return outbox.send(held);
                     }
                     Err(reason) => reply.reason = reason,
                 }
@@ -378,16 +380,17 @@ fn held_record<'a>(
     record: &'a BorrowedMessage<'_>,
     holder: &'a str,
     topic: &'a str,
-    sender: &Sender,
+    (sender, waited): (&Sender, Duration),
     job: Job,
 ) -> BaseRecord<'a, [u8], [u8], Box<Job>> {
-    let offset = record.offset().to_string();
+    let (offset, waited) = (record.offset().to_string(), waited.as_millis().to_string());
     let headers = record
         .headers()
         .map_or_else(OwnedHeaders::new, rdkafka::message::BorrowedHeaders::detach)
         .insert(Header { key: name(held_header::KIND), value: Some("reply") })
         .insert(Header { key: name(held_header::RELAY), value: Some(sender.as_str()) })
-        .insert(Header { key: name(held_header::OFFSET), value: Some(&offset) });
+        .insert(Header { key: name(held_header::OFFSET), value: Some(&offset) })
+        .insert(Header { key: name(held_header::WAITED), value: Some(&waited) });
     let mut held = BaseRecord::with_opaque_to(topic, Box::new(job)).headers(headers);
     held.key = Some(holder.as_bytes());
     held.payload = record.payload();

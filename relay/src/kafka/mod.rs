@@ -3,6 +3,7 @@
 //! The contract with the servers is `docs/kafka-contract.md`.
 
 mod again;
+mod arrivals;
 mod backlog;
 mod bury;
 mod consumer;
@@ -30,6 +31,7 @@ mod stop;
 mod topics;
 
 pub use again::watermarks;
+pub use arrivals::Arrivals;
 pub use bury::{BuryError, bury};
 pub use consumer::{Consumer, ConsumerError, ConsumerStats};
 pub(crate) use context::{LogContext, Watched, logs_as_ours};

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::error::KafkaResult;
 use rdkafka::message::{BorrowedMessage, Message as _};
@@ -60,7 +60,7 @@ impl Postponed {
         desk.collect(&self.downlinks);
         let round = desk.take_postponed(self.most_bytes);
         if round.is_empty() {
-            if desk.postponed() == 0 {
+            if !desk.has_queue() {
                 self.fetcher.rest();
             }
             return false;
@@ -82,7 +82,8 @@ impl Postponed {
             let worker = usize::from(key.worker);
             let batch = open[worker].take().or_else(|| empty_batch(&downlinks[worker], stopped));
             let Some(mut batch) = batch else { return desk.abandon(&[(next, key)]) };
-            push(&mut batch, *relay, (next, key), record, &mut headers);
+            let waited = desk.arrivals.age(offset, Instant::now());
+            push(&mut batch, *relay, (next, key), record, waited, &mut headers);
             if batch.is_full() {
                 downlinks[worker].hand_over(batch);
             } else {
@@ -125,6 +126,7 @@ fn push(
     relay: RelayId,
     (next, key): (Next, ConnectionKey),
     record: Option<&BorrowedMessage<'_>>,
+    waited: Duration,
     headers: &mut HeaderList,
 ) {
     let receipt = Receipt::Postponed { offset: next.offset, last: next.last };
@@ -137,6 +139,8 @@ fn push(
         origin: ReplyOrigin { relay, offset: next.offset.0 },
         headers: headers.headers(),
         payload: record.payload().unwrap_or_default(),
+        waited,
+        held: false,
     };
     batch.push(key, command, receipt, reply);
 }

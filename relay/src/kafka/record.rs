@@ -176,6 +176,8 @@ pub struct Identity {
     pub acknowledge: bool,
     /// What the protocol adds to its `open` records: the bytes of [`Headers`].
     begin: Box<[u8]>,
+    /// The name under which replies wait for this client.
+    holder: Option<Box<str>>,
     /// The server that had the connection before.
     pub moved_from: Option<Box<[u8]>>,
 }
@@ -188,9 +190,10 @@ impl Identity {
     /// Headers that every record has; the rest are [`header::SERVER`] and [`header::EPOCH`].
     const HEADERS_OF_ALL: usize = 4;
 
-    /// The name under which replies wait for this client, if they do.
+    /// The name under which replies wait for this client, if any may: not those to this connection, if the
+    /// client does not want that, but such as came before it.
     pub fn holder(&self) -> Option<&str> {
-        split_reply_key(&self.printed).ok()?.1
+        self.holder.as_deref()
     }
 
     /// Renders the identity of a connection from `client` to `destination`.
@@ -202,8 +205,9 @@ impl Identity {
         destination: SocketAddr,
         begin: Begin<'_>,
     ) -> Self {
-        let holder = holder.map(|holder| format!("/{holder}")).unwrap_or_default();
-        let printed = [&key.print()[..], holder.as_bytes()].concat().into_boxed_slice();
+        let behind = holder.as_ref().filter(|_| begin.holds).map(|holder| format!("/{holder}"));
+        let behind = behind.unwrap_or_default();
+        let printed = [&key.print()[..], behind.as_bytes()].concat().into_boxed_slice();
         Self {
             key,
             server: association.server,
@@ -220,6 +224,7 @@ impl Identity {
             epoch: association.epoch,
             acknowledge: begin.acknowledge,
             begin: begin.headers.as_bytes().into(),
+            holder: holder.map(String::into_boxed_str),
             moved_from: None,
         }
     }
@@ -259,6 +264,7 @@ impl Identity {
             epoch: association.epoch,
             acknowledge: self.acknowledge,
             begin: self.begin.clone(),
+            holder: self.holder.clone(),
             moved_from: former,
         }
     }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
 
 use crossbeam_queue::ArrayQueue;
 
@@ -89,6 +90,9 @@ pub enum Return {
         /// Of its payload.
         bytes: usize,
     },
+    /// A reply is with its client, which has not confirmed it for a while: what comes after it need not
+    /// wait for that.
+    Unconfirmed(ReplyOffset),
     /// The client has read on: more of what was postponed may come.
     Resume(ConnectionKey),
     /// A reply that was postponed was sent, or needs nothing.
@@ -107,6 +111,7 @@ struct Entry {
     offset: u32,
     headers: u32,
     length: u32,
+    waited: Duration,
 }
 
 /// Commands for the connections of one worker, in order.
@@ -137,7 +142,7 @@ impl DownlinkBatch {
         receipt: Receipt,
         reply: Reply<'_>,
     ) {
-        let Reply { origin, headers, payload } = reply;
+        let Reply { origin, headers, payload, waited, .. } = reply;
         if let Receipt::Offset(offset) = receipt {
             let first = self.offsets.map_or(offset, |(first, _)| first);
             self.offsets = Some((first, offset));
@@ -149,7 +154,7 @@ impl DownlinkBatch {
         self.payloads.extend_from_slice(headers);
         self.payloads.extend_from_slice(payload);
         let headers = u32::try_from(headers.len()).expect("Kafka records are below 2 GiB");
-        self.entries.push(Entry { key, command, receipt, origin, offset, headers, length });
+        self.entries.push(Entry { key, command, receipt, origin, offset, headers, length, waited });
     }
 
     /// The first and the last offset in it, if there is one.
@@ -181,6 +186,8 @@ impl DownlinkBatch {
                 origin: entry.origin,
                 headers: Headers::from_bytes(&self.payloads[start..payload]),
                 payload: &self.payloads[payload..payload + entry.length as usize],
+                waited: entry.waited,
+                held: matches!(entry.receipt, Receipt::Held { .. }),
             };
             (entry.key, entry.command, entry.receipt, reply)
         })

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use crate::codec::{Actions, AnyCodec, Begin, Headers, ReplyOrigin};
 use crate::kafka::{ConnectionKey, Identity};
-use crate::ring::{Kind, MESSAGE_OVERHEAD_BYTES, UplinkSender};
+use crate::ring::{Kind, MESSAGE_OVERHEAD_BYTES, Receipt, UplinkSender};
 use crate::route::Refusal;
 
 use super::connection::{Link, State};
@@ -25,6 +25,9 @@ pub(super) struct Wishes {
     was_idle: bool,
     close: Option<CloseReason>,
     take_over: Option<ConnectionKey>,
+    /// Receipts of replies that the client does not want after all.
+    given_up: Vec<Settled>,
+    filtered: u64,
     hand_on: Option<Vec<u8>>,
 }
 
@@ -69,7 +72,8 @@ impl Actions for CodecActions<'_> {
         let who = associations.identity(link.service, ends, begin.client);
         let association = associations.associate(link.service, who.clone())?;
         let presence = &self.shared.presence;
-        let holder = begin.holds.then(|| presence.holder(link.service, &who)).flatten();
+        let known = begin.holds || begin.later;
+        let holder = known.then(|| presence.holder(link.service, &who)).flatten();
         let identity =
             Identity::new(link.key, holder, &association, link.client, link.server, begin);
         let identity = Arc::new(identity);
@@ -101,6 +105,18 @@ impl Actions for CodecActions<'_> {
         if let Some(receipt) = self.link.kept.take(reply) {
             self.settled.extend(self.link.kept.done(receipt));
         }
+    }
+
+    fn give_up(&mut self, reply: ReplyOrigin) {
+        if let Some(receipt) = self.link.kept.take(reply) {
+            // One that waited is counted where it waited.
+            self.wishes.filtered += u64::from(!matches!(receipt, Receipt::Held { .. }));
+            self.wishes.given_up.extend(self.link.kept.done(receipt));
+        }
+    }
+
+    fn downlink_end(&self) -> i64 {
+        self.shared.arrivals.end()
     }
 
     fn release(&mut self, reply: ReplyOrigin) {
@@ -135,6 +151,7 @@ impl<E: Engine> Worker<E> {
         call: impl FnOnce(&mut AnyCodec, Instant, &mut CodecActions<'_>) -> R,
     ) -> R {
         let connection = self.connections[socket.index()].as_mut().expect("known to the engine");
+        let owed = connection.codec.owes();
         let mut actions = CodecActions::new(
             &self.shared,
             &mut self.uplink,
@@ -143,6 +160,10 @@ impl<E: Engine> Worker<E> {
         );
         let result = call(&mut connection.codec, self.now, &mut actions);
         let wishes = actions.finish(&self.stats);
+        if owed && !connection.codec.owes() {
+            // It was waiting for that.
+            connection.heard = connection.heard.max(self.now);
+        }
         self.fulfil(socket, wishes);
         result
     }
@@ -183,6 +204,10 @@ impl<E: Engine> Worker<E> {
         if !self.settled.is_empty() {
             self.settle_all();
         }
+        self.stats.replies_filtered.add(wishes.filtered);
+        for given_up in &wishes.given_up {
+            self.report(given_up);
+        }
         if let Some(other) = wishes.take_over {
             self.to_evict.push(other);
         }
@@ -199,6 +224,7 @@ impl<E: Engine> Worker<E> {
         if exceeds {
             return self.flush_and_close(socket, CloseReason::MemoryLimit);
         }
+        self.has_confirmed(socket);
         if is_open && (hold || bytes > self.shared.limits.reply_pause_bytes) {
             self.hold(socket);
         }

@@ -56,8 +56,33 @@ impl Link {
 impl<E: Engine> Worker<E> {
     /// Whether a reply has to wait in the log.
     pub(super) fn must_wait(&self, socket: SocketId) -> bool {
-        let link = &self.connections[socket.index()].as_ref().expect("just seen").link;
-        link.is_waiting() || link.output.bytes() > self.shared.limits.reply_limit_bytes
+        let connection = self.connections[socket.index()].as_ref().expect("just seen");
+        let link = &connection.link;
+        link.is_waiting()
+            || link.output.bytes() > self.shared.limits.reply_limit_bytes
+            || connection.codec.is_full()
+    }
+
+    /// Lets the downlink's offset pass replies that a client has and has not confirmed for too long. They
+    /// are noted as those are that are postponed; with the connection's end they go where others go. False
+    /// if there are too many of those.
+    pub(super) fn leave_unconfirmed(&mut self, socket: SocketId, overdue: ReplyOffset) -> bool {
+        if self.shared.postponed.load(Ordering::Relaxed) >= MOST_POSTPONED {
+            return false;
+        }
+        for offset in self.connection(socket).link.kept.leave_below(overdue) {
+            self.shared.postponed.fetch_add(1, Ordering::Relaxed);
+            let returned = Return::Unconfirmed(offset);
+            self.settlement.give_back(returned, Some(offset), &self.downlink);
+        }
+        true
+    }
+
+    /// The client may have confirmed something: there may be room for more.
+    pub(super) fn has_confirmed(&mut self, socket: SocketId) {
+        if self.connection(socket).link.is_waiting() {
+            self.ask_on(socket);
+        }
     }
 
     /// Leaves a reply where it is.
@@ -68,7 +93,12 @@ impl<E: Engine> Worker<E> {
         let full = self.shared.postponed.load(Ordering::Relaxed) >= MOST_POSTPONED;
         let link = &mut self.connection(socket).link;
         let key = link.key;
+        let reads = link.output.bytes() == 0;
         let behind = link.behind.get_or_insert_with(|| Box::new(Behind::new(patience, now)));
+        if reads {
+            // It has all that was sent; what it has yet to confirm has no such time.
+            behind.moved = None;
+        }
         let counted = bytes + POSTPONED_OVERHEAD_BYTES;
         if full || behind.bytes + counted > most {
             self.close(socket, CloseReason::SlowReader);
@@ -96,7 +126,7 @@ impl<E: Engine> Worker<E> {
         let Some(behind) = &mut connection.link.behind else { return };
         behind.bytes = behind.bytes.saturating_sub(bytes + POSTPONED_OVERHEAD_BYTES);
         behind.asked &= !last;
-        behind.moved.get_or_insert(now);
+        behind.moved = (connection.link.output.bytes() > 0).then(|| behind.moved.unwrap_or(now));
         if behind.last == Some(offset) {
             behind.last = None;
             // Its silence until now means nothing.
@@ -132,9 +162,10 @@ impl<E: Engine> Worker<E> {
     fn ask_on(&mut self, socket: SocketId) {
         let room = self.shared.limits.reply_limit_bytes / 2;
         let connection = self.connection(socket);
-        let (writes, link) = (connection.writes(), &mut connection.link);
+        let takes = connection.writes() && connection.codec.has_room();
+        let link = &mut connection.link;
         if let Some(behind) = &mut link.behind
-            && writes
+            && takes
             && behind.is_waiting()
             && !behind.asked
             && link.output.bytes() <= room

@@ -233,12 +233,13 @@ impl Connection {
     pub(super) fn deadline(&self, served: &Served) -> Option<(Instant, Option<CloseReason>)> {
         let stalled = self.link.behind.as_ref().and_then(|behind| behind.overdue_at());
         let stalled = stalled.map(|at| (at, Some(CloseReason::SlowReader)));
-        if self.link.is_waiting() {
+        if self.link.is_waiting() && (self.link.output.bytes() > 0 || self.codec.has_room()) {
             // It cannot have seen what its protocol would have it answer.
             return stalled;
         }
         let handshake = self.link.identity.is_none().then(|| self.since + served.handshake);
-        let idle = served.idle.map(|idle| self.heard + idle);
+        // Who is waited for may be silent.
+        let idle = served.idle.filter(|_| !self.codec.owes()).map(|idle| self.heard + idle);
         [
             handshake.map(|at| (at, Some(CloseReason::HandshakeTimeout))),
             idle.map(|at| (at, Some(CloseReason::IdleTimeout))),

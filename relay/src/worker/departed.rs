@@ -103,6 +103,10 @@ impl Actions for Nothing {
     }
 
     fn settle(&mut self, _reply: ReplyOrigin) {}
+    fn give_up(&mut self, _reply: ReplyOrigin) {}
+    fn downlink_end(&self) -> i64 {
+        0
+    }
     fn release(&mut self, _reply: ReplyOrigin) {}
     fn ask_held(&mut self) {}
     fn close(&mut self, _reason: CloseReason) {}

@@ -54,6 +54,21 @@ impl Kept {
         self.replies.remove(index).map(|(_, receipt)| receipt)
     }
 
+    /// Replies of the downlink below an offset that nobody shall wait for any more: their receipts are from
+    /// now on those of postponed ones.
+    pub(super) fn leave_below(&mut self, overdue: ReplyOffset) -> Vec<ReplyOffset> {
+        let mut left = Vec::new();
+        for (_, receipt) in &mut self.replies {
+            if let Receipt::Offset(offset) = *receipt
+                && offset < overdue
+            {
+                *receipt = Receipt::Postponed { offset, last: false };
+                left.push(offset);
+            }
+        }
+        left
+    }
+
     /// A reply is done with: what is to be reported thereby.
     pub(super) fn done(&mut self, receipt: Receipt) -> Option<Settled> {
         match receipt {

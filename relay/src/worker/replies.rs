@@ -49,7 +49,7 @@ impl<E: Engine> Worker<E> {
     }
 
     /// Reports what a client is done with; true if it is a reply of the downlink.
-    fn report(&mut self, settled: &Settled) -> bool {
+    pub(super) fn report(&mut self, settled: &Settled) -> bool {
         match *settled {
             Settled::Offset(offset) => self.settlement.settle(offset),
             Settled::Postponed(offset) => {
@@ -189,7 +189,12 @@ impl<E: Engine> Worker<E> {
                 && let Some(oldest) = connection.link.oldest_offset()
                 && oldest < overdue
             {
+                let reads = connection.link.output.oldest_offset().is_none_or(|at| at >= overdue);
+                let patient = connection.codec.is_patient();
                 let socket = SocketId(u32::try_from(index).expect("sockets are u32"));
+                if reads && patient && self.leave_unconfirmed(socket, overdue) {
+                    continue;
+                }
                 self.close(socket, CloseReason::SlowReader);
             }
         }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::codec::Protocol;
 use crate::config::{Config, RelaySection, Service};
-use crate::kafka::{Incarnation, Leases, Presence, RelayId};
+use crate::kafka::{Arrivals, Incarnation, Leases, Presence, RelayId};
 use crate::ring::Credit;
 use crate::route::Associations;
 
@@ -96,6 +96,8 @@ pub struct Shared {
     pub credit: Arc<Credit>,
     /// How many replies are postponed.
     pub postponed: Arc<AtomicU64>,
+    /// When what of the downlink was read.
+    pub arrivals: Arc<Arrivals>,
     /// Which partitions have become other servers'.
     pub leases: Arc<Leases>,
     /// Set when the relay should stop; each worker's [`Wake`](crate::ring::Wake) is woken after it.
@@ -123,6 +125,7 @@ impl Shared {
                 config.kafka.partition_in_flight_bytes,
             )),
             postponed: Arc::default(),
+            arrivals: Arc::default(),
             leases: Arc::new(Leases::new(config)),
             stop: Arc::default(),
         }

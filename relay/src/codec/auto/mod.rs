@@ -56,6 +56,11 @@ impl AutoSettings {
         fits.then_some(()).ok_or(Unencodable)
     }
 
+    /// See [`Protocol::sessions`].
+    pub fn sessions(&self) -> (usize, usize) {
+        self.find(Recognised::Mqtt).map_or((0, 0), Protocol::sessions)
+    }
+
     fn find(&self, wanted: Recognised) -> Option<&Protocol> {
         self.recognised.iter().find(|(one, _)| *one == wanted).map(|(_, protocol)| protocol)
     }
@@ -206,6 +211,21 @@ impl Codec for Auto {
 
     fn owes(&self) -> bool {
         matches!(&self.state, State::Known(codec) if codec.owes())
+    }
+
+    fn is_full(&self) -> bool {
+        matches!(&self.state, State::Known(codec) if codec.is_full())
+    }
+
+    fn has_room(&self) -> bool {
+        match &self.state {
+            State::Known(codec) => codec.has_room(),
+            State::Sniffing { .. } | State::Over => true,
+        }
+    }
+
+    fn is_patient(&self) -> bool {
+        matches!(&self.state, State::Known(codec) if codec.is_patient())
     }
 
     fn delivered(&mut self, sequence: u64, now: Instant, actions: &mut dyn Actions) {

@@ -51,7 +51,13 @@ impl Line {
         }
         let origin = ReplyOrigin { relay: RelayId(0), offset: self.offset };
         self.offset += 1;
-        let reply = Reply { origin, headers: list.headers(), payload: payload.as_bytes() };
+        let reply = Reply {
+            origin,
+            headers: list.headers(),
+            payload: payload.as_bytes(),
+            waited: Duration::ZERO,
+            held: false,
+        };
         self.http.reply(reply, self.now, &mut self.script)
     }
 

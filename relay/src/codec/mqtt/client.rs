@@ -1,6 +1,6 @@
 //! An accepted client, and what it sends.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,8 +14,10 @@ use super::properties::Writer;
 use super::reason::Reason;
 use super::record;
 use super::replies::Waiting;
-use super::session::{MAX_RECEIVED, Received, Shared};
+use super::session::{Received, Session, Shared};
 use super::topic;
+use super::unmatched::Unmatched;
+use super::will::Will;
 use super::wire::Parsed;
 use super::{Mqtt, TOPIC_ALIAS_MAXIMUM};
 
@@ -28,26 +30,8 @@ pub(super) enum Next {
     GoOn,
     /// The client has said good-bye.
     End,
-}
-
-/// What is published when the client is gone, ready for its record.
-#[derive(Debug)]
-pub(super) struct Will {
-    headers: HeaderList,
-    payload: Vec<u8>,
-    delay_s: u32,
-}
-
-impl Will {
-    pub(super) fn new(message: &Message<'_>) -> Parsed<Self> {
-        let mut headers = HeaderList::default();
-        let delay_s = message.properties.will_delay.unwrap_or(0);
-        record::will(&mut headers, delay_s);
-        if !record::describe(&mut headers, message.topic, message) {
-            return Err(Reason::QUOTA_EXCEEDED);
-        }
-        Ok(Self { headers, payload: message.payload.to_vec(), delay_s })
-    }
+    /// What the client has sent cannot be taken, and there is no acknowledgement to say so in.
+    Refused(Reason, CloseReason),
 }
 
 /// What a PUBACK or PUBREC waits for.
@@ -65,6 +49,8 @@ struct Owed {
     id: u16,
     kind: AckKind,
     after: After,
+    /// Not success: there is no record.
+    reason: Reason,
 }
 
 /// An accepted client.
@@ -77,12 +63,15 @@ pub(super) struct Client {
     /// Whose turn it was when this connection began.
     turn: u32,
     pub(super) will: Option<Will>,
-    /// How long the session outlives the connection.
-    pub(super) expiry_s: u32,
-    /// The client wanted that at the beginning.
+    /// The client wanted its session to outlive the connection at the beginning.
     pub(super) persists: bool,
-    /// Replies that waited shall come when it has subscribed.
-    pub(super) held_later: bool,
+    /// See [`Connect::bridge`](packet::Connect::bridge).
+    pub(super) bridge: bool,
+    /// Replies that waited until this offset of the downlink are nobody's: a clean start has ended the
+    /// session that they were for.
+    pub(super) gives_up: Option<i64>,
+    /// Replies that waited and that no subscription covers yet.
+    pub(super) unmatched: Unmatched,
     /// Longest silence; 0: any.
     pub(super) keep_alive: Duration,
     /// When the client was last heard.
@@ -95,8 +84,8 @@ pub(super) struct Client {
     pub(super) asked: Instant,
     /// In the order of the packets that they answer.
     owed: VecDeque<Owed>,
-    /// Packet identifiers of QoS 2 of this connection between PUBREC and PUBREL.
-    unreleased: HashSet<u16>,
+    /// So many are owed that nothing more is taken from the client until half of them are.
+    behind: bool,
     aliases: Vec<Option<Box<str>>>,
     alias_bytes: usize,
     headers: HeaderList,
@@ -125,16 +114,17 @@ impl Client {
             session,
             turn,
             will: None,
-            expiry_s: 0,
             persists: false,
-            held_later: false,
+            bridge: false,
+            gives_up: None,
+            unmatched: Unmatched::default(),
             keep_alive: Duration::ZERO,
             heard: now,
             delivered: 0,
             sequence: 0,
             asked: now,
             owed: VecDeque::new(),
-            unreleased: HashSet::new(),
+            behind: false,
             aliases: Vec::new(),
             alias_bytes: 0,
             headers: HeaderList::default(),
@@ -156,13 +146,14 @@ impl Client {
         &mut self,
         packet: &[u8],
         mqtt: &Mqtt,
+        now: Instant,
         actions: &mut dyn Actions,
     ) -> Parsed<Next> {
         match packet::parse(packet, self.version)? {
-            Packet::Publish(publish) => self.publish(&publish, mqtt, actions)?,
+            Packet::Publish(publish) => return self.publish(&publish, mqtt, actions),
             Packet::Ack { kind: AckKind::Pubrel, id, .. } => self.release(id, actions)?,
-            Packet::Ack { kind, id, reason } => self.confirm(kind, id, reason, actions)?,
-            Packet::Subscribe(filters) => self.subscribe(filters, mqtt, actions)?,
+            Packet::Ack { kind, id, reason } => self.confirm(kind, id, reason, now, actions)?,
+            Packet::Subscribe(filters) => self.subscribe(filters, mqtt, now, actions)?,
             Packet::Unsubscribe(filters) => self.unsubscribe(filters, mqtt, actions)?,
             Packet::Ping => encode::pong(actions.output()),
             Packet::Disconnect { reason, session_expiry } => {
@@ -179,7 +170,9 @@ impl Client {
             if !self.persists && expiry > 0 {
                 return Err(Reason::PROTOCOL_ERROR);
             }
-            self.expiry_s = expiry.min(mqtt.section.session_expiry_s);
+            if let Ok(mut session) = self.session.lock_as(self.key) {
+                session.keep_s = expiry.min(mqtt.section.session_expiry_s);
+            }
         }
         // "the Will Message MUST be removed" on a DISCONNECT with reason 0 (MQTT-3.14.4-3); one with
         // another reason is no normal end.
@@ -196,44 +189,64 @@ impl Client {
         publish: &Publish<'_>,
         mqtt: &Mqtt,
         actions: &mut dyn Actions,
-    ) -> Parsed<()> {
+    ) -> Parsed<Next> {
         let message = &publish.message;
         if self.version.is_v5() && message.retain {
             return Err(Reason::RETAIN_NOT_SUPPORTED);
         }
-        if message.payload.len() > mqtt.max_message_bytes {
-            return Err(Reason::PACKET_TOO_LARGE);
-        }
         let alias = self.remember_alias(message)?;
-        if message.qos != Qos::Zero
-            && self.version.is_v5()
-            && self.owed.len() + self.unreleased.len() >= usize::from(mqtt.section.receive_maximum)
-        {
-            return Err(Reason::RECEIVE_MAXIMUM_EXCEEDED);
-        }
         if message.qos == Qos::Two
-            && let Some(after) = self.receive_once(publish.id)?
+            && let Some(after) = self.received_before(publish.id)?
         {
-            self.owed.push_back(Owed { id: publish.id, kind: AckKind::Pubrec, after });
-            return self.acknowledge(actions);
+            self.owe(publish.id, AckKind::Pubrec, after, Reason::SUCCESS, mqtt);
+            return self.acknowledge(actions).map(|()| Next::GoOn);
         }
         record::reset(&mut self.headers);
         let known = alias.and_then(|alias| self.aliases[alias].as_deref());
         let topic = if message.topic.is_empty() { known } else { Some(message.topic) };
         let topic = topic.ok_or(Reason::TOPIC_ALIAS_INVALID)?;
-        if !record::describe(&mut self.headers, topic, message) {
-            return Err(Reason::QUOTA_EXCEEDED);
+        let too_long = message.payload.len() > mqtt.max_message_bytes;
+        if too_long || !record::describe(&mut self.headers, topic, message) {
+            let close =
+                if too_long { CloseReason::OversizedMessage } else { CloseReason::Unsupported };
+            return self.refuse(publish, close, mqtt, actions);
         }
         record::delivery(&mut self.headers, publish);
         self.sequence = actions.message(self.headers.headers(), message.payload);
         let kind = match message.qos {
-            Qos::Zero => return Ok(()),
+            Qos::Zero => return Ok(Next::GoOn),
             Qos::One => AckKind::Puback,
             Qos::Two => AckKind::Pubrec,
         };
-        let after = After::Own(self.sequence);
-        self.owed.push_back(Owed { id: publish.id, kind, after });
-        self.acknowledge(actions)
+        if message.qos == Qos::Two {
+            self.session.lock_as(self.key)?.receive(publish.id);
+        }
+        self.owe(publish.id, kind, After::Own(self.sequence), Reason::SUCCESS, mqtt);
+        self.acknowledge(actions).map(|()| Next::GoOn)
+    }
+
+    /// A message that cannot be a record. Its packet was no longer than the client may send, so it is
+    /// told by its acknowledgement that it need not try again; where it has none, or none with a reason,
+    /// the connection ends.
+    fn refuse(
+        &mut self,
+        publish: &Publish<'_>,
+        close: CloseReason,
+        mqtt: &Mqtt,
+        actions: &mut dyn Actions,
+    ) -> Parsed<Next> {
+        let kind = match publish.message.qos {
+            Qos::One if self.version.is_v5() => AckKind::Puback,
+            Qos::Two if self.version.is_v5() => AckKind::Pubrec,
+            _ => return Ok(Next::Refused(Reason::QUOTA_EXCEEDED, close)),
+        };
+        self.owe(publish.id, kind, After::Own(self.sequence), Reason::QUOTA_EXCEEDED, mqtt);
+        self.acknowledge(actions).map(|()| Next::GoOn)
+    }
+
+    fn owe(&mut self, id: u16, kind: AckKind, after: After, reason: Reason, mqtt: &Mqtt) {
+        self.owed.push_back(Owed { id, kind, after, reason });
+        self.behind |= self.owed.len() >= usize::from(mqtt.section.receive_maximum);
     }
 
     /// Notes a topic under its alias; the alias's place.
@@ -258,20 +271,15 @@ impl Client {
         Ok(Some(place))
     }
 
-    /// Notes the packet identifier of a message of QoS 2. If it came before, what the PUBREC that is
-    /// owed to it once more waits for: "MUST acknowledge any subsequent PUBLISH packet with the same
-    /// Packet Identifier by sending a PUBREC" (MQTT-4.3.3-10).
-    fn receive_once(&self, id: u16) -> Parsed<Option<After>> {
-        let mut session = self.session.lock_as(self.key)?;
-        match session.received.get(&id) {
-            Some(Received::Pending(key)) if *key != self.key => Ok(Some(After::Former)),
-            Some(_) => Ok(Some(After::Own(self.sequence))),
-            None if session.received.len() >= MAX_RECEIVED => Err(Reason::QUOTA_EXCEEDED),
-            None => {
-                session.received.insert(id, Received::Pending(self.key));
-                Ok(None)
-            }
-        }
+    /// If a message of QoS 2 came before, what the PUBREC that is owed to it once more waits for: "MUST
+    /// acknowledge any subsequent PUBLISH packet with the same Packet Identifier by sending a PUBREC"
+    /// (MQTT-4.3.3-10).
+    fn received_before(&self, id: u16) -> Parsed<Option<After>> {
+        let session = self.session.lock_as(self.key)?;
+        Ok(session.received(id).map(|received| match received {
+            Received::Pending(key) if key != self.key => After::Former,
+            Received::Pending(_) | Received::Safe => After::Own(self.sequence),
+        }))
     }
 
     /// Sends the acknowledgements whose messages Kafka has, in order.
@@ -280,7 +288,7 @@ impl Client {
             match owed.after {
                 After::Own(sequence) if sequence > self.delivered => break,
                 After::Own(_) => {}
-                After::Former => match self.session.lock().received.get(&owed.id) {
+                After::Former => match self.session.lock().received(owed.id) {
                     Some(Received::Safe) => {}
                     Some(Received::Pending(_)) => break,
                     // Kafka would not have it: the client has to send it anew.
@@ -288,28 +296,13 @@ impl Client {
                 },
             }
             self.owed.pop_front();
-            if owed.kind == AckKind::Pubrec {
-                self.note_safe(owed.id);
-                self.unreleased.insert(owed.id);
+            if owed.kind == AckKind::Pubrec && owed.reason == Reason::SUCCESS {
+                self.session.lock().note_safe(owed.id, self.key);
             }
-            encode::acknowledge(
-                actions.output(),
-                self.version,
-                owed.kind,
-                owed.id,
-                Reason::SUCCESS,
-            );
+            let Owed { id, kind, reason, .. } = owed;
+            encode::acknowledge(actions.output(), self.version, kind, id, reason);
         }
         Ok(())
-    }
-
-    fn note_safe(&self, id: u16) {
-        let mut session = self.session.lock();
-        if let Some(received) = session.received.get_mut(&id)
-            && *received == Received::Pending(self.key)
-        {
-            *received = Received::Safe;
-        }
     }
 
     /// Kafka has acknowledged more, but the connection is over: a later one has to know.
@@ -319,32 +312,39 @@ impl Client {
         {
             let owed = self.owed.pop_front().expect("just seen");
             if owed.kind == AckKind::Pubrec {
-                self.note_safe(owed.id);
+                self.session.lock().note_safe(owed.id, self.key);
             }
+        }
+        self.finish();
+    }
+
+    /// Tells whoever waits to take over that nothing more comes from this connection, if so.
+    fn finish(&self) {
+        if self.will.is_none() && self.delivered >= self.sequence {
+            self.session.finish(self.turn);
         }
     }
 
     /// Kafka has refused a message: what of this connection is not safe has to come again.
     pub(super) fn forget_pending(&self) {
-        let lost = Received::Pending(self.key);
-        self.session.lock().received.retain(|_, received| *received != lost);
+        self.session.lock().forget_pending(self.key);
+        self.session.finish(self.turn);
     }
 
     /// PUBREL: the packet identifier is free again.
     fn release(&mut self, id: u16, actions: &mut dyn Actions) -> Parsed<()> {
         let reason = {
             let mut session = self.session.lock_as(self.key)?;
-            match session.received.get(&id) {
+            match session.received(id) {
                 // It cannot have a PUBREC yet.
                 Some(Received::Pending(_)) => return Err(Reason::PROTOCOL_ERROR),
                 Some(Received::Safe) => {
-                    session.received.remove(&id);
+                    session.release(id);
                     Reason::SUCCESS
                 }
                 None => Reason::PACKET_ID_NOT_FOUND,
             }
         };
-        self.unreleased.remove(&id);
         encode::acknowledge(actions.output(), self.version, AckKind::Pubcomp, id, reason);
         Ok(())
     }
@@ -353,18 +353,22 @@ impl Client {
         &mut self,
         mut filters: Filters<'_>,
         mqtt: &Mqtt,
+        now: Instant,
         actions: &mut dyn Actions,
     ) -> Parsed<()> {
         let (mut codes, mut told) = (Vec::new(), Vec::new());
+        let most = usize::from(mqtt.section.max_subscriptions);
+        mqtt.sessions.make_room(filters.bytes() + Session::bytes_of_subscriptions(most));
         {
             let mut session = self.session.lock_as(self.key)?;
-            let most = usize::from(mqtt.section.max_subscriptions);
-            while let Some((filter, qos)) = filters.next()? {
+            while let Some((filter, mut wanted)) = filters.next()? {
+                wanted.no_local |= self.bridge;
+                let qos = wanted.qos;
                 let refused = if topic::is_shared(filter) {
                     Some(Reason::SHARED_NOT_SUPPORTED)
                 } else if !topic::is_filter(filter) {
                     Some(Reason::TOPIC_FILTER_INVALID)
-                } else if !session.subscribe(filter, qos, filters.identifier, most) {
+                } else if !session.subscribe(filter, wanted, most, mqtt.sessions.most_bytes()) {
                     Some(Reason::QUOTA_EXCEEDED)
                 } else {
                     None
@@ -380,9 +384,13 @@ impl Client {
                 });
             }
         }
+        let start = actions.output().len();
         encode::suback(actions.output(), self.version, filters.id, &codes);
+        self.check_length(start, actions)?;
         if codes.iter().any(|code| *code <= Qos::Two as u8) {
+            self.unmatched.subscribed(now);
             self.ask_held(actions);
+            self.match_again(mqtt, now, actions);
         }
         self.tell(b"subscribe", &told, mqtt, actions);
         Ok(())
@@ -406,14 +414,27 @@ impl Client {
                 });
             }
         }
+        let start = actions.output().len();
         encode::unsuback(actions.output(), self.version, filters.id, &codes);
+        self.check_length(start, actions)?;
         self.tell(b"unsubscribe", &told, mqtt, actions);
+        Ok(())
+    }
+
+    /// The last packet of the output, from its first byte on, must not be longer than the client takes
+    /// (MQTT-3.1.2-24).
+    fn check_length(&self, start: usize, actions: &mut dyn Actions) -> Parsed<()> {
+        let output = actions.output();
+        if output.len() - start > self.maximum_packet {
+            output.truncate(start);
+            return Err(Reason::PACKET_TOO_LARGE);
+        }
         Ok(())
     }
 
     /// Asks for the replies that waited, unless that was done.
     pub(super) fn ask_held(&mut self, actions: &mut dyn Actions) {
-        if std::mem::take(&mut self.held_later) {
+        if self.unmatched.ask() {
             actions.ask_held();
         }
     }
@@ -428,28 +449,29 @@ impl Client {
         self.sequence = actions.message(self.headers.headers(), filters);
     }
 
-    /// The connection is over: the will, and the session.
-    pub(super) fn ended(
-        &mut self,
-        reason: CloseReason,
-        mqtt: &Mqtt,
-        now: Instant,
-        actions: &mut dyn Actions,
-    ) {
-        let resumed = self.session.lock().owner != self.key;
-        // "If a new Network Connection to this Session is made before the Will Delay Interval has
-        // passed, the Server MUST NOT send the Will Message" (MQTT-3.1.3-9).
+    /// Nothing more is taken from the client: its will.
+    pub(super) fn depart(&mut self, taken_over: bool, actions: &mut dyn Actions) {
+        let (goes_on_s, resumed) = {
+            let session = self.session.lock();
+            let goes_on_s = if session.goes_on() { session.keep_s } else { 0 };
+            (goes_on_s, goes_on_s > 0 && (taken_over || session.owner != self.key))
+        };
         if let Some(will) = self.will.take()
-            && !(resumed && will.delay_s > 0)
+            && (!resumed || will.survives_resumption())
         {
-            actions.message(will.headers.headers(), &will.payload);
+            self.sequence = will.publish(goes_on_s, actions);
         }
+        self.finish();
+    }
+
+    /// The connection is over: its session.
+    pub(super) fn ended(&mut self, reason: CloseReason, mqtt: &Mqtt, now: Instant) {
         if reason == CloseReason::RefusedByKafka {
             self.forget_pending();
         }
-        let keep = Duration::from_secs(u64::from(self.expiry_s));
-        mqtt.sessions.part(&self.id, &self.session, self.key, keep, now);
+        mqtt.sessions.part(&self.id, &self.session, self.key, now);
         self.waiting = Waiting::default();
+        self.unmatched = Unmatched::default();
         self.aliases = Vec::new();
     }
 
@@ -458,10 +480,7 @@ impl Client {
         let silence = (!self.keep_alive.is_zero()).then(|| self.heard + self.keep_alive);
         let former = matches!(self.owed.front(), Some(Owed { after: After::Former, .. }));
         let poll = former.then(|| self.asked + FOREIGN_POLL);
-        match (silence, poll) {
-            (Some(silence), Some(poll)) => Some(silence.min(poll)),
-            (silence, poll) => silence.or(poll),
-        }
+        [silence, poll, self.unmatched.deadline()].into_iter().flatten().min()
     }
 
     /// Whether it has not been heard for too long.
@@ -469,19 +488,31 @@ impl Client {
         !self.keep_alive.is_zero() && now >= self.heard + self.keep_alive
     }
 
-    /// Whether so many acknowledgements wait for Kafka that no more should be read. A client of MQTT
-    /// 5.0 has been told how many it may have under way; the older version has no word for that.
-    pub(super) fn is_behind(&self, mqtt: &Mqtt) -> bool {
-        !self.version.is_v5() && self.owed.len() >= usize::from(mqtt.section.receive_maximum)
+    /// Whether so many acknowledgements wait for Kafka that no more is taken from the client. A client of
+    /// MQTT 5.0 has been told how many it may have under way; but some keep no window, and those of the
+    /// older version cannot be told. Closed, they would send all of it again at once.
+    pub(super) fn is_behind(&mut self, mqtt: &Mqtt) -> bool {
+        self.behind &= self.owed.len() > usize::from(mqtt.section.receive_maximum) / 2;
+        self.behind
+    }
+
+    /// The same, as it was seen last.
+    pub(super) const fn was_behind(&self) -> bool {
+        self.behind
+    }
+
+    /// Whether the client is owed an acknowledgement.
+    pub(super) fn is_owed(&self) -> bool {
+        !self.owed.is_empty()
     }
 
     /// Bytes kept in memory.
     pub(super) fn held(&self) -> usize {
         size_of::<Self>()
             + self.waiting.bytes()
+            + self.unmatched.bytes()
             + self.owed.len() * size_of::<Owed>()
-            + self.unreleased.len() * size_of::<u16>()
             + self.alias_bytes
-            + self.will.as_ref().map_or(0, |will| will.payload.len())
+            + self.will.as_ref().map_or(0, Will::bytes)
     }
 }

@@ -36,6 +36,15 @@ impl Granted<'_> {
     }
 }
 
+impl Granted<'_> {
+    /// Bytes of the CONNACK that says it.
+    pub(super) fn bytes(&self, version: Version) -> usize {
+        let mut packet = Vec::new();
+        accept(&mut packet, version, false, self);
+        packet.len()
+    }
+}
+
 /// Accepts a client.
 pub(super) fn accept(output: &mut Vec<u8>, version: Version, present: bool, granted: &Granted<'_>) {
     let mut properties = Writer::default();

@@ -10,24 +10,30 @@
 //! | `packet`, `encode` | packets of the client, parsed in place; packets of the relay |
 //! | `record` | headers of records: from packets, and into packets |
 //! | `check` | who may connect |
-//! | `session` | what outlives a connection |
-//! | `connection` | the codec: bytes to packets, CONNECT, the end |
+//! | `session`, `sessions` | what outlives a connection |
+//! | `will` | what is published when a client is gone |
+//! | `connection` | the codec: bytes to packets, the end |
+//! | `entry` | CONNECT: how a client is let in |
 //! | `client` | an accepted client: what it sends |
-//! | `replies` | and what it is sent |
+//! | `replies`, `unmatched` | and what it is sent |
 
 mod check;
 mod client;
 mod connection;
 mod encode;
+mod entry;
 mod packet;
 mod properties;
 mod reason;
 mod record;
 mod replies;
 mod session;
+mod sessions;
 #[cfg(test)]
 mod tests;
 mod topic;
+mod unmatched;
+mod will;
 mod wire;
 
 use std::sync::{Arc, OnceLock};
@@ -38,7 +44,7 @@ use crate::config::{MqttSection, Passwords, Service};
 use crate::route::IdentityKind;
 
 use check::Checker;
-use session::Sessions;
+use sessions::Sessions;
 
 /// What a packet may have around a payload of the longest message: topic, properties.
 const PACKET_OVERHEAD_BYTES: usize = 32 << 10;
@@ -65,6 +71,7 @@ impl Mqtt {
         let users = section.users.take();
         let sessions = Sessions::new(
             section.max_sessions as usize,
+            section.max_session_bytes,
             service.identity != IdentityKind::Connection,
         );
         Self {
@@ -91,7 +98,13 @@ impl Mqtt {
     /// Whether a reply could be sent to some client.
     pub fn check_reply(&self, headers: Headers<'_>, payload: &[u8]) -> Result<(), Unencodable> {
         let properties = &mut properties::Writer::default();
-        record::Reply::read(headers, payload, self.max_message_bytes, properties).map(drop)
+        let most = self.max_message_bytes;
+        record::Reply::read(headers, payload, Duration::ZERO, most, properties).map(drop)
+    }
+
+    /// How many sessions there are, and the bytes that they take.
+    pub fn sessions(&self) -> (usize, usize) {
+        self.sessions.size()
     }
 
     /// Longest packet that a client may send, fixed header included.

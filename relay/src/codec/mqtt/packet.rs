@@ -3,6 +3,7 @@
 
 use super::properties::{Allowed, Properties};
 use super::reason::Reason;
+use super::session::Wanted;
 use super::topic;
 use super::wire::{Parsed, Reader};
 
@@ -56,6 +57,8 @@ impl Qos {
 #[derive(Debug)]
 pub(super) struct Connect<'a> {
     pub(super) version: Version,
+    /// The client is a broker that bridges topics.
+    pub(super) bridge: bool,
     pub(super) clean_start: bool,
     pub(super) keep_alive_s: u16,
     pub(super) properties: Properties<'a>,
@@ -110,7 +113,7 @@ impl AckKind {
 #[derive(Debug)]
 pub(super) struct Filters<'a> {
     pub(super) id: u16,
-    pub(super) identifier: Option<u32>,
+    identifier: Option<u32>,
     rest: Reader<'a>,
     options: Option<Version>,
 }
@@ -136,6 +139,9 @@ pub(super) struct ConnectFault {
 /// The first packet, fixed header included. It tells the version that a refusal is written in.
 pub(super) fn connect(packet: &[u8]) -> Result<Connect<'_>, ConnectFault> {
     const CONNECT: u8 = 0x10;
+    // A broker that bridges topics (mosquitto's `try_private`) says so in the level; it is a client of
+    // the version in the other bits that wants nothing back of what it has published.
+    const BRIDGE: u8 = 0x80;
     let unknown = |reason| ConnectFault { reason, version: None };
     let (first, mut reader) = split(packet).map_err(unknown)?;
     if first != CONNECT {
@@ -145,17 +151,19 @@ pub(super) fn connect(packet: &[u8]) -> Result<Connect<'_>, ConnectFault> {
     let level = reader.u8().map_err(unknown)?;
     let unsupported =
         |version| ConnectFault { reason: Reason::UNSUPPORTED_VERSION, version: Some(version) };
-    let version = match (name, level) {
+    let bridge = level & BRIDGE != 0;
+    let version = match (name, level & !BRIDGE) {
         (b"MQTT", 4) => Version::V3,
         (b"MQTT", 5) => Version::V5,
-        (b"MQTT", 6..) => return Err(unsupported(Version::V5)),
+        (b"MQTT", 6..) if !bridge => return Err(unsupported(Version::V5)),
         (b"MQTT" | b"MQIsdp", _) => return Err(unsupported(Version::V3)),
         _ => return Err(unknown(Reason::MALFORMED)),
     };
-    connect_body(reader, version).map_err(|reason| ConnectFault { reason, version: Some(version) })
+    let body = connect_body(reader, version, bridge);
+    body.map_err(|reason| ConnectFault { reason, version: Some(version) })
 }
 
-fn connect_body(mut reader: Reader<'_>, version: Version) -> Parsed<Connect<'_>> {
+fn connect_body(mut reader: Reader<'_>, version: Version, bridge: bool) -> Parsed<Connect<'_>> {
     let flags = reader.u8()?;
     let has = |bit: u8| flags & (1 << bit) != 0;
     let (clean_start, has_will, will_retain) = (has(1), has(2), has(5));
@@ -187,7 +195,17 @@ fn connect_body(mut reader: Reader<'_>, version: Version) -> Parsed<Connect<'_>>
     if !reader.is_empty() {
         return Err(Reason::MALFORMED);
     }
-    Ok(Connect { version, clean_start, keep_alive_s, properties, client, will, user, password })
+    Ok(Connect {
+        version,
+        bridge,
+        clean_start,
+        keep_alive_s,
+        properties,
+        client,
+        will,
+        user,
+        password,
+    })
 }
 
 /// Any packet after CONNECT, fixed header included.
@@ -298,13 +316,20 @@ fn filters(
 }
 
 impl<'a> Filters<'a> {
-    /// The next filter and the QoS that is wanted for it; nothing at the end.
-    pub(super) fn next(&mut self) -> Parsed<Option<(&'a str, Qos)>> {
+    /// Bytes of those that are left.
+    pub(super) const fn bytes(&self) -> usize {
+        self.rest.rest().len()
+    }
+
+    /// The next filter and what is wanted for it; nothing at the end.
+    pub(super) fn next(&mut self) -> Parsed<Option<(&'a str, Wanted)>> {
+        const NO_LOCAL: u8 = 4;
         if self.rest.is_empty() {
             return Ok(None);
         }
         let filter = self.rest.string()?;
-        let Some(version) = self.options else { return Ok(Some((filter, Qos::Zero))) };
+        let mut wanted = Wanted { qos: Qos::Zero, no_local: false, identifier: self.identifier };
+        let Some(version) = self.options else { return Ok(Some((filter, wanted))) };
         let options = self.rest.u8()?;
         let reserved = if version.is_v5() { 0xc0 } else { 0xfc };
         // "It is a Protocol Error to send a Retain Handling value of 3" (section 3.8.3.1).
@@ -312,14 +337,15 @@ impl<'a> Filters<'a> {
             return Err(Reason::PROTOCOL_ERROR);
         }
         // "It is a Protocol Error to set the No Local bit to 1 on a Shared Subscription" (MQTT-3.8.3-4).
-        if version.is_v5() && options & 4 != 0 && topic::is_shared(filter) {
+        wanted.no_local = version.is_v5() && options & NO_LOCAL != 0;
+        if wanted.no_local && topic::is_shared(filter) {
             return Err(Reason::PROTOCOL_ERROR);
         }
         if options & reserved != 0 {
             return Err(Reason::MALFORMED);
         }
-        let qos = Qos::new(options & 3).ok_or(Reason::MALFORMED)?;
-        Ok(Some((filter, qos)))
+        wanted.qos = Qos::new(options & 3).ok_or(Reason::MALFORMED)?;
+        Ok(Some((filter, wanted)))
     }
 }
 

@@ -101,6 +101,7 @@ pub(super) struct Properties<'a> {
     pub(super) subscription: Option<u32>,
     pub(super) session_expiry: Option<u32>,
     pub(super) authentication_method: Option<&'a str>,
+    pub(super) authentication_data: Option<&'a [u8]>,
     pub(super) will_delay: Option<u32>,
     pub(super) receive_maximum: Option<u16>,
     pub(super) topic_alias: Option<u16>,
@@ -146,7 +147,7 @@ impl<'a> Properties<'a> {
             }
             id::SESSION_EXPIRY => self.session_expiry = Some(rest.u32()?),
             id::AUTHENTICATION_METHOD => self.authentication_method = Some(rest.string()?),
-            id::AUTHENTICATION_DATA => drop(rest.binary()?),
+            id::AUTHENTICATION_DATA => self.authentication_data = Some(rest.binary()?),
             id::REQUEST_PROBLEM | id::REQUEST_RESPONSE => drop(flag(rest)?),
             id::WILL_DELAY => self.will_delay = Some(rest.u32()?),
             id::REASON_STRING => drop(rest.string()?),

@@ -1,6 +1,7 @@
 //! Headers of records: what a client's packet says, and what a server's reply wants.
 
 use std::ffi::CStr;
+use std::time::Duration;
 
 use crate::codec::{Decimal, HeaderList, Headers, Unencodable};
 
@@ -22,6 +23,9 @@ mod header {
     pub(super) const EXPIRY: &CStr = c"mqtt.expiry";
     /// Before the name of a user property.
     pub(super) const USER: &str = "mqtt.user.";
+
+    // From servers only.
+    pub(super) const PUBLISHER: &CStr = c"mqtt.publisher";
 
     // From clients only.
     pub(super) const DUP: &CStr = c"mqtt.dup";
@@ -68,8 +72,12 @@ pub(super) fn open(list: &mut HeaderList, connect: &Connect<'_>, client: &str) {
 }
 
 /// What tells a will from what its client has published itself.
-pub(super) fn will(list: &mut HeaderList, delay_s: u32) {
+pub(super) fn will(list: &mut HeaderList) {
     push(list, header::WILL, b"1");
+}
+
+/// How long a will was to be kept back.
+pub(super) fn will_delay(list: &mut HeaderList, delay_s: u32) {
     if delay_s > 0 {
         push(list, header::WILL_DELAY, Decimal::new(delay_s).as_bytes());
     }
@@ -142,13 +150,27 @@ pub(super) struct Reply<'a> {
     pub(super) topic: &'a str,
     pub(super) qos: Qos,
     pub(super) retain: bool,
+    /// The client identifier of the client that has published it, if that is what the server passes on.
+    pub(super) publisher: Option<&'a str>,
+    pub(super) expiry: Option<Expiry>,
+}
+
+/// When a message is worth nothing any more (section 3.3.2.3.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Expiry {
+    /// None: it is.
+    pub(super) left: Option<Duration>,
+    /// Where the interval stands, from the first byte of the properties.
+    pub(super) place: usize,
 }
 
 impl<'a> Reply<'a> {
-    /// Reads what of the headers concerns this protocol; properties are appended to those given.
+    /// Reads what of the headers concerns this protocol, for a message that has waited for a time;
+    /// properties are appended to those given.
     pub(super) fn read(
         headers: Headers<'a>,
         payload: &[u8],
+        waited: Duration,
         max_message_bytes: usize,
         properties: &mut Writer,
     ) -> Result<Self, Unencodable> {
@@ -160,22 +182,33 @@ impl<'a> Reply<'a> {
             Some(_) => return Err(Unencodable),
         };
         let retain = headers.get(header::RETAIN).map_or(Ok(false), flag)?;
-        let reply = Self { topic: topic.ok_or(Unencodable)?, qos, retain };
+        let topic = topic.ok_or(Unencodable)?;
         if payload.len() > max_message_bytes {
             return Err(Unencodable);
         }
-        write_properties(headers, properties)?;
-        Ok(reply)
+        let expiry = write_properties(headers, waited, properties)?;
+        let publisher = headers.text(header::PUBLISHER);
+        Ok(Self { topic, qos, retain, publisher, expiry })
     }
 }
 
-fn write_properties(headers: Headers<'_>, properties: &mut Writer) -> Result<(), Unencodable> {
+/// Writes the properties of a message that has waited for a time.
+fn write_properties(
+    headers: Headers<'_>,
+    waited: Duration,
+    properties: &mut Writer,
+) -> Result<Option<Expiry>, Unencodable> {
+    let mut expiry = None;
     if let Some(value) = headers.get(header::PAYLOAD_FORMAT) {
         properties.u8(id::PAYLOAD_FORMAT, u8::from(flag(value)?));
     }
     if let Some(value) = headers.get(header::EXPIRY) {
-        let seconds = text(value)?.parse().map_err(|_| Unencodable)?;
-        properties.u32(id::MESSAGE_EXPIRY, seconds);
+        let seconds: u32 = text(value)?.parse().map_err(|_| Unencodable)?;
+        let left = Duration::from_secs(seconds.into()).checked_sub(waited);
+        // "the received value minus the time that the message has been waiting" (MQTT-3.3.2-6).
+        properties.u32(id::MESSAGE_EXPIRY, seconds_of(left.unwrap_or_default()));
+        let place = properties.bytes().len() - size_of::<u32>();
+        expiry = Some(Expiry { left, place });
     }
     if let Some(value) = headers.get(header::CONTENT_TYPE) {
         properties.binary(id::CONTENT_TYPE, text(value)?.as_bytes());
@@ -192,7 +225,12 @@ fn write_properties(headers: Headers<'_>, properties: &mut Writer) -> Result<(),
             properties.user(text(name)?, text(value)?);
         }
     }
-    Ok(())
+    Ok(expiry)
+}
+
+/// Whole seconds.
+pub(super) fn seconds_of(left: Duration) -> u32 {
+    u32::try_from(left.as_secs()).unwrap_or(u32::MAX)
 }
 
 fn flag(value: &[u8]) -> Result<bool, Unencodable> {

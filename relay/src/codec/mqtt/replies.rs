@@ -1,7 +1,7 @@
 //! An accepted client, and what it is sent.
 //!
 //! ```text
-//!  reply ─► window full? ── yes ─► Waiting ──┐
+//!  reply ─► window full? ── yes ─► Waiting ──┐   (beyond `max_waiting_bytes`: stays in the log)
 //!             └ no ─► PUBLISH ◄──────────────┘   (QoS 0: done with the output)
 //!                      ├─ PUBACK ──────────────────► settled      QoS 1
 //!                      └─ PUBREC ─► PUBREL ─ PUBCOMP ─► settled   QoS 2
@@ -11,9 +11,9 @@
 //! [`ReplyOrigin`]; the session knows how far it was.
 
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use crate::codec::{Actions, Reply, ReplyOrigin, Sending, Unencodable};
-use crate::worker::CloseReason;
 
 use super::Mqtt;
 use super::client::Client;
@@ -25,7 +25,8 @@ use super::record;
 use super::session::{Progress, Session};
 use super::wire::Parsed;
 
-/// Replies of QoS 1 and 2 for which there is no room among those under way.
+/// Replies of QoS 1 and 2 for which there is no room among those under way, and those of QoS 0 between
+/// them: a client gets its replies in the order of the log.
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
     replies: VecDeque<Packed>,
@@ -40,6 +41,29 @@ struct Packed {
     bytes: Vec<u8>,
     /// Where the identifier stands.
     id_at: usize,
+    expires: Option<Expires>,
+}
+
+/// When a PUBLISH that waits is worth nothing any more.
+#[derive(Clone, Copy, Debug)]
+struct Expires {
+    at: Instant,
+    /// Where its interval stands, if the client's version has one.
+    place: Option<usize>,
+}
+
+impl Packed {
+    /// Writes what is left of the interval (MQTT-3.3.2-6). False if it is over: "the Server MUST delete
+    /// the copy of the message" (MQTT-3.3.2-5).
+    fn keep_time(&mut self, now: Instant) -> bool {
+        let Some(expires) = self.expires else { return true };
+        let Some(left) = expires.at.checked_duration_since(now) else { return false };
+        if let Some(place) = expires.place {
+            let left = record::seconds_of(left).to_be_bytes();
+            self.bytes[place..place + left.len()].copy_from_slice(&left);
+        }
+        true
+    }
 }
 
 impl Waiting {
@@ -93,16 +117,22 @@ impl Client {
         &mut self,
         reply: Reply<'_>,
         mqtt: &Mqtt,
+        now: Instant,
         actions: &mut dyn Actions,
     ) -> Result<Sending, Unencodable> {
         self.properties.clear();
-        let (headers, payload) = (reply.headers, reply.payload);
-        let wanted =
-            record::Reply::read(headers, payload, mqtt.max_message_bytes, &mut self.properties)?;
+        let Reply { headers, payload, waited, .. } = reply;
+        let most = mqtt.max_message_bytes;
+        let wanted = record::Reply::read(headers, payload, waited, most, &mut self.properties)?;
         let Ok(mut session) = self.session.lock_as(self.key) else {
             // For the connection that has taken over, which gets it when this one has ended.
             return Ok(Sending::Kept);
         };
+        let own = wanted.publisher == Some(&*self.id);
+        let matched = session.matching(wanted.topic, own);
+        for identifier in matched.iter().flat_map(|matched| &matched.identifiers) {
+            self.properties.varint(id::SUBSCRIPTION, *identifier);
+        }
         let former = session.sent_by_origin(reply.origin);
         let qos = match former.map(|place| session.sent[place]) {
             Some(sent) if sent.progress == Progress::Completed => {
@@ -116,17 +146,24 @@ impl Client {
                 self.in_flight += 1;
                 return Ok(Sending::Kept);
             }
-            // What was begun is ended, whatever the client has unsubscribed from since.
+            // What was begun is ended, whatever the client has unsubscribed from since, and however long
+            // it has taken.
             Some(sent) => sent.qos,
-            None => {
-                let Some(matched) = session.matching(wanted.topic) else {
-                    return Ok(Sending::Unwanted);
-                };
-                for identifier in matched.identifiers {
-                    self.properties.varint(id::SUBSCRIPTION, identifier);
-                }
-                matched.qos.min(wanted.qos)
+            None if wanted.expiry.is_some_and(|expiry| expiry.left.is_none()) => {
+                return Ok(Sending::Unwanted);
             }
+            None if reply.held && self.has_given_up(reply.origin, now) => {
+                return Ok(Sending::Unwanted);
+            }
+            None => match matched {
+                Some(matched) => matched.qos.min(wanted.qos),
+                None if reply.held && self.unmatched.is_waiting(now) => {
+                    drop(session);
+                    self.unmatched.push(reply, now);
+                    return Ok(Sending::Kept);
+                }
+                None => return Ok(Sending::Unwanted),
+            },
         };
         let publish = Publish {
             topic: wanted.topic,
@@ -135,15 +172,17 @@ impl Client {
             properties: self.properties.bytes(),
             payload,
         };
+        let length = publish.bytes(self.version);
         // "the Server MUST NOT send" what is too large for the client (MQTT-3.1.2-24).
-        if publish.bytes(self.version) > self.maximum_packet {
+        if length > self.maximum_packet {
             return Err(Unencodable);
         }
-        if qos == Qos::Zero {
+        let waits = !self.waiting.replies.is_empty();
+        if !waits && qos == Qos::Zero {
             publish.write(actions.output(), self.version);
             return Ok(Sending::WithOutput);
         }
-        if self.in_flight < self.window && self.waiting.replies.is_empty() {
+        if !waits && self.in_flight < self.window {
             let output = actions.output();
             let start = output.len();
             let id_at = publish.write(output, self.version);
@@ -151,14 +190,29 @@ impl Client {
             self.in_flight += 1;
             return Ok(Sending::Kept);
         }
-        let mut bytes = Vec::with_capacity(publish.bytes(self.version));
+        let mut bytes = Vec::with_capacity(length);
         let id_at = publish.write(&mut bytes, self.version);
-        self.waiting.push(Packed { origin: reply.origin, qos, bytes, id_at });
-        if self.waiting.bytes > mqtt.section.max_waiting_bytes {
-            encode::disconnect(actions.output(), self.version, Reason::QUOTA_EXCEEDED);
-            actions.close(CloseReason::SlowReader);
-        }
+        let properties_at = length - payload.len() - publish.properties.len();
+        // What was begun does not expire.
+        let expires = wanted.expiry.filter(|_| former.is_none()).map(|expiry| Expires {
+            at: now + expiry.left.unwrap_or(Duration::ZERO),
+            place: self.version.is_v5().then_some(properties_at + expiry.place),
+        });
+        self.waiting.push(Packed { origin: reply.origin, qos, bytes, id_at, expires });
         Ok(Sending::Kept)
+    }
+
+    /// Whether a reply that waited belonged to a session that this client's clean start has ended. Of
+    /// those that came by another relay the place in its downlink says nothing; they are taken for such
+    /// while it may be that they were waiting before.
+    fn has_given_up(&self, origin: ReplyOrigin, now: Instant) -> bool {
+        self.gives_up.is_some_and(|end| {
+            if origin.relay == self.key.relay {
+                origin.offset < end
+            } else {
+                self.unmatched.is_waiting(now)
+            }
+        })
     }
 
     /// The client has confirmed a reply, or a part of it.
@@ -167,6 +221,7 @@ impl Client {
         kind: AckKind,
         id: u16,
         reason: u8,
+        now: Instant,
         actions: &mut dyn Actions,
     ) -> Parsed<()> {
         const FAILED: u8 = 0x80;
@@ -199,19 +254,29 @@ impl Client {
             self.in_flight -= 1;
             drop(session);
             actions.settle(sent.origin);
-            self.send_waiting(actions);
+            self.send_waiting(now, actions);
         } else {
             session.sent[place].progress = Progress::Completed;
         }
         Ok(())
     }
 
-    fn send_waiting(&mut self, actions: &mut dyn Actions) {
+    fn send_waiting(&mut self, now: Instant, actions: &mut dyn Actions) {
         let mut session = self.session.lock();
-        while self.in_flight < self.window
+        while let Some(next) = self.waiting.replies.front()
+            && (next.qos == Qos::Zero || self.in_flight < self.window)
             && let Some(mut packed) = self.waiting.pop()
         {
+            if !packed.keep_time(now) {
+                actions.give_up(packed.origin);
+                continue;
+            }
             let Packed { origin, qos, id_at, .. } = packed;
+            if qos == Qos::Zero {
+                actions.output().extend_from_slice(&packed.bytes);
+                actions.release(origin);
+                continue;
+            }
             number(&mut session, origin, qos, &mut packed.bytes, id_at);
             actions.output().extend_from_slice(&packed.bytes);
             self.in_flight += 1;

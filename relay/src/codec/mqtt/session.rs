@@ -7,11 +7,13 @@
 //! connections meet there only while one takes over from the other. It stays where it is rather than
 //! moving into its connection, because three may need it at a time, on as many workers: the connection
 //! that has it, one that takes over, and one that has ended and hears what Kafka has of its messages.
+//!
+//! A connection that takes over waits until its predecessor has said its last, the will included, and
+//! Kafka has all of that; then what the client says next comes behind it.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
 
 use crate::codec::ReplyOrigin;
 use crate::kafka::ConnectionKey;
@@ -21,11 +23,10 @@ use super::reason::Reason;
 use super::topic;
 use super::wire::Parsed;
 
+/// What a session is counted as beside what it is seen to take: its places in tables.
+const CLIENT_BYTES: usize = 192;
 /// All filters of one session in bytes.
 const MAX_FILTER_BYTES: usize = 64 << 10;
-/// Packet identifiers of QoS 2 that one client may have between PUBLISH and PUBREL. A client of MQTT
-/// 5.0 is told a smaller number.
-pub(super) const MAX_RECEIVED: usize = 1024;
 /// Replies of QoS 1 and 2 of which the end is not known. Beyond it the oldest that is not under way on
 /// the present connection is forgotten: its reply has become a dead letter.
 const MAX_SENT: usize = 1024;
@@ -39,11 +40,19 @@ pub(super) struct Place {
     session: Mutex<Session>,
     /// Counts the client's connections: whose turn it is can be seen without the lock.
     turn: AtomicU32,
+    /// Behind the last turn of whose connection Kafka has everything.
+    finished: AtomicU32,
 }
 
 impl Place {
-    fn new(owner: ConnectionKey) -> Shared {
-        Arc::new(Self { session: Mutex::new(Session::new(owner)), turn: AtomicU32::new(0) })
+    pub(super) fn new(owner: ConnectionKey, client: &str, bytes: &Arc<AtomicUsize>) -> Shared {
+        let fixed = size_of::<Self>() + CLIENT_BYTES + 2 * client.len();
+        let books = Books::new(fixed, bytes.clone());
+        Arc::new(Self {
+            session: Mutex::new(Session::new(owner, books)),
+            turn: AtomicU32::new(0),
+            finished: AtomicU32::new(0),
+        })
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Session> {
@@ -60,6 +69,52 @@ impl Place {
     pub(super) fn turn(&self) -> u32 {
         self.turn.load(Ordering::Acquire)
     }
+
+    /// It is the next connection's.
+    pub(super) fn next_turn(&self) {
+        self.turn.fetch_add(1, Ordering::Release);
+    }
+
+    /// The connection that had this turn has said its last, and Kafka has it.
+    pub(super) fn finish(&self, turn: u32) {
+        self.finished.fetch_max(turn + 1, Ordering::AcqRel);
+    }
+
+    pub(super) fn is_finished(&self) -> bool {
+        self.finished.load(Ordering::Acquire) > self.turn()
+    }
+}
+
+/// What a session takes of the memory for all of them.
+#[derive(Debug)]
+struct Books {
+    fixed: usize,
+    booked: usize,
+    total: Arc<AtomicUsize>,
+}
+
+impl Books {
+    fn new(fixed: usize, total: Arc<AtomicUsize>) -> Self {
+        total.fetch_add(fixed, Ordering::Relaxed);
+        Self { fixed, booked: fixed, total }
+    }
+
+    /// Books what changes.
+    fn set(&mut self, bytes: usize) {
+        let (before, now) = (self.booked, self.fixed + bytes);
+        self.booked = now;
+        if now >= before {
+            self.total.fetch_add(now - before, Ordering::Relaxed);
+        } else {
+            self.total.fetch_sub(before - now, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Books {
+    fn drop(&mut self) {
+        self.total.fetch_sub(self.booked, Ordering::Relaxed);
+    }
 }
 
 /// A subscription.
@@ -67,7 +122,17 @@ impl Place {
 struct Subscription {
     filter: Box<str>,
     qos: Qos,
+    no_local: bool,
     identifier: Option<u32>,
+}
+
+/// What a client wants of a subscription.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted {
+    pub(super) qos: Qos,
+    /// Nothing that the client itself has published.
+    pub(super) no_local: bool,
+    pub(super) identifier: Option<u32>,
 }
 
 /// Where a message of QoS 2 is whose PUBREL has not come.
@@ -106,11 +171,20 @@ pub(super) struct Sent {
 pub(super) struct Session {
     /// The connection that may change it.
     pub(super) owner: ConnectionKey,
+    /// How long it outlives its connection, in seconds.
+    pub(super) keep_s: u32,
+    /// A clean start has ended it: it goes on for nobody.
+    pub(super) ended: bool,
     subscriptions: Vec<Subscription>,
     filter_bytes: usize,
-    pub(super) received: HashMap<u16, Received>,
+    /// Messages of QoS 2 without PUBREL that Kafka does not have yet, and whose connections sent them.
+    pending: HashMap<u16, ConnectionKey>,
+    /// Those that it has. A packet identifier is all that is kept of one, and there are no more of those
+    /// than the standard has: a client that keeps no window of its own is not cut off for it.
+    safe: HashSet<u16>,
     pub(super) sent: VecDeque<Sent>,
     next_id: u16,
+    books: Books,
 }
 
 /// What the subscriptions of a client make of a topic.
@@ -123,36 +197,67 @@ pub(super) struct Matched {
 }
 
 impl Session {
-    fn new(owner: ConnectionKey) -> Self {
+    fn new(owner: ConnectionKey, books: Books) -> Self {
         Self {
             owner,
+            keep_s: 0,
+            ended: false,
             subscriptions: Vec::new(),
             filter_bytes: 0,
-            received: HashMap::new(),
+            pending: HashMap::new(),
+            safe: HashSet::new(),
             sent: VecDeque::new(),
             next_id: 1,
+            books,
         }
     }
 
-    /// Adds a subscription, or replaces that of the same filter; false if there are too many.
+    /// What so many subscriptions take at most, without their filters.
+    pub(super) const fn bytes_of_subscriptions(count: usize) -> usize {
+        2 * count * size_of::<Subscription>()
+    }
+
+    /// Books the memory that it takes.
+    fn book(&mut self) {
+        let bytes = self.filter_bytes
+            + self.subscriptions.capacity() * size_of::<Subscription>()
+            + self.pending.capacity() * size_of::<(u16, ConnectionKey)>()
+            + self.safe.capacity() * size_of::<u16>()
+            + self.sent.capacity() * size_of::<Sent>();
+        self.books.set(bytes);
+    }
+
+    /// Whether another connection of the client goes on with it: "The Session Present flag" and all that
+    /// it stands for (MQTT-3.1.2-4, MQTT-3.2.2-3). One that is not to outlive its connection ends with
+    /// that, a take-over included: its state "MUST NOT be reused in any subsequent Session"
+    /// (MQTT-3.1.2-6 of 3.1.1; section 3.1.2.11.2 of 5.0).
+    pub(super) const fn goes_on(&self) -> bool {
+        !self.ended && self.keep_s > 0
+    }
+
+    /// Adds a subscription, or replaces that of the same filter; false if there are too many, or the
+    /// memory for all sessions is used up.
     pub(super) fn subscribe(
         &mut self,
         filter: &str,
-        qos: Qos,
-        identifier: Option<u32>,
+        wanted: Wanted,
         most: usize,
+        most_bytes: usize,
     ) -> bool {
+        let Wanted { qos, no_local, identifier } = wanted;
         let same = |subscription: &&mut Subscription| &*subscription.filter == filter;
-        if let Some(subscription) = self.subscriptions.iter_mut().find(same) {
-            (subscription.qos, subscription.identifier) = (qos, identifier);
+        if let Some(former) = self.subscriptions.iter_mut().find(same) {
+            (former.qos, former.no_local, former.identifier) = (qos, no_local, identifier);
             return true;
         }
         let bytes = self.filter_bytes + filter.len();
-        if self.subscriptions.len() >= most || bytes > MAX_FILTER_BYTES {
+        let total = self.books.total.load(Ordering::Relaxed) + filter.len();
+        if self.subscriptions.len() >= most || bytes > MAX_FILTER_BYTES || total > most_bytes {
             return false;
         }
         self.filter_bytes = bytes;
-        self.subscriptions.push(Subscription { filter: filter.into(), qos, identifier });
+        self.subscriptions.push(Subscription { filter: filter.into(), qos, no_local, identifier });
+        self.book();
         true
     }
 
@@ -162,14 +267,17 @@ impl Session {
         if let Some(place) = place {
             self.subscriptions.remove(place);
             self.filter_bytes -= filter.len();
+            self.book();
         }
         place.is_some()
     }
 
-    /// Whether the client wants what is published under a name.
-    pub(super) fn matching(&self, name: &str) -> Option<Matched> {
-        let covering =
-            self.subscriptions.iter().filter(|other| topic::matches(&other.filter, name));
+    /// Whether the client wants what is published under a name, by itself or by somebody else.
+    pub(super) fn matching(&self, name: &str, own: bool) -> Option<Matched> {
+        // "Application Messages MUST NOT be forwarded to a connection with a ClientID equal to the
+        // ClientID of the publishing connection" (MQTT-3.8.3-3).
+        let wanted = self.subscriptions.iter().filter(|other| !(own && other.no_local));
+        let covering = wanted.filter(|other| topic::matches(&other.filter, name));
         covering.fold(None, |matched: Option<Matched>, subscription| {
             let mut matched =
                 matched.unwrap_or(Matched { qos: Qos::Zero, identifiers: Vec::new() });
@@ -177,6 +285,43 @@ impl Session {
             matched.identifiers.extend(subscription.identifier);
             Some(matched)
         })
+    }
+
+    /// Where a message of QoS 2 is, if its PUBREL has not come.
+    pub(super) fn received(&self, id: u16) -> Option<Received> {
+        let pending = self.pending.get(&id).map(|key| Received::Pending(*key));
+        pending.or_else(|| self.safe.contains(&id).then_some(Received::Safe))
+    }
+
+    /// Notes a message of QoS 2 on its way to Kafka.
+    pub(super) fn receive(&mut self, id: u16) {
+        let capacity = self.pending.capacity();
+        self.pending.insert(id, self.owner);
+        if self.pending.capacity() != capacity {
+            self.book();
+        }
+    }
+
+    /// Kafka has one that this connection sent.
+    pub(super) fn note_safe(&mut self, id: u16, sender: ConnectionKey) {
+        if self.pending.get(&id) == Some(&sender) {
+            self.pending.remove(&id);
+            let capacity = self.safe.capacity();
+            self.safe.insert(id);
+            if self.safe.capacity() != capacity {
+                self.book();
+            }
+        }
+    }
+
+    /// PUBREL has come for one that Kafka has; false if there is none.
+    pub(super) fn release(&mut self, id: u16) -> bool {
+        self.safe.remove(&id)
+    }
+
+    /// What of this connection Kafka does not have has to come again.
+    pub(super) fn forget_pending(&mut self, sender: ConnectionKey) {
+        self.pending.retain(|_, key| *key != sender);
     }
 
     /// The place of a reply that was sent.
@@ -204,159 +349,25 @@ impl Session {
                 break id;
             }
         };
+        let capacity = self.sent.capacity();
         self.sent.push_back(Sent { origin, id, qos, progress: Progress::Published, here: true });
+        if self.sent.capacity() != capacity {
+            self.book();
+        }
         id
     }
 
     /// The connection of the replies under way is no more. Those that do not wait for their client
     /// elsewhere never come again.
-    fn part(&mut self, replies_wait: bool) {
+    pub(super) fn part(&mut self, replies_wait: bool) {
         self.sent.iter_mut().for_each(|sent| sent.here = false);
         if !replies_wait {
             self.sent.retain(|sent| sent.progress == Progress::Released);
         }
-    }
-}
-
-/// A client's place in the table.
-#[derive(Debug)]
-struct Slot {
-    session: Shared,
-    /// None while it is connected.
-    expires: Option<Instant>,
-}
-
-/// All sessions of a service.
-#[derive(Debug)]
-pub(super) struct Sessions {
-    table: Mutex<Table>,
-    most: usize,
-    /// Replies wait for clients that are away.
-    replies_wait: bool,
-}
-
-#[derive(Debug, Default)]
-struct Table {
-    slots: HashMap<Arc<str>, Slot>,
-    /// Those that are away, the first to expire first.
-    away: BTreeSet<(Instant, Arc<str>)>,
-}
-
-/// What a client that connects gets.
-#[derive(Debug)]
-pub(super) struct Attached {
-    pub(super) session: Shared,
-    /// See [`Place::turn`].
-    pub(super) turn: u32,
-    /// It is a former one.
-    pub(super) present: bool,
-    /// The connection that had the client identifier until now.
-    pub(super) former: Option<ConnectionKey>,
-}
-
-impl Sessions {
-    /// For so many clients, those included that are away.
-    pub(super) fn new(most: usize, replies_wait: bool) -> Self {
-        Self { table: Mutex::default(), most, replies_wait }
-    }
-
-    fn table(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().expect("no panic under this lock")
-    }
-
-    /// Gives a connection its client's session, or a new one.
-    pub(super) fn attach(
-        &self,
-        client: &Arc<str>,
-        clean: bool,
-        owner: ConnectionKey,
-        now: Instant,
-    ) -> Attached {
-        let mut table = self.table();
-        table.expire(now);
-        let former = table.remove(client);
-        let connected = former.as_ref().is_some_and(|slot| slot.expires.is_none());
-        let present = former.is_some() && !clean;
-        let (session, former) = match former {
-            Some(slot) => {
-                slot.session.turn.fetch_add(1, Ordering::Release);
-                let mut session = slot.session.lock();
-                let former = connected.then_some(session.owner);
-                if clean {
-                    drop(session);
-                    // The former connection keeps its own, for what is left to it to do.
-                    (Place::new(owner), former)
-                } else {
-                    session.owner = owner;
-                    session.part(self.replies_wait);
-                    drop(session);
-                    (slot.session, former)
-                }
-            }
-            None => (Place::new(owner), None),
-        };
-        table.make_room(self.most);
-        let slot = Slot { session: Arc::clone(&session), expires: None };
-        table.slots.insert(Arc::clone(client), slot);
-        // Before the table is free for the next one.
-        Attached { turn: session.turn(), session, present, former }
-    }
-
-    /// A connection has ended; its session is kept for so long.
-    pub(super) fn part(
-        &self,
-        client: &Arc<str>,
-        session: &Shared,
-        owner: ConnectionKey,
-        keep: Duration,
-        now: Instant,
-    ) {
-        let mut table = self.table();
-        let ours = table.slots.get(client).is_some_and(|slot| Arc::ptr_eq(&slot.session, session));
-        let mut locked = session.lock();
-        if !ours || locked.owner != owner {
-            return;
-        }
-        if keep.is_zero() {
-            table.remove(client);
-            return;
-        }
-        locked.part(self.replies_wait);
-        drop(locked);
-        let expires = now + keep;
-        if let Some(slot) = table.slots.get_mut(client) {
-            slot.expires = Some(expires);
-        }
-        table.away.insert((expires, Arc::clone(client)));
-    }
-}
-
-impl Table {
-    fn remove(&mut self, client: &Arc<str>) -> Option<Slot> {
-        let slot = self.slots.remove(client)?;
-        if let Some(expires) = slot.expires {
-            self.away.remove(&(expires, Arc::clone(client)));
-        }
-        Some(slot)
-    }
-
-    fn expire(&mut self, now: Instant) {
-        while let Some((expires, client)) = self.away.first()
-            && *expires <= now
-        {
-            let client = Arc::clone(client);
-            self.remove(&client);
-        }
-    }
-
-    /// Sessions of clients that are away give way to those of clients that are there; the first to
-    /// expire first. Clients that are there are bounded by the workers' connections.
-    fn make_room(&mut self, most: usize) {
-        while self.slots.len() >= most
-            && let Some((_, client)) = self.away.first()
-        {
-            let client = Arc::clone(client);
-            self.remove(&client);
-        }
+        self.subscriptions.shrink_to_fit();
+        self.pending.shrink_to_fit();
+        self.safe.shrink_to_fit();
+        self.sent.shrink_to_fit();
+        self.book();
     }
 }

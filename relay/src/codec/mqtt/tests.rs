@@ -67,6 +67,24 @@ impl Peer {
         (peer, connack)
     }
 
+    /// A client that takes over from another connection of its own.
+    fn taking_over(mqtt: &Arc<Mqtt>, connect: &Build, former: &mut Self) -> (Self, Sent) {
+        let mut peer = Self::new(mqtt);
+        peer.v5 = connect.is_v5();
+        assert!(peer.send(&connect.bytes()).is_empty(), "the former one has yet to end");
+        assert_eq!(peer.script.actions, [Action::TakeOver(former.script.key)]);
+        former.codec.farewell(CloseReason::TakenOver, former.now, &mut former.script);
+        former.codec.delivered(u64::MAX, former.now, &mut former.script);
+        peer.wait(Duration::from_millis(5));
+        let mut answers = peer.answers();
+        let connack = answers.remove(0);
+        assert_eq!((connack.first, connack.body[1]), (0x20, 0), "{connack:?}");
+        assert!(matches!(peer.script.actions[1], Action::Begin { .. }));
+        peer.script.output = answers.into_iter().flat_map(|answer| answer.bytes()).collect();
+        peer.script.actions.drain(..2);
+        (peer, connack)
+    }
+
     /// Gives it bytes; what it answers.
     fn send(&mut self, bytes: &[u8]) -> Vec<Sent> {
         self.codec.receive(bytes, self.now, &mut self.script);
@@ -96,11 +114,23 @@ impl Peer {
     }
 
     fn reply(&mut self, offset: i64, headers: &[(&str, &str)]) -> Result<Sending, Unencodable> {
+        self.reply_after(offset, headers, Duration::ZERO, false)
+    }
+
+    /// One that has waited, for its client if it was `held`.
+    fn reply_after(
+        &mut self,
+        offset: i64,
+        headers: &[(&str, &str)],
+        waited: Duration,
+        held: bool,
+    ) -> Result<Sending, Unencodable> {
         let mut list = HeaderList::default();
         for (name, value) in headers {
             assert!(list.push(name.as_bytes(), value.as_bytes()));
         }
-        let reply = Reply { origin: origin(offset), headers: list.headers(), payload: b"reply" };
+        let (origin, headers) = (origin(offset), list.headers());
+        let reply = Reply { origin, headers, payload: b"reply", waited, held };
         self.codec.reply(reply, self.now, &mut self.script)
     }
 

@@ -85,7 +85,8 @@ impl Peer {
             assert!(list.push(name.as_bytes(), value.as_bytes()));
         }
         let origin = ReplyOrigin { relay: RelayId(0), offset: 1 };
-        let reply = Reply { origin, headers: list.headers(), payload };
+        let reply =
+            Reply { origin, headers: list.headers(), payload, waited: Duration::ZERO, held: false };
         assert_eq!(self.codec.reply(reply, self.now, &mut self.script)?, Sending::WithOutput);
         Ok(self.script.take().1)
     }

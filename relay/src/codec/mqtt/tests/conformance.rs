@@ -70,6 +70,10 @@ fn who_cannot_connect_is_told_why() {
     assert_eq!(with(true, |build| build.level = 6), (refusal_v5(0x84), unsupported));
     assert_eq!(with(false, |build| build.level = 3), (refusal_v3(1), unsupported));
     assert_eq!(with(false, |build| build.name = "MQIsdp"), (refusal_v3(1), unsupported));
+    // Bridges of versions that are not spoken: in the only form that they know.
+    let old_bridge = |build: &mut Build| (build.name, build.level) = ("MQIsdp", 0x83);
+    assert_eq!(with(false, old_bridge), (refusal_v3(1), unsupported));
+    assert_eq!(with(false, |build| build.level = 0x86), (refusal_v3(1), unsupported));
     assert_eq!(with(false, |build| build.name = "HTTP"), (vec![], malformed));
     assert_eq!(with(true, |build| build.flags |= 1), (refusal_v5(0x81), malformed));
     assert_eq!(with(false, |build| build.flags |= 1), (vec![], malformed));
@@ -89,6 +93,18 @@ fn who_cannot_connect_is_told_why() {
     // An authentication method; a property that does not belong there; one that comes twice.
     let method = |build: &mut Build| build.properties = vec![0x15, 0, 1, b'x'];
     assert_eq!(with(true, method), (refusal_v5(0x8c), unsupported));
+    let data = |build: &mut Build| build.properties = vec![0x16, 0, 1, b'x'];
+    assert_eq!(with(true, data), (refusal_v5(0x82), malformed));
+    // A will that would not be a message; a packet size that CONNACK exceeds.
+    let long_will = |build: &mut Build| {
+        *build = build.clone().with_will(&[], 0);
+        build.payload.truncate(build.payload.len() - string("gone").len());
+        build.payload.extend(string(&"x".repeat(LIMIT as usize + 1)));
+    };
+    assert_eq!(with(true, long_will), (refusal_v5(0x97), unsupported));
+    assert_eq!(with(false, long_will), (refusal_v3(3), unsupported));
+    let tiny = |build: &mut Build| build.properties = vec![0x27, 0, 0, 0, 8];
+    assert_eq!(with(true, tiny), (refusal_v5(0x95), Some(CloseReason::OversizedMessage)));
     assert_eq!(with(true, |build| build.properties = vec![1, 0]), (refusal_v5(0x82), malformed));
     let twice = |build: &mut Build| build.properties = vec![0x21, 0, 1, 0x21, 0, 1];
     assert_eq!(with(true, twice), (refusal_v5(0x82), malformed));
@@ -166,8 +182,25 @@ fn a_payload_beyond_the_limit_is_refused_and_one_at_the_limit_is_not() {
     let mut peer = client(true);
     assert!(peer.send(&publish(true, 0, 0, "a", &payload)).is_empty());
     assert_eq!(peer.actions(), [message(&[("mqtt.topic", "a")], &payload)]);
-    let answers = peer.send(&publish(true, 0, 0, "a", &format!("{payload}x")));
-    assert_eq!(answers, [Sent::disconnect(0x95)]);
+    // Within what the client may send: told by the acknowledgement, in its turn, if there is one.
+    let longer = format!("{payload}x");
+    assert!(peer.send(&publish(true, 2, 1, "a", "")).is_empty());
+    assert!(peer.send(&publish(true, 2, 2, "a", &longer)).is_empty());
+    assert!(peer.send(&publish(true, 4, 3, "a", &longer)).is_empty());
+    let refused = |first, id| Sent::new(first, &[0, id, 0x97]);
+    assert_eq!(peer.delivered(2), [Sent::ack(PUBACK, 1), refused(PUBACK, 2), refused(PUBREC, 3)]);
+    assert_eq!(peer.actions().len(), 1, "one of them is a record");
+    // The packet identifier is free.
+    assert!(peer.send(&publish(true, 4, 3, "a", "")).is_empty());
+    assert_eq!(peer.delivered(3), [Sent::ack(PUBREC, 3)]);
+    peer.actions();
+    let answers = peer.send(&publish(true, 0, 0, "a", &longer));
+    assert_eq!(answers, [Sent::disconnect(0x97)]);
+    assert_eq!(peer.actions(), [Action::Close(CloseReason::OversizedMessage)]);
+    // The older version has no word for it.
+    let mut peer = client(false);
+    assert!(peer.send(&publish(false, 2, 1, "a", &longer)).is_empty());
+    assert_eq!(peer.actions(), [Action::Close(CloseReason::OversizedMessage)]);
 }
 
 #[test]
@@ -220,6 +253,10 @@ fn more_user_properties_than_a_record_takes_are_refused() {
     body.splice(3..5, [0xde, 4]);
     body.extend(property);
     assert_eq!(peer.send(&packet(0x30, &body)), [Sent::disconnect(0x97)]);
+    let mut peer = client(true);
+    body.splice(3..3, [0, 1]);
+    assert_eq!(peer.send(&packet(0x32, &body)), [Sent::new(PUBACK, &[0, 1, 0x97])]);
+    assert!(peer.actions().is_empty());
 }
 
 #[test]
@@ -274,26 +311,58 @@ fn a_release_before_its_time_is_a_fault() {
 }
 
 #[test]
-fn the_receive_maximum_is_enforced_and_the_older_version_is_slowed() {
-    let narrow = |section: &mut MqttSection| section.receive_maximum = 2;
-    let (mut peer, _) = Peer::connected(&service(narrow), &connect(true, "a"));
-    assert!(peer.send(&publish(true, 2, 1, "a", "")).is_empty());
-    assert!(peer.send(&publish(true, 4, 2, "a", "")).is_empty());
-    assert_eq!(peer.delivered(2).len(), 2);
-    // PUBACK frees a place; PUBREC does not, PUBCOMP does.
-    assert!(peer.send(&publish(true, 2, 3, "a", "")).is_empty());
-    assert_eq!(peer.send(&ack(PUBREL, 2)), [Sent::ack(PUBCOMP, 2)]);
-    assert!(peer.send(&publish(true, 2, 4, "a", "")).is_empty());
-    assert!(peer.codec.reads());
-    assert_eq!(peer.send(&publish(true, 2, 5, "a", "")), [Sent::disconnect(0x93)]);
+fn a_client_that_sends_more_than_it_may_is_slowed_and_not_cut_off() {
+    for v5 in BOTH {
+        let (mut peer, _) =
+            Peer::connected(&service(|section| section.receive_maximum = 4), &connect(v5, "a"));
+        // All at once, in both qualities: what the codec was given is kept, and nothing of it is lost.
+        let all: Vec<u8> = (1..=9).flat_map(|id| publish(v5, 2 << (id % 2), id, "a", "")).collect();
+        assert!(peer.send(&all).is_empty());
+        assert!(!peer.codec.reads());
+        assert_eq!(peer.actions().len(), 4);
+        assert_eq!(peer.delivered(1).len(), 1);
+        assert!(!peer.codec.reads(), "until there is some room");
+        assert_eq!(peer.delivered(2).len(), 1);
+        assert!(!peer.codec.reads(), "the room is used up by what was kept");
+        assert_eq!(peer.actions().len(), 2);
+        assert_eq!(peer.delivered(6).len(), 4);
+        assert_eq!(peer.delivered(9).len(), 3);
+        assert_eq!(peer.actions().len(), 3);
+        assert!(peer.codec.reads());
+    }
+}
 
-    let (mut peer, _) = Peer::connected(&service(narrow), &connect(false, "a"));
-    peer.send(&publish(false, 2, 1, "a", ""));
-    assert!(peer.codec.reads());
-    peer.send(&publish(false, 4, 2, "a", ""));
-    assert!(!peer.codec.reads());
+#[test]
+fn any_number_of_messages_of_qos_2_may_be_begun_before_the_first_is_ended() {
+    for v5 in BOTH {
+        let mut peer = client(v5);
+        let all: Vec<u8> = (1..=5000).flat_map(|id| publish(v5, 4, id, "a", "")).collect();
+        let mut answers = peer.send(&all);
+        let mut count = 0;
+        loop {
+            let messages = peer.actions();
+            assert!(messages.iter().all(|action| matches!(action, Action::Message { .. })));
+            if messages.is_empty() {
+                break;
+            }
+            count += messages.len();
+            answers.extend(peer.delivered(count as u64));
+        }
+        assert_eq!((count, answers.len()), (5000, 5000));
+        for id in 1..=5000 {
+            assert_eq!(peer.send(&ack(PUBREL, id)), [Sent::ack(PUBCOMP, id)]);
+        }
+    }
+}
+
+#[test]
+fn whoever_waits_for_its_acknowledgement_is_owed_something() {
+    let mut peer = client(true);
+    assert!(!peer.codec.owes());
+    peer.send(&publish(true, 2, 1, "a", ""));
+    assert!(peer.codec.owes());
     peer.delivered(1);
-    assert!(peer.codec.reads());
+    assert!(!peer.codec.owes());
 }
 
 #[test]
@@ -387,22 +456,27 @@ fn the_will_is_published_unless_the_client_says_good_bye() {
 
         let (mut peer, _) = Peer::connected(&service(|_| ()), &build);
         peer.send(&packet(0xc1, &[]));
-        peer.actions();
-        assert_eq!(peer.end(CloseReason::Malformed), [message(&will, "gone")]);
+        let close = Action::Close(CloseReason::Malformed);
+        assert_eq!(peer.actions(), [message(&will, "gone"), close]);
+        assert!(peer.end(CloseReason::Malformed).is_empty());
     }
-    // Disconnect with will message.
-    let build = connect(true, "a").with_will(&[0x18, 0, 0, 0, 9, 3, 0, 1, b't'], 8);
-    let (mut peer, _) = Peer::connected(&service(|_| ()), &build);
-    peer.send(&packet(0xe0, &[4]));
-    assert_eq!(peer.actions(), [Action::Close(CloseReason::ClientClosed)]);
+    // Disconnect with will message. The delay is over when the session ends.
+    let delay = [0x18, 0, 0, 0, 9, 3, 0, 1, b't'];
+    let close = Action::Close(CloseReason::ClientClosed);
     let delayed = [
         ("mqtt.will", "1"),
-        ("mqtt.will_delay", "9"),
         ("mqtt.topic", "will/topic"),
         ("mqtt.qos", "1"),
         ("mqtt.content_type", "t"),
+        ("mqtt.will_delay", "9"),
     ];
-    assert_eq!(peer.end(CloseReason::ClientClosed), [message(&delayed, "gone")]);
+    for (kept, told) in [(true, &delayed[..]), (false, &delayed[..4])] {
+        let build = connect(true, "a").with_will(&delay, 8);
+        let build = if kept { build.persistent() } else { build };
+        let (mut peer, _) = Peer::connected(&service(|_| ()), &build);
+        peer.send(&packet(0xe0, &[4]));
+        assert_eq!(peer.actions(), [message(told, "gone"), close.clone()]);
+    }
 }
 
 #[test]
@@ -460,7 +534,7 @@ fn who_may_connect_is_asked_and_what_comes_meanwhile_waits() {
             let (first, second) = bytes.split_at(bytes.len() - 1);
             assert!(peer.send(first).is_empty());
             assert!(peer.send(second).is_empty());
-            assert!(!peer.codec.reads() && peer.actions().is_empty());
+            assert!(peer.codec.reads() && peer.actions().is_empty());
             call.send(()).unwrap();
             while peer.script.actions.is_empty() {
                 peer.wait(Duration::from_millis(5));

@@ -76,19 +76,18 @@ fn a_second_connection_takes_over() {
         let build = connect(v5, "a").persistent().with_will(&[0x18, 0, 0, 0, 9], 0);
         let (mut former, _) = Peer::connected(&mqtt, &build);
         former.subscribe("a", 1);
-        let (mut peer, connack) = Peer::connected(&mqtt, &build);
+        let (mut peer, connack) = Peer::taking_over(&mqtt, &build, &mut former);
         assert!(present(&connack));
-        assert_eq!(peer.actions(), [Action::TakeOver(former.script.key)]);
+        let told = if v5 { vec![Sent::disconnect(0x8e)] } else { vec![] };
+        assert_eq!(former.answers(), told);
+        // A will with a delay is not published if the session goes on; one without is.
+        assert_eq!(former.actions().len(), usize::from(!v5));
         // The former connection has nothing to say any more.
         assert!(former.send(&publish(v5, 0, 0, "a", "x")).is_empty());
         assert!(former.actions().is_empty());
         assert_eq!(former.reply(1, &REPLY1), Ok(Sending::Kept));
         assert!(former.answers().is_empty());
-        former.codec.farewell(CloseReason::TakenOver, former.now, &mut former.script);
-        let told = if v5 { vec![Sent::disconnect(0x8e)] } else { vec![] };
-        assert_eq!(former.answers(), told);
-        // A will with a delay is not published if the session goes on; one without is.
-        assert_eq!(former.end(CloseReason::TakenOver).len(), usize::from(!v5));
+        assert!(former.end(CloseReason::TakenOver).is_empty());
         assert_eq!(peer.reply(1, &REPLY1), Ok(Sending::Kept));
         leave(&mut peer);
         assert!(present(&Peer::connected(&mqtt, &build).1));
@@ -119,9 +118,8 @@ fn a_clean_start_takes_over_too() {
     let mqtt = service(|_| ());
     let (mut former, _) = Peer::connected(&mqtt, &connect(true, "a").persistent());
     former.subscribe("a", 1);
-    let (mut peer, connack) = Peer::connected(&mqtt, &connect(true, "a"));
+    let (mut peer, connack) = Peer::taking_over(&mqtt, &connect(true, "a"), &mut former);
     assert!(!present(&connack));
-    assert_eq!(peer.actions(), [Action::TakeOver(former.script.key)]);
     former.send(&publish(true, 0, 0, "a", "late"));
     assert!(former.actions().is_empty());
     former.end(CloseReason::TakenOver);
@@ -224,4 +222,191 @@ fn the_relay_stop_keeps_what_is_not_confirmed() {
     assert_eq!(peer.answers().pop(), Some(Sent::disconnect(0x8b)));
     assert!(peer.send(&ack(PUBACK, 1)).is_empty());
     assert!(peer.actions().is_empty());
+}
+
+/// A clean session lasts as long as its connection (MQTT-3.1.2-6 of 3.1.1), and so does one of 5.0 that
+/// was given no time (section 3.1.2.11.2): whoever takes over gets a new one.
+#[test]
+fn a_session_that_ends_with_its_connection_is_nobodys_at_a_take_over() {
+    for v5 in [false, true] {
+        let mqtt = service(|_| ());
+        let (mut former, _) = Peer::connected(&mqtt, &connect(v5, "a"));
+        former.subscribe("a", 2);
+        former.send(&publish(v5, 4, 7, "a", "x"));
+        assert_eq!(former.delivered(1), [Sent::ack(PUBREC, 7)]);
+        let again = connect(v5, "a").persistent();
+        let (mut peer, connack) = Peer::taking_over(&mqtt, &again, &mut former);
+        assert!(!present(&connack));
+        assert_eq!(peer.reply(1, &REPLY1), Ok(Sending::Unwanted), "its subscriptions are gone");
+        peer.send(&publish(v5, 4, 7, "a", "y"));
+        let messages = peer.actions().len();
+        assert_eq!(messages, 1, "the packet identifier means another message");
+        former.end(CloseReason::TakenOver);
+        leave(&mut peer);
+        assert!(present(&Peer::connected(&mqtt, &again).1), "the new one outlives its connection");
+    }
+}
+
+/// "the original Session is ended on the takeover" (section 3.1.4): a will does not wait for a session
+/// that will never be resumed.
+#[test]
+fn a_clean_start_ends_the_former_session_and_with_it_the_delay_of_its_will() {
+    let mqtt = service(|_| ());
+    let build = connect(true, "a").persistent().with_will(&[0x18, 0, 0, 0, 9], 0);
+    let (mut former, _) = Peer::connected(&mqtt, &build);
+    Peer::taking_over(&mqtt, &connect(true, "a"), &mut former);
+    let will = [("mqtt.will", "1"), ("mqtt.topic", "will/topic")];
+    assert_eq!(former.actions(), [message(&will, "gone")]);
+}
+
+#[test]
+fn whoever_takes_over_waits_until_kafka_has_the_will_and_what_came_before() {
+    for v5 in [false, true] {
+        let mqtt = service(|_| ());
+        let build = connect(v5, "a").persistent().with_will(&[], 0);
+        let (mut former, _) = Peer::connected(&mqtt, &build);
+        former.send(&publish(v5, 0, 0, "a", "x"));
+        let mut peer = Peer::new(&mqtt);
+        let birth = publish(v5, 0, 0, "birth", "y");
+        assert!(peer.send(&[build.bytes(), birth].concat()).is_empty());
+        assert_eq!(peer.actions(), [Action::TakeOver(former.script.key)]);
+        former.codec.farewell(CloseReason::TakenOver, former.now, &mut former.script);
+        assert_eq!(former.actions().len(), 2, "what it has published, and its will");
+        peer.wait(Duration::from_millis(5));
+        former.delivered(1);
+        peer.wait(Duration::from_millis(5));
+        assert!(peer.answers().is_empty() && peer.actions().is_empty());
+        former.delivered(2);
+        peer.wait(Duration::from_millis(5));
+        assert_eq!(peer.answers()[0].first, 0x20);
+        assert_eq!(peer.actions().len(), 2, "it begins, and then the birth message");
+
+        // Kafka is away: it is not waited for without end.
+        peer.send(&publish(v5, 0, 0, "a", "x"));
+        let mut third = Peer::new(&mqtt);
+        assert!(third.send(&build.bytes()).is_empty());
+        third.wait(Duration::from_secs(2));
+        assert_eq!(third.answers()[0].first, 0x20);
+    }
+}
+
+#[test]
+fn of_two_that_take_over_at_once_the_later_one_stays() {
+    let mqtt = service(|_| ());
+    let build = connect(true, "a").persistent();
+    let (mut former, _) = Peer::connected(&mqtt, &build);
+    former.send(&publish(true, 0, 0, "a", "x"));
+    let (mut second, mut third) = (Peer::new(&mqtt), Peer::new(&mqtt));
+    assert!(second.send(&build.bytes()).is_empty());
+    assert!(third.send(&build.bytes()).is_empty());
+    former.codec.farewell(CloseReason::TakenOver, former.now, &mut former.script);
+    former.delivered(1);
+    third.wait(Duration::from_millis(5));
+    assert!(present(&third.answers()[0]));
+    second.actions();
+    second.wait(Duration::from_millis(5));
+    assert_eq!(second.actions(), [Action::Close(CloseReason::TakenOver)]);
+    assert!(second.answers().is_empty());
+}
+
+/// What waited for a session that a clean start has ended is part of its state (section 4.1): it goes with
+/// it, and does not come because the client subscribes again.
+#[test]
+fn a_clean_start_gives_up_what_waited() {
+    for v5 in [false, true] {
+        let mqtt = service(|_| ());
+        let (mut peer, _) = Peer::connected(&mqtt, &connect(v5, "a").persistent());
+        peer.subscribe("a", 1);
+        leave(&mut peer);
+        let mut peer = Peer::new(&mqtt);
+        peer.v5 = v5;
+        peer.script.downlink_end = 10;
+        peer.send(&connect(v5, "a").bytes());
+        assert!(peer.asks_held(), "so that it does not wait for ever");
+        peer.subscribe("a", 1);
+        let mut held =
+            |offset| peer.reply_after(offset, &REPLY1, Duration::from_secs(1), true).unwrap();
+        assert_eq!(held(9), Sending::Unwanted);
+        assert_eq!(held(10), Sending::Kept, "it came after that");
+    }
+}
+
+#[test]
+fn a_session_that_is_resumed_to_be_the_last_gets_what_waited() {
+    let mqtt = service(|_| ());
+    let (mut peer, _) = Peer::connected(&mqtt, &connect(true, "a").persistent());
+    peer.subscribe("a", 1);
+    leave(&mut peer);
+    let mut last = connect(true, "a");
+    last.flags &= !2;
+    let (mut peer, connack) = Peer::connected(&mqtt, &last);
+    assert!(present(&connack) && peer.asks_held());
+    assert_eq!(peer.reply_after(1, &REPLY1, Duration::from_secs(1), true), Ok(Sending::Kept));
+    peer.end(CloseReason::ConnectionFailed);
+    assert!(!present(&Peer::connected(&mqtt, &last).1));
+}
+
+#[test]
+fn what_waited_waits_for_later_filters_for_some_seconds() {
+    const OTHER: [(&str, &str); 2] = [("mqtt.topic", "b"), ("mqtt.qos", "1")];
+    for v5 in [false, true] {
+        let mqtt = service(|_| ());
+        let (mut peer, _) = Peer::connected(&mqtt, &connect(v5, "a").persistent());
+        peer.subscribe("a", 1);
+        assert!(peer.asks_held());
+        let held = |peer: &mut Peer, offset, headers: &[(&str, &str)]| {
+            peer.reply_after(offset, headers, Duration::ZERO, true).unwrap()
+        };
+        for (offset, headers) in [(1, &OTHER), (2, &REPLY1), (3, &OTHER)] {
+            assert_eq!(held(&mut peer, offset, headers), Sending::Kept);
+        }
+        assert_eq!(peer.answers().len(), 1, "that which is covered");
+        assert_eq!(peer.reply(4, &OTHER), Ok(Sending::Unwanted), "it has not waited");
+        let granted = peer.send(&packets::subscribe(v5, 9, &[("b", 1)]));
+        assert_eq!(granted.iter().map(|sent| sent.first).collect::<Vec<_>>(), [0x90, 0x32, 0x32]);
+        assert!(peer.actions().is_empty(), "they are settled when the client has confirmed them");
+
+        assert_eq!(held(&mut peer, 5, &[("mqtt.topic", "c")]), Sending::Kept);
+        assert!(peer.codec.deadline().is_some());
+        peer.wait(Duration::from_secs(4));
+        assert!(peer.actions().is_empty());
+        peer.wait(Duration::from_secs(1));
+        assert_eq!(peer.actions(), [Action::GiveUp(origin(5))]);
+        assert_eq!(held(&mut peer, 6, &[("mqtt.topic", "c")]), Sending::Unwanted);
+    }
+}
+
+#[test]
+fn sessions_have_a_bound_in_bytes() {
+    let filters: Vec<String> =
+        (0..20).map(|number| format!("{number}/{}", "x".repeat(500))).collect();
+    let filters: Vec<(&str, u8)> = filters.iter().map(|filter| (&**filter, 0)).collect();
+    let most = 100_000;
+    let mqtt = service(|section| section.max_session_bytes = most);
+    let mut clients = Vec::new();
+    // Of those who are away the first go.
+    for client in 0..20 {
+        let name = format!("away-{client}");
+        let (mut peer, _) = Peer::connected(&mqtt, &connect(true, &name).persistent());
+        let granted = peer.send(&packets::subscribe(true, 1, &filters));
+        assert!(granted[0].body[3..].iter().all(|code| *code == 0), "{client}");
+        leave(&mut peer);
+        assert!(mqtt.sessions().1 <= most);
+    }
+    let (left, _) = mqtt.sessions();
+    assert!((3..10).contains(&left), "{left}");
+    // Of those who are here none does; there are no further subscriptions.
+    for client in 0..20 {
+        let name = format!("here-{client}");
+        let (mut peer, _) = Peer::connected(&mqtt, &connect(true, &name).persistent());
+        let granted = peer.send(&packets::subscribe(true, 1, &filters));
+        clients.push((peer, granted[0].body.last() == Some(&0x97)));
+    }
+    let refused = clients.iter().filter(|(_, refused)| *refused).count();
+    assert!((10..16).contains(&refused), "{refused}");
+    assert!(mqtt.sessions().1 <= most + 20 * 1000);
+    for (mut peer, _) in clients {
+        peer.end(CloseReason::ClientClosed);
+    }
+    drop(Arc::into_inner(mqtt).expect("nobody has it any more"));
 }
