@@ -349,7 +349,7 @@ impl Keeper {
             }
             Job::Refused { refused, .. } => {
                 self.stats.message_letters.count(refused.failure.into());
-                self.desk.refused_done();
+                self.desk.refused_done(&refused);
             }
             Job::Mark { .. } => {}
             Job::Leave { holder, entry, reason, .. } => {

@@ -25,6 +25,8 @@ mod producer;
 mod pump;
 mod reader;
 mod record;
+#[cfg(test)]
+mod refused_tests;
 mod said;
 mod stop;
 mod topics;

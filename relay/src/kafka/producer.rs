@@ -201,20 +201,16 @@ impl RdKafkaProducer {
             &producer_config(config),
             LogContext::new(&config.kafka),
             &topic,
-            wake,
+            wake.clone(),
         )?;
+        desk.tell_of_room(wake);
         Ok(Self { native, desk, leases, may_write: true, purged: false })
     }
 
-    fn hand_in(desk: &Desk, refused: Refused) {
-        let failure = refused.failure;
-        if !desk.hand_in_refused(refused) {
-            let reason = failure.name();
-            tracing::error!(
-                reason,
-                "a refused message is given up: too many wait to be dead letters"
-            );
-        }
+    /// Whether a refused message may be handed in. While the desk is full no report is taken, so what
+    /// they are about stays booked, and the clients wait; when the stop's time is over, nothing does.
+    fn has_room(&self) -> bool {
+        self.purged || self.desk.has_room_for_refused()
     }
 }
 
@@ -261,12 +257,12 @@ impl Producer for RdKafkaProducer {
         };
         match produced {
             Ok(()) => Ok(()),
+            Err(_) if kind.is_message() && !self.has_room() => Err(ProduceError::Full),
             Err(failure) => {
                 if kind.is_message() {
-                    Self::hand_in(
-                        &self.desk,
-                        Refused::at_once(failure, identity, payload, headers),
-                    );
+                    self.desk.hand_in_refused(Refused::at_once(
+                        failure, identity, payload, headers,
+                    ));
                 }
                 Err(ProduceError::Refused(failure))
             }
@@ -274,9 +270,10 @@ impl Producer for RdKafkaProducer {
     }
 
     fn poll(&mut self, on_report: &mut dyn FnMut(Report)) -> bool {
-        let desk = &self.desk;
+        let (desk, purged) = (&self.desk, self.purged);
+        let room = || purged || desk.has_room_for_refused();
         let weighed = |token| Token::unpack(token).weighed;
-        let events = self.native.poll(weighed, |report| {
+        let events = self.native.poll(room, weighed, |report| {
             let token = Token::unpack(report.token);
             let result = report.error.map_or(Ok(()), |(code, record)| {
                 tracing::debug!(%code, partition = report.partition.0, "record not delivered");
@@ -284,7 +281,7 @@ impl Producer for RdKafkaProducer {
                 if failure != DeliveryFailure::Purged && !token.control {
                     let NativeRecord { key, value, headers } = record;
                     let partition = i32::from(report.partition.0);
-                    Self::hand_in(desk, Refused { failure, partition, key, value, headers });
+                    desk.hand_in_refused(Refused { failure, partition, key, value, headers });
                 }
                 Err(failure)
             });
