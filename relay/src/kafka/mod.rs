@@ -30,6 +30,7 @@ mod refused_tests;
 mod said;
 mod stop;
 mod topics;
+mod turns;
 
 pub use again::watermarks;
 pub use bury::{BuryError, bury};
