@@ -49,6 +49,8 @@ pub struct HeldStats {
     pub late: AtomicU64,
     /// Records of the topic that count for nothing.
     pub refused: [AtomicU64; HeldRefusal::ALL.len()],
+    /// Replies that waited, and were not in the log any more when they were to be sent or moved.
+    pub vanished: AtomicU64,
     /// Errors reported by the cluster.
     pub errors: AtomicU64,
 }
@@ -95,6 +97,7 @@ impl Deliveries {
     ) -> Result<Self, OpenError> {
         let topic = config.kafka.held_topic();
         let reader = TopicReader::open(&config.kafka, topic.clone(), "held", Known::Made)?;
+        let reader = reader.growing();
         Ok(Self {
             reader,
             topic,
@@ -164,7 +167,7 @@ impl Deliveries {
         }
         for _ in 0..self.turns.waiting().min(ROUND_CLIENTS) {
             let Some(holder) = self.turns.next(Instant::now()) else { break };
-            if let Err(error) = self.begin(&holder, fetcher, &stopped, &mut orders) {
+            if let Err(error) = self.begin(&holder, fetcher, &stopped, &mut orders, stats) {
                 match error {
                     // Its partition was complained about; others have theirs elsewhere.
                     FetchError::Resting | FetchError::Stopped => {}
@@ -226,6 +229,7 @@ impl Deliveries {
         fetcher: &mut Fetcher,
         stopped: impl Fn() -> bool,
         orders: &mut Vec<Order>,
+        stats: &HeldStats,
     ) -> Result<(), FetchError> {
         let key = self.here.get(holder).and_then(|keys| keys.last()).copied();
         let (Some(key), Some(partition), Some(service)) =
@@ -268,6 +272,7 @@ impl Deliveries {
             }
         });
         if !gone.is_empty() {
+            stats.vanished.fetch_add(gone.len() as u64, Ordering::Relaxed);
             tracing::error!(holder, count = gone.len(), "held replies are not in the log any more");
             self.index.remove(holder, partition, &gone);
         }

@@ -243,6 +243,9 @@ mod tests {
 
     use super::*;
 
+    /// Offsets with their values.
+    type Read = Vec<(i64, Option<i64>)>;
+
     struct Bench {
         cluster: MockCluster<'static, DefaultProducerContext>,
         producer: BaseProducer,
@@ -270,21 +273,18 @@ mod tests {
         }
 
         /// Offsets and values, none where there is none; and how it went.
-        fn read(
-            &mut self,
-            partition: i32,
-            offsets: &[i64],
-        ) -> (Vec<(i64, Option<i64>)>, Result<(), FetchError>) {
+        fn read(&mut self, partition: i32, offsets: &[i64]) -> (Read, Result<(), FetchError>) {
             let mut read = Vec::new();
             let deadline = Instant::now() + Duration::from_mins(1);
             let stopped = || Instant::now() > deadline;
             let place = ("topic", partition);
-            let result = self.fetcher.read(place, offsets.iter().copied(), stopped, |at, record| {
-                let value = record.map(|record| {
-                    std::str::from_utf8(record.payload().unwrap()).unwrap().parse().unwrap()
+            let result =
+                self.fetcher.read(place, offsets.iter().copied(), stopped, |at, record| {
+                    let value = record.map(|record| {
+                        std::str::from_utf8(record.payload().unwrap()).unwrap().parse().unwrap()
+                    });
+                    read.push((at, value));
                 });
-                read.push((at, value));
-            });
             (read, result)
         }
     }

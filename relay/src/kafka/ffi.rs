@@ -41,6 +41,8 @@ pub(super) struct NativeReport {
     /// Payload, and headers that are booked if the token says that there are any.
     pub(super) booked_bytes: usize,
     pub(super) token: u64,
+    /// Where it is; below 0 if it is nowhere, or the broker has not told.
+    pub(super) offset: i64,
     pub(super) error: Option<(RDKafkaErrorCode, NativeRecord)>,
 }
 
@@ -320,9 +322,8 @@ impl<C: Watched> NativeProducer<C> {
             // SAFETY: a valid event.
             match unsafe { sys::rd_kafka_event_type(event.0.as_ptr()) } {
                 sys::RD_KAFKA_EVENT_DR => {
-                    if !Self::take_reports(&event, &room, &weighed, &mut on_report) {
-                        self.unfinished = Some(event);
-                    }
+                    let whole = Self::take_reports(&event, &room, &weighed, &mut on_report);
+                    self.unfinished = (!whole).then_some(event);
                 }
                 sys::RD_KAFKA_EVENT_LOG => self.take_log(event.0.as_ptr()),
                 sys::RD_KAFKA_EVENT_ERROR => self.take_error(event.0.as_ptr()),
@@ -371,6 +372,7 @@ impl<C: Watched> NativeProducer<C> {
                     partition: Partition(u16::try_from(message.partition).unwrap_or(u16::MAX)),
                     booked_bytes,
                     token,
+                    offset: message.offset,
                     error,
                 });
             }

@@ -46,12 +46,8 @@ fn identity(epoch: u64) -> Identity {
         slot: 0,
         generation: 1,
     };
-    let association = Association {
-        server: ServerId(0),
-        name: "server".into(),
-        partition: Partition(0),
-        epoch,
-    };
+    let association =
+        Association { server: ServerId(0), name: "server".into(), partition: Partition(0), epoch };
     let address = SocketAddr::from(([192, 0, 2, 1], 1));
     let begin = Begin { protocol: "length", ..Begin::default() };
     Identity::new(key, None, &association, address, address, begin)
@@ -81,7 +77,9 @@ impl Bench {
         let (_, refused) = self.desk.take();
         let number = |value: &[u8]| std::str::from_utf8(value).unwrap().parse().unwrap();
         let numbers = refused.iter().map(|refused| number(&refused.value)).collect();
-        refused.iter().for_each(|refused| self.desk.refused_done(refused));
+        for refused in &refused {
+            self.desk.refused_done(refused);
+        }
         numbers
     }
 }
