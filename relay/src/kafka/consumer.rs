@@ -47,12 +47,16 @@ pub struct ConsumerStats {
     pub other_relay: AtomicU64,
     /// Replies to an earlier run of this relay.
     pub former_run: AtomicU64,
-    /// Orders to close a connection, without a payload.
+    /// Orders to close a connection, without a payload, that are for nobody here.
     pub orders: AtomicU64,
     /// The offset at which this run began to read.
     pub start: AtomicI64,
     /// Replies before it that the former run had postponed.
     pub carried: AtomicU64,
+    /// Offsets that were passed and are no replies: marks of transactions, and what was aborted.
+    pub marks: AtomicU64,
+    /// Behind the last offset that was read.
+    pub position: AtomicI64,
     /// Errors reported by the cluster.
     pub errors: AtomicU64,
 }
@@ -200,6 +204,7 @@ impl Consumer {
         let (committed, note) = committed.unwrap_or((oldest, String::new()));
         let start = committed.max(oldest);
         stats.start.store(start, Ordering::Relaxed);
+        stats.position.store(start, Ordering::Relaxed);
         take_note(&note, committed, &desk, &stats);
         let mut assignment = TopicPartitionList::new();
         assignment.add_partition_offset(&topic, i32::from(relay.0), Offset::Offset(start))?;
@@ -297,12 +302,14 @@ impl Consumer {
             };
             timeout = Duration::ZERO;
             let next = message.offset() + 1;
+            let skipped = message.offset() - end.unwrap_or(self.position.0);
+            self.stats
+                .marks
+                .fetch_add(u64::try_from(skipped).unwrap_or_default(), Ordering::Relaxed);
             self.headers.clear();
             add_headers(&message, &mut self.headers);
             let command = command(&message, self.headers.headers());
-            let orders = u64::from(command == Command::Close);
             self.stats.received.fetch_add(1, Ordering::Relaxed);
-            self.stats.orders.fetch_add(orders, Ordering::Relaxed);
             match self.addressee(&message) {
                 Ok(key) => {
                     let worker = usize::from(key.worker);
@@ -326,7 +333,9 @@ impl Consumer {
                     }
                 }
                 // An order has nothing to be kept.
-                Err(_) if command == Command::Close => {}
+                Err(_) if command == Command::Close => {
+                    self.stats.orders.fetch_add(1, Ordering::Relaxed);
+                }
                 Err((counter, reason)) => {
                     counter.fetch_add(1, Ordering::Relaxed);
                     self.desk.hand_in(ReplyOffset(message.offset()), reason);
@@ -367,6 +376,7 @@ impl Consumer {
             }
         }
         self.position = ReplyOffset(end);
+        self.stats.position.store(end, Ordering::Release);
     }
 
     /// The offset below which every reply is settled.
