@@ -170,8 +170,7 @@ impl Desk {
         heap.refused_undone += 1;
         heap.refused_bytes += refused.bytes();
         heap.refused.push(refused);
-        let full =
-            heap.refused_undone >= MOST_REFUSED || heap.refused_bytes >= MOST_REFUSED_BYTES;
+        let full = heap.refused_undone >= MOST_REFUSED || heap.refused_bytes >= MOST_REFUSED_BYTES;
         if full && !self.refused_full.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 waiting = heap.refused_undone,
@@ -230,8 +229,8 @@ impl Desk {
         let mut heap = self.heap();
         heap.refused_undone -= 1;
         heap.refused_bytes -= refused.bytes();
-        let few = heap.refused_undone <= MOST_REFUSED / 2
-            && heap.refused_bytes <= MOST_REFUSED_BYTES / 2;
+        let few =
+            heap.refused_undone <= MOST_REFUSED / 2 && heap.refused_bytes <= MOST_REFUSED_BYTES / 2;
         if few && self.refused_full.swap(false, Ordering::Relaxed) {
             self.producer.get().into_iter().for_each(Wake::wake);
         }

@@ -31,6 +31,7 @@ mod said;
 mod stop;
 mod topics;
 mod turns;
+mod written;
 
 pub use again::watermarks;
 pub use bury::{BuryError, bury};
@@ -57,3 +58,4 @@ pub(crate) use reader::{Known, TopicReader};
 pub use record::{ConnectionKey, Identity, Incarnation, KeyError, RelayId, header};
 pub use stop::StopTime;
 pub use topics::{TopicError, ensure_topics};
+pub use written::{Written, WrittenPart};

@@ -17,6 +17,7 @@ use super::desk::Desk;
 use super::ffi::{NativeProducer, NativeRecord};
 use super::leases::Leases;
 use super::record::{Identity, header};
+use super::written::Written;
 
 /// What a record may weigh beside its payload: key, headers and the batch's own bytes.
 const RECORD_OVERHEAD_BYTES: u32 = 128 << 10;
@@ -182,6 +183,7 @@ pub struct RdKafkaProducer {
     native: NativeProducer<LogContext>,
     desk: Arc<Desk>,
     leases: Arc<Leases>,
+    written: Arc<Written>,
     /// Records for servers that registered are taken.
     may_write: bool,
     purged: bool,
@@ -204,7 +206,13 @@ impl RdKafkaProducer {
             wake.clone(),
         )?;
         desk.tell_of_room(wake);
-        Ok(Self { native, desk, leases, may_write: true, purged: false })
+        let written = Arc::new(Written::new(config.partitions()));
+        Ok(Self { native, desk, leases, written, may_write: true, purged: false })
+    }
+
+    /// How far it has written.
+    pub fn written(&self) -> Arc<Written> {
+        self.written.clone()
     }
 
     /// Whether a refused message may be handed in. While the desk is full no report is taken, so what
@@ -260,9 +268,8 @@ impl Producer for RdKafkaProducer {
             Err(_) if kind.is_message() && !self.has_room() => Err(ProduceError::Full),
             Err(failure) => {
                 if kind.is_message() {
-                    self.desk.hand_in_refused(Refused::at_once(
-                        failure, identity, payload, headers,
-                    ));
+                    self.desk
+                        .hand_in_refused(Refused::at_once(failure, identity, payload, headers));
                 }
                 Err(ProduceError::Refused(failure))
             }
@@ -270,7 +277,7 @@ impl Producer for RdKafkaProducer {
     }
 
     fn poll(&mut self, on_report: &mut dyn FnMut(Report)) -> bool {
-        let (desk, purged) = (&self.desk, self.purged);
+        let (desk, written, purged) = (&self.desk, &self.written, self.purged);
         let room = || purged || desk.has_room_for_refused();
         let weighed = |token| Token::unpack(token).weighed;
         let events = self.native.poll(room, weighed, |report| {
@@ -285,6 +292,9 @@ impl Producer for RdKafkaProducer {
                 }
                 Err(failure)
             });
+            if result.is_ok() {
+                written.acknowledged(report.partition, report.offset, !token.control);
+            }
             on_report(Report {
                 partition: report.partition,
                 booked_bytes: report.booked_bytes,
