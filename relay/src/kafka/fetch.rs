@@ -183,7 +183,12 @@ impl Fetcher {
             if went_back || looked.elapsed() >= LOOK {
                 looked = Instant::now();
                 self.place = self.place.take().filter(|_| !went_back);
-                let there = self.bounds(topic, partition)?;
+                let there = match self.bounds(topic, partition) {
+                    Ok(there) => there,
+                    // A broker that is slow to say may answer the fetch before.
+                    Err(FetchError::Kafka(_)) if moved.elapsed() < patience => continue,
+                    Err(error) => return Err(error),
+                };
                 while let Some(gone) = wanted.next_if(|offset| !there.contains(offset)) {
                     moved = Instant::now();
                     take(gone, None);
