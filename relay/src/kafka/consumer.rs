@@ -431,7 +431,7 @@ fn take_note(note: &str, committed: i64, desk: &Desk, stats: &ConsumerStats) {
     stats.former_run.store(count, Ordering::Relaxed);
 }
 
-/// An order to close has no payload, and nothing that makes it a reply without one.
+/// What a record asks for.
 pub(super) fn command(message: &BorrowedMessage<'_>, headers: Headers<'_>) -> Command {
     let close = headers.get(header::CLOSE).is_some();
     let empty = message.payload().is_none() && headers.weight() == 0;
@@ -439,5 +439,31 @@ pub(super) fn command(message: &BorrowedMessage<'_>, headers: Headers<'_>) -> Co
         (false, _) => Command::Reply,
         (true, true) => Command::Close,
         (true, false) => Command::ReplyAndClose,
+    command_of(message.payload().unwrap_or_default(), headers)
+}
+
+/// An order to close has no payload or an empty one, and nothing that makes it a reply all the same.
+fn command_of(payload: &[u8], headers: Headers<'_>) -> Command {
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_value_with_close_sends_nothing() {
+        let list = |names: &[&str]| {
+            let mut list = HeaderList::default();
+            names.iter().for_each(|name| assert!(list.push(name.as_bytes(), b"1000 bye")));
+            list
+        };
+        let (none, close) = (list(&[]), list(&["close"]));
+        let response = list(&["close", "http.status"]);
+        let of = |payload: &[u8], list: &HeaderList| command_of(payload, list.headers());
+        assert_eq!(of(b"", &close), Command::Close);
+        assert_eq!(of(b"bye", &close), Command::ReplyAndClose);
+        assert_eq!(of(b"", &response), Command::ReplyAndClose);
+        assert_eq!(of(b"", &none), Command::Reply);
     }
 }
