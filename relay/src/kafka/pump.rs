@@ -192,8 +192,8 @@ impl<P: Producer> Pump<P> {
     fn produce(&mut self, mut unfinished: Unfinished) -> bool {
         let (mut produced, mut full) = (0, false);
         self.producer.look();
-        let unix_ms = unfinished.batch.unix_ms();
-        for (identity, kind, headers, payload) in unfinished.batch.records().skip(unfinished.next) {
+        let records = unfinished.batch.records().skip(unfinished.next);
+        for (identity, kind, headers, payload, unix_ms) in records {
             let token = super::producer::token(identity, kind, headers);
             match self.producer.produce(identity, kind, headers, payload, unix_ms) {
                 Ok(()) => {
