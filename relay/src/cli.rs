@@ -78,11 +78,13 @@ enum Command {
     ///
     /// Uplink: received = acknowledged + waiting + dead letters + refused, and as many records of
     /// this run in the partitions as were acknowledged. Downlink: what was produced since the run
-    /// began = sent + orders + held + dead letters + vanished + waiting, and no offset committed past
-    /// what is settled (which it has a second for). What waits to be acknowledged is the rest, and is
-    /// compared with the bytes that are booked for it while nothing moves. For each server: records in its partition = committed + waiting. Under traffic
+    /// began, without marks of transactions = sent + not wanted + orders + held + dead letters +
+    /// vanished + waiting, and no offset committed past what is settled (which it has a second for).
+    /// What waits to be acknowledged is the rest, and is compared with the bytes that are booked for it while nothing moves. For each server: records in its partition = committed + waiting. Under traffic
     /// the counters are taken before and after the partitions are looked at, and what lies between is
-    /// right. It reads every record since the relay's start. Exit code 1 if a line does not balance.
+    /// right. Records that retention may have deleted, or that went with a topic, are told and not missed;
+    /// messages and replies that were deleted before they were read are a problem.
+    /// It reads every record since the relay's start. Exit code 1 if a line does not balance.
     #[command(after_help = "Examples:\n  relay ledger --config /etc/millrace/millrace.toml\n  \
         relay ledger --json | jq .balanced")]
     Ledger {

@@ -9,6 +9,7 @@
 //!  associations   route::AssociationLog
 //!  mover          connections from servers that drain to others
 //!  keeper         kafka::Keeper
+//!  waiting        looks how long messages have waited for their servers
 //! ```
 
 mod error;
@@ -18,6 +19,7 @@ mod mover;
 mod snapshot;
 mod socket;
 mod threads;
+mod waiting;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -38,6 +40,7 @@ pub use snapshot::{CpuTime, Snapshot};
 use socket::ControlSocket;
 pub use socket::read_snapshot;
 use threads::Threads;
+pub use waiting::Waiting;
 
 /// Beats in a heartbeat timeout: one may be late, or two, and nothing happens.
 const BEATS_PER_TIMEOUT: u32 = 10;

@@ -27,6 +27,7 @@ use super::RunError;
 use super::listeners::{self, Listeners};
 use super::mover::Mover;
 use super::snapshot::Observer;
+use super::waiting::WaitingWatch;
 
 impl Flows for FlowTable {
     fn accepted(&mut self, client: SocketAddr, server: SocketAddr) -> io::Result<()> {
@@ -255,6 +256,7 @@ impl Threads {
         )?;
         let keeper =
             Keeper::new(config, &shared, desk.clone(), downlinks.clone(), keeper_stats.clone())?;
+        let written = producer.written();
         let pump = Pump::new(
             producer,
             (RelayId(config.relay.id), incarnation),
@@ -274,6 +276,8 @@ impl Threads {
             pump: pump_stats,
             consumer: consumer_stats,
             keeper: keeper_stats,
+            written,
+            waiting: WaitingWatch::start(config, registry.clone())?,
             credit: shared.credit.clone(),
             desk,
             associations: shared.associations.clone(),

@@ -81,11 +81,11 @@ mod tests {
         let (arrivals, start) = (Arrivals::default(), Instant::now());
         let count = 3 * MOST_MARKS as u64;
         for second in 0..count {
-            arrivals.read_to(second as i64 + 1, start + Duration::from_secs(second));
+            arrivals.read_to(second.cast_signed() + 1, start + Duration::from_secs(second));
         }
         let now = start + Duration::from_secs(count);
         for offset in (0..count).step_by(97) {
-            let age = arrivals.age(offset as i64, now).as_secs();
+            let age = arrivals.age(offset.cast_signed(), now).as_secs();
             assert!(age <= count - offset && age + 64 >= count - offset, "{offset}: {age}");
         }
         assert!(arrivals.marks.lock().unwrap().len() <= MOST_MARKS);

@@ -47,12 +47,16 @@ pub struct ConsumerStats {
     pub other_relay: AtomicU64,
     /// Replies to an earlier run of this relay.
     pub former_run: AtomicU64,
-    /// Orders to close a connection, without a payload.
+    /// Orders to close a connection, without a payload, that are for nobody here.
     pub orders: AtomicU64,
     /// The offset at which this run began to read.
     pub start: AtomicI64,
     /// Replies before it that the former run had postponed.
     pub carried: AtomicU64,
+    /// Offsets that were passed and are no replies: marks of transactions, and what was aborted.
+    pub marks: AtomicU64,
+    /// Behind the last offset that was read.
+    pub position: AtomicI64,
     /// Errors reported by the cluster.
     pub errors: AtomicU64,
 }
@@ -111,15 +115,20 @@ impl ConsumerContext for Context {
     }
 }
 
-/// Waits until the worker gives a batch back. None only when the relay stops.
+/// Waits until the worker gives a batch back, and takes what the workers have to say meanwhile: one that
+/// has said as much as there is room for takes no batch. None only when the relay stops.
 fn empty_batch(
-    downlink: &DownlinkSender,
+    downlinks: &[DownlinkSender],
+    worker: usize,
+    desk: &Desk,
     wake: &Wake,
     stop: &AtomicBool,
 ) -> Option<Box<DownlinkBatch>> {
+    let downlink = &downlinks[worker];
     loop {
         let mut batch = downlink.take_empty();
         if batch.is_none() && !stop.load(Ordering::SeqCst) {
+            desk.collect(downlinks);
             wake.announce_sleep();
             batch = downlink.take_empty();
             if batch.is_none() {
@@ -200,6 +209,7 @@ impl Consumer {
         let (committed, note) = committed.unwrap_or((oldest, String::new()));
         let start = committed.max(oldest);
         stats.start.store(start, Ordering::Relaxed);
+        stats.position.store(start, Ordering::Relaxed);
         take_note(&note, committed, &desk, &stats);
         let mut assignment = TopicPartitionList::new();
         assignment.add_partition_offset(&topic, i32::from(relay.0), Offset::Offset(start))?;
@@ -297,18 +307,21 @@ impl Consumer {
             };
             timeout = Duration::ZERO;
             let next = message.offset() + 1;
+            let skipped = message.offset() - end.unwrap_or(self.position.0);
+            self.stats
+                .marks
+                .fetch_add(u64::try_from(skipped).unwrap_or_default(), Ordering::Relaxed);
             self.headers.clear();
             add_headers(&message, &mut self.headers);
             let command = command(&message, self.headers.headers());
-            let orders = u64::from(command == Command::Close);
             self.stats.received.fetch_add(1, Ordering::Relaxed);
-            self.stats.orders.fetch_add(orders, Ordering::Relaxed);
             match self.addressee(&message) {
                 Ok(key) => {
                     let worker = usize::from(key.worker);
                     if self.open[worker].is_none() {
-                        let downlink = &self.downlinks[worker];
-                        let Some(batch) = empty_batch(downlink, &self.wake, stop) else { return };
+                        let (downlinks, desk) = (&self.downlinks, &self.desk);
+                        let batch = empty_batch(downlinks, worker, desk, &self.wake, stop);
+                        let Some(batch) = batch else { return };
                         self.open[worker] = Some(batch);
                     }
                     let batch = self.open[worker].as_mut().expect("just filled");
@@ -328,7 +341,9 @@ impl Consumer {
                     }
                 }
                 // An order has nothing to be kept.
-                Err(_) if command == Command::Close => {}
+                Err(_) if command == Command::Close => {
+                    self.stats.orders.fetch_add(1, Ordering::Relaxed);
+                }
                 Err((counter, reason)) => {
                     counter.fetch_add(1, Ordering::Relaxed);
                     self.desk.hand_in(ReplyOffset(message.offset()), reason);
@@ -371,6 +386,7 @@ impl Consumer {
             }
         }
         self.position = ReplyOffset(end);
+        self.stats.position.store(end, Ordering::Release);
     }
 
     /// The offset below which every reply is settled.
@@ -435,13 +451,41 @@ fn take_note(note: &str, committed: i64, desk: &Desk, stats: &ConsumerStats) {
     stats.former_run.store(count, Ordering::Relaxed);
 }
 
-/// An order to close has no payload, and nothing that makes it a reply without one.
+/// What a record asks for.
 pub(super) fn command(message: &BorrowedMessage<'_>, headers: Headers<'_>) -> Command {
+    command_of(message.payload().unwrap_or_default(), headers)
+}
+
+/// An order to close has no payload or an empty one, and nothing that makes it a reply all the same.
+fn command_of(payload: &[u8], headers: Headers<'_>) -> Command {
     let close = headers.get(header::CLOSE).is_some();
-    let empty = message.payload().is_none() && headers.weight() == 0;
+    let empty = payload.is_empty() && headers.weight() == 0;
     match (close, empty) {
         (false, _) => Command::Reply,
         (true, true) => Command::Close,
         (true, false) => Command::ReplyAndClose,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_value_with_close_sends_nothing() {
+        let list = |names: &[&str]| {
+            let mut list = HeaderList::default();
+            for name in names {
+                assert!(list.push(name.as_bytes(), b"1000 bye"));
+            }
+            list
+        };
+        let (none, close) = (list(&[]), list(&["close"]));
+        let response = list(&["close", "http.status"]);
+        let of = |payload: &[u8], list: &HeaderList| command_of(payload, list.headers());
+        assert_eq!(of(b"", &close), Command::Close);
+        assert_eq!(of(b"bye", &close), Command::ReplyAndClose);
+        assert_eq!(of(b"", &response), Command::ReplyAndClose);
+        assert_eq!(of(b"", &none), Command::Reply);
     }
 }

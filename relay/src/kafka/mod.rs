@@ -26,9 +26,13 @@ mod producer;
 mod pump;
 mod reader;
 mod record;
+#[cfg(test)]
+mod refused_tests;
 mod said;
 mod stop;
 mod topics;
+mod turns;
+mod written;
 
 pub use again::watermarks;
 pub use arrivals::Arrivals;
@@ -56,3 +60,4 @@ pub(crate) use reader::{Known, TopicReader};
 pub use record::{ConnectionKey, Identity, Incarnation, KeyError, RelayId, header};
 pub use stop::StopTime;
 pub use topics::{TopicError, ensure_topics};
+pub use written::{Written, WrittenPart};

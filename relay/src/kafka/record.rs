@@ -196,6 +196,11 @@ impl Identity {
         self.holder.as_deref()
     }
 
+    /// Whether replies to this connection wait for its client.
+    pub fn holds(&self) -> bool {
+        self.printed.len() > ConnectionKey::LENGTH
+    }
+
     /// Renders the identity of a connection from `client` to `destination`.
     pub fn new(
         key: ConnectionKey,

@@ -104,6 +104,7 @@ impl AssociationLog {
     ) -> Result<Self, LogError> {
         let topic = config.kafka.associations_topic();
         let reader = TopicReader::open(&config.kafka, topic.clone(), "associations", Known::Made)?;
+        let reader = reader.growing();
         let mut writer = writer_config(&config.kafka);
         writer
             .set("linger.ms", "5")

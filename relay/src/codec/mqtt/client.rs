@@ -325,10 +325,15 @@ impl Client {
         }
     }
 
+    /// The same, when the connection is over: nobody need wait for it any longer.
+    pub(super) fn give_up(&self) {
+        self.forget_pending();
+        self.session.finish(self.turn);
+    }
+
     /// Kafka has refused a message: what of this connection is not safe has to come again.
     pub(super) fn forget_pending(&self) {
         self.session.lock().forget_pending(self.key);
-        self.session.finish(self.turn);
     }
 
     /// PUBREL: the packet identifier is free again.
@@ -467,7 +472,7 @@ impl Client {
     /// The connection is over: its session.
     pub(super) fn ended(&mut self, reason: CloseReason, mqtt: &Mqtt, now: Instant) {
         if reason == CloseReason::RefusedByKafka {
-            self.forget_pending();
+            self.give_up();
         }
         mqtt.sessions.part(&self.id, &self.session, self.key, now);
         self.waiting = Waiting::default();

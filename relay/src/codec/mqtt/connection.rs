@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::codec::{Actions, Codec, Reply, Sending, Unencodable};
-use crate::kafka::ConnectionKey;
+use crate::kafka::{ConnectionKey, RefusedReason};
 use crate::worker::CloseReason;
 
 use super::Mqtt;
@@ -66,12 +66,14 @@ pub(super) struct Connection {
     pub(super) state: State,
     /// The beginning of a packet; or all that has come since nothing more is taken.
     held: Vec<u8>,
+    /// Why Kafka would not have a message.
+    refused: Option<RefusedReason>,
 }
 
 impl Connection {
     pub(super) fn new(mqtt: Arc<Mqtt>, now: Instant) -> Self {
         let state = State::Opening(now + mqtt.handshake);
-        Self { mqtt, state, held: Vec::new() }
+        Self { mqtt, state, held: Vec::new(), refused: None }
     }
 
     const fn is_over(&self) -> bool {
@@ -277,8 +279,14 @@ impl Codec for Connection {
     }
 
     fn farewell(&mut self, reason: CloseReason, _now: Instant, actions: &mut dyn Actions) {
+        let told = match (reason, self.refused) {
+            (CloseReason::RefusedByKafka, Some(RefusedReason::TooLarge)) => {
+                Some(Reason::PACKET_TOO_LARGE)
+            }
+            _ => Reason::of_close(reason),
+        };
         if let State::Open(client) = &self.state
-            && let Some(reason) = Reason::of_close(reason)
+            && let Some(reason) = told
         {
             encode::disconnect(actions.output(), client.version, reason);
         }
@@ -292,10 +300,13 @@ impl Codec for Connection {
         }
     }
 
-    fn refused(&mut self) {
-        if let State::Over(Some(client)) = &self.state {
-            client.forget_pending();
+    fn refused(&mut self, failure: RefusedReason) {
+        match &self.state {
+            State::Open(client) => client.forget_pending(),
+            State::Over(Some(client)) => client.give_up(),
+            _ => {}
         }
+        self.refused.get_or_insert(failure);
     }
 
     fn deadline(&self) -> Option<Instant> {

@@ -70,7 +70,10 @@ impl Connection {
         close: CloseReason,
         actions: &mut dyn Actions,
     ) {
-        if let Some(version) = version {
+        // Many clients never come back after a CONNACK that refuses them, and this one passes.
+        if let Some(version) = version
+            && close != CloseReason::KafkaBehind
+        {
             encode::refuse(actions.output(), version, reason);
         }
         self.over(false, actions);
