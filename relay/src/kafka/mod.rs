@@ -42,7 +42,7 @@ pub use inspect::{RecordOrigin, header_text, record_origin};
 pub use keeper::{Keeper, KeeperStats};
 pub use leases::Leases;
 pub use note::postponed_before;
-pub use position::{committed, committed_with_note, observer, unread};
+pub use position::{Unread, committed, committed_with_note, observer, unread};
 pub use presence::Presence;
 pub use producer::{
     DeliveryFailure, ProduceError, Producer, RdKafkaProducer, Report, Token, producer_config,

@@ -49,15 +49,28 @@ pub fn committed_with_note<C: ConsumerContext>(
     })
 }
 
-/// Records of an uplink partition that its reader has not committed; all of them if it never
-/// committed anything. Blocks for up to twice `patience`.
-pub fn unread(kafka: &KafkaSection, partition: Partition, patience: Duration) -> KafkaResult<u64> {
+/// How far an uplink partition is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unread {
+    /// Records that its reader has not committed.
+    pub records: u64,
+    /// The partition's end when that was found out.
+    pub end: i64,
+}
+
+/// Records of an uplink partition that its reader has not committed, all of them if it never committed
+/// anything; and the partition's end. Blocks for up to twice `patience`.
+pub fn unread(
+    kafka: &KafkaSection,
+    partition: Partition,
+    patience: Duration,
+) -> KafkaResult<Unread> {
     let consumer = observer(kafka, &kafka.server_group(partition))?;
     let (topic, number) = (kafka.uplink_topic(), i32::from(partition.0));
     let (begin, end) = consumer.fetch_watermarks(&topic, number, patience)?;
     if begin == end {
-        return Ok(0);
+        return Ok(Unread { records: 0, end });
     }
     let next = committed(&consumer, &topic, number, patience)?.map_or(begin, |at| at.max(begin));
-    Ok(u64::try_from(end - next).unwrap_or_default())
+    Ok(Unread { records: u64::try_from(end - next).unwrap_or_default(), end })
 }

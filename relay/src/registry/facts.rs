@@ -1,19 +1,22 @@
 //! What a decision may ask of the world, and the burial of what nobody will read.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use rdkafka::error::KafkaResult;
+
 use crate::config::Config;
-use crate::kafka::{Incarnation, bury, unread};
+use crate::kafka::{Incarnation, Unread, bury, unread};
 use crate::route::{Balance, Partition};
 
 use super::Facts;
 use super::link::Listener;
 
-/// How long the cluster may take to tell how far a partition is read.
+/// How long the cluster may take for each of the two answers that tell how far a partition is read.
 const FACT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What a decision may ask.
@@ -23,8 +26,8 @@ pub(super) struct World<'a> {
 }
 
 impl Facts for World<'_> {
-    fn unread(&mut self, partition: Partition) -> Option<u64> {
-        self.backlogs.unread(partition)
+    fn unread(&mut self, partition: Partition, since: Instant) -> Option<Unread> {
+        self.backlogs.unread(partition, since)
     }
     fn clients(&self, id: &str) -> u32 {
         self.listener.clients(id)
@@ -32,67 +35,104 @@ impl Facts for World<'_> {
     fn balance(&self, service: &str) -> Option<Balance> {
         self.listener.balance(service)
     }
-    fn bury(&mut self, partition: Partition) {
-        self.backlogs.bury(partition);
+    fn bury(&mut self, partition: Partition) -> bool {
+        self.backlogs.bury(partition)
     }
 }
 
-/// How far partitions are read; asked for one at a time, so that the registry is read meanwhile.
+/// A look that has ended: where, when it began, and what was seen.
+type Look = (Partition, Instant, KafkaResult<Unread>);
+
+/// How far partitions are read; found out on a thread of its own, one after the other, so that the
+/// registry is read and the relay's word renewed meanwhile, however long the cluster takes.
 pub(super) struct Backlogs {
     config: Config,
     incarnation: Incarnation,
     valid: Duration,
-    known: HashMap<Partition, (Instant, u64)>,
-    wanted: VecDeque<Partition>,
+    known: HashMap<Partition, (Instant, Unread)>,
+    /// Asked, and not answered yet.
+    asked: HashSet<Partition>,
+    /// None: the relay stops.
+    questions: Option<Sender<Partition>>,
+    answers: Receiver<Look>,
+    looker: Option<JoinHandle<()>>,
     /// At most one at a time.
     burial: Option<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
 }
 
 impl Backlogs {
-    pub(super) fn new(config: &Config, incarnation: Incarnation, valid: Duration) -> Self {
-        Self {
+    pub(super) fn new(
+        config: &Config,
+        incarnation: Incarnation,
+        valid: Duration,
+    ) -> std::io::Result<Self> {
+        let (questions, asked) = mpsc::channel::<Partition>();
+        let (answer, answers) = mpsc::channel();
+        let (kafka, stop) = (config.kafka.clone(), Arc::<AtomicBool>::default());
+        let stopped = Arc::clone(&stop);
+        let looker = std::thread::Builder::new().name("backlogs".to_owned()).spawn(move || {
+            for partition in asked {
+                let at = Instant::now();
+                if stopped.load(Ordering::SeqCst)
+                    || answer
+                        .send((partition, at, unread(&kafka, partition, FACT_TIMEOUT)))
+                        .is_err()
+                {
+                    return;
+                }
+            }
+        })?;
+        Ok(Self {
             config: config.clone(),
             incarnation,
             valid,
             known: HashMap::new(),
-            wanted: VecDeque::new(),
+            asked: HashSet::new(),
+            questions: Some(questions),
+            answers,
+            looker: Some(looker),
             burial: None,
-            stop: Arc::default(),
-        }
+            stop,
+        })
     }
 
-    fn unread(&mut self, partition: Partition) -> Option<u64> {
+    fn unread(&mut self, partition: Partition, since: Instant) -> Option<Unread> {
         if let Some((at, unread)) = self.known.get(&partition)
+            && *at >= since
             && at.elapsed() < self.valid
         {
             return Some(*unread);
         }
-        if !self.wanted.contains(&partition) {
-            self.wanted.push_back(partition);
+        if let Some(questions) = &self.questions
+            && self.asked.insert(partition)
+            && questions.send(partition).is_err()
+        {
+            tracing::error!("the thread that looks how far partitions are read has ended");
         }
         None
     }
 
-    /// Finds out what was asked first.
-    pub(super) fn find_out(&mut self) {
-        let Some(partition) = self.wanted.pop_front() else { return };
-        match unread(&self.config.kafka, partition, FACT_TIMEOUT) {
-            Ok(unread) => {
-                self.known.insert(partition, (Instant::now(), unread));
-            }
-            Err(error) => {
-                let partition = partition.0;
-                tracing::warn!(%error, partition, "how far a partition is read is not known");
+    /// Takes in what was found out.
+    pub(super) fn take_in(&mut self) {
+        for (partition, at, unread) in self.answers.try_iter() {
+            self.asked.remove(&partition);
+            match unread {
+                Ok(unread) => {
+                    self.known.insert(partition, (at, unread));
+                }
+                Err(error) => {
+                    let partition = partition.0;
+                    tracing::warn!(%error, partition, "how far a partition is read is not known");
+                }
             }
         }
     }
 
-    /// Moves what waits in a partition to the dead letters, unless another burial goes on: then it is
-    /// asked for again.
-    fn bury(&mut self, partition: Partition) {
+    /// Moves what waits in a partition to the dead letters, unless another burial goes on.
+    fn bury(&mut self, partition: Partition) -> bool {
         if self.burial.as_ref().is_some_and(|burial| !burial.is_finished()) {
-            return;
+            return false;
         }
         let (config, incarnation) = (self.config.clone(), self.incarnation);
         let stop = Arc::clone(&self.stop);
@@ -112,14 +152,16 @@ impl Backlogs {
             Err(error) => tracing::warn!(%error, "no thread for a burial"),
         }
         self.known.remove(&partition);
+        true
     }
 }
 
 impl Drop for Backlogs {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
-        if let Some(burial) = self.burial.take() {
-            let _ = burial.join();
+        drop(self.questions.take());
+        for thread in [self.looker.take(), self.burial.take()].into_iter().flatten() {
+            let _ = thread.join();
         }
     }
 }

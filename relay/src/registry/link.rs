@@ -250,7 +250,8 @@ impl Link {
             listener,
             leases,
             told: HashMap::new(),
-            backlogs: Backlogs::new(config, incarnation, lease / FACTS_PER_LEASE),
+            backlogs: Backlogs::new(config, incarnation, lease / FACTS_PER_LEASE)
+                .map_err(RegistryError::Thread)?,
             office: Office::From(now),
             refused: false,
             held_back: now,
@@ -552,7 +553,7 @@ impl Link {
     }
 
     fn decide(&mut self, now: Instant) {
-        self.backlogs.find_out();
+        self.backlogs.take_in();
         if std::mem::take(&mut self.refused) {
             self.held_back = now + HOLD_BACK;
         }
