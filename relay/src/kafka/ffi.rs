@@ -38,6 +38,8 @@ const REPORT_ARRAY: usize = 256;
 #[derive(Debug)]
 pub(super) struct NativeReport {
     pub(super) partition: Partition,
+    /// Of a record that was delivered.
+    pub(super) offset: i64,
     /// Payload, and headers that are booked if the token says that there are any.
     pub(super) booked_bytes: usize,
     pub(super) token: u64,
@@ -346,6 +348,7 @@ impl<C: Watched> NativeProducer<C> {
                 on_report(NativeReport {
                     // We produced it, with a partition that is a u16.
                     partition: Partition(u16::try_from(message.partition).unwrap_or(u16::MAX)),
+                    offset: message.offset,
                     booked_bytes,
                     token,
                     error,

@@ -15,6 +15,7 @@ mod ffi;
 mod held;
 mod inspect;
 mod keeper;
+mod late;
 mod leases;
 mod note;
 mod outbox;

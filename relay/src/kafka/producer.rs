@@ -15,8 +15,9 @@ use super::context::LogContext;
 use super::deadletter::Refused;
 use super::desk::Desk;
 use super::ffi::{NativeProducer, NativeRecord};
+use super::late::{Lateness, Rescue};
 use super::leases::Leases;
-use super::record::{Identity, header};
+use super::record::{Identity, Incarnation, header};
 
 /// What a record may weigh beside its payload: key, headers and the batch's own bytes.
 const RECORD_OVERHEAD_BYTES: u32 = 128 << 10;
@@ -182,6 +183,10 @@ pub struct RdKafkaProducer {
     native: NativeProducer<LogContext>,
     desk: Arc<Desk>,
     leases: Arc<Leases>,
+    lateness: Lateness,
+    rescue: Rescue,
+    /// This relay's run, once there is a record of it.
+    run: Option<Incarnation>,
     /// Records for servers that registered are taken.
     may_write: bool,
     purged: bool,
@@ -203,7 +208,10 @@ impl RdKafkaProducer {
             &topic,
             wake,
         )?;
-        Ok(Self { native, desk, leases, may_write: true, purged: false })
+        let lateness = Lateness::new(config.partitions());
+        let rescue = Rescue::new(config, leases.clone());
+        let (run, may_write, purged) = (None, true, false);
+        Ok(Self { native, desk, leases, lateness, rescue, run, may_write, purged })
     }
 
     fn hand_in(desk: &Desk, refused: Refused) {
@@ -214,6 +222,18 @@ impl RdKafkaProducer {
                 reason,
                 "a refused message is given up: too many wait to be dead letters"
             );
+        }
+    }
+}
+
+/// What has come too late is looked for as far as it is known.
+impl Drop for RdKafkaProducer {
+    fn drop(&mut self) {
+        if let Some(run) = self.run {
+            let rescue = &mut self.rescue;
+            self.lateness.finish(&self.leases, |partition, offsets| {
+                rescue.look_through(run, partition, offsets);
+            });
         }
     }
 }
@@ -260,7 +280,11 @@ impl Producer for RdKafkaProducer {
             }
         };
         match produced {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                self.lateness.produced(partition);
+                self.run = Some(identity.key.incarnation);
+                Ok(())
+            }
             Err(failure) => {
                 if kind.is_message() {
                     Self::hand_in(
@@ -274,10 +298,11 @@ impl Producer for RdKafkaProducer {
     }
 
     fn poll(&mut self, on_report: &mut dyn FnMut(Report)) -> bool {
-        let desk = &self.desk;
+        let (desk, lateness) = (&self.desk, &mut self.lateness);
         let weighed = |token| Token::unpack(token).weighed;
         let events = self.native.poll(weighed, |report| {
             let token = Token::unpack(report.token);
+            lateness.reported(report.partition, report.error.is_none().then_some(report.offset));
             let result = report.error.map_or(Ok(()), |(code, record)| {
                 tracing::debug!(%code, partition = report.partition.0, "record not delivered");
                 let failure = code.into();
@@ -295,6 +320,12 @@ impl Producer for RdKafkaProducer {
                 result,
             });
         });
+        if let Some(run) = self.run {
+            let rescue = &mut self.rescue;
+            lateness.judge(&self.leases, |partition, offsets| {
+                rescue.look_through(run, partition, offsets);
+            });
+        }
         events > 0
     }
 

@@ -427,8 +427,15 @@ impl Link {
             return;
         }
         if !is_declared {
-            self.leases.set(link.partition, id, link.epoch);
-            self.told.insert(id.to_owned(), link.clone());
+            let in_force = link.state != ServerState::Gone;
+            let from = lock(&self.core).registry.leases().get(id).map_or(0, |lease| lease.from);
+            self.leases.set(link.partition, id, link.epoch, from, in_force);
+            if in_force {
+                self.told.insert(id.to_owned(), link.clone());
+            } else {
+                // Nothing more is to be told of it.
+                self.told.remove(id);
+            }
         }
         self.listener.server(link);
     }
@@ -479,6 +486,7 @@ impl Link {
     }
 
     fn beat(&mut self) {
+        self.leases.begin_word();
         self.spoken = Instant::now();
         self.next_beat = self.spoken + self.beat_interval;
         self.say(RelayState::Live);
