@@ -232,7 +232,9 @@ pub struct KafkaSection {
     pub topic_prefix: String,
     /// How long the producer waits for a batch to fill. Microseconds; a floor under latency.
     pub linger_us: u32,
-    /// Unacknowledged payload bytes of one partition, above which its clients are not read from.
+    /// Unacknowledged bytes of one partition: of messages, above which its clients are not read from, and
+    /// of `open` and `close` records, above which connections that would begin are refused. Each record
+    /// counts 512 beside its own.
     pub partition_in_flight_bytes: usize,
     /// Partitions of the uplink, at least: those that no declared server has are leased to servers
     /// that register.

@@ -55,6 +55,9 @@ impl Engine for SteadyEngine {
     fn send(&mut self, _: SocketId, buffer: Vec<u8>) {
         self.sending = Some(buffer);
     }
+    fn is_taken(&mut self, _: SocketId) -> bool {
+        true
+    }
     fn shut_down(&mut self, _: SocketId) {
         panic!("nothing here is closed");
     }

@@ -98,6 +98,22 @@ fn what_waits_outlives_the_relay_and_what_came_while_it_was_down_waits_too() {
 }
 
 #[test]
+fn a_reply_that_comes_just_after_its_client_has_closed_waits_for_it() {
+    let mut relay = Direct::build("closed", identified).unwrap();
+    relay.instance.start().unwrap();
+    let server = HandServer::on(&relay.brokers, relay.topics.prefix(), &[0]).unwrap();
+    let client = relay.connect().unwrap();
+    let open = server.next("open", |record| record.kind() == "open").unwrap();
+    drop(client);
+    // Within `half_close_ms`: the relay still sends, as to one that has only ended its side.
+    server.reply(&open, b"late").unwrap();
+    wait_for(&relay, "replies_held", 1);
+    let mut client = relay.connect().unwrap();
+    assert_eq!(client.receive().unwrap(), b"late");
+    wait_for(&relay, "held_waiting", 0);
+}
+
+#[test]
 fn what_is_beyond_the_limits_becomes_dead_letters() {
     let mut relay = Direct::build("limits", |config| {
         identified(config);

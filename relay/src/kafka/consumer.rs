@@ -111,15 +111,20 @@ impl ConsumerContext for Context {
     }
 }
 
-/// Waits until the worker gives a batch back. None only when the relay stops.
+/// Waits until the worker gives a batch back, and takes what the workers have to say meanwhile: one that
+/// has said as much as there is room for takes no batch. None only when the relay stops.
 fn empty_batch(
-    downlink: &DownlinkSender,
+    downlinks: &[DownlinkSender],
+    worker: usize,
+    desk: &Desk,
     wake: &Wake,
     stop: &AtomicBool,
 ) -> Option<Box<DownlinkBatch>> {
+    let downlink = &downlinks[worker];
     loop {
         let mut batch = downlink.take_empty();
         if batch.is_none() && !stop.load(Ordering::SeqCst) {
+            desk.collect(downlinks);
             wake.announce_sleep();
             batch = downlink.take_empty();
             if batch.is_none() {
@@ -307,8 +312,9 @@ impl Consumer {
                 Ok(key) => {
                     let worker = usize::from(key.worker);
                     if self.open[worker].is_none() {
-                        let downlink = &self.downlinks[worker];
-                        let Some(batch) = empty_batch(downlink, &self.wake, stop) else { return };
+                        let (downlinks, desk) = (&self.downlinks, &self.desk);
+                        let batch = empty_batch(downlinks, worker, desk, &self.wake, stop);
+                        let Some(batch) = batch else { return };
                         self.open[worker] = Some(batch);
                     }
                     let batch = self.open[worker].as_mut().expect("just filled");
@@ -431,13 +437,41 @@ fn take_note(note: &str, committed: i64, desk: &Desk, stats: &ConsumerStats) {
     stats.former_run.store(count, Ordering::Relaxed);
 }
 
-/// An order to close has no payload, and nothing that makes it a reply without one.
+/// What a record asks for.
 pub(super) fn command(message: &BorrowedMessage<'_>, headers: Headers<'_>) -> Command {
+    command_of(message.payload().unwrap_or_default(), headers)
+}
+
+/// An order to close has no payload or an empty one, and nothing that makes it a reply all the same.
+fn command_of(payload: &[u8], headers: Headers<'_>) -> Command {
     let close = headers.get(header::CLOSE).is_some();
-    let empty = message.payload().is_none() && headers.weight() == 0;
+    let empty = payload.is_empty() && headers.weight() == 0;
     match (close, empty) {
         (false, _) => Command::Reply,
         (true, true) => Command::Close,
         (true, false) => Command::ReplyAndClose,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_value_with_close_sends_nothing() {
+        let list = |names: &[&str]| {
+            let mut list = HeaderList::default();
+            for name in names {
+                assert!(list.push(name.as_bytes(), b"1000 bye"));
+            }
+            list
+        };
+        let (none, close) = (list(&[]), list(&["close"]));
+        let response = list(&["close", "http.status"]);
+        let of = |payload: &[u8], list: &HeaderList| command_of(payload, list.headers());
+        assert_eq!(of(b"", &close), Command::Close);
+        assert_eq!(of(b"bye", &close), Command::ReplyAndClose);
+        assert_eq!(of(b"", &response), Command::ReplyAndClose);
+        assert_eq!(of(b"", &none), Command::Reply);
     }
 }

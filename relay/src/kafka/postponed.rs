@@ -80,7 +80,8 @@ impl Postponed {
             }
             headers.clear();
             let worker = usize::from(key.worker);
-            let batch = open[worker].take().or_else(|| empty_batch(&downlinks[worker], stopped));
+            let batch =
+                open[worker].take().or_else(|| empty_batch(downlinks, worker, desk, stopped));
             let Some(mut batch) = batch else { return desk.abandon(&[(next, key)]) };
             push(&mut batch, *relay, (next, key), record, &mut headers);
             if batch.is_full() {
@@ -106,16 +107,20 @@ impl Postponed {
     }
 }
 
-/// Waits until the worker gives a batch back, which it does at once until it ends.
+/// Waits until the worker gives a batch back, which it does at once until it ends, or has to say more
+/// than it has room for.
 fn empty_batch(
-    downlink: &DownlinkSender,
+    downlinks: &[DownlinkSender],
+    worker: usize,
+    desk: &Desk,
     stopped: impl Fn() -> bool,
 ) -> Option<Box<DownlinkBatch>> {
     loop {
-        let batch = downlink.take_empty();
+        let batch = downlinks[worker].take_empty();
         if batch.is_some() || stopped() {
             return batch;
         }
+        desk.collect(downlinks);
         std::thread::sleep(PAUSE);
     }
 }

@@ -66,11 +66,12 @@ struct Ledger {
     released: Vec<usize>,
     /// Of those, such as Kafka has acknowledged.
     written: Vec<usize>,
+    /// And of `open` and `close` records.
+    control: Vec<usize>,
     touched: Vec<Partition>,
-    /// Connections whose message was refused.
-    refused: Vec<Token>,
-    /// By worker: connections that want to know of it, and how many messages more are acknowledged.
-    acknowledged: Vec<Vec<(Token, u32)>>,
+    /// By worker, in order: connections whose message was refused, and those that want to know how many
+    /// messages more are acknowledged.
+    news: Vec<Vec<(Token, Command)>>,
     /// Records that have no report yet.
     outstanding: u64,
 }
@@ -92,9 +93,9 @@ impl<P: Producer> Pump<P> {
         let ledger = Ledger {
             released: vec![0; partitions],
             written: vec![0; partitions],
+            control: vec![0; partitions],
             touched: Vec::with_capacity(partitions),
-            refused: Vec::new(),
-            acknowledged: vec![Vec::new(); downlinks.len()],
+            news: vec![Vec::new(); downlinks.len()],
             outstanding: 0,
         };
         Self {
@@ -160,9 +161,7 @@ impl<P: Producer> Pump<P> {
         // What the producer could not take comes before what follows it.
         let blocked = self.unfinished.is_some();
         if blocked || !self.uplinks.iter().any(UplinkReceiver::has_batch) {
-            let owes = blocked
-                || !self.ledger.refused.is_empty()
-                || self.ledger.acknowledged.iter().any(|of_worker| !of_worker.is_empty());
+            let owes = blocked || self.ledger.news.iter().any(|of_worker| !of_worker.is_empty());
             self.wake.wait(if owes { BUSY_TICK } else { IDLE_TICK });
         }
         self.wake.awake();
@@ -192,8 +191,8 @@ impl<P: Producer> Pump<P> {
     fn produce(&mut self, mut unfinished: Unfinished) -> bool {
         let (mut produced, mut full) = (0, false);
         self.producer.look();
-        let unix_ms = unfinished.batch.unix_ms();
-        for (identity, kind, headers, payload) in unfinished.batch.records().skip(unfinished.next) {
+        let records = unfinished.batch.records().skip(unfinished.next);
+        for (identity, kind, headers, payload, unix_ms) in records {
             let token = super::producer::token(identity, kind, headers);
             match self.producer.produce(identity, kind, headers, payload, unix_ms) {
                 Ok(()) => {
@@ -249,41 +248,37 @@ impl<P: Producer> Pump<P> {
         for partition in self.ledger.touched.drain(..) {
             let bytes = std::mem::take(&mut self.ledger.released[partition.index()]);
             let written = std::mem::take(&mut self.ledger.written[partition.index()]);
+            let control = std::mem::take(&mut self.ledger.control[partition.index()]);
+            self.credit.release_control(partition, control);
+            if bytes == 0 {
+                continue;
+            }
             self.credit.acknowledge(partition, written);
             tell |= self.credit.release(partition, bytes);
         }
         if tell {
             self.uplinks.iter().for_each(UplinkReceiver::wake_worker);
         }
-        while let Some(token) = self.ledger.refused.last() {
-            let downlink = &self.downlinks[usize::from(token.worker)];
-            // None: the worker has its hands full; the next round tries again.
-            let Some(mut batch) = downlink.take_empty() else { break };
-            batch.push_order(self.key(*token), Command::Refused);
-            downlink.hand_over(batch);
-            self.ledger.refused.pop();
-        }
-        // After those: what is acknowledged behind a refused message does not count for its
-        // connection.
-        if self.ledger.refused.is_empty() {
-            self.pass_on_acknowledgements();
-        }
+        self.pass_on_news();
     }
 
-    fn pass_on_acknowledgements(&mut self) {
+    /// In the order of the reports: what is acknowledged behind a refused message does not count for its
+    /// connection, and what was acknowledged before it does.
+    fn pass_on_news(&mut self) {
         for worker in 0..self.downlinks.len() {
-            while !self.ledger.acknowledged[worker].is_empty() {
+            while !self.ledger.news[worker].is_empty() {
+                // None: the worker has its hands full; the next round tries again.
                 let Some(mut batch) = self.downlinks[worker].take_empty() else { break };
                 let mut taken = 0;
-                for (token, count) in &self.ledger.acknowledged[worker] {
+                for (token, news) in &self.ledger.news[worker] {
                     if batch.is_full() {
                         break;
                     }
-                    batch.push_order(self.key(*token), Command::Acknowledged(*count));
+                    batch.push_order(self.key(*token), *news);
                     taken += 1;
                 }
                 self.downlinks[worker].hand_over(batch);
-                self.ledger.acknowledged[worker].drain(..taken);
+                self.ledger.news[worker].drain(..taken);
             }
         }
     }
@@ -302,7 +297,13 @@ impl<P: Producer> Pump<P> {
 impl Ledger {
     fn report(&mut self, stats: &PumpStats, report: Report) {
         self.outstanding -= 1;
+        let (place, bytes) =
+            (report.partition.index(), report.booked_bytes + MESSAGE_OVERHEAD_BYTES);
+        if self.released[place] == 0 && self.control[place] == 0 {
+            self.touched.push(report.partition);
+        }
         if report.token.control {
+            self.control[place] += bytes;
             let counter = match report.result {
                 Ok(()) => &stats.control_acknowledged,
                 Err(_) => &stats.control_refused,
@@ -310,27 +311,28 @@ impl Ledger {
             counter.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        let released = &mut self.released[report.partition.index()];
-        if *released == 0 {
-            self.touched.push(report.partition);
-        }
-        let bytes = report.booked_bytes + MESSAGE_OVERHEAD_BYTES;
-        *released += bytes;
+        self.released[place] += bytes;
         if report.result.is_ok() {
-            self.written[report.partition.index()] += bytes;
+            self.written[place] += bytes;
         }
-        if report.token.acknowledge && report.result.is_ok() {
-            let of_worker = &mut self.acknowledged[usize::from(report.token.worker)];
-            match of_worker.last_mut() {
-                Some((token, count)) if *token == report.token => *count += 1,
-                _ => of_worker.push((report.token, 1)),
-            }
-        }
-        if let Err(failure) = report.result {
-            stats.refused[failure as usize].fetch_add(1, Ordering::Relaxed);
-            // One order closes the connection; its further messages need none.
-            if failure != DeliveryFailure::Purged && self.refused.last() != Some(&report.token) {
-                self.refused.push(report.token);
+        let of_worker = &mut self.news[usize::from(report.token.worker)];
+        match report.result {
+            Ok(()) if report.token.acknowledge => match of_worker.last_mut() {
+                Some((token, Command::Acknowledged(count))) if *token == report.token => {
+                    *count += 1;
+                }
+                _ => of_worker.push((report.token, Command::Acknowledged(1))),
+            },
+            Ok(()) => {}
+            Err(failure) => {
+                stats.refused[failure as usize].fetch_add(1, Ordering::Relaxed);
+                // One order closes the connection; its further messages need none.
+                let told = |(token, news): &(Token, Command)| {
+                    *token == report.token && matches!(news, Command::Refused(_))
+                };
+                if failure != DeliveryFailure::Purged && !of_worker.last().is_some_and(told) {
+                    of_worker.push((report.token, Command::Refused(failure)));
+                }
             }
         }
     }

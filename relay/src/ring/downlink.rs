@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use crossbeam_queue::ArrayQueue;
 
 use crate::codec::{Headers, Reply, ReplyOrigin};
-use crate::kafka::ConnectionKey;
+use crate::kafka::{ConnectionKey, RefusedReason};
 use crate::worker::UndeliveredReason;
 
 use super::Wake;
@@ -31,8 +31,9 @@ pub enum Command {
     ReplyAndClose,
     /// Close without a message, if the payload is empty.
     Close,
-    /// Close, because Kafka refused a message of this connection for good.
-    Refused,
+    /// Close, because Kafka refused a message of this connection for good. Acknowledgements that come
+    /// after it are of later messages.
+    Refused(RefusedReason),
     /// Kafka has acknowledged so many messages more.
     Acknowledged(u32),
     /// Close: the same client has connected again.
@@ -70,11 +71,23 @@ pub enum Receipt {
     None,
 }
 
+impl Receipt {
+    /// The place in the downlink of a reply that came from there.
+    pub fn offset(&self) -> Option<ReplyOffset> {
+        match self {
+            Self::Offset(offset) | Self::Postponed { offset, .. } => Some(*offset),
+            Self::Held { .. } | Self::None => None,
+        }
+    }
+}
+
 /// What a worker says about replies and connections that are behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Return {
     /// A reply was not sent.
     Undelivered {
+        /// Whose.
+        key: ConnectionKey,
         /// Which.
         offset: ReplyOffset,
         /// Why not.

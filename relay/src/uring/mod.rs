@@ -8,6 +8,7 @@
 mod buffers;
 mod engine;
 mod operation;
+mod taken;
 
 pub use engine::{EngineLimits, UringEngine};
 
