@@ -11,6 +11,7 @@ use millrace_tests::process::{Process, wait_until};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::message::{Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{Offset, TopicPartitionList};
 use rustix::process::Signal;
 
@@ -121,8 +122,8 @@ impl Scene {
         let mut asked = TopicPartitionList::new();
         asked.add_partition(&self.topic("uplink"), 0);
         let told = self.group()?.committed_offsets(asked, TIMEOUT)?;
-        let told = told.elements().first().map(|told| told.offset());
-        Ok(told.and_then(|told| told.to_raw()).filter(|offset| *offset >= 0))
+        let told = told.elements().first().map(TopicPartitionListElem::offset);
+        Ok(told.and_then(Offset::to_raw).filter(|offset| *offset >= 0))
     }
 
     fn wait_committed(&self, offset: i64) -> Result<()> {

@@ -162,12 +162,15 @@ impl Written {
     }
 }
 
+/// What is to be looked through.
+type Task = (Partition, RangeInclusive<i64>);
+
 /// Writes to the dead letters what came too late; on a thread of its own, which begins when there is
 /// something to look through.
 pub(super) struct Rescue {
     config: Config,
     leases: Arc<Leases>,
-    work: Option<(Sender<(Partition, RangeInclusive<i64>)>, JoinHandle<()>)>,
+    work: Option<(Sender<Task>, JoinHandle<()>)>,
     stop: Arc<AtomicBool>,
 }
 
@@ -237,7 +240,7 @@ struct Searcher {
 }
 
 impl Searcher {
-    fn run(&self, work: &Receiver<(Partition, RangeInclusive<i64>)>) {
+    fn run(&self, work: &Receiver<Task>) {
         for (partition, offsets) in work {
             let (mut next, end) = (*offsets.start(), *offsets.end() + 1);
             while next < end {

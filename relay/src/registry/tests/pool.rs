@@ -110,7 +110,7 @@ fn a_partition_rests_after_its_holder() {
     leaving["instance"] = "two".into();
     bench.register("a", &leaving);
     bench.register("c", &registration("one", 9));
-    bench.pass(rest - LOOK);
+    bench.pass(rest.checked_sub(LOOK).unwrap());
     bench.register("c", &registration("one", 9));
     assert!(!bench.registry.leases().contains_key("c"), "the rest begins anew");
     bench.pass(LOOK);

@@ -16,7 +16,7 @@ fn set(table: &mut Table, number: u32, state: ServerState, now: u64) -> Option<S
 fn numbers_of_servers_that_are_gone_are_given_to_others() {
     let mut table = Table::new(holder(0, 1), policies(0));
     let kept = set(&mut table, 0, ServerState::Live, 0).unwrap();
-    assert_eq!(table.connect(key(1), 0), Ok(kept));
+    assert_eq!(table.connect(key(1), 0, |_| true), Ok(kept));
     for number in 1..=u32::from(u16::MAX) {
         set(&mut table, number, ServerState::Live, 0).unwrap();
         set(&mut table, number, ServerState::Gone, 0).unwrap();
@@ -24,8 +24,8 @@ fn numbers_of_servers_that_are_gone_are_given_to_others() {
     assert_eq!(set(&mut table, 70_000, ServerState::Live, MINUTE / 2), None, "gone only just");
     let new = set(&mut table, 70_000, ServerState::Live, MINUTE).unwrap();
     assert_ne!(new, kept);
-    assert_eq!(table.connect(key(2), MINUTE), Ok(new), "it gets clients");
-    assert_eq!(table.connect(key(1), MINUTE), Ok(kept), "as it was");
+    assert_eq!(table.connect(key(2), MINUTE, |_| true), Ok(new), "it gets clients");
+    assert_eq!(table.connect(key(1), MINUTE, |_| true), Ok(kept), "as it was");
     // For ever: one a millisecond, of which some come back.
     for number in 100_000..400_000 {
         let now = MINUTE + u64::from(number);
@@ -47,7 +47,7 @@ fn a_client_that_comes_and_goes_leaves_one_note_behind() {
     let mut table = Table::new(holder(0, 1), policies(keep));
     let server = set(&mut table, 0, ServerState::Live, 0).unwrap();
     for now in 0..1000 {
-        assert_eq!(table.connect(key(1), now), Ok(server));
+        assert_eq!(table.connect(key(1), now, |_| true), Ok(server));
         table.disconnect(&key(1), server, now);
         assert_eq!(table.expiries(), 1);
     }
