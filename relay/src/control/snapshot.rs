@@ -165,6 +165,9 @@ pub struct Snapshot {
     pub worker_loops: u64,
     /// Batches that the producer took.
     pub producer_batches: u64,
+    /// Lines of the log that nobody has: standard error did not take them.
+    #[serde(default)]
+    pub log_lines_lost: u64,
 }
 
 /// Where the counters are.
@@ -305,6 +308,7 @@ impl Observer {
             cpu_us: CpuTime::of_process(std::process::id()).unwrap_or_default(),
             worker_loops: self.sum(|worker| &worker.loops),
             producer_batches: load(&self.pump.batches),
+            log_lines_lost: crate::logging::lost(),
         }
     }
 }
@@ -388,6 +392,10 @@ impl std::fmt::Display for Snapshot {
         for (service, servers) in &self.associations {
             let pairs: Vec<_> = servers.iter().map(|(k, n)| format!("{k} {n}")).collect();
             writeln!(f, "  service {service}: clients per server: {}", pairs.join(", "))?;
+        }
+        if self.log_lines_lost > 0 {
+            let lines = self.log_lines_lost;
+            writeln!(f, "  log          {lines} lines LOST: standard error has not taken them")?;
         }
         write!(f, "{}", self.registry)
     }
