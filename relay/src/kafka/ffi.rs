@@ -56,7 +56,7 @@ pub(super) struct NativeRecord {
 
 /// The value of a record's last header of this name. `rdkafka`'s own headers panic at a name that is
 /// not UTF-8, which anybody may write.
-pub(super) fn header<'a>(message: &'a BorrowedMessage<'_>, name: &CStr) -> Option<&'a [u8]> {
+pub(crate) fn header<'a>(message: &'a BorrowedMessage<'_>, name: &CStr) -> Option<&'a [u8]> {
     let (mut headers, mut value, mut size) = (std::ptr::null_mut(), std::ptr::null(), 0);
     // SAFETY: the message lives as long as the result; headers and value are its own.
     unsafe {
@@ -432,11 +432,14 @@ impl<C: Watched> NativeProducer<C> {
     }
 
     /// The error after which this producer will never deliver anything again.
-    pub(super) fn fatal_error(&self) -> Option<RDKafkaErrorCode> {
+    pub(super) fn fatal_error(&self) -> Option<String> {
         // SAFETY: the client lives; no text is asked for.
         let code =
             unsafe { sys::rd_kafka_fatal_error(self.client.native_ptr(), std::ptr::null_mut(), 0) };
-        code.is_error().then(|| code.into())
+        code.is_error().then(|| match self.client.fatal_error() {
+            Some((code, reason)) => format!("{code}: {reason}"),
+            None => RDKafkaErrorCode::from(code).to_string(),
+        })
     }
 
     /// Gives up everything that is not acknowledged; each record is reported as purged.
