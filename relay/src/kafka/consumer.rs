@@ -22,7 +22,7 @@ use super::note;
 use super::position::committed_with_note;
 use super::producer::client_config;
 use super::record::{ConnectionKey, Incarnation, RelayId, header, split_reply_key};
-use super::stop::StopTime;
+use super::stop::{StopPart, StopTime};
 
 /// How long a look for replies lasts; so often the thread sees that it should stop.
 const POLL: Duration = Duration::from_millis(100);
@@ -254,36 +254,35 @@ impl Consumer {
         }
         self.desk.collect(&self.downlinks);
         self.desk.abandon_rest();
-        if !self.desk.wait_done(self.stop_time.left()) {
+        if !self.desk.wait_done(self.stop_time.left_of(StopPart::Connections)) {
             tracing::warn!("replies could not be kept in time; the next run sees to them");
         }
-        if !self.commit_last() {
-            // Closing it would wait for the answer to the commit, however long the cluster is away; the
-            // process ends now.
-            std::mem::forget(self.client);
-        }
+        self.commit_last();
+        // Closing it would wait for answers, however long the cluster is away. It is in no group that it
+        // would have to leave, and the process ends now.
+        std::mem::forget(self.client);
     }
 
     /// Commits, and asks until the cluster says that it has it, as long as a stop may take: librdkafka
-    /// would wait for a cluster that is away for as long as a session of a group lasts. False if it is
-    /// not told.
-    fn commit_last(&mut self) -> bool {
-        let deadline = Instant::now() + self.stop_time.left();
+    /// would wait for a cluster that is away for as long as a session of a group lasts.
+    fn commit_last(&mut self) {
+        let deadline = Instant::now() + self.stop_time.left_of(StopPart::Rest);
         loop {
             let (wanted, partition) = (self.commit().0, i32::from(self.relay.0));
             if wanted == 0 {
-                return true;
+                return;
             }
             let left = deadline.saturating_duration_since(Instant::now());
             let (client, topic) = (&self.client, &self.topic);
             let told = committed_with_note(client, topic, partition, left.min(ANSWER));
             let note = self.committed.as_ref().map(|(_, note)| note);
             if matches!(told, Ok(Some((at, beside))) if at >= wanted && Some(&beside) == note) {
-                return true;
+                return;
             }
             if Instant::now() >= deadline {
-                tracing::warn!("the downlink's offset was not committed: replies will come again");
-                return false;
+                return tracing::warn!(
+                    "the downlink's offset was not committed: replies will come again"
+                );
             }
             self.committed = None;
             std::thread::sleep(PAUSE);

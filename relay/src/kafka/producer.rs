@@ -316,7 +316,7 @@ impl Producer for RdKafkaProducer {
     }
 
     fn fatal(&self) -> Option<String> {
-        self.native.fatal_error().map(|code| code.to_string())
+        self.native.fatal_error()
     }
 }
 
