@@ -275,6 +275,46 @@ fn who_has_ended_its_side_is_answered_in_the_time_that_others_are() {
 }
 
 #[test]
+fn a_client_that_leaves_a_response_is_noticed() {
+    let web = Web::start("leaving", |config| {
+        config.services[0].http.request_timeout_ms = 2000;
+        config.services[0].http.max_pipelined = 2;
+    });
+    let (brokers, prefix) = (&web.direct.brokers, web.direct.topics.prefix());
+    let server = HandServer::on(brokers, prefix, &[0]).unwrap();
+    let events = "GET /events HTTP/1.1\r\nHost: h\r\n";
+    // As browsers leave it, and others: by FIN, by RST; with more requests under way.
+    for (request, resets, reason) in [
+        (format!("{events}\r\n"), false, "end_of_stream"),
+        (format!("{events}Connection: close\r\n\r\n"), false, "end_of_stream"),
+        (format!("{events}\r\n").repeat(5), false, "end_of_stream"),
+        (format!("{events}\r\n"), true, "connection_failed"),
+        (format!("{events}Connection: close\r\n\r\n"), true, "connection_failed"),
+        (format!("{events}\r\n").repeat(5), true, "connection_failed"),
+    ] {
+        let before = web.closed(reason);
+        let mut stream = web.connect();
+        stream.write_all(request.as_bytes()).unwrap();
+        let record = server.next("the request", |record| record.kind() == "message").unwrap();
+        let part = [("http.request", &b"1"[..]), ("http.part", b"0")];
+        server.reply_with(&record, Some(b"data: 1\n\n"), &part).unwrap();
+        let mut answer = [0; 4096];
+        let length = stream.read(&mut answer).unwrap();
+        assert!(answer[..length].starts_with(b"HTTP/1.1 200 OK"));
+        if resets {
+            socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+        }
+        drop(stream);
+        let close = server
+            .next("the record of its end", |end| end.kind() == "close" && end.key == record.key)
+            .unwrap();
+        assert_eq!(close.header("reason"), reason, "{request:?}, {resets}");
+        assert_eq!(web.closed(reason), before + 1);
+        assert_eq!(web.direct.instance.stats().unwrap().count("connections").unwrap(), 0);
+    }
+}
+
+#[test]
 fn without_a_server_and_at_a_stop_clients_are_told() {
     let web = Web::start("nobody", |config| {
         config.kafka.uplink_partitions = 2;

@@ -288,6 +288,12 @@ impl Exchanges {
         front.until
     }
 
+    /// True if the oldest request is being answered.
+    pub(super) fn has_begun(&self) -> bool {
+        let front = self.queue.front();
+        front.is_some_and(|front| matches!(front.answer, Answer::Begun { .. }))
+    }
+
     /// Takes a reply.
     pub(super) fn reply(
         &mut self,

@@ -1,3 +1,4 @@
+mod leaving;
 mod refusals;
 
 use proptest::prelude::*;
@@ -151,7 +152,7 @@ fn replies_are_sent_in_the_order_of_the_requests() {
     let mut line = Line::new();
     line.receive(&GET.repeat(5));
     assert_eq!(line.records().len(), 3, "as many as may wait");
-    assert!(!line.http.reads());
+    assert_eq!(line.http.held(), 2 * GET.len(), "the others are read ahead");
     assert_eq!(line.reply(&[("http.request", "3")], "c"), Ok(Sending::Kept));
     assert_eq!(line.reply(&[("http.request", "2")], "b"), Ok(Sending::Kept));
     assert_eq!(line.sent(), "");
@@ -163,7 +164,7 @@ fn replies_are_sent_in_the_order_of_the_requests() {
     let origin = |offset| Action::Release(ReplyOrigin { relay: RelayId(0), offset });
     assert_eq!(settled, [&origin(1), &origin(0)]);
     assert_eq!(line.records().len(), 2, "the backlog");
-    assert!(line.http.reads());
+    assert_eq!(line.http.held(), 0);
     line.reply(&[("http.request", "5")], &"x".repeat(1000)).unwrap();
     assert_eq!(line.closed(), Some(CloseReason::SlowReader), "too much is kept");
 }
@@ -270,8 +271,9 @@ fn an_error_waits_for_the_replies_before_it() {
     let mut line = Line::new();
     line.receive(GET);
     line.receive(b"nonsense\r\n\r\n");
+    let held = line.http.held();
     line.receive(GET);
-    assert!(!line.http.reads());
+    assert_eq!(line.http.held(), held, "what follows it is thrown away");
     assert_eq!(line.sent(), "");
     line.reply(&[("http.request", "1")], "a").unwrap();
     let sent = line.sent();
