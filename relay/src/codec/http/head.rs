@@ -286,8 +286,9 @@ fn lay_fields(record: &mut HeaderList, fields: &[httparse::Header<'_>]) -> Resul
     Ok(())
 }
 
+/// What cannot stand in a record is refused, never left out.
 fn lay(record: &mut HeaderList, name: &[&[u8]], value: &[u8]) -> Result<(), Refused> {
-    if record.push_parts(name, value) { Ok(()) } else { Err(Refused::TOO_MANY) }
+    if record.push_field(name, value) { Ok(()) } else { Err(Refused::TOO_LONG) }
 }
 
 /// Refuses a trailer section that is not one; what it says is not passed on (RFC 9110 section 6.5.1).

@@ -126,6 +126,24 @@ fn a_request_is_a_record_and_a_reply_a_response() {
 }
 
 #[test]
+fn the_values_of_fields_are_text_and_none_is_left_out() {
+    let mut line = Line::new();
+    line.receive(b"GET / HTTP/1.1\r\nHost: h\r\nX: caf\xe9\r\nY: caf\xc3\xa9\r\n\r\n");
+    let records = line.script.take().0;
+    let Action::Message { headers, .. } = &records[1] else { panic!("{records:?}") };
+    for name in ["http.header.x", "http.header.y"] {
+        let value = headers.iter().find(|(other, _)| other == name).map(|(_, value)| &value[..]);
+        assert_eq!(value, Some("caf\u{e9}".as_bytes()), "{name}");
+    }
+    let cookies: Vec<_> = (0..140).map(|number| format!("c={number}")).collect();
+    let mut reply = vec![("http.request", "1")];
+    reply.extend(cookies.iter().map(|cookie| ("http.header.set-cookie", &cookie[..])));
+    line.reply(&reply, "").unwrap();
+    let sent = line.sent();
+    assert!(cookies.iter().all(|cookie| sent.contains(&format!("|set-cookie: {cookie}|"))));
+}
+
+#[test]
 fn large_bodies_come_in_parts() {
     let first = "request=1 method=PUT target=/ version=1.1 header.host=h ";
     for (body, records) in [

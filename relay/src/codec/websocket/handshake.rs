@@ -143,14 +143,12 @@ impl Handshake {
             .map(|chosen| String::from_utf8_lossy(chosen).into_owned());
 
         record.clear();
-        record.push(b"websocket.target", request.path.unwrap_or_default().as_bytes());
-        if let Some(subprotocol) = &subprotocol {
-            record.push(b"websocket.subprotocol", subprotocol.as_bytes());
-        }
-        if let Some(origin) = origin {
-            record.push(b"websocket.origin", origin);
-        }
-        fields.record(record);
+        let target = request.path.unwrap_or_default().as_bytes();
+        let subprotocol_bytes = subprotocol.as_deref().map(str::as_bytes);
+        lay(record, &[b"websocket.target"], Some(target))?;
+        lay(record, &[b"websocket.subprotocol"], subprotocol_bytes)?;
+        lay(record, &[b"websocket.origin"], origin)?;
+        fields.record(record)?;
         Ok(Self {
             accept: accept(key),
             subprotocol,
@@ -269,16 +267,22 @@ impl<'a> Fields<'a> {
     }
 
     /// What the server should know, as headers of its record.
-    fn record(&self, record: &mut HeaderList) {
-        let mut name = [0; 64];
+    fn record(&self, record: &mut HeaderList) -> Result<(), Rejection> {
         for field in self.0 {
-            let Some(name) = name.get_mut(..field.name.len()) else { continue };
-            name.copy_from_slice(field.name.as_bytes());
-            name.make_ascii_lowercase();
-            if !OWN_HEADERS.iter().any(|own| own.as_bytes() == name) {
-                record.push_parts(&[b"http.header.", name], field.value);
+            if !OWN_HEADERS.iter().any(|own| field.name.eq_ignore_ascii_case(own)) {
+                let name = field.name.to_ascii_lowercase();
+                lay(record, &[b"http.header.", name.as_bytes()], Some(field.value))?;
             }
         }
+        Ok(())
+    }
+}
+
+/// What cannot stand in a record is refused, never left out.
+fn lay(record: &mut HeaderList, name: &[&[u8]], value: Option<&[u8]>) -> Result<(), Rejection> {
+    match value {
+        Some(value) if !record.push_field(name, value) => Err(Rejection::HEAD_TOO_LARGE),
+        _ => Ok(()),
     }
 }
 
