@@ -298,6 +298,13 @@ impl Codec for Auto {
         }
     }
 
+    fn sent(&mut self, now: Instant) -> bool {
+        match &mut self.state {
+            State::Known(codec) => codec.sent(now),
+            State::Sniffing { .. } | State::Over => false,
+        }
+    }
+
     fn not_read(&mut self, now: Instant) {
         if let State::Known(codec) = &mut self.state {
             codec.not_read(now);

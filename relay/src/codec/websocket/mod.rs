@@ -108,6 +108,17 @@ enum State {
     Closed,
 }
 
+/// Whether the client is asked for a sign of life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ping {
+    /// It has given one.
+    None,
+    /// Behind replies that the client has yet to read, so that it cannot have seen it.
+    Waiting,
+    /// It is on its way, and nothing has come since.
+    Sent,
+}
+
 /// One connection.
 #[derive(Debug)]
 pub struct WebSocket {
@@ -115,8 +126,7 @@ pub struct WebSocket {
     state: State,
     /// Of a sign of life.
     deadline: Option<Instant>,
-    /// A ping was sent, and nothing has come since.
-    pinged: bool,
+    ping: Ping,
     /// How the server wants it closed.
     farewell: Option<(CloseCode, Box<str>)>,
     /// Why Kafka would not have a message.
@@ -127,7 +137,7 @@ impl WebSocket {
     /// At the beginning of a connection.
     pub const fn new(settings: Arc<WebSocketSettings>) -> Self {
         let state = State::Handshake(Vec::new());
-        Self { settings, state, deadline: None, pinged: false, farewell: None, refused: None }
+        Self { settings, state, deadline: None, ping: Ping::None, farewell: None, refused: None }
     }
 
     /// Takes bytes of the head; what is left of them comes after it.
@@ -191,7 +201,7 @@ impl WebSocket {
 
     /// The client is there.
     fn heard(&mut self, now: Instant) {
-        self.pinged = false;
+        self.ping = Ping::None;
         self.deadline = self.settings.ping_interval().map(|interval| now + interval);
     }
 
@@ -332,10 +342,10 @@ impl Codec for WebSocket {
             return;
         }
         match (&self.state, self.settings.ping_interval()) {
-            (State::Open(_), Some(interval)) if !self.pinged => {
+            (State::Open(_), Some(_)) if self.ping == Ping::None => {
                 write_control(Opcode::Ping, &[], actions.output());
-                self.pinged = true;
-                self.deadline = Some(now + interval);
+                self.ping = Ping::Waiting;
+                self.deadline = None;
             }
             (State::Open(_), _) => {
                 self.farewell(CloseReason::IdleTimeout, now, actions);
@@ -343,6 +353,15 @@ impl Codec for WebSocket {
             }
             (State::Handshake(_) | State::Closed, _) => self.deadline = None,
         }
+    }
+
+    fn sent(&mut self, now: Instant) -> bool {
+        if self.ping != Ping::Waiting || !matches!(self.state, State::Open(_)) {
+            return false;
+        }
+        self.ping = Ping::Sent;
+        self.deadline = self.settings.ping_interval().map(|interval| now + interval);
+        true
     }
 
     fn held(&self) -> usize {
