@@ -176,6 +176,7 @@ fn errors_are_told_and_reach_their_clients() {
         config.services[0].http.request_timeout_ms = 1000;
         config.services[0].http.body_timeout_ms = 1000;
         config.services[0].http.max_body_bytes = 1000;
+        config.relay.reply_timeout_ms = 5000;
     });
     // Nobody serves.
     for (request, status, reason) in [
@@ -213,6 +214,46 @@ fn errors_are_told_and_reach_their_clients() {
     wait_until(PATIENCE, "the connection to be given up", || Ok(stream.write_all(b"x").is_err()))
         .unwrap();
     assert!(begun.elapsed() >= Duration::from_secs(1), "it is given some time");
+}
+
+#[test]
+fn who_sends_for_long_what_is_not_read_gets_its_answer() {
+    let web = Web::start("sender", |config| {
+        config.services[0].http.max_body_bytes = 1000;
+        config.relay.half_close_ms = 500;
+    });
+    let mut stream = web.connect();
+    stream.write_all(b"PUT / HTTP/1.1\r\nHost: h\r\nContent-Length: 99999999\r\n\r\n").unwrap();
+    let (begun, piece) = (Instant::now(), vec![b'x'; 65_536]);
+    while begun.elapsed() < Duration::from_secs(3) {
+        stream.write_all(&piece).unwrap();
+        thread::sleep(Duration::from_millis(50));
+    }
+    let answer = read_to_end(&mut stream);
+    assert!(answer.starts_with("HTTP/1.1 413 Content Too Large"), "{answer}");
+}
+
+#[test]
+fn what_heads_say_reaches_the_other_side_whole() {
+    let web = Web::start("fields", |_| {});
+    let (brokers, prefix) = (&web.direct.brokers, web.direct.topics.prefix());
+    let server = HandServer::on(brokers, prefix, &[0]).unwrap();
+    let mut stream = web.connect();
+    let name = "x-".to_owned() + &"long".repeat(100);
+    let head = format!("GET / HTTP/1.1\r\nHost: h\r\n{name}: y\r\nConnection: close\r\nX-Old: caf");
+    stream.write_all(&[head.as_bytes(), b"\xe9\r\n\r\n"].concat()).unwrap();
+    // It reads nothing but text.
+    let request = server.next("the request", |record| record.kind() == "message").unwrap();
+    assert_eq!(request.header("http.header.x-old"), "caf\u{e9}");
+    assert_eq!(request.header(&format!("http.header.{name}")), "y");
+    let cookies: Vec<_> = (0..140).map(|number| format!("c={number}")).collect();
+    let mut headers = vec![("http.request", &b"1"[..])];
+    headers.extend(cookies.iter().map(|one| ("http.header.set-cookie", one.as_bytes())));
+    server.reply_with(&request, Some(b"body"), &headers).unwrap();
+    let answer = read_to_end(&mut stream);
+    for cookie in &cookies {
+        assert!(answer.contains(&format!("\r\nset-cookie: {cookie}\r\n")), "{cookie}: {answer}");
+    }
 }
 
 #[test]
