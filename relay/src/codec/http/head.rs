@@ -199,7 +199,8 @@ fn check_coding(value: &[u8]) -> Result<(), Refused> {
     if value.eq_ignore_ascii_case(b"chunked") {
         return Ok(());
     }
-    let mut codings = options(value);
+    // Empty members may be passed over (RFC 9110 section 5.6.1), and are not by everybody.
+    let mut codings = value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
     let last = codings.next_back().unwrap_or_default();
     if last.eq_ignore_ascii_case(b"chunked")
         && codings.all(|coding| is_token(coding) && !coding.eq_ignore_ascii_case(b"chunked"))

@@ -259,9 +259,9 @@ impl Http {
     /// The request that is being read is not taken, nor anything after it.
     fn refuse(&mut self, refused: Refused, now: Instant, actions: &mut dyn Actions) {
         let open = matches!(self.reading, Reading::Body(_));
-        self.stop_reading();
         let date = self.date(now);
-        self.exchanges.refuse(refused, open, &date, actions);
+        self.exchanges.refuse(refused, open, self.lines.bytes(), &date, actions);
+        self.stop_reading();
         self.advance(now, actions);
     }
 
@@ -403,7 +403,8 @@ impl Codec for Http {
         );
         let date = self.date(now);
         if reason == CloseReason::HandshakeTimeout && !self.lines.is_empty() {
-            self.exchanges.refuse(Refused::HEAD_TIMEOUT, false, &date, actions);
+            let lines = self.lines.bytes();
+            self.exchanges.refuse(Refused::HEAD_TIMEOUT, false, lines, &date, actions);
         } else if told && !self.closed {
             // With several requests it is not known which one it was.
             let too_large =
