@@ -154,7 +154,8 @@ impl WebSocket {
         let from = known.saturating_sub(HEAD_END.len() - 1);
         let Some(end) = memchr::memmem::find(&head[from..], HEAD_END) else {
             if head.len() == limit {
-                self.reject(Rejection::HEAD_TOO_LARGE, actions);
+                let head = std::mem::take(head);
+                self.reject(Rejection::HEAD_TOO_LARGE, &head, actions);
             }
             return &[];
         };
@@ -168,7 +169,7 @@ impl WebSocket {
         let mut record = HeaderList::default();
         let handshake = match Handshake::read(head, &self.settings.section, &mut record) {
             Ok(handshake) => handshake,
-            Err(rejection) => return self.reject(rejection, actions),
+            Err(rejection) => return self.reject(rejection, head, actions),
         };
         let begin = Begin {
             protocol: "websocket",
@@ -179,7 +180,7 @@ impl WebSocket {
         if let Err(refusal) = actions.begin(begin) {
             let reason = refusal.into();
             if let Some(rejection) = Rejection::of_close(reason) {
-                rejection.write(actions.output());
+                rejection.write(head, actions.output());
             }
             return self.close(reason, actions);
         }
@@ -188,8 +189,8 @@ impl WebSocket {
         self.heard(now);
     }
 
-    fn reject(&mut self, rejection: Rejection, actions: &mut dyn Actions) {
-        rejection.write(actions.output());
+    fn reject(&mut self, rejection: Rejection, head: &[u8], actions: &mut dyn Actions) {
+        rejection.write(head, actions.output());
         self.close(rejection.reason, actions);
     }
 
@@ -291,7 +292,8 @@ impl Codec for WebSocket {
         };
         self.settings.check_payload(kind, reply.payload)?;
         let (payload, output) = (reply.payload, actions.output());
-        let worth = stream.deflates() && payload.len() >= section.compress_min_bytes as usize;
+        let worth =
+            stream.deflates(payload.len()) && payload.len() >= section.compress_min_bytes as usize;
         let write = |compressed: bool, payload: &[u8], output: &mut Vec<u8>| {
             write_header(kind.opcode(), compressed, payload.len(), output);
             output.extend_from_slice(payload);
@@ -317,9 +319,9 @@ impl Codec for WebSocket {
 
     fn farewell(&mut self, reason: CloseReason, _now: Instant, actions: &mut dyn Actions) {
         match &self.state {
-            State::Handshake(_) => {
+            State::Handshake(head) => {
                 if let Some(rejection) = Rejection::of_close(reason) {
-                    rejection.write(actions.output());
+                    rejection.write(head, actions.output());
                 }
             }
             State::Open(_) => {
