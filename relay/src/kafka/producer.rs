@@ -17,6 +17,7 @@ use super::desk::Desk;
 use super::ffi::{NativeProducer, NativeRecord};
 use super::leases::Leases;
 use super::record::{Identity, header};
+use super::written::Written;
 
 /// What a record may weigh beside its payload: key, headers and the batch's own bytes.
 const RECORD_OVERHEAD_BYTES: u32 = 128 << 10;
@@ -182,6 +183,7 @@ pub struct RdKafkaProducer {
     native: NativeProducer<LogContext>,
     desk: Arc<Desk>,
     leases: Arc<Leases>,
+    written: Arc<Written>,
     /// Records for servers that registered are taken.
     may_write: bool,
     purged: bool,
@@ -201,20 +203,22 @@ impl RdKafkaProducer {
             &producer_config(config),
             LogContext::new(&config.kafka),
             &topic,
-            wake,
+            wake.clone(),
         )?;
-        Ok(Self { native, desk, leases, may_write: true, purged: false })
+        desk.tell_of_room(wake);
+        let written = Arc::new(Written::new(config.partitions()));
+        Ok(Self { native, desk, leases, written, may_write: true, purged: false })
     }
 
-    fn hand_in(desk: &Desk, refused: Refused) {
-        let failure = refused.failure;
-        if !desk.hand_in_refused(refused) {
-            let reason = failure.name();
-            tracing::error!(
-                reason,
-                "a refused message is given up: too many wait to be dead letters"
-            );
-        }
+    /// How far it has written.
+    pub fn written(&self) -> Arc<Written> {
+        self.written.clone()
+    }
+
+    /// Whether a refused message may be handed in. While the desk is full no report is taken, so what
+    /// they are about stays booked, and the clients wait; when the stop's time is over, nothing does.
+    fn has_room(&self) -> bool {
+        self.purged || self.desk.has_room_for_refused()
     }
 }
 
@@ -261,12 +265,11 @@ impl Producer for RdKafkaProducer {
         };
         match produced {
             Ok(()) => Ok(()),
+            Err(_) if kind.is_message() && !self.has_room() => Err(ProduceError::Full),
             Err(failure) => {
                 if kind.is_message() {
-                    Self::hand_in(
-                        &self.desk,
-                        Refused::at_once(failure, identity, payload, headers),
-                    );
+                    self.desk
+                        .hand_in_refused(Refused::at_once(failure, identity, payload, headers));
                 }
                 Err(ProduceError::Refused(failure))
             }
@@ -274,9 +277,10 @@ impl Producer for RdKafkaProducer {
     }
 
     fn poll(&mut self, on_report: &mut dyn FnMut(Report)) -> bool {
-        let desk = &self.desk;
+        let (desk, written, purged) = (&self.desk, &self.written, self.purged);
+        let room = || purged || desk.has_room_for_refused();
         let weighed = |token| Token::unpack(token).weighed;
-        let events = self.native.poll(weighed, |report| {
+        let events = self.native.poll(room, weighed, |report| {
             let token = Token::unpack(report.token);
             let result = report.error.map_or(Ok(()), |(code, record)| {
                 tracing::debug!(%code, partition = report.partition.0, "record not delivered");
@@ -284,10 +288,13 @@ impl Producer for RdKafkaProducer {
                 if failure != DeliveryFailure::Purged && !token.control {
                     let NativeRecord { key, value, headers } = record;
                     let partition = i32::from(report.partition.0);
-                    Self::hand_in(desk, Refused { failure, partition, key, value, headers });
+                    desk.hand_in_refused(Refused { failure, partition, key, value, headers });
                 }
                 Err(failure)
             });
+            if result.is_ok() {
+                written.acknowledged(report.partition, report.offset, !token.control);
+            }
             on_report(Report {
                 partition: report.partition,
                 booked_bytes: report.booked_bytes,
@@ -309,7 +316,7 @@ impl Producer for RdKafkaProducer {
     }
 
     fn fatal(&self) -> Option<String> {
-        self.native.fatal_error().map(|code| code.to_string())
+        self.native.fatal_error()
     }
 }
 

@@ -47,6 +47,15 @@ impl<E: Engine> Worker<E> {
         });
     }
 
+    /// The relay stops: a connection that had time for other reasons has no more than that of a stop.
+    pub(super) fn hurry(&mut self, socket: SocketId) {
+        let most = Duration::from_millis(u64::from(self.shared.limits.half_close_ms));
+        let until = Instant::now() + most;
+        if self.connection(socket).lingers_until.is_none_or(|at| at > until) {
+            self.linger(socket);
+        }
+    }
+
     pub(super) fn end_lingering(&mut self) {
         while let Some((deadline, whose)) = self.lingering.pop(Instant::now()) {
             let socket = whose.0;
