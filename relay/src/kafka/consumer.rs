@@ -22,7 +22,7 @@ use super::note;
 use super::position::committed_with_note;
 use super::producer::client_config;
 use super::record::{ConnectionKey, Incarnation, RelayId, header, split_reply_key};
-use super::stop::StopTime;
+use super::stop::{StopPart, StopTime};
 
 /// How long a look for replies lasts; so often the thread sees that it should stop.
 const POLL: Duration = Duration::from_millis(100);
@@ -47,12 +47,16 @@ pub struct ConsumerStats {
     pub other_relay: AtomicU64,
     /// Replies to an earlier run of this relay.
     pub former_run: AtomicU64,
-    /// Orders to close a connection, without a payload.
+    /// Orders to close a connection, without a payload, that are for nobody here.
     pub orders: AtomicU64,
     /// The offset at which this run began to read.
     pub start: AtomicI64,
     /// Replies before it that the former run had postponed.
     pub carried: AtomicU64,
+    /// Offsets that were passed and are no replies: marks of transactions, and what was aborted.
+    pub marks: AtomicU64,
+    /// Behind the last offset that was read.
+    pub position: AtomicI64,
     /// Errors reported by the cluster.
     pub errors: AtomicU64,
 }
@@ -205,6 +209,7 @@ impl Consumer {
         let (committed, note) = committed.unwrap_or((oldest, String::new()));
         let start = committed.max(oldest);
         stats.start.store(start, Ordering::Relaxed);
+        stats.position.store(start, Ordering::Relaxed);
         take_note(&note, committed, &desk, &stats);
         let mut assignment = TopicPartitionList::new();
         assignment.add_partition_offset(&topic, i32::from(relay.0), Offset::Offset(start))?;
@@ -249,36 +254,35 @@ impl Consumer {
         }
         self.desk.collect(&self.downlinks);
         self.desk.abandon_rest();
-        if !self.desk.wait_done(self.stop_time.left()) {
+        if !self.desk.wait_done(self.stop_time.left_of(StopPart::Connections)) {
             tracing::warn!("replies could not be kept in time; the next run sees to them");
         }
-        if !self.commit_last() {
-            // Closing it would wait for the answer to the commit, however long the cluster is away; the
-            // process ends now.
-            std::mem::forget(self.client);
-        }
+        self.commit_last();
+        // Closing it would wait for answers, however long the cluster is away. It is in no group that it
+        // would have to leave, and the process ends now.
+        std::mem::forget(self.client);
     }
 
     /// Commits, and asks until the cluster says that it has it, as long as a stop may take: librdkafka
-    /// would wait for a cluster that is away for as long as a session of a group lasts. False if it is
-    /// not told.
-    fn commit_last(&mut self) -> bool {
-        let deadline = Instant::now() + self.stop_time.left();
+    /// would wait for a cluster that is away for as long as a session of a group lasts.
+    fn commit_last(&mut self) {
+        let deadline = Instant::now() + self.stop_time.left_of(StopPart::Rest);
         loop {
             let (wanted, partition) = (self.commit().0, i32::from(self.relay.0));
             if wanted == 0 {
-                return true;
+                return;
             }
             let left = deadline.saturating_duration_since(Instant::now());
             let (client, topic) = (&self.client, &self.topic);
             let told = committed_with_note(client, topic, partition, left.min(ANSWER));
             let note = self.committed.as_ref().map(|(_, note)| note);
             if matches!(told, Ok(Some((at, beside))) if at >= wanted && Some(&beside) == note) {
-                return true;
+                return;
             }
             if Instant::now() >= deadline {
-                tracing::warn!("the downlink's offset was not committed: replies will come again");
-                return false;
+                return tracing::warn!(
+                    "the downlink's offset was not committed: replies will come again"
+                );
             }
             self.committed = None;
             std::thread::sleep(PAUSE);
@@ -302,12 +306,14 @@ impl Consumer {
             };
             timeout = Duration::ZERO;
             let next = message.offset() + 1;
+            let skipped = message.offset() - end.unwrap_or(self.position.0);
+            self.stats
+                .marks
+                .fetch_add(u64::try_from(skipped).unwrap_or_default(), Ordering::Relaxed);
             self.headers.clear();
             add_headers(&message, &mut self.headers);
             let command = command(&message, self.headers.headers());
-            let orders = u64::from(command == Command::Close);
             self.stats.received.fetch_add(1, Ordering::Relaxed);
-            self.stats.orders.fetch_add(orders, Ordering::Relaxed);
             match self.addressee(&message) {
                 Ok(key) => {
                     let worker = usize::from(key.worker);
@@ -332,7 +338,9 @@ impl Consumer {
                     }
                 }
                 // An order has nothing to be kept.
-                Err(_) if command == Command::Close => {}
+                Err(_) if command == Command::Close => {
+                    self.stats.orders.fetch_add(1, Ordering::Relaxed);
+                }
                 Err((counter, reason)) => {
                     counter.fetch_add(1, Ordering::Relaxed);
                     self.desk.hand_in(ReplyOffset(message.offset()), reason);
@@ -373,6 +381,7 @@ impl Consumer {
             }
         }
         self.position = ReplyOffset(end);
+        self.stats.position.store(end, Ordering::Release);
     }
 
     /// The offset below which every reply is settled.

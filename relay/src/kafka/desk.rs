@@ -1,11 +1,11 @@
 //! The desk between those who cannot deliver something and the keeper, who sees to it.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use crate::ring::{DownlinkSender, ReplyOffset, Return};
+use crate::ring::{DownlinkSender, ReplyOffset, Return, Wake};
 
 use super::backlog::{Backlog, Next};
 use super::deadletter::{Reason, Refused};
@@ -14,8 +14,12 @@ use super::record::ConnectionKey;
 
 /// Replies that are not seen to; above it, the consumer reads no more.
 const MOST_REPLIES: usize = 10_000;
-/// Messages that Kafka has refused and that are not seen to; further ones are given up, and counted.
+/// Messages that Kafka has refused and that are not seen to. While there are so many the producer takes
+/// no further reports and no record that would be refused: TCP slows the clients. Those of one look at
+/// the reports may exceed it.
 const MOST_REFUSED: usize = 1000;
+/// And so many bytes of them.
+const MOST_REFUSED_BYTES: usize = 32 << 20;
 
 #[derive(Debug, Default)]
 struct Heap {
@@ -26,6 +30,7 @@ struct Heap {
     backlog: Backlog,
     /// Refused messages that are not done, those in `refused` among them.
     refused_undone: usize,
+    refused_bytes: usize,
 }
 
 /// What could not be delivered and is neither held nor a dead letter yet.
@@ -37,6 +42,10 @@ pub struct Desk {
     postponed: Arc<AtomicU64>,
     /// Replies that were postponed when their connections ended.
     abandoned: AtomicU64,
+    /// There are too many refused messages, and not yet few again.
+    refused_full: AtomicBool,
+    /// The producer's, which may wait for room.
+    producer: OnceLock<Wake>,
 }
 
 impl Heap {
@@ -173,15 +182,31 @@ impl Desk {
         self.abandoned.load(Ordering::Relaxed)
     }
 
-    /// Hands in a message that Kafka has refused; false if there are too many.
-    pub(super) fn hand_in_refused(&self, refused: Refused) -> bool {
+    /// Whom to wake when refused messages may be handed in again.
+    pub(super) fn tell_of_room(&self, producer: Wake) {
+        let _ = self.producer.set(producer);
+    }
+
+    /// Whether another message that Kafka has refused should be handed in. Once it should not, it should
+    /// again when half of them are done.
+    pub(super) fn has_room_for_refused(&self) -> bool {
+        !self.refused_full.load(Ordering::Relaxed)
+    }
+
+    /// Hands in a message that Kafka has refused. It is stored nowhere else, so it is taken in any case.
+    pub(super) fn hand_in_refused(&self, refused: Refused) {
         let mut heap = self.heap();
-        let room = heap.refused_undone < MOST_REFUSED;
-        if room {
-            heap.refused_undone += 1;
-            heap.refused.push(refused);
+        heap.refused_undone += 1;
+        heap.refused_bytes += refused.bytes();
+        heap.refused.push(refused);
+        let full = heap.refused_undone >= MOST_REFUSED || heap.refused_bytes >= MOST_REFUSED_BYTES;
+        if full && !self.refused_full.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                waiting = heap.refused_undone,
+                "Kafka refuses messages faster than they become dead letters; the relay takes no more \
+                 until these are written"
+            );
         }
-        room
     }
 
     /// True if no further replies should be read.
@@ -229,8 +254,15 @@ impl Desk {
     }
 
     /// A refused message is where it belongs.
-    pub(super) fn refused_done(&self) {
-        self.heap().refused_undone -= 1;
+    pub(super) fn refused_done(&self, refused: &Refused) {
+        let mut heap = self.heap();
+        heap.refused_undone -= 1;
+        heap.refused_bytes -= refused.bytes();
+        let few =
+            heap.refused_undone <= MOST_REFUSED / 2 && heap.refused_bytes <= MOST_REFUSED_BYTES / 2;
+        if few && self.refused_full.swap(false, Ordering::Relaxed) {
+            self.producer.get().into_iter().for_each(Wake::wake);
+        }
         self.changed.notify_all();
     }
 

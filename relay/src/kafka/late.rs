@@ -223,12 +223,16 @@ impl Drop for Rescue {
     fn drop(&mut self) {
         let Some((sender, thread)) = self.work.take() else { return };
         drop(sender);
-        let deadline = Instant::now() + STOP_PATIENCE;
-        while !thread.is_finished() && Instant::now() < deadline {
-            std::thread::sleep(PAUSE / 10);
-        }
+        let wait = |patience| {
+            let deadline = Instant::now() + patience;
+            while !thread.is_finished() && Instant::now() < deadline {
+                std::thread::sleep(PAUSE / 10);
+            }
+        };
+        wait(STOP_PATIENCE);
         self.stop.store(true, Ordering::SeqCst);
-        let _ = thread.join();
+        // So that it says what it leaves. One that hangs at the cluster is left to the process's end.
+        wait(5 * PAUSE);
     }
 }
 

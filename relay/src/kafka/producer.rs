@@ -18,6 +18,7 @@ use super::ffi::{NativeProducer, NativeRecord};
 use super::late::{Lateness, Rescue};
 use super::leases::Leases;
 use super::record::{Identity, Incarnation, header};
+use super::written::Written;
 
 /// What a record may weigh beside its payload: key, headers and the batch's own bytes.
 const RECORD_OVERHEAD_BYTES: u32 = 128 << 10;
@@ -187,6 +188,7 @@ pub struct RdKafkaProducer {
     rescue: Rescue,
     /// This relay's run, once there is a record of it.
     run: Option<Incarnation>,
+    written: Arc<Written>,
     /// Records for servers that registered are taken.
     may_write: bool,
     purged: bool,
@@ -206,23 +208,25 @@ impl RdKafkaProducer {
             &producer_config(config),
             LogContext::new(&config.kafka),
             &topic,
-            wake,
+            wake.clone(),
         )?;
         let lateness = Lateness::new(config.partitions());
         let rescue = Rescue::new(config, leases.clone());
+        desk.tell_of_room(wake);
+        let written = Arc::new(Written::new(config.partitions()));
         let (run, may_write, purged) = (None, true, false);
-        Ok(Self { native, desk, leases, lateness, rescue, run, may_write, purged })
+        Ok(Self { native, desk, leases, lateness, rescue, run, written, may_write, purged })
     }
 
-    fn hand_in(desk: &Desk, refused: Refused) {
-        let failure = refused.failure;
-        if !desk.hand_in_refused(refused) {
-            let reason = failure.name();
-            tracing::error!(
-                reason,
-                "a refused message is given up: too many wait to be dead letters"
-            );
-        }
+    /// How far it has written.
+    pub fn written(&self) -> Arc<Written> {
+        self.written.clone()
+    }
+
+    /// Whether a refused message may be handed in. While the desk is full no report is taken, so what
+    /// they are about stays booked, and the clients wait; when the stop's time is over, nothing does.
+    fn has_room(&self) -> bool {
+        self.purged || self.desk.has_room_for_refused()
     }
 }
 
@@ -285,12 +289,11 @@ impl Producer for RdKafkaProducer {
                 self.run = Some(identity.key.incarnation);
                 Ok(())
             }
+            Err(_) if kind.is_message() && !self.has_room() => Err(ProduceError::Full),
             Err(failure) => {
                 if kind.is_message() {
-                    Self::hand_in(
-                        &self.desk,
-                        Refused::at_once(failure, identity, payload, headers),
-                    );
+                    self.desk
+                        .hand_in_refused(Refused::at_once(failure, identity, payload, headers));
                 }
                 Err(ProduceError::Refused(failure))
             }
@@ -298,21 +301,27 @@ impl Producer for RdKafkaProducer {
     }
 
     fn poll(&mut self, on_report: &mut dyn FnMut(Report)) -> bool {
-        let (desk, lateness) = (&self.desk, &mut self.lateness);
+        let (desk, written, purged) = (&self.desk, &self.written, self.purged);
+        let lateness = &mut self.lateness;
+        let room = || purged || desk.has_room_for_refused();
         let weighed = |token| Token::unpack(token).weighed;
-        let events = self.native.poll(weighed, |report| {
+        let events = self.native.poll(room, weighed, |report| {
             let token = Token::unpack(report.token);
-            lateness.reported(report.partition, report.error.is_none().then_some(report.offset));
+            let is_there = report.error.is_none() && report.offset >= 0;
+            lateness.reported(report.partition, is_there.then_some(report.offset));
             let result = report.error.map_or(Ok(()), |(code, record)| {
                 tracing::debug!(%code, partition = report.partition.0, "record not delivered");
                 let failure = code.into();
                 if failure != DeliveryFailure::Purged && !token.control {
                     let NativeRecord { key, value, headers } = record;
                     let partition = i32::from(report.partition.0);
-                    Self::hand_in(desk, Refused { failure, partition, key, value, headers });
+                    desk.hand_in_refused(Refused { failure, partition, key, value, headers });
                 }
                 Err(failure)
             });
+            if result.is_ok() {
+                written.acknowledged(report.partition, report.offset, !token.control);
+            }
             on_report(Report {
                 partition: report.partition,
                 booked_bytes: report.booked_bytes,
@@ -340,7 +349,7 @@ impl Producer for RdKafkaProducer {
     }
 
     fn fatal(&self) -> Option<String> {
-        self.native.fatal_error().map(|code| code.to_string())
+        self.native.fatal_error()
     }
 }
 

@@ -1,7 +1,7 @@
 //! Reads a topic from its beginning, and on from there: for logs whose whole content counts.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, KafkaResult};
@@ -15,6 +15,11 @@ use super::{LogContext, client_config, rejoin};
 
 /// How long the cluster may take to describe the topic, and then to tell an end of it.
 const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often it is asked whether the topic has more partitions by now.
+const LOOK: Duration = Duration::from_secs(10);
+/// How long that may take; then it is asked the next time.
+const LOOK_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Why a topic is not read.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +58,10 @@ pub(crate) struct TopicReader {
     /// opened. librdkafka tells an end too, but only when a fetch has waited half a second for more
     /// (`fetch.wait.max.ms`); that is needed where compaction has taken the last records away.
     behind: BTreeMap<i32, i64>,
+    /// Where partitions are read on, if something was read.
+    next: BTreeMap<i32, i64>,
+    /// When it is asked for partitions that were added, if they are to be read.
+    look_at: Option<Instant>,
 }
 
 impl TopicReader {
@@ -93,7 +102,43 @@ impl TopicReader {
         if !partitions.is_empty() {
             consumer.assign(&all)?;
         }
-        Ok(Self { consumer, topic, partitions: partitions.len(), behind })
+        let (partitions, next) = (partitions.len(), BTreeMap::new());
+        Ok(Self { consumer, topic, partitions, behind, next, look_at: None })
+    }
+
+    /// Reads partitions that are added while it reads, too.
+    pub(crate) fn growing(mut self) -> Self {
+        self.look_at = Some(Instant::now() + LOOK);
+        self
+    }
+
+    /// Takes up partitions that were added.
+    fn grow(&mut self) -> KafkaResult<()> {
+        if self.look_at.is_none_or(|at| Instant::now() < at) {
+            return Ok(());
+        }
+        self.look_at = Some(Instant::now() + LOOK);
+        let Ok(there) = described(self.consumer.client(), &self.topic, LOOK_TIMEOUT) else {
+            return Ok(());
+        };
+        if there.len() <= self.partitions {
+            return Ok(());
+        }
+        let mut all = TopicPartitionList::new();
+        for partition in &there {
+            let next = self.next.get(partition).copied();
+            let offset = next.map_or(Offset::Beginning, Offset::Offset);
+            all.add_partition_offset(&self.topic, *partition, offset)?;
+        }
+        self.consumer.assign(&all)?;
+        tracing::info!(
+            topic = self.topic,
+            before = self.partitions,
+            partitions = there.len(),
+            "the topic has more partitions than before; they are read from their beginning"
+        );
+        self.partitions = there.len();
+        Ok(())
     }
 
     /// The name of the topic.
@@ -120,6 +165,7 @@ impl TopicReader {
         mut each: impl FnMut(&BorrowedMessage<'_>),
     ) -> KafkaResult<bool> {
         let mut patience = patience;
+        self.grow()?;
         rejoin(self.consumer.client());
         for round in 0..most {
             match self.consumer.poll(patience) {
@@ -127,6 +173,7 @@ impl TopicReader {
                 Some(Ok(record)) => {
                     each(&record);
                     let (partition, next) = (record.partition(), record.offset() + 1);
+                    self.next.insert(partition, next);
                     if self.behind.get(&partition).is_some_and(|end| next >= *end) {
                         self.behind.remove(&partition);
                     }

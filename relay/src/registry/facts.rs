@@ -18,6 +18,8 @@ use super::link::Listener;
 
 /// How long the cluster may take for each of the two answers that tell how far a partition is read.
 const FACT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often it is looked whether a burial has ended.
+const STOP_TICK: Duration = Duration::from_millis(10);
 
 /// What a decision may ask.
 pub(super) struct World<'a> {
@@ -156,12 +158,18 @@ impl Backlogs {
     }
 }
 
-impl Drop for Backlogs {
-    fn drop(&mut self) {
+impl Backlogs {
+    /// Ends a burial that goes on, and waits for that. One that hangs at the cluster is left to the end
+    /// of the process; as after a kill, the next coordinator begins it again.
+    pub(super) fn stop(&mut self, patience: Duration) {
         self.stop.store(true, Ordering::SeqCst);
         drop(self.questions.take());
-        for thread in [self.looker.take(), self.burial.take()].into_iter().flatten() {
-            let _ = thread.join();
+        // The one that looks stops by itself when there are no questions, and has nothing to lose.
+        drop(self.looker.take());
+        let Some(burial) = self.burial.take() else { return };
+        let deadline = Instant::now() + patience;
+        while !burial.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(STOP_TICK);
         }
     }
 }

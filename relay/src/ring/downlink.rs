@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use crossbeam_queue::ArrayQueue;
+use crossbeam_queue::{ArrayQueue, SegQueue};
 
 use crate::codec::{Headers, Reply, ReplyOrigin};
 use crate::kafka::{ConnectionKey, RefusedReason};
 use crate::worker::UndeliveredReason;
 
 use super::Wake;
-use super::delivered::{Delivered, MOST_DELIVERIES};
+use super::delivered::Delivered;
 
 /// Batches of one worker; while none is empty the consumer reads no more.
 const BATCHES: usize = 16;
@@ -214,7 +214,8 @@ struct Rings {
     empty: ArrayQueue<Box<DownlinkBatch>>,
     /// Replies that were not sent, and connections that are behind.
     returned: ArrayQueue<Return>,
-    delivered: ArrayQueue<Delivered>,
+    /// At most one for each connection: it has one delivery at a time.
+    delivered: SegQueue<Delivered>,
     /// Every offset below was sent or returned; what is in `filled` does not count.
     settled: AtomicI64,
     worker: Wake,
@@ -240,7 +241,7 @@ pub fn downlink(worker: Wake, consumer: Wake) -> (DownlinkSender, DownlinkReceiv
         filled: ArrayQueue::new(BATCHES),
         empty: ArrayQueue::new(BATCHES),
         returned: ArrayQueue::new(RETURNS),
-        delivered: ArrayQueue::new(MOST_DELIVERIES),
+        delivered: SegQueue::new(),
         settled: AtomicI64::new(i64::MIN),
         worker,
         consumer,
@@ -313,7 +314,7 @@ impl DownlinkReceiver {
 
     /// Says what has become of a delivery.
     pub fn report(&self, delivered: Delivered) {
-        self.rings.delivered.push(delivered).expect("deliveries are bounded");
+        self.rings.delivered.push(delivered);
     }
 
     /// Says that every offset below was sent or given back.

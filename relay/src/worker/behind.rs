@@ -3,10 +3,10 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::ring::{Receipt, ReplyOffset, Return};
+use crate::ring::{ReplyOffset, Return};
 
 use super::connection::{Link, State};
-use super::stats::{CloseReason, UndeliveredReason};
+use super::stats::CloseReason;
 use super::{Engine, SocketId, Worker};
 
 /// What a reply that is postponed counts as beside its payload.
@@ -46,8 +46,9 @@ impl<E: Engine> Worker<E> {
         link.is_waiting() || link.output.bytes() > self.shared.limits.reply_limit_bytes
     }
 
-    /// Leaves a reply where it is.
-    pub(super) fn postpone(&mut self, socket: SocketId, offset: ReplyOffset, bytes: usize) {
+    /// Leaves a reply, or an order, where it is. False if too much is there already, and the connection is
+    /// closed for that.
+    pub(super) fn postpone(&mut self, socket: SocketId, offset: ReplyOffset, bytes: usize) -> bool {
         let most = self.shared.limits.reply_backlog_bytes;
         let full = self.shared.postponed.load(Ordering::Relaxed) >= MOST_POSTPONED;
         let link = &mut self.connection(socket).link;
@@ -56,7 +57,7 @@ impl<E: Engine> Worker<E> {
         let counted = bytes + POSTPONED_OVERHEAD_BYTES;
         if full || behind.bytes + counted > most {
             self.close(socket, CloseReason::SlowReader);
-            return self.undelivered(key, UndeliveredReason::Closing, Receipt::Offset(offset));
+            return false;
         }
         behind.bytes += counted;
         behind.last = Some(offset);
@@ -65,6 +66,7 @@ impl<E: Engine> Worker<E> {
         let returned = Return::Postponed { key, offset, bytes };
         self.settlement.give_back(returned, Some(offset), &self.downlink);
         self.set_timer(socket);
+        true
     }
 
     /// A reply that was postponed has been dealt with; with the last of them nothing waits any more.
@@ -84,7 +86,7 @@ impl<E: Engine> Worker<E> {
             behind.last = None;
             // Its silence until now means nothing.
             connection.not_read(now);
-            if connection.state == State::HalfClosed {
+            if connection.state == State::HalfClosed && !connection.codec.owes() {
                 self.linger(socket);
             }
         }

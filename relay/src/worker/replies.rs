@@ -72,12 +72,14 @@ impl<E: Engine> Worker<E> {
         !matches!(settled, Settled::Delivery(_))
     }
 
-    fn settle(&mut self, receipt: Receipt) {
-        match receipt {
+    /// What has no payload needs nothing but its being counted.
+    fn settle(&mut self, command: Command, receipt: Receipt) {
+        let settled = match receipt {
             Receipt::Offset(offset) => self.report(&Settled::Offset(offset)),
             Receipt::Postponed { offset, .. } => self.report(&Settled::Postponed(offset)),
             Receipt::Held { .. } | Receipt::None => false,
         };
+        self.stats.replies_orders.add(u64::from(settled && command == Command::Close));
     }
 
     fn on_command(
@@ -108,18 +110,26 @@ impl<E: Engine> Worker<E> {
             return if is_reply {
                 self.undelivered(key, reason, receipt);
             } else {
-                self.settle(receipt);
+                self.settle(command, receipt);
             };
         }
         if let Receipt::Offset(offset) = receipt
             && self.must_wait(socket)
         {
-            return self.postpone(socket, offset, reply.payload.len());
+            if self.postpone(socket, offset, reply.payload.len()) {
+                return;
+            }
+            // It is being closed.
+            return if is_reply {
+                self.undelivered(key, UndeliveredReason::Closing, receipt);
+            } else {
+                self.settle(command, receipt);
+            };
         }
         if is_reply {
             self.reply(socket, receipt, reply);
         } else {
-            self.settle(receipt);
+            self.settle(command, receipt);
         }
         if let Receipt::Postponed { offset, last } = receipt {
             self.has_come(socket, offset, reply.payload.len(), last);
@@ -183,7 +193,9 @@ impl<E: Engine> Worker<E> {
             Ok(Sending::Unwanted) => {
                 if let Some(receipt) = link.kept.take(reply.origin) {
                     let done = link.kept.done(receipt);
-                    self.stats.replies_filtered.add(1);
+                    // One that had waited was counted when it was held.
+                    let of_downlink = !matches!(receipt, Receipt::Held { .. });
+                    self.stats.replies_filtered.add(u64::from(of_downlink));
                     if let Some(done) = done {
                         self.report(&done);
                     }
@@ -268,6 +280,11 @@ impl<E: Engine> Worker<E> {
                 self.book_memory(socket);
                 self.has_read(socket);
                 self.look_at(socket);
+                let now = self.now;
+                let connection = self.connection(socket);
+                if connection.link.output.bytes() == 0 && connection.codec.sent(now) {
+                    self.set_timer(socket);
+                }
                 let connection = self.connection(socket);
                 match connection.state {
                     State::Flushing(reason) if connection.link.output.bytes() == 0 => {

@@ -170,6 +170,8 @@ pub struct WorkerStats {
     pub replies_postponed: Counter,
     /// Replies that their client does not want, by its own word: done with.
     pub replies_filtered: Counter,
+    /// Orders to close that came, and are done with.
+    pub replies_orders: Counter,
     /// Replies not sent, by [`UndeliveredReason`].
     pub replies_undelivered: [Counter; UndeliveredReason::ALL.len()],
     /// Times around the loop: one `io_uring_enter` each.
