@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::{Deserialize, Serialize};
 
 use crate::kafka::{
-    ConsumerStats, Desk, HeldRefusal, KeeperStats, LetterCounts, PumpStats, RefusedReason, Written,
-    WrittenPart,
+    ConsumerStats, Desk, HeldRefusal, KeeperStats, LetterCounts, LogEnd, PumpStats, RefusedReason,
+    Written, WrittenPart,
 };
 use crate::registry::{RegistryObserver, RegistryStatus};
 use crate::ring::Credit;
@@ -133,6 +133,9 @@ pub struct Snapshot {
     /// Messages that Kafka has acknowledged, in a topic that was deleted since.
     #[serde(default)]
     pub messages_gone: u64,
+    /// How far this run has written the topics of replies that wait and of dead letters, by name.
+    #[serde(default)]
+    pub log_ends: BTreeMap<String, LogEnd>,
     /// Behind the last offset of the downlink that was read.
     #[serde(default)]
     pub downlink_position: i64,
@@ -288,6 +291,7 @@ impl Observer {
             held_vanished: load(&self.keeper.held.vanished),
             uplink_written: self.written.parts().collect(),
             messages_gone: self.written.gone(),
+            log_ends: self.keeper.ends.all(),
             downlink_position,
             downlink_marks: load(&self.consumer.marks),
             downlink_start: self.consumer.start.load(Ordering::Relaxed),

@@ -58,4 +58,4 @@ pub(crate) use reader::{Known, TopicReader};
 pub use record::{ConnectionKey, Identity, Incarnation, KeyError, RelayId, header};
 pub use stop::StopTime;
 pub use topics::{TopicError, ensure_topics};
-pub use written::{Written, WrittenPart};
+pub use written::{LogEnd, LogEnds, Written, WrittenPart};
