@@ -73,7 +73,7 @@ pub(crate) fn header<'a>(message: &'a BorrowedMessage<'_>, name: &CStr) -> Optio
     }
 }
 
-/// Adds all headers of a record to a list. One that the list does not take is left out.
+/// Adds all headers of a record to a list.
 pub(super) fn add_headers(message: &BorrowedMessage<'_>, list: &mut HeaderList) {
     // SAFETY: the message outlives this call.
     for (name, value) in unsafe { Headers::of(message.ptr()) } {
