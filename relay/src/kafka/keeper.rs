@@ -135,8 +135,8 @@ impl Keeper {
         })
     }
 
-    /// Runs until `stop`.
-    pub fn run(mut self, stop: &AtomicBool) {
+    /// Runs until `stop`. An error is the producer's fatal one.
+    pub fn run(mut self, stop: &AtomicBool) -> Result<(), String> {
         let mut patience = Duration::ZERO;
         while !stop.load(Ordering::SeqCst) {
             let folded = self.deliveries.fold(patience, &self.stats.held);
@@ -153,12 +153,18 @@ impl Keeper {
             for outcome in self.outbox.outcomes(Duration::ZERO) {
                 self.on_outcome(outcome);
             }
+            if let Some(error) = self.outbox.fatal() {
+                return Err(format!("keeper: {error}"));
+            }
             patience = match self.desk.postponed() {
                 _ if busy => Duration::ZERO,
                 0 => TICK,
                 _ => SHORT_TICK,
             };
         }
+        // Closing its clients would wait for a cluster that does not answer. The process ends now.
+        std::mem::forget(self);
+        Ok(())
     }
 
     fn take_orders(&mut self, orders: Vec<Order>, stop: &AtomicBool) {
