@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::{Deserialize, Serialize};
 
 use crate::kafka::{
-    ConsumerStats, Desk, HeldRefusal, KeeperStats, LetterCounts, PumpStats, RefusedReason, Written,
-    WrittenPart,
+    Break, ConsumerStats, Desk, HeldRefusal, KeeperStats, LetterCounts, LogEnd, PumpStats,
+    RefusedReason, Written, WrittenPart, throttled_ms,
 };
 use crate::registry::{RegistryObserver, RegistryStatus};
 use crate::ring::Credit;
@@ -133,6 +133,9 @@ pub struct Snapshot {
     /// Messages that Kafka has acknowledged, in a topic that was deleted since.
     #[serde(default)]
     pub messages_gone: u64,
+    /// How far this run has written the topics of replies that wait and of dead letters, by name.
+    #[serde(default)]
+    pub log_ends: BTreeMap<String, LogEnd>,
     /// Behind the last offset of the downlink that was read.
     #[serde(default)]
     pub downlink_position: i64,
@@ -144,6 +147,14 @@ pub struct Snapshot {
     /// Replies before it that the former run had postponed.
     #[serde(default)]
     pub downlink_carried: u64,
+    /// For how many milliseconds the brokers have told clients to wait because of a quota: `data`
+    /// (messages and replies), `control` (registry and associations).
+    #[serde(default)]
+    pub kafka_throttled_ms: BTreeMap<String, u64>,
+    /// Breaks of the downlink, by kind, each with the records that it is about: `offset_forgotten`,
+    /// `made_anew`, `tail_lost`, `deleted`. What they are stands in the log, and in docs/brokers.md.
+    #[serde(default)]
+    pub downlink_breaks: BTreeMap<String, u64>,
     /// Clients by service and server.
     pub associations: BTreeMap<String, BTreeMap<String, u32>>,
     /// Messages that wait for their servers, by server, as they were seen last: half a minute ago at
@@ -291,10 +302,15 @@ impl Observer {
             held_vanished: load(&self.keeper.held.vanished),
             uplink_written: self.written.parts().collect(),
             messages_gone: self.written.gone(),
+            log_ends: self.keeper.ends.all(),
             downlink_position,
             downlink_marks: load(&self.consumer.marks),
             downlink_start: self.consumer.start.load(Ordering::Relaxed),
             downlink_carried: self.consumer.carried.load(Ordering::Relaxed),
+            kafka_throttled_ms: nonzero(throttled_ms()),
+            downlink_breaks: nonzero(Break::ALL.iter().map(|what| {
+                (what.name(), self.consumer.breaks[*what as usize].load(Ordering::Relaxed))
+            })),
             associations: self.associations.counts(),
             waiting: self.waiting.seen(),
             registry: self.registry.status(),
@@ -371,6 +387,12 @@ impl std::fmt::Display for Snapshot {
             "  replies      {} received, {} sent, {} not wanted, {} behind what their clients read",
             self.replies_received, self.replies_sent, self.replies_filtered, self.replies_backlog
         )?;
+        if !self.kafka_throttled_ms.is_empty() {
+            writeln!(f, "  THROTTLED by Kafka, in ms: {}", list(&self.kafka_throttled_ms))?;
+        }
+        if !self.downlink_breaks.is_empty() {
+            writeln!(f, "    BREAKS      {}", list(&self.downlink_breaks))?;
+        }
         writeln!(f, "    undelivered {}", list(&self.replies_undelivered))?;
         writeln!(f, "    dead letters {}", list(&self.replies_dead_lettered))?;
         writeln!(

@@ -9,7 +9,7 @@ use tokio::task::{JoinError, JoinHandle};
 
 use crate::config::Config;
 use crate::gateway::Gateway;
-use crate::kafka::{StopTime, ensure_topics};
+use crate::kafka::{Retention, StopTime, TopicsThere, check_rights, ensure_topics};
 use crate::registry::RegistryLink;
 use crate::worker::Shared;
 
@@ -69,7 +69,13 @@ impl Starter {
 
     fn run(self, gate: &Gate) -> Result<Started, RunError> {
         let Self { config, mut gateway, place, shared, faults } = self;
-        tokio::runtime::Handle::current().block_on(ensure_topics(&config))?;
+        let runtime = tokio::runtime::Handle::current();
+        let there = check_rights(&config.kafka)?;
+        runtime.block_on(ensure_topics(&config))?;
+        if there == TopicsThere::Unknown {
+            check_rights(&config.kafka)?;
+        }
+        let retention = runtime.block_on(Retention::ask(&config.kafka));
         // Before clients are accepted: without it nobody knows all servers.
         let (of_registry, stop_time) = (faults.clone(), shared.stop_time.clone());
         let registry = RegistryLink::start(
@@ -77,6 +83,7 @@ impl Starter {
             shared.incarnation,
             &shared.associations,
             shared.leases.clone(),
+            retention,
             shared.stop_time.clone(),
             move |run| {
                 let failed = |reason| RunError::Producer(format!("registry: {reason}"));
@@ -91,9 +98,8 @@ impl Starter {
             return Err(RunError::StoppedAtStart);
         }
         let listeners = listeners::open(&config, &place, workers)?;
-        let observer = registry.observer();
-        let threads =
-            Threads::start(&config, shared, gateway.as_ref(), listeners, observer, &faults)?;
+        let known = (registry.observer(), retention);
+        let threads = Threads::start(&config, shared, gateway.as_ref(), listeners, known, &faults)?;
         Ok(Started { gateway, threads, registry })
     }
 }

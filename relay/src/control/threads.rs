@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::gateway::{FlowTable, Gateway, enter_namespace};
 use crate::kafka::{
     Consumer, ConsumerStats, Desk, Keeper, KeeperStats, Pump, PumpStats, RdKafkaProducer, RelayId,
-    StopTime,
+    Retention, StopTime,
 };
 use crate::registry::RegistryObserver;
 use crate::ring::{
@@ -195,7 +195,7 @@ impl Threads {
         shared: Shared,
         gateway: Option<&Gateway>,
         listeners: Vec<Listeners>,
-        registry: RegistryObserver,
+        (registry, retention): (RegistryObserver, Retention),
         faults: &Faults,
     ) -> Result<Self, RunError> {
         let wake = || Wake::new().map_err(RunError::io("make an eventfd"));
@@ -232,7 +232,8 @@ impl Threads {
             desk.clone(),
             consumer_wake,
             stop_time.clone(),
-        )?;
+        )?
+        .renewing(retention);
         let keeper =
             Keeper::new(config, &shared, desk.clone(), downlinks.clone(), keeper_stats.clone())?;
         let written = producer.written();
@@ -269,7 +270,7 @@ impl Threads {
         let pump = spawn_pump(pump, (faults, &stop_time))?;
         let stop_others = Arc::new(AtomicBool::new(false));
         let mover = Mover::new(
-            config.kafka.clone(),
+            (config.kafka.clone(), retention),
             shared.associations.clone(),
             shared.credit.clone(),
             orders,

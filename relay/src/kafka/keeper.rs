@@ -26,6 +26,7 @@ use super::postponed::Postponed;
 use super::presence::Presence;
 use super::reader::OpenError;
 use super::record::{RelayId, split_reply_key};
+use super::written::LogEnds;
 
 /// How long an idle round lasts.
 const TICK: Duration = Duration::from_millis(20);
@@ -47,6 +48,8 @@ pub struct KeeperStats {
     pub vanished: AtomicU64,
     /// Orders to close connections that had ended when they were read again: nothing is kept of them.
     pub orders: AtomicU64,
+    /// How far it has written.
+    pub ends: Arc<LogEnds>,
     /// Replies that wait.
     pub held: HeldStats,
 }
@@ -125,7 +128,7 @@ impl Keeper {
             sender,
             desk,
             fetcher: Fetcher::new(&config.kafka)?,
-            outbox: Outbox::new(config)?,
+            outbox: Outbox::noting(config, stats.ends.clone())?,
             later: Vec::new(),
             retry_at: None,
             stats,

@@ -1,10 +1,11 @@
 //! The keeper's producer: each record with the job that it does, and what has become of it.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::Message as _;
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext};
 
 use crate::config::Config;
@@ -12,6 +13,7 @@ use crate::config::Config;
 use super::context::{LogContext, logs_as_ours};
 use super::ffi::rejoin;
 use super::producer::producer_config;
+use super::written::LogEnds;
 
 /// Most bytes of values on their way to Kafka; one record may exceed it.
 const MOST_BYTES: usize = 16 << 20;
@@ -28,6 +30,7 @@ struct Reports<J> {
     log: LogContext,
     outcomes: Mutex<Vec<Outcome<J>>>,
     bytes: AtomicUsize,
+    ends: Arc<LogEnds>,
 }
 
 logs_as_ours!(Reports<J: Send>);
@@ -37,7 +40,10 @@ impl<J: Send + Sync + 'static> ProducerContext for Reports<J> {
 
     fn delivery(&self, result: &DeliveryResult<'_>, job: Box<J>) {
         let (message, outcome) = match result {
-            Ok(message) => (message, Ok(())),
+            Ok(message) => {
+                self.ends.acknowledged(message.topic(), message.partition(), message.offset());
+                (message, Ok(()))
+            }
             Err((error, message)) => (message, Err(code(error))),
         };
         self.bytes.fetch_sub(message.payload_len(), Ordering::Relaxed);
@@ -60,10 +66,16 @@ pub(super) struct Outbox<J: Send + Sync + 'static>(BaseProducer<Reports<J>>);
 
 impl<J: Send + Sync + 'static> Outbox<J> {
     pub(super) fn new(config: &Config) -> Result<Self, KafkaError> {
+        Self::noting(config, Arc::default())
+    }
+
+    /// One that notes how far it has written.
+    pub(super) fn noting(config: &Config, ends: Arc<LogEnds>) -> Result<Self, KafkaError> {
         let reports = Reports {
             log: LogContext::new(&config.kafka),
             outcomes: Mutex::default(),
             bytes: AtomicUsize::new(0),
+            ends,
         };
         // Java's partitioner: a key has one partition, whoever writes it.
         let mut client = producer_config(config);

@@ -353,12 +353,28 @@ impl Producer for RdKafkaProducer {
     }
 }
 
-/// What every client of the cluster has in common.
+/// The name that the cluster knows our clients by (`client.id`), unless `kafka.properties` has another.
+const CLIENT: &str = "millrace";
+/// What is put behind it, by what the client is for: quotas go by the whole. A cluster that slows the
+/// messages of clients down must not slow down registrations and leases with them.
+pub(super) const CONTROL: &str = "control";
+pub(super) const DATA: &str = "data";
+
+/// What every client of the cluster has in common; one for the registry, associations, topics and
+/// offsets.
 pub(crate) fn client_config(kafka: &KafkaSection) -> ClientConfig {
+    client_for(kafka, CONTROL)
+}
+
+/// One that messages and replies go by.
+pub(super) fn data_config(kafka: &KafkaSection) -> ClientConfig {
+    client_for(kafka, DATA)
+}
+
+fn client_for(kafka: &KafkaSection, purpose: &str) -> ClientConfig {
     let mut config = ClientConfig::new();
     config
         .set("bootstrap.servers", &kafka.brokers)
-        .set("client.id", "millrace")
         .set("reconnect.backoff.max.ms", "1000")
         // Brokers that have come or gone are known within this time, and not only within librdkafka's
         // five minutes.
@@ -368,14 +384,25 @@ pub(crate) fn client_config(kafka: &KafkaSection) -> ClientConfig {
     for (key, value) in &kafka.properties {
         config.set(key, value);
     }
+    let client = kafka.properties.get("client.id").map_or(CLIENT, String::as_str);
+    config.set("client.id", format!("{client}-{purpose}"));
     config
 }
 
+/// How often a client of the control traffic looks whether the brokers throttle it.
+const STATISTICS_INTERVAL_MS: &str = "5000";
+
 /// What every producer here has: a record is written once, by all in-sync replicas, however long the
 /// brokers are away.
-pub(crate) fn writer_config(kafka: &KafkaSection) -> ClientConfig {
-    let mut config = client_config(kafka);
+fn written_once(mut config: ClientConfig) -> ClientConfig {
     config.set("enable.idempotence", "true").set("acks", "all").set("message.timeout.ms", "0");
+    config
+}
+
+/// A producer of the registry or of associations.
+pub(crate) fn writer_config(kafka: &KafkaSection) -> ClientConfig {
+    let mut config = written_once(client_config(kafka));
+    config.set("statistics.interval.ms", STATISTICS_INTERVAL_MS);
     config
 }
 
@@ -384,7 +411,7 @@ pub(crate) fn writer_config(kafka: &KafkaSection) -> ClientConfig {
 pub fn producer_config(config: &Config) -> ClientConfig {
     let longest =
         config.services.iter().map(|service| service.max_message_bytes).max().unwrap_or_default();
-    let mut client = writer_config(&config.kafka);
+    let mut client = written_once(data_config(&config.kafka));
     client
         .set("linger.ms", (f64::from(config.kafka.linger_us) / 1000.0).to_string())
         .set("queue.buffering.max.messages", "0")
@@ -398,6 +425,18 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn messages_and_control_traffic_have_names_of_their_own() {
+        let mut kafka = KafkaSection::default();
+        let names = |kafka: &KafkaSection| {
+            [data_config(kafka), client_config(kafka), writer_config(kafka)]
+                .map(|config| config.get("client.id").unwrap_or_default().to_owned())
+        };
+        assert_eq!(names(&kafka), ["millrace-data", "millrace-control", "millrace-control"]);
+        kafka.properties.insert("client.id".to_owned(), "edge".to_owned());
+        assert_eq!(names(&kafka), ["edge-data", "edge-control", "edge-control"]);
+    }
 
     proptest! {
         #[test]

@@ -31,6 +31,12 @@ pub trait Facts {
     /// How far a partition is read, as it was found out not before `since`. None: not known yet; it is
     /// found out, and the question may be asked again.
     fn unread(&mut self, partition: Partition, since: Instant) -> Option<Unread>;
+    /// The same for a reader that lives: without a commit it has read what is so old that its commit
+    /// would be forgotten.
+    fn unread_by_living(&mut self, partition: Partition, since: Instant) -> Option<Unread> {
+        let unread = self.unread(partition, since)?;
+        Some(Unread { records: if unread.outlived { 0 } else { unread.records }, ..unread })
+    }
     /// Clients of a server.
     fn clients(&self, id: &str) -> u32;
     /// How far the clients of a service are spread; none of one that is not known.
@@ -502,7 +508,7 @@ impl Coordinator {
         now: Instant,
     ) -> bool {
         let Some((_, begun)) = self.term else { return false };
-        match facts.unread(lease.partition, begun) {
+        match facts.unread_by_living(lease.partition, begun) {
             Some(Unread { records: 0, .. }) if facts.clients(id) == 0 => {
                 let since = *self.empty.entry(id.to_owned()).or_insert(now);
                 now.saturating_duration_since(since) >= self.policy.lease

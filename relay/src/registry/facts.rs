@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rdkafka::error::KafkaResult;
 
 use crate::config::Config;
-use crate::kafka::{Incarnation, Unread, bury, unread};
+use crate::kafka::{Incarnation, Retention, Unread, bury, renew, unread};
 use crate::route::{Balance, Partition};
 
 use super::Facts;
@@ -20,6 +20,8 @@ use super::link::Listener;
 const FACT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often it is looked whether a burial has ended.
 const STOP_TICK: Duration = Duration::from_millis(10);
+/// When commits are renewed for the first time, at the latest: relays may be restarted often.
+const FIRST_RENEWAL: Duration = Duration::from_mins(1);
 
 /// What a decision may ask.
 pub(super) struct World<'a> {
@@ -51,6 +53,7 @@ pub(super) struct Backlogs {
     config: Config,
     incarnation: Incarnation,
     valid: Duration,
+    retention: Retention,
     known: HashMap<Partition, (Instant, Unread)>,
     /// Asked, and not answered yet.
     asked: HashSet<Partition>,
@@ -58,8 +61,11 @@ pub(super) struct Backlogs {
     questions: Option<Sender<Partition>>,
     answers: Receiver<Look>,
     looker: Option<JoinHandle<()>>,
-    /// At most one at a time.
+    /// A burial, or the renewal of commits; at most one at a time, so that none takes back what another
+    /// has committed.
     burial: Option<JoinHandle<()>>,
+    /// When commits are renewed.
+    next_renewal: Instant,
     stop: Arc<AtomicBool>,
 }
 
@@ -68,24 +74,25 @@ impl Backlogs {
         config: &Config,
         incarnation: Incarnation,
         valid: Duration,
+        retention: Retention,
     ) -> std::io::Result<Self> {
         let (questions, asked) = mpsc::channel::<Partition>();
         let (answer, answers) = mpsc::channel();
         let (kafka, stop) = (config.kafka.clone(), Arc::<AtomicBool>::default());
         let stopped = Arc::clone(&stop);
         let looker = std::thread::Builder::new().name("backlogs".to_owned()).spawn(move || {
+            let look = |partition| unread(&kafka, partition, retention, FACT_TIMEOUT);
             for partition in asked {
                 let at = Instant::now();
                 if stopped.load(Ordering::SeqCst)
-                    || answer
-                        .send((partition, at, unread(&kafka, partition, FACT_TIMEOUT)))
-                        .is_err()
+                    || answer.send((partition, at, look(partition))).is_err()
                 {
                     return;
                 }
             }
         })?;
         Ok(Self {
+            retention,
             config: config.clone(),
             incarnation,
             valid,
@@ -95,6 +102,7 @@ impl Backlogs {
             answers,
             looker: Some(looker),
             burial: None,
+            next_renewal: Instant::now() + retention.renewal().min(FIRST_RENEWAL),
             stop,
         })
     }
@@ -124,16 +132,45 @@ impl Backlogs {
                     self.known.insert(partition, (at, unread));
                 }
                 Err(error) => {
-                    let partition = partition.0;
-                    tracing::warn!(%error, partition, "how far a partition is read is not known");
+                    let group = self.config.kafka.server_group(partition);
+                    tracing::warn!(%error, group, "how far a partition is read is not known");
                 }
             }
         }
     }
 
+    fn is_busy(&self) -> bool {
+        self.burial.as_ref().is_some_and(|burial| !burial.is_finished())
+    }
+
+    /// Has what is committed for partitions that nobody reads committed anew, before the brokers forget
+    /// it: what was dealt with would seem to wait again.
+    pub(super) fn renew(&mut self, now: Instant, idle: impl FnOnce() -> Vec<Partition>) {
+        if now < self.next_renewal || self.is_busy() {
+            return;
+        }
+        self.next_renewal = now + self.retention.renewal();
+        let (idle, kafka, stop) = (idle(), self.config.kafka.clone(), Arc::clone(&self.stop));
+        let renewal = std::thread::Builder::new().name("renewal".to_owned()).spawn(move || {
+            for partition in idle {
+                if stop.load(Ordering::SeqCst) {
+                    return;
+                }
+                if let Err(error) = renew(&kafka, partition, FACT_TIMEOUT) {
+                    let group = kafka.server_group(partition);
+                    tracing::warn!(%error, group, "what is committed was not committed anew");
+                }
+            }
+        });
+        match renewal {
+            Ok(renewal) => self.burial = Some(renewal),
+            Err(error) => tracing::warn!(%error, "no thread for the renewal of commits"),
+        }
+    }
+
     /// Moves what waits in a partition to the dead letters, unless another burial goes on.
     fn bury(&mut self, partition: Partition) -> bool {
-        if self.burial.as_ref().is_some_and(|burial| !burial.is_finished()) {
+        if self.is_busy() {
             return false;
         }
         let (config, incarnation) = (self.config.clone(), self.incarnation);

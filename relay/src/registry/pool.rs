@@ -128,7 +128,7 @@ impl Pool {
                 continue;
             }
             match facts.unread(partition, rested) {
-                Some(Unread { records: 0, end }) => {
+                Some(Unread { records: 0, end, .. }) => {
                     self.full.remove(&partition);
                     return Search::Found(Free { partition, end });
                 }

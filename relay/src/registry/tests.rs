@@ -36,7 +36,7 @@ struct World {
 impl Facts for World {
     fn unread(&mut self, partition: Partition, since: Instant) -> Option<Unread> {
         let records = self.unread.get(&partition.0).copied().unwrap_or_default();
-        let known = Unread { records, end: END };
+        let known = Unread { records, outlived: false, end: END };
         let Some(slow) = &mut self.slow else { return Some(known) };
         slow.ask(partition, since).then_some(known)
     }
