@@ -14,6 +14,8 @@ use std::path::PathBuf;
 use anyhow::{Context as _, ensure};
 use clap::{Args, Parser, Subcommand};
 use millrace_relay::config::Config;
+use millrace_relay::control::RunError;
+use millrace_relay::logging::{self, Purpose};
 use millrace_relay::{control, gateway};
 use serde::Serialize;
 
@@ -112,7 +114,10 @@ enum Command {
     /// Show the servers of all relays, drain one, forget one, spread their clients evenly.
     #[command(subcommand, after_help = servers::HELP)]
     Servers(servers::Servers),
-    /// Serve clients until SIGTERM or SIGINT; then deliver what was read, and end. Needs root.
+    /// Serve clients until SIGTERM, SIGINT or SIGHUP; then deliver what was read, and end. Needs root.
+    ///
+    /// The end takes no longer than `relay.stop_timeout_ms`. Exit code 1 if the relay could not go on, or
+    /// did not end in that time.
     ///
     /// Prints `relay ready: …` when clients are served, and at the end its counters as one line of
     /// JSON. The log goes to standard error; `RUST_LOG` sets its level (default: info).
@@ -153,6 +158,14 @@ impl ConfigFile {
 }
 
 impl Cli {
+    /// How it writes its log.
+    pub(crate) const fn purpose(&self) -> Purpose {
+        match self.command {
+            Command::Run { .. } => Purpose::Service,
+            _ => Purpose::Command,
+        }
+    }
+
     pub(crate) fn run(self) -> anyhow::Result<()> {
         match self.command {
             Command::Load { config, check: true, json, .. } => {
@@ -203,7 +216,7 @@ impl Cli {
 
 /// The steps go to standard error: standard output is for what was asked.
 fn step(step: &str) {
-    eprintln!("+ {step}");
+    logging::say(&format!("+ {step}"));
 }
 
 /// Whoever reads the answer has read enough, as `head` does.
@@ -230,11 +243,19 @@ fn show(answer: &(impl Serialize + Display), json: bool) -> anyhow::Result<()> {
 
 fn run(config: &Config, mode: control::Mode) -> anyhow::Result<()> {
     let services = config.services.len();
-    let snapshot = control::run(config, mode, |threads| {
+    let ended = control::run(config, mode, |threads| {
         // It serves, whoever reads this.
         let _ =
             print(format_args!("relay ready: {} workers, {services} services", threads.workers()));
-    })?;
+    });
+    let snapshot = match ended {
+        // Somebody wanted that.
+        Err(stopped @ RunError::StoppedAtStart) => {
+            tracing::info!("{stopped}");
+            return Ok(());
+        }
+        ended => ended?,
+    };
     let stopped = Stopped { stopped: snapshot };
     print(serde_json::to_string(&stopped).context("encode the counters")?)
 }

@@ -8,7 +8,7 @@ A member's name is its target's: ws://HOST:PORT/NAME. A page for browsers: tests
 import sys
 from urllib.parse import unquote
 
-from confluent_kafka import OFFSET_STORED, Consumer, Producer, TopicPartition
+from confluent_kafka import OFFSET_STORED, Consumer, KafkaException, Producer, TopicPartition
 
 brokers, partition, prefix = sys.argv[1:]
 consumer = Consumer({"bootstrap.servers": brokers, "group.id": f"{prefix}server-{partition}",
@@ -20,8 +20,11 @@ members = {}  # by connection: the member's name, and the partition that leads b
 
 def tell(line):
     for key, (_, reply) in members.items():
-        producer.produce(prefix + "downlink", line, key, partition=reply,
-                         headers={"websocket.opcode": "text"})
+        try:
+            producer.produce(prefix + "downlink", line, key, partition=reply,
+                             headers={"websocket.opcode": "text"})
+        except (BufferError, KafkaException, OverflowError) as error:
+            print(f"chat: {error!r}", file=sys.stderr)
 
 
 while True:
@@ -29,13 +32,21 @@ while True:
     record = consumer.poll(0.02)
     if record is None or record.error():
         continue
-    key, headers = record.key(), {name: value.decode() for name, value in record.headers()}
+    try:
+        key, headers = record.key(), dict(record.headers() or [])  # fails if a name is not UTF-8
+        # A client may write anything, `Origin` for example.
+        headers = {name: (value or b"").decode(errors="replace") for name, value in headers.items()}
+    except (ValueError, SystemError) as error:
+        print(f"chat: record {record.offset()}: {error!r}", file=sys.stderr)
+        continue
     if headers.get("kind") == "open":
-        name = unquote(headers["websocket.target"].lstrip("/")) or "somebody"
+        if not headers.get("reply", "").isdecimal():
+            continue
+        name = unquote(headers.get("websocket.target", "").lstrip("/")) or "somebody"
         members[key] = name, int(headers["reply"])
         tell(f"{name} has come")
     elif headers.get("kind") == "close":
         name, _ = members.pop(key, ("somebody", 0))
         tell(f"{name} has gone")
     elif key in members:
-        tell(f"{members[key][0]}: {record.value().decode(errors='replace')}")
+        tell(f"{members[key][0]}: {(record.value() or b'').decode(errors='replace')}")

@@ -222,7 +222,7 @@ fn measure(speech: Speech) -> (u64, u64) {
         shared.credit.clone(),
         Arc::<PumpStats>::default(),
         producer_wake,
-        Duration::ZERO,
+        shared.stop_time.clone(),
     );
     let mut headers = HeaderList::default();
     if let Some(name) = speech.correlation() {

@@ -409,6 +409,9 @@ fn what_waits_for_a_server_that_is_gone_becomes_dead_letters_and_its_partition_i
     })
     .unwrap();
     drop(client);
+    // The other partition for leases has a holder, so the next one gets that of the first.
+    relays.register_by_hand("other", "nobody", 9).unwrap();
+    relays.wait_state(0, "other", ServerState::Live).unwrap();
     assert!(relays.servers(&["forget", "a"]).unwrap().status.success());
     let letters = relays.0.relays[0].config.kafka.deadletter_topic();
     wait_until(PATIENCE, "the dead letters", || {
@@ -416,9 +419,15 @@ fn what_waits_for_a_server_that_is_gone_becomes_dead_letters_and_its_partition_i
         Ok(kafka::record_count(&kafka::brokers(), &letters, 1)? == 7)
     })
     .unwrap();
+    // It rests for `relay_timeout_ms` first, longer than a server here waits for its answer.
+    wait_until(PATIENCE, "the partition to be another server's", || {
+        relays.register_by_hand("b", "by hand", 8)?;
+        Ok(relays.server_status(0, "b").is_ok_and(|next| next.epoch == 2))
+    })
+    .unwrap();
     let _next = relays.leased(Language::Rust, "b", 8, &[]).unwrap();
     let next = relays.server_status(0, "b").unwrap();
-    assert_eq!((next.partition, next.epoch), (partition, 2));
+    assert_eq!((next.partition, next.epoch), (partition, 3));
     relays.client(0).unwrap().expect_echo(b"to its next holder").unwrap();
 }
 

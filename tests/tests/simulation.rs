@@ -174,7 +174,7 @@ impl Run {
             shared.credit.clone(),
             pump_stats.clone(),
             producer_wake,
-            Duration::ZERO,
+            shared.stop_time.clone(),
         );
         Self {
             worker,

@@ -18,7 +18,7 @@ use rdkafka::error::KafkaError;
 use serde::Serialize;
 
 use crate::config::Config;
-use crate::kafka::observer;
+use crate::kafka::{Break, observer};
 use crate::ring::MESSAGE_OVERHEAD_BYTES;
 use crate::route::ServerState;
 
@@ -286,7 +286,9 @@ fn waiting_problem(before: &Snapshot, after: &Snapshot) -> Option<String> {
 
 /// What the relay itself has found to be lost.
 fn losses(at: &Snapshot) -> Vec<String> {
+    let deleted = at.downlink_breaks.get(Break::Deleted.name()).copied().unwrap_or_default();
     let lost = [
+        (deleted, "replies were deleted before the relay had read them"),
         (at.replies_vanished, "replies were deleted before they were sent or kept"),
         (at.held_vanished, "replies that waited for their clients were deleted before these came"),
     ];

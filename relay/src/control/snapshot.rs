@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::{Deserialize, Serialize};
 
 use crate::kafka::{
-    ConsumerStats, Desk, HeldRefusal, KeeperStats, LetterCounts, PumpStats, RefusedReason, Written,
-    WrittenPart,
+    Break, ConsumerStats, Desk, HeldRefusal, KeeperStats, LetterCounts, LogEnd, PumpStats,
+    RefusedReason, Written, WrittenPart, throttled_ms,
 };
 use crate::registry::{RegistryObserver, RegistryStatus};
 use crate::ring::Credit;
@@ -137,6 +137,9 @@ pub struct Snapshot {
     /// Messages that Kafka has acknowledged, in a topic that was deleted since.
     #[serde(default)]
     pub messages_gone: u64,
+    /// How far this run has written the topics of replies that wait and of dead letters, by name.
+    #[serde(default)]
+    pub log_ends: BTreeMap<String, LogEnd>,
     /// Behind the last offset of the downlink that was read.
     #[serde(default)]
     pub downlink_position: i64,
@@ -148,6 +151,14 @@ pub struct Snapshot {
     /// Replies before it that the former run had postponed.
     #[serde(default)]
     pub downlink_carried: u64,
+    /// For how many milliseconds the brokers have told clients to wait because of a quota: `data`
+    /// (messages and replies), `control` (registry and associations).
+    #[serde(default)]
+    pub kafka_throttled_ms: BTreeMap<String, u64>,
+    /// Breaks of the downlink, by kind, each with the records that it is about: `offset_forgotten`,
+    /// `made_anew`, `tail_lost`, `deleted`. What they are stands in the log, and in docs/brokers.md.
+    #[serde(default)]
+    pub downlink_breaks: BTreeMap<String, u64>,
     /// Clients by service and server.
     pub associations: BTreeMap<String, BTreeMap<String, u32>>,
     /// Messages that wait for their servers, by server, as they were seen last: half a minute ago at
@@ -169,6 +180,9 @@ pub struct Snapshot {
     pub worker_loops: u64,
     /// Batches that the producer took.
     pub producer_batches: u64,
+    /// Lines of the log that nobody has: standard error did not take them.
+    #[serde(default)]
+    pub log_lines_lost: u64,
 }
 
 /// Where the counters are.
@@ -301,10 +315,15 @@ impl Observer {
             held_vanished: load(&self.keeper.held.vanished),
             uplink_written: self.written.parts().collect(),
             messages_gone: self.written.gone(),
+            log_ends: self.keeper.ends.all(),
             downlink_position,
             downlink_marks: load(&self.consumer.marks),
             downlink_start: self.consumer.start.load(Ordering::Relaxed),
             downlink_carried: self.consumer.carried.load(Ordering::Relaxed),
+            kafka_throttled_ms: nonzero(throttled_ms()),
+            downlink_breaks: nonzero(Break::ALL.iter().map(|what| {
+                (what.name(), self.consumer.breaks[*what as usize].load(Ordering::Relaxed))
+            })),
             associations: self.associations.counts(),
             waiting: self.waiting.seen(),
             registry: self.registry.status(),
@@ -318,6 +337,7 @@ impl Observer {
             cpu_us: CpuTime::of_process(std::process::id()).unwrap_or_default(),
             worker_loops: self.sum(|worker| &worker.loops),
             producer_batches: load(&self.pump.batches),
+            log_lines_lost: crate::logging::lost(),
         }
     }
 }
@@ -383,6 +403,12 @@ impl std::fmt::Display for Snapshot {
             "  replies      {} received, {} sent, {} not wanted, {} behind what their clients read",
             self.replies_received, self.replies_sent, self.replies_filtered, self.replies_backlog
         )?;
+        if !self.kafka_throttled_ms.is_empty() {
+            writeln!(f, "  THROTTLED by Kafka, in ms: {}", list(&self.kafka_throttled_ms))?;
+        }
+        if !self.downlink_breaks.is_empty() {
+            writeln!(f, "    BREAKS      {}", list(&self.downlink_breaks))?;
+        }
         writeln!(f, "    undelivered {}", list(&self.replies_undelivered))?;
         writeln!(f, "    dead letters {}", list(&self.replies_dead_lettered))?;
         writeln!(
@@ -404,6 +430,10 @@ impl std::fmt::Display for Snapshot {
         for (service, servers) in &self.associations {
             let pairs: Vec<_> = servers.iter().map(|(k, n)| format!("{k} {n}")).collect();
             writeln!(f, "  service {service}: clients per server: {}", pairs.join(", "))?;
+        }
+        if self.log_lines_lost > 0 {
+            let lines = self.log_lines_lost;
+            writeln!(f, "  log          {lines} lines LOST: standard error has not taken them")?;
         }
         write!(f, "{}", self.registry)
     }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{CommitMode, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::BorrowedMessage;
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::Config;
@@ -59,7 +60,7 @@ pub fn bury(
     let (oldest, end) = watermarks(group.client(), place.0, place.1, TIMEOUT).map_err(failed)?;
     let committed = committed(&group, place.0, place.1, TIMEOUT).map_err(failed)?;
     let start = committed.map_or(oldest, |committed| committed.max(oldest));
-    let buried = write_letters(config, incarnation, place, start..end, stop)
+    let buried = write_letters(config, incarnation, place, start..end, |_| true, stop)
         .map_err(|error| unread(error.to_string()))?;
     let mut list = TopicPartitionList::new();
     list.add_partition_offset(place.0, place.1, Offset::Offset(end)).map_err(failed)?;
@@ -70,11 +71,13 @@ pub fn bury(
 /// A letter's offset, and whether it is to be cut.
 type Job = (i64, bool);
 
-fn write_letters(
+/// Writes such of the records at `offsets` to the dead letters as are `wanted`; how many.
+pub(super) fn write_letters(
     config: &Config,
     incarnation: Incarnation,
     place: (&str, i32),
     offsets: std::ops::Range<i64>,
+    wanted: impl Fn(&BorrowedMessage<'_>) -> bool,
     stop: &AtomicBool,
 ) -> Result<u64, FetchError> {
     let sender = Sender::new(RelayId(config.relay.id), incarnation);
@@ -90,7 +93,7 @@ fn write_letters(
         fetcher.read(place, todo.iter().map(|(offset, _)| *offset), stopped, |_, record| {
             let (offset, cut) = *jobs.next().expect("one for each offset");
             // Not there: deleted by retention while it was read.
-            if let Some(record) = record
+            if let Some(record) = record.filter(|record| wanted(record))
                 && outbox.wait_room(stop)
             {
                 let letter = Letter::of_record(record, Reason::ServerGone, &sender);

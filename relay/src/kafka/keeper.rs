@@ -26,6 +26,7 @@ use super::postponed::Postponed;
 use super::presence::Presence;
 use super::reader::OpenError;
 use super::record::{RelayId, split_reply_key};
+use super::written::LogEnds;
 
 /// How long an idle round lasts.
 const TICK: Duration = Duration::from_millis(20);
@@ -47,6 +48,8 @@ pub struct KeeperStats {
     pub vanished: AtomicU64,
     /// Orders to close connections that had ended when they were read again: nothing is kept of them.
     pub orders: AtomicU64,
+    /// How far it has written.
+    pub ends: Arc<LogEnds>,
     /// Replies that wait.
     pub held: HeldStats,
 }
@@ -125,15 +128,15 @@ impl Keeper {
             sender,
             desk,
             fetcher: Fetcher::new(&config.kafka)?,
-            outbox: Outbox::new(config)?,
+            outbox: Outbox::noting(config, stats.ends.clone())?,
             later: Vec::new(),
             retry_at: None,
             stats,
         })
     }
 
-    /// Runs until `stop`.
-    pub fn run(mut self, stop: &AtomicBool) {
+    /// Runs until `stop`. An error is the producer's fatal one.
+    pub fn run(mut self, stop: &AtomicBool) -> Result<(), String> {
         let mut patience = Duration::ZERO;
         while !stop.load(Ordering::SeqCst) {
             let folded = self.deliveries.fold(patience, &self.stats.held);
@@ -150,12 +153,18 @@ impl Keeper {
             for outcome in self.outbox.outcomes(Duration::ZERO) {
                 self.on_outcome(outcome);
             }
+            if let Some(error) = self.outbox.fatal() {
+                return Err(format!("keeper: {error}"));
+            }
             patience = match self.desk.has_queue() {
                 _ if busy => Duration::ZERO,
                 true => SHORT_TICK,
                 false => TICK,
             };
         }
+        // Closing its clients would wait for a cluster that does not answer. The process ends now.
+        std::mem::forget(self);
+        Ok(())
     }
 
     fn take_orders(&mut self, orders: Vec<Order>, stop: &AtomicBool) {

@@ -1,10 +1,11 @@
 //! The keeper's producer: each record with the job that it does, and what has become of it.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::Message as _;
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext};
 
 use crate::config::Config;
@@ -12,6 +13,7 @@ use crate::config::Config;
 use super::context::{LogContext, logs_as_ours};
 use super::ffi::rejoin;
 use super::producer::producer_config;
+use super::written::LogEnds;
 
 /// Most bytes of values on their way to Kafka; one record may exceed it.
 const MOST_BYTES: usize = 16 << 20;
@@ -28,6 +30,7 @@ struct Reports<J> {
     log: LogContext,
     outcomes: Mutex<Vec<Outcome<J>>>,
     bytes: AtomicUsize,
+    ends: Arc<LogEnds>,
 }
 
 logs_as_ours!(Reports<J: Send>);
@@ -37,7 +40,10 @@ impl<J: Send + Sync + 'static> ProducerContext for Reports<J> {
 
     fn delivery(&self, result: &DeliveryResult<'_>, job: Box<J>) {
         let (message, outcome) = match result {
-            Ok(message) => (message, Ok(())),
+            Ok(message) => {
+                self.ends.acknowledged(message.topic(), message.partition(), message.offset());
+                (message, Ok(()))
+            }
             Err((error, message)) => (message, Err(code(error))),
         };
         self.bytes.fetch_sub(message.payload_len(), Ordering::Relaxed);
@@ -60,10 +66,16 @@ pub(super) struct Outbox<J: Send + Sync + 'static>(BaseProducer<Reports<J>>);
 
 impl<J: Send + Sync + 'static> Outbox<J> {
     pub(super) fn new(config: &Config) -> Result<Self, KafkaError> {
+        Self::noting(config, Arc::default())
+    }
+
+    /// One that notes how far it has written.
+    pub(super) fn noting(config: &Config, ends: Arc<LogEnds>) -> Result<Self, KafkaError> {
         let reports = Reports {
             log: LogContext::new(&config.kafka),
             outcomes: Mutex::default(),
             bytes: AtomicUsize::new(0),
+            ends,
         };
         // Java's partitioner: a key has one partition, whoever writes it.
         let mut client = producer_config(config);
@@ -79,6 +91,11 @@ impl<J: Send + Sync + 'static> Outbox<J> {
             reports.bytes.fetch_sub(bytes, Ordering::Relaxed);
             reports.end(*record.delivery_opaque, Err(code(&error)));
         }
+    }
+
+    /// Why nothing will ever be sent again.
+    pub(super) fn fatal(&self) -> Option<String> {
+        self.0.client().fatal_error().map(|(code, reason)| format!("{code}: {reason}"))
     }
 
     /// Waits until another record may be sent; false if the relay stops before.
@@ -103,5 +120,39 @@ impl<J: Send + Sync + 'static> Outbox<J> {
         self.poll(patience);
         let mut outcomes = self.0.context().outcomes.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::take(&mut *outcomes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+
+    use super::*;
+
+    #[test]
+    fn that_nothing_will_ever_be_sent_again_is_told() {
+        let cluster = MockCluster::new(1).expect("a cluster");
+        let refusal = RDKafkaRespErr::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED;
+        cluster.request_errors(RDKafkaApiKey::InitProducerId, &[refusal]);
+        let text = include_str!("../../../docs/millrace.toml");
+        let brokers = cluster.bootstrap_servers();
+        let config: Config =
+            toml::from_str(&text.replace("127.0.0.1:9092", &brokers)).expect("valid");
+        let outbox = Outbox::<u32>::new(&config).expect("a producer");
+        assert_eq!(outbox.fatal(), None);
+        let begun = Instant::now();
+        while outbox.fatal().is_none() {
+            assert!(begun.elapsed() < Duration::from_secs(30), "nothing is told");
+            outbox.outcomes(POLL);
+        }
+        // What is sent all the same comes back.
+        let mut record = BaseRecord::with_opaque_to("topic", Box::new(7));
+        record.payload = Some(&b"x"[..]);
+        outbox.send(record);
+        let outcomes = outbox.outcomes(Duration::ZERO);
+        assert!(matches!(outcomes[..], [(7, Err(RDKafkaErrorCode::Fatal))]), "{outcomes:?}");
     }
 }

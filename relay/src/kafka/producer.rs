@@ -15,8 +15,9 @@ use super::context::LogContext;
 use super::deadletter::Refused;
 use super::desk::Desk;
 use super::ffi::{NativeProducer, NativeRecord};
+use super::late::{Lateness, Rescue};
 use super::leases::Leases;
-use super::record::{Identity, header};
+use super::record::{Identity, Incarnation, header};
 use super::written::Written;
 
 /// What a record may weigh beside its payload: key, headers and the batch's own bytes.
@@ -183,6 +184,10 @@ pub struct RdKafkaProducer {
     native: NativeProducer<LogContext>,
     desk: Arc<Desk>,
     leases: Arc<Leases>,
+    lateness: Lateness,
+    rescue: Rescue,
+    /// This relay's run, once there is a record of it.
+    run: Option<Incarnation>,
     written: Arc<Written>,
     /// Records for servers that registered are taken.
     may_write: bool,
@@ -205,9 +210,12 @@ impl RdKafkaProducer {
             &topic,
             wake.clone(),
         )?;
+        let lateness = Lateness::new(config.partitions());
+        let rescue = Rescue::new(config, leases.clone());
         desk.tell_of_room(wake);
         let written = Arc::new(Written::new(config.partitions()));
-        Ok(Self { native, desk, leases, written, may_write: true, purged: false })
+        let (run, may_write, purged) = (None, true, false);
+        Ok(Self { native, desk, leases, lateness, rescue, run, written, may_write, purged })
     }
 
     /// How far it has written.
@@ -219,6 +227,18 @@ impl RdKafkaProducer {
     /// they are about stays booked, and the clients wait; when the stop's time is over, nothing does.
     fn has_room(&self) -> bool {
         self.purged || self.desk.has_room_for_refused()
+    }
+}
+
+/// What has come too late is looked for as far as it is known.
+impl Drop for RdKafkaProducer {
+    fn drop(&mut self) {
+        if let Some(run) = self.run {
+            let rescue = &mut self.rescue;
+            self.lateness.finish(&self.leases, |partition, offsets| {
+                rescue.look_through(run, partition, offsets);
+            });
+        }
     }
 }
 
@@ -264,7 +284,11 @@ impl Producer for RdKafkaProducer {
             }
         };
         match produced {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                self.lateness.produced(partition);
+                self.run = Some(identity.key.incarnation);
+                Ok(())
+            }
             Err(_) if kind.is_message() && !self.has_room() => Err(ProduceError::Full),
             Err(failure) => {
                 if kind.is_message() {
@@ -278,10 +302,13 @@ impl Producer for RdKafkaProducer {
 
     fn poll(&mut self, on_report: &mut dyn FnMut(Report)) -> bool {
         let (desk, written, purged) = (&self.desk, &self.written, self.purged);
+        let lateness = &mut self.lateness;
         let room = || purged || desk.has_room_for_refused();
         let weighed = |token| Token::unpack(token).weighed;
         let events = self.native.poll(room, weighed, |report| {
             let token = Token::unpack(report.token);
+            let is_there = report.error.is_none() && report.offset >= 0;
+            lateness.reported(report.partition, is_there.then_some(report.offset));
             let result = report.error.map_or(Ok(()), |(code, record)| {
                 tracing::debug!(%code, partition = report.partition.0, "record not delivered");
                 let failure = code.into();
@@ -302,6 +329,12 @@ impl Producer for RdKafkaProducer {
                 result,
             });
         });
+        if let Some(run) = self.run {
+            let rescue = &mut self.rescue;
+            lateness.judge(&self.leases, |partition, offsets| {
+                rescue.look_through(run, partition, offsets);
+            });
+        }
         events > 0
     }
 
@@ -316,16 +349,32 @@ impl Producer for RdKafkaProducer {
     }
 
     fn fatal(&self) -> Option<String> {
-        self.native.fatal_error().map(|code| code.to_string())
+        self.native.fatal_error()
     }
 }
 
-/// What every client of the cluster has in common.
+/// The name that the cluster knows our clients by (`client.id`), unless `kafka.properties` has another.
+const CLIENT: &str = "millrace";
+/// What is put behind it, by what the client is for: quotas go by the whole. A cluster that slows the
+/// messages of clients down must not slow down registrations and leases with them.
+pub(super) const CONTROL: &str = "control";
+pub(super) const DATA: &str = "data";
+
+/// What every client of the cluster has in common; one for the registry, associations, topics and
+/// offsets.
 pub(crate) fn client_config(kafka: &KafkaSection) -> ClientConfig {
+    client_for(kafka, CONTROL)
+}
+
+/// One that messages and replies go by.
+pub(super) fn data_config(kafka: &KafkaSection) -> ClientConfig {
+    client_for(kafka, DATA)
+}
+
+fn client_for(kafka: &KafkaSection, purpose: &str) -> ClientConfig {
     let mut config = ClientConfig::new();
     config
         .set("bootstrap.servers", &kafka.brokers)
-        .set("client.id", "millrace")
         .set("reconnect.backoff.max.ms", "1000")
         // Brokers that have come or gone are known within this time, and not only within librdkafka's
         // five minutes.
@@ -335,14 +384,25 @@ pub(crate) fn client_config(kafka: &KafkaSection) -> ClientConfig {
     for (key, value) in &kafka.properties {
         config.set(key, value);
     }
+    let client = kafka.properties.get("client.id").map_or(CLIENT, String::as_str);
+    config.set("client.id", format!("{client}-{purpose}"));
     config
 }
 
+/// How often a client of the control traffic looks whether the brokers throttle it.
+const STATISTICS_INTERVAL_MS: &str = "5000";
+
 /// What every producer here has: a record is written once, by all in-sync replicas, however long the
 /// brokers are away.
-pub(crate) fn writer_config(kafka: &KafkaSection) -> ClientConfig {
-    let mut config = client_config(kafka);
+fn written_once(mut config: ClientConfig) -> ClientConfig {
     config.set("enable.idempotence", "true").set("acks", "all").set("message.timeout.ms", "0");
+    config
+}
+
+/// A producer of the registry or of associations.
+pub(crate) fn writer_config(kafka: &KafkaSection) -> ClientConfig {
+    let mut config = written_once(client_config(kafka));
+    config.set("statistics.interval.ms", STATISTICS_INTERVAL_MS);
     config
 }
 
@@ -351,7 +411,7 @@ pub(crate) fn writer_config(kafka: &KafkaSection) -> ClientConfig {
 pub fn producer_config(config: &Config) -> ClientConfig {
     let longest =
         config.services.iter().map(|service| service.max_message_bytes).max().unwrap_or_default();
-    let mut client = writer_config(&config.kafka);
+    let mut client = written_once(data_config(&config.kafka));
     client
         .set("linger.ms", (f64::from(config.kafka.linger_us) / 1000.0).to_string())
         .set("queue.buffering.max.messages", "0")
@@ -365,6 +425,18 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn messages_and_control_traffic_have_names_of_their_own() {
+        let mut kafka = KafkaSection::default();
+        let names = |kafka: &KafkaSection| {
+            [data_config(kafka), client_config(kafka), writer_config(kafka)]
+                .map(|config| config.get("client.id").unwrap_or_default().to_owned())
+        };
+        assert_eq!(names(&kafka), ["millrace-data", "millrace-control", "millrace-control"]);
+        kafka.properties.insert("client.id".to_owned(), "edge".to_owned());
+        assert_eq!(names(&kafka), ["edge-data", "edge-control", "edge-control"]);
+    }
 
     proptest! {
         #[test]

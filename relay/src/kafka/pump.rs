@@ -1,8 +1,8 @@
 //! The producer's thread: batches from the workers' rings to Kafka, and reports back.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use crate::ring::{
     Command, Credit, DownlinkSender, MESSAGE_OVERHEAD_BYTES, UplinkBatch, UplinkReceiver, Wake,
@@ -12,10 +12,12 @@ use crate::route::Partition;
 use super::producer::Token;
 use super::producer::{DeliveryFailure, ProduceError, Producer, Report};
 use super::record::{ConnectionKey, Incarnation, RelayId};
+use super::stop::{StopPart, StopTime};
 
 /// How often an idle pump looks whether the producer has failed for good.
 const IDLE_TICK: Duration = Duration::from_millis(200);
-/// How often it looks whether a worker that had its hands full can be told something.
+/// How often it looks whether a worker that had its hands full can be told something, and while the relay
+/// stops.
 const BUSY_TICK: Duration = Duration::from_millis(1);
 
 /// Why a message that was read will not be delivered.
@@ -57,7 +59,7 @@ pub struct Pump<P> {
     wake: Wake,
     unfinished: Option<Unfinished>,
     ledger: Ledger,
-    stop_timeout: Duration,
+    stop_time: StopTime,
 }
 
 /// What reports bring, until it is passed on once for many of them.
@@ -88,7 +90,7 @@ impl<P: Producer> Pump<P> {
         credit: Arc<Credit>,
         stats: Arc<PumpStats>,
         wake: Wake,
-        stop_timeout: Duration,
+        stop_time: StopTime,
     ) -> Self {
         let ledger = Ledger {
             released: vec![0; partitions],
@@ -109,33 +111,40 @@ impl<P: Producer> Pump<P> {
             wake,
             unfinished: None,
             ledger,
-            stop_timeout,
+            stop_time,
         }
     }
 
-    /// Runs until all workers have ended and every record has its report, or the stop's time is
-    /// over; then the rest is given up, counted, and the run has ended too. An error is the
-    /// producer's fatal one: whoever runs the pump must end the relay.
-    pub fn run(mut self, failed: &AtomicBool) -> Result<(), String> {
-        let mut deadline = None;
+    /// Runs until all workers have ended and every record has its report. When the stop's time for
+    /// messages is over, whatever keeps them, the rest is given up and counted. `failed` is told the
+    /// producer's fatal error, once: whoever runs the pump must stop the relay then. Until the workers
+    /// have ended the pump goes on taking what they have: nothing of it is delivered, but nobody waits
+    /// for the pump in vain, and all is counted.
+    pub fn run(mut self, mut failed: impl FnMut(String)) {
+        let mut has_failed = false;
         loop {
+            if !has_failed && let Some(error) = self.producer.fatal() {
+                has_failed = true;
+                failed(error);
+            }
             if self.step() {
                 continue;
             }
-            if let Some(error) = self.producer.fatal() {
-                failed.store(true, Ordering::SeqCst);
-                return Err(error);
+            if self.is_settled() {
+                if self.uplinks.iter().all(UplinkReceiver::is_ended) {
+                    break;
+                }
+            } else if has_failed || self.stop_time.is_over(StopPart::Messages) {
+                self.producer.purge();
             }
-            if self.uplinks.iter().all(UplinkReceiver::is_ended) {
-                if self.is_settled() {
-                    return Ok(());
-                }
-                let deadline = *deadline.get_or_insert_with(|| Instant::now() + self.stop_timeout);
-                if Instant::now() >= deadline {
-                    self.producer.purge();
-                }
+            if self.stop_time.is_over(StopPart::Rest) {
+                break;
             }
             self.sleep();
+        }
+        if self.stop_time.is_over(StopPart::Messages) {
+            // Closing it would wait for a cluster that does not answer. The process ends now.
+            std::mem::forget(self.producer);
         }
     }
 
@@ -162,7 +171,8 @@ impl<P: Producer> Pump<P> {
         let blocked = self.unfinished.is_some();
         if blocked || !self.uplinks.iter().any(UplinkReceiver::has_batch) {
             let owes = blocked || self.ledger.news.iter().any(|of_worker| !of_worker.is_empty());
-            self.wake.wait(if owes { BUSY_TICK } else { IDLE_TICK });
+            let is_busy = owes || self.stop_time.has_begun();
+            self.wake.wait(if is_busy { BUSY_TICK } else { IDLE_TICK });
         }
         self.wake.awake();
     }
@@ -337,3 +347,6 @@ impl Ledger {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -124,8 +124,8 @@ fn reports_of_refusals_wait_until_there_is_room_for_what_they_are_about() {
 fn what_would_be_refused_at_once_is_not_taken_while_there_is_no_room() {
     let cluster = MockCluster::new(1).unwrap();
     let mut bench = Bench::new(&config(&cluster.bootstrap_servers()));
-    bench.leases.set(Partition(0), "server", 1);
-    bench.leases.set(Partition(0), "another", 2);
+    bench.leases.set(Partition(0), "server", 1, 0, true);
+    bench.leases.set(Partition(0), "another", 2, 0, true);
     let identity = identity(1);
     let (mut sequence, mut letters, mut full) = (1, Vec::new(), 0);
     while (letters.len() as u64) < MESSAGES {
@@ -149,8 +149,8 @@ fn what_would_be_refused_at_once_is_not_taken_while_there_is_no_room() {
 fn when_the_time_of_a_stop_is_over_nothing_waits_for_room() {
     let cluster = MockCluster::new(1).unwrap();
     let mut bench = Bench::new(&config(&cluster.bootstrap_servers()));
-    bench.leases.set(Partition(0), "server", 1);
-    bench.leases.set(Partition(0), "another", 2);
+    bench.leases.set(Partition(0), "server", 1, 0, true);
+    bench.leases.set(Partition(0), "another", 2, 0, true);
     bench.producer.purge();
     let identity = identity(1);
     for sequence in 1..=MESSAGES {

@@ -1,7 +1,9 @@
 //! How far the uplink's partitions are written, so that the ledger can tell a message that is missing
 //! from one whose log is gone.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
@@ -67,6 +69,40 @@ impl Written {
     }
 }
 
+/// How far the topics of replies that wait and of dead letters are written.
+#[derive(Debug, Default)]
+pub struct LogEnds(Mutex<BTreeMap<String, LogEnd>>);
+
+/// How far a topic is written.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct LogEnd {
+    /// By partition: behind the last record that Kafka has acknowledged.
+    pub ends: BTreeMap<i32, i64>,
+    /// It was deleted and made again since: what had been written before is gone.
+    pub made_anew: bool,
+}
+
+impl LogEnds {
+    /// A record was acknowledged at an offset. See [`Written`].
+    pub(super) fn acknowledged(&self, topic: &str, partition: i32, offset: i64) {
+        if offset < 0 {
+            return;
+        }
+        let mut topics = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !topics.contains_key(topic) {
+            topics.insert(topic.to_owned(), LogEnd::default());
+        }
+        let Some(log) = topics.get_mut(topic) else { return };
+        let end = log.ends.insert(partition, offset + 1);
+        log.made_anew |= end.is_some_and(|end| offset < end);
+    }
+
+    /// By topic.
+    pub fn all(&self) -> BTreeMap<String, LogEnd> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -83,5 +119,18 @@ mod tests {
         assert!(is(9, 4) && written.gone() == 0);
         written.acknowledged(part, 0, true);
         assert!(is(1, 1) && written.gone() == 4);
+    }
+
+    #[test]
+    fn so_it_does_for_other_topics() {
+        let ends = LogEnds::default();
+        for (partition, offset) in [(0, 4), (1, 0), (0, 5), (0, -1)] {
+            ends.acknowledged("held", partition, offset);
+        }
+        let held = &ends.all()["held"];
+        assert_eq!((held.ends[&0], held.ends[&1], held.made_anew), (6, 1, false));
+        ends.acknowledged("held", 0, 0);
+        let held = &ends.all()["held"];
+        assert_eq!((held.ends[&0], held.made_anew), (1, true));
     }
 }

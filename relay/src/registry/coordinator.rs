@@ -7,11 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::kafka::RelayId;
+use crate::kafka::{RelayId, Unread};
 use crate::route::{Balance, Partition, ServerState};
 
 use super::plan::{Plan, Write};
 use super::policy::{Declared, Policy, Unfit};
+use super::pool::{Free, GoesOn, Pool, Search};
 use super::rebalance::Rebalancings;
 use super::record::{Command, Key, Lease, Registration, RelayState, Term, VERSION, Wish};
 use super::state::{Change, Outcome, Registry};
@@ -27,15 +28,22 @@ const LEAST_GAP: Duration = Duration::from_secs(1);
 
 /// What a coordinator has to ask of the world.
 pub trait Facts {
-    /// Records of a partition that its reader has not committed. None: not known yet; it is found
-    /// out, and the question may be asked again.
-    fn unread(&mut self, partition: Partition) -> Option<u64>;
+    /// How far a partition is read, as it was found out not before `since`. None: not known yet; it is
+    /// found out, and the question may be asked again.
+    fn unread(&mut self, partition: Partition, since: Instant) -> Option<Unread>;
+    /// The same for a reader that lives: without a commit it has read what is so old that its commit
+    /// would be forgotten.
+    fn unread_by_living(&mut self, partition: Partition, since: Instant) -> Option<Unread> {
+        let unread = self.unread(partition, since)?;
+        Some(Unread { records: if unread.outlived { 0 } else { unread.records }, ..unread })
+    }
     /// Clients of a server.
     fn clients(&self, id: &str) -> u32;
     /// How far the clients of a service are spread; none of one that is not known.
     fn balance(&self, service: &str) -> Option<Balance>;
-    /// Begins to move what waits in a partition, which is for nobody, to the dead letters.
-    fn bury(&mut self, partition: Partition);
+    /// Begins to move what waits in a partition, which is for nobody, to the dead letters. False: not
+    /// now; it is to be asked again.
+    fn bury(&mut self, partition: Partition) -> bool;
 }
 
 /// Watches the registry's clock, and while it has a term, answers.
@@ -55,6 +63,7 @@ pub struct Coordinator {
     empty: BTreeMap<String, Instant>,
     /// When it was last known what waits for a server that is gone.
     graves: BTreeMap<Partition, Instant>,
+    pool: Pool,
     rebalancings: Rebalancings,
     next_scan: Instant,
     looked: Instant,
@@ -80,6 +89,7 @@ impl Coordinator {
             spoilt: BTreeSet::new(),
             empty: BTreeMap::new(),
             graves: BTreeMap::new(),
+            pool: Pool::new(now),
             rebalancings: Rebalancings::default(),
             next_scan: now,
             looked: now,
@@ -162,7 +172,13 @@ impl Coordinator {
         self.observe_past(outcome);
         match outcome {
             Outcome::Changed(Change::Server(id)) => self.observe_server(registry, id, now),
-            Outcome::Changed(Change::Lease(id) | Change::Order(id)) => {
+            Outcome::Changed(Change::Lease(id)) => {
+                if let Some(lease) = registry.leases().get(id).filter(|of| !of.is_declared()) {
+                    self.pool.observe(lease.partition, lease.is_in_force(), now);
+                }
+                self.dirty.insert(id.clone());
+            }
+            Outcome::Changed(Change::Order(id)) => {
                 self.dirty.insert(id.clone());
             }
             Outcome::Changed(Change::Relay(relay)) => {
@@ -182,6 +198,7 @@ impl Coordinator {
         match registry.registrations().get(id) {
             None if lease.is_none() => {
                 self.renewed.remove(id);
+                self.pool.answered(id);
             }
             Some(Ok(registration))
                 if lease.is_none_or(|lease| lease.instance == registration.instance) =>
@@ -282,8 +299,7 @@ impl Coordinator {
                 Judged::Done
             }
             (Some(Ok(registration)), lease) => {
-                let former = lease.map(|lease| (lease.partition, &*lease.instance));
-                self.judge_newcomer(plan, facts, id, (registration, former, order), now)
+                self.judge_newcomer(plan, facts, id, (registration, lease, order), now)
             }
         }
     }
@@ -322,6 +338,7 @@ impl Coordinator {
         }
         let mut wanted = plan.lease(registration, lease.partition, lease.epoch, state);
         wanted.superseded.clone_from(&lease.superseded);
+        wanted.from = lease.from;
         if !same {
             wanted.epoch = lease.epoch.saturating_add(1);
             wanted.superseded.push(lease.instance.clone());
@@ -338,15 +355,31 @@ impl Coordinator {
         plan: &mut Plan<'_>,
         facts: &mut impl Facts,
         id: &str,
-        (registration, former, order): (&Registration, Option<(Partition, &str)>, Option<Command>),
+        (registration, former, order): (&Registration, Option<&Lease>, Option<Command>),
         now: Instant,
     ) -> Judged {
         // From before this relay's time, perhaps of a process that is no more.
         let age = self.age(id, now);
-        if age.is_none_or(|age| age >= self.policy.lease) {
-            return Judged::Done;
+        let judged = if age.is_none_or(|age| age >= self.policy.lease) {
+            Judged::Done
+        } else {
+            self.judge_wish(plan, facts, id, (registration, former, order), now)
+        };
+        if judged == Judged::Done {
+            self.pool.answered(id);
         }
-        let known = former.is_some_and(|(_, instance)| instance == registration.instance);
+        judged
+    }
+
+    fn judge_wish(
+        &mut self,
+        plan: &mut Plan<'_>,
+        facts: &mut impl Facts,
+        id: &str,
+        (registration, former, order): (&Registration, Option<&Lease>, Option<Command>),
+        now: Instant,
+    ) -> Judged {
+        let known = former.is_some_and(|lease| lease.instance == registration.instance);
         let unfit = match registration.state {
             Wish::Gone => return Judged::Done,
             // Its lease says that it is gone already.
@@ -363,49 +396,45 @@ impl Coordinator {
             plan.refuse(id, &unfit);
             return Judged::Done;
         }
-        match self.allot(plan, facts, former.map(|(partition, _)| partition)) {
-            Allotted::Partition(partition) => {
+        match self.allot(plan, facts, (id, former), now) {
+            Search::Found(free) => {
                 self.renewed.insert(id.to_owned(), now);
-                plan.grant(id, registration, partition);
+                plan.grant(id, registration, free);
                 Judged::Done
             }
-            Allotted::None(unfit) => {
+            Search::None(unfit, GoesOn::No) => {
                 plan.refuse(id, &unfit);
                 Judged::Done
             }
-            Allotted::Unknown => Judged::Later,
+            Search::None(unfit, GoesOn::Aloud) => {
+                plan.refuse(id, &unfit);
+                Judged::Later
+            }
+            Search::None(_, GoesOn::Silently) | Search::Later => Judged::Later,
         }
     }
 
     /// The server's former partition if it is still its own, or the first that is free and empty.
     fn allot(
-        &self,
+        &mut self,
         plan: &mut Plan<'_>,
         facts: &mut impl Facts,
-        former: Option<Partition>,
-    ) -> Allotted {
+        (id, former): (&str, Option<&Lease>),
+        now: Instant,
+    ) -> Search {
+        let registry = plan.registry;
         let taken = plan.taken();
-        let (mut leased, mut unread) = (0, 0);
         // What waits there is its own.
-        if let Some(former) = former
-            && former.0 < self.policy.partitions
-            && !self.policy.is_declared(former)
-            && !taken.partitions.contains(&former)
+        if let Some(Lease { partition, from, .. }) = former
+            && partition.0 < self.policy.partitions
+            && !self.policy.is_declared(*partition)
+            && !taken.partitions.contains(partition)
+            && registry.holds(id, *partition)
         {
-            return Allotted::Partition(former);
+            return Search::Found(Free { partition: *partition, end: *from });
         }
-        for partition in self.policy.pool() {
-            if taken.partitions.contains(&partition) {
-                leased += 1;
-                continue;
-            }
-            match facts.unread(partition) {
-                Some(0) => return Allotted::Partition(partition),
-                Some(_) => unread += 1,
-                None => return Allotted::Unknown,
-            }
-        }
-        Allotted::None(Unfit::NoPartition { leased, unread })
+        let is_taken = |partition| taken.partitions.contains(&partition);
+        self.pool.search(id, is_taken, (registry, &self.policy), facts, now)
     }
 
     /// How long nothing was heard of a server, by our clock and in our term.
@@ -424,6 +453,7 @@ impl Coordinator {
             let silent = self.silent(id, now).unwrap_or_default();
             match lease.state {
                 ServerState::Draining if self.is_drained(id, lease, facts, now) => {
+                    self.empty.remove(id);
                     plan.set_state(id, lease, ServerState::Gone, Some("drained"));
                 }
                 ServerState::Live if silent >= patience && !lease.is_declared() => {
@@ -456,11 +486,16 @@ impl Coordinator {
         if looked.is_some_and(|at| now.saturating_duration_since(*at) < self.policy.lease) {
             return;
         }
-        if let Some(unread) = facts.unread(partition) {
-            self.graves.insert(partition, now);
-            if unread > 0 {
-                facts.bury(partition);
+        let Some((_, begun)) = self.term else { return };
+        match facts.unread(partition, begun) {
+            Some(Unread { records: 0, .. }) => {
+                self.pool.emptied(partition);
+                self.graves.insert(partition, now);
             }
+            Some(_) if facts.bury(partition) => {
+                self.graves.insert(partition, now);
+            }
+            _ => {}
         }
     }
 
@@ -472,8 +507,9 @@ impl Coordinator {
         facts: &mut impl Facts,
         now: Instant,
     ) -> bool {
-        match facts.unread(lease.partition) {
-            Some(0) if facts.clients(id) == 0 => {
+        let Some((_, begun)) = self.term else { return false };
+        match facts.unread_by_living(lease.partition, begun) {
+            Some(Unread { records: 0, .. }) if facts.clients(id) == 0 => {
                 let since = *self.empty.entry(id.to_owned()).or_insert(now);
                 now.saturating_duration_since(since) >= self.policy.lease
             }
@@ -497,14 +533,6 @@ impl Coordinator {
             }
         }
     }
-}
-
-/// What became of the search for a partition.
-enum Allotted {
-    Partition(Partition),
-    /// A fact is not known yet.
-    Unknown,
-    None(Unfit),
 }
 
 /// A declared server has a lease only while an operator has it drained.

@@ -1,22 +1,22 @@
 //! The registry's thread: reads it, tells who listens what has changed, and while the relay
 //! coordinates, writes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
-use crate::kafka::{Incarnation, Known, Leases, RelayId};
+use crate::kafka::{Incarnation, Known, Leases, RelayId, Retention, StopPart, StopTime};
 use crate::route::{Associations, Balance, ServerLink, ServerState, ServiceId};
 
 use super::author::Author;
-use super::candidate::Candidate;
+use super::candidate::{Candidate, place};
 use super::facts::{Backlogs, World};
 use super::follow::Follower;
 use super::orders::MAX_PER_SECOND;
-use super::record::{Coordination, Key, RelayRecord, RelayState, Term, VERSION};
+use super::record::{Coordination, Key, Lease, RelayRecord, RelayState, Term, VERSION};
 use super::status::RegistryStatus;
 use super::{Change, Coordinator, Outcome, Policy, Registry, RegistryError, Write};
 
@@ -123,55 +123,54 @@ impl RegistryObserver {
 pub struct RegistryLink {
     observer: RegistryObserver,
     stop: Arc<AtomicBool>,
-    failed: Arc<AtomicBool>,
+    stop_time: StopTime,
     thread: Option<JoinHandle<()>>,
 }
 
 impl RegistryLink {
     /// Reads the registry to its end, tells `listener` which servers there are, and claims the
-    /// relay's id; then follows it from a thread. Blocks.
+    /// relay's id; then follows it from a thread, which `watch` calls and learns the end of. Blocks.
     pub fn start(
         config: &Config,
         incarnation: Incarnation,
         associations: &Arc<Associations>,
         leases: Arc<Leases>,
+        retention: Retention,
+        stop_time: StopTime,
+        watch: impl FnOnce(&mut dyn FnMut() -> Result<(), String>) + Send + 'static,
     ) -> Result<Self, RegistryError> {
         let listener = Box::new(Arc::clone(associations));
-        let mut link = Link::open(config, incarnation, listener, leases)?;
+        let mut link = Link::open(config, incarnation, listener, leases, retention)?;
         link.claim()?;
         let observer = RegistryObserver {
             core: Arc::clone(&link.core),
             associations: Arc::clone(associations),
         };
-        let (stop, failed) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
-        let (stopped, alarm) = (Arc::clone(&stop), Arc::clone(&failed));
+        let stop = Arc::<AtomicBool>::default();
+        let (stopped, time) = (Arc::clone(&stop), stop_time.clone());
         let thread = std::thread::Builder::new()
             .name("registry".to_owned())
             .spawn(move || {
-                if let Err(error) = link.run(&stopped) {
-                    tracing::error!(error, "the registry's producer has failed for good");
-                    alarm.store(true, Ordering::SeqCst);
+                watch(&mut || link.run(&stopped, &time));
+                if link.unanswered {
+                    // Leaving the group would wait for the cluster. The process ends now.
+                    std::mem::forget(link);
                 }
             })
             .map_err(RegistryError::Thread)?;
-        Ok(Self { observer, stop, failed, thread: Some(thread) })
+        Ok(Self { observer, stop, stop_time, thread: Some(thread) })
     }
 
     /// For looking at it.
     pub fn observer(&self) -> RegistryObserver {
         self.observer.clone()
     }
-
-    /// Whether the thread has ended by itself.
-    pub fn has_failed(&self) -> bool {
-        self.failed.load(Ordering::SeqCst)
-            || self.thread.as_ref().is_none_or(JoinHandle::is_finished)
-    }
 }
 
 /// Says that this relay is gone, and leaves the office to another one. Blocks.
 impl Drop for RegistryLink {
     fn drop(&mut self) {
+        self.stop_time.begin();
         self.stop.store(true, Ordering::SeqCst);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -215,6 +214,8 @@ struct Link {
     /// After it lost the office to another relay's record: by then it knows whether it is still the
     /// group's choice.
     reflection: Duration,
+    /// The cluster has not taken this relay's last word.
+    unanswered: bool,
 }
 
 impl Link {
@@ -223,6 +224,7 @@ impl Link {
         incarnation: Incarnation,
         listener: Box<dyn Listener>,
         leases: Arc<Leases>,
+        retention: Retention,
     ) -> Result<Self, RegistryError> {
         let now = Instant::now();
         let start_timeout = Duration::from_millis(config.registry.start_timeout_ms.into());
@@ -250,7 +252,8 @@ impl Link {
             listener,
             leases,
             told: HashMap::new(),
-            backlogs: Backlogs::new(config, incarnation, lease / FACTS_PER_LEASE),
+            backlogs: Backlogs::new(config, incarnation, lease / FACTS_PER_LEASE, retention)
+                .map_err(RegistryError::Thread)?,
             office: Office::From(now),
             refused: false,
             held_back: now,
@@ -259,6 +262,7 @@ impl Link {
             beat_interval: relay_timeout / BEATS_PER_TIMEOUT,
             start_timeout,
             reflection: Duration::from_millis(config.registry.session_timeout_ms.into()) / 2,
+            unanswered: false,
         };
         let ids: Vec<_> = lock(&link.core).registry.leases().keys().cloned().collect();
         for id in &ids {
@@ -322,7 +326,7 @@ impl Link {
     }
 
     /// Runs until `stop`. An error is the producer's fatal one.
-    fn run(mut self, stop: &AtomicBool) -> Result<(), String> {
+    fn run(&mut self, stop: &AtomicBool, stop_time: &StopTime) -> Result<(), String> {
         while !stop.load(Ordering::SeqCst) {
             self.read(Self::watch_own);
             let chosen = self.candidate.poll();
@@ -341,8 +345,10 @@ impl Link {
             }
             self.coordinate(chosen);
         }
+        self.backlogs.stop(stop_time.left_of(StopPart::Registry) / 2);
         self.say(RelayState::Gone);
-        self.author.finish(STOP_TIMEOUT);
+        let patience = stop_time.left_of(StopPart::Registry).min(STOP_TIMEOUT);
+        self.unanswered = !self.author.finish(patience);
         Ok(())
     }
 
@@ -426,8 +432,15 @@ impl Link {
             return;
         }
         if !is_declared {
-            self.leases.set(link.partition, id, link.epoch);
-            self.told.insert(id.to_owned(), link.clone());
+            let in_force = link.state != ServerState::Gone;
+            let from = lock(&self.core).registry.leases().get(id).map_or(0, |lease| lease.from);
+            self.leases.set(link.partition, id, link.epoch, from, in_force);
+            if in_force {
+                self.told.insert(id.to_owned(), link.clone());
+            } else {
+                // Nothing more is to be told of it.
+                self.told.remove(id);
+            }
         }
         self.listener.server(link);
     }
@@ -478,6 +491,7 @@ impl Link {
     }
 
     fn beat(&mut self) {
+        self.leases.begin_word();
         self.spoken = Instant::now();
         self.next_beat = self.spoken + self.beat_interval;
         self.say(RelayState::Live);
@@ -552,7 +566,16 @@ impl Link {
     }
 
     fn decide(&mut self, now: Instant) {
-        self.backlogs.find_out();
+        self.backlogs.take_in();
+        let core = Arc::clone(&self.core);
+        self.backlogs.renew(now, || {
+            let core = lock(&core);
+            let leases = core.registry.leases().values();
+            let read =
+                |lease: &&Lease| matches!(lease.state, ServerState::Live | ServerState::Draining);
+            let read: HashSet<_> = leases.filter(read).map(|lease| lease.partition).collect();
+            core.coordinator.policy().pool().filter(|free| !read.contains(free)).collect()
+        });
         if std::mem::take(&mut self.refused) {
             self.held_back = now + HOLD_BACK;
         }
@@ -567,14 +590,4 @@ impl Link {
             self.write(write);
         }
     }
-}
-
-/// Names where this relay has its lock: two with one name never run at the same time.
-fn place(config: &Config) -> String {
-    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    // A container has another /run.
-    let mounts = std::fs::read_link("/proc/self/ns/mnt").unwrap_or_default();
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let lock = config.run_directory();
-    format!("{} on {host}, {} {}", lock.display(), boot.trim(), mounts.display())
 }

@@ -19,6 +19,7 @@ mod link;
 mod orders;
 mod plan;
 mod policy;
+mod pool;
 mod rebalance;
 pub mod record;
 mod state;

@@ -9,6 +9,7 @@ use crate::route::{Partition, ServerState};
 
 use super::coordinator::LOST;
 use super::policy::{Policy, Unfit};
+use super::pool::Free;
 use super::record::{
     Ended, Key, Lease, Malformed, Rebalance, Refusal, Registration, Term, VERSION,
 };
@@ -89,6 +90,7 @@ impl<'a> Plan<'a> {
             address: of.address,
             capacity: of.capacity,
             labels: of.labels.clone(),
+            from: 0,
             superseded: Vec::new(),
             reason: None,
         }
@@ -186,14 +188,15 @@ impl<'a> Plan<'a> {
     }
 
     /// Gives a free partition to a server, and takes away what is left of its last holder's lease.
-    pub(super) fn grant(&mut self, id: &str, registration: &Registration, partition: Partition) {
-        let registry = self.registry;
+    pub(super) fn grant(&mut self, id: &str, registration: &Registration, free: Free) {
+        let (registry, partition) = (self.registry, free.partition);
         let epoch = registry.epoch(partition).saturating_add(1);
         let taken = self.taken();
         taken.partitions.insert(partition);
         let address = (registration.service.clone(), registration.address);
         taken.addresses.insert(address, id.to_owned());
-        let wanted = self.lease(registration, partition, epoch, ServerState::Live);
+        let mut wanted = self.lease(registration, partition, epoch, ServerState::Live);
+        wanted.from = free.end;
         self.set_lease(id, registry.leases().get(id), &wanted);
         let last = registry.leases().iter().find(|(other, lease)| {
             *other != id && lease.partition == partition && !lease.is_declared()

@@ -148,12 +148,15 @@ pub enum Unfit {
     /// All partitions are taken.
     #[error(
         "no partition is free: {leased} are leased, in {unread} wait records of servers that are \
-         gone; kafka.uplink_partitions is how many there are"
+         gone, {unsure} rest after their last holder or are being looked at (a server that goes on \
+         registering gets one as soon as it is free); kafka.uplink_partitions is how many there are"
     )]
     NoPartition {
         /// Leases in force.
         leased: usize,
         /// Partitions that are not read to their end.
         unread: usize,
+        /// Partitions that rest, and such as are not looked at yet.
+        unsure: usize,
     },
 }

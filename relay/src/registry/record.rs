@@ -272,6 +272,11 @@ pub struct Lease {
     /// What tells it from other servers of the service.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// The offset in the partition at which the time of its holder's name begins: all before it was read
+    /// by the former holder, or is among the dead letters. What comes later for a former holder becomes a
+    /// dead letter by the relay that has written it.
+    #[serde(default)]
+    pub from: i64,
     /// Processes that held it and may not have it back, latest last.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub superseded: Vec<String>,

@@ -133,6 +133,8 @@ struct Rings {
     starved: AtomicBool,
     /// The worker has ended and handed over everything.
     ended: AtomicBool,
+    /// The producer's end is gone: nobody takes what is handed over.
+    abandoned: AtomicBool,
     worker: Wake,
     producer: Wake,
 }
@@ -160,6 +162,7 @@ pub fn uplink(worker: Wake, producer: Wake) -> (UplinkSender, UplinkReceiver) {
         empty: ArrayQueue::new(BATCHES),
         starved: AtomicBool::new(false),
         ended: AtomicBool::new(false),
+        abandoned: AtomicBool::new(false),
         worker,
         producer,
     });
@@ -236,11 +239,30 @@ impl UplinkSender {
         })
     }
 
-    /// Says that nothing more will come. Everything must have been handed over.
+    /// True if nobody will take what is handed over, because the producer's thread has ended.
+    pub fn is_abandoned(&self) -> bool {
+        self.rings.abandoned.load(Ordering::SeqCst)
+    }
+
+    /// Says that nothing more will come. What is not handed over by now is lost.
     pub fn end(&mut self) {
-        debug_assert!(self.current.is_empty());
         self.rings.ended.store(true, Ordering::SeqCst);
         self.rings.producer.wake();
+    }
+}
+
+/// However the worker's thread ends, the producer's learns of it.
+impl Drop for UplinkSender {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// However the producer's thread ends, the worker's learns of it.
+impl Drop for UplinkReceiver {
+    fn drop(&mut self) {
+        self.rings.abandoned.store(true, Ordering::SeqCst);
+        self.rings.worker.wake();
     }
 }
 

@@ -1,10 +1,14 @@
 //! Servers in the order in which they get clients.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::policy::{Absence, Policy, Then};
 use super::{ServerId, ServerLink, ServerState, ServiceId};
+
+/// A number is given to another server when the former one has been gone for so long: orders to its
+/// connections are over.
+const REST_MS: u64 = 60_000;
 
 /// Place of a server in the order of allotment: the one that would be loaded least by one more, in
 /// proportion to its capacity, comes first; among equals the one that has waited longest, so that
@@ -37,6 +41,8 @@ pub(super) struct Server {
     pub(super) rebalanced: u64,
     /// Unix milliseconds; while it is away.
     pub(super) away_since: Option<u64>,
+    /// Unix milliseconds; while it is gone, or known by its name only.
+    gone_since: Option<u64>,
     /// Of all allotments, the last that was to it.
     turn: u64,
 }
@@ -92,6 +98,8 @@ struct Order {
 pub(super) struct Servers {
     all: Vec<Server>,
     by_name: HashMap<Arc<str>, ServerId>,
+    /// Numbers of servers that were, for others.
+    vacant: Vec<ServerId>,
     /// By service.
     order: Vec<Order>,
     allotments: u64,
@@ -102,6 +110,7 @@ impl Servers {
         Self {
             all: Vec::new(),
             by_name: HashMap::new(),
+            vacant: Vec::new(),
             order: (0..services).map(|_| Order::default()).collect(),
             allotments: 0,
         }
@@ -120,15 +129,13 @@ impl Servers {
     }
 
     /// The server of this name, as yet unknown perhaps; none if there are too many.
-    pub(super) fn named(&mut self, name: &str, service: ServiceId) -> Option<ServerId> {
+    pub(super) fn named(&mut self, name: &str, service: ServiceId, now: u64) -> Option<ServerId> {
         if let Some(id) = self.by_name.get(name) {
             return Some(*id);
         }
-        let id = ServerId(u16::try_from(self.all.len()).ok()?);
         let name: Arc<str> = name.into();
-        self.by_name.insert(name.clone(), id);
-        self.all.push(Server {
-            name,
+        let server = Server {
+            name: name.clone(),
             service,
             link: None,
             clients: 0,
@@ -136,31 +143,49 @@ impl Servers {
             moved: 0,
             rebalanced: 0,
             away_since: None,
+            gone_since: Some(now),
             turn: 0,
-        });
+        };
+        let id = if let Some(id) = self.vacant.pop() {
+            self.all[id.index()] = server;
+            id
+        } else {
+            let id = ServerId(u16::try_from(self.all.len()).ok()?);
+            self.all.push(server);
+            id
+        };
+        self.by_name.insert(name, id);
         Some(id)
     }
 
+    /// Gives away the numbers of those that have been gone for a while, have no connection here, and
+    /// are not `needed`.
+    pub(super) fn make_room(&mut self, needed: &HashSet<ServerId>, now: u64) {
+        for (id, server) in (0..).map(ServerId).zip(&self.all) {
+            let is_gone = server.gone_since.is_some_and(|at| at.abs_diff(now) >= REST_MS);
+            let is_idle = server.clients == 0 && server.connections == 0 && !needed.contains(&id);
+            // A vacant number has its former server's name, which may be another one's by now.
+            if is_gone && is_idle && self.by_name.get(&server.name) == Some(&id) {
+                self.by_name.remove(&server.name);
+                self.vacant.push(id);
+            }
+        }
+    }
+
     /// Takes up a server, or what has changed about it. Its clients stay its clients.
-    pub(super) fn set(
-        &mut self,
-        link: ServerLink,
-        policies: &[Policy],
-        now: u64,
-    ) -> Option<ServerId> {
-        let Some(id) = self.named(&link.name, link.service) else {
-            tracing::error!(server = link.name, "not taken up: there are too many servers");
-            return None;
-        };
+    pub(super) fn set(&mut self, id: ServerId, link: ServerLink, policies: &[Policy], now: u64) {
         self.change(id, policies, |server| {
             server.service = link.service;
             server.away_since = match link.state {
                 ServerState::Away => server.away_since.or(Some(now)),
                 _ => None,
             };
+            server.gone_since = match link.state {
+                ServerState::Gone => server.gone_since.or(Some(now)),
+                _ => None,
+            };
             server.link = Some(link);
         });
-        Some(id)
     }
 
     /// The live server that should get the next client. Logarithmic in the number of servers.

@@ -116,7 +116,7 @@ impl Associations {
         let mut table = Table::new((relay, incarnation), policies.clone());
         for (service, id) in services.iter().zip((0..).map(ServiceId)) {
             for server in &service.servers {
-                table.servers.set(ServerLink::declared(id, server), &policies, unix_ms());
+                set(&mut table, ServerLink::declared(id, server), &policies);
             }
         }
         Self { policies, table: Mutex::new(table), stats: LogStats::default() }
@@ -140,7 +140,7 @@ impl Associations {
     /// Takes up a server, or what has changed about it. Its clients stay its clients.
     pub fn set_server(&self, link: ServerLink) {
         let table = &mut *self.table();
-        let server = table.servers.set(link, &self.policies, unix_ms());
+        let server = set(table, link, &self.policies);
         if let Some(server) = server.filter(|server| table.servers.get(*server).is_leaving()) {
             table.server_leaves(server);
         }
@@ -383,6 +383,17 @@ impl Associations {
     pub(super) fn print(&self, key: &Key) -> String {
         key.print(&self.policies)
     }
+}
+
+/// Takes up a server, if there is room.
+fn set(table: &mut Table, link: ServerLink, policies: &[Policy]) -> Option<ServerId> {
+    let now = unix_ms();
+    let Some(id) = table.server_named(&link.name, link.service, now) else {
+        tracing::error!(server = link.name, "not taken up: there are too many servers");
+        return None;
+    };
+    table.servers.set(id, link, policies, now);
+    Some(id)
 }
 
 impl Concern {

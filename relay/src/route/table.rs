@@ -9,9 +9,11 @@
 //! Whoever has a client writes its record again when it sees one that does not count, so that the
 //! one which counts is the key's last and outlives compaction.
 
+mod expiries;
 mod relays;
+mod room;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::kafka::{Incarnation, RelayId};
@@ -19,7 +21,9 @@ use crate::kafka::{Incarnation, RelayId};
 use super::allotment::{Fate, Server, Servers};
 use super::policy::Policy;
 use super::record::{Key, RecordRefusal, State, Value};
-use super::{ServerId, ServerState};
+use super::{ServerId, ServerState, ServiceId};
+
+use expiries::Expiries;
 
 /// Why a client gets no server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,8 +133,10 @@ pub(super) struct Table {
     /// The latest state counts, however often it changes before it is written: no more than one for
     /// each client.
     unwritten: BTreeMap<Key, Unwritten>,
-    /// Those who are away, by the time that is over. What has changed since is seen then.
-    expiries: BTreeSet<(u64, Key)>,
+    /// Those who are away, by the time that is over.
+    expiries: Expiries,
+    /// When servers that nobody needs were looked for last.
+    looked_for_room: Option<u64>,
     /// The last run of each relay that has ended, if no later one is known.
     gone: BTreeMap<RelayId, Incarnation>,
 }
@@ -145,7 +151,8 @@ impl Table {
             policies,
             entries: HashMap::new(),
             unwritten: BTreeMap::new(),
-            expiries: BTreeSet::new(),
+            expiries: Expiries::default(),
+            looked_for_room: None,
             gone: BTreeMap::new(),
         }
     }
@@ -302,7 +309,7 @@ impl Table {
         if entry.holder == self.me {
             self.unwritten.insert(key.clone(), Unwritten::Entry);
         }
-        self.expiries.insert((until, key));
+        self.expiries.note(&key, until);
     }
 
     /// The association of one who is away is over. One relay says so: whose the client was, or the
@@ -319,6 +326,7 @@ impl Table {
             return;
         }
         self.entries.remove(&key);
+        self.expiries.forget(&key);
         if written {
             self.unwritten.insert(key, Unwritten::End(generation));
         } else {
@@ -328,14 +336,12 @@ impl Table {
 
     /// Ends what was kept until now.
     pub(super) fn expire(&mut self, now: u64) {
-        while self.expiries.first().is_some_and(|(until, _)| *until <= now) {
-            let (_, key) = self.expiries.pop_first().expect("just seen");
-            let due = self
-                .entries
-                .get(&key)
-                .is_some_and(|entry| entry.presence.until().is_some_and(|until| until <= now));
-            if due {
-                self.end(key);
+        while let Some(key) = self.expiries.take_due(now) {
+            match self.entries.get(&key).and_then(|entry| entry.presence.until()) {
+                Some(until) if until <= now => self.end(key),
+                // It was back meanwhile, and has left again.
+                Some(until) => self.expiries.note(&key, until),
+                None => {}
             }
         }
     }
@@ -431,8 +437,9 @@ impl Table {
         {
             return Err(RecordRefusal::Superseded);
         }
-        let server =
-            self.servers.named(&value.server, key.service).ok_or(RecordRefusal::TooManyServers)?;
+        let server = self
+            .server_named(&value.server, key.service, now)
+            .ok_or(RecordRefusal::TooManyServers)?;
         if self.servers.get(server).service != key.service {
             return Err(RecordRefusal::OtherService);
         }
@@ -473,7 +480,7 @@ impl Table {
         match presence {
             Presence::Away { .. } if connections > 0 => self.claim(key.clone(), server, 0),
             Presence::Away { until } | Presence::Orphan { until, .. } => {
-                self.expiries.insert((until, key.clone()));
+                self.expiries.note(key, until);
             }
             // Ours after all, and gone meanwhile.
             Presence::Connected if holder == self.me && connections == 0 => {
@@ -502,6 +509,7 @@ impl Table {
                 self.servers.remove_client(server, &self.policies);
             }
             self.entries.remove(key);
+            self.expiries.forget(key);
             self.unwritten.remove(key);
         }
         Ok(())

@@ -1,5 +1,7 @@
 //! Allotment, and several relays that fold one log.
 
+mod room;
+
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU32;
@@ -221,7 +223,9 @@ impl Relay {
         let policies = policies(keep_ms);
         let mut table = Table::new(me, policies.clone());
         for server in service("a", 3, 0).servers {
-            table.servers.set(ServerLink::declared(ServiceId(0), &server), &policies, 0);
+            let link = ServerLink::declared(ServiceId(0), &server);
+            let id = table.server_named(&link.name, link.service, 0).unwrap();
+            table.servers.set(id, link, &policies, 0);
         }
         for (relay, run) in gone {
             table.relay_gone(*relay, *run, now);

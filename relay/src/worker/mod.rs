@@ -31,7 +31,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::kafka::ConnectionKey;
+use crate::kafka::{ConnectionKey, StopPart};
 use crate::ring::{DownlinkReceiver, DownlinkSender, UplinkSender, Wake};
 use crate::route::ServiceId;
 
@@ -53,6 +53,8 @@ pub use stats::{CloseReason, Counter, Gauge, UndeliveredReason, WorkerStats};
 
 /// Longest wait; so often a worker looks at the clock when nothing happens.
 const TICK: Duration = Duration::from_secs(1);
+/// And while the relay stops: not all that it waits for then wakes it.
+const STOP_TICK: Duration = Duration::from_millis(10);
 
 /// Most stashes that a worker keeps for held connections to come.
 const MAX_SPARE_STASHES: usize = 64;
@@ -106,6 +108,8 @@ pub struct Worker<E> {
     /// The time of this step.
     now: Instant,
     stopping: bool,
+    /// The time of the stop is over for connections.
+    out_of_time: bool,
 }
 
 impl<E: Engine> Worker<E> {
@@ -149,6 +153,7 @@ impl<E: Engine> Worker<E> {
             onward: Onward::default(),
             now: Instant::now(),
             stopping: false,
+            out_of_time: false,
         }
     }
 
@@ -199,8 +204,8 @@ impl<E: Engine> Worker<E> {
         self.end_late_connects();
         self.end_stalled();
         self.evict();
-        if !self.stopping && self.shared.stop.load(Ordering::SeqCst) {
-            self.begin_stop();
+        if self.shared.stop.load(Ordering::SeqCst) {
+            self.go_on_stopping();
         }
         self.hand_on_asked();
         self.start_sends();
@@ -210,9 +215,14 @@ impl<E: Engine> Worker<E> {
         }
     }
 
-    /// True when the relay stops, no connection is left and everything is handed over.
+    /// True when the relay stops, no connection is left and everything is handed over, or nobody is
+    /// there to take it; or when the time for all that is over.
     pub fn is_done(&mut self) -> bool {
-        self.stopping && self.open == 0 && self.uplink.hand_over() && self.settlement.is_said()
+        self.stopping
+            && (self.shared.stop_time.is_over(StopPart::Rest)
+                || self.open == 0
+                    && (self.uplink.hand_over() || self.uplink.is_abandoned())
+                    && self.settlement.is_said())
     }
 
     /// The engine, for tests that own the loop.
@@ -230,7 +240,7 @@ impl<E: Engine> Worker<E> {
         let work = self.has_replies()
             || self.orders.has_order()
             || (!self.stopping && self.shared.stop.load(Ordering::SeqCst))
-            || (self.stopping && self.open == 0)
+            || self.is_done()
             || self.may_somebody_resume()
             || !self.to_send.is_empty()
             || !self.to_evict.is_empty();
@@ -239,9 +249,10 @@ impl<E: Engine> Worker<E> {
             return Duration::ZERO;
         }
         let deadlines = [self.lingering.first(), self.timers.first(), self.onward.deadline()];
+        let tick = if self.stopping { STOP_TICK } else { TICK };
         match deadlines.into_iter().flatten().min() {
-            Some(deadline) => deadline.saturating_duration_since(Instant::now()).min(TICK),
-            None => TICK,
+            Some(deadline) => deadline.saturating_duration_since(Instant::now()).min(tick),
+            None => tick,
         }
     }
 
@@ -335,6 +346,9 @@ impl<E: Engine> Worker<E> {
 
     fn on_received(&mut self, socket: SocketId, buffer: &BufferId, length: usize) {
         let connection = self.connections[socket.index()].as_mut().expect("known to the engine");
+        if connection.state == State::Draining {
+            connection.heard = self.now;
+        }
         if !connection.reads() {
             return;
         }

@@ -2,6 +2,8 @@
 
 use std::{fmt::Write as _, path::Path};
 
+use anyhow::{Context as _, Result};
+
 /// Any valid cluster id will do: clients compare it only with itself.
 pub(crate) const CLUSTER_ID: &str = "bWlsbHJhY2Uta2Fma2EtMQ";
 
@@ -62,6 +64,31 @@ pub(crate) fn properties(
     })
 }
 
+/// Properties as they are given: `NAME=VALUE`.
+pub(crate) fn overrides(given: &[String]) -> Result<Vec<(String, String)>> {
+    let pair = |text: &String| {
+        let (name, value) = text
+            .split_once('=')
+            .with_context(|| format!("--set wants NAME=VALUE, not `{text}`"))?;
+        Ok((name.trim().to_owned(), value.to_owned()))
+    };
+    given.iter().map(pair).collect()
+}
+
+/// The properties with others in the place of some, and the rest of those behind them.
+pub(crate) fn replaced(text: &str, others: &[(String, String)]) -> String {
+    let is_replaced = |line: &&str| {
+        let name = line.split_once('=').map_or(*line, |(name, _)| name);
+        others.iter().any(|(other, _)| other == name)
+    };
+    let kept = text.lines().filter(|line| !is_replaced(line));
+    let mut text = kept.fold(String::new(), |text, line| text + line + "\n");
+    for (name, value) in others {
+        let _ = writeln!(text, "{name}={value}");
+    }
+    text
+}
+
 /// Log4j's configuration: warnings and the broker's own story, in a file that is rolled.
 pub(crate) fn logging(log: &Path) -> String {
     format!(
@@ -83,9 +110,33 @@ pub(crate) fn logging(log: &Path) -> String {
     )
 }
 
+/// The same for Kafka 3, which logs by log4j 1.
+pub(crate) fn former_logging(log: &Path) -> String {
+    format!(
+        "log4j.rootLogger=INFO, file\n\
+         log4j.appender.file=org.apache.log4j.RollingFileAppender\n\
+         log4j.appender.file.File={log}\n\
+         log4j.appender.file.MaxFileSize=10MB\n\
+         log4j.appender.file.MaxBackupIndex=3\n\
+         log4j.appender.file.layout=org.apache.log4j.PatternLayout\n\
+         log4j.appender.file.layout.ConversionPattern=%d{{ISO8601}} %-5p %m (%c{{1}})%n\n",
+        log = log.display()
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_property_that_is_given_stands_in_place_of_ours() {
+        let given = ["num.partitions=3".to_owned(), "a.new=b=c".to_owned()];
+        let given = overrides(&given).unwrap();
+        let text = replaced("num.partitions=1\nx=y\n", &given);
+        assert_eq!(text, "x=y\nnum.partitions=3\na.new=b=c\n");
+        let refused = overrides(&["num.partitions".to_owned()]).unwrap_err().to_string();
+        assert!(refused.contains("num.partitions"), "{refused}");
+    }
 
     #[test]
     fn every_property_is_given_once() {

@@ -12,7 +12,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::Config;
 use crate::kafka::{
-    Reason, RecordOrigin, committed, committed_with_note, header_text, letter, observer,
+    LogEnd, Reason, RecordOrigin, committed, committed_with_note, header_text, letter, observer,
     postponed_before, record_origin, watermarks,
 };
 use crate::route::Partition;
@@ -74,14 +74,14 @@ pub(super) fn look(
         found.letters += u64::from(counts);
         Some(())
     })?;
-    found.letters_cut = parts.are_cut();
+    found.letters_cut = parts.are_cut(at.log_ends.get(&config.kafka.deadletter_topic()));
     let parts = scan(client, &config.kafka.held_topic(), at.incarnation, |message| {
         let counts = header_text(message, "millrace.relay")? == own
             && header_text(message, "millrace.kind")? == "reply";
         found.held += u64::from(counts);
         Some(())
     })?;
-    found.held_cut = parts.are_cut();
+    found.held_cut = parts.are_cut(at.log_ends.get(&config.kafka.held_topic()));
     let (topic, partition) = (config.kafka.downlink_topic(), i32::from(at.relay));
     let (oldest, end) = watermarks(client.client(), &topic, partition, TIMEOUT)?;
     let unread = at.downlink_position.max(oldest)..end;
@@ -183,8 +183,16 @@ impl Part {
 struct Parts(Vec<Part>);
 
 impl Parts {
-    fn are_cut(&self) -> bool {
-        self.0.iter().any(Part::is_cut)
+    /// Whether not all may be there that was written to the topic.
+    fn are_cut(&self, written: Option<&LogEnd>) -> bool {
+        let is_other = written.is_some_and(|written| {
+            let shorter = |(number, end): (&i32, &i64)| {
+                let part = usize::try_from(*number).ok().and_then(|number| self.0.get(number));
+                part.is_none_or(|part| part.end < *end)
+            };
+            written.made_anew || written.ends.iter().any(shorter)
+        });
+        is_other || self.0.iter().any(Part::is_cut)
     }
 
     /// Whether not all may be there that was written to a partition, up to an end.
@@ -241,6 +249,12 @@ mod tests {
         assert!(parts.is_incomplete(0, 11), "it was made anew");
         assert!(parts.is_incomplete(1, 10), "a part of it was deleted");
         assert!(parts.is_incomplete(2, 1), "it has fewer partitions than it had");
+        let parts = Parts(vec![part(0, 10, Some(0))]);
+        let are_cut = |number, end, made_anew| {
+            parts.are_cut(Some(&LogEnd { ends: [(number, end)].into(), made_anew }))
+        };
+        assert!(!parts.are_cut(None) && !are_cut(0, 10, false));
+        assert!(are_cut(0, 11, false) && are_cut(1, 1, false) && are_cut(0, 10, true));
     }
 
     #[test]

@@ -231,7 +231,10 @@ fn what_retention_has_deleted_is_said_and_not_missed() {
 #[test]
 fn what_is_lost_is_a_problem_though_the_sums_are_right() {
     type Change = fn(&mut Snapshot);
-    let losses: [Change; 2] = [
+    let losses: [Change; 3] = [
+        |at| {
+            at.downlink_breaks.insert("deleted".to_owned(), 7);
+        },
         |at| {
             at.replies_vanished += 1;
             at.replies_sent -= 1;
