@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 mod poll;
+mod wait;
 
 use std::ffi::{CStr, CString, c_void};
 use std::marker::PhantomData;
