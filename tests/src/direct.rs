@@ -35,23 +35,32 @@ pub struct Direct {
 impl Direct {
     /// A relay with other settings, not yet started. Messages have at most 255 bytes.
     pub fn build(name: &str, adjust: impl FnOnce(&mut Config)) -> Result<Self> {
-        let brokers = kafka::brokers();
-        let topics = Topics::new(&brokers, name);
+        Self::at(&kafka::brokers(), name, adjust)
+    }
+
+    /// The same at these brokers.
+    pub fn at(brokers: &str, name: &str, adjust: impl FnOnce(&mut Config)) -> Result<Self> {
+        let topics = Topics::new(brokers, name);
         let prefix = topics.prefix().to_owned();
-        Self::with_topics(topics, &prefix, adjust)
+        Self::with_topics(brokers, topics, &prefix, adjust)
     }
 
     /// Another relay, with its number, at the topics of `first`.
     pub fn beside(first: &Self, id: u16, adjust: impl FnOnce(&mut Config)) -> Result<Self> {
         let unused = Topics::new(&first.brokers, "beside");
-        Self::with_topics(unused, first.topics.prefix(), |config| {
+        Self::with_topics(&first.brokers, unused, first.topics.prefix(), |config| {
             config.relay.id = id;
             adjust(config);
         })
     }
 
-    fn with_topics(topics: Topics, prefix: &str, adjust: impl FnOnce(&mut Config)) -> Result<Self> {
-        let brokers = kafka::brokers();
+    fn with_topics(
+        brokers: &str,
+        topics: Topics,
+        prefix: &str,
+        adjust: impl FnOnce(&mut Config),
+    ) -> Result<Self> {
+        let brokers = brokers.to_owned();
         let target = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
         let mut config = service::config(target, "lo")?;
         config.services[0].max_message_bytes = 255;

@@ -243,6 +243,11 @@ impl Drop for Instance {
 pub struct Stats(pub Value);
 
 impl Stats {
+    /// All of them.
+    pub const fn value(&self) -> &Value {
+        &self.0
+    }
+
     /// A counter.
     pub fn count(&self, name: &str) -> Result<u64> {
         self.0[name].as_u64().with_context(|| format!("the relay reports no {name}: {}", self.0))

@@ -167,15 +167,22 @@ pub struct OwnBroker {
     xtask: PathBuf,
     directory: PathBuf,
     address: String,
+    properties: Vec<String>,
 }
 
 impl OwnBroker {
     /// Starts one on a free port, with its data in `directory`.
     pub fn start(directory: &Path) -> Result<Self> {
+        Self::start_with(directory, &[])
+    }
+
+    /// The same with other properties of the broker, `NAME=VALUE` each.
+    pub fn start_with(directory: &Path, properties: &[&str]) -> Result<Self> {
         let mut broker = Self {
             xtask: paths::xtask()?,
             directory: directory.to_owned(),
             address: String::new(),
+            properties: properties.iter().map(|property| (*property).to_owned()).collect(),
         };
         broker.address = broker.xtask(&["start", "--port", "0"])?;
         Ok(broker)
@@ -184,6 +191,16 @@ impl OwnBroker {
     /// Where it listens.
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// Where its data is.
+    pub fn data(&self) -> PathBuf {
+        self.directory.join("data")
+    }
+
+    /// Stops it in good order; its data stays.
+    pub fn stop(&self) -> Result<()> {
+        self.xtask(&["stop"]).map(drop)
     }
 
     /// Starts it again where it was, after its process was killed, and waits until it serves.
@@ -214,6 +231,9 @@ impl OwnBroker {
         if action.first() == Some(&"start") {
             // It is to be killed, and to come back soon.
             command.args(["--session-timeout-ms", "4000"]);
+            for property in &self.properties {
+                command.args(["--set", property]);
+            }
         }
         let finished = run_ok("xtask kafka", &mut command, Duration::from_mins(2))?;
         Ok(finished.stdout.trim().to_owned())

@@ -6,12 +6,13 @@ use std::{fmt::Write as _, path::Path};
 pub(crate) const CLUSTER_ID: &str = "bWlsbHJhY2Uta2Fma2EtMQ";
 
 /// `server.properties` of a single node that is broker and controller, on loopback, tuned for a
-/// short start, few threads and little work while idle.
+/// short start, few threads and little work while idle. `more` is set in place of what stands here.
 pub(crate) fn properties(
     data: &Path,
     port: u16,
     controller_port: u16,
     session_timeout_ms: u32,
+    more: &[(String, String)],
 ) -> String {
     let data = data.display().to_string();
     let (clients, controller) =
@@ -56,7 +57,10 @@ pub(crate) fn properties(
         // The controller writes an empty record each time this runs out: 500 ms by default.
         ("metadata.max.idle.interval.ms", "5000"),
     ];
-    lines.iter().fold(String::new(), |mut text, (name, value)| {
+    let is_set = |name: &str| more.iter().any(|(set, _)| set == name);
+    let usual = lines.iter().copied().filter(|(name, _)| !is_set(name));
+    let more = more.iter().map(|(name, value)| (&**name, &**value));
+    usual.chain(more).fold(String::new(), |mut text, (name, value)| {
         let _ = writeln!(text, "{name}={value}");
         text
     })
@@ -89,12 +93,14 @@ mod tests {
 
     #[test]
     fn every_property_is_given_once() {
-        let text = properties(Path::new("/data"), 9092, 9093, 4000);
+        let more = [("num.io.threads".to_owned(), "1".to_owned())];
+        let text = properties(Path::new("/data"), 9092, 9093, 4000, &more);
         let mut names: Vec<_> = text.lines().map(|line| line.split_once('=').unwrap().0).collect();
         let all = names.len();
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), all);
         assert!(text.contains("listeners=CLIENTS://127.0.0.1:9092,CONTROLLER://127.0.0.1:9093\n"));
+        assert!(text.contains("\nnum.io.threads=1\n"), "what is set has its place");
     }
 }

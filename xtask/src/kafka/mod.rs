@@ -41,6 +41,9 @@ pub(crate) enum Action {
         #[arg(long, default_value_t = SESSION_TIMEOUT_MS, value_name = "MS",
             value_parser = clap::value_parser!(u32).range(2000..=60_000))]
         session_timeout_ms: u32,
+        /// A property of the broker, in place of the usual one; may be repeated
+        #[arg(long = "set", value_name = "NAME=VALUE", value_parser = property)]
+        properties: Vec<(String, String)>,
     },
     /// Stop it; its data stays
     #[command(after_help = "Example:\n  cargo xtask kafka stop")]
@@ -85,9 +88,9 @@ impl Place {
 /// Runs one of the actions.
 pub(crate) fn run(action: &Action) -> Result<()> {
     match action {
-        Action::Start { place, port, session_timeout_ms } => {
+        Action::Start { place, port, session_timeout_ms, properties } => {
             setup::ensure(&[Part::Kafka])?;
-            let broker = match place.node()?.start(*port, *session_timeout_ms)? {
+            let broker = match place.node()?.start(*port, *session_timeout_ms, properties)? {
                 Started::Before(broker) => {
                     process::say(format!("Kafka already runs (pid {}).", broker.pid()));
                     broker
@@ -134,6 +137,11 @@ pub(crate) fn run(action: &Action) -> Result<()> {
     Ok(())
 }
 
+fn property(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("a property is NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
 /// The broker that demo, tests and benchmarks use: the one given, or the shared node, started if
 /// need be.
 pub(crate) fn for_run(brokers: Option<&str>) -> Result<Cluster> {
@@ -141,7 +149,7 @@ pub(crate) fn for_run(brokers: Option<&str>) -> Result<Cluster> {
         return Ok(Cluster { brokers: brokers.to_owned(), started: None });
     }
     let node = Node::at(&paths::kafka_node())?;
-    let (address, started): (SocketAddr, _) = match node.start(None, SESSION_TIMEOUT_MS)? {
+    let (address, started): (SocketAddr, _) = match node.start(None, SESSION_TIMEOUT_MS, &[])? {
         Started::Before(broker) => (broker.address(), None),
         Started::Now(broker) => {
             process::say(format!(

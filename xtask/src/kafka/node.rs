@@ -118,7 +118,12 @@ impl Node {
 
     /// Starts the node and returns when it serves clients. Without a port it keeps the one it had,
     /// else takes 9092, else any free one; port 0 asks for any free one.
-    pub(crate) fn start(&self, port: Option<u16>, session_timeout_ms: u32) -> Result<Started> {
+    pub(crate) fn start(
+        &self,
+        port: Option<u16>,
+        session_timeout_ms: u32,
+        more: &[(String, String)],
+    ) -> Result<Started> {
         ensure!(
             jars::present(&paths::kafka_jars()),
             "Kafka's jars are missing: run `cargo xtask setup`"
@@ -152,7 +157,7 @@ impl Node {
         let clients = self.choose_port(port)?;
         let next = clients.port.checked_add(1).map(free_port).transpose()?.flatten();
         let controller = next.map_or_else(any_free_port, Ok)?;
-        self.configure(clients.port, controller.port, session_timeout_ms)?;
+        self.configure(clients.port, controller.port, session_timeout_ms, more)?;
         let mut child = self.spawn()?;
         let pid = Pid::from_child(&child);
         let broker = Broker { pid, port: clients.port };
@@ -247,9 +252,16 @@ impl Node {
     }
 
     /// Writes the node's files, and formats its storage the first time.
-    fn configure(&self, port: u16, controller_port: u16, session_timeout_ms: u32) -> Result<()> {
+    fn configure(
+        &self,
+        port: u16,
+        controller_port: u16,
+        session_timeout_ms: u32,
+        more: &[(String, String)],
+    ) -> Result<()> {
         let properties = self.dir.join("server.properties");
-        let text = config::properties(&self.data(), port, controller_port, session_timeout_ms);
+        let data = self.data();
+        let text = config::properties(&data, port, controller_port, session_timeout_ms, more);
         fs::write(&properties, text)?;
         fs::write(self.dir.join("log4j2.xml"), config::logging(&self.log()))?;
         if self.data().join("meta.properties").exists() {
