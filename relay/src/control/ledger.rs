@@ -11,16 +11,16 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{Offset, TopicPartitionList};
 use serde::Serialize;
 
-use crate::config::Config;
+use crate::config::{Config, KafkaSection};
 use crate::kafka::{
-    Reason, RecordOrigin, committed, committed_with_note, header_text, letter, observer,
-    postponed_before, record_origin, watermarks,
+    Reason, RecordOrigin, committed, committed_with_note, header_text, is_unreadable, letter,
+    observer, postponed_before, record_origin, unreadable_at, watermarks,
 };
 use crate::ring::MESSAGE_OVERHEAD_BYTES;
 use crate::route::{Partition, ServerState};
@@ -33,6 +33,8 @@ mod tests;
 /// How long the cluster may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(100);
+/// How far before the run's beginning its records are looked for.
+const SPARE_MS: i64 = 60_000;
 
 /// Why there is no ledger.
 #[derive(Debug, thiserror::Error)]
@@ -144,6 +146,8 @@ struct Found {
     downlink_committed: u64,
     /// Of those before it, such as are postponed.
     downlink_postponed: u64,
+    /// Records of the topics that could not be read.
+    unreadable: u64,
 }
 
 /// Takes the ledger of the running relay.
@@ -256,6 +260,13 @@ impl Ledger {
         let committed = self.downlink.committed_past;
         within("downlink: records that the offset has passed", 0, committed, settled(after));
         problems.extend(waiting_problem(before, after));
+        if found.unreadable > 0 {
+            let unreadable = found.unreadable;
+            problems.push(format!(
+                "{unreadable} record(s) cannot be read, and are not counted: their batches are \
+                 damaged, or compressed in a way that this program does not know"
+            ));
+        }
         self.problems.append(&mut problems);
         for (name, server) in &self.servers {
             if server.committed > server.in_partition {
@@ -301,7 +312,8 @@ fn look(config: &Config, client: &BaseConsumer, at: &Snapshot) -> Result<Found, 
     let mut found = Found::default();
     let mut last: HashMap<(i32, Vec<u8>), u64> = HashMap::new();
     let uplink = config.kafka.uplink_topic();
-    scan(client, &uplink, at.incarnation, |message| {
+    let (reader, since, mut unreadable) = ((&config.kafka, client), since(at), 0);
+    scan(reader, &uplink, since, &mut unreadable, |message| {
         let RecordOrigin { relay, incarnation, sequence } = record_origin(message)?;
         if (relay, incarnation) == (at.relay, at.incarnation) {
             found.messages += 1;
@@ -314,19 +326,21 @@ fn look(config: &Config, client: &BaseConsumer, at: &Snapshot) -> Result<Found, 
         Some(())
     })?;
     let own = format!("{}-{}", at.relay, at.incarnation);
-    scan(client, &config.kafka.deadletter_topic(), at.incarnation, |message| {
+    let letters = config.kafka.deadletter_topic();
+    scan(reader, &letters, since, &mut unreadable, |message| {
         // Those of a server that is gone are the coordinator's, and not counted by the relay.
         let counts = header_text(message, letter::RELAY)? == own
             && header_text(message, letter::REASON)? != Reason::ServerGone.name();
         found.letters += u64::from(counts);
         Some(())
     })?;
-    scan(client, &config.kafka.held_topic(), at.incarnation, |message| {
+    scan(reader, &config.kafka.held_topic(), since, &mut unreadable, |message| {
         let counts = header_text(message, "millrace.relay")? == own
             && header_text(message, "millrace.kind")? == "reply";
         found.held += u64::from(counts);
         Some(())
     })?;
+    found.unreadable = unreadable;
     let (topic, partition) = (config.kafka.downlink_topic(), i32::from(at.relay));
     let (_, end) = watermarks(client.client(), &topic, partition, TIMEOUT)?;
     found.downlink_end = u64::try_from(end).unwrap_or_default();
@@ -336,16 +350,24 @@ fn look(config: &Config, client: &BaseConsumer, at: &Snapshot) -> Result<Found, 
     Ok(found)
 }
 
+/// From when on a run's records may be in the topics: by the broker's clock where it is known, and with
+/// some time to spare, because a host's clock may be set.
+fn since(at: &Snapshot) -> i64 {
+    let by_host = i64::try_from(at.incarnation).unwrap_or(i64::MAX);
+    at.begun_unix_ms.map_or(by_host, |begun| begun.min(by_host)).saturating_sub(SPARE_MS)
+}
+
 /// Looks at all records of a topic that were written since a time, up to its present end.
 fn scan(
-    client: &BaseConsumer,
+    (kafka, client): (&KafkaSection, &BaseConsumer),
     topic: &str,
-    since_unix_ms: u64,
+    since_unix_ms: i64,
+    unreadable: &mut u64,
     mut look: impl FnMut(&BorrowedMessage<'_>) -> Option<()>,
 ) -> Result<(), LedgerError> {
     let metadata = client.fetch_metadata(Some(topic), TIMEOUT)?;
     let partitions = metadata.topics().first().map_or(0, |topic| topic.partitions().len());
-    let since = Offset::Offset(i64::try_from(since_unix_ms).unwrap_or(i64::MAX));
+    let since = Offset::Offset(since_unix_ms);
     for partition in 0..i32::try_from(partitions).unwrap_or(i32::MAX) {
         let (oldest, end) = watermarks(client.client(), topic, partition, TIMEOUT)?;
         let mut list = TopicPartitionList::new();
@@ -359,21 +381,29 @@ fn scan(
         if start >= end {
             continue;
         }
-        let mut list = TopicPartitionList::new();
-        list.add_partition_offset(topic, partition, Offset::Offset(start))?;
-        client.assign(&list)?;
-        let mut moved = Instant::now();
+        assign(client, topic, partition, start)?;
+        let (mut moved, mut next) = (Instant::now(), start);
         loop {
             match client.poll(POLL) {
                 Some(Ok(message)) => {
-                    moved = Instant::now();
+                    (moved, next) = (Instant::now(), message.offset() + 1);
                     if message.offset() < end {
                         // One that is none of ours counts for nothing.
                         let _ = look(&message);
                     }
-                    if message.offset() + 1 >= end {
+                    if next >= end {
                         break;
                     }
+                }
+                Some(Err(error)) if is_unreadable(&error) => {
+                    let place = (topic, partition);
+                    let Some(range) = unreadable_at(kafka, place, next)? else { continue };
+                    *unreadable += u64::try_from(range.end - range.start).unwrap_or_default();
+                    (next, moved) = (range.end, Instant::now());
+                    if next >= end {
+                        break;
+                    }
+                    assign(client, topic, partition, next)?;
                 }
                 Some(Err(error)) if moved.elapsed() > TIMEOUT => return Err(error.into()),
                 None if moved.elapsed() > TIMEOUT => {
@@ -385,6 +415,12 @@ fn scan(
     }
     client.unassign()?;
     Ok(())
+}
+
+fn assign(client: &BaseConsumer, topic: &str, partition: i32, offset: i64) -> KafkaResult<()> {
+    let mut list = TopicPartitionList::new();
+    list.add_partition_offset(topic, partition, Offset::Offset(offset))?;
+    client.assign(&list)
 }
 
 /// 0 if nothing was committed.

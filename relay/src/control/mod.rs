@@ -27,7 +27,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::Config;
 use crate::gateway::{Gateway, Heartbeat};
-use crate::kafka::{Incarnation, ensure_topics};
+use crate::kafka::{Incarnation, brokers_clock, ensure_topics};
 use crate::registry::RegistryLink;
 use crate::worker::Shared;
 
@@ -87,7 +87,10 @@ async fn run_async(
         Mode::Direct(place) => (None, place),
     };
     let mut socket = ControlSocket::claim(config)?;
-    ensure_topics(config).await?;
+    // Its time begins with the run's.
+    brokers_clock();
+    let topics = ensure_topics(config).await?;
+    topics.differences.iter().for_each(|difference| tracing::warn!("{difference}"));
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let incarnation = Incarnation::new(u64::try_from(now.as_millis()).unwrap_or_default());
     let shared = Shared::new(config, incarnation);
@@ -98,7 +101,8 @@ async fn run_async(
     }
     let workers = worker_count(config);
     let listeners = listeners::open(config, &place, workers)?;
-    let threads = Threads::start(config, shared, gateway.as_ref(), listeners, registry.observer())?;
+    let observers = (registry.observer(), topics);
+    let threads = Threads::start(config, shared, gateway.as_ref(), listeners, observers)?;
     socket.serve(threads.observer());
     // Last: from here on the gateway diverts connections to us.
     let mut heartbeat = gateway.as_ref().map(Gateway::heartbeat).transpose()?;

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::{Deserialize, Serialize};
 
 use crate::kafka::{
-    ConsumerStats, Desk, HeldRefusal, KeeperStats, LetterCounts, PumpStats, RefusedReason,
+    ConsumerStats, Desk, Difference, HeldRefusal, KeeperStats, LetterCounts, PumpStats,
+    RefusedReason, brokers_clock,
 };
 use crate::registry::{RegistryObserver, RegistryStatus};
 use crate::ring::Credit;
@@ -128,6 +129,15 @@ pub struct Snapshot {
     /// Servers and relays, as the registry has them.
     #[serde(default)]
     pub registry: RegistryStatus,
+    /// How far the host's clock is behind the broker's, in milliseconds; negative if it is ahead.
+    #[serde(default)]
+    pub clock_difference_ms: i64,
+    /// When the run began by the broker's clock, in Unix milliseconds; null if no broker has told.
+    #[serde(default)]
+    pub begun_unix_ms: Option<i64>,
+    /// What was not as it should be about the topics when the relay started.
+    #[serde(default)]
+    pub topics: Vec<Difference>,
     /// Connections that have gone on to another server, by the name of the former.
     pub clients_moved: BTreeMap<String, u64>,
     /// Records of associations: `read`, `written`, `put_back`.
@@ -155,6 +165,7 @@ pub(super) struct Observer {
     pub(super) desk: Arc<Desk>,
     pub(super) associations: Arc<Associations>,
     pub(super) registry: RegistryObserver,
+    pub(super) topics: Arc<[Difference]>,
 }
 
 /// Only what has happened, so that a reader sees what is wrong at once.
@@ -242,6 +253,7 @@ impl Observer {
                 ("malformed_key", load(&self.consumer.malformed_key)),
                 ("other_relay", load(&self.consumer.other_relay)),
                 ("former_run", load(&self.consumer.former_run)),
+                ("unreadable", load(&self.consumer.unreadable)),
             ])),
             replies_held: load(&self.keeper.held.held),
             held_delivered: load(&self.keeper.held.delivered),
@@ -257,6 +269,9 @@ impl Observer {
             downlink_carried: self.consumer.carried.load(Ordering::Relaxed),
             associations: self.associations.counts(),
             registry: self.registry.status(),
+            clock_difference_ms: brokers_clock().difference_ms(),
+            begun_unix_ms: brokers_clock().begun_unix_ms(),
+            topics: self.topics.to_vec(),
             clients_moved: self.associations.moved(),
             association_records: nonzero([
                 ("read", load(&log.read)),
@@ -324,6 +339,14 @@ impl std::fmt::Display for Snapshot {
         for (service, servers) in &self.associations {
             let pairs: Vec<_> = servers.iter().map(|(k, n)| format!("{k} {n}")).collect();
             writeln!(f, "  service {service}: clients per server: {}", pairs.join(", "))?;
+        }
+        if self.clock_difference_ms != 0 {
+            let side = if self.clock_difference_ms < 0 { "ahead of" } else { "behind" };
+            let seconds = self.clock_difference_ms.unsigned_abs() / 1000;
+            writeln!(f, "  WRONG        this host's clock is {seconds} s {side} the broker's")?;
+        }
+        for difference in &self.topics {
+            writeln!(f, "  WRONG        {difference}")?;
         }
         write!(f, "{}", self.registry)
     }

@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::gateway::{FlowTable, Gateway, enter_namespace};
 use crate::kafka::{
     Consumer, ConsumerStats, Desk, Keeper, KeeperStats, Pump, PumpStats, RdKafkaProducer, RelayId,
-    StopTime,
+    StopTime, Topics,
 };
 use crate::registry::RegistryObserver;
 use crate::ring::{
@@ -215,7 +215,7 @@ impl Threads {
         shared: Shared,
         gateway: Option<&Gateway>,
         listeners: Vec<Listeners>,
-        registry: RegistryObserver,
+        (registry, topics): (RegistryObserver, Topics),
     ) -> Result<Self, RunError> {
         let wake = || Wake::new().map_err(RunError::io("make an eventfd"));
         let incarnation = shared.incarnation;
@@ -225,6 +225,7 @@ impl Threads {
         // The clients of Kafka first: they can fail, and nothing is running yet.
         let producer = RdKafkaProducer::new(
             config,
+            topics.uplink_batch_bytes,
             producer_wake.clone(),
             desk.clone(),
             shared.leases.clone(),
@@ -277,6 +278,7 @@ impl Threads {
             desk,
             associations: shared.associations.clone(),
             registry,
+            topics: topics.differences.into(),
         };
         for part in &mut parts {
             part.peers.clone_from(&downlinks);

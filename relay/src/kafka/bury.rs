@@ -112,6 +112,8 @@ fn write_letters(
                     Err(RDKafkaErrorCode::MessageSizeTooLarge) if !job.1 => {
                         todo.push((job.0, true));
                     }
+                    // It goes without a time then.
+                    Err(RDKafkaErrorCode::InvalidTimestamp) => todo.push(job),
                     Err(code) => return Err(KafkaError::MessageProduction(code).into()),
                 }
             }

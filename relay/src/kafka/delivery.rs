@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use rdkafka::message::{BorrowedMessage, Message as _};
 
@@ -12,6 +12,8 @@ use crate::config::Config;
 use crate::ring::{Command, DELIVERY_PARTS, Delivered, DownlinkSender, MOST_DELIVERIES, Receipt};
 use crate::worker::{Served, Shared};
 
+use super::clock::brokers_clock;
+use super::context::is_news;
 use super::deadletter::Sender;
 use super::fetch::{FetchError, Fetcher};
 use super::ffi::{add_headers, header as header_of};
@@ -129,9 +131,13 @@ impl Deliveries {
             });
         let any = read.unwrap_or_else(|error| {
             stats.errors.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(%error, "reading the held replies; trying on");
+            if is_news(&format!("held {error}")) {
+                tracing::warn!(%error, "reading the held replies; trying on");
+            }
             false
         });
+        let unreadable = self.reader.take_unreadable();
+        stats.refused[HeldRefusal::Unreadable as usize].fetch_add(unreadable, Ordering::Relaxed);
         let (replies, clients) = self.index.size();
         stats.waiting.store(replies, Ordering::Relaxed);
         stats.clients.store(clients, Ordering::Relaxed);
@@ -172,8 +178,8 @@ impl Deliveries {
         }
         if self.next_expiry <= Instant::now() {
             self.next_expiry = Instant::now() + EXPIRY_INTERVAL;
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            let now = i64::try_from(now.as_millis()).unwrap_or_default();
+            // The time of the records is the broker's.
+            let now = brokers_clock().unix_ms();
             let expired =
                 self.index.take_expired(now, ROUND_EXPIRED, |holder| self.busy.contains(holder));
             orders.extend(
@@ -304,7 +310,8 @@ fn apply(
     let record = Record {
         partition: message.partition(),
         offset: message.offset(),
-        unix_ms: message.timestamp().to_millis().unwrap_or_default(),
+        // One without a time is as old as it is known here.
+        unix_ms: message.timestamp().to_millis().unwrap_or_else(|| brokers_clock().unix_ms()),
         kind: header_of(message, held_header::KIND),
         relay: header_of(message, held_header::RELAY),
         value: message.payload().unwrap_or_default(),

@@ -13,6 +13,7 @@ use crate::config::KafkaSection;
 use super::context::LogContext;
 use super::ffi::rejoin;
 use super::producer::client_config;
+use super::unreadable::{is_unreadable, unreadable_at};
 
 /// How long one look lasts.
 const POLL: Duration = Duration::from_millis(100);
@@ -47,6 +48,7 @@ pub(super) struct Fetcher {
     client: BaseConsumer<LogContext>,
     /// Topic, partition and the offset that comes next.
     place: Option<(String, i32, i64)>,
+    kafka: KafkaSection,
 }
 
 impl Fetcher {
@@ -62,11 +64,11 @@ impl Fetcher {
             .set("fetch.wait.max.ms", "10")
             .set_log_level(RDKafkaLogLevel::Warning)
             .create_with_context(LogContext::new(kafka))?;
-        Ok(Self { client, place: None })
+        Ok(Self { client, place: None, kafka: kafka.clone() })
     }
 
-    /// Reads the records at `offsets`, which grow; none for one that is not there any more. What was
-    /// passed on before an error was read.
+    /// Reads the records at `offsets`, which grow; none for one that is not there any more, or cannot be
+    /// read. What was passed on before an error was read.
     pub(super) fn read(
         &mut self,
         (topic, partition): (&str, i32),
@@ -82,6 +84,20 @@ impl Fetcher {
             let message = match self.client.poll(POLL) {
                 Some(Ok(message)) => message,
                 None | Some(Err(_)) if stopped() => return Err(FetchError::Stopped),
+                Some(Err(error)) if is_unreadable(&error) => {
+                    let next = self.place.as_ref().map_or(offset, |(_, _, next)| *next);
+                    let place = (topic, partition);
+                    let Some(range) = unreadable_at(&self.kafka, place, next)? else { continue };
+                    let (first, last) = (range.start, range.end - 1);
+                    tracing::error!(%error, topic, partition, first, last, "cannot be read: left out");
+                    while let Some(lost) = wanted.next_if(|offset| *offset < range.end) {
+                        take(lost, None);
+                    }
+                    // Whatever comes next is sought.
+                    self.place = None;
+                    moved = Instant::now();
+                    continue;
+                }
                 None | Some(Err(_)) if moved.elapsed() < PATIENCE => continue,
                 Some(Err(error)) => return Err(error.into()),
                 None => {

@@ -1,5 +1,6 @@
 //! The producer behind one small trait, so that another engine can stand beside librdkafka.
 
+use std::ffi::CString;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,15 +12,20 @@ use crate::config::{Config, KafkaSection};
 use crate::ring::{Kind, Wake};
 use crate::route::Partition;
 
+use super::clock::{NO_TIME, brokers_clock};
 use super::context::LogContext;
 use super::deadletter::Refused;
 use super::desk::Desk;
-use super::ffi::{NativeProducer, NativeRecord};
+use super::ffi::{NativeProducer, NativeRecord, NativeReport};
 use super::leases::Leases;
+use super::mending::{Again, Mending, Next};
 use super::record::{Identity, header};
 
 /// What a record may weigh beside its payload: key, headers and the batch's own bytes.
 const RECORD_OVERHEAD_BYTES: u32 = 128 << 10;
+
+/// librdkafka's `batch.size`, unless told otherwise.
+const DEFAULT_BATCH_BYTES: u32 = 1_000_000;
 
 /// Whose record a report is about, small enough to travel through librdkafka.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +55,7 @@ impl Token {
     }
 
     #[allow(clippy::cast_possible_truncation)]
-    fn unpack(token: u64) -> Self {
+    pub(super) fn unpack(token: u64) -> Self {
         Self {
             control: token >> 63 == 1,
             worker: (token >> 56 & 0x7f) as u8,
@@ -185,25 +191,96 @@ pub struct RdKafkaProducer {
     /// Records for servers that registered are taken.
     may_write: bool,
     purged: bool,
+    mending: Mending,
 }
 
 impl RdKafkaProducer {
-    /// A producer for the uplink; `wake` is woken when reports come. Messages that Kafka refuses for
+    /// A producer for the uplink, which takes batches of `batch_bytes`; `wake` is woken when reports
+    /// come. Messages that Kafka refuses for
     /// good are handed in at the desk.
     pub fn new(
         config: &Config,
+        batch_bytes: Option<u32>,
         wake: Wake,
         desk: Arc<Desk>,
         leases: Arc<Leases>,
     ) -> Result<Self, KafkaError> {
         let topic = config.kafka.uplink_topic();
         let native = NativeProducer::new(
-            &producer_config(config),
+            &uplink_config(config, batch_bytes),
             LogContext::new(&config.kafka),
             &topic,
             wake,
         )?;
-        Ok(Self { native, desk, leases, may_write: true, purged: false })
+        Ok(Self {
+            native,
+            desk,
+            leases,
+            may_write: true,
+            purged: false,
+            mending: Mending::default(),
+        })
+    }
+
+    /// Goes on with what is sent again.
+    fn mend(&mut self, on_report: &mut dyn FnMut(Report)) {
+        if self.purged {
+            for again in self.mending.give_up() {
+                let error = Some((RDKafkaErrorCode::PurgeQueue, again.record));
+                Self::settle(&self.desk, NativeReport { error, ..again.report }, on_report);
+            }
+            return;
+        }
+        loop {
+            match self.mending.next() {
+                Next::Wait => return,
+                Next::Refuse(again) => {
+                    let error = Some((again.code, again.record));
+                    Self::settle(&self.desk, NativeReport { error, ..again.report }, on_report);
+                }
+                Next::Send(again) => {
+                    if self.send_again(&again) {
+                        self.mending.sent();
+                    } else {
+                        self.mending.not_sent(again);
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    /// False if librdkafka does not take it now.
+    fn send_again(&mut self, again: &Again) -> bool {
+        let NativeRecord { key, value, headers } = &again.record;
+        let named =
+            |(name, value): &(String, Vec<u8>)| Some((CString::new(&**name).ok()?, value.clone()));
+        let headers: Vec<_> = headers.iter().filter_map(named).collect();
+        let unix_ms = if self.mending.is_timeless() { NO_TIME } else { brokers_clock().unix_ms() };
+        let headers = headers.iter().map(|(name, value)| (&**name, &**value));
+        let (partition, token) = (again.report.partition, again.report.token);
+        self.native.produce(partition, key, value, unix_ms, headers, token).is_ok()
+    }
+
+    /// Passes a report on that is final.
+    fn settle(desk: &Desk, report: NativeReport, on_report: &mut dyn FnMut(Report)) {
+        let token = Token::unpack(report.token);
+        let result = report.error.map_or(Ok(()), |(code, record)| {
+            tracing::debug!(%code, partition = report.partition.0, "record not delivered");
+            let failure = code.into();
+            if failure != DeliveryFailure::Purged && !token.control {
+                let NativeRecord { key, value, headers } = record;
+                let partition = i32::from(report.partition.0);
+                Self::hand_in(desk, Refused { failure, partition, key, value, headers });
+            }
+            Err(failure)
+        });
+        on_report(Report {
+            partition: report.partition,
+            booked_bytes: report.booked_bytes,
+            token,
+            result,
+        });
     }
 
     fn hand_in(desk: &Desk, refused: Refused) {
@@ -227,7 +304,7 @@ impl Producer for RdKafkaProducer {
         payload: &[u8],
         unix_ms: i64,
     ) -> Result<(), ProduceError> {
-        if identity.epoch > 0 && !self.may_write {
+        if (identity.epoch > 0 && !self.may_write) || self.mending.is_active() {
             return Err(ProduceError::Full);
         }
         let number;
@@ -251,6 +328,8 @@ impl Producer for RdKafkaProducer {
             .chain(more);
         let token = token(identity, kind, of_protocol).pack();
         let (partition, key) = (identity.partition, &identity.printed);
+        let unix_ms =
+            if self.mending.is_timeless() { NO_TIME } else { brokers_clock().correct(unix_ms) };
         let produced = if self.leases.is_over(partition, identity.epoch) {
             Err(DeliveryFailure::LeaseOver)
         } else {
@@ -260,7 +339,10 @@ impl Producer for RdKafkaProducer {
             }
         };
         match produced {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                self.mending.taken();
+                Ok(())
+            }
             Err(failure) => {
                 if kind.is_message() {
                     Self::hand_in(
@@ -274,27 +356,23 @@ impl Producer for RdKafkaProducer {
     }
 
     fn poll(&mut self, on_report: &mut dyn FnMut(Report)) -> bool {
-        let desk = &self.desk;
+        let Self { native, desk, mending, .. } = self;
         let weighed = |token| Token::unpack(token).weighed;
-        let events = self.native.poll(weighed, |report| {
-            let token = Token::unpack(report.token);
-            let result = report.error.map_or(Ok(()), |(code, record)| {
-                tracing::debug!(%code, partition = report.partition.0, "record not delivered");
-                let failure = code.into();
-                if failure != DeliveryFailure::Purged && !token.control {
-                    let NativeRecord { key, value, headers } = record;
-                    let partition = i32::from(report.partition.0);
-                    Self::hand_in(desk, Refused { failure, partition, key, value, headers });
-                }
-                Err(failure)
-            });
-            on_report(Report {
-                partition: report.partition,
-                booked_bytes: report.booked_bytes,
-                token,
-                result,
-            });
+        let was_active = mending.is_active();
+        let events = native.poll(weighed, |report| {
+            if let Some(report) = mending.report(report) {
+                Self::settle(desk, report, on_report);
+            }
         });
+        if mending.is_active() {
+            if !was_active {
+                tracing::warn!(
+                    "the uplink refuses a batch: its records are sent again one by one. If its \
+                     max.message.bytes was made smaller, start the relay again"
+                );
+            }
+            self.mend(on_report);
+        }
         events > 0
     }
 
@@ -320,6 +398,9 @@ pub(crate) fn client_config(kafka: &KafkaSection) -> ClientConfig {
         .set("bootstrap.servers", &kafka.brokers)
         .set("client.id", "millrace")
         .set("reconnect.backoff.max.ms", "1000")
+        // Topics are made as they should be, and not by a question about them. Of producers this is not
+        // the default.
+        .set("allow.auto.create.topics", "false")
         // Brokers that have come or gone are known within this time, and not only within librdkafka's
         // five minutes.
         .set("topic.metadata.refresh.interval.ms", "10000")
@@ -339,17 +420,33 @@ pub(crate) fn writer_config(kafka: &KafkaSection) -> ClientConfig {
     config
 }
 
+/// Longest record that a service's messages can become.
+pub(super) fn longest_record(config: &Config) -> u32 {
+    let longest = config.services.iter().map(|service| service.max_message_bytes).max();
+    longest.unwrap_or_default() + RECORD_OVERHEAD_BYTES
+}
+
 /// librdkafka's properties for the uplink. The bounds are ours ([`crate::ring::Credit`]), so its
 /// own are out of the way; and a record waits as long as the broker is away.
 pub fn producer_config(config: &Config) -> ClientConfig {
-    let longest =
-        config.services.iter().map(|service| service.max_message_bytes).max().unwrap_or_default();
     let mut client = writer_config(&config.kafka);
     client
         .set("linger.ms", (f64::from(config.kafka.linger_us) / 1000.0).to_string())
         .set("queue.buffering.max.messages", "0")
         .set("queue.buffering.max.kbytes", "2147483647")
-        .set("message.max.bytes", (longest + RECORD_OVERHEAD_BYTES).max(1_000_000).to_string());
+        .set("message.max.bytes", longest_record(config).max(1_000_000).to_string());
+    client
+}
+
+/// The same for a topic that takes batches of `most_bytes` (`max.message.bytes`): larger ones would be
+/// refused whole, with every record in them.
+fn uplink_config(config: &Config, most_bytes: Option<u32>) -> ClientConfig {
+    let mut client = producer_config(config);
+    if let Some(most_bytes) = most_bytes {
+        let asked = client.get("batch.size").and_then(|size| size.parse().ok());
+        let batch = asked.unwrap_or(DEFAULT_BATCH_BYTES).min(most_bytes).max(1);
+        client.set("batch.size", batch.to_string());
+    }
     client
 }
 
@@ -358,6 +455,21 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn no_batch_is_larger_than_its_topic_takes() {
+        let text = include_str!("../../../docs/millrace.toml");
+        let mut config: Config = toml::from_str(text).expect("the sample");
+        let size = |config: &Config, most| {
+            uplink_config(config, most).get("batch.size").map(str::to_owned)
+        };
+        assert_eq!(size(&config, None), None, "librdkafka's own");
+        assert_eq!(size(&config, Some(262_144)).as_deref(), Some("262144"));
+        assert_eq!(size(&config, Some(4 << 20)).as_deref(), Some("1000000"));
+        config.kafka.properties.insert("batch.size".to_owned(), "500000".to_owned());
+        assert_eq!(size(&config, Some(4 << 20)).as_deref(), Some("500000"));
+        assert_eq!(size(&config, Some(262_144)).as_deref(), Some("262144"));
+    }
 
     proptest! {
         #[test]

@@ -11,6 +11,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use crate::config::KafkaSection;
 
 use super::again::{ask_again, described, is_unknown_topic, watermarks};
+use super::unreadable::{is_unreadable, unreadable_at};
 use super::{LogContext, client_config, rejoin};
 
 /// How long the cluster may take to describe the topic, and then to tell an end of it.
@@ -53,6 +54,11 @@ pub(crate) struct TopicReader {
     /// opened. librdkafka tells an end too, but only when a fetch has waited half a second for more
     /// (`fetch.wait.max.ms`); that is needed where compaction has taken the last records away.
     behind: BTreeMap<i32, i64>,
+    /// Of each partition, what is read next.
+    next: BTreeMap<i32, i64>,
+    /// Offsets that could not be read, since they were last asked for.
+    unreadable: u64,
+    kafka: KafkaSection,
 }
 
 impl TopicReader {
@@ -76,24 +82,32 @@ impl TopicReader {
             client.create_with_context(LogContext::new(kafka))?;
         let untold = |source| OpenError::Untold { topic: topic.clone(), source };
         let partitions = partitions(&consumer, &topic, known).map_err(untold)?;
-        let mut all = TopicPartitionList::new();
-        for partition in &partitions {
-            all.add_partition_offset(&topic, *partition, Offset::Beginning)?;
-        }
         // Before anything is fetched: the broker answers a connection's requests in turn, and a fetch
         // waits for records.
-        let mut behind = BTreeMap::new();
+        let (mut behind, mut next) = (BTreeMap::new(), BTreeMap::new());
         for partition in &partitions {
             let (start, end) =
                 watermarks(consumer.client(), &topic, *partition, TIMEOUT).map_err(untold)?;
+            next.insert(*partition, start);
             if start < end {
                 behind.insert(*partition, end);
             }
         }
-        if !partitions.is_empty() {
-            consumer.assign(&all)?;
+        let (partitions, kafka) = (partitions.len(), kafka.clone());
+        let reader = Self { consumer, topic, partitions, behind, next, unreadable: 0, kafka };
+        reader.assign()?;
+        Ok(reader)
+    }
+
+    fn assign(&self) -> KafkaResult<()> {
+        if self.next.is_empty() {
+            return Ok(());
         }
-        Ok(Self { consumer, topic, partitions: partitions.len(), behind })
+        let mut all = TopicPartitionList::new();
+        for (partition, next) in &self.next {
+            all.add_partition_offset(&self.topic, *partition, Offset::Offset(*next))?;
+        }
+        self.consumer.assign(&all)
     }
 
     /// The name of the topic.
@@ -109,6 +123,28 @@ impl TopicReader {
     /// How many of them are not yet read as far as they went when it was opened.
     pub(crate) fn behind(&self) -> usize {
         self.behind.len()
+    }
+
+    /// How many offsets could not be read since this was asked last.
+    pub(crate) fn take_unreadable(&mut self) -> u64 {
+        std::mem::take(&mut self.unreadable)
+    }
+
+    /// Goes past what cannot be read; which partition it is about, librdkafka does not say.
+    fn pass_unreadable(&mut self, error: &KafkaError) -> KafkaResult<()> {
+        for (partition, next) in &mut self.next {
+            let place = (&*self.topic, *partition);
+            let Some(range) = unreadable_at(&self.kafka, place, *next)? else { continue };
+            let (first, last) = (range.start, range.end - 1);
+            let topic = &self.topic;
+            tracing::error!(%error, topic, partition, first, last, "cannot be read: left out");
+            self.unreadable += u64::try_from(range.end - range.start).unwrap_or_default();
+            *next = range.end;
+            if self.behind.get(partition).is_some_and(|end| range.end >= *end) {
+                self.behind.remove(partition);
+            }
+        }
+        self.assign()
     }
 
     /// Passes on what has come, at most so many records, and waits for something if nothing has.
@@ -127,12 +163,17 @@ impl TopicReader {
                 Some(Ok(record)) => {
                     each(&record);
                     let (partition, next) = (record.partition(), record.offset() + 1);
+                    self.next.insert(partition, next);
                     if self.behind.get(&partition).is_some_and(|end| next >= *end) {
                         self.behind.remove(&partition);
                     }
                 }
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
                     self.behind.remove(&partition);
+                }
+                Some(Err(error)) if is_unreadable(&error) => {
+                    self.pass_unreadable(&error)?;
+                    return Ok(true);
                 }
                 Some(Err(error)) => return Err(error),
             }

@@ -7,7 +7,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, Rebalance}
 use rdkafka::error::KafkaResult;
 
 use crate::config::Config;
-use crate::kafka::{LogContext, client_config, logs_as_ours, rejoin};
+use crate::kafka::{LogContext, client_config, is_news, logs_as_ours, rejoin};
 
 /// Heartbeats in a session's timeout; Kafka's advice is no fewer than three.
 const HEARTBEATS: u32 = 3;
@@ -63,7 +63,9 @@ impl Candidate {
 
     /// Serves the group's events; true while the office is this relay's.
     pub(super) fn poll(&self) -> bool {
-        if let Some(Err(error)) = self.0.poll(Duration::ZERO) {
+        if let Some(Err(error)) = self.0.poll(Duration::ZERO)
+            && is_news(&format!("coordinator {error}"))
+        {
             tracing::warn!(%error, "choosing the coordinator; trying on");
         }
         rejoin(self.0.client());

@@ -13,8 +13,8 @@ use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _,
 
 use crate::config::Config;
 use crate::kafka::{
-    Incarnation, Known, LogContext, OpenError, StopTime, TopicReader, logs_as_ours, rejoin,
-    writer_config,
+    Incarnation, Known, LogContext, NO_TIME, OpenError, StopTime, TopicReader, is_news,
+    logs_as_ours, rejoin, writer_config,
 };
 
 use super::Associations;
@@ -77,7 +77,9 @@ impl ProducerContext for Reports {
                 self.associations.log_stats().written.fetch_add(1, Ordering::Relaxed);
             }
             Err((error, _)) => {
-                tracing::warn!(%error, "an association was not written; it will be again");
+                if is_news(&format!("associations {error}")) {
+                    tracing::warn!(%error, "an association was not written; it will be again");
+                }
                 self.associations.put_back(*record);
             }
         }
@@ -177,7 +179,10 @@ impl AssociationLog {
 
     fn read(&mut self) {
         let associations = &self.associations;
-        if let Err(error) = self.reader.read(POLL, MOST_READ, |record| take(associations, record)) {
+        let read = self.reader.read(POLL, MOST_READ, |record| take(associations, record));
+        if let Err(error) = read
+            && is_news(&format!("associations {error}"))
+        {
             tracing::warn!(%error, "reading associations; trying on");
         }
     }
@@ -213,6 +218,7 @@ impl AssociationLog {
         }
         let mut message = BaseRecord::with_opaque_to(&self.topic, Box::new(record)).key(&key);
         message.payload = value.as_ref();
+        message.timestamp = Some(NO_TIME);
         message.headers = headers;
         if let Err((error, refused)) = self.producer.send(message) {
             tracing::debug!(%error, "an association is not taken by the producer now");

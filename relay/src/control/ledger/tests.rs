@@ -179,3 +179,24 @@ fn a_server_that_has_committed_more_than_there_is_is_found() {
         assert_eq!(Ledger::new(&before, &after, &found, servers).balanced, balanced);
     }
 }
+
+#[test]
+fn what_cannot_be_read_is_told() {
+    let mut books = books(0);
+    assert!(books.ledger().balanced);
+    books.found.unreadable = 3;
+    let ledger = books.ledger();
+    assert!(ledger.problems.iter().any(|it| it.contains("cannot be read")), "{ledger:?}");
+}
+
+#[test]
+fn a_run_is_looked_for_where_the_earlier_of_two_clocks_has_it() {
+    let at = |incarnation, begun_unix_ms| {
+        since(&Snapshot { incarnation, begun_unix_ms, ..Snapshot::default() })
+    };
+    let now = 1_732_451_696_123;
+    let spared = 1_732_451_696_123 - SPARE_MS;
+    assert_eq!(at(now, None), spared);
+    assert_eq!(at(now + 7_200_000, Some(1_732_451_696_123)), spared, "the host's is ahead");
+    assert_eq!(at(now, Some(1_732_451_696_123 + 7_200_000)), spared, "or behind");
+}
