@@ -19,8 +19,8 @@ use serde::Serialize;
 
 use crate::config::{Config, KafkaSection};
 use crate::kafka::{
-    Reason, RecordOrigin, committed, committed_with_note, header_text, is_unreadable, letter,
-    observer, postponed_before, record_origin, unreadable_at, watermarks,
+    Difference, Reason, RecordOrigin, TIMESTAMP_TYPE, committed, committed_with_note, header_text,
+    is_unreadable, letter, observer, postponed_before, record_origin, unreadable_at, watermarks,
 };
 use crate::ring::MESSAGE_OVERHEAD_BYTES;
 use crate::route::{Partition, ServerState};
@@ -35,6 +35,8 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(100);
 /// How far before the run's beginning its records are looked for.
 const SPARE_MS: i64 = 60_000;
+/// From the oldest on.
+const ANY_TIME: i64 = i64::MIN;
 
 /// Why there is no ledger.
 #[derive(Debug, thiserror::Error)]
@@ -312,8 +314,8 @@ fn look(config: &Config, client: &BaseConsumer, at: &Snapshot) -> Result<Found, 
     let mut found = Found::default();
     let mut last: HashMap<(i32, Vec<u8>), u64> = HashMap::new();
     let uplink = config.kafka.uplink_topic();
-    let (reader, since, mut unreadable) = ((&config.kafka, client), since(at), 0);
-    scan(reader, &uplink, since, &mut unreadable, |message| {
+    let (reader, mut unreadable) = ((&config.kafka, client), 0);
+    scan(reader, &uplink, since(at, &uplink), &mut unreadable, |message| {
         let RecordOrigin { relay, incarnation, sequence } = record_origin(message)?;
         if (relay, incarnation) == (at.relay, at.incarnation) {
             found.messages += 1;
@@ -327,14 +329,15 @@ fn look(config: &Config, client: &BaseConsumer, at: &Snapshot) -> Result<Found, 
     })?;
     let own = format!("{}-{}", at.relay, at.incarnation);
     let letters = config.kafka.deadletter_topic();
-    scan(reader, &letters, since, &mut unreadable, |message| {
+    scan(reader, &letters, since(at, &letters), &mut unreadable, |message| {
         // Those of a server that is gone are the coordinator's, and not counted by the relay.
         let counts = header_text(message, letter::RELAY)? == own
             && header_text(message, letter::REASON)? != Reason::ServerGone.name();
         found.letters += u64::from(counts);
         Some(())
     })?;
-    scan(reader, &config.kafka.held_topic(), since, &mut unreadable, |message| {
+    let held = config.kafka.held_topic();
+    scan(reader, &held, since(at, &held), &mut unreadable, |message| {
         let counts = header_text(message, "millrace.relay")? == own
             && header_text(message, "millrace.kind")? == "reply";
         found.held += u64::from(counts);
@@ -350,9 +353,14 @@ fn look(config: &Config, client: &BaseConsumer, at: &Snapshot) -> Result<Found, 
     Ok(found)
 }
 
-/// From when on a run's records may be in the topics: by the broker's clock where it is known, and with
-/// some time to spare, because a host's clock may be set.
-fn since(at: &Snapshot) -> i64 {
+/// From when on a run's records may be in a topic: by the broker's clock where it is known, and with
+/// some time to spare, because a host's clock may be set. Where the time of a record is its writer's, who
+/// may have had a wrong one or none, it may be anywhere.
+fn since(at: &Snapshot, topic: &str) -> i64 {
+    let own_time = |it: &Difference| it.topic == topic && it.setting == TIMESTAMP_TYPE;
+    if at.topics.iter().any(own_time) {
+        return ANY_TIME;
+    }
     let by_host = i64::try_from(at.incarnation).unwrap_or(i64::MAX);
     at.begun_unix_ms.map_or(by_host, |begun| begun.min(by_host)).saturating_sub(SPARE_MS)
 }
@@ -367,16 +375,19 @@ fn scan(
 ) -> Result<(), LedgerError> {
     let metadata = client.fetch_metadata(Some(topic), TIMEOUT)?;
     let partitions = metadata.topics().first().map_or(0, |topic| topic.partitions().len());
-    let since = Offset::Offset(since_unix_ms);
     for partition in 0..i32::try_from(partitions).unwrap_or(i32::MAX) {
         let (oldest, end) = watermarks(client.client(), topic, partition, TIMEOUT)?;
-        let mut list = TopicPartitionList::new();
-        list.add_partition_offset(topic, partition, since)?;
-        let times = client.offsets_for_times(list, TIMEOUT)?;
-        let start = match times.elements().first().map(TopicPartitionListElem::offset) {
-            Some(Offset::Offset(start)) => start.max(oldest),
-            // Nothing as new as that.
-            _ => end,
+        let start = if since_unix_ms == ANY_TIME {
+            oldest
+        } else {
+            let mut list = TopicPartitionList::new();
+            list.add_partition_offset(topic, partition, Offset::Offset(since_unix_ms))?;
+            let times = client.offsets_for_times(list, TIMEOUT)?;
+            match times.elements().first().map(TopicPartitionListElem::offset) {
+                Some(Offset::Offset(start)) => start.max(oldest),
+                // Nothing as new as that.
+                _ => end,
+            }
         };
         if start >= end {
             continue;

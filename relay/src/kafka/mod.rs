@@ -58,5 +58,6 @@ pub use reader::OpenError;
 pub(crate) use reader::{Known, TopicReader};
 pub use record::{ConnectionKey, Identity, Incarnation, KeyError, RelayId, header};
 pub use stop::StopTime;
+pub(crate) use topics::TIMESTAMP_TYPE;
 pub use topics::{Difference, TopicError, Topics, check_properties, ensure_topics, look_at_topics};
 pub(crate) use unreadable::{is_unreadable, unreadable_at};

@@ -16,6 +16,7 @@ use fit::Wanted;
 
 pub use cluster::check_properties;
 pub use fit::Difference;
+pub(crate) use fit::TIMESTAMP_TYPE;
 
 /// How long it may take until all partitions of a topic that was made have leaders that answer.
 const LEADERS_TIMEOUT: Duration = Duration::from_secs(30);

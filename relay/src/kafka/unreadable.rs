@@ -19,8 +19,8 @@ use super::context::LogContext;
 use super::ffi::{self, Look};
 use super::producer::client_config;
 
-/// How long all of it may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long all of it may take; less than a stop.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// How long one look lasts.
 const POLL: Duration = Duration::from_millis(100);
 

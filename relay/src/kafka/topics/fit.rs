@@ -26,7 +26,9 @@ const SEVERAL_REPLICAS: usize = 3;
 
 /// Whose clock a record's time is by. The broker's: a relay whose clock is wrong must neither be refused
 /// for it (`message.timestamp.after.max.ms`) nor have its records deleted at once.
-const BROKERS_TIME: (&str, &str) = ("message.timestamp.type", "LogAppendTime");
+const BROKERS_TIME: (&str, &str) = (TIMESTAMP_TYPE, "LogAppendTime");
+/// Kafka's name of it.
+pub(crate) const TIMESTAMP_TYPE: &str = "message.timestamp.type";
 
 /// The last record of each key is what counts (`cleanup.policy`, Kafka's topic configuration). A
 /// tombstone stays for a day, so that who reads meanwhile sees it.
