@@ -20,6 +20,9 @@ const DEFAULT_MAX_MESSAGE_BYTES: u64 = 1_048_588;
 /// Records of the uplink and the downlink should be kept for longer: a relay or a server may be away
 /// for so long.
 const LEAST_RETENTION_MS: u64 = 3_600_000;
+/// Held replies are kept for so long when a relay makes their topic, or for as long as they may wait. A
+/// broker may keep other records for less.
+const HELD_RETENTION_MS: u64 = 7 * 86_400_000;
 /// From so many replicas on, one that is away need not stop the writers, and should not be the only one
 /// that has a record.
 const SEVERAL_REPLICAS: usize = 3;
@@ -111,6 +114,9 @@ impl Wanted {
         let of_kind = if self.role.is_compacted() { COMPACTED } else { LOG };
         let mut properties: Vec<_> =
             of_kind.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+        if self.role == Role::Held {
+            properties.push(("retention.ms", self.retention_ms.max(HELD_RETENTION_MS).to_string()));
+        }
         if self.record_bytes > DEFAULT_MAX_MESSAGE_BYTES {
             properties.push(("max.message.bytes", self.record_bytes.to_string()));
         }

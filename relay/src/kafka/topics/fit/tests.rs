@@ -98,6 +98,18 @@ fn replicas_are_compared_if_the_configuration_says_how_many() {
 }
 
 #[test]
+fn held_replies_are_kept_for_as_long_as_they_may_wait() {
+    let mut config = config();
+    for (max_age_ms, retention_ms) in [(1000, "604800000"), (864_000_000, "1728000000")] {
+        config.hold.max_age_ms = max_age_ms;
+        let all = Wanted::all(&config);
+        let held = all.into_iter().find(|wanted| wanted.role == Role::Held).expect("there");
+        let properties = held.properties();
+        assert!(properties.contains(&("retention.ms", retention_ms.to_owned())), "{properties:?}");
+    }
+}
+
+#[test]
 fn a_topic_must_take_the_longest_message() {
     let mut config = config();
     config.services[0].max_message_bytes = 16 << 20;
