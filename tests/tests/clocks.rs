@@ -25,7 +25,10 @@ fn serve(relay: &Direct) {
     for number in 0..MESSAGES {
         let text = format!("message {number}");
         client.send(text.as_bytes()).unwrap();
-        let record = server.next(&text, |record| record.value == text.as_bytes()).unwrap();
+        let record = server.next(&text, |record| record.value == text.as_bytes());
+        let record = record.unwrap_or_else(|error| {
+            panic!("{error}: {:?}; {}", relay.instance.stats(), relay.instance.relay_stderr())
+        });
         server.reply(&record, text.as_bytes()).unwrap();
         assert_eq!(client.receive().unwrap(), text.as_bytes());
         last = Some(record);

@@ -26,7 +26,11 @@ impl Manner {
     /// Whether a record that was refused so is worth another try.
     const fn can_be_mended(self, code: RDKafkaErrorCode) -> bool {
         match code {
-            RDKafkaErrorCode::MessageSizeTooLarge => !self.alone,
+            // Of several records that a broker refuses in one batch librdkafka tells the second, whatever
+            // it was, and of those beside them the third.
+            RDKafkaErrorCode::MessageSizeTooLarge
+            | RDKafkaErrorCode::InvalidRecord
+            | RDKafkaErrorCode::InvalidDifferentRecord => !self.alone,
             RDKafkaErrorCode::InvalidTimestamp => !self.timeless,
             _ => false,
         }
@@ -252,6 +256,17 @@ mod tests {
         assert!(mending.report(report(1, 1, Some(LARGE))).is_none());
         let answer = |_, timeless: bool| Some(if timeless { LARGE } else { TIME });
         assert_eq!(finish(&mut mending, answer), (vec![1, 1], vec![1]));
+    }
+
+    #[test]
+    fn what_was_refused_with_others_is_asked_for_alone() {
+        let mut mending = mending(3);
+        let codes = [RDKafkaErrorCode::InvalidRecord, RDKafkaErrorCode::InvalidDifferentRecord];
+        for (number, code) in [(1, codes[0]), (2, codes[0]), (3, codes[1])] {
+            assert!(mending.report(report(1, number, Some(code))).is_none());
+        }
+        let answer = |_, timeless: bool| (!timeless).then_some(TIME);
+        assert_eq!(finish(&mut mending, answer), (vec![1, 1, 2, 3], vec![]));
     }
 
     #[test]

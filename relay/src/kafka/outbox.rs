@@ -50,7 +50,8 @@ impl<J: Send + Sync + 'static> ProducerContext for Reports<J> {
 
 impl<J> Reports<J> {
     fn end(&self, job: J, outcome: Result<(), RDKafkaErrorCode>) {
-        if outcome == Err(RDKafkaErrorCode::InvalidTimestamp) {
+        // Of several in one batch librdkafka does not tell why.
+        if let Err(RDKafkaErrorCode::InvalidTimestamp | RDKafkaErrorCode::InvalidRecord) = outcome {
             self.timeless.store(true, Ordering::Relaxed);
         }
         self.outcomes.lock().unwrap_or_else(PoisonError::into_inner).push((job, outcome));
