@@ -14,6 +14,8 @@ use std::path::PathBuf;
 use anyhow::{Context as _, ensure};
 use clap::{Args, Parser, Subcommand};
 use millrace_relay::config::Config;
+use millrace_relay::control::RunError;
+use millrace_relay::logging::{self, Purpose};
 use millrace_relay::{control, gateway, kafka};
 use serde::Serialize;
 
@@ -78,11 +80,13 @@ enum Command {
     ///
     /// Uplink: received = acknowledged + waiting + dead letters + refused, and as many records of
     /// this run in the partitions as were acknowledged. Downlink: what was produced since the run
-    /// began = sent + orders + held + dead letters + vanished + waiting, and no offset committed past
-    /// what is settled (which it has a second for). What waits to be acknowledged is the rest, and is
-    /// compared with the bytes that are booked for it while nothing moves. For each server: records in its partition = committed + waiting. Under traffic
+    /// began, without marks of transactions = sent + not wanted + orders + held + dead letters +
+    /// vanished + waiting, and no offset committed past what is settled (which it has a second for).
+    /// What waits to be acknowledged is the rest, and is compared with the bytes that are booked for it while nothing moves. For each server: records in its partition = committed + waiting. Under traffic
     /// the counters are taken before and after the partitions are looked at, and what lies between is
-    /// right. It reads every record since the relay's start. Exit code 1 if a line does not balance.
+    /// right. Records that retention may have deleted, or that went with a topic, are told and not missed;
+    /// messages and replies that were deleted before they were read are a problem.
+    /// It reads every record since the relay's start. Exit code 1 if a line does not balance.
     #[command(after_help = "Examples:\n  relay ledger --config /etc/millrace/millrace.toml\n  \
         relay ledger --json | jq .balanced")]
     Ledger {
@@ -121,7 +125,10 @@ enum Command {
     /// Show the servers of all relays, drain one, forget one, spread their clients evenly.
     #[command(subcommand, after_help = servers::HELP)]
     Servers(servers::Servers),
-    /// Serve clients until SIGTERM or SIGINT; then deliver what was read, and end. Needs root.
+    /// Serve clients until SIGTERM, SIGINT or SIGHUP; then deliver what was read, and end. Needs root.
+    ///
+    /// The end takes no longer than `relay.stop_timeout_ms`. Exit code 1 if the relay could not go on, or
+    /// did not end in that time.
     ///
     /// Prints `relay ready: …` when clients are served, and at the end its counters as one line of
     /// JSON. The log goes to standard error; `RUST_LOG` sets its level (default: info).
@@ -162,6 +169,14 @@ impl ConfigFile {
 }
 
 impl Cli {
+    /// How it writes its log.
+    pub(crate) const fn purpose(&self) -> Purpose {
+        match self.command {
+            Command::Run { .. } => Purpose::Service,
+            _ => Purpose::Command,
+        }
+    }
+
     pub(crate) fn run(self) -> anyhow::Result<()> {
         match self.command {
             Command::Load { config, check: true, json, .. } => {
@@ -216,7 +231,7 @@ impl Cli {
 
 /// The steps go to standard error: standard output is for what was asked.
 fn step(step: &str) {
-    eprintln!("+ {step}");
+    logging::say(&format!("+ {step}"));
 }
 
 /// Whoever reads the answer has read enough, as `head` does.
@@ -258,11 +273,19 @@ fn check_topics(config: &Config) -> anyhow::Result<()> {
 
 fn run(config: &Config, mode: control::Mode) -> anyhow::Result<()> {
     let services = config.services.len();
-    let snapshot = control::run(config, mode, |threads| {
+    let ended = control::run(config, mode, |threads| {
         // It serves, whoever reads this.
         let _ =
             print(format_args!("relay ready: {} workers, {services} services", threads.workers()));
-    })?;
+    });
+    let snapshot = match ended {
+        // Somebody wanted that.
+        Err(stopped @ RunError::StoppedAtStart) => {
+            tracing::info!("{stopped}");
+            return Ok(());
+        }
+        ended => ended?,
+    };
     let stopped = Stopped { stopped: snapshot };
     print(serde_json::to_string(&stopped).context("encode the counters")?)
 }

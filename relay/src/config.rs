@@ -198,7 +198,10 @@ pub struct RelaySection {
     pub reply_timeout_ms: u32,
     /// How long replies are still sent to a client that has ended its side.
     pub half_close_ms: u32,
-    /// How long a graceful stop waits for delivery reports.
+    /// How long a stop may take in all, whatever is the matter. The last part of it, at most 6 s, is kept
+    /// for what follows the messages; what Kafka has not acknowledged until then is given up and counted.
+    /// A relay that has not ended by itself when all of it is over ends all the same, says what it has
+    /// waited for, and fails.
     pub stop_timeout_ms: u32,
 }
 
@@ -232,7 +235,9 @@ pub struct KafkaSection {
     pub topic_prefix: String,
     /// How long the producer waits for a batch to fill. Microseconds; a floor under latency.
     pub linger_us: u32,
-    /// Unacknowledged payload bytes of one partition, above which its clients are not read from.
+    /// Unacknowledged bytes of one partition: of messages, above which its clients are not read from, and
+    /// of `open` and `close` records, above which connections that would begin are refused. Each record
+    /// counts 512 beside its own.
     pub partition_in_flight_bytes: usize,
     /// Partitions of the uplink, at least: those that no declared server has are leased to servers
     /// that register.
@@ -384,6 +389,10 @@ impl Config {
         {
             return Err(invalid("gateway.devices", format!("`{bad}` is not an interface name")));
         }
+        let mut devices = HashSet::new();
+        if let Some(twice) = self.gateway.devices.iter().find(|name| !devices.insert(*name)) {
+            return Err(invalid("gateway.devices", format!("`{twice}` is named twice")));
+        }
         if self.gateway.heartbeat_timeout_ms < 100 {
             return Err(invalid("gateway.heartbeat_timeout_ms", "must be at least 100"));
         }
@@ -406,6 +415,9 @@ impl Config {
         }
         if relay.batch_wait_us > 100_000 {
             return Err(invalid("relay.batch_wait_us", "at most 100000"));
+        }
+        if relay.stop_timeout_ms < 1000 {
+            return Err(invalid("relay.stop_timeout_ms", "at least 1000"));
         }
         if relay.reply_timeout_ms < 1000 {
             return Err(invalid("relay.reply_timeout_ms", "at least 1000"));
@@ -534,3 +546,6 @@ impl Config {
         Path::new("/run/netns").join(&self.gateway.instance)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,12 +15,14 @@
 //! | [`kafka`] | records: producer of the uplink, consumer of the downlink |
 //! | [`registry`] | servers that register, their leases; which relays there are |
 //! | [`control`] | starts and stops all this, and answers what it is doing |
+//! | [`logging`] | what people are told meanwhile |
 
 pub mod codec;
 pub mod config;
 pub mod control;
 pub mod gateway;
 pub mod kafka;
+pub mod logging;
 pub mod prefix;
 pub mod registry;
 pub mod ring;

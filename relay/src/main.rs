@@ -5,24 +5,23 @@ mod cli;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use millrace_relay::logging;
 
 /// librdkafka's allocations go through it too, by the crate's `override` feature.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env();
-    tracing_subscriber::fmt()
-        .with_env_filter(filter.unwrap_or_else(|_| "info".into()))
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .with_writer(std::io::stderr)
-        .init();
-    match cli::Cli::parse().run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) if error.is::<cli::Unread>() => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("relay: {}", in_words(&error));
+    let command = cli::Cli::parse();
+    logging::init(command.purpose());
+    match command.run() {
+        Err(error) if !error.is::<cli::Unread>() => {
+            logging::finish(Some(&format!("relay: {}", in_words(&error))));
             ExitCode::FAILURE
+        }
+        _ => {
+            logging::finish(None);
+            ExitCode::SUCCESS
         }
     }
 }

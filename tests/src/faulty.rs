@@ -273,6 +273,12 @@ impl Engine for FaultyEngine {
         None
     }
 
+    fn is_taken(&mut self, socket: SocketId) -> bool {
+        let client = self.socket(socket).client;
+        let client = &self.clients[client];
+        !matches!(client.ending, Ending::Reset(at) if client.taken >= at)
+    }
+
     fn shut_down(&mut self, socket: SocketId) {
         let slot = self.socket(socket);
         assert!(slot.sending.is_none() && !slot.closing, "all is sent");

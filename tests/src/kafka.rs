@@ -7,11 +7,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{
-    AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication,
+    AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier,
+    TopicReplication,
 };
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::types::RDKafkaErrorCode;
+use rdkafka::{Offset, TopicPartitionList};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::paths;
@@ -99,6 +101,37 @@ impl Topics {
         for result in wait(admin.alter_configs([&change], &AdminOptions::new()))?? {
             result.map_err(|(_, error)| anyhow::anyhow!("cannot change topic {name}: {error}"))?;
         }
+        Ok(())
+    }
+
+    /// Gives one more partitions: so many in all.
+    pub fn grow(&self, name: &str, partitions: usize) -> Result<()> {
+        let name = format!("{}{name}", self.prefix);
+        let more = NewPartitions::new(&name, partitions);
+        let admin = self.admin()?;
+        for result in wait(admin.create_partitions([&more], &AdminOptions::new()))?? {
+            result.map_err(|(name, error)| anyhow::anyhow!("{name} does not grow: {error}"))?;
+        }
+        Ok(())
+    }
+
+    /// Deletes one of them.
+    pub fn delete_one(&self, name: &str) -> Result<()> {
+        let name = format!("{}{name}", self.prefix);
+        let admin = self.admin()?;
+        for result in wait(admin.delete_topics(&[&name], &AdminOptions::new()))?? {
+            result.map_err(|(name, error)| anyhow::anyhow!("cannot delete {name}: {error}"))?;
+        }
+        Ok(())
+    }
+
+    /// Deletes records of a partition, before an offset.
+    pub fn delete_records(&self, name: &str, partition: i32, before: i64) -> Result<()> {
+        let name = format!("{}{name}", self.prefix);
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(&name, partition, Offset::Offset(before))?;
+        let admin = self.admin()?;
+        wait(admin.delete_records(&list, &AdminOptions::new()))??;
         Ok(())
     }
 

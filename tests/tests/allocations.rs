@@ -55,6 +55,9 @@ impl Engine for SteadyEngine {
     fn send(&mut self, _: SocketId, buffer: Vec<u8>) {
         self.sending = Some(buffer);
     }
+    fn is_taken(&mut self, _: SocketId) -> bool {
+        true
+    }
     fn shut_down(&mut self, _: SocketId) {
         panic!("nothing here is closed");
     }
@@ -219,7 +222,7 @@ fn measure(speech: Speech) -> (u64, u64) {
         shared.credit.clone(),
         Arc::<PumpStats>::default(),
         producer_wake,
-        Duration::ZERO,
+        shared.stop_time.clone(),
     );
     let mut headers = HeaderList::default();
     if let Some(name) = speech.correlation() {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use millrace_relay::config::Config;
+use millrace_relay::route::IdentityKind;
 use millrace_tests::client::Client;
 use millrace_tests::direct::Direct;
 use millrace_tests::letters::Letters;
@@ -137,6 +138,35 @@ fn no_more_waits_for_a_client_than_may() -> Result<()> {
     check_letters(&relay, &["connection_lost", "closing", "stale"], usize::try_from(sent)?)?;
     check_ledger(&relay)?;
     client.wait_end()
+}
+
+#[test]
+fn an_order_to_close_that_its_client_does_not_wait_for_is_kept_nowhere() -> Result<()> {
+    let (relay, server) =
+        relay("order", |config| config.services[0].identity = IdentityKind::Address)?;
+    let (client, open) = connect(&relay, &server)?;
+    server.reply_many(&open, (0..REPLIES).map(reply))?;
+    server.reply_with(&open, None, &[("close", b"1")])?;
+    wait_counted(&relay, "replies_received", |count| count == REPLIES as u64 + 1)?;
+    wait_counted(&relay, "replies_backlog", |count| count > 1)?;
+    ensure!(relay.instance.stats()?.count("replies_orders")? == 0, "it waits, behind the replies");
+    drop(client);
+    wait_counted(&relay, "replies_backlog", |count| count == 0)?;
+    let sent = usize::try_from(relay.instance.stats()?.count("replies_sent")?)?;
+    wait_counted(&relay, "replies_held", |count| count == (REPLIES - sent) as u64)?;
+    wait_counted(&relay, "replies_orders", |count| count == 1)?;
+    check_ledger(&relay)?;
+    ensure!(relay.record_count("held")? == (REPLIES - sent) as u64, "the order is not held");
+    ensure!(relay.record_count("deadletter")? == 0, "nor is it a dead letter");
+    // It gets what it had not got, nothing between that and what comes then, and is not closed.
+    let (mut client, open) = connect(&relay, &server)?;
+    for number in sent..REPLIES {
+        let came = client.receive().with_context(|| format!("reply {number}"))?;
+        ensure!(came == reply(number), "reply {number} is another");
+    }
+    server.reply(&open, b"after")?;
+    ensure!(client.receive()? == b"after");
+    check_ledger(&relay)
 }
 
 #[test]

@@ -6,9 +6,12 @@ use std::time::Duration;
 use millrace_relay::route::IdentityKind;
 use millrace_tests::client::Client;
 use millrace_tests::direct::Direct;
+use millrace_tests::kafka;
 use millrace_tests::letters::Letters;
 use millrace_tests::process::wait_until;
 use millrace_tests::reader::{HandServer, Record};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -98,6 +101,22 @@ fn what_waits_outlives_the_relay_and_what_came_while_it_was_down_waits_too() {
 }
 
 #[test]
+fn a_reply_that_comes_just_after_its_client_has_closed_waits_for_it() {
+    let mut relay = Direct::build("closed", identified).unwrap();
+    relay.instance.start().unwrap();
+    let server = HandServer::on(&relay.brokers, relay.topics.prefix(), &[0]).unwrap();
+    let client = relay.connect().unwrap();
+    let open = server.next("open", |record| record.kind() == "open").unwrap();
+    drop(client);
+    // Within `half_close_ms`: the relay still sends, as to one that has only ended its side.
+    server.reply(&open, b"late").unwrap();
+    wait_for(&relay, "replies_held", 1);
+    let mut client = relay.connect().unwrap();
+    assert_eq!(client.receive().unwrap(), b"late");
+    wait_for(&relay, "held_waiting", 0);
+}
+
+#[test]
 fn what_is_beyond_the_limits_becomes_dead_letters() {
     let mut relay = Direct::build("limits", |config| {
         identified(config);
@@ -121,4 +140,44 @@ fn what_is_beyond_the_limits_becomes_dead_letters() {
     let open = server.next("open", |record| record.kind() == "open").unwrap();
     server.reply(&open, b"nothing came before").unwrap();
     assert_eq!(client.receive().unwrap(), b"nothing came before");
+}
+
+/// A reply as another relay holds it.
+fn hold(relay: &Direct, partition: i32, value: &str) {
+    let topic = format!("{}held", relay.topics.prefix());
+    let producer: BaseProducer = kafka::client(&relay.brokers)
+        .set("topic.metadata.refresh.interval.ms", "500")
+        .create()
+        .unwrap();
+    let header = |key, value| Header { key, value: Some(value) };
+    let headers = OwnedHeaders::new()
+        .insert(header("millrace.kind", "reply"))
+        .insert(header("millrace.relay", "9-1"))
+        .insert(header("millrace.offset", "5"));
+    let written = || {
+        let record = BaseRecord::to(&topic).partition(partition).key("echo/127.0.0.1");
+        let sent = producer.send(record.payload(value).headers(headers.clone()));
+        Ok(sent.is_ok())
+    };
+    // Until the partition is known.
+    wait_until(PATIENCE, "the partition to be known", written).unwrap();
+    producer.flush(PATIENCE).unwrap();
+}
+
+#[test]
+fn what_waits_in_a_partition_that_was_added_is_read() {
+    let mut relay = Direct::build("grown", identified).unwrap();
+    relay.instance.start().unwrap();
+    relay.topics.grow("held", 8).unwrap();
+    for partition in [7, 4] {
+        hold(&relay, partition, "added");
+    }
+    wait_for(&relay, "held_waiting", 2);
+    let mut client = relay.connect().unwrap();
+    for _ in 0..2 {
+        assert_eq!(client.receive().unwrap(), b"added");
+    }
+    wait_for(&relay, "held_delivered", 2);
+    wait_for(&relay, "held_waiting", 0);
+    assert_eq!(relay.record_count("held").unwrap(), 4, "two replies, and a mark for each");
 }

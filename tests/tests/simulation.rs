@@ -109,6 +109,8 @@ struct Run {
     moving: Moving,
     /// Connections that orders have moved.
     moved: u64,
+    /// Times that it was looked whether somebody is held for nothing.
+    quiet: u64,
     config: Config,
 }
 
@@ -172,7 +174,7 @@ impl Run {
             shared.credit.clone(),
             pump_stats.clone(),
             producer_wake,
-            Duration::ZERO,
+            shared.stop_time.clone(),
         );
         Self {
             worker,
@@ -193,6 +195,7 @@ impl Run {
             orders,
             moving: Moving::Nothing,
             moved: 0,
+            quiet: 0,
             config,
         }
     }
@@ -369,6 +372,9 @@ impl Run {
                 self.check_settled();
             }
         }
+        if !stop_early {
+            self.check_held();
+        }
         self.shared.stop.store(true, Ordering::SeqCst);
         for _ in 0..MOST_STEPS {
             self.step_and_answer();
@@ -387,7 +393,18 @@ impl Run {
     }
 
     fn used(&self) -> usize {
-        self.shared.credit.used()
+        self.shared.credit.used() + self.shared.credit.control_used()
+    }
+
+    /// With nothing under way, nothing keeps a connection from being read from.
+    fn check_held(&mut self) {
+        for _ in 0..50 {
+            self.step();
+        }
+        if self.used() == 0 && self.pump.is_settled() {
+            assert_eq!(self.worker.held(), 0, "they are not woken");
+            self.quiet += 1;
+        }
     }
 
     fn check(&mut self) {
@@ -525,13 +542,14 @@ fn check_downlink(client: &SimClient, given: &[Vec<u8>]) {
     assert_eq!(received, given[..received.len()]);
 }
 
-/// Connections that were moved, replies that were postponed, and those of them that were sent.
-fn run(seed: u64) -> [u64; 3] {
+/// Connections that were moved, replies that were postponed, those of them that were sent, and whether
+/// the run was quiet once.
+fn run(seed: u64) -> [u64; 4] {
     let mut run = Run::new(seed);
     let stop_early = run.dice.one_in(3);
     run.finish(stop_early);
     run.check();
-    [run.moved, run.backlog.postponed, run.backlog.sent]
+    [run.moved, run.backlog.postponed, run.backlog.sent, run.quiet]
 }
 
 #[test]
@@ -540,7 +558,7 @@ fn nothing_is_lost_doubled_or_reordered_whatever_happens() {
         run(seed.parse().expect("MILLRACE_SEED is a number"));
         return;
     }
-    let mut counts = [0; 3];
+    let mut counts = [0; 4];
     for seed in 1..=SEEDS {
         match std::panic::catch_unwind(|| run(seed)) {
             Ok(of_run) => counts.iter_mut().zip(of_run).for_each(|(sum, count)| *sum += count),
@@ -550,8 +568,9 @@ fn nothing_is_lost_doubled_or_reordered_whatever_happens() {
             }
         }
     }
-    let [moved, postponed, sent] = counts;
+    let [moved, postponed, sent, quiet] = counts;
     println!("{moved} connections were moved, {postponed} replies postponed, {sent} of them sent");
+    assert!(quiet > SEEDS / 2, "only {quiet} of {SEEDS} runs were quiet once");
     assert!(moved > SEEDS, "only {moved} connections were moved in {SEEDS} runs");
     assert!(sent > 5 * SEEDS && postponed > sent + SEEDS, "{sent} of {postponed} in {SEEDS} runs");
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Args;
 use millrace_relay::gateway::{self, TraceEnd, TraceOptions, TraceSummary, Traced};
+use millrace_relay::logging;
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -73,9 +74,11 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         let line = serde_json::to_string(&Summary { summary })?;
         let _ = writeln!(std::io::stdout(), "{line}");
     }
-    eprintln!("{shown} packet(s) shown, {withheld} withheld by the limit, {lost} lost");
+    logging::say(&format!(
+        "{shown} packet(s) shown, {withheld} withheld by the limit, {lost} lost"
+    ));
     if end == TraceEnd::Replaced {
-        eprintln!("the programs were replaced or the instance unloaded: the trace has ended");
+        logging::say("the programs were replaced or the instance unloaded: the trace has ended");
     }
     Ok(())
 }

@@ -25,7 +25,7 @@ mod websocket;
 
 use std::time::Instant;
 
-use crate::kafka::{ConnectionKey, RelayId};
+use crate::kafka::{ConnectionKey, RefusedReason, RelayId};
 use crate::route::Refusal;
 use crate::worker::CloseReason;
 
@@ -200,8 +200,10 @@ pub trait Codec: Send {
     /// one before the `close` record.
     fn ended(&mut self, _reason: CloseReason, _now: Instant, _actions: &mut dyn Actions) {}
 
-    /// Kafka has refused a message of a connection that had [ended](Self::ended).
-    fn refused(&mut self) {}
+    /// Kafka has refused a message for good. If the connection has not [ended](Self::ended),
+    /// [`farewell`](Self::farewell) comes next; no later message counts as
+    /// [delivered](Self::delivered).
+    fn refused(&mut self, _failure: RefusedReason) {}
 
     /// When [`elapsed`](Self::elapsed) should be called, if nothing else happens.
     fn deadline(&self) -> Option<Instant> {

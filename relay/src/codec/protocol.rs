@@ -6,6 +6,7 @@ use std::time::{Instant, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Service;
+use crate::kafka::RefusedReason;
 use crate::worker::CloseReason;
 
 use super::auto::{Auto, AutoSettings};
@@ -231,8 +232,8 @@ impl AnyCodec {
     }
 
     /// See [`Codec::refused`].
-    pub fn refused(&mut self) {
-        whichever!(self, codec => codec.refused());
+    pub fn refused(&mut self, failure: RefusedReason) {
+        whichever!(self, codec => codec.refused(failure));
     }
 
     /// See [`Codec::not_read`].

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::gateway::GatewayError;
 use crate::kafka::{ConsumerError, OpenError, TopicError};
@@ -56,18 +57,40 @@ pub enum RunError {
     #[error("the Kafka client refuses its configuration: {0}; see kafka.properties")]
     Client(#[from] rdkafka::error::KafkaError),
     /// io_uring is not there, or not what it should be.
-    #[error(
-        "cannot make an io_uring ({source}); the relay needs Linux {} or newer, \
-         and /proc/sys/kernel/io_uring_disabled must be 0",
-        crate::gateway::minimum_kernel()
-    )]
+    #[error("cannot make an io_uring ({source}): {cause}")]
     Ring {
         /// Why not.
         source: io::Error,
+        /// What that comes from.
+        cause: String,
     },
-    /// One of the threads has ended, and said why in the log.
-    #[error("a thread of the relay has failed; the log before this says why")]
-    Thread,
+    /// One of the threads has ended before it was told to.
+    #[error(
+        "the relay's thread `{thread}` {end}; what was not acknowledged is lost with this run, start \
+         the relay again; the log before this may say more"
+    )]
+    Thread {
+        /// Its name.
+        thread: String,
+        /// How it has ended.
+        end: String,
+    },
+    /// The time of a stop is over, and something has not ended.
+    #[error(
+        "the stop was not finished within relay.stop_timeout_ms ({timeout:?}): {waiting} did not end; \
+         {unacknowledged} message(s) that were read are not acknowledged"
+    )]
+    StopTimeOver {
+        /// How long it was waited.
+        timeout: Duration,
+        /// For what.
+        waiting: String,
+        /// Messages read that Kafka has neither acknowledged nor refused.
+        unacknowledged: u64,
+    },
+    /// The relay was told to stop before it served anybody.
+    #[error("told to stop while the relay started: it has served nobody")]
+    StoppedAtStart,
     /// Kafka's client will never deliver anything again.
     #[error(
         "the Kafka producer has failed for good: {0}; what was not acknowledged is lost with this \
@@ -85,6 +108,11 @@ pub enum RunError {
 }
 
 impl RunError {
+    /// A thread's unexpected end.
+    pub(crate) fn thread(thread: &str, end: &str) -> Self {
+        Self::Thread { thread: thread.to_owned(), end: end.to_owned() }
+    }
+
     /// For `map_err`.
     pub(super) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let what = what.into();

@@ -4,39 +4,29 @@
 //! in their keys. Both are taken while traffic goes on, so each line is an interval: what was counted
 //! before the records were looked at, and what after.
 
-use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, HashMap};
-use std::fmt;
-use std::io;
-use std::time::{Duration, Instant};
-
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::error::{KafkaError, KafkaResult};
-use rdkafka::message::{BorrowedMessage, Message as _};
-use rdkafka::topic_partition_list::TopicPartitionListElem;
-use rdkafka::{Offset, TopicPartitionList};
-use serde::Serialize;
-
-use crate::config::{Config, KafkaSection};
-use crate::kafka::{
-    Difference, Reason, RecordOrigin, TIMESTAMP_TYPE, committed, committed_with_note, header_text,
-    is_unreadable, letter, observer, postponed_before, record_origin, unreadable_at, watermarks,
-};
-use crate::ring::MESSAGE_OVERHEAD_BYTES;
-use crate::route::{Partition, ServerState};
-
-use super::{Snapshot, read_snapshot};
-
+mod found;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use rdkafka::error::KafkaError;
+use serde::Serialize;
+
+use crate::config::Config;
+use crate::kafka::observer;
+use crate::ring::MESSAGE_OVERHEAD_BYTES;
+use crate::route::ServerState;
+
+use super::{Snapshot, read_snapshot};
+use found::{Found, look, look_at_server};
+
 /// How long the cluster may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(30);
-const POLL: Duration = Duration::from_millis(100);
-/// How far before the run's beginning its records are looked for.
-const SPARE_MS: i64 = 60_000;
-/// From the oldest on.
-const ANY_TIME: i64 = i64::MIN;
 
 /// Why there is no ledger.
 #[derive(Debug, thiserror::Error)]
@@ -75,15 +65,19 @@ pub struct Uplink {
     pub refused: u64,
     /// Records of this run in the partitions.
     pub in_partitions: u64,
-    /// Of those, such as have the key and the sequence of another one.
+    /// Acknowledged, and not there any more: deleted by retention, or with the topic.
+    pub deleted: u64,
+    /// Of those in the partitions, such as have the key and the sequence of another one.
     pub repeated: u64,
 }
 
 /// From servers to clients.
 #[derive(Debug, Serialize)]
 pub struct Downlink {
-    /// Records in this relay's partition since its run began.
+    /// Replies in this relay's partition since its run began.
     pub produced: u64,
+    /// Offsets in between that are none: marks of transactions, and what was aborted.
+    pub marks: u64,
     /// Sent to their clients.
     pub sent: u64,
     /// Not wanted by their client, by its own word.
@@ -112,6 +106,8 @@ pub struct Server {
     pub committed: u64,
     /// The rest.
     pub waiting: u64,
+    /// Deleted before its group had read them.
+    pub deleted: u64,
 }
 
 /// All of it.
@@ -135,21 +131,6 @@ pub struct Ledger {
     pub held_in_topic: u64,
     /// By name; those that the configuration declares.
     pub servers: BTreeMap<String, Server>,
-}
-
-/// What is in the partitions.
-#[derive(Default)]
-struct Found {
-    messages: u64,
-    repeated: u64,
-    letters: u64,
-    held: u64,
-    downlink_end: u64,
-    downlink_committed: u64,
-    /// Of those before it, such as are postponed.
-    downlink_postponed: u64,
-    /// Records of the topics that could not be read.
-    unreadable: u64,
 }
 
 /// Takes the ledger of the running relay.
@@ -189,13 +170,18 @@ impl Ledger {
             dead_lettered,
             refused: sum(&after.messages_refused).saturating_sub(dead_lettered),
             in_partitions: found.messages,
+            deleted: before
+                .messages_acknowledged
+                .saturating_sub(found.messages)
+                .min(after.messages_gone + found.messages_deleted),
             repeated: found.repeated,
         };
-        let start = u64::try_from(after.downlink_start).unwrap_or_default();
-        let produced = found.downlink_end.saturating_sub(start) + after.downlink_carried;
+        let marks = marks(before, found);
+        let produced = offsets_since_start(before, found.downlink_end).saturating_sub(marks);
         let settled = settled(after);
         let downlink = Downlink {
             produced,
+            marks,
             sent: after.replies_sent,
             filtered: after.replies_filtered,
             orders: after.replies_orders,
@@ -241,7 +227,9 @@ impl Ledger {
         within("uplink: messages accounted for", uplink.received, accounted, uplink.received);
         // What is acknowledged is there; what is there may not be acknowledged yet.
         let most = after.messages_acknowledged + after.messages_in_flight;
-        let least = before.messages_acknowledged;
+        // Retention, and who deletes a topic, take away what is acknowledged.
+        let deleted = after.messages_gone + found.messages_deleted;
+        let least = before.messages_acknowledged.saturating_sub(deleted);
         within("uplink: messages of this run in the partitions", least, found.messages, most);
         within("uplink: messages that stand there more than once", 0, found.repeated, 0);
         let letters = |at: &Snapshot| {
@@ -252,9 +240,11 @@ impl Ledger {
         // Some may be written and not counted yet.
         let under_way = after.messages_to_bury + self.downlink.waiting + after.held_waiting;
         let most = letters(after) + under_way;
-        within("dead letters of this run in their topic", letters(before), found.letters, most);
+        let least = if found.letters_cut { 0 } else { letters(before) };
+        within("dead letters of this run in their topic", least, found.letters, most);
         let most = after.replies_held + self.downlink.waiting;
-        within("held replies of this run in their topic", before.replies_held, found.held, most);
+        let least = if found.held_cut { 0 } else { before.replies_held };
+        within("held replies of this run in their topic", least, found.held, most);
         let produced = self.downlink.produced;
         // What came after the look may be settled already.
         let least = settled(before);
@@ -269,10 +259,18 @@ impl Ledger {
                  damaged, or compressed in a way that this program does not know"
             ));
         }
+        problems.extend(losses(after));
         self.problems.append(&mut problems);
         for (name, server) in &self.servers {
             if server.committed > server.in_partition {
                 self.problems.push(format!("server {name} has committed more than there is"));
+            }
+            if server.deleted > 0 {
+                self.problems.push(format!(
+                    "server {name}: {} messages were deleted before it had read them; its topic keeps \
+                     them for too short a time, or too few bytes (retention.ms, retention.bytes)",
+                    server.deleted
+                ));
             }
         }
     }
@@ -293,11 +291,33 @@ fn waiting_problem(before: &Snapshot, after: &Snapshot) -> Option<String> {
     })
 }
 
+/// What the relay itself has found to be lost.
+fn losses(at: &Snapshot) -> Vec<String> {
+    let lost = [
+        (at.replies_vanished, "replies were deleted before they were sent or kept"),
+        (at.held_vanished, "replies that waited for their clients were deleted before these came"),
+    ];
+    let lost = lost.into_iter().filter(|(count, _)| *count > 0);
+    lost.map(|(count, what)| format!("{count} {what}; the relay's log says which")).collect()
+}
+
+/// Offsets of the downlink that this run is about, below one of them.
+fn offsets_since_start(at: &Snapshot, end: u64) -> u64 {
+    let start = u64::try_from(at.downlink_start).unwrap_or_default();
+    end.saturating_sub(start) + at.downlink_carried
+}
+
+/// Those of them that are no replies: such as the relay has passed, and the rest of what it had not read.
+fn marks(before: &Snapshot, found: &Found) -> u64 {
+    let position = u64::try_from(before.downlink_position).unwrap_or_default();
+    let unread = found.downlink_end.saturating_sub(position);
+    before.downlink_marks + unread.saturating_sub(found.downlink_unread)
+}
+
 /// Records that the committed offset has passed, and the note beside it does not take back.
 fn passed(at: &Snapshot, found: &Found) -> u64 {
-    let start = u64::try_from(at.downlink_start).unwrap_or_default();
-    let passed = found.downlink_committed.saturating_sub(start) + at.downlink_carried;
-    passed.saturating_sub(found.downlink_postponed)
+    let passed = offsets_since_start(at, found.downlink_committed);
+    passed.saturating_sub(found.downlink_postponed + at.downlink_marks)
 }
 
 /// Records of the downlink that are where they belong.
@@ -308,149 +328,6 @@ fn settled(at: &Snapshot) -> u64 {
         + at.replies_held
         + sum(&at.replies_dead_lettered)
         + at.replies_vanished
-}
-
-fn look(config: &Config, client: &BaseConsumer, at: &Snapshot) -> Result<Found, LedgerError> {
-    let mut found = Found::default();
-    let mut last: HashMap<(i32, Vec<u8>), u64> = HashMap::new();
-    let uplink = config.kafka.uplink_topic();
-    let (reader, mut unreadable) = ((&config.kafka, client), 0);
-    scan(reader, &uplink, since(at, &uplink), &mut unreadable, |message| {
-        let RecordOrigin { relay, incarnation, sequence } = record_origin(message)?;
-        if (relay, incarnation) == (at.relay, at.incarnation) {
-            found.messages += 1;
-            let key = (message.partition(), message.key().unwrap_or_default().to_vec());
-            // Of one key they only grow.
-            let last = last.entry(key).or_default();
-            found.repeated += u64::from(*last >= sequence);
-            *last = sequence.max(*last);
-        }
-        Some(())
-    })?;
-    let own = format!("{}-{}", at.relay, at.incarnation);
-    let letters = config.kafka.deadletter_topic();
-    scan(reader, &letters, since(at, &letters), &mut unreadable, |message| {
-        // Those of a server that is gone are the coordinator's, and not counted by the relay.
-        let counts = header_text(message, letter::RELAY)? == own
-            && header_text(message, letter::REASON)? != Reason::ServerGone.name();
-        found.letters += u64::from(counts);
-        Some(())
-    })?;
-    let held = config.kafka.held_topic();
-    scan(reader, &held, since(at, &held), &mut unreadable, |message| {
-        let counts = header_text(message, "millrace.relay")? == own
-            && header_text(message, "millrace.kind")? == "reply";
-        found.held += u64::from(counts);
-        Some(())
-    })?;
-    found.unreadable = unreadable;
-    let (topic, partition) = (config.kafka.downlink_topic(), i32::from(at.relay));
-    let (_, end) = watermarks(client.client(), &topic, partition, TIMEOUT)?;
-    found.downlink_end = u64::try_from(end).unwrap_or_default();
-    let committed = committed_with_note(client, &topic, partition, TIMEOUT)?.unwrap_or_default();
-    found.downlink_committed = u64::try_from(committed.0).unwrap_or_default();
-    found.downlink_postponed = postponed_before(&committed);
-    Ok(found)
-}
-
-/// From when on a run's records may be in a topic: by the broker's clock where it is known, and with
-/// some time to spare, because a host's clock may be set. Where the time of a record is its writer's, who
-/// may have had a wrong one or none, it may be anywhere.
-fn since(at: &Snapshot, topic: &str) -> i64 {
-    let own_time = |it: &Difference| it.topic == topic && it.setting == TIMESTAMP_TYPE;
-    if at.topics.iter().any(own_time) {
-        return ANY_TIME;
-    }
-    let by_host = i64::try_from(at.incarnation).unwrap_or(i64::MAX);
-    at.begun_unix_ms.map_or(by_host, |begun| begun.min(by_host)).saturating_sub(SPARE_MS)
-}
-
-/// Looks at all records of a topic that were written since a time, up to its present end.
-fn scan(
-    (kafka, client): (&KafkaSection, &BaseConsumer),
-    topic: &str,
-    since_unix_ms: i64,
-    unreadable: &mut u64,
-    mut look: impl FnMut(&BorrowedMessage<'_>) -> Option<()>,
-) -> Result<(), LedgerError> {
-    let metadata = client.fetch_metadata(Some(topic), TIMEOUT)?;
-    let partitions = metadata.topics().first().map_or(0, |topic| topic.partitions().len());
-    for partition in 0..i32::try_from(partitions).unwrap_or(i32::MAX) {
-        let (oldest, end) = watermarks(client.client(), topic, partition, TIMEOUT)?;
-        let start = if since_unix_ms == ANY_TIME {
-            oldest
-        } else {
-            let mut list = TopicPartitionList::new();
-            list.add_partition_offset(topic, partition, Offset::Offset(since_unix_ms))?;
-            let times = client.offsets_for_times(list, TIMEOUT)?;
-            match times.elements().first().map(TopicPartitionListElem::offset) {
-                Some(Offset::Offset(start)) => start.max(oldest),
-                // Nothing as new as that.
-                _ => end,
-            }
-        };
-        if start >= end {
-            continue;
-        }
-        assign(client, topic, partition, start)?;
-        let (mut moved, mut next) = (Instant::now(), start);
-        loop {
-            match client.poll(POLL) {
-                Some(Ok(message)) => {
-                    (moved, next) = (Instant::now(), message.offset() + 1);
-                    if message.offset() < end {
-                        // One that is none of ours counts for nothing.
-                        let _ = look(&message);
-                    }
-                    if next >= end {
-                        break;
-                    }
-                }
-                Some(Err(error)) if is_unreadable(&error) => {
-                    let place = (topic, partition);
-                    let Some(range) = unreadable_at(kafka, place, next)? else { continue };
-                    *unreadable += u64::try_from(range.end - range.start).unwrap_or_default();
-                    (next, moved) = (range.end, Instant::now());
-                    if next >= end {
-                        break;
-                    }
-                    assign(client, topic, partition, next)?;
-                }
-                Some(Err(error)) if moved.elapsed() > TIMEOUT => return Err(error.into()),
-                None if moved.elapsed() > TIMEOUT => {
-                    return Err(LedgerError::Late { topic: topic.to_owned(), partition });
-                }
-                Some(Err(_)) | None => {}
-            }
-        }
-    }
-    client.unassign()?;
-    Ok(())
-}
-
-fn assign(client: &BaseConsumer, topic: &str, partition: i32, offset: i64) -> KafkaResult<()> {
-    let mut list = TopicPartitionList::new();
-    list.add_partition_offset(topic, partition, Offset::Offset(offset))?;
-    client.assign(&list)
-}
-
-/// 0 if nothing was committed.
-fn position(client: &BaseConsumer, topic: &str, partition: i32) -> Result<u64, LedgerError> {
-    let committed = committed(client, topic, partition, TIMEOUT)?.unwrap_or_default();
-    Ok(u64::try_from(committed).unwrap_or_default())
-}
-
-fn look_at_server(config: &Config, partition: Partition) -> Result<Server, LedgerError> {
-    let client = observer(&config.kafka, &config.kafka.server_group(partition))?;
-    let topic = config.kafka.uplink_topic();
-    let (oldest, end) = watermarks(client.client(), &topic, i32::from(partition.0), TIMEOUT)?;
-    let count = |offset: i64| u64::try_from(offset).unwrap_or_default();
-    let position = position(&client, &topic, i32::from(partition.0))?.max(count(oldest));
-    Ok(Server {
-        in_partition: count(end - oldest),
-        committed: position - count(oldest),
-        waiting: count(end).saturating_sub(position),
-    })
 }
 
 impl fmt::Display for Ledger {
@@ -471,6 +348,13 @@ impl fmt::Display for Ledger {
             "            {} in the partitions, {} of them repeated",
             uplink.in_partitions, uplink.repeated
         )?;
+        if uplink.deleted > 0 {
+            writeln!(
+                f,
+                "            {} acknowledged before, deleted by retention or with the topic",
+                uplink.deleted
+            )?;
+        }
         writeln!(
             f,
             "  downlink  {} produced = {} sent + {} not wanted + {} orders + {} held + {} dead letters + {} vanished \
@@ -485,6 +369,10 @@ impl fmt::Display for Ledger {
             downlink.waiting
         )?;
         writeln!(f, "            the offset has passed {}", downlink.committed_past)?;
+        if downlink.marks > 0 {
+            let marks = downlink.marks;
+            writeln!(f, "            {marks} offsets are marks of transactions, or aborted")?;
+        }
         writeln!(
             f,
             "  topics    {} dead letters and {} held replies of this run",

@@ -9,35 +9,42 @@
 //!  associations   route::AssociationLog
 //!  mover          connections from servers that drain to others
 //!  keeper         kafka::Keeper
+//!  waiting        looks how long messages have waited for their servers
+//!  log            logging
 //! ```
 
 mod error;
+mod faults;
+mod files;
 mod ledger;
 mod listeners;
 mod mover;
+mod signals;
 mod snapshot;
 mod socket;
+mod start;
 mod threads;
+mod waiting;
 
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::Config;
 use crate::gateway::{Gateway, Heartbeat};
-use crate::kafka::{Incarnation, brokers_clock, ensure_topics};
+use crate::kafka::{Incarnation, StopTime, brokers_clock};
 use crate::registry::RegistryLink;
 use crate::worker::Shared;
 
 pub use error::RunError;
+use faults::Faults;
 pub use ledger::{Ledger, LedgerError, ledger};
 pub use listeners::Place;
+use signals::StopSignals;
 pub use snapshot::{CpuTime, Snapshot};
 use socket::ControlSocket;
 pub use socket::read_snapshot;
-use threads::Threads;
+use start::{Started, Starter};
+use threads::{Awaited, Threads};
+pub use waiting::Waiting;
 
 /// Beats in a heartbeat timeout: one may be late, or two, and nothing happens.
 const BEATS_PER_TIMEOUT: u32 = 10;
@@ -51,19 +58,27 @@ pub enum Mode {
     Direct(Place),
 }
 
-/// Runs the relay until SIGTERM or SIGINT, or until it cannot go on. `on_ready` is called when
-/// clients are served. The snapshot is that of the end, when everything read is acknowledged or
-/// counted.
+/// Runs the relay until SIGTERM, SIGINT or SIGHUP, or until it cannot go on; then stops it, which takes
+/// no longer than `relay.stop_timeout_ms`, whatever is the matter. `on_ready` is called when clients are
+/// served. The snapshot is that of the end, when everything read is acknowledged or counted; an error
+/// says why the relay could not go on.
+///
+/// Some threads may be left behind by an error: the process should end.
 pub fn run(
     config: &Config,
     mode: Mode,
     on_ready: impl FnOnce(&Threads),
 ) -> Result<Snapshot, RunError> {
-    tokio::runtime::Builder::new_current_thread()
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(RunError::io("start the control plane"))?
-        .block_on(run_async(config, mode, on_ready))
+        .map_err(RunError::io("start the control plane"))?;
+    let ended = runtime.block_on(run_async(config, mode, on_ready));
+    if ended.is_err() {
+        // Dropped, it would wait for whom the stop did not wait any longer.
+        std::mem::forget(runtime);
+    }
+    ended
 }
 
 async fn run_async(
@@ -72,12 +87,11 @@ async fn run_async(
     on_ready: impl FnOnce(&Threads),
 ) -> Result<Snapshot, RunError> {
     // Before anything else, so that a signal during start-up is not the default's.
-    let mut terminate =
-        signal(SignalKind::terminate()).map_err(RunError::io("watch for SIGTERM"))?;
-    let mut interrupt =
-        signal(SignalKind::interrupt()).map_err(RunError::io("watch for SIGINT"))?;
+    let mut signals = StopSignals::watch()?;
+    let faults = Faults::default();
+    faults.watch_panics();
 
-    let (mut gateway, place) = match mode {
+    let (gateway, place) = match mode {
         Mode::Gateway => {
             let gateway = Gateway::open(config)?;
             // Every address is local there.
@@ -86,78 +100,83 @@ async fn run_async(
         }
         Mode::Direct(place) => (None, place),
     };
+    let mut config = config.clone();
+    let workers = worker_count(&config);
+    files::fit(&mut config, workers, files::raise_limit());
+    let config = &config;
     let mut socket = ControlSocket::claim(config)?;
     // Its time begins with the run's.
     brokers_clock();
-    let topics = ensure_topics(config).await?;
-    topics.differences.iter().for_each(|difference| tracing::warn!("{difference}"));
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let incarnation = Incarnation::new(u64::try_from(now.as_millis()).unwrap_or_default());
     let shared = Shared::new(config, incarnation);
-    // Before clients are accepted: without it nobody knows all servers.
-    let registry = start_registry(config, incarnation, &shared).await?;
-    if let Some(gateway) = &mut gateway {
-        gateway.start_generation()?;
-    }
-    let workers = worker_count(config);
-    let listeners = listeners::open(config, &place, workers)?;
-    let observers = (registry.observer(), topics);
-    let threads = Threads::start(config, shared, gateway.as_ref(), listeners, observers)?;
+    let stop_time = shared.stop_time.clone();
+    let starter =
+        Starter { config: config.clone(), gateway, place, shared, faults: faults.clone() };
+    let Started { gateway, threads, registry } = starter.start(&mut signals).await?;
     socket.serve(threads.observer());
     // Last: from here on the gateway diverts connections to us.
     let mut heartbeat = gateway.as_ref().map(Gateway::heartbeat).transpose()?;
-    beat(heartbeat.as_mut())?;
-    on_ready(&threads);
+    if !stop_time.has_begun() {
+        beat(heartbeat.as_mut())?;
+        on_ready(&threads);
+    }
 
     let timeout = Duration::from_millis(u64::from(config.gateway.heartbeat_timeout_ms));
     let mut interval = tokio::time::interval(timeout / BEATS_PER_TIMEOUT);
-    let failure = loop {
+    while !stop_time.has_begun() {
         tokio::select! {
             _ = interval.tick() => {
                 if let Err(error) = beat(heartbeat.as_mut()) {
-                    break Some(error);
-                }
-                if threads.failed.load(Ordering::SeqCst) || registry.has_failed() {
-                    break Some(RunError::Thread);
+                    faults.report(error);
                 }
             }
-            _ = terminate.recv() => break None,
-            _ = interrupt.recv() => break None,
+            () = faults.seen() => stop_time.begin(),
+            signal = signals.recv() => {
+                tracing::info!(signal, "told to stop");
+                stop_time.begin();
+            }
         }
-    };
+    }
     // First: new connections take the ordinary path from here on.
-    if let Some(heartbeat) = &mut heartbeat {
-        heartbeat.stop()?;
+    if let Some(Err(error)) = heartbeat.as_mut().map(Heartbeat::stop) {
+        faults.report(error.into());
     }
-    let observer = threads.observer();
-    let ended = tokio::task::spawn_blocking(move || {
-        let ended = threads.stop();
-        drop(registry);
-        ended
-    })
-    .await;
-    let snapshot = observer.snapshot();
-    match (failure, ended) {
-        (_, Ok(Err(error))) | (Some(error), _) => Err(error),
-        (None, Ok(Ok(()))) => Ok(snapshot),
-        (None, Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
-    }
+    stop(&stop_time, &faults, threads, registry).await
 }
 
-async fn start_registry(
-    config: &Config,
-    incarnation: Incarnation,
-    shared: &Shared,
-) -> Result<RegistryLink, RunError> {
-    let (config, associations) = (config.clone(), Arc::clone(&shared.associations));
-    let leases = Arc::clone(&shared.leases);
-    let started = tokio::task::spawn_blocking(move || {
-        RegistryLink::start(&config, incarnation, &associations, leases)
+/// Stops everything, or goes without whoever does not end in time.
+async fn stop(
+    stop_time: &StopTime,
+    faults: &Faults,
+    threads: Threads,
+    registry: RegistryLink,
+) -> Result<Snapshot, RunError> {
+    let (observer, awaited) = (threads.observer(), Awaited::default());
+    let for_whom = awaited.clone();
+    let ended = tokio::task::spawn_blocking(move || {
+        threads.stop(&for_whom);
+        for_whom.is_for("thread `registry`");
+        drop(registry);
     });
-    match started.await {
-        Ok(started) => Ok(started?),
-        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    let ended = tokio::time::timeout(stop_time.left(), ended).await;
+    let snapshot = observer.snapshot();
+    if ended.is_err() {
+        faults.report(RunError::StopTimeOver {
+            timeout: stop_time.timeout(),
+            waiting: awaited.whom(),
+            unacknowledged: snapshot.messages_in_flight,
+        });
     }
+    let Some(fault) = faults.take() else { return Ok(snapshot) };
+    tracing::error!(
+        received = snapshot.messages_received,
+        acknowledged = snapshot.messages_acknowledged,
+        refused = snapshot.messages_refused.values().sum::<u64>(),
+        in_flight = snapshot.messages_in_flight,
+        "messages at the end"
+    );
+    Err(fault)
 }
 
 fn beat(heartbeat: Option<&mut Heartbeat>) -> Result<(), RunError> {

@@ -97,6 +97,8 @@ impl Mover {
             self.step(stop);
             std::thread::park_timeout(TICK);
         }
+        // Closing their readers would wait for a cluster that does not answer. The process ends now.
+        std::mem::forget(self.moves);
     }
 
     fn step(&mut self, stop: &AtomicBool) {
@@ -116,6 +118,9 @@ impl Mover {
         }
         // Those of servers that are live again, or whose connections have all ended.
         for (server, current) in moves {
+            if stop.load(Ordering::SeqCst) {
+                return;
+            }
             if let Some(current) = self.go_on(Some(current), None) {
                 self.moves.insert(server, current);
             }

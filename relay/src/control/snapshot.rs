@@ -8,12 +8,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::kafka::{
     ConsumerStats, Desk, Difference, HeldRefusal, KeeperStats, LetterCounts, PumpStats,
-    RefusedReason, brokers_clock,
+    RefusedReason, Written, WrittenPart, brokers_clock,
 };
 use crate::registry::{RegistryObserver, RegistryStatus};
 use crate::ring::Credit;
 use crate::route::{Associations, RecordRefusal};
 use crate::worker::{CloseReason, Counter, UndeliveredReason, WorkerStats};
+
+use super::waiting::{Waiting, WaitingWatch};
 
 /// Processor time of the process in microseconds, in steps of the kernel's clock tick (10 ms).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,7 +91,7 @@ pub struct Snapshot {
     pub throttles: u64,
     /// Replies read from the downlink.
     pub replies_received: u64,
-    /// Orders to close without a reply, among those.
+    /// Orders to close without a reply, among those: carried out, or for nobody any more.
     pub replies_orders: u64,
     /// Replies handed to the kernel for their client.
     pub replies_sent: u64,
@@ -111,6 +113,9 @@ pub struct Snapshot {
     pub held_waiting: u64,
     /// Clients that they wait for.
     pub held_clients: u64,
+    /// Clients that were given some of them, and have not confirmed them for some seconds.
+    #[serde(default)]
+    pub held_late: u64,
     /// Replies that had waited and that this relay has moved to the dead letters, by reason.
     pub held_dead_lettered: BTreeMap<String, u64>,
     /// Records among those that wait that count for nothing, by reason.
@@ -119,6 +124,21 @@ pub struct Snapshot {
     pub replies_dead_lettered: BTreeMap<String, u64>,
     /// Replies that the log did not have any more when they were to be kept.
     pub replies_vanished: u64,
+    /// Replies that waited for their clients, and that the log did not have any more.
+    #[serde(default)]
+    pub held_vanished: u64,
+    /// What this run has written to partitions of the uplink.
+    #[serde(default)]
+    pub uplink_written: BTreeMap<u16, WrittenPart>,
+    /// Messages that Kafka has acknowledged, in a topic that was deleted since.
+    #[serde(default)]
+    pub messages_gone: u64,
+    /// Behind the last offset of the downlink that was read.
+    #[serde(default)]
+    pub downlink_position: i64,
+    /// Offsets of the downlink that are no replies: marks of transactions, and what was aborted.
+    #[serde(default)]
+    pub downlink_marks: u64,
     /// The downlink's offset at which this run began.
     pub downlink_start: i64,
     /// Replies before it that the former run had postponed.
@@ -126,6 +146,10 @@ pub struct Snapshot {
     pub downlink_carried: u64,
     /// Clients by service and server.
     pub associations: BTreeMap<String, BTreeMap<String, u32>>,
+    /// Messages that wait for their servers, by server, as they were seen last: half a minute ago at
+    /// most, where there are few servers.
+    #[serde(default)]
+    pub waiting: BTreeMap<String, Waiting>,
     /// Servers and relays, as the registry has them.
     #[serde(default)]
     pub registry: RegistryStatus,
@@ -150,6 +174,9 @@ pub struct Snapshot {
     pub worker_loops: u64,
     /// Batches that the producer took.
     pub producer_batches: u64,
+    /// Lines of the log that nobody has: standard error did not take them.
+    #[serde(default)]
+    pub log_lines_lost: u64,
 }
 
 /// Where the counters are.
@@ -161,6 +188,8 @@ pub(super) struct Observer {
     pub(super) pump: Arc<PumpStats>,
     pub(super) consumer: Arc<ConsumerStats>,
     pub(super) keeper: Arc<KeeperStats>,
+    pub(super) written: Arc<Written>,
+    pub(super) waiting: WaitingWatch,
     pub(super) credit: Arc<Credit>,
     pub(super) desk: Arc<Desk>,
     pub(super) associations: Arc<Associations>,
@@ -198,6 +227,8 @@ impl Observer {
     /// is never counted twice.
     pub(super) fn snapshot(&self) -> Snapshot {
         let load = |counter: &AtomicU64| counter.load(Ordering::Acquire);
+        // What is read after it is counted as read and as not read yet.
+        let downlink_position = self.consumer.position.load(Ordering::Acquire);
         let to_bury = self.desk.refused_undone() as u64;
         let acknowledged = load(&self.pump.acknowledged);
         let refused: Vec<_> = RefusedReason::ALL
@@ -243,7 +274,9 @@ impl Observer {
             received_bytes: self.sum(|worker| &worker.received_bytes),
             holds: self.sum(|worker| &worker.holds),
             throttles: self.sum(|worker| &worker.throttles),
-            replies_orders: load(&self.consumer.orders),
+            replies_orders: self.sum(|worker| &worker.replies_orders)
+                + load(&self.consumer.orders)
+                + load(&self.keeper.orders),
             replies_received: load(&self.consumer.received),
             replies_sent: self.sum(|worker| &worker.replies_sent),
             replies_postponed: self.sum(|worker| &worker.replies_postponed),
@@ -259,15 +292,22 @@ impl Observer {
             held_delivered: load(&self.keeper.held.delivered),
             held_waiting: load(&self.keeper.held.waiting),
             held_clients: load(&self.keeper.held.clients),
+            held_late: load(&self.keeper.held.late),
             held_dead_lettered: letters(&self.keeper.held_letters),
             held_refused: nonzero(HeldRefusal::ALL.iter().map(|refusal| {
                 (refusal.name(), load(&self.keeper.held.refused[*refusal as usize]))
             })),
             replies_dead_lettered: letters(&self.keeper.reply_letters),
             replies_vanished: load(&self.keeper.vanished),
+            held_vanished: load(&self.keeper.held.vanished),
+            uplink_written: self.written.parts().collect(),
+            messages_gone: self.written.gone(),
+            downlink_position,
+            downlink_marks: load(&self.consumer.marks),
             downlink_start: self.consumer.start.load(Ordering::Relaxed),
             downlink_carried: self.consumer.carried.load(Ordering::Relaxed),
             associations: self.associations.counts(),
+            waiting: self.waiting.seen(),
             registry: self.registry.status(),
             clock_difference_ms: brokers_clock().difference_ms(),
             begun_unix_ms: brokers_clock().begun_unix_ms(),
@@ -282,7 +322,31 @@ impl Observer {
             cpu_us: CpuTime::of_process(std::process::id()).unwrap_or_default(),
             worker_loops: self.sum(|worker| &worker.loops),
             producer_batches: load(&self.pump.batches),
+            log_lines_lost: crate::logging::lost(),
         }
+    }
+}
+
+fn write_waiting(
+    f: &mut std::fmt::Formatter<'_>,
+    name: &str,
+    waiting: &Waiting,
+) -> std::fmt::Result {
+    let Waiting { messages, oldest_ms, retention_ms } = waiting;
+    if *messages == 0 {
+        return Ok(());
+    }
+    write!(f, "  server {name}: {messages} messages wait, the oldest for {} s", oldest_ms / 1000)?;
+    match retention_ms {
+        Some(retention_ms) => writeln!(f, "; its topic keeps them for {} s", retention_ms / 1000)?,
+        None => writeln!(f)?,
+    }
+    match waiting.deleted_in_ms() {
+        Some(0) => writeln!(f, "    WARNING: they are old enough to be deleted"),
+        Some(left_ms) => {
+            writeln!(f, "    WARNING: the oldest will be deleted in {} minutes", left_ms / 60_000)
+        }
+        None => Ok(()),
     }
 }
 
@@ -329,6 +393,9 @@ impl std::fmt::Display for Snapshot {
             self.held_waiting, self.held_clients, self.replies_held, self.held_delivered
         )?;
         writeln!(f, "    dead letters {}", list(&self.held_dead_lettered))?;
+        for (name, waiting) in &self.waiting {
+            write_waiting(f, name, waiting)?;
+        }
         if !self.clients_moved.is_empty() {
             writeln!(f, "  moved from   {}", list(&self.clients_moved))?;
         }
@@ -347,6 +414,10 @@ impl std::fmt::Display for Snapshot {
         }
         for difference in &self.topics {
             writeln!(f, "  WRONG        {difference}")?;
+        }
+        if self.log_lines_lost > 0 {
+            let lines = self.log_lines_lost;
+            writeln!(f, "  log          {lines} lines LOST: standard error has not taken them")?;
         }
         write!(f, "{}", self.registry)
     }

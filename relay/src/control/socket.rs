@@ -18,6 +18,9 @@ use super::{RunError, Snapshot};
 /// How long a relay may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Pause after a failed accept.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
 /// The relay's claim to its instance, and its socket. Both end with the process, however it ends.
 pub(super) struct ControlSocket {
     path: PathBuf,
@@ -63,7 +66,16 @@ impl ControlSocket {
     pub(super) fn serve(&mut self, observer: Observer) {
         let listener = self.listener.take().expect("served once");
         tokio::spawn(async move {
-            while let Ok((mut stream, _)) = listener.accept().await {
+            loop {
+                let mut stream = match listener.accept().await {
+                    Ok((stream, _)) => stream,
+                    // As long as there is no file left, for one; who has connected waits.
+                    Err(error) => {
+                        tracing::warn!(%error, "the control socket takes nobody now; trying on");
+                        tokio::time::sleep(ACCEPT_RETRY).await;
+                        continue;
+                    }
+                };
                 let snapshot = serde_json::to_vec(&observer.snapshot()).unwrap_or_default();
                 // Whoever asked and does not read is not waited for.
                 tokio::spawn(async move {

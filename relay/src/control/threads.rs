@@ -5,9 +5,8 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use crate::config::Config;
 use crate::gateway::{FlowTable, Gateway, enter_namespace};
@@ -20,13 +19,15 @@ use crate::ring::{
     DownlinkReceiver, DownlinkSender, UplinkReceiver, UplinkSender, Wake, downlink, uplink,
 };
 use crate::route::{AssociationLog, Associations};
-use crate::uring::{EngineLimits, UringEngine};
+use crate::uring::{self, EngineLimits, UringEngine};
 use crate::worker::{Flows, NoGateway, OrderReceiver, Orders, Shared, Worker, WorkerStats};
 
 use super::RunError;
+use super::faults::Faults;
 use super::listeners::{self, Listeners};
 use super::mover::Mover;
 use super::snapshot::Observer;
+use super::waiting::WaitingWatch;
 
 impl Flows for FlowTable {
     fn accepted(&mut self, client: SocketAddr, server: SocketAddr) -> io::Result<()> {
@@ -53,11 +54,9 @@ impl Flows for FlowTable {
 
 /// The threads of a relay.
 pub struct Threads {
-    /// Set by a thread that had to give up.
-    pub(super) failed: Arc<AtomicBool>,
-    workers: Vec<JoinHandle<io::Result<()>>>,
+    workers: Vec<JoinHandle<()>>,
     wakes: Vec<Wake>,
-    pump: JoinHandle<Result<(), String>>,
+    pump: JoinHandle<()>,
     consumer: JoinHandle<()>,
     log: JoinHandle<()>,
     mover: JoinHandle<()>,
@@ -66,7 +65,6 @@ pub struct Threads {
     keeper: JoinHandle<()>,
     /// Set after them, when the consumer has handed on what nobody takes.
     stop_keeper: Arc<AtomicBool>,
-    stop_time: StopTime,
     shared: Shared,
     observer: Observer,
 }
@@ -85,25 +83,25 @@ struct WorkerParts {
     /// Where it makes sockets for connections that are handed on, if it does.
     namespace: Option<PathBuf>,
     peers: Vec<DownlinkSender>,
-    failed: Arc<AtomicBool>,
 }
 
 impl WorkerParts {
-    fn run(self, ready: mpsc::Sender<io::Result<()>>) -> io::Result<()> {
+    fn run(self, ready: mpsc::Sender<io::Result<()>>, faults: &Faults) {
         if let Some(namespace) = &self.namespace
             && let Err(error) = enter_namespace(namespace)
         {
             let _ = ready.send(Err(io::Error::other(error)));
-            return Ok(());
+            return;
         }
         let limits = EngineLimits::from(&self.shared.limits);
         let engine = match UringEngine::new(limits, self.wake.clone()) {
             Ok(engine) => engine,
             Err(error) => {
                 let _ = ready.send(Err(error));
-                return Ok(());
+                return;
             }
         };
+        let stop_time = self.shared.stop_time.clone();
         let mut worker = Worker::new(
             self.index,
             self.shared,
@@ -121,22 +119,7 @@ impl WorkerParts {
         }
         let _ = ready.send(Ok(()));
         drop(ready);
-        // A thread that ends before it was told to, by an error or a panic, is the relay's end.
-        let alarm = Alarm(self.failed);
-        let result = worker.run();
-        if result.is_ok() {
-            std::mem::forget(alarm);
-        }
-        result
-    }
-}
-
-/// Tells the control plane when it is dropped.
-struct Alarm(Arc<AtomicBool>);
-
-impl Drop for Alarm {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::SeqCst);
+        faults.watch(&stop_time, || worker.run().map_err(RunError::io("go on with an io_uring")));
     }
 }
 
@@ -147,17 +130,16 @@ fn spawn<T: Send + 'static>(
     std::thread::Builder::new().name(name).spawn(body).map_err(RunError::io("start a thread"))
 }
 
-/// Starts a thread that runs until it is told to stop; that it panics is the relay's end.
+/// Starts a thread that runs until it is told to stop; that it ends before is the relay's end.
 fn spawn_other(
     name: &str,
-    failed: &Arc<AtomicBool>,
+    (faults, stop_time): (&Faults, &StopTime),
     stop: &Arc<AtomicBool>,
-    body: impl FnOnce(&AtomicBool) + Send + 'static,
+    body: impl FnOnce(&AtomicBool) -> Result<(), String> + Send + 'static,
 ) -> Result<JoinHandle<()>, RunError> {
-    let (alarm, stop) = (Alarm(failed.clone()), stop.clone());
+    let (faults, stop_time, stop) = (faults.clone(), stop_time.clone(), stop.clone());
     spawn(name.to_owned(), move || {
-        body(&stop);
-        std::mem::forget(alarm);
+        faults.watch(&stop_time, || body(&stop).map_err(RunError::Producer));
     })
 }
 
@@ -175,7 +157,6 @@ fn connect_workers(
     hands_on: bool,
     listeners: Vec<Listeners>,
     (producer_wake, consumer_wake): (&Wake, &Wake),
-    failed: &Arc<AtomicBool>,
 ) -> Result<Connected, RunError> {
     let (mut uplinks, mut downlinks, mut parts) = (Vec::new(), Vec::new(), Vec::new());
     let mut orders = Orders::default();
@@ -202,7 +183,6 @@ fn connect_workers(
             listeners,
             namespace: gateway.filter(|_| hands_on).map(|gateway| gateway.namespace().to_owned()),
             peers: Vec::new(),
-            failed: failed.clone(),
         });
     }
     Ok(Connected { uplinks, downlinks, orders, parts })
@@ -216,10 +196,10 @@ impl Threads {
         gateway: Option<&Gateway>,
         listeners: Vec<Listeners>,
         (registry, topics): (RegistryObserver, Topics),
+        faults: &Faults,
     ) -> Result<Self, RunError> {
         let wake = || Wake::new().map_err(RunError::io("make an eventfd"));
         let incarnation = shared.incarnation;
-        let failed = Arc::new(AtomicBool::new(false));
         let (producer_wake, consumer_wake) = (wake()?, wake()?);
         let desk = Arc::new(Desk::new(shared.postponed.clone()));
         // The clients of Kafka first: they can fail, and nothing is running yet.
@@ -231,7 +211,7 @@ impl Threads {
             shared.leases.clone(),
         )?;
         // Who belongs to whom must be known before the first client is taken.
-        let stop_time = StopTime::new(&config.relay);
+        let stop_time = shared.stop_time.clone();
         let log = AssociationLog::open(
             config,
             incarnation,
@@ -244,7 +224,7 @@ impl Threads {
 
         let wakes = (&producer_wake, &consumer_wake);
         let Connected { uplinks, downlinks, orders, mut parts } =
-            connect_workers(&shared, gateway, config.hands_on(), listeners, wakes, &failed)?;
+            connect_workers(&shared, gateway, config.hands_on(), listeners, wakes)?;
         let consumer = Consumer::new(
             config,
             incarnation,
@@ -256,6 +236,7 @@ impl Threads {
         )?;
         let keeper =
             Keeper::new(config, &shared, desk.clone(), downlinks.clone(), keeper_stats.clone())?;
+        let written = producer.written();
         let pump = Pump::new(
             producer,
             (RelayId(config.relay.id), incarnation),
@@ -265,7 +246,7 @@ impl Threads {
             shared.credit.clone(),
             pump_stats.clone(),
             producer_wake,
-            Duration::from_millis(u64::from(config.relay.stop_timeout_ms)),
+            stop_time.clone(),
         );
         let observer = Observer {
             relay: config.relay.id,
@@ -274,6 +255,8 @@ impl Threads {
             pump: pump_stats,
             consumer: consumer_stats,
             keeper: keeper_stats,
+            written,
+            waiting: WaitingWatch::start(config, registry.clone())?,
             credit: shared.credit.clone(),
             desk,
             associations: shared.associations.clone(),
@@ -284,9 +267,8 @@ impl Threads {
             part.peers.clone_from(&downlinks);
         }
         let wakes = parts.iter().map(|parts| parts.wake.clone()).collect();
-        let workers = start_workers(parts)?;
-        let pump_failed = failed.clone();
-        let pump = spawn("producer".to_owned(), move || pump.run(&pump_failed))?;
+        let workers = start_workers(parts, faults)?;
+        let pump = spawn_pump(pump, (faults, &stop_time))?;
         let stop_others = Arc::new(AtomicBool::new(false));
         let mover = Mover::new(
             config.kafka.clone(),
@@ -294,13 +276,19 @@ impl Threads {
             shared.credit.clone(),
             orders,
         );
-        let consumer = spawn_other("consumer", &failed, &stop_others, |stop| consumer.run(stop))?;
-        let log = spawn_other("associations", &failed, &stop_others, |stop| log.run(stop))?;
-        let mover = spawn_other("mover", &failed, &stop_others, |stop| mover.run(stop))?;
+        let watch = (faults, &stop_time);
+        let consumer = spawn_other("consumer", watch, &stop_others, |stop| {
+            consumer.run(stop);
+            Ok(())
+        })?;
+        let log = spawn_other("associations", watch, &stop_others, |stop| log.run(stop))?;
+        let mover = spawn_other("mover", watch, &stop_others, |stop| {
+            mover.run(stop);
+            Ok(())
+        })?;
         let stop_keeper = Arc::new(AtomicBool::new(false));
-        let keeper = spawn_other("keeper", &failed, &stop_keeper, |stop| keeper.run(stop))?;
+        let keeper = spawn_other("keeper", watch, &stop_keeper, |stop| keeper.run(stop))?;
         Ok(Self {
-            failed,
             workers,
             wakes,
             pump,
@@ -310,7 +298,6 @@ impl Threads {
             stop_others,
             keeper,
             stop_keeper,
-            stop_time,
             shared,
             observer,
         })
@@ -330,56 +317,77 @@ impl Threads {
         self.observer.clone()
     }
 
-    /// Ends the workers, then the producer when everything is delivered, then the consumer.
-    pub(super) fn stop(self) -> Result<(), RunError> {
-        self.stop_time.begin();
+    /// Ends the workers, then the producer when everything is delivered, then the consumer. Each has
+    /// its time, and why it ends is said elsewhere; `awaited` is told for whom it waits.
+    pub(super) fn stop(self, awaited: &Awaited) {
+        self.shared.stop_time.begin();
         self.shared.stop.store(true, Ordering::SeqCst);
         self.wakes.iter().for_each(Wake::wake);
-        let mut result = Ok(());
         for worker in self.workers {
-            match worker.join() {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => {
-                    result = Err(RunError::io("go on with an io_uring")(error));
-                }
-                Err(_panic) => result = Err(RunError::Thread),
-            }
+            awaited.join(worker);
         }
-        // A worker that failed never says that it has ended; nobody waits for the others.
-        result?;
-        let mut result = Ok(());
-        match self.pump.join() {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => result = Err(RunError::Producer(error)),
-            Err(_panic) => result = Err(RunError::Thread),
-        }
+        awaited.join(self.pump);
         self.stop_others.store(true, Ordering::SeqCst);
-        let mut whole = true;
         for thread in [self.consumer, self.log, self.mover] {
-            whole &= thread.join().is_ok();
+            awaited.join(thread);
         }
         self.stop_keeper.store(true, Ordering::SeqCst);
-        whole &= self.keeper.join().is_ok();
-        if !whole {
-            result = result.and(Err(RunError::Thread));
-        }
-        result
+        awaited.join(self.keeper);
     }
 }
 
-fn start_workers(parts: Vec<WorkerParts>) -> Result<Vec<JoinHandle<io::Result<()>>>, RunError> {
+/// For whom a stop waits.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Awaited(Arc<Mutex<String>>);
+
+impl Awaited {
+    /// It waits for that now.
+    pub(super) fn is_for(&self, what: &str) {
+        what.clone_into(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Who it is.
+    pub(super) fn whom(&self) -> String {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// That it has panicked was said when it did.
+    fn join(&self, thread: JoinHandle<()>) {
+        self.is_for(&format!("thread `{}`", thread.thread().name().unwrap_or("without a name")));
+        let _ = thread.join();
+    }
+}
+
+/// The producer's thread says that it has failed when it does: it still has something to do then.
+fn spawn_pump(
+    pump: Pump<RdKafkaProducer>,
+    (faults, stop_time): (&Faults, &StopTime),
+) -> Result<JoinHandle<()>, RunError> {
+    let (faults, stop_time) = (faults.clone(), stop_time.clone());
+    spawn("producer".to_owned(), move || {
+        faults.watch(&stop_time, || {
+            pump.run(|error| faults.report(RunError::Producer(error)));
+            Ok(())
+        });
+    })
+}
+
+fn start_workers(
+    parts: Vec<WorkerParts>,
+    faults: &Faults,
+) -> Result<Vec<JoinHandle<()>>, RunError> {
     let (sender, ready) = mpsc::channel();
     let mut workers = Vec::new();
     for parts in parts {
-        let sender = sender.clone();
+        let (sender, faults) = (sender.clone(), faults.clone());
         let name = format!("worker-{}", parts.index);
-        workers.push(spawn(name, move || parts.run(sender))?);
+        workers.push(spawn(name, move || parts.run(sender, &faults))?);
     }
     drop(sender);
     for _ in &workers {
-        // A worker that cannot say even this has panicked, and its alarm rings.
+        // One that cannot say even this has panicked, and that was said.
         if let Ok(result) = ready.recv() {
-            result.map_err(|source| RunError::Ring { source })?;
+            result.map_err(|source| RunError::Ring { cause: uring::cause(&source), source })?;
         }
     }
     Ok(workers)

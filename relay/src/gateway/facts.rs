@@ -91,10 +91,11 @@ pub fn preflight(config: &Config) -> Result<Preflight, GatewayError> {
         findings.retain(|finding| finding.code != Finding::FOREIGN_PROGRAM);
         Ok(())
     };
-    let mut unanswered = false;
-    let kernel = kernel::check(&mut |_| unanswered = true);
-    if unanswered {
-        findings.push(Finding::kernel_unanswered());
+    let mut unanswered = Vec::new();
+    let kernel = kernel::check(&mut |answer| unanswered.push(answer.to_owned()));
+    if !unanswered.is_empty() {
+        let is_root = rustix::process::geteuid().is_root();
+        findings.push(Finding::kernel_unanswered(is_root, &unanswered));
     }
     let obstacles = [
         loaded.err(),

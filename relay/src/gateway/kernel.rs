@@ -117,11 +117,14 @@ fn ask(probe: &Probe, report: Report<'_>) -> Option<bool> {
         }
         Probe::Ring => match uring::probe() {
             Ok(()) => Ok(true),
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS)) => {
+            // Forbidden here and now is not lacking: the relay may run under other rules.
+            Err(error)
+                if !uring::is_forbidden(&error)
+                    && matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS)) =>
+            {
                 Ok(false)
             }
-            // Forbidden here and now is not lacking: the relay may run under other rules.
-            Err(error) => Err(format!("io_uring: {error}")),
+            Err(error) => Err(format!("io_uring: {error}: {}", uring::cause(&error))),
         },
         Probe::None => return None,
     };

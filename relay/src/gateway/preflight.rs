@@ -205,8 +205,17 @@ impl Finding {
         )
     }
 
-    /// A kernel tells only root what it has.
-    pub(super) fn kernel_unanswered() -> Self {
+    /// A kernel tells only root what it has; and not even root what is forbidden here.
+    pub(super) fn kernel_unanswered(is_root: bool, answers: &[String]) -> Self {
+        if is_root {
+            return Self {
+                severity: Severity::Note,
+                subject: "host".to_owned(),
+                code: "kernel_unanswered",
+                what: answers.join("; "),
+                remedy: None,
+            };
+        }
         Self::new(
             Severity::Note,
             "host",

@@ -1,10 +1,11 @@
 //! Replies that are postponed until their clients have read on: where they are in the downlink, which
 //! keeps them.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use crate::ring::ReplyOffset;
 
+use super::deadletter::Reason;
 use super::record::ConnectionKey;
 
 /// Most replies that are read again in a round, so that others get their turn.
@@ -21,45 +22,106 @@ pub(super) struct Next {
     pub(super) last: bool,
 }
 
+/// What is postponed of one connection.
+#[derive(Debug, Default)]
+struct Queue {
+    /// What it has not been given.
+    replies: VecDeque<(ReplyOffset, usize)>,
+    /// How many it has been given that are not dealt with.
+    given: usize,
+    /// The connection is over.
+    over: bool,
+    /// Replies that it will not get. They wait for those that it was given, which are older.
+    left: Vec<(ReplyOffset, Reason)>,
+}
+
+impl Queue {
+    fn is_empty(&self) -> bool {
+        self.replies.is_empty() && self.given == 0 && self.left.is_empty()
+    }
+}
+
 /// By connection.
 #[derive(Debug, Default)]
 pub(super) struct Backlog {
-    queues: HashMap<ConnectionKey, VecDeque<(ReplyOffset, usize)>>,
+    queues: HashMap<ConnectionKey, Queue>,
     /// Connections that have asked.
     ready: VecDeque<ConnectionKey>,
     /// All that is postponed, or on its way once more.
-    offsets: BTreeSet<ReplyOffset>,
+    offsets: BTreeMap<ReplyOffset, ConnectionKey>,
 }
 
 impl Backlog {
     pub(super) fn postpone(&mut self, key: ConnectionKey, offset: ReplyOffset, bytes: usize) {
-        self.offsets.insert(offset);
-        self.queues.entry(key).or_default().push_back((offset, bytes));
+        self.offsets.insert(offset, key);
+        self.queues.entry(key).or_default().replies.push_back((offset, bytes));
     }
 
     pub(super) fn resume(&mut self, key: ConnectionKey) {
         self.ready.push_back(key);
     }
 
-    /// A reply is dealt with; false if it was not postponed.
-    pub(super) fn end(&mut self, offset: ReplyOffset) -> bool {
-        self.offsets.remove(&offset)
+    /// A reply that was given to its connection is dealt with: which connection; none if it was not
+    /// postponed.
+    pub(super) fn end(&mut self, offset: ReplyOffset) -> Option<ConnectionKey> {
+        let key = self.offsets.remove(&offset)?;
+        if let Some(queue) = self.queues.get_mut(&key) {
+            queue.given = queue.given.saturating_sub(1);
+            if queue.is_empty() {
+                self.queues.remove(&key);
+            }
+        }
+        Some(key)
     }
 
-    /// The connection is over: what it has not been given.
+    /// A connection will not get a reply: false if older ones of it are on their way, which it comes
+    /// after; then it is [released](Self::release) with the last of them.
+    pub(super) fn may_leave(
+        &mut self,
+        key: ConnectionKey,
+        offset: ReplyOffset,
+        reason: Reason,
+    ) -> bool {
+        // What becomes a dead letter has no order to keep, and its connection may go on.
+        let queue = self.queues.get_mut(&key).filter(|_| reason.may_wait());
+        queue.is_none_or(|queue| {
+            queue.left.push((offset, reason));
+            false
+        })
+    }
+
+    /// The connection is over: what it has not been given leaves, and waits to be
+    /// [released](Self::release).
     pub(super) fn leave(&mut self, key: ConnectionKey) -> Vec<ReplyOffset> {
-        let left = self.queues.remove(&key).unwrap_or_default();
-        left.into_iter().map(|(offset, _)| offset).filter(|offset| self.end(*offset)).collect()
+        let Some(queue) = self.queues.get_mut(&key) else { return Vec::new() };
+        queue.over = true;
+        let replies = queue.replies.drain(..).map(|(offset, _)| offset);
+        let left: Vec<_> = replies.filter(|of| self.offsets.remove(of).is_some()).collect();
+        queue.left.extend(left.iter().map(|offset| (*offset, Reason::ConnectionLost)));
+        left
     }
 
-    /// All that is not dealt with, of every connection: all are over.
-    pub(super) fn leave_all(&mut self) -> BTreeSet<ReplyOffset> {
-        std::mem::take(self).offsets
+    /// What a connection will not get, in order, once all that is older is dealt with or among it.
+    pub(super) fn release(&mut self, key: ConnectionKey) -> Vec<(ReplyOffset, Reason)> {
+        let is_whole = |queue: &Queue| queue.given == 0 && (queue.over || queue.replies.is_empty());
+        if !self.queues.get(&key).is_some_and(is_whole) {
+            return Vec::new();
+        }
+        let mut left = self.queues.remove(&key).unwrap_or_default().left;
+        left.sort_unstable_by_key(|(offset, _)| *offset);
+        left
+    }
+
+    /// All that is not dealt with, of every connection: all are over. Beside it what had left before.
+    pub(super) fn leave_all(&mut self) -> (BTreeSet<ReplyOffset>, BTreeMap<ReplyOffset, Reason>) {
+        let all = std::mem::take(self);
+        let left = all.queues.into_values().flat_map(|queue| queue.left).collect();
+        (all.offsets.into_keys().collect(), left)
     }
 
     /// What is not dealt with, in order.
     pub(super) fn before(&self, end: ReplyOffset) -> impl Iterator<Item = &ReplyOffset> {
-        self.offsets.range(..end)
+        self.offsets.range(..end).map(|(offset, _)| offset)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -77,16 +139,14 @@ impl Backlog {
             let Some(queue) = self.queues.get_mut(&key) else { continue };
             let until = bytes + most_bytes;
             let first = taken.len();
-            while let Some((offset, of_reply)) = queue.front().copied()
+            while let Some((offset, of_reply)) = queue.replies.front().copied()
                 && (taken.len() == first
                     || bytes + of_reply <= until && taken.len() < first + ROUND_REPLIES)
             {
-                queue.pop_front();
+                queue.replies.pop_front();
+                queue.given += 1;
                 bytes += of_reply;
                 taken.push((Next { offset, bytes: of_reply, last: false }, key));
-            }
-            if queue.is_empty() {
-                self.queues.remove(&key);
             }
             if let Some((next, _)) = taken[first..].last_mut() {
                 next.last = true;
@@ -96,15 +156,20 @@ impl Backlog {
         taken
     }
 
-    /// What could not be read stays first.
-    pub(super) fn put_back(&mut self, unread: &[(Next, ConnectionKey)]) {
+    /// What could not be read stays first. Gives back what cannot: its connection is over.
+    pub(super) fn put_back(&mut self, unread: &[(Next, ConnectionKey)]) -> Vec<ConnectionKey> {
+        let mut over = Vec::new();
         for (next, key) in unread.iter().rev() {
-            // Whose connection is over meanwhile is told so by its worker.
-            self.queues.entry(*key).or_default().push_front((next.offset, next.bytes));
-            if next.last {
+            let Some(queue) = self.queues.get_mut(key) else { continue };
+            queue.given = queue.given.saturating_sub(1);
+            queue.replies.push_front((next.offset, next.bytes));
+            if queue.over {
+                over.push(*key);
+            } else if next.last {
                 self.ready.push_back(*key);
             }
         }
+        over
     }
 }
 
@@ -143,7 +208,8 @@ mod tests {
         backlog.resume(key(0));
         assert_eq!(taken(&mut backlog, 1), [(4, 0, true)], "one at least");
         assert_eq!(backlog.len(), 6, "none is dealt with");
-        assert!(backlog.end(ReplyOffset(0)) && !backlog.end(ReplyOffset(0)));
+        assert_eq!(backlog.end(ReplyOffset(0)), Some(key(0)));
+        assert_eq!(backlog.end(ReplyOffset(0)), None);
         assert!(backlog.before(ReplyOffset(3)).eq(&[ReplyOffset(1), ReplyOffset(2)]));
     }
 
@@ -163,7 +229,16 @@ mod tests {
         assert_eq!(taken(&mut backlog, 100), [(0, 0, true)]);
         assert_eq!(backlog.leave(key(0)), [ReplyOffset(2), ReplyOffset(4)]);
         assert_eq!(backlog.leave(key(0)), []);
-        assert!(backlog.end(ReplyOffset(0)), "its end is told by itself");
+        let newer = (ReplyOffset(9), Reason::Stale);
+        assert!(!backlog.may_leave(key(0), newer.0, newer.1), "it comes after the others");
+        assert!(backlog.may_leave(key(0), ReplyOffset(8), Reason::Unencodable), "nobody gets it");
+        assert_eq!(backlog.release(key(0)), [], "an older one is on its way");
+        assert!(!backlog.may_leave(key(0), ReplyOffset(0), Reason::Closing));
+        assert_eq!(backlog.end(ReplyOffset(0)), Some(key(0)), "its end is told by itself");
+        let lost = |offset| (ReplyOffset(offset), Reason::ConnectionLost);
+        let first = (ReplyOffset(0), Reason::Closing);
+        assert_eq!(backlog.release(key(0)), [first, lost(2), lost(4), newer]);
+        assert!(backlog.may_leave(key(0), ReplyOffset(10), Reason::Stale));
         backlog.resume(key(0));
         assert_eq!(taken(&mut backlog, 100), []);
     }
@@ -173,9 +248,12 @@ mod tests {
         let mut backlog = backlog();
         backlog.resume(key(0));
         let on_its_way = backlog.take(100);
-        assert!(backlog.leave_all().into_iter().eq((0..6).map(ReplyOffset)));
+        assert!(!backlog.may_leave(key(0), ReplyOffset(9), Reason::Stale));
+        let (all, left) = backlog.leave_all();
+        assert!(all.into_iter().eq((0..6).map(ReplyOffset)));
+        assert!(left.into_keys().eq([ReplyOffset(9)]));
         backlog.put_back(&on_its_way);
         assert_eq!(backlog.len(), 0);
-        assert!(!backlog.end(ReplyOffset(0)));
+        assert_eq!(backlog.end(ReplyOffset(0)), None);
     }
 }

@@ -81,7 +81,7 @@ fn write_letters(
 ) -> Result<u64, FetchError> {
     let sender = Sender::new(RelayId(config.relay.id), incarnation);
     let topic = config.kafka.deadletter_topic();
-    let mut fetcher = Fetcher::new(&config.kafka)?;
+    let mut fetcher = Fetcher::new(&config.kafka)?.patient();
     let outbox = Outbox::<Job>::new(config)?;
     let mut todo: Vec<Job> = offsets.map(|offset| (offset, false)).collect();
     let (mut buried, mut rounds) = (0, 0);

@@ -22,7 +22,7 @@ use super::note;
 use super::position::committed_with_note;
 use super::producer::client_config;
 use super::record::{ConnectionKey, Incarnation, RelayId, header, split_reply_key};
-use super::stop::StopTime;
+use super::stop::{StopPart, StopTime};
 use super::unreadable::{is_unreadable, unreadable_at};
 
 /// How long a look for replies lasts; so often the thread sees that it should stop.
@@ -50,12 +50,16 @@ pub struct ConsumerStats {
     pub former_run: AtomicU64,
     /// Replies that cannot be read.
     pub unreadable: AtomicU64,
-    /// Orders to close a connection, without a payload.
+    /// Orders to close a connection, without a payload, that are for nobody here.
     pub orders: AtomicU64,
     /// The offset at which this run began to read.
     pub start: AtomicI64,
     /// Replies before it that the former run had postponed.
     pub carried: AtomicU64,
+    /// Offsets that were passed and are no replies: marks of transactions, and what was aborted.
+    pub marks: AtomicU64,
+    /// Behind the last offset that was read.
+    pub position: AtomicI64,
     /// Errors reported by the cluster.
     pub errors: AtomicU64,
 }
@@ -114,15 +118,20 @@ impl ConsumerContext for Context {
     }
 }
 
-/// Waits until the worker gives a batch back. None only when the relay stops.
+/// Waits until the worker gives a batch back, and takes what the workers have to say meanwhile: one that
+/// has said as much as there is room for takes no batch. None only when the relay stops.
 fn empty_batch(
-    downlink: &DownlinkSender,
+    downlinks: &[DownlinkSender],
+    worker: usize,
+    desk: &Desk,
     wake: &Wake,
     stop: &AtomicBool,
 ) -> Option<Box<DownlinkBatch>> {
+    let downlink = &downlinks[worker];
     loop {
         let mut batch = downlink.take_empty();
         if batch.is_none() && !stop.load(Ordering::SeqCst) {
+            desk.collect(downlinks);
             wake.announce_sleep();
             batch = downlink.take_empty();
             if batch.is_none() {
@@ -204,6 +213,7 @@ impl Consumer {
         let (committed, note) = committed.unwrap_or((oldest, String::new()));
         let start = committed.max(oldest);
         stats.start.store(start, Ordering::Relaxed);
+        stats.position.store(start, Ordering::Relaxed);
         take_note(&note, committed, &desk, &stats);
         let mut assignment = TopicPartitionList::new();
         assignment.add_partition_offset(&topic, i32::from(relay.0), Offset::Offset(start))?;
@@ -249,36 +259,35 @@ impl Consumer {
         }
         self.desk.collect(&self.downlinks);
         self.desk.abandon_rest();
-        if !self.desk.wait_done(self.stop_time.left()) {
+        if !self.desk.wait_done(self.stop_time.left_of(StopPart::Connections)) {
             tracing::warn!("replies could not be kept in time; the next run sees to them");
         }
-        if !self.commit_last() {
-            // Closing it would wait for the answer to the commit, however long the cluster is away; the
-            // process ends now.
-            std::mem::forget(self.client);
-        }
+        self.commit_last();
+        // Closing it would wait for answers, however long the cluster is away. It is in no group that it
+        // would have to leave, and the process ends now.
+        std::mem::forget(self.client);
     }
 
     /// Commits, and asks until the cluster says that it has it, as long as a stop may take: librdkafka
-    /// would wait for a cluster that is away for as long as a session of a group lasts. False if it is
-    /// not told.
-    fn commit_last(&mut self) -> bool {
-        let deadline = Instant::now() + self.stop_time.left();
+    /// would wait for a cluster that is away for as long as a session of a group lasts.
+    fn commit_last(&mut self) {
+        let deadline = Instant::now() + self.stop_time.left_of(StopPart::Rest);
         loop {
             let (wanted, partition) = (self.commit().0, i32::from(self.relay.0));
             if wanted == 0 {
-                return true;
+                return;
             }
             let left = deadline.saturating_duration_since(Instant::now());
             let (client, topic) = (&self.client, &self.topic);
             let told = committed_with_note(client, topic, partition, left.min(ANSWER));
             let note = self.committed.as_ref().map(|(_, note)| note);
             if matches!(told, Ok(Some((at, beside))) if at >= wanted && Some(&beside) == note) {
-                return true;
+                return;
             }
             if Instant::now() >= deadline {
-                tracing::warn!("the downlink's offset was not committed: replies will come again");
-                return false;
+                return tracing::warn!(
+                    "the downlink's offset was not committed: replies will come again"
+                );
             }
             self.committed = None;
             std::thread::sleep(PAUSE);
@@ -306,18 +315,21 @@ impl Consumer {
             };
             timeout = Duration::ZERO;
             let next = message.offset() + 1;
+            let skipped = message.offset() - end.unwrap_or(self.position.0);
+            self.stats
+                .marks
+                .fetch_add(u64::try_from(skipped).unwrap_or_default(), Ordering::Relaxed);
             self.headers.clear();
             add_headers(&message, &mut self.headers);
             let command = command(&message, self.headers.headers());
-            let orders = u64::from(command == Command::Close);
             self.stats.received.fetch_add(1, Ordering::Relaxed);
-            self.stats.orders.fetch_add(orders, Ordering::Relaxed);
             match self.addressee(&message) {
                 Ok(key) => {
                     let worker = usize::from(key.worker);
                     if self.open[worker].is_none() {
-                        let downlink = &self.downlinks[worker];
-                        let Some(batch) = empty_batch(downlink, &self.wake, stop) else { return };
+                        let (downlinks, desk) = (&self.downlinks, &self.desk);
+                        let batch = empty_batch(downlinks, worker, desk, &self.wake, stop);
+                        let Some(batch) = batch else { return };
                         self.open[worker] = Some(batch);
                     }
                     let batch = self.open[worker].as_mut().expect("just filled");
@@ -335,7 +347,9 @@ impl Consumer {
                     }
                 }
                 // An order has nothing to be kept.
-                Err(_) if command == Command::Close => {}
+                Err(_) if command == Command::Close => {
+                    self.stats.orders.fetch_add(1, Ordering::Relaxed);
+                }
                 Err((counter, reason)) => {
                     counter.fetch_add(1, Ordering::Relaxed);
                     self.desk.hand_in(ReplyOffset(message.offset()), reason);
@@ -404,6 +418,7 @@ impl Consumer {
             }
         }
         self.position = ReplyOffset(end);
+        self.stats.position.store(end, Ordering::Release);
     }
 
     /// The offset below which every reply is settled.
@@ -468,13 +483,41 @@ fn take_note(note: &str, committed: i64, desk: &Desk, stats: &ConsumerStats) {
     stats.former_run.store(count, Ordering::Relaxed);
 }
 
-/// An order to close has no payload, and nothing that makes it a reply without one.
+/// What a record asks for.
 pub(super) fn command(message: &BorrowedMessage<'_>, headers: Headers<'_>) -> Command {
+    command_of(message.payload().unwrap_or_default(), headers)
+}
+
+/// An order to close has no payload or an empty one, and nothing that makes it a reply all the same.
+fn command_of(payload: &[u8], headers: Headers<'_>) -> Command {
     let close = headers.get(header::CLOSE).is_some();
-    let empty = message.payload().is_none() && headers.weight() == 0;
+    let empty = payload.is_empty() && headers.weight() == 0;
     match (close, empty) {
         (false, _) => Command::Reply,
         (true, true) => Command::Close,
         (true, false) => Command::ReplyAndClose,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_value_with_close_sends_nothing() {
+        let list = |names: &[&str]| {
+            let mut list = HeaderList::default();
+            for name in names {
+                assert!(list.push(name.as_bytes(), b"1000 bye"));
+            }
+            list
+        };
+        let (none, close) = (list(&[]), list(&["close"]));
+        let response = list(&["close", "http.status"]);
+        let of = |payload: &[u8], list: &HeaderList| command_of(payload, list.headers());
+        assert_eq!(of(b"", &close), Command::Close);
+        assert_eq!(of(b"bye", &close), Command::ReplyAndClose);
+        assert_eq!(of(b"", &response), Command::ReplyAndClose);
+        assert_eq!(of(b"", &none), Command::Reply);
     }
 }

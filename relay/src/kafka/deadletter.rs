@@ -141,6 +141,12 @@ pub(super) struct Refused {
 }
 
 impl Refused {
+    /// What it takes in memory, about.
+    pub(super) fn bytes(&self) -> usize {
+        let headers = self.headers.iter().map(|(name, value)| name.len() + value.len());
+        self.key.len() + self.value.len() + headers.sum::<usize>()
+    }
+
     /// A message that was refused at once.
     pub(super) fn at_once<'a>(
         failure: DeliveryFailure,

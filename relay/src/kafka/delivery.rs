@@ -1,6 +1,6 @@
 //! Replies that waited, on their way to clients who have come back.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -9,10 +9,11 @@ use rdkafka::message::{BorrowedMessage, Message as _};
 
 use crate::codec::{HeaderList, Reply, ReplyOrigin};
 use crate::config::Config;
-use crate::ring::{Command, DELIVERY_PARTS, Delivered, DownlinkSender, MOST_DELIVERIES, Receipt};
+use crate::ring::{Command, DELIVERY_PARTS, Delivered, DownlinkSender, Receipt};
 use crate::worker::{Served, Shared};
 
 use super::clock::brokers_clock;
+use super::consumer::command;
 use super::context::is_news;
 use super::deadletter::Sender;
 use super::fetch::{FetchError, Fetcher};
@@ -21,13 +22,17 @@ use super::held::{Entry, HeldIndex, HeldRefusal, Record, held_header};
 use super::presence::Presence;
 use super::reader::{Known, OpenError, TopicReader};
 use super::record::{ConnectionKey, RelayId};
+use super::turns::Turns;
 
 /// Bytes of one delivery: less than what makes a worker pause.
 const DELIVERY_BYTES: u64 = 128 << 10;
 /// Records of the log that are taken in a round.
 const ROUND_RECORDS: usize = 5000;
-/// How often the ages of replies are looked at.
-const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
+/// Clients that are looked at in a round.
+const ROUND_CLIENTS: usize = 1024;
+/// How often the ages of replies are looked at: a hundred times in the time that they may wait, within
+/// these bounds, because each of them is looked at.
+const EXPIRY_INTERVAL: [Duration; 2] = [Duration::from_secs(1), Duration::from_mins(1)];
 /// Most replies that leave for their age at a look.
 const ROUND_EXPIRED: usize = 1000;
 
@@ -42,8 +47,12 @@ pub struct HeldStats {
     pub waiting: AtomicU64,
     /// Clients that they wait for.
     pub clients: AtomicU64,
+    /// Clients that have been given some, and have not confirmed them for a while.
+    pub late: AtomicU64,
     /// Records of the topic that count for nothing.
     pub refused: [AtomicU64; HeldRefusal::ALL.len()],
+    /// Replies that waited, and were not in the log any more when they were to be sent or moved.
+    pub vanished: AtomicU64,
     /// Errors reported by the cluster.
     pub errors: AtomicU64,
 }
@@ -51,7 +60,6 @@ pub struct HeldStats {
 /// Replies that a worker was given to send.
 #[derive(Debug)]
 struct Delivery {
-    holder: String,
     partition: i32,
     entries: Vec<Entry>,
 }
@@ -59,7 +67,7 @@ struct Delivery {
 /// What is to be written about replies that waited.
 #[derive(Debug)]
 pub(super) enum Order {
-    /// They were sent.
+    /// They were sent, or are nobody's.
     Mark { holder: String, partition: i32, offsets: Vec<i64> },
     /// It cannot be sent to its client.
     Unencodable { holder: String, entry: Entry },
@@ -75,14 +83,11 @@ pub(super) struct Deliveries {
     pub(super) presence: Presence,
     pub(super) index: HeldIndex,
     here: HashMap<String, Vec<ConnectionKey>>,
-    /// Clients who may be here and have something waiting.
-    ready: HashSet<String>,
-    under_way: HashMap<u64, Delivery>,
-    /// Whose replies are under way.
-    busy: HashSet<String>,
-    next_delivery: u64,
+    /// Of clients who may be here and have something waiting.
+    turns: Turns<Delivery>,
     downlinks: Vec<DownlinkSender>,
     next_expiry: Instant,
+    expiry_interval: Duration,
 }
 
 impl Deliveries {
@@ -94,6 +99,7 @@ impl Deliveries {
     ) -> Result<Self, OpenError> {
         let topic = config.kafka.held_topic();
         let reader = TopicReader::open(&config.kafka, topic.clone(), "held", Known::Made)?;
+        let reader = reader.growing();
         Ok(Self {
             reader,
             topic,
@@ -101,12 +107,11 @@ impl Deliveries {
             presence: shared.presence.clone(),
             index: HeldIndex::new(config.hold.clone(), RelayId(config.relay.id), sender),
             here: HashMap::new(),
-            ready: HashSet::new(),
-            under_way: HashMap::new(),
-            busy: HashSet::new(),
-            next_delivery: 0,
+            turns: Turns::new(),
             downlinks,
             next_expiry: Instant::now(),
+            expiry_interval: Duration::from_millis(config.hold.max_age_ms / 100)
+                .clamp(EXPIRY_INTERVAL[0], EXPIRY_INTERVAL[1]),
         })
     }
 
@@ -118,12 +123,10 @@ impl Deliveries {
     /// Takes what is new in the log; `patience` is how long it may wait for the first record. True
     /// if there was something.
     pub(super) fn fold(&mut self, patience: Duration, stats: &HeldStats) -> bool {
-        let Self { reader, index, presence, here, ready, .. } = self;
+        let Self { reader, index, presence, here, turns, .. } = self;
         let read =
             reader.read(patience, ROUND_RECORDS, |record| match apply(index, presence, record) {
-                Ok(holder) if here.contains_key(&holder) => {
-                    ready.insert(holder);
-                }
+                Ok(holder) if here.contains_key(&holder) => turns.ask(holder),
                 Ok(_) => {}
                 Err(refusal) => {
                     stats.refused[refusal as usize].fetch_add(1, Ordering::Relaxed);
@@ -157,7 +160,7 @@ impl Deliveries {
             let connections = self.here.entry(change.holder.clone()).or_default();
             if change.came {
                 connections.push(change.key);
-                self.ready.insert(change.holder);
+                self.turns.ask(change.holder);
             } else {
                 connections.retain(|key| *key != change.key);
                 if connections.is_empty() {
@@ -168,20 +171,29 @@ impl Deliveries {
         if !self.is_ready() {
             return orders;
         }
-        for holder in std::mem::take(&mut self.ready) {
-            if let Err(error) = self.begin(&holder, fetcher, &stopped, &mut orders) {
-                if !matches!(error, FetchError::Stopped) {
-                    tracing::error!(%error, holder, "held replies cannot be read; trying on");
+        for _ in 0..self.turns.waiting().min(ROUND_CLIENTS) {
+            let Some(holder) = self.turns.next(Instant::now()) else { break };
+            if let Err(error) = self.begin(&holder, fetcher, &stopped, &mut orders, stats) {
+                match error {
+                    // Its partition was complained about; others have theirs elsewhere.
+                    FetchError::Resting | FetchError::Stopped => {}
+                    error => {
+                        tracing::error!(%error, holder, "held replies cannot be read; trying on");
+                    }
                 }
-                self.ready.insert(holder);
+                self.turns.ask(holder);
             }
         }
+        stats.late.store(self.turns.late() as u64, Ordering::Relaxed);
         if self.next_expiry <= Instant::now() {
-            self.next_expiry = Instant::now() + EXPIRY_INTERVAL;
             // The time of the records is the broker's.
             let now = brokers_clock().unix_ms();
+            let turns = &self.turns;
             let expired =
-                self.index.take_expired(now, ROUND_EXPIRED, |holder| self.busy.contains(holder));
+                self.index.take_expired(now, ROUND_EXPIRED, |holder| turns.is_busy(holder));
+            let more = expired.len() >= ROUND_EXPIRED;
+            self.next_expiry =
+                Instant::now() + if more { EXPIRY_INTERVAL[0] } else { self.expiry_interval };
             orders.extend(
                 expired.into_iter().map(|(holder, entry)| Order::Expired { holder, entry }),
             );
@@ -196,10 +208,8 @@ impl Deliveries {
         }
         let mut orders = Vec::new();
         for Delivered { delivery, sent, unencodable } in delivered {
-            let Some(delivery) = self.under_way.remove(&delivery) else { continue };
-            let Delivery { holder, partition, entries } = delivery;
-            self.busy.remove(&holder);
-            self.ready.insert(holder.clone());
+            let Some((holder, delivery)) = self.turns.end(delivery) else { continue };
+            let Delivery { partition, entries } = delivery;
             let mut offsets = Vec::new();
             for (part, entry) in (0..).zip(entries) {
                 if sent.has(part) {
@@ -225,36 +235,41 @@ impl Deliveries {
         fetcher: &mut Fetcher,
         stopped: impl Fn() -> bool,
         orders: &mut Vec<Order>,
+        stats: &HeldStats,
     ) -> Result<(), FetchError> {
         let key = self.here.get(holder).and_then(|keys| keys.last()).copied();
-        let entries = self.index.first(holder, DELIVERY_PARTS, DELIVERY_BYTES);
-        let service = self.presence.service_of(holder);
-        let (Some(key), Some(first), Some(service)) = (key, entries.first(), service) else {
+        let (Some(key), Some(partition), Some(service)) =
+            (key, self.index.partition(holder), self.presence.service_of(holder))
+        else {
             return Ok(());
         };
-        if self.busy.contains(holder) {
-            return Ok(());
+        if fetcher.rests((&self.topic, partition)) {
+            return Err(FetchError::Resting);
         }
         let downlink = &self.downlinks[usize::from(key.worker)];
-        let batch =
-            (self.under_way.len() < MOST_DELIVERIES).then(|| downlink.take_empty()).flatten();
-        let Some(mut batch) = batch else {
-            self.ready.insert(holder.to_owned());
+        let Some(mut batch) = downlink.take_empty() else {
+            self.turns.ask(holder.to_owned());
             return Ok(());
         };
-        let partition = first.partition;
+        let entries = self.index.first(holder, DELIVERY_PARTS, DELIVERY_BYTES);
         let (mut replies, mut sent, mut gone) = (Vec::new(), Vec::new(), Vec::new());
+        let mut nobodys = Vec::new();
         let index = &mut self.index;
         let protocol = &self.services[service.index()].protocol;
         let mut coming = entries.iter();
         let wanted = entries.iter().map(|entry| entry.offset);
         let read = fetcher.read((&self.topic, partition), wanted, stopped, |offset, record| {
             let entry = *coming.next().expect("one for each offset");
-            let Some(record) = record else { return gone.push(offset) };
+            // A topic that was made anew has somebody else's there.
+            let its = record.filter(|record| record.key() == Some(holder.as_bytes()));
+            let Some(record) = its else { return gone.push(offset) };
             let value = record.payload().unwrap_or_default();
             let mut headers = HeaderList::default();
             add_headers(record, &mut headers);
-            if protocol.check_reply(headers.headers(), value).is_ok() {
+            if command(record, headers.headers()) == Command::Close {
+                // An order, which has nothing to be kept; an earlier relay did keep some.
+                nobodys.push(offset);
+            } else if protocol.check_reply(headers.headers(), value).is_ok() {
                 replies.push((origin(record, partition), headers, value.to_vec()));
                 sent.push(entry);
             } else {
@@ -263,22 +278,29 @@ impl Deliveries {
             }
         });
         if !gone.is_empty() {
+            stats.vanished.fetch_add(gone.len() as u64, Ordering::Relaxed);
             tracing::error!(holder, count = gone.len(), "held replies are not in the log any more");
             self.index.remove(holder, partition, &gone);
         }
-        self.next_delivery += 1;
-        let delivery = self.next_delivery;
+        if !nobodys.is_empty() {
+            self.index.remove(holder, partition, &nobodys);
+            let holder = holder.to_owned();
+            orders.push(Order::Mark { holder, partition, offsets: nobodys });
+        }
+        let number = self.turns.number();
         for (part, (origin, headers, value)) in (0..).zip(&replies) {
             let last = part as usize + 1 == replies.len();
-            let receipt = Receipt::Held { delivery, part, last };
+            let receipt = Receipt::Held { delivery: number, part, last };
             let reply = Reply { origin: *origin, headers: headers.headers(), payload: value };
             batch.push(key, Command::Reply, receipt, reply);
         }
         downlink.hand_over(batch);
         if !sent.is_empty() {
-            self.busy.insert(holder.to_owned());
-            let of_holder = Delivery { holder: holder.to_owned(), partition, entries: sent };
-            self.under_way.insert(delivery, of_holder);
+            let delivery = Delivery { partition, entries: sent };
+            self.turns.begin(number, holder, delivery, Instant::now());
+        } else if read.is_ok() {
+            // What follows those that were not for it.
+            self.turns.ask(holder.to_owned());
         }
         read
     }

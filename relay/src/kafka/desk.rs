@@ -1,11 +1,11 @@
 //! The desk between those who cannot deliver something and the keeper, who sees to it.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use crate::ring::{DownlinkSender, ReplyOffset, Return};
+use crate::ring::{DownlinkSender, ReplyOffset, Return, Wake};
 
 use super::backlog::{Backlog, Next};
 use super::deadletter::{Reason, Refused};
@@ -14,8 +14,12 @@ use super::record::ConnectionKey;
 
 /// Replies that are not seen to; above it, the consumer reads no more.
 const MOST_REPLIES: usize = 10_000;
-/// Messages that Kafka has refused and that are not seen to; further ones are given up, and counted.
+/// Messages that Kafka has refused and that are not seen to. While there are so many the producer takes
+/// no further reports and no record that would be refused: TCP slows the clients. Those of one look at
+/// the reports may exceed it.
 const MOST_REFUSED: usize = 1000;
+/// And so many bytes of them.
+const MOST_REFUSED_BYTES: usize = 32 << 20;
 
 #[derive(Debug, Default)]
 struct Heap {
@@ -26,6 +30,7 @@ struct Heap {
     backlog: Backlog,
     /// Refused messages that are not done, those in `refused` among them.
     refused_undone: usize,
+    refused_bytes: usize,
 }
 
 /// What could not be delivered and is neither held nor a dead letter yet.
@@ -37,6 +42,10 @@ pub struct Desk {
     postponed: Arc<AtomicU64>,
     /// Replies that were postponed when their connections ended.
     abandoned: AtomicU64,
+    /// There are too many refused messages, and not yet few again.
+    refused_full: AtomicBool,
+    /// The producer's, which may wait for room.
+    producer: OnceLock<Wake>,
 }
 
 impl Heap {
@@ -44,6 +53,19 @@ impl Heap {
         if self.undone.insert(offset) {
             self.new.push((offset, reason));
         }
+    }
+
+    /// A connection will not get a reply. It is handed in after the older ones of that connection that
+    /// are on their way: in this order they are held.
+    fn hand_in_of(&mut self, key: ConnectionKey, offset: ReplyOffset, reason: Reason) {
+        if self.undone.insert(offset) && self.backlog.may_leave(key, offset, reason) {
+            self.new.push((offset, reason));
+        }
+    }
+
+    /// Hands in what a connection has left behind, if nothing older is on its way.
+    fn release(&mut self, key: ConnectionKey) {
+        self.new.extend(self.backlog.release(key));
     }
 }
 
@@ -67,30 +89,40 @@ impl Desk {
     /// looks then at what is undone sees all that they had said.
     pub(super) fn collect(&self, downlinks: &[DownlinkSender]) {
         let heap = &mut *self.heap();
-        let ended = |heap: &mut Heap, offset| {
-            let was_postponed = heap.backlog.end(offset);
-            self.postponed.fetch_sub(was_postponed.into(), Ordering::Relaxed);
-        };
         for downlink in downlinks {
             downlink.take_returned(|returned| match returned {
-                Return::Undelivered { offset, reason } => {
-                    heap.hand_in(offset, reason.into());
-                    ended(heap, offset);
+                Return::Undelivered { key, offset, reason } => {
+                    heap.hand_in_of(key, offset, reason.into());
+                    self.end(heap, offset);
+                    heap.release(key);
                 }
                 Return::Postponed { key, offset, bytes } => {
                     heap.backlog.postpone(key, offset, bytes);
                 }
                 Return::Resume(key) => heap.backlog.resume(key),
                 Return::Sent(offset) => {
-                    ended(heap, offset);
+                    self.end(heap, offset);
                     self.changed.notify_all();
                 }
-                Return::Left(key) => {
-                    let left = heap.backlog.leave(key);
-                    self.hand_in_left(heap, left);
-                }
+                Return::Left(key) => self.leave(heap, key),
             });
         }
+    }
+
+    /// A reply that was postponed is dealt with.
+    fn end(&self, heap: &mut Heap, offset: ReplyOffset) {
+        if let Some(key) = heap.backlog.end(offset) {
+            self.postponed.fetch_sub(1, Ordering::Relaxed);
+            heap.release(key);
+        }
+    }
+
+    /// A connection is over: what it was not given is handed in.
+    fn leave(&self, heap: &mut Heap, key: ConnectionKey) {
+        let left = heap.backlog.leave(key);
+        self.count_left(left.len());
+        heap.undone.extend(left);
+        heap.release(key);
     }
 
     /// Replies that are to be read again for those who have asked for more, in the log's order.
@@ -100,37 +132,43 @@ impl Desk {
 
     /// Those that could not be read, to be taken again.
     pub(super) fn put_back(&self, unread: &[(Next, ConnectionKey)]) {
-        self.heap().backlog.put_back(unread);
+        let mut heap = self.heap();
+        for over in heap.backlog.put_back(unread) {
+            self.leave(&mut heap, over);
+        }
     }
 
     /// Nobody takes those any more.
     pub(super) fn abandon(&self, unread: &[(Next, ConnectionKey)]) {
         let mut heap = self.heap();
-        let offsets = unread.iter().map(|(next, _)| next.offset);
-        let left: Vec<_> = offsets.filter(|offset| heap.backlog.end(*offset)).collect();
-        self.hand_in_left(&mut heap, left);
+        for (next, key) in unread {
+            heap.hand_in_of(*key, next.offset, Reason::ConnectionLost);
+            if heap.backlog.end(next.offset).is_some() {
+                self.count_left(1);
+            }
+            heap.release(*key);
+        }
     }
 
     /// The workers have ended: whatever they have not told of, nobody takes any more.
     pub(super) fn abandon_rest(&self) {
         let mut heap = self.heap();
-        let left = heap.backlog.leave_all();
-        self.hand_in_left(&mut heap, left);
+        let (rest, mut left) = heap.backlog.leave_all();
+        self.count_left(rest.len());
+        left.extend(rest.iter().map(|offset| (*offset, Reason::ConnectionLost)));
+        heap.undone.extend(rest);
+        heap.new.extend(left);
     }
 
     /// Replies that were postponed, and are not any more, because their connections have ended.
-    fn hand_in_left(&self, heap: &mut Heap, left: impl IntoIterator<Item = ReplyOffset>) {
-        for offset in left {
-            heap.hand_in(offset, Reason::ConnectionLost);
-            self.postponed.fetch_sub(1, Ordering::Relaxed);
-            self.abandoned.fetch_add(1, Ordering::Relaxed);
-        }
+    fn count_left(&self, replies: usize) {
+        self.postponed.fetch_sub(replies as u64, Ordering::Relaxed);
+        self.abandoned.fetch_add(replies as u64, Ordering::Relaxed);
     }
 
     /// A reply that was postponed is not in the log any more.
     pub(super) fn vanished(&self, offset: ReplyOffset) {
-        let ended = self.heap().backlog.end(offset);
-        self.postponed.fetch_sub(ended.into(), Ordering::Relaxed);
+        self.end(&mut self.heap(), offset);
         self.changed.notify_all();
     }
 
@@ -144,15 +182,31 @@ impl Desk {
         self.abandoned.load(Ordering::Relaxed)
     }
 
-    /// Hands in a message that Kafka has refused; false if there are too many.
-    pub(super) fn hand_in_refused(&self, refused: Refused) -> bool {
+    /// Whom to wake when refused messages may be handed in again.
+    pub(super) fn tell_of_room(&self, producer: Wake) {
+        let _ = self.producer.set(producer);
+    }
+
+    /// Whether another message that Kafka has refused should be handed in. Once it should not, it should
+    /// again when half of them are done.
+    pub(super) fn has_room_for_refused(&self) -> bool {
+        !self.refused_full.load(Ordering::Relaxed)
+    }
+
+    /// Hands in a message that Kafka has refused. It is stored nowhere else, so it is taken in any case.
+    pub(super) fn hand_in_refused(&self, refused: Refused) {
         let mut heap = self.heap();
-        let room = heap.refused_undone < MOST_REFUSED;
-        if room {
-            heap.refused_undone += 1;
-            heap.refused.push(refused);
+        heap.refused_undone += 1;
+        heap.refused_bytes += refused.bytes();
+        heap.refused.push(refused);
+        let full = heap.refused_undone >= MOST_REFUSED || heap.refused_bytes >= MOST_REFUSED_BYTES;
+        if full && !self.refused_full.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                waiting = heap.refused_undone,
+                "Kafka refuses messages faster than they become dead letters; the relay takes no more \
+                 until these are written"
+            );
         }
-        room
     }
 
     /// True if no further replies should be read.
@@ -200,8 +254,15 @@ impl Desk {
     }
 
     /// A refused message is where it belongs.
-    pub(super) fn refused_done(&self) {
-        self.heap().refused_undone -= 1;
+    pub(super) fn refused_done(&self, refused: &Refused) {
+        let mut heap = self.heap();
+        heap.refused_undone -= 1;
+        heap.refused_bytes -= refused.bytes();
+        let few =
+            heap.refused_undone <= MOST_REFUSED / 2 && heap.refused_bytes <= MOST_REFUSED_BYTES / 2;
+        if few && self.refused_full.swap(false, Ordering::Relaxed) {
+            self.producer.get().into_iter().for_each(Wake::wake);
+        }
         self.changed.notify_all();
     }
 
@@ -213,5 +274,76 @@ impl Desk {
         };
         let waited = self.changed.wait_timeout_while(heap, patience, busy);
         !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kafka::{Incarnation, RelayId};
+    use crate::ring::{Wake, downlink};
+    use crate::worker::UndeliveredReason;
+
+    fn key() -> ConnectionKey {
+        let (relay, incarnation) = (RelayId(0), Incarnation::new(1));
+        ConnectionKey { relay, incarnation, worker: 0, slot: 0, generation: 1 }
+    }
+
+    fn undelivered(offset: i64, reason: UndeliveredReason) -> Return {
+        Return::Undelivered { key: key(), offset: ReplyOffset(offset), reason }
+    }
+
+    /// A desk whose connection has four replies postponed, 1 to 4, and was given the first two of them.
+    fn desk(say: impl Fn(Return)) -> Desk {
+        let desk = Desk::new(Arc::new(AtomicU64::new(4)));
+        for offset in (1..=4).map(ReplyOffset) {
+            say(Return::Postponed { key: key(), offset, bytes: 10 });
+        }
+        say(Return::Resume(key()));
+        desk
+    }
+
+    #[test]
+    fn what_a_connection_leaves_behind_is_handed_in_in_the_order_of_the_log() {
+        let wake = || Wake::new().unwrap();
+        let (sender, worker) = downlink(wake(), wake());
+        let downlinks = [sender];
+        let say = |returned| assert!(worker.give_back(returned));
+        let desk = desk(say);
+        desk.collect(&downlinks);
+        assert_eq!(desk.take_postponed(20).len(), 2);
+        let handed_in = || {
+            desk.collect(&downlinks);
+            desk.take().0.into_iter().map(|(offset, _)| offset.0).collect::<Vec<_>>()
+        };
+        // The connection ends before its worker has seen those two, and a newer one is in their way.
+        say(Return::Left(key()));
+        say(undelivered(9, UndeliveredReason::Stale));
+        say(undelivered(8, UndeliveredReason::Unencodable));
+        assert_eq!(handed_in(), [8], "of a dead letter nobody wants the order");
+        let (start, settled) = (ReplyOffset(0), ReplyOffset(10));
+        assert_eq!(desk.to_commit(start, settled, 100).0, ReplyOffset(3), "they are not forgotten");
+        say(undelivered(1, UndeliveredReason::Closing));
+        assert!(handed_in().is_empty());
+        say(undelivered(2, UndeliveredReason::Closing));
+        assert_eq!(handed_in(), [1, 2, 3, 4, 9]);
+        assert_eq!((desk.postponed(), desk.postponed.load(Ordering::Relaxed)), (0, 0));
+        say(undelivered(11, UndeliveredReason::Stale));
+        assert_eq!(handed_in(), [11], "nothing is before it any more");
+    }
+
+    #[test]
+    fn what_waits_behind_older_replies_is_handed_in_when_the_relay_stops() {
+        let wake = || Wake::new().unwrap();
+        let (sender, worker) = downlink(wake(), wake());
+        let desk = desk(|returned| assert!(worker.give_back(returned)));
+        desk.collect(std::slice::from_ref(&sender));
+        desk.take_postponed(20);
+        assert!(worker.give_back(undelivered(9, UndeliveredReason::Stale)));
+        desk.collect(&[sender]);
+        desk.abandon_rest();
+        let handed_in = desk.take().0.into_iter().map(|(offset, _)| offset.0);
+        assert!(handed_in.eq([1, 2, 3, 4, 9]));
+        assert_eq!(desk.postponed.load(Ordering::Relaxed), 0);
     }
 }

@@ -42,6 +42,8 @@ pub(super) struct NativeReport {
     /// Payload, and headers that are booked if the token says that there are any.
     pub(super) booked_bytes: usize,
     pub(super) token: u64,
+    /// Where it is; below 0 if it is nowhere, or the broker has not told.
+    pub(super) offset: i64,
     pub(super) error: Option<(RDKafkaErrorCode, NativeRecord)>,
 }
 
@@ -55,7 +57,7 @@ pub(super) struct NativeRecord {
 
 /// The value of a record's last header of this name. `rdkafka`'s own headers panic at a name that is
 /// not UTF-8, which anybody may write.
-pub(super) fn header<'a>(message: &'a BorrowedMessage<'_>, name: &CStr) -> Option<&'a [u8]> {
+pub(crate) fn header<'a>(message: &'a BorrowedMessage<'_>, name: &CStr) -> Option<&'a [u8]> {
     let (mut headers, mut value, mut size) = (std::ptr::null_mut(), std::ptr::null(), 0);
     // SAFETY: the message lives as long as the result; headers and value are its own.
     unsafe {
@@ -227,12 +229,24 @@ type U = sys::rd_kafka_vu_s__bindgen_ty_1;
 /// Writes to the waiter's eventfd (eventfd(2)) are eight bytes, the number to add.
 static EVENT_INCREMENT: u64 = 1;
 
+/// An event of librdkafka's, given back when it is dropped.
+struct Event(NonNull<sys::rd_kafka_event_t>);
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: ours, and not used after this.
+        unsafe { sys::rd_kafka_event_destroy(self.0.as_ptr()) };
+    }
+}
+
 /// A producer for one topic.
 pub(super) struct NativeProducer<C: Watched> {
     topic: NonNull<sys::rd_kafka_topic_t>,
     /// Of the record being produced; empty in between.
     arguments: Vec<sys::rd_kafka_vu_t>,
     queue: NonNull<sys::rd_kafka_queue_t>,
+    /// An event with reports that nobody had room for yet.
+    unfinished: Option<Event>,
     /// Keeps the eventfd open for as long as librdkafka may write to it.
     _wake: Wake,
     /// Last, so that it is dropped after the two above were given back.
@@ -283,7 +297,7 @@ impl<C: Watched> NativeProducer<C> {
             );
         }
         let arguments = Vec::with_capacity(FIXED_ARGUMENTS + USUAL_HEADERS);
-        Ok(Self { topic, arguments, queue, _wake: wake, client })
+        Ok(Self { topic, arguments, queue, unfinished: None, _wake: wake, client })
     }
 
     /// Enqueues a record; librdkafka copies key, value and headers.
@@ -340,45 +354,55 @@ impl<C: Watched> NativeProducer<C> {
         }
     }
 
-    /// Takes all reports that have come, without waiting; the number of events served. `weighed` says
-    /// of a token whether the headers of its record are booked.
+    /// Takes the reports that have come, without waiting, for as long as there is `room` for what they
+    /// tell; the rest stays with librdkafka. The number of events served. `weighed` says of a token
+    /// whether the headers of its record are booked.
     pub(super) fn poll(
-        &self,
+        &mut self,
+        room: impl Fn() -> bool,
         weighed: impl Fn(u64) -> bool,
         mut on_report: impl FnMut(NativeReport),
     ) -> usize {
         let mut events = 0;
-        loop {
-            // SAFETY: the queue is valid; the event is destroyed below.
-            let event = unsafe { sys::rd_kafka_queue_poll(self.queue.as_ptr(), 0) };
-            if event.is_null() {
-                break;
-            }
+        while room() {
+            let next = self.unfinished.take().or_else(|| {
+                // SAFETY: the queue is valid; an event is its taker's.
+                NonNull::new(unsafe { sys::rd_kafka_queue_poll(self.queue.as_ptr(), 0) }).map(Event)
+            });
+            let Some(event) = next else { break };
             events += 1;
             // SAFETY: a valid event.
-            match unsafe { sys::rd_kafka_event_type(event) } {
-                sys::RD_KAFKA_EVENT_DR => Self::take_reports(event, &weighed, &mut on_report),
-                sys::RD_KAFKA_EVENT_LOG => self.take_log(event),
-                sys::RD_KAFKA_EVENT_ERROR => self.take_error(event),
+            match unsafe { sys::rd_kafka_event_type(event.0.as_ptr()) } {
+                sys::RD_KAFKA_EVENT_DR => {
+                    let whole = Self::take_reports(&event, &room, &weighed, &mut on_report);
+                    self.unfinished = (!whole).then_some(event);
+                }
+                sys::RD_KAFKA_EVENT_LOG => self.take_log(event.0.as_ptr()),
+                sys::RD_KAFKA_EVENT_ERROR => self.take_error(event.0.as_ptr()),
                 _ => {}
             }
-            // SAFETY: ours, and not used after this.
-            unsafe { sys::rd_kafka_event_destroy(event) };
         }
         rejoin(&self.client);
         events
     }
 
+    /// False if there was no room for all of them.
     fn take_reports(
-        event: *mut sys::rd_kafka_event_t,
+        event: &Event,
+        room: &impl Fn() -> bool,
         weighed: &impl Fn(u64) -> bool,
         on_report: &mut impl FnMut(NativeReport),
-    ) {
+    ) -> bool {
         let mut messages = [std::ptr::null(); REPORT_ARRAY];
-        loop {
-            // SAFETY: a valid delivery-report event and an array of the size given.
+        while room() {
+            // SAFETY: a valid delivery-report event and an array of the size given. Each call gives
+            // those that follow the last one's.
             let count = unsafe {
-                sys::rd_kafka_event_message_array(event, messages.as_mut_ptr(), REPORT_ARRAY)
+                sys::rd_kafka_event_message_array(
+                    event.0.as_ptr(),
+                    messages.as_mut_ptr(),
+                    REPORT_ARRAY,
+                )
             };
             for message in &messages[..count] {
                 // SAFETY: the first `count` are valid until the event is destroyed.
@@ -400,13 +424,15 @@ impl<C: Watched> NativeProducer<C> {
                     partition: Partition(u16::try_from(message.partition).unwrap_or(u16::MAX)),
                     booked_bytes,
                     token,
+                    offset: message.offset,
                     error,
                 });
             }
             if count < REPORT_ARRAY {
-                return;
+                return true;
             }
         }
+        false
     }
 
     /// Copies a record out of its report.
@@ -458,11 +484,14 @@ impl<C: Watched> NativeProducer<C> {
     }
 
     /// The error after which this producer will never deliver anything again.
-    pub(super) fn fatal_error(&self) -> Option<RDKafkaErrorCode> {
+    pub(super) fn fatal_error(&self) -> Option<String> {
         // SAFETY: the client lives; no text is asked for.
         let code =
             unsafe { sys::rd_kafka_fatal_error(self.client.native_ptr(), std::ptr::null_mut(), 0) };
-        code.is_error().then(|| code.into())
+        code.is_error().then(|| match self.client.fatal_error() {
+            Some((code, reason)) => format!("{code}: {reason}"),
+            None => RDKafkaErrorCode::from(code).to_string(),
+        })
     }
 
     /// Gives up everything that is not acknowledged; each record is reported as purged.
@@ -479,6 +508,7 @@ impl<C: Watched> NativeProducer<C> {
 
 impl<C: Watched> Drop for NativeProducer<C> {
     fn drop(&mut self) {
+        drop(self.unfinished.take());
         // SAFETY: both are ours and not used after this; the client, dropped next, waits for its
         // threads and so for the last write to the eventfd, which `_wake` or its clones keep open:
         // fields drop in order, but the pump holds a clone until it has dropped the producer.

@@ -77,12 +77,14 @@ pub(super) struct HeldIndex {
     own: Sender,
     own_id: RelayId,
     clients: HashMap<String, Client>,
+    /// Of all clients.
+    replies: u64,
     bytes: u64,
 }
 
 impl HeldIndex {
     pub(super) fn new(limits: HoldSection, own_id: RelayId, own: Sender) -> Self {
-        Self { limits, own, own_id, clients: HashMap::new(), bytes: 0 }
+        Self { limits, own, own_id, clients: HashMap::new(), replies: 0, bytes: 0 }
     }
 
     /// Takes a record of the log; the holder has been checked.
@@ -110,6 +112,7 @@ impl HeldIndex {
         } else {
             self.bytes += bytes + ENTRY_BYTES;
         }
+        self.replies += 1;
         client.entries.push_back(Entry {
             partition: record.partition,
             offset: record.offset,
@@ -143,6 +146,12 @@ impl HeldIndex {
         self.forget_if_empty(holder);
     }
 
+    /// Where the first reply of a client is.
+    pub(super) fn partition(&self, holder: &str) -> Option<i32> {
+        let first = self.clients.get(holder)?.entries.iter().find(|entry| !entry.leaving)?;
+        Some(first.partition)
+    }
+
     /// The first replies of a client, all of one partition, of at most so many bytes; one may be
     /// larger.
     pub(super) fn first(&self, holder: &str, most: usize, most_bytes: u64) -> Vec<Entry> {
@@ -162,13 +171,14 @@ impl HeldIndex {
     /// Takes replies out that were delivered, or are elsewhere now. Others are left alone.
     pub(super) fn remove(&mut self, holder: &str, partition: i32, offsets: &[i64]) {
         let Some(client) = self.clients.get_mut(holder) else { return };
-        let mut freed = 0;
+        let (mut freed, before) = (0, client.entries.len());
         client.entries.retain(|entry| {
             // Marks list offsets in order, as this does.
             let gone = entry.partition == partition && offsets.binary_search(&entry.offset).is_ok();
             freed += if gone { entry.bytes + ENTRY_BYTES } else { 0 };
             !gone
         });
+        self.replies -= (before - client.entries.len()) as u64;
         self.bytes = self.bytes.saturating_sub(freed);
         self.forget_if_empty(holder);
     }
@@ -207,6 +217,9 @@ impl HeldIndex {
         };
         let mut taken = Vec::new();
         for (holder, client) in self.clients.iter_mut().filter(|(holder, _)| !is_busy(holder)) {
+            if taken.len() >= most {
+                break;
+            }
             for entry in client.entries.iter_mut().filter(expired).take(most - taken.len()) {
                 entry.leaving = true;
                 taken.push((holder.clone(), *entry));
@@ -217,8 +230,7 @@ impl HeldIndex {
 
     /// Replies that wait, and of how many clients.
     pub(super) fn size(&self) -> (u64, u64) {
-        let replies = self.clients.values().map(|client| client.entries.len() as u64).sum();
-        (replies, self.clients.len() as u64)
+        (self.replies, self.clients.len() as u64)
     }
 }
 
@@ -270,6 +282,43 @@ mod tests {
         assert_eq!(offsets(&index), [5]);
         index.apply("chat/a", &record(9, b"delivered", b"", b"5")).unwrap();
         assert_eq!((index.size(), index.bytes), ((0, 0), 0));
+    }
+
+    /// What is told of the size is kept, not counted anew at each look.
+    #[test]
+    fn the_size_is_that_of_what_waits() {
+        let mut index = index(100, 1 << 20);
+        let counted = |index: &HeldIndex| {
+            let replies = index.clients.values().map(|client| client.entries.len() as u64).sum();
+            (replies, index.clients.len() as u64)
+        };
+        for offset in 0..100 {
+            let holder = format!("chat/{}", offset % 7);
+            index.apply(&holder, &record(offset, b"reply", b"4-1", b"value")).unwrap();
+            if offset % 3 == 0 {
+                let mark = format!("{},{}", offset, offset - 7);
+                index.apply(&holder, &record(offset, b"delivered", b"", mark.as_bytes())).unwrap();
+                index.remove(&holder, 1, &[offset]);
+            }
+            assert_eq!(index.size(), counted(&index));
+        }
+        assert_ne!(index.size(), (0, 0));
+    }
+
+    #[test]
+    fn no_more_expire_at_a_look_than_may() {
+        let mut index = index(100, 1 << 20);
+        for offset in 0..20 {
+            let holder = format!("chat/{offset}");
+            index.apply(&holder, &record(offset, b"reply", b"3-1", b"value")).unwrap();
+        }
+        let mut taken = Vec::new();
+        while taken.len() < 20 {
+            let more = index.take_expired(100_000, 3, |_| false);
+            assert!((1..=3).contains(&more.len()));
+            taken.extend(more);
+        }
+        assert!(index.take_expired(100_000, 3, |_| false).is_empty());
     }
 
     #[test]

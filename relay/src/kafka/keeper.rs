@@ -9,14 +9,17 @@ use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::{BorrowedMessage, Header, Message as _, OwnedHeaders};
 use rdkafka::producer::BaseRecord;
 
+use crate::codec::HeaderList;
 use crate::config::Config;
-use crate::ring::{DownlinkSender, ReplyOffset};
+use crate::ring::{Command, DownlinkSender, ReplyOffset};
 use crate::worker::Shared;
 
+use super::consumer::command;
 use super::deadletter::{Letter, LetterCounts, Reason, Refused, Sender};
 use super::delivery::{Deliveries, HeldStats, Order};
 use super::desk::Desk;
 use super::fetch::{FetchError, Fetcher};
+use super::ffi::add_headers;
 use super::held::{Entry, held_header, print_offsets};
 use super::outbox::{Outbox, Outcome};
 use super::postponed::Postponed;
@@ -42,6 +45,8 @@ pub struct KeeperStats {
     pub message_letters: LetterCounts,
     /// Replies that the log did not have any more when they were to be kept.
     pub vanished: AtomicU64,
+    /// Orders to close connections that had ended when they were read again: nothing is kept of them.
+    pub orders: AtomicU64,
     /// Replies that wait.
     pub held: HeldStats,
 }
@@ -127,8 +132,8 @@ impl Keeper {
         })
     }
 
-    /// Runs until `stop`.
-    pub fn run(mut self, stop: &AtomicBool) {
+    /// Runs until `stop`. An error is the producer's fatal one.
+    pub fn run(mut self, stop: &AtomicBool) -> Result<(), String> {
         let mut patience = Duration::ZERO;
         while !stop.load(Ordering::SeqCst) {
             let folded = self.deliveries.fold(patience, &self.stats.held);
@@ -145,12 +150,18 @@ impl Keeper {
             for outcome in self.outbox.outcomes(Duration::ZERO) {
                 self.on_outcome(outcome);
             }
+            if let Some(error) = self.outbox.fatal() {
+                return Err(format!("keeper: {error}"));
+            }
             patience = match self.desk.postponed() {
                 _ if busy => Duration::ZERO,
                 0 => TICK,
                 _ => SHORT_TICK,
             };
         }
+        // Closing its clients would wait for a cluster that does not answer. The process ends now.
+        std::mem::forget(self);
+        Ok(())
     }
 
     fn take_orders(&mut self, orders: Vec<Order>, stop: &AtomicBool) {
@@ -244,7 +255,8 @@ impl Keeper {
     /// Moves a reply that waited to the dead letters.
     fn leave(&mut self, job: Job, stop: &AtomicBool) {
         let Job::Leave { holder, entry, reason, cut } = job else { return };
-        let Self { fetcher, outbox, deliveries, held_topic, deadletter_topic, sender, .. } = self;
+        let Self { fetcher, outbox, deliveries, sender, stats, .. } = self;
+        let (held_topic, deadletter_topic) = (&self.held_topic, &self.deadletter_topic);
         let stopped = || stop.load(Ordering::SeqCst);
         let place = (&**held_topic, entry.partition);
         let read = fetcher.read(place, [entry.offset], stopped, |offset, record| match record {
@@ -256,6 +268,7 @@ impl Keeper {
             }
             Some(_) => {}
             None => {
+                stats.held.vanished.fetch_add(1, Ordering::Relaxed);
                 tracing::error!(holder, offset, "a held reply is not in the log any more");
                 deliveries.index.remove(&holder, entry.partition, &[offset]);
             }
@@ -279,6 +292,10 @@ impl Keeper {
                 stats.vanished.fetch_add(1, Ordering::Relaxed);
                 return desk.done(reply.offset);
             };
+            if is_order(record) {
+                stats.orders.fetch_add(1, Ordering::Relaxed);
+                return desk.done(reply.offset);
+            }
             if !outbox.wait_room(stop) {
                 return;
             }
@@ -305,7 +322,9 @@ impl Keeper {
             Ok(()) => self.fetcher.rest(),
             Err(FetchError::Stopped) => {}
             Err(error) => {
-                tracing::error!(%error, "replies to be kept cannot be read; trying on");
+                if !matches!(error, FetchError::Resting) {
+                    tracing::error!(%error, "replies to be kept cannot be read; trying on");
+                }
                 for job in unread() {
                     self.try_later(job);
                 }
@@ -361,7 +380,7 @@ impl Keeper {
             }
             Job::Refused { refused, .. } => {
                 self.stats.message_letters.count(refused.failure.into());
-                self.desk.refused_done();
+                self.desk.refused_done(&refused);
             }
             Job::Mark { .. } => {}
             Job::Leave { holder, entry, reason, .. } => {
@@ -373,6 +392,13 @@ impl Keeper {
             }
         }
     }
+}
+
+/// Whether it only asks for a connection's end, which is behind it.
+fn is_order(record: &BorrowedMessage<'_>) -> bool {
+    let mut headers = HeaderList::default();
+    add_headers(record, &mut headers);
+    command(record, headers.headers()) == Command::Close
 }
 
 /// For whom a reply may wait.

@@ -169,6 +169,7 @@ mod tests {
         NativeReport {
             partition: Partition(0),
             booked_bytes: 1,
+            offset: -1,
             token: slot << 32,
             error: error.map(|code| (code, record)),
         }

@@ -92,6 +92,11 @@ impl<J: Send + Sync + 'static> Outbox<J> {
         }
     }
 
+    /// Why nothing will ever be sent again.
+    pub(super) fn fatal(&self) -> Option<String> {
+        self.0.client().fatal_error().map(|(code, reason)| format!("{code}: {reason}"))
+    }
+
     /// Waits until another record may be sent; false if the relay stops before.
     pub(super) fn wait_room(&self, stop: &AtomicBool) -> bool {
         let full = || {
@@ -114,5 +119,39 @@ impl<J: Send + Sync + 'static> Outbox<J> {
         self.poll(patience);
         let mut outcomes = self.0.context().outcomes.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::take(&mut *outcomes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+
+    use super::*;
+
+    #[test]
+    fn that_nothing_will_ever_be_sent_again_is_told() {
+        let cluster = MockCluster::new(1).expect("a cluster");
+        let refusal = RDKafkaRespErr::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED;
+        cluster.request_errors(RDKafkaApiKey::InitProducerId, &[refusal]);
+        let text = include_str!("../../../docs/millrace.toml");
+        let brokers = cluster.bootstrap_servers();
+        let config: Config =
+            toml::from_str(&text.replace("127.0.0.1:9092", &brokers)).expect("valid");
+        let outbox = Outbox::<u32>::new(&config).expect("a producer");
+        assert_eq!(outbox.fatal(), None);
+        let begun = Instant::now();
+        while outbox.fatal().is_none() {
+            assert!(begun.elapsed() < Duration::from_secs(30), "nothing is told");
+            outbox.outcomes(POLL);
+        }
+        // What is sent all the same comes back.
+        let mut record = BaseRecord::with_opaque_to("topic", Box::new(7));
+        record.payload = Some(&b"x"[..]);
+        outbox.send(record);
+        let outcomes = outbox.outcomes(Duration::ZERO);
+        assert!(matches!(outcomes[..], [(7, Err(RDKafkaErrorCode::Fatal))]), "{outcomes:?}");
     }
 }

@@ -17,6 +17,8 @@ pub fn observer(kafka: &KafkaSection, group: &str) -> KafkaResult<BaseConsumer> 
         .set("group.id", group)
         .set("enable.auto.commit", "false")
         .set("auto.offset.reset", "earliest")
+        // Behind the last record there may be marks of transactions.
+        .set("enable.partition.eof", "true")
         .create()
 }
 

@@ -18,7 +18,7 @@ use super::desk::Desk;
 use super::fetch::{FetchError, Fetcher};
 use super::ffi::add_headers;
 use super::keeper::KeeperStats;
-use super::record::{ConnectionKey, RelayId};
+use super::record::{ConnectionKey, RelayId, split_reply_key};
 
 /// How long to wait for a worker to give a batch back.
 const PAUSE: Duration = Duration::from_millis(1);
@@ -73,6 +73,8 @@ impl Postponed {
         let place = (&*downlink.0, downlink.1);
         let read = fetcher.read(place, offsets, stopped, |offset, record| {
             let (next, key) = *rest.next().expect("one for each offset");
+            // A topic that was made anew has somebody else's there.
+            let record = record.filter(|record| is_for(record, key));
             if record.is_none() {
                 tracing::error!(offset, "a reply that was postponed is not in the log any more");
                 stats.vanished.fetch_add(1, Ordering::Relaxed);
@@ -80,7 +82,8 @@ impl Postponed {
             }
             headers.clear();
             let worker = usize::from(key.worker);
-            let batch = open[worker].take().or_else(|| empty_batch(&downlinks[worker], stopped));
+            let batch =
+                open[worker].take().or_else(|| empty_batch(downlinks, worker, desk, stopped));
             let Some(mut batch) = batch else { return desk.abandon(&[(next, key)]) };
             push(&mut batch, *relay, (next, key), record, &mut headers);
             if batch.is_full() {
@@ -97,6 +100,10 @@ impl Postponed {
             Ok(()) => {}
             // Nobody is there to take them.
             Err(FetchError::Stopped) => desk.abandon(unread),
+            Err(FetchError::Resting) => {
+                desk.put_back(unread);
+                return false;
+            }
             Err(error) => {
                 tracing::error!(%error, "replies that were postponed cannot be read; trying on");
                 desk.put_back(unread);
@@ -106,18 +113,26 @@ impl Postponed {
     }
 }
 
-/// Waits until the worker gives a batch back, which it does at once until it ends.
+/// Waits until the worker gives a batch back, which it does at once until it ends, or has to say more
+/// than it has room for.
 fn empty_batch(
-    downlink: &DownlinkSender,
+    downlinks: &[DownlinkSender],
+    worker: usize,
+    desk: &Desk,
     stopped: impl Fn() -> bool,
 ) -> Option<Box<DownlinkBatch>> {
     loop {
-        let batch = downlink.take_empty();
+        let batch = downlinks[worker].take_empty();
         if batch.is_some() || stopped() {
             return batch;
         }
+        desk.collect(downlinks);
         std::thread::sleep(PAUSE);
     }
+}
+
+fn is_for(record: &BorrowedMessage<'_>, key: ConnectionKey) -> bool {
+    split_reply_key(record.key().unwrap_or_default()).is_ok_and(|(its, _)| its == key)
 }
 
 fn push(

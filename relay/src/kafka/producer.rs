@@ -20,6 +20,7 @@ use super::ffi::{NativeProducer, NativeRecord, NativeReport};
 use super::leases::Leases;
 use super::mending::{Again, Mending, Next};
 use super::record::{Identity, header};
+use super::written::Written;
 
 /// What a record may weigh beside its payload: key, headers and the batch's own bytes.
 const RECORD_OVERHEAD_BYTES: u32 = 128 << 10;
@@ -188,6 +189,7 @@ pub struct RdKafkaProducer {
     native: NativeProducer<LogContext>,
     desk: Arc<Desk>,
     leases: Arc<Leases>,
+    written: Arc<Written>,
     /// Records for servers that registered are taken.
     may_write: bool,
     purged: bool,
@@ -196,8 +198,7 @@ pub struct RdKafkaProducer {
 
 impl RdKafkaProducer {
     /// A producer for the uplink, which takes batches of `batch_bytes`; `wake` is woken when reports
-    /// come. Messages that Kafka refuses for
-    /// good are handed in at the desk.
+    /// come. Messages that Kafka refuses for good are handed in at the desk.
     pub fn new(
         config: &Config,
         batch_bytes: Option<u32>,
@@ -210,12 +211,14 @@ impl RdKafkaProducer {
             &uplink_config(config, batch_bytes),
             LogContext::new(&config.kafka),
             &topic,
-            wake,
+            wake.clone(),
         )?;
+        desk.tell_of_room(wake);
         Ok(Self {
             native,
             desk,
             leases,
+            written: Arc::new(Written::new(config.partitions())),
             may_write: true,
             purged: false,
             mending: Mending::default(),
@@ -227,16 +230,18 @@ impl RdKafkaProducer {
         if self.purged {
             for again in self.mending.give_up() {
                 let error = Some((RDKafkaErrorCode::PurgeQueue, again.record));
-                Self::settle(&self.desk, NativeReport { error, ..again.report }, on_report);
+                let report = NativeReport { error, ..again.report };
+                Self::settle((&self.desk, &self.written), report, on_report);
             }
             return;
         }
-        loop {
+        while self.has_room() {
             match self.mending.next() {
                 Next::Wait => return,
                 Next::Refuse(again) => {
                     let error = Some((again.code, again.record));
-                    Self::settle(&self.desk, NativeReport { error, ..again.report }, on_report);
+                    let report = NativeReport { error, ..again.report };
+                    Self::settle((&self.desk, &self.written), report, on_report);
                 }
                 Next::Send(again) => {
                     if self.send_again(&again) {
@@ -263,7 +268,11 @@ impl RdKafkaProducer {
     }
 
     /// Passes a report on that is final.
-    fn settle(desk: &Desk, report: NativeReport, on_report: &mut dyn FnMut(Report)) {
+    fn settle(
+        (desk, written): (&Desk, &Written),
+        report: NativeReport,
+        on_report: &mut dyn FnMut(Report),
+    ) {
         let token = Token::unpack(report.token);
         let result = report.error.map_or(Ok(()), |(code, record)| {
             tracing::debug!(%code, partition = report.partition.0, "record not delivered");
@@ -271,10 +280,13 @@ impl RdKafkaProducer {
             if failure != DeliveryFailure::Purged && !token.control {
                 let NativeRecord { key, value, headers } = record;
                 let partition = i32::from(report.partition.0);
-                Self::hand_in(desk, Refused { failure, partition, key, value, headers });
+                desk.hand_in_refused(Refused { failure, partition, key, value, headers });
             }
             Err(failure)
         });
+        if result.is_ok() {
+            written.acknowledged(report.partition, report.offset, !token.control);
+        }
         on_report(Report {
             partition: report.partition,
             booked_bytes: report.booked_bytes,
@@ -283,15 +295,15 @@ impl RdKafkaProducer {
         });
     }
 
-    fn hand_in(desk: &Desk, refused: Refused) {
-        let failure = refused.failure;
-        if !desk.hand_in_refused(refused) {
-            let reason = failure.name();
-            tracing::error!(
-                reason,
-                "a refused message is given up: too many wait to be dead letters"
-            );
-        }
+    /// How far it has written.
+    pub fn written(&self) -> Arc<Written> {
+        self.written.clone()
+    }
+
+    /// Whether a refused message may be handed in. While the desk is full no report is taken, so what
+    /// they are about stays booked, and the clients wait; when the stop's time is over, nothing does.
+    fn has_room(&self) -> bool {
+        self.purged || self.desk.has_room_for_refused()
     }
 }
 
@@ -343,12 +355,11 @@ impl Producer for RdKafkaProducer {
                 self.mending.taken();
                 Ok(())
             }
+            Err(_) if kind.is_message() && !self.has_room() => Err(ProduceError::Full),
             Err(failure) => {
                 if kind.is_message() {
-                    Self::hand_in(
-                        &self.desk,
-                        Refused::at_once(failure, identity, payload, headers),
-                    );
+                    self.desk
+                        .hand_in_refused(Refused::at_once(failure, identity, payload, headers));
                 }
                 Err(ProduceError::Refused(failure))
             }
@@ -356,12 +367,13 @@ impl Producer for RdKafkaProducer {
     }
 
     fn poll(&mut self, on_report: &mut dyn FnMut(Report)) -> bool {
-        let Self { native, desk, mending, .. } = self;
+        let Self { native, desk, written, mending, purged, .. } = self;
+        let room = || *purged || desk.has_room_for_refused();
         let weighed = |token| Token::unpack(token).weighed;
         let was_active = mending.is_active();
-        let events = native.poll(weighed, |report| {
+        let events = native.poll(room, weighed, |report| {
             if let Some(report) = mending.report(report) {
-                Self::settle(desk, report, on_report);
+                Self::settle((desk, written), report, on_report);
             }
         });
         if mending.is_active() {
@@ -387,7 +399,7 @@ impl Producer for RdKafkaProducer {
     }
 
     fn fatal(&self) -> Option<String> {
-        self.native.fatal_error().map(|code| code.to_string())
+        self.native.fatal_error()
     }
 }
 

@@ -1,8 +1,8 @@
 //! The producer's thread: batches from the workers' rings to Kafka, and reports back.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use crate::ring::{
     Command, Credit, DownlinkSender, MESSAGE_OVERHEAD_BYTES, UplinkBatch, UplinkReceiver, Wake,
@@ -12,10 +12,12 @@ use crate::route::Partition;
 use super::producer::Token;
 use super::producer::{DeliveryFailure, ProduceError, Producer, Report};
 use super::record::{ConnectionKey, Incarnation, RelayId};
+use super::stop::{StopPart, StopTime};
 
 /// How often an idle pump looks whether the producer has failed for good.
 const IDLE_TICK: Duration = Duration::from_millis(200);
-/// How often it looks whether a worker that had its hands full can be told something.
+/// How often it looks whether a worker that had its hands full can be told something, and while the relay
+/// stops.
 const BUSY_TICK: Duration = Duration::from_millis(1);
 
 /// Why a message that was read will not be delivered.
@@ -57,7 +59,7 @@ pub struct Pump<P> {
     wake: Wake,
     unfinished: Option<Unfinished>,
     ledger: Ledger,
-    stop_timeout: Duration,
+    stop_time: StopTime,
 }
 
 /// What reports bring, until it is passed on once for many of them.
@@ -66,11 +68,12 @@ struct Ledger {
     released: Vec<usize>,
     /// Of those, such as Kafka has acknowledged.
     written: Vec<usize>,
+    /// And of `open` and `close` records.
+    control: Vec<usize>,
     touched: Vec<Partition>,
-    /// Connections whose message was refused.
-    refused: Vec<Token>,
-    /// By worker: connections that want to know of it, and how many messages more are acknowledged.
-    acknowledged: Vec<Vec<(Token, u32)>>,
+    /// By worker, in order: connections whose message was refused, and those that want to know how many
+    /// messages more are acknowledged.
+    news: Vec<Vec<(Token, Command)>>,
     /// Records that have no report yet.
     outstanding: u64,
 }
@@ -87,14 +90,14 @@ impl<P: Producer> Pump<P> {
         credit: Arc<Credit>,
         stats: Arc<PumpStats>,
         wake: Wake,
-        stop_timeout: Duration,
+        stop_time: StopTime,
     ) -> Self {
         let ledger = Ledger {
             released: vec![0; partitions],
             written: vec![0; partitions],
+            control: vec![0; partitions],
             touched: Vec::with_capacity(partitions),
-            refused: Vec::new(),
-            acknowledged: vec![Vec::new(); downlinks.len()],
+            news: vec![Vec::new(); downlinks.len()],
             outstanding: 0,
         };
         Self {
@@ -108,33 +111,40 @@ impl<P: Producer> Pump<P> {
             wake,
             unfinished: None,
             ledger,
-            stop_timeout,
+            stop_time,
         }
     }
 
-    /// Runs until all workers have ended and every record has its report, or the stop's time is
-    /// over; then the rest is given up, counted, and the run has ended too. An error is the
-    /// producer's fatal one: whoever runs the pump must end the relay.
-    pub fn run(mut self, failed: &AtomicBool) -> Result<(), String> {
-        let mut deadline = None;
+    /// Runs until all workers have ended and every record has its report. When the stop's time for
+    /// messages is over, whatever keeps them, the rest is given up and counted. `failed` is told the
+    /// producer's fatal error, once: whoever runs the pump must stop the relay then. Until the workers
+    /// have ended the pump goes on taking what they have: nothing of it is delivered, but nobody waits
+    /// for the pump in vain, and all is counted.
+    pub fn run(mut self, mut failed: impl FnMut(String)) {
+        let mut has_failed = false;
         loop {
+            if !has_failed && let Some(error) = self.producer.fatal() {
+                has_failed = true;
+                failed(error);
+            }
             if self.step() {
                 continue;
             }
-            if let Some(error) = self.producer.fatal() {
-                failed.store(true, Ordering::SeqCst);
-                return Err(error);
+            if self.is_settled() {
+                if self.uplinks.iter().all(UplinkReceiver::is_ended) {
+                    break;
+                }
+            } else if has_failed || self.stop_time.is_over(StopPart::Messages) {
+                self.producer.purge();
             }
-            if self.uplinks.iter().all(UplinkReceiver::is_ended) {
-                if self.is_settled() {
-                    return Ok(());
-                }
-                let deadline = *deadline.get_or_insert_with(|| Instant::now() + self.stop_timeout);
-                if Instant::now() >= deadline {
-                    self.producer.purge();
-                }
+            if self.stop_time.is_over(StopPart::Rest) {
+                break;
             }
             self.sleep();
+        }
+        if self.stop_time.is_over(StopPart::Messages) {
+            // Closing it would wait for a cluster that does not answer. The process ends now.
+            std::mem::forget(self.producer);
         }
     }
 
@@ -160,10 +170,9 @@ impl<P: Producer> Pump<P> {
         // What the producer could not take comes before what follows it.
         let blocked = self.unfinished.is_some();
         if blocked || !self.uplinks.iter().any(UplinkReceiver::has_batch) {
-            let owes = blocked
-                || !self.ledger.refused.is_empty()
-                || self.ledger.acknowledged.iter().any(|of_worker| !of_worker.is_empty());
-            self.wake.wait(if owes { BUSY_TICK } else { IDLE_TICK });
+            let owes = blocked || self.ledger.news.iter().any(|of_worker| !of_worker.is_empty());
+            let is_busy = owes || self.stop_time.has_begun();
+            self.wake.wait(if is_busy { BUSY_TICK } else { IDLE_TICK });
         }
         self.wake.awake();
     }
@@ -192,8 +201,8 @@ impl<P: Producer> Pump<P> {
     fn produce(&mut self, mut unfinished: Unfinished) -> bool {
         let (mut produced, mut full) = (0, false);
         self.producer.look();
-        let unix_ms = unfinished.batch.unix_ms();
-        for (identity, kind, headers, payload) in unfinished.batch.records().skip(unfinished.next) {
+        let records = unfinished.batch.records().skip(unfinished.next);
+        for (identity, kind, headers, payload, unix_ms) in records {
             let token = super::producer::token(identity, kind, headers);
             match self.producer.produce(identity, kind, headers, payload, unix_ms) {
                 Ok(()) => {
@@ -249,41 +258,37 @@ impl<P: Producer> Pump<P> {
         for partition in self.ledger.touched.drain(..) {
             let bytes = std::mem::take(&mut self.ledger.released[partition.index()]);
             let written = std::mem::take(&mut self.ledger.written[partition.index()]);
+            let control = std::mem::take(&mut self.ledger.control[partition.index()]);
+            self.credit.release_control(partition, control);
+            if bytes == 0 {
+                continue;
+            }
             self.credit.acknowledge(partition, written);
             tell |= self.credit.release(partition, bytes);
         }
         if tell {
             self.uplinks.iter().for_each(UplinkReceiver::wake_worker);
         }
-        while let Some(token) = self.ledger.refused.last() {
-            let downlink = &self.downlinks[usize::from(token.worker)];
-            // None: the worker has its hands full; the next round tries again.
-            let Some(mut batch) = downlink.take_empty() else { break };
-            batch.push_order(self.key(*token), Command::Refused);
-            downlink.hand_over(batch);
-            self.ledger.refused.pop();
-        }
-        // After those: what is acknowledged behind a refused message does not count for its
-        // connection.
-        if self.ledger.refused.is_empty() {
-            self.pass_on_acknowledgements();
-        }
+        self.pass_on_news();
     }
 
-    fn pass_on_acknowledgements(&mut self) {
+    /// In the order of the reports: what is acknowledged behind a refused message does not count for its
+    /// connection, and what was acknowledged before it does.
+    fn pass_on_news(&mut self) {
         for worker in 0..self.downlinks.len() {
-            while !self.ledger.acknowledged[worker].is_empty() {
+            while !self.ledger.news[worker].is_empty() {
+                // None: the worker has its hands full; the next round tries again.
                 let Some(mut batch) = self.downlinks[worker].take_empty() else { break };
                 let mut taken = 0;
-                for (token, count) in &self.ledger.acknowledged[worker] {
+                for (token, news) in &self.ledger.news[worker] {
                     if batch.is_full() {
                         break;
                     }
-                    batch.push_order(self.key(*token), Command::Acknowledged(*count));
+                    batch.push_order(self.key(*token), *news);
                     taken += 1;
                 }
                 self.downlinks[worker].hand_over(batch);
-                self.ledger.acknowledged[worker].drain(..taken);
+                self.ledger.news[worker].drain(..taken);
             }
         }
     }
@@ -302,7 +307,13 @@ impl<P: Producer> Pump<P> {
 impl Ledger {
     fn report(&mut self, stats: &PumpStats, report: Report) {
         self.outstanding -= 1;
+        let (place, bytes) =
+            (report.partition.index(), report.booked_bytes + MESSAGE_OVERHEAD_BYTES);
+        if self.released[place] == 0 && self.control[place] == 0 {
+            self.touched.push(report.partition);
+        }
         if report.token.control {
+            self.control[place] += bytes;
             let counter = match report.result {
                 Ok(()) => &stats.control_acknowledged,
                 Err(_) => &stats.control_refused,
@@ -310,28 +321,32 @@ impl Ledger {
             counter.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        let released = &mut self.released[report.partition.index()];
-        if *released == 0 {
-            self.touched.push(report.partition);
-        }
-        let bytes = report.booked_bytes + MESSAGE_OVERHEAD_BYTES;
-        *released += bytes;
+        self.released[place] += bytes;
         if report.result.is_ok() {
-            self.written[report.partition.index()] += bytes;
+            self.written[place] += bytes;
         }
-        if report.token.acknowledge && report.result.is_ok() {
-            let of_worker = &mut self.acknowledged[usize::from(report.token.worker)];
-            match of_worker.last_mut() {
-                Some((token, count)) if *token == report.token => *count += 1,
-                _ => of_worker.push((report.token, 1)),
-            }
-        }
-        if let Err(failure) = report.result {
-            stats.refused[failure as usize].fetch_add(1, Ordering::Relaxed);
-            // One order closes the connection; its further messages need none.
-            if failure != DeliveryFailure::Purged && self.refused.last() != Some(&report.token) {
-                self.refused.push(report.token);
+        let of_worker = &mut self.news[usize::from(report.token.worker)];
+        match report.result {
+            Ok(()) if report.token.acknowledge => match of_worker.last_mut() {
+                Some((token, Command::Acknowledged(count))) if *token == report.token => {
+                    *count += 1;
+                }
+                _ => of_worker.push((report.token, Command::Acknowledged(1))),
+            },
+            Ok(()) => {}
+            Err(failure) => {
+                stats.refused[failure as usize].fetch_add(1, Ordering::Relaxed);
+                // One order closes the connection; its further messages need none.
+                let told = |(token, news): &(Token, Command)| {
+                    *token == report.token && matches!(news, Command::Refused(_))
+                };
+                if failure != DeliveryFailure::Purged && !of_worker.last().is_some_and(told) {
+                    of_worker.push((report.token, Command::Refused(failure)));
+                }
             }
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

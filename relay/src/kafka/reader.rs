@@ -1,7 +1,7 @@
 //! Reads a topic from its beginning, and on from there: for logs whose whole content counts.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, KafkaResult};
@@ -16,6 +16,11 @@ use super::{LogContext, client_config, rejoin};
 
 /// How long the cluster may take to describe the topic, and then to tell an end of it.
 const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often it is asked whether the topic has more partitions by now.
+const LOOK: Duration = Duration::from_secs(10);
+/// How long that may take; then it is asked the next time.
+const LOOK_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Why a topic is not read.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +64,8 @@ pub(crate) struct TopicReader {
     /// Offsets that could not be read, since they were last asked for.
     unreadable: u64,
     kafka: KafkaSection,
+    /// When it is asked for partitions that were added, if they are to be read.
+    look_at: Option<Instant>,
 }
 
 impl TopicReader {
@@ -94,7 +101,8 @@ impl TopicReader {
             }
         }
         let (partitions, kafka) = (partitions.len(), kafka.clone());
-        let reader = Self { consumer, topic, partitions, behind, next, unreadable: 0, kafka };
+        let (unreadable, look_at) = (0, None);
+        let reader = Self { consumer, topic, partitions, behind, next, unreadable, kafka, look_at };
         reader.assign()?;
         Ok(reader)
     }
@@ -108,6 +116,38 @@ impl TopicReader {
             all.add_partition_offset(&self.topic, *partition, Offset::Offset(*next))?;
         }
         self.consumer.assign(&all)
+    }
+
+    /// Reads partitions that are added while it reads, too.
+    pub(crate) fn growing(mut self) -> Self {
+        self.look_at = Some(Instant::now() + LOOK);
+        self
+    }
+
+    /// Takes up partitions that were added.
+    fn grow(&mut self) -> KafkaResult<()> {
+        if self.look_at.is_none_or(|at| Instant::now() < at) {
+            return Ok(());
+        }
+        self.look_at = Some(Instant::now() + LOOK);
+        let Ok(there) = described(self.consumer.client(), &self.topic, LOOK_TIMEOUT) else {
+            return Ok(());
+        };
+        if there.len() <= self.partitions {
+            return Ok(());
+        }
+        for partition in &there {
+            self.next.entry(*partition).or_default();
+        }
+        self.assign()?;
+        tracing::info!(
+            topic = self.topic,
+            before = self.partitions,
+            partitions = there.len(),
+            "the topic has more partitions than before; they are read from their beginning"
+        );
+        self.partitions = there.len();
+        Ok(())
     }
 
     /// The name of the topic.
@@ -156,6 +196,7 @@ impl TopicReader {
         mut each: impl FnMut(&BorrowedMessage<'_>),
     ) -> KafkaResult<bool> {
         let mut patience = patience;
+        self.grow()?;
         rejoin(self.consumer.client());
         for round in 0..most {
             match self.consumer.poll(patience) {

@@ -1,15 +1,31 @@
-//! How long a relay that stops goes on waiting for Kafka.
+//! How long a relay that stops may take, and what each part of a stop has of that.
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::config::RelaySection;
 
-/// For what is still to be written when the time is over: a cluster that answers needs no more.
-const LEAST: Duration = Duration::from_secs(3);
+/// What is kept of a stop's time for what follows the messages, at most: a cluster that answers needs no
+/// more.
+const MOST_SHARE: Duration = Duration::from_secs(3);
+/// Such a share is no more than one of so many parts of the whole.
+const SHARES: u32 = 5;
 
-/// The time of a stop (`relay.stop_timeout_ms`), which all who wait for Kafka share: a cluster that did
-/// not answer the first of them is not waited for again by the next.
+/// Parts of a stop. Each has its end; the next ones have their time even if it takes all of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopPart {
+    /// What was read is given to Kafka. After it, what Kafka has not acknowledged is given up.
+    Messages,
+    /// Workers end their connections and hand over what they have. After it, they end anyhow.
+    Connections,
+    /// What is still written by other threads: offsets, associations, dead letters.
+    Rest,
+    /// The last words in the registry.
+    Registry,
+}
+
+/// The time of a stop (`relay.stop_timeout_ms`), which all parts of it share: a cluster that did not answer
+/// the first of them is not waited for again by the next.
 #[derive(Clone, Debug)]
 pub struct StopTime {
     timeout: Duration,
@@ -28,10 +44,38 @@ impl StopTime {
         self.until.get_or_init(|| Instant::now() + self.timeout);
     }
 
-    /// What is left; the whole of it before it begins, and never less than some seconds.
+    /// Whether the relay stops.
+    pub fn has_begun(&self) -> bool {
+        self.until.get().is_some()
+    }
+
+    /// The whole of it.
+    pub const fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// What is left of the whole; all of it before it begins.
     pub fn left(&self) -> Duration {
-        let until = self.until.get().map(|until| until.saturating_duration_since(Instant::now()));
-        until.unwrap_or(self.timeout).max(LEAST)
+        self.until
+            .get()
+            .map_or(self.timeout, |until| until.saturating_duration_since(Instant::now()))
+    }
+
+    /// What is left until the end of a part.
+    pub fn left_of(&self, part: StopPart) -> Duration {
+        let share = (self.timeout / SHARES).min(MOST_SHARE);
+        let after = match part {
+            StopPart::Messages => 2 * share,
+            StopPart::Connections => share + share / 2,
+            StopPart::Rest => share,
+            StopPart::Registry => share / 2,
+        };
+        self.left().saturating_sub(after)
+    }
+
+    /// Whether the relay stops and the time of a part is over.
+    pub fn is_over(&self, part: StopPart) -> bool {
+        self.has_begun() && self.left_of(part).is_zero()
     }
 }
 
@@ -39,15 +83,32 @@ impl StopTime {
 mod tests {
     use super::*;
 
+    const PARTS: [StopPart; 4] =
+        [StopPart::Messages, StopPart::Connections, StopPart::Rest, StopPart::Registry];
+
     #[test]
-    fn the_time_is_shared_and_a_little_is_always_left() {
-        let short = RelaySection { stop_timeout_ms: 1, ..RelaySection::default() };
-        let (short, long) = (StopTime::new(&short), StopTime::new(&RelaySection::default()));
-        assert_eq!(short.left(), LEAST);
-        assert_eq!(long.left(), Duration::from_secs(30));
-        let shared = long.clone();
-        shared.begin();
-        let left = long.left();
-        assert!(left < Duration::from_secs(30) && left > LEAST, "{left:?}");
+    fn the_time_is_shared_and_each_part_has_some() {
+        for timeout_ms in [1000, 30_000, 600_000] {
+            let relay = RelaySection { stop_timeout_ms: timeout_ms, ..RelaySection::default() };
+            let time = StopTime::new(&relay);
+            assert_eq!(time.left(), time.timeout());
+            assert!(!PARTS.iter().any(|part| time.is_over(*part)), "it has not begun");
+            let shared = time.clone();
+            shared.begin();
+            assert!(time.has_begun());
+            let left = PARTS.map(|part| time.left_of(part));
+            assert!(left.is_sorted() && left[0] >= time.timeout() / 2, "{left:?}");
+            assert!(left[3] < time.left(), "{left:?}");
+        }
+    }
+
+    #[test]
+    fn no_part_goes_beyond_the_whole() {
+        let relay = RelaySection { stop_timeout_ms: 0, ..RelaySection::default() };
+        let time = StopTime::new(&relay);
+        assert!(!time.is_over(StopPart::Messages), "it has not begun");
+        time.begin();
+        assert!(PARTS.iter().all(|part| time.is_over(*part)));
+        assert_eq!(time.left(), Duration::ZERO);
     }
 }

@@ -111,12 +111,14 @@ impl Author {
         self.producer.client().fatal_error().map(|(_, reason)| reason)
     }
 
-    /// Waits until everything is written, or gives it up.
-    pub(super) fn finish(&self, patience: Duration) {
-        if let Err(error) = self.producer.flush(patience) {
+    /// Waits until everything is written, or gives it up; false if so.
+    pub(super) fn finish(&self, patience: Duration) -> bool {
+        let flushed = self.producer.flush(patience);
+        if let Err(error) = &flushed {
             tracing::warn!(%error, "the last records of the registry were not written");
             self.producer.purge(PurgeConfig::default().queue().inflight());
             self.producer.poll(Duration::ZERO);
         }
+        flushed.is_ok()
     }
 }

@@ -15,6 +15,8 @@ use super::link::Listener;
 
 /// How long the cluster may take to tell how far a partition is read.
 const FACT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often it is looked whether a burial has ended.
+const STOP_TICK: Duration = Duration::from_millis(10);
 
 /// What a decision may ask.
 pub(super) struct World<'a> {
@@ -115,11 +117,15 @@ impl Backlogs {
     }
 }
 
-impl Drop for Backlogs {
-    fn drop(&mut self) {
+impl Backlogs {
+    /// Ends a burial that goes on, and waits for that. One that hangs at the cluster is left to the end
+    /// of the process; as after a kill, the next coordinator begins it again.
+    pub(super) fn stop(&mut self, patience: Duration) {
         self.stop.store(true, Ordering::SeqCst);
-        if let Some(burial) = self.burial.take() {
-            let _ = burial.join();
+        let Some(burial) = self.burial.take() else { return };
+        let deadline = Instant::now() + patience;
+        while !burial.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(STOP_TICK);
         }
     }
 }

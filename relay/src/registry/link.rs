@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
-use crate::kafka::{Incarnation, Known, Leases, RelayId};
+use crate::kafka::{Incarnation, Known, Leases, RelayId, StopPart, StopTime};
 use crate::route::{Associations, Balance, ServerLink, ServerState, ServiceId};
 
 use super::author::Author;
@@ -123,18 +123,20 @@ impl RegistryObserver {
 pub struct RegistryLink {
     observer: RegistryObserver,
     stop: Arc<AtomicBool>,
-    failed: Arc<AtomicBool>,
+    stop_time: StopTime,
     thread: Option<JoinHandle<()>>,
 }
 
 impl RegistryLink {
     /// Reads the registry to its end, tells `listener` which servers there are, and claims the
-    /// relay's id; then follows it from a thread. Blocks.
+    /// relay's id; then follows it from a thread, which `watch` calls and learns the end of. Blocks.
     pub fn start(
         config: &Config,
         incarnation: Incarnation,
         associations: &Arc<Associations>,
         leases: Arc<Leases>,
+        stop_time: StopTime,
+        watch: impl FnOnce(&mut dyn FnMut() -> Result<(), String>) + Send + 'static,
     ) -> Result<Self, RegistryError> {
         let listener = Box::new(Arc::clone(associations));
         let mut link = Link::open(config, incarnation, listener, leases)?;
@@ -143,35 +145,31 @@ impl RegistryLink {
             core: Arc::clone(&link.core),
             associations: Arc::clone(associations),
         };
-        let (stop, failed) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
-        let (stopped, alarm) = (Arc::clone(&stop), Arc::clone(&failed));
+        let stop = Arc::<AtomicBool>::default();
+        let (stopped, time) = (Arc::clone(&stop), stop_time.clone());
         let thread = std::thread::Builder::new()
             .name("registry".to_owned())
             .spawn(move || {
-                if let Err(error) = link.run(&stopped) {
-                    tracing::error!(error, "the registry's producer has failed for good");
-                    alarm.store(true, Ordering::SeqCst);
+                watch(&mut || link.run(&stopped, &time));
+                if link.unanswered {
+                    // Leaving the group would wait for the cluster. The process ends now.
+                    std::mem::forget(link);
                 }
             })
             .map_err(RegistryError::Thread)?;
-        Ok(Self { observer, stop, failed, thread: Some(thread) })
+        Ok(Self { observer, stop, stop_time, thread: Some(thread) })
     }
 
     /// For looking at it.
     pub fn observer(&self) -> RegistryObserver {
         self.observer.clone()
     }
-
-    /// Whether the thread has ended by itself.
-    pub fn has_failed(&self) -> bool {
-        self.failed.load(Ordering::SeqCst)
-            || self.thread.as_ref().is_none_or(JoinHandle::is_finished)
-    }
 }
 
 /// Says that this relay is gone, and leaves the office to another one. Blocks.
 impl Drop for RegistryLink {
     fn drop(&mut self) {
+        self.stop_time.begin();
         self.stop.store(true, Ordering::SeqCst);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -215,6 +213,8 @@ struct Link {
     /// After it lost the office to another relay's record: by then it knows whether it is still the
     /// group's choice.
     reflection: Duration,
+    /// The cluster has not taken this relay's last word.
+    unanswered: bool,
 }
 
 impl Link {
@@ -259,6 +259,7 @@ impl Link {
             beat_interval: relay_timeout / BEATS_PER_TIMEOUT,
             start_timeout,
             reflection: Duration::from_millis(config.registry.session_timeout_ms.into()) / 2,
+            unanswered: false,
         };
         let ids: Vec<_> = lock(&link.core).registry.leases().keys().cloned().collect();
         for id in &ids {
@@ -322,7 +323,7 @@ impl Link {
     }
 
     /// Runs until `stop`. An error is the producer's fatal one.
-    fn run(mut self, stop: &AtomicBool) -> Result<(), String> {
+    fn run(&mut self, stop: &AtomicBool, stop_time: &StopTime) -> Result<(), String> {
         while !stop.load(Ordering::SeqCst) {
             self.read(Self::watch_own);
             let chosen = self.candidate.poll();
@@ -341,8 +342,10 @@ impl Link {
             }
             self.coordinate(chosen);
         }
+        self.backlogs.stop(stop_time.left_of(StopPart::Registry) / 2);
         self.say(RelayState::Gone);
-        self.author.finish(STOP_TIMEOUT);
+        let patience = stop_time.left_of(StopPart::Registry).min(STOP_TIMEOUT);
+        self.unanswered = !self.author.finish(patience);
         Ok(())
     }
 

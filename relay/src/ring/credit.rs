@@ -17,6 +17,8 @@ struct Account {
     /// All bytes ever that Kafka has acknowledged, modulo the largest number.
     acknowledged: AtomicUsize,
     waited_for: AtomicBool,
+    /// Of `open` and `close` records.
+    control: AtomicUsize,
 }
 
 /// A place in what is booked for a partition.
@@ -93,6 +95,30 @@ impl Credit {
         ahead <= usize::MAX / 2 || account.used.load(Ordering::SeqCst) == 0
     }
 
+    /// Books an `open` or `close` record. They have an account of their own beside that of messages, with
+    /// the same limit: a partition that is busy takes new connections, one that hangs does so until the
+    /// limit. A `close` is never refused, so that the account is overdrawn by no more than the
+    /// connections that are open then.
+    pub fn book_control(&self, partition: Partition, bytes: usize) {
+        self.account(partition).control.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// True if a connection may begin.
+    pub fn may_open(&self, partition: Partition) -> bool {
+        self.account(partition).control.load(Ordering::Relaxed) < self.limit
+    }
+
+    /// Returns what `open` and `close` records had.
+    pub fn release_control(&self, partition: Partition, bytes: usize) {
+        let before = self.account(partition).control.fetch_sub(bytes, Ordering::Relaxed);
+        debug_assert!(before >= bytes, "more released than booked");
+    }
+
+    /// Bytes of `open` and `close` records under way for all partitions.
+    pub fn control_used(&self) -> usize {
+        self.accounts.iter().map(|account| account.control.load(Ordering::SeqCst)).sum()
+    }
+
     /// Bytes under way for all partitions, each message with [`MESSAGE_OVERHEAD_BYTES`].
     pub fn used(&self) -> usize {
         self.accounts.iter().map(|account| account.used.load(Ordering::SeqCst)).sum()
@@ -122,6 +148,19 @@ mod tests {
         let mark = credit.mark(partition);
         report(400, 0);
         assert!(credit.is_past(partition, mark), "nothing is under way");
+    }
+
+    #[test]
+    fn connections_begin_until_as_many_records_of_them_wait_as_may() {
+        let (credit, partition) = (Credit::new(2, 1000), Partition(0));
+        credit.book(partition, 5000);
+        assert!(credit.may_open(partition), "messages do not count");
+        credit.book_control(partition, 1000);
+        assert!(!credit.may_open(partition) && credit.may_open(Partition(1)));
+        credit.book_control(partition, 500);
+        credit.release_control(partition, 1000);
+        assert!(credit.may_open(partition));
+        assert_eq!((credit.control_used(), credit.used()), (500, 5000));
     }
 
     #[test]

@@ -1,7 +1,5 @@
 //! What has become of replies that waited for their client.
 
-/// Deliveries, of all workers, that are not reported.
-pub const MOST_DELIVERIES: usize = 1024;
 /// Replies of one delivery.
 pub const DELIVERY_PARTS: usize = 256;
 

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use crossbeam_queue::ArrayQueue;
+use crossbeam_queue::{ArrayQueue, SegQueue};
 
 use crate::codec::{Headers, Reply, ReplyOrigin};
-use crate::kafka::ConnectionKey;
+use crate::kafka::{ConnectionKey, RefusedReason};
 use crate::worker::UndeliveredReason;
 
 use super::Wake;
-use super::delivered::{Delivered, MOST_DELIVERIES};
+use super::delivered::Delivered;
 
 /// Batches of one worker; while none is empty the consumer reads no more.
 const BATCHES: usize = 16;
@@ -31,8 +31,9 @@ pub enum Command {
     ReplyAndClose,
     /// Close without a message, if the payload is empty.
     Close,
-    /// Close, because Kafka refused a message of this connection for good.
-    Refused,
+    /// Close, because Kafka refused a message of this connection for good. Acknowledgements that come
+    /// after it are of later messages.
+    Refused(RefusedReason),
     /// Kafka has acknowledged so many messages more.
     Acknowledged(u32),
     /// Close: the same client has connected again.
@@ -70,11 +71,23 @@ pub enum Receipt {
     None,
 }
 
+impl Receipt {
+    /// The place in the downlink of a reply that came from there.
+    pub fn offset(&self) -> Option<ReplyOffset> {
+        match self {
+            Self::Offset(offset) | Self::Postponed { offset, .. } => Some(*offset),
+            Self::Held { .. } | Self::None => None,
+        }
+    }
+}
+
 /// What a worker says about replies and connections that are behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Return {
     /// A reply was not sent.
     Undelivered {
+        /// Whose.
+        key: ConnectionKey,
         /// Which.
         offset: ReplyOffset,
         /// Why not.
@@ -201,7 +214,8 @@ struct Rings {
     empty: ArrayQueue<Box<DownlinkBatch>>,
     /// Replies that were not sent, and connections that are behind.
     returned: ArrayQueue<Return>,
-    delivered: ArrayQueue<Delivered>,
+    /// At most one for each connection: it has one delivery at a time.
+    delivered: SegQueue<Delivered>,
     /// Every offset below was sent or returned; what is in `filled` does not count.
     settled: AtomicI64,
     worker: Wake,
@@ -227,7 +241,7 @@ pub fn downlink(worker: Wake, consumer: Wake) -> (DownlinkSender, DownlinkReceiv
         filled: ArrayQueue::new(BATCHES),
         empty: ArrayQueue::new(BATCHES),
         returned: ArrayQueue::new(RETURNS),
-        delivered: ArrayQueue::new(MOST_DELIVERIES),
+        delivered: SegQueue::new(),
         settled: AtomicI64::new(i64::MIN),
         worker,
         consumer,
@@ -300,7 +314,7 @@ impl DownlinkReceiver {
 
     /// Says what has become of a delivery.
     pub fn report(&self, delivered: Delivered) {
-        self.rings.delivered.push(delivered).expect("deliveries are bounded");
+        self.rings.delivered.push(delivered);
     }
 
     /// Says that every offset below was sent or given back.

@@ -12,7 +12,7 @@ mod uplink;
 mod wake;
 
 pub use credit::{Credit, MESSAGE_OVERHEAD_BYTES, Mark};
-pub use delivered::{DELIVERY_PARTS, Delivered, MOST_DELIVERIES, Parts};
+pub use delivered::{DELIVERY_PARTS, Delivered, Parts};
 pub use downlink::{
     Command, DownlinkBatch, DownlinkReceiver, DownlinkSender, Receipt, ReplyOffset, Return,
     downlink,

@@ -60,8 +60,10 @@ struct Record {
 #[derive(Debug)]
 pub struct UplinkBatch {
     number: u64,
-    /// When its first record came to be: one look at the clock a batch, not a message.
-    unix_ms: i64,
+    /// When its records came to be: each time counts from the record with that number on. One look at the
+    /// clock a batch, not a message, and one a turn of the worker while a batch must wait to be handed
+    /// over.
+    times: Vec<(u32, i64)>,
     /// One entry for each connection with records here: one reference count a batch, not a message.
     origins: Vec<Arc<Identity>>,
     payloads: Vec<u8>,
@@ -72,7 +74,7 @@ impl UplinkBatch {
     fn new() -> Self {
         Self {
             number: 0,
-            unix_ms: 0,
+            times: Vec::new(),
             origins: Vec::new(),
             payloads: Vec::with_capacity(BATCH_BYTES),
             records: Vec::with_capacity(BATCH_RECORDS),
@@ -89,14 +91,14 @@ impl UplinkBatch {
         self.records.is_empty()
     }
 
-    /// Unix milliseconds of its first record; the others came within the worker's turn.
-    pub fn unix_ms(&self) -> i64 {
-        self.unix_ms
-    }
-
-    /// The records: whose, what about, headers and payload.
-    pub fn records(&self) -> impl Iterator<Item = (&Arc<Identity>, Kind, Headers<'_>, &[u8])> {
-        self.records.iter().map(|record| {
+    /// The records: whose, what about, headers, payload, and Unix milliseconds.
+    pub fn records(&self) -> impl Iterator<Item = (&Arc<Identity>, Kind, Headers<'_>, &[u8], i64)> {
+        let mut times = self.times.iter().peekable();
+        let mut unix_ms = 0;
+        (0..).zip(&self.records).map(move |(number, record)| {
+            while let Some((_, time)) = times.next_if(|(from, _)| *from <= number) {
+                unix_ms = *time;
+            }
             let start = record.offset as usize;
             let payload = start + record.headers as usize;
             (
@@ -104,6 +106,7 @@ impl UplinkBatch {
                 record.kind,
                 Headers::from_bytes(&self.payloads[start..payload]),
                 &self.payloads[payload..payload + record.length as usize],
+                unix_ms,
             )
         })
     }
@@ -114,6 +117,7 @@ impl UplinkBatch {
 
     fn clear(&mut self) {
         self.origins.clear();
+        self.times.clear();
         self.payloads.clear();
         self.payloads.shrink_to(4 * BATCH_BYTES);
         self.records.clear();
@@ -129,6 +133,8 @@ struct Rings {
     starved: AtomicBool,
     /// The worker has ended and handed over everything.
     ended: AtomicBool,
+    /// The producer's end is gone: nobody takes what is handed over.
+    abandoned: AtomicBool,
     worker: Wake,
     producer: Wake,
 }
@@ -137,6 +143,8 @@ struct Rings {
 #[derive(Debug)]
 pub struct UplinkSender {
     current: Box<UplinkBatch>,
+    /// The batch could not be handed over: what comes now is younger than what is in it.
+    late: bool,
     rings: Arc<Rings>,
 }
 
@@ -154,6 +162,7 @@ pub fn uplink(worker: Wake, producer: Wake) -> (UplinkSender, UplinkReceiver) {
         empty: ArrayQueue::new(BATCHES),
         starved: AtomicBool::new(false),
         ended: AtomicBool::new(false),
+        abandoned: AtomicBool::new(false),
         worker,
         producer,
     });
@@ -162,7 +171,7 @@ pub fn uplink(worker: Wake, producer: Wake) -> (UplinkSender, UplinkReceiver) {
     }
     let mut current = Box::new(UplinkBatch::new());
     current.number = 1;
-    (UplinkSender { current, rings: rings.clone() }, UplinkReceiver { rings })
+    (UplinkSender { current, late: false, rings: rings.clone() }, UplinkReceiver { rings })
 }
 
 impl UplinkSender {
@@ -182,9 +191,10 @@ impl UplinkSender {
         payload: &[u8],
     ) {
         let batch = &mut *self.current;
-        if batch.records.is_empty() {
+        if batch.records.is_empty() || std::mem::take(&mut self.late) {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            batch.unix_ms = i64::try_from(now.as_millis()).unwrap_or_default();
+            let from = u32::try_from(batch.records.len()).expect("records have 32-bit offsets");
+            batch.times.push((from, i64::try_from(now.as_millis()).unwrap_or_default()));
         }
         if origin.batch != batch.number {
             let index = u32::try_from(batch.origins.len()).expect("fewer origins than records");
@@ -206,7 +216,11 @@ impl UplinkSender {
         if self.current.is_empty() {
             return true;
         }
-        let Some(mut next) = self.next_empty() else { return false };
+        let Some(mut next) = self.next_empty() else {
+            self.late = true;
+            return false;
+        };
+        self.late = false;
         next.number = self.current.number + 1;
         let full = std::mem::replace(&mut self.current, next);
         self.rings.filled.push(full).expect("the ring holds every batch");
@@ -225,11 +239,30 @@ impl UplinkSender {
         })
     }
 
-    /// Says that nothing more will come. Everything must have been handed over.
+    /// True if nobody will take what is handed over, because the producer's thread has ended.
+    pub fn is_abandoned(&self) -> bool {
+        self.rings.abandoned.load(Ordering::SeqCst)
+    }
+
+    /// Says that nothing more will come. What is not handed over by now is lost.
     pub fn end(&mut self) {
-        debug_assert!(self.current.is_empty());
         self.rings.ended.store(true, Ordering::SeqCst);
         self.rings.producer.wake();
+    }
+}
+
+/// However the worker's thread ends, the producer's learns of it.
+impl Drop for UplinkSender {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// However the producer's thread ends, the worker's learns of it.
+impl Drop for UplinkReceiver {
+    fn drop(&mut self) {
+        self.rings.abandoned.store(true, Ordering::SeqCst);
+        self.rings.worker.wake();
     }
 }
 
@@ -261,5 +294,57 @@ impl UplinkReceiver {
     /// Makes the worker look at its partitions' credit again.
     pub fn wake_worker(&self) {
         self.rings.worker.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::Begin;
+    use crate::kafka::{ConnectionKey, Incarnation, RelayId};
+    use crate::route::{Association, Partition, ServerId};
+
+    fn identity() -> Arc<Identity> {
+        let (relay, incarnation) = (RelayId(0), Incarnation::new(1));
+        let key = ConnectionKey { relay, incarnation, worker: 0, slot: 0, generation: 1 };
+        let (server, name) = (ServerId(0), "a".into());
+        let association = Association { server, name, partition: Partition(0), epoch: 0 };
+        let address = ([192, 0, 2, 1], 1).into();
+        Arc::new(Identity::new(key, None, &association, address, address, Begin::default()))
+    }
+
+    #[test]
+    fn what_comes_while_a_batch_must_wait_has_its_own_time() {
+        let wake = || Wake::new().unwrap();
+        let (mut sender, receiver) = uplink(wake(), wake());
+        let (mut origin, identity) = (Origin::default(), identity());
+        let mut push = |sender: &mut UplinkSender| {
+            sender.push(&mut origin, &identity, Kind::Open, Headers::NONE, &[]);
+        };
+        let mut kept: Vec<_> = (1..BATCHES)
+            .map(|_| {
+                push(&mut sender);
+                assert!(sender.hand_over());
+                receiver.pop().expect("just handed over")
+            })
+            .collect();
+        push(&mut sender);
+        push(&mut sender);
+        assert!(!sender.hand_over(), "the producer has every other batch");
+        let start = SystemTime::now();
+        while start.elapsed().unwrap_or_default().as_millis() < 3 {
+            std::thread::yield_now();
+        }
+        push(&mut sender);
+        push(&mut sender);
+        receiver.recycle(kept.pop().expect("some are kept"));
+        assert!(sender.hand_over());
+        let batch = receiver.pop().expect("just handed over");
+        let times: Vec<i64> = batch.records().map(|(.., unix_ms)| unix_ms).collect();
+        assert_eq!(times.len(), 4);
+        assert!(
+            times[0] == times[1] && times[2] == times[3] && times[2] >= times[1] + 3,
+            "{times:?}"
+        );
     }
 }

@@ -154,8 +154,19 @@ impl Associations {
         service: ServiceId,
         identity: ClientIdentity,
     ) -> Result<Association, Refusal> {
+        self.associate_if(service, identity, |_| true)
+    }
+
+    /// The same, if the server's partition may have one more.
+    pub fn associate_if(
+        &self,
+        service: ServiceId,
+        identity: ClientIdentity,
+        may: impl FnOnce(Partition) -> bool,
+    ) -> Result<Association, Refusal> {
         let table = &mut *self.table();
-        let server = table.connect(Key { service, identity }, unix_ms())?;
+        let may = |server: &Server| server.link.as_ref().is_none_or(|link| may(link.partition));
+        let server = table.connect(Key { service, identity }, unix_ms(), may)?;
         Ok(association(server, table.servers.get(server)))
     }
 

@@ -3,18 +3,18 @@
 //! A worker never waits for it: what it does is in the table at once, and the table knows which
 //! clients' records are to be written ([`Associations::take_unwritten`]).
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::error::KafkaError;
-use rdkafka::message::{BorrowedMessage, Header, Headers as _, Message as _, OwnedHeaders};
+use rdkafka::message::{BorrowedMessage, Header, Message as _, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext};
 
 use crate::config::Config;
 use crate::kafka::{
-    Incarnation, Known, LogContext, NO_TIME, OpenError, StopTime, TopicReader, is_news,
-    logs_as_ours, rejoin, writer_config,
+    Incarnation, Known, LogContext, NO_TIME, OpenError, StopPart, StopTime, TopicReader, is_news,
+    logs_as_ours, record_header, rejoin, writer_config,
 };
 
 use super::Associations;
@@ -32,6 +32,10 @@ const MOST_TAKEN: usize = 64;
 const MOST_IN_FLIGHT: i32 = 10_000;
 /// How long the cluster may be silent while the topic is read at the start.
 const START_SILENCE: Duration = Duration::from_secs(30);
+/// How long nothing is tried after a refusal; twice as long after each further one.
+const LEAST_PAUSE: Duration = Duration::from_millis(100);
+/// And at most.
+const MOST_PAUSE: Duration = Duration::from_secs(5);
 /// How often the table is asked who is away for long enough.
 const EXPIRE_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -64,6 +68,8 @@ pub enum LogError {
 struct Reports {
     log: LogContext,
     associations: Arc<Associations>,
+    /// What Kafka has said of the last record that it did not take, until somebody asks.
+    refusal: Mutex<Option<KafkaError>>,
 }
 
 logs_as_ours!(Reports);
@@ -76,13 +82,45 @@ impl ProducerContext for Reports {
             Ok(_) => {
                 self.associations.log_stats().written.fetch_add(1, Ordering::Relaxed);
             }
-            Err((error, _)) => {
-                if is_news(&format!("associations {error}")) {
-                    tracing::warn!(%error, "an association was not written; it will be again");
-                }
-                self.associations.put_back(*record);
-            }
+            Err((error, _)) => self.refused(error.clone(), *record),
         }
+    }
+}
+
+impl Reports {
+    fn refused(&self, error: KafkaError, record: Outgoing) {
+        self.associations.put_back(record);
+        *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+    }
+
+    fn take_refusal(&self) -> Option<KafkaError> {
+        self.refusal.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// When something that was refused is tried again: later each time, until it succeeds.
+#[derive(Debug, Default)]
+struct Retry {
+    pause: Duration,
+    at: Option<Instant>,
+}
+
+impl Retry {
+    /// Whether it may be tried now.
+    fn is_due(&self, now: Instant) -> bool {
+        self.at.is_none_or(|at| at <= now)
+    }
+
+    /// It was refused: how long nothing is tried from now on.
+    fn refused(&mut self, now: Instant) -> Duration {
+        self.pause = (self.pause * 2).clamp(LEAST_PAUSE, MOST_PAUSE);
+        self.at = Some(now + self.pause);
+        self.pause
+    }
+
+    /// Something has succeeded.
+    fn reset(&mut self) {
+        *self = Self::default();
     }
 }
 
@@ -94,6 +132,9 @@ pub struct AssociationLog {
     me: (u16, u64),
     associations: Arc<Associations>,
     stop_time: StopTime,
+    retry: Retry,
+    /// Records written when it was last looked.
+    written: u64,
 }
 
 impl AssociationLog {
@@ -106,6 +147,7 @@ impl AssociationLog {
     ) -> Result<Self, LogError> {
         let topic = config.kafka.associations_topic();
         let reader = TopicReader::open(&config.kafka, topic.clone(), "associations", Known::Made)?;
+        let reader = reader.growing();
         let mut writer = writer_config(&config.kafka);
         writer
             .set("linger.ms", "5")
@@ -116,11 +158,14 @@ impl AssociationLog {
             producer: writer.create_with_context(Reports {
                 log: LogContext::new(&config.kafka),
                 associations: associations.clone(),
+                refusal: Mutex::default(),
             })?,
             topic,
             me: (config.relay.id, incarnation.value()),
             associations,
             stop_time,
+            retry: Retry::default(),
+            written: 0,
         };
         log.read_to_end()?;
         Ok(log)
@@ -149,28 +194,29 @@ impl AssociationLog {
     }
 
     /// Runs until `stop`, then writes what is left, as long as a stop may take. `stop` is set when
-    /// the workers have ended.
-    pub fn run(mut self, stop: &AtomicBool) {
+    /// the workers have ended. An error is the producer's fatal one.
+    pub fn run(mut self, stop: &AtomicBool) -> Result<(), String> {
         let mut expired = Instant::now();
         while !stop.load(Ordering::SeqCst) {
-            self.write();
+            self.write()?;
             self.read();
             if expired.elapsed() >= EXPIRE_INTERVAL {
                 expired = Instant::now();
                 self.associations.expire();
             }
         }
-        let deadline = Instant::now() + self.stop_time.left();
         loop {
-            self.write();
+            self.write()?;
             let left =
                 self.associations.unwritten() + usize::from(self.producer.in_flight_count() > 0);
             if left == 0 {
-                return;
+                return Ok(());
             }
-            if Instant::now() >= deadline {
+            if self.stop_time.is_over(StopPart::Rest) {
                 tracing::warn!(left, "associations were not written; the next run ends them");
-                return;
+                // Closing its clients would wait for a cluster that does not answer. The process ends now.
+                std::mem::forget(self);
+                return Ok(());
             }
             self.producer.poll(POLL);
             rejoin(self.producer.client());
@@ -187,19 +233,43 @@ impl AssociationLog {
         }
     }
 
-    /// Gives the producer what it may have.
-    fn write(&self) {
+    /// Gives the producer what it may have. What is refused goes back to the table, and nothing is tried
+    /// for a while: it would only be refused again.
+    fn write(&mut self) -> Result<(), String> {
         self.producer.poll(Duration::ZERO);
         rejoin(self.producer.client());
-        while self.producer.in_flight_count() < MOST_IN_FLIGHT {
+        self.heed_reports()?;
+        while self.retry.is_due(Instant::now()) && self.producer.in_flight_count() < MOST_IN_FLIGHT
+        {
             let records = self.associations.take_unwritten(MOST_TAKEN);
             if records.is_empty() {
-                return;
+                break;
             }
             for record in records {
                 self.produce(record);
             }
+            self.heed_reports()?;
         }
+        Ok(())
+    }
+
+    /// Rests for a while if something was refused since the last time.
+    fn heed_reports(&mut self) -> Result<(), String> {
+        let written = self.associations.log_stats().written.load(Ordering::Relaxed);
+        if std::mem::replace(&mut self.written, written) != written {
+            self.retry.reset();
+        }
+        let Some(error) = self.producer.context().take_refusal() else { return Ok(()) };
+        if let Some((code, reason)) = self.producer.client().fatal_error() {
+            return Err(format!("associations: {code}: {reason}"));
+        }
+        let pause = self.retry.refused(Instant::now());
+        let (topic, left) = (&self.topic, self.associations.unwritten());
+        tracing::warn!(
+            %error, topic, left, pause_ms = pause.as_millis(),
+            "associations are not written; they will be tried again"
+        );
+        Ok(())
     }
 
     fn produce(&self, record: Outgoing) {
@@ -208,7 +278,8 @@ impl AssociationLog {
         match &record.content {
             Content::End { generation } => {
                 let generation = generation.to_string();
-                let header = Header { key: GENERATION, value: Some(&generation) };
+                let key = GENERATION.to_str().expect("ASCII");
+                let header = Header { key, value: Some(&generation) };
                 headers = Some(OwnedHeaders::new().insert(header));
             }
             Content::Entry { server, generation, until } => {
@@ -221,16 +292,123 @@ impl AssociationLog {
         message.timestamp = Some(NO_TIME);
         message.headers = headers;
         if let Err((error, refused)) = self.producer.send(message) {
-            tracing::debug!(%error, "an association is not taken by the producer now");
-            self.associations.put_back(*refused.delivery_opaque);
+            self.producer.context().refused(error, *refused.delivery_opaque);
         }
     }
 }
 
 fn take(associations: &Associations, record: &BorrowedMessage<'_>) {
-    let generation = record
-        .headers()
-        .and_then(|headers| headers.iter().find(|header| header.key == GENERATION))
-        .map(|header| header.value.unwrap_or_default());
+    let generation = record_header(record, GENERATION);
     associations.apply(record.key().unwrap_or_default(), record.payload(), generation);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr};
+    use std::thread::JoinHandle;
+
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::producer::DefaultProducerContext;
+    use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+
+    use super::*;
+    use crate::kafka::RelayId;
+    use crate::route::ServiceId;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+    const CLIENTS: u16 = 10;
+
+    struct Running {
+        associations: Arc<Associations>,
+        stop: Arc<AtomicBool>,
+        thread: JoinHandle<Result<(), String>>,
+    }
+
+    impl Running {
+        /// A thread with something to write.
+        fn start(cluster: &MockCluster<'_, DefaultProducerContext>) -> Self {
+            let config = format!(
+                r#"
+                gateway = {{ devices = ["eth0"] }}
+                kafka = {{ brokers = "{}" }}
+                [[service]]
+                name = "test"
+                destinations = ["192.0.2.0/24"]
+                port = 7000
+                framing = {{ type = "lines" }}
+                server = [{{ id = "a", address = "192.0.2.1", partition = 0 }}]
+                "#,
+                cluster.bootstrap_servers()
+            );
+            let config: Config = toml::from_str(&config).expect("valid");
+            cluster.create_topic(&config.kafka.associations_topic(), 1, 1).expect("a topic");
+            let incarnation = Incarnation::new(1);
+            let associations =
+                Arc::new(Associations::new(&config.services, RelayId(0), incarnation));
+            let stop_time = StopTime::new(&config.relay);
+            let log = AssociationLog::open(&config, incarnation, associations.clone(), stop_time)
+                .expect("a log");
+            for port in 0..CLIENTS {
+                let client = SocketAddr::from((Ipv4Addr::LOCALHOST, 1000 + port));
+                let who = associations.identity(ServiceId(0), (client, client), None);
+                associations.associate(ServiceId(0), who).expect("a server");
+            }
+            let stop = Arc::<AtomicBool>::default();
+            let stopped = stop.clone();
+            let thread = std::thread::spawn(move || log.run(&stopped));
+            Self { associations, stop, thread }
+        }
+
+        fn wait(&self, what: &str, condition: impl Fn(&Associations) -> bool) {
+            let begun = Instant::now();
+            while !condition(&self.associations) {
+                assert!(begun.elapsed() < PATIENCE, "waited in vain for {what}");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_refused_is_tried_again_less_and_less_often() {
+        let cluster = MockCluster::new(1).expect("a cluster");
+        let refusal = RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED;
+        cluster.request_errors(RDKafkaApiKey::Produce, &[refusal; 1000]);
+        let running = Running::start(&cluster);
+        let tries = |associations: &Associations| {
+            associations.log_stats().put_back.load(Ordering::Relaxed) / u64::from(CLIENTS)
+        };
+        running.wait("the first refusals", |associations| tries(associations) >= 3);
+        // Of these there were hundreds a second.
+        let (before, begun) = (tries(&running.associations), Instant::now());
+        running.wait("time to pass", |_| begun.elapsed() > Duration::from_secs(2));
+        let more = tries(&running.associations) - before;
+        assert!(more <= 10, "{more} tries in two seconds");
+        cluster.clear_request_errors(RDKafkaApiKey::Produce);
+        running.wait("everything to be written", |associations| {
+            associations.log_stats().written.load(Ordering::Relaxed) == u64::from(CLIENTS)
+        });
+        running.stop.store(true, Ordering::SeqCst);
+        running.thread.join().expect("no panic").expect("nothing was fatal");
+    }
+
+    #[test]
+    fn a_fatal_error_ends_it() {
+        let cluster = MockCluster::new(1).expect("a cluster");
+        let refusal = RDKafkaRespErr::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED;
+        cluster.request_errors(RDKafkaApiKey::InitProducerId, &[refusal]);
+        let running = Running::start(&cluster);
+        let told = running.thread.join().expect("no panic").expect_err("nothing can be written");
+        assert!(told.starts_with("associations: "), "{told}");
+    }
+
+    #[test]
+    fn pauses_grow_up_to_a_bound_and_success_ends_them() {
+        let (mut retry, now) = (Retry::default(), Instant::now());
+        assert!(retry.is_due(now));
+        let pauses: Vec<_> = (0..8).map(|_| retry.refused(now).as_millis()).collect();
+        assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 5000, 5000]);
+        assert!(!retry.is_due(now + MOST_PAUSE / 2) && retry.is_due(now + MOST_PAUSE));
+        retry.reset();
+        assert!(retry.is_due(now));
+    }
 }

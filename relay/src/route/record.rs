@@ -7,6 +7,7 @@
 //! | header `generation` | with a tombstone: which generation has ended; without it, whichever it is |
 
 use std::borrow::Cow;
+use std::ffi::CStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +15,7 @@ use super::policy::Policy;
 use super::{ClientIdentity, ServiceId};
 
 /// Header of a tombstone.
-pub(super) const GENERATION: &str = "generation";
+pub(super) const GENERATION: &CStr = c"generation";
 /// What is written here, and the latest that is understood.
 const VERSION: u32 = 1;
 /// Larger numbers are not the same to every reader of JSON (RFC 8259, section 6).

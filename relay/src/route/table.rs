@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use crate::kafka::{Incarnation, RelayId};
 
-use super::allotment::{Fate, Servers};
+use super::allotment::{Fate, Server, Servers};
 use super::policy::Policy;
 use super::record::{Key, RecordRefusal, State, Value};
 use super::{ServerId, ServerState};
@@ -28,6 +28,8 @@ pub enum Refusal {
     NoServer,
     /// Its server is away for too long, by the service's `absence`.
     ServerAway,
+    /// As much waits for Kafka about connections to its server as may.
+    KafkaBehind,
 }
 
 /// A run of a relay.
@@ -161,9 +163,18 @@ impl Table {
     }
 
     /// A connection more: at the client's server, or else at the one with the fewest clients.
-    pub(super) fn connect(&mut self, key: Key, now: u64) -> Result<ServerId, Refusal> {
+    /// Nothing is changed if the server `may` not have it.
+    pub(super) fn connect(
+        &mut self,
+        key: Key,
+        now: u64,
+        may: impl FnOnce(&Server) -> bool,
+    ) -> Result<ServerId, Refusal> {
         let known = self.entries.get(&key).filter(|entry| entry.counted).map(|entry| entry.server);
         let server = self.server_for(&key, known, now)?;
+        if !may(self.servers.get(server)) {
+            return Err(Refusal::KafkaBehind);
+        }
         self.claim(key, server, 1);
         *self.servers.connections(server) += 1;
         Ok(server)

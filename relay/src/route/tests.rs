@@ -330,7 +330,7 @@ fn relays_agree_after(steps: &[Step], keep: u64) -> Result<(), TestCaseError> {
         match step {
             Step::Connect(index, client) => {
                 let relay = &mut relays[index];
-                let server = relay.table.connect(key(client), now).unwrap();
+                let server = relay.table.connect(key(client), now, |_| true).unwrap();
                 relay.connections.push((key(client), server));
             }
             Step::Disconnect(index, which) => {

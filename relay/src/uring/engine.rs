@@ -17,6 +17,7 @@ use crate::worker::{BufferId, Engine, Event, ReceiveEnd, SocketId};
 
 use super::buffers::BufferRing;
 use super::operation::Operation;
+use super::taken;
 
 /// Submissions that fit between two enters; more are submitted early.
 const SUBMISSIONS: u32 = 1024;
@@ -387,6 +388,10 @@ impl Engine for UringEngine {
         let entry = opcode::Connect::new(fd, address.as_ptr().cast(), address.len()).build();
         self.submit(entry, Operation::Connect(id));
         Some(id)
+    }
+
+    fn is_taken(&mut self, socket: SocketId) -> bool {
+        taken::is_taken(&self.slot(socket).socket)
     }
 
     fn shut_down(&mut self, socket: SocketId) {

@@ -6,9 +6,12 @@
 #![allow(unsafe_code)]
 
 mod buffers;
+mod cause;
 mod engine;
 mod operation;
+mod taken;
 
+pub use cause::{cause, is_forbidden};
 pub use engine::{EngineLimits, UringEngine};
 
 /// Makes the least engine and drops it, to see whether this kernel has what one needs.

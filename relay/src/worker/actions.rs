@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use crate::codec::{Actions, AnyCodec, Begin, Headers, ReplyOrigin};
 use crate::kafka::{ConnectionKey, Identity};
-use crate::ring::{Kind, MESSAGE_OVERHEAD_BYTES, UplinkSender};
+use crate::ring::{Credit, Kind, MESSAGE_OVERHEAD_BYTES, Origin, UplinkSender};
 use crate::route::Refusal;
 
 use super::connection::{Link, State};
@@ -35,6 +35,19 @@ pub(super) struct CodecActions<'a> {
     link: &'a mut Link,
     settled: &'a mut Vec<Settled>,
     wishes: Wishes,
+}
+
+/// Adds an `open` or `close` record, which is booked.
+pub(super) fn push_control(
+    uplink: &mut UplinkSender,
+    credit: &Credit,
+    origin: &mut Origin,
+    identity: &Arc<Identity>,
+    kind: Kind,
+    headers: Headers<'_>,
+) {
+    credit.book_control(identity.partition, headers.weight() + MESSAGE_OVERHEAD_BYTES);
+    uplink.push(origin, identity, kind, headers, &[]);
 }
 
 impl<'a> CodecActions<'a> {
@@ -64,16 +77,18 @@ impl Actions for CodecActions<'_> {
     fn begin(&mut self, begin: Begin<'_>) -> Result<(), Refusal> {
         let link = &mut *self.link;
         assert!(link.identity.is_none(), "a connection begins once");
-        let associations = &self.shared.associations;
+        let (associations, credit) = (&self.shared.associations, &self.shared.credit);
         let ends = (link.client, link.server);
         let who = associations.identity(link.service, ends, begin.client);
-        let association = associations.associate(link.service, who.clone())?;
+        let may = |partition| credit.may_open(partition);
+        let association = associations.associate_if(link.service, who.clone(), may)?;
         let presence = &self.shared.presence;
         let holder = begin.holds.then(|| presence.holder(link.service, &who)).flatten();
         let identity =
             Identity::new(link.key, holder, &association, link.client, link.server, begin);
         let identity = Arc::new(identity);
-        self.uplink.push(&mut link.origin, &identity, Kind::Open, begin.headers, &[]);
+        let uplink = &mut *self.uplink;
+        push_control(uplink, credit, &mut link.origin, &identity, Kind::Open, begin.headers);
         if !begin.later {
             presence.came(&identity);
         }
@@ -162,7 +177,7 @@ impl<E: Engine> Worker<E> {
     /// Does what a codec wants, and what follows from it.
     pub(super) fn fulfil(&mut self, socket: SocketId, wishes: Wishes) {
         let connection = self.connections[socket.index()].as_mut().expect("known to the engine");
-        let is_open = connection.state == State::Open;
+        let (is_open, was_held) = (connection.state == State::Open, connection.held);
         let mut hold = !connection.codec.reads();
         if wishes.booked > 0 {
             let identity = connection.link.identity.as_ref().expect("there was a message");
@@ -178,6 +193,7 @@ impl<E: Engine> Worker<E> {
         }
         let bytes = connection.link.output.bytes();
         if wishes.was_idle && bytes > 0 {
+            connection.link.output.moved = Some(self.now);
             self.to_send.push(socket);
         }
         if !self.settled.is_empty() {
@@ -201,6 +217,9 @@ impl<E: Engine> Worker<E> {
         }
         if is_open && (hold || bytes > self.shared.limits.reply_pause_bytes) {
             self.hold(socket);
+        }
+        if was_held {
+            self.look_at(socket);
         }
         self.set_timer(socket);
     }

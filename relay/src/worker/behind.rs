@@ -2,12 +2,11 @@
 //! log, and is read again when its client has read on; everybody else's replies pass it.
 
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
 
-use crate::ring::{Receipt, ReplyOffset, Return};
+use crate::ring::{ReplyOffset, Return};
 
 use super::connection::{Link, State};
-use super::stats::{CloseReason, UndeliveredReason};
+use super::stats::CloseReason;
 use super::{Engine, SocketId, Worker};
 
 /// What a reply that is postponed counts as beside its payload.
@@ -16,7 +15,7 @@ const POSTPONED_OVERHEAD_BYTES: usize = 128;
 const MOST_POSTPONED: u64 = 1_000_000;
 
 /// How far a connection is behind.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Behind {
     /// The last reply that was postponed, until it has come: those after it wait as well.
     last: Option<ReplyOffset>,
@@ -24,25 +23,12 @@ pub(super) struct Behind {
     bytes: usize,
     /// More is on its way.
     asked: bool,
-    /// When the client had read all of a send last, or was given something; none if it has read all
-    /// there is and waits for Kafka.
-    moved: Option<Instant>,
-    patience: Duration,
 }
 
 impl Behind {
-    fn new(patience: Duration, now: Instant) -> Self {
-        Self { last: None, bytes: 0, asked: false, moved: Some(now), patience }
-    }
-
     /// True while something is postponed.
     pub(super) fn is_waiting(&self) -> bool {
         self.last.is_some()
-    }
-
-    /// When the client has read nothing for too long.
-    pub(super) fn overdue_at(&self) -> Option<Instant> {
-        self.moved.map(|moved| moved + self.patience)
     }
 }
 
@@ -60,19 +46,18 @@ impl<E: Engine> Worker<E> {
         link.is_waiting() || link.output.bytes() > self.shared.limits.reply_limit_bytes
     }
 
-    /// Leaves a reply where it is.
-    pub(super) fn postpone(&mut self, socket: SocketId, offset: ReplyOffset, bytes: usize) {
-        let limits = &self.shared.limits;
-        let (most, patience) = (limits.reply_backlog_bytes, limits.reply_timeout_ms);
-        let (now, patience) = (self.now, Duration::from_millis(patience.into()));
+    /// Leaves a reply, or an order, where it is. False if too much is there already, and the connection is
+    /// closed for that.
+    pub(super) fn postpone(&mut self, socket: SocketId, offset: ReplyOffset, bytes: usize) -> bool {
+        let most = self.shared.limits.reply_backlog_bytes;
         let full = self.shared.postponed.load(Ordering::Relaxed) >= MOST_POSTPONED;
         let link = &mut self.connection(socket).link;
         let key = link.key;
-        let behind = link.behind.get_or_insert_with(|| Box::new(Behind::new(patience, now)));
+        let behind = link.behind.get_or_insert_default();
         let counted = bytes + POSTPONED_OVERHEAD_BYTES;
         if full || behind.bytes + counted > most {
             self.close(socket, CloseReason::SlowReader);
-            return self.undelivered(UndeliveredReason::Closing, Receipt::Offset(offset));
+            return false;
         }
         behind.bytes += counted;
         behind.last = Some(offset);
@@ -81,6 +66,7 @@ impl<E: Engine> Worker<E> {
         let returned = Return::Postponed { key, offset, bytes };
         self.settlement.give_back(returned, Some(offset), &self.downlink);
         self.set_timer(socket);
+        true
     }
 
     /// A reply that was postponed has been dealt with; with the last of them nothing waits any more.
@@ -96,7 +82,6 @@ impl<E: Engine> Worker<E> {
         let Some(behind) = &mut connection.link.behind else { return };
         behind.bytes = behind.bytes.saturating_sub(bytes + POSTPONED_OVERHEAD_BYTES);
         behind.asked &= !last;
-        behind.moved.get_or_insert(now);
         if behind.last == Some(offset) {
             behind.last = None;
             // Its silence until now means nothing.
@@ -111,11 +96,9 @@ impl<E: Engine> Worker<E> {
 
     /// The client has read all of a send.
     pub(super) fn has_read(&mut self, socket: SocketId) {
-        let now = self.now;
-        let link = &mut self.connection(socket).link;
-        let Some(behind) = &mut link.behind else { return };
-        behind.moved = (link.output.bytes() > 0).then_some(now);
-        self.go_on(socket);
+        if self.connection(socket).link.behind.is_some() {
+            self.go_on(socket);
+        }
     }
 
     /// Forgets that a connection was behind, or asks for more.

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::codec::AnyCodec;
 use crate::kafka::{ConnectionKey, Identity};
@@ -64,6 +64,14 @@ pub(super) enum Receive {
     Ended,
 }
 
+/// The first offset of the downlink among receipts.
+fn oldest_offset(receipts: &VecDeque<Receipt>) -> Option<ReplyOffset> {
+    receipts.iter().find_map(|receipt| match receipt {
+        Receipt::Offset(offset) => Some(*offset),
+        _ => None,
+    })
+}
+
 /// Replies on their way to the client.
 #[derive(Debug, Default)]
 pub(super) struct Output {
@@ -72,6 +80,9 @@ pub(super) struct Output {
     /// Bytes of the send that is going on; 0: none is.
     pub(super) sending_bytes: usize,
     sending_replies: usize,
+    /// When its client had taken a send last, or was given the first bytes after that; none while it has
+    /// all.
+    pub(super) moved: Option<Instant>,
     /// One for each reply, those of the send first.
     pub(super) receipts: VecDeque<Receipt>,
     /// The other buffer, when no send has it.
@@ -82,14 +93,6 @@ impl Output {
     /// All bytes that wait for the client.
     pub(super) fn bytes(&self) -> usize {
         self.waiting.len() + self.sending_bytes
-    }
-
-    /// The first offset of the downlink that waits here.
-    pub(super) fn oldest_offset(&self) -> Option<ReplyOffset> {
-        self.receipts.iter().find_map(|receipt| match receipt {
-            Receipt::Offset(offset) => Some(*offset),
-            _ => None,
-        })
     }
 
     /// The buffer of the next send, if one should begin.
@@ -104,8 +107,13 @@ impl Output {
     }
 
     /// The send has ended; the receipts of the replies it carried.
-    pub(super) fn end_send(&mut self, mut buffer: Vec<u8>) -> impl Iterator<Item = Receipt> {
+    pub(super) fn end_send(
+        &mut self,
+        mut buffer: Vec<u8>,
+        now: Instant,
+    ) -> impl Iterator<Item = Receipt> {
         self.sending_bytes = 0;
+        self.moved = (!self.waiting.is_empty()).then_some(now);
         buffer.clear();
         buffer.shrink_to(OUTPUT_KEPT_BYTES);
         self.spare = buffer;
@@ -132,9 +140,14 @@ pub(super) struct Link {
     pub(super) sequence: u64,
     /// How many of them Kafka has acknowledged, where somebody wants to know.
     pub(super) acknowledged: u64,
+    /// Kafka has refused one: what it acknowledges after that cannot be counted.
+    pub(super) refused: bool,
     /// Place in the batch being filled.
     pub(super) origin: Origin,
     pub(super) output: Output,
+    /// Sent to a client that had ended its side, and that may have gone: whether it has them is known when
+    /// its kernel has acknowledged them. None are here of clients whose replies do not wait for them.
+    pub(super) doubtful: VecDeque<Receipt>,
     pub(super) kept: Kept,
     /// Its client reads slower than its server writes.
     pub(super) behind: Option<Box<Behind>>,
@@ -148,8 +161,9 @@ impl Link {
 
     /// The first offset of the downlink that waits for the client.
     pub(super) fn oldest_offset(&self) -> Option<ReplyOffset> {
-        let (sending, kept) = (self.output.oldest_offset(), self.kept.oldest_offset());
-        sending.into_iter().chain(kept).min()
+        let doubtful = oldest_offset(&self.doubtful);
+        let (sending, kept) = (oldest_offset(&self.output.receipts), self.kept.oldest_offset());
+        sending.into_iter().chain(kept).chain(doubtful).min()
     }
 }
 
@@ -171,6 +185,8 @@ pub(super) struct Connection {
     pub(super) throttled_until: Option<Instant>,
     /// When the worker looks at it next, if nothing else happens.
     pub(super) timer: Option<Instant>,
+    /// Since when it waits for nothing but its client's acknowledgement of what was sent.
+    pub(super) in_doubt_since: Option<Instant>,
     /// How long it may stay half-closed, flushing or draining.
     pub(super) lingers_until: Option<Instant>,
     /// Not read from, because of a bound further on; the worker's list has it.
@@ -200,8 +216,10 @@ impl Connection {
             who: None,
             sequence: 0,
             acknowledged: 0,
+            refused: false,
             origin: Origin::default(),
             output: Output::default(),
+            doubtful: VecDeque::new(),
             kept: Kept::default(),
             behind: None,
         };
@@ -216,6 +234,7 @@ impl Connection {
             pace: Pace::new(),
             throttled_until: None,
             timer: None,
+            in_doubt_since: None,
             lingers_until: None,
             held: false,
             quiesced: false,
@@ -230,8 +249,14 @@ impl Connection {
 
     /// When something is to be done about it if nothing happens, and what: its codec, or the reason
     /// to close it.
-    pub(super) fn deadline(&self, served: &Served) -> Option<(Instant, Option<CloseReason>)> {
-        let stalled = self.link.behind.as_ref().and_then(|behind| behind.overdue_at());
+    ///
+    /// `patience` is how long the client may leave unread what it was sent.
+    pub(super) fn deadline(
+        &self,
+        served: &Served,
+        patience: Duration,
+    ) -> Option<(Instant, Option<CloseReason>)> {
+        let stalled = self.link.output.moved.map(|moved| moved + patience);
         let stalled = stalled.map(|at| (at, Some(CloseReason::SlowReader)));
         if self.link.is_waiting() {
             // It cannot have seen what its protocol would have it answer.
@@ -264,6 +289,12 @@ impl Connection {
     pub(super) fn not_read(&mut self, now: Instant) {
         self.heard = now;
         self.codec.not_read(now);
+    }
+
+    /// True if what it is sent now may reach nobody, and had better wait for its client then.
+    pub(super) fn is_doubtful(&self) -> bool {
+        self.receive == Receive::Ended
+            && self.link.identity.as_ref().is_some_and(|one| one.holder().is_some())
     }
 
     /// True while what the client sends counts.

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use crate::codec::{Actions, AnyCodec, Begin, Headers, ReplyOrigin};
-use crate::kafka::ConnectionKey;
+use crate::kafka::{ConnectionKey, RefusedReason};
 use crate::ring::Command;
 use crate::route::Refusal;
 
@@ -35,8 +35,9 @@ impl Departed {
     /// Takes a connection whose slot is free again, if Kafka owes it something.
     pub(super) fn add(&mut self, connection: Connection) {
         let Connection { link, codec, .. } = connection;
-        let Link { key, identity, sequence, acknowledged, .. } = link;
-        if identity.is_some_and(|identity| identity.acknowledge) && acknowledged < sequence {
+        let Link { key, identity, sequence, acknowledged, refused, .. } = link;
+        let asks = identity.is_some_and(|identity| identity.acknowledge) && !refused;
+        if asks && acknowledged < sequence {
             self.0.insert(place(key), Owed { codec, sequence, acknowledged });
         }
     }
@@ -52,9 +53,9 @@ impl Departed {
     }
 
     /// Kafka has refused a message.
-    pub(super) fn refused(&mut self, key: ConnectionKey) {
+    pub(super) fn refused(&mut self, key: ConnectionKey, failure: RefusedReason) {
         if let Some(mut owed) = self.0.remove(&place(key)) {
-            owed.codec.refused();
+            owed.codec.refused(failure);
         }
     }
 }

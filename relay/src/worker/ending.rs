@@ -1,14 +1,17 @@
 //! How connections end: half-closed, flushed, drained, closed.
 
-use std::cmp::Reverse;
 use std::time::{Duration, Instant};
 
 use crate::codec::Headers;
 use crate::ring::{Kind, Receipt, Return};
 
+use super::actions::push_control;
 use super::connection::{Receive, State};
 use super::stats::{CloseReason, UndeliveredReason};
-use super::{Engine, SocketId, Worker};
+use super::{Engine, SocketId, Worker, of};
+
+/// How long it takes a client's kernel to acknowledge something, about.
+const DOUBT_INTERVAL: Duration = Duration::from_millis(20);
 
 impl<E: Engine> Worker<E> {
     /// The client has ended its side, and everything before that is decoded.
@@ -32,26 +35,42 @@ impl<E: Engine> Worker<E> {
         // A response that ends with its connection may take as long as any other.
         let whole = matches!(connection.state, State::Flushing(_)) && connection.codec.lingers();
         let time = if whole && !stopping { reply_timeout_ms } else { half_close_ms };
-        let until = now + Duration::from_millis(u64::from(time));
+        self.look_again(socket, now + Duration::from_millis(u64::from(time)));
+    }
+
+    fn look_again(&mut self, socket: SocketId, until: Instant) {
+        let connection = self.connections[socket.index()].as_mut().expect("just seen");
         connection.lingers_until = Some(until);
-        let generation = connection.generation();
-        self.lingering.push(Reverse((until, socket, generation)));
+        let (whose, connections) = ((socket, connection.generation()), &self.connections);
+        self.lingering.push(until, whose, |until, whose| {
+            of(connections, whose).is_some_and(|one| one.lingers_until == Some(until))
+        });
+    }
+
+    /// The relay stops: a connection that had time for other reasons has no more than that of a stop.
+    pub(super) fn hurry(&mut self, socket: SocketId) {
+        let most = Duration::from_millis(u64::from(self.shared.limits.half_close_ms));
+        let until = Instant::now() + most;
+        if self.connection(socket).lingers_until.is_none_or(|at| at > until) {
+            self.linger(socket);
+        }
     }
 
     pub(super) fn end_lingering(&mut self) {
-        while let Some(Reverse((deadline, socket, generation))) = self.lingering.peek().copied()
-            && deadline <= Instant::now()
-        {
-            self.lingering.pop();
-            let Some(connection) = &self.connections[socket.index()] else { continue };
-            if connection.generation() != generation || connection.lingers_until != Some(deadline) {
+        while let Some((deadline, whose)) = self.lingering.pop(Instant::now()) {
+            let socket = whose.0;
+            let Some(connection) = of(&self.connections, whose) else { continue };
+            if connection.lingers_until != Some(deadline) {
                 continue;
             }
             match connection.state {
                 // It gets what is there for it, and its time anew with the last of that.
                 State::HalfClosed if connection.link.is_waiting() => {}
                 State::HalfClosed => self.flush_and_close(socket, CloseReason::EndOfStream),
-                State::Flushing(reason) => self.close(socket, reason),
+                State::Flushing(reason) if connection.link.output.bytes() > 0 => {
+                    self.close(socket, reason);
+                }
+                State::Flushing(reason) => self.end_flushing(socket, reason),
                 State::Draining => self.give_back(socket),
                 State::Open | State::HandingOn | State::Closing => {}
             }
@@ -82,6 +101,9 @@ impl<E: Engine> Worker<E> {
 
     /// All is sent.
     pub(super) fn end_flushing(&mut self, socket: SocketId, reason: CloseReason) {
+        if self.is_in_doubt(socket) {
+            return;
+        }
         let connection = self.connection(socket);
         if !connection.codec.lingers() || connection.receive == Receive::Ended {
             return self.close(socket, reason);
@@ -94,6 +116,24 @@ impl<E: Engine> Worker<E> {
             self.arm_receive(socket);
         }
         self.linger(socket);
+    }
+
+    /// Whether it is worth while to wait for its client's kernel, which may have all that was sent in a
+    /// moment. If so, it is looked again then.
+    fn is_in_doubt(&mut self, socket: SocketId) -> bool {
+        let patience = Duration::from_millis(u64::from(self.shared.limits.half_close_ms));
+        let connection = self.connections[socket.index()].as_mut().expect("just seen");
+        if self.stopping || connection.link.doubtful.is_empty() || self.engine.is_taken(socket) {
+            return false;
+        }
+        let now = Instant::now();
+        let since = *connection.in_doubt_since.get_or_insert(now);
+        let next = now + DOUBT_INTERVAL;
+        if next > since + patience {
+            return false;
+        }
+        self.look_again(socket, next);
+        true
     }
 
     /// Closes at once.
@@ -120,6 +160,7 @@ impl<E: Engine> Worker<E> {
 
     /// Takes a connection out of the books.
     pub(super) fn leave(&mut self, socket: SocketId, reason: CloseReason) {
+        self.waiting.remove(socket);
         self.connection(socket).stash = Vec::new();
         self.act(socket, |codec, now, actions| codec.ended(reason, now, actions));
         let connection = self.connections[socket.index()].as_mut().expect("just seen");
@@ -129,24 +170,35 @@ impl<E: Engine> Worker<E> {
         }
         self.stats.closed[reason as usize].add(1);
         let mut unsent = std::mem::take(&mut link.output.receipts);
+        let doubtful = std::mem::take(&mut link.doubtful);
+        if !doubtful.is_empty() && self.engine.is_taken(socket) {
+            let kept = &mut link.kept;
+            self.settled.extend(doubtful.into_iter().filter_map(|receipt| kept.done(receipt)));
+        } else {
+            unsent.extend(doubtful);
+        }
         let (kept, delivery) = link.kept.give_up();
         unsent.extend(kept);
-        if link.behind.take().is_some_and(|behind| behind.is_waiting()) {
-            self.settlement.give_back(Return::Left(link.key), None, &self.downlink);
-        }
+        let (key, left) = (link.key, link.behind.take().is_some_and(|behind| behind.is_waiting()));
         if let (Some(identity), Some(who)) = (&link.identity, link.who.take()) {
             let kind = Kind::Close(reason.name());
-            self.uplink.push(&mut link.origin, identity, kind, Headers::NONE, &[]);
+            let (uplink, credit) = (&mut self.uplink, &self.shared.credit);
+            push_control(uplink, credit, &mut link.origin, identity, kind, Headers::NONE);
             self.shared.presence.left(identity);
             self.shared.associations.dissociate(link.service, who, identity.server);
         }
         self.settled.extend(delivery);
         self.settle_all();
+        // In the log's order, and what it was not given after what it was: so they are held.
+        unsent.make_contiguous().sort_unstable_by_key(Receipt::offset);
         for receipt in unsent {
             // Of a delivery all is said.
-            if let Receipt::Offset(_) | Receipt::Postponed { .. } = receipt {
-                self.undelivered(UndeliveredReason::ConnectionLost, receipt);
+            if receipt.offset().is_some() {
+                self.undelivered(key, UndeliveredReason::ConnectionLost, receipt);
             }
+        }
+        if left {
+            self.settlement.give_back(Return::Left(key), None, &self.downlink);
         }
     }
 }

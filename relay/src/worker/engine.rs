@@ -118,6 +118,9 @@ pub trait Engine {
     /// sockets as may be.
     fn connect(&mut self, socket: OwnedFd, to: SocketAddr) -> Option<SocketId>;
 
+    /// Whether the peer's kernel has acknowledged all that was sent, and has not reset the connection.
+    fn is_taken(&mut self, socket: SocketId) -> bool;
+
     /// Tells the client that nothing more will be sent. Not while a send is going on; a receive goes
     /// on.
     fn shut_down(&mut self, socket: SocketId);

@@ -9,6 +9,7 @@ mod connection;
 mod departed;
 mod ending;
 mod engine;
+mod held;
 mod kept;
 mod limits;
 mod onward;
@@ -18,9 +19,11 @@ mod settlement;
 mod shared;
 mod stats;
 mod stop;
+#[cfg(test)]
+mod tests;
+mod timers;
+mod waiting;
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -28,7 +31,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::kafka::ConnectionKey;
+use crate::kafka::{ConnectionKey, StopPart};
 use crate::ring::{DownlinkReceiver, DownlinkSender, UplinkSender, Wake};
 use crate::route::ServiceId;
 
@@ -38,6 +41,8 @@ use departed::Departed;
 use kept::Settled;
 use onward::Onward;
 use settlement::Settlement;
+use timers::Timers;
+use waiting::Waiting;
 
 pub use engine::{BufferId, Engine, Event, ReceiveEnd, SocketId};
 pub use limits::{Addresses, Rate};
@@ -48,13 +53,21 @@ pub use stats::{CloseReason, Counter, Gauge, UndeliveredReason, WorkerStats};
 
 /// Longest wait; so often a worker looks at the clock when nothing happens.
 const TICK: Duration = Duration::from_secs(1);
+/// And while the relay stops: not all that it waits for then wakes it.
+const STOP_TICK: Duration = Duration::from_millis(10);
 
 /// Most stashes that a worker keeps for held connections to come.
 const MAX_SPARE_STASHES: usize = 64;
-/// What of a stash is decoded between two looks at the bounds.
-const STASH_PIECE_BYTES: usize = 4 << 10;
 /// A larger one is given back to the allocator.
 const MAX_SPARE_STASH_BYTES: usize = 256 << 10;
+
+/// A connection: its socket, and which user of that it is.
+type Whose = (SocketId, u32);
+
+/// The connection, unless its socket has another user by now.
+fn of(connections: &[Option<Connection>], (socket, generation): Whose) -> Option<&Connection> {
+    connections[socket.index()].as_ref().filter(|one| one.generation() == generation)
+}
 
 /// A worker.
 pub struct Worker<E> {
@@ -74,16 +87,16 @@ pub struct Worker<E> {
     open: usize,
     departed: Departed,
     next_generation: u32,
-    /// Connections that are not read from; see [`Worker::hold`].
-    held: Vec<SocketId>,
+    /// Connections that are held, by what they wait for.
+    waiting: Waiting,
     /// Empty, for the next connections that are held with something received.
     spare_stashes: Vec<Vec<u8>>,
     /// Connections with output and no send going on.
     to_send: Vec<SocketId>,
     /// Half-closed, flushing and draining connections: the time that is over first comes first.
-    lingering: BinaryHeap<Reverse<(Instant, SocketId, u32)>>,
+    lingering: Timers<Whose>,
     /// Times at which connections are looked at. One that was changed since stands here twice.
-    timers: BinaryHeap<Reverse<(Instant, SocketId, u32)>>,
+    timers: Timers<Whose>,
     /// The rings to all workers, this one included.
     peers: Vec<DownlinkSender>,
     /// Connections whose clients have connected again, and whose workers do not know it yet.
@@ -95,6 +108,8 @@ pub struct Worker<E> {
     /// The time of this step.
     now: Instant,
     stopping: bool,
+    /// The time of the stop is over for connections.
+    out_of_time: bool,
 }
 
 impl<E: Engine> Worker<E> {
@@ -127,17 +142,18 @@ impl<E: Engine> Worker<E> {
             open: 0,
             departed: Departed::default(),
             next_generation: 0,
-            held: Vec::new(),
+            waiting: Waiting::default(),
             spare_stashes: Vec::new(),
             to_send: Vec::new(),
-            lingering: BinaryHeap::new(),
-            timers: BinaryHeap::new(),
+            lingering: Timers::default(),
+            timers: Timers::default(),
             peers: Vec::new(),
             to_evict: Vec::new(),
             settled: Vec::new(),
             onward: Onward::default(),
             now: Instant::now(),
             stopping: false,
+            out_of_time: false,
         }
     }
 
@@ -188,8 +204,8 @@ impl<E: Engine> Worker<E> {
         self.end_late_connects();
         self.end_stalled();
         self.evict();
-        if !self.stopping && self.shared.stop.load(Ordering::SeqCst) {
-            self.begin_stop();
+        if self.shared.stop.load(Ordering::SeqCst) {
+            self.go_on_stopping();
         }
         self.hand_on_asked();
         self.start_sends();
@@ -199,9 +215,14 @@ impl<E: Engine> Worker<E> {
         }
     }
 
-    /// True when the relay stops, no connection is left and everything is handed over.
+    /// True when the relay stops, no connection is left and everything is handed over, or nobody is
+    /// there to take it; or when the time for all that is over.
     pub fn is_done(&mut self) -> bool {
-        self.stopping && self.open == 0 && self.uplink.hand_over() && self.settlement.is_said()
+        self.stopping
+            && (self.shared.stop_time.is_over(StopPart::Rest)
+                || self.open == 0
+                    && (self.uplink.hand_over() || self.uplink.is_abandoned())
+                    && self.settlement.is_said())
     }
 
     /// The engine, for tests that own the loop.
@@ -216,22 +237,22 @@ impl<E: Engine> Worker<E> {
         if self.uplink.hand_over() {
             self.give_answers();
         }
-        let work = self.downlink.has_batch()
+        let work = self.has_replies()
             || self.orders.has_order()
             || (!self.stopping && self.shared.stop.load(Ordering::SeqCst))
-            || (self.stopping && self.open == 0)
-            || (0..self.held.len()).any(|index| self.may_resume(self.held[index]))
+            || self.is_done()
+            || self.may_somebody_resume()
             || !self.to_send.is_empty()
             || !self.to_evict.is_empty();
         if work {
             self.wake.awake();
             return Duration::ZERO;
         }
-        let lingering = self.lingering.peek().map(|Reverse((deadline, ..))| *deadline);
-        let timer = self.timers.peek().map(|Reverse((at, ..))| *at);
-        match lingering.into_iter().chain(timer).chain(self.onward.deadline()).min() {
-            Some(deadline) => deadline.saturating_duration_since(Instant::now()).min(TICK),
-            None => TICK,
+        let deadlines = [self.lingering.first(), self.timers.first(), self.onward.deadline()];
+        let tick = if self.stopping { STOP_TICK } else { TICK };
+        match deadlines.into_iter().flatten().min() {
+            Some(deadline) => deadline.saturating_duration_since(Instant::now()).min(tick),
+            None => tick,
         }
     }
 
@@ -352,89 +373,11 @@ impl<E: Engine> Worker<E> {
         self.fulfil(socket, wishes);
     }
 
-    /// Stops reading from a connection until [`may_resume`](Self::may_resume).
-    fn hold(&mut self, socket: SocketId) {
-        let connection = self.connections[socket.index()].as_mut().expect("known to the engine");
-        if !connection.held {
-            connection.held = true;
-            self.held.push(socket);
-            self.stats.holds.add(1);
-        }
-        self.stop_receiving(socket);
-    }
-
     fn stop_receiving(&mut self, socket: SocketId) {
         let connection = self.connections[socket.index()].as_mut().expect("known to the engine");
         if connection.receive == Receive::Armed {
             connection.receive = Receive::Stopping;
             self.engine.stop_receiving(socket);
-        }
-    }
-
-    fn may_resume(&mut self, socket: SocketId) -> bool {
-        let Some(connection) = &self.connections[socket.index()] else { return true };
-        let partition = connection.link.identity.as_ref().map(|identity| identity.partition);
-        !connection.reads()
-            || (connection.link.output.bytes() <= self.shared.limits.reply_pause_bytes / 2
-                && connection.codec.reads()
-                && connection.throttled_until.is_none_or(|until| until <= self.now)
-                && partition.is_none_or(|partition| self.shared.credit.may_resume(partition))
-                && self.uplink.has_room())
-    }
-
-    fn resume_held(&mut self) {
-        for index in (0..self.held.len()).rev() {
-            let socket = self.held[index];
-            if !self.may_resume(socket) {
-                continue;
-            }
-            self.held.swap_remove(index);
-            if let Some(connection) = &mut self.connections[socket.index()]
-                && connection.held
-            {
-                connection.held = false;
-                if !connection.quiesced {
-                    self.read_on(socket);
-                }
-            }
-        }
-    }
-
-    /// Goes on with a connection that is not held any more.
-    fn read_on(&mut self, socket: SocketId) {
-        let connection = self.connections[socket.index()].as_mut().expect("just seen");
-        if !connection.reads() {
-            return;
-        }
-        connection.not_read(self.now);
-        let mut stash = std::mem::take(&mut connection.stash);
-        let mut taken = 0;
-        while taken < stash.len() {
-            // Piece by piece: what is beyond a bound should stay here.
-            let piece = &stash[taken..stash.len().min(taken + STASH_PIECE_BYTES)];
-            taken += piece.len();
-            self.act(socket, |codec, now, actions| codec.receive(piece, now, actions));
-            let connection = self.connection(socket);
-            if connection.held || !connection.reads() {
-                break;
-            }
-        }
-        if taken < stash.len() && self.connection(socket).reads() {
-            stash.drain(..taken);
-            self.connection(socket).stash = stash;
-            self.book_memory(socket);
-        } else {
-            self.keep_stash(stash);
-        }
-        let connection = self.connection(socket);
-        if connection.held || !connection.reads() {
-            return;
-        }
-        match connection.receive {
-            Receive::Stopped => self.arm_receive(socket),
-            Receive::Ended => self.end_stream(socket),
-            // Its end arms it again.
-            Receive::Armed | Receive::Stopping => {}
         }
     }
 
@@ -472,26 +415,33 @@ impl<E: Engine> Worker<E> {
     /// Sees to it that the worker looks at a connection when its time is over. A later time than was
     /// known needs nothing: it is found when the earlier one comes.
     fn set_timer(&mut self, socket: SocketId) {
+        let patience = self.patience();
         let connection = self.connections[socket.index()].as_mut().expect("known to the engine");
         if !connection.writes() {
             return;
         }
         let served = &self.shared.services[connection.link.service.index()];
-        let deadline = connection.deadline(served).map(|(at, _)| at);
+        let deadline = connection.deadline(served, patience).map(|(at, _)| at);
         let throttled = connection.throttled_until.filter(|until| *until > self.now);
         if let Some(at) = deadline.into_iter().chain(throttled).min()
             && connection.timer.is_none_or(|timer| at < timer)
         {
             connection.timer = Some(at);
-            self.timers.push(Reverse((at, socket, connection.generation())));
+            let (whose, connections) = ((socket, connection.generation()), &self.connections);
+            self.timers.push(at, whose, |at, whose| {
+                of(connections, whose).is_some_and(|connection| connection.timer == Some(at))
+            });
         }
     }
 
+    /// How long a client may leave unread what it was sent.
+    pub(super) fn patience(&self) -> Duration {
+        Duration::from_millis(u64::from(self.shared.limits.reply_timeout_ms))
+    }
+
     fn run_timers(&mut self) {
-        while let Some(Reverse((at, socket, generation))) = self.timers.peek().copied()
-            && at <= self.now
-        {
-            self.timers.pop();
+        let patience = self.patience();
+        while let Some((at, (socket, generation))) = self.timers.pop(self.now) {
             let connection = self.connections[socket.index()].as_mut();
             let Some(connection) = connection.filter(|one| one.generation() == generation) else {
                 continue;
@@ -502,9 +452,12 @@ impl<E: Engine> Worker<E> {
             connection.timer = None;
             if connection.held || connection.quiesced {
                 connection.not_read(self.now);
+                // It may be the end of its pause.
+                self.look_at(socket);
             }
+            let connection = self.connections[socket.index()].as_mut().expect("just seen");
             let served = &self.shared.services[connection.link.service.index()];
-            match connection.deadline(served).filter(|(at, _)| *at <= self.now) {
+            match connection.deadline(served, patience).filter(|(at, _)| *at <= self.now) {
                 Some((_, Some(CloseReason::SlowReader))) => {
                     self.close(socket, CloseReason::SlowReader);
                 }

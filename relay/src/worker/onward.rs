@@ -9,14 +9,16 @@
 //! Each side is read only while the other takes what was read; the end of a side is passed on as
 //! such, a failure as a reset.
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Instant;
 
+use crate::route::ServiceId;
+
 use super::connection::{OUTPUT_KEPT_BYTES, Receive, State};
 use super::stats::CloseReason;
+use super::timers::Timers;
 use super::{Engine, Event, ReceiveEnd, SocketId, Worker};
 
 /// A side of a pipe.
@@ -79,10 +81,19 @@ struct Pipe {
     client: SocketAddr,
     server: SocketAddr,
     ends: [End; 2],
+    /// The service in which it is one of those that its client's address may have.
+    counted: Option<ServiceId>,
     /// Both sockets are given back to the engine.
     over: bool,
     /// Tells it from others that had its place.
     serial: u64,
+}
+
+impl Pipe {
+    /// True if it is the pipe with this serial number and its server has not accepted yet.
+    fn awaits_server(&self, serial: u64) -> bool {
+        self.serial == serial && !self.over && !self.ends[Side::Server as usize].connected
+    }
 }
 
 /// The pipes of a worker.
@@ -92,7 +103,7 @@ pub(super) struct Onward {
     free: Vec<usize>,
     places: HashMap<SocketId, (usize, Side)>,
     /// When servers must have accepted: with serial number and place of the pipe.
-    deadlines: BinaryHeap<Reverse<(Instant, u64, usize)>>,
+    deadlines: Timers<(u64, usize)>,
     next_serial: u64,
     /// Connections that are to be handed on, with what was received of them.
     pub(super) asked: Vec<(SocketId, Vec<u8>)>,
@@ -107,8 +118,12 @@ impl Onward {
             self.pipes.push(None);
             self.pipes.len() - 1
         });
-        self.deadlines.push(Reverse((deadline, pipe.serial, index)));
+        let serial = pipe.serial;
         self.pipes[index] = Some(pipe);
+        let pipes = &self.pipes;
+        self.deadlines.push(deadline, (serial, index), |_, (serial, index)| {
+            pipes[index].as_ref().is_some_and(|pipe| pipe.awaits_server(serial))
+        });
         for (socket, side) in sockets.into_iter().zip([Side::Client, Side::Server]) {
             self.places.insert(socket, (index, side));
         }
@@ -117,7 +132,7 @@ impl Onward {
 
     /// When a server must have accepted, if one has to.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.deadlines.peek().map(|Reverse((at, ..))| *at)
+        self.deadlines.first()
     }
 
     fn pipe(&mut self, index: usize) -> &mut Pipe {
@@ -183,6 +198,7 @@ impl<E: Engine> Worker<E> {
         let service = connection.link.service;
         received.append(&mut connection.stash);
         let receive = connection.receive;
+        let counted = connection.counted.then_some(service);
         if self.stopping {
             return self.close(socket, CloseReason::RelayStop);
         }
@@ -202,6 +218,7 @@ impl<E: Engine> Worker<E> {
             return self.close(socket, CloseReason::Unsupported);
         };
         self.open += 1;
+        self.waiting.remove(socket);
         self.connections[socket.index()] = None;
         self.stats.closed[CloseReason::HandedOn as usize].add(1);
         self.stats.handed_on.add(1);
@@ -210,7 +227,7 @@ impl<E: Engine> Worker<E> {
         end.waiting = received;
         let ends = [End::new(socket, receive, true), end];
         let deadline = self.now + self.shared.services[service.index()].connect;
-        let pipe = Pipe { client, server, ends, over: false, serial: 0 };
+        let pipe = Pipe { client, server, ends, counted, over: false, serial: 0 };
         let index = self.onward.add(pipe, deadline);
         self.pass_on(index, Side::Client);
     }
@@ -278,13 +295,9 @@ impl<E: Engine> Worker<E> {
 
     /// Gives up servers that have not accepted in time.
     pub(super) fn end_late_connects(&mut self) {
-        while self.onward.deadline().is_some_and(|at| at <= self.now)
-            && let Some(Reverse((_, serial, index))) = self.onward.deadlines.pop()
-        {
+        while let Some((_, (serial, index))) = self.onward.deadlines.pop(self.now) {
             let pipe = self.onward.pipes[index].as_ref();
-            if let Some(pipe) = pipe.filter(|pipe| pipe.serial == serial && !pipe.over)
-                && !pipe.ends[Side::Server as usize].connected
-            {
+            if let Some(pipe) = pipe.filter(|pipe| pipe.awaits_server(serial)) {
                 tracing::debug!(client = %pipe.client, server = %pipe.server, "not accepted in time");
                 self.stats.hand_on_failed.add(1);
                 self.stats.hand_on_timed_out.add(1);
@@ -352,6 +365,9 @@ impl<E: Engine> Worker<E> {
         self.flows.onward_closed(client, server);
         for end in &pipe.ends {
             close(&mut self.engine, end.socket);
+        }
+        if let Some(service) = pipe.counted {
+            self.shared.addresses.leave(service, client.ip());
         }
         self.stats.handed_on_ended.add(1);
     }

@@ -20,8 +20,10 @@ use crate::codec::Headers;
 use crate::ring::{Kind, Origin, Wake};
 use crate::route::ServerId;
 
+use super::actions::push_control;
 use super::connection::State;
 use super::stats::CloseReason;
+use super::waiting::Wait;
 use super::{Engine, SocketId, Worker};
 
 /// Orders that may wait for one worker; who gives more is told to wait.
@@ -180,7 +182,10 @@ impl<E: Engine> Worker<E> {
     fn release(&mut self, socket: SocketId) {
         let connection = self.connections[socket.index()].as_mut().expect("just seen");
         connection.quiesced = false;
-        if !connection.held {
+        if connection.held {
+            // It may be at another partition now.
+            self.waiting.put(socket, Wait::Look);
+        } else {
             self.read_on(socket);
         }
     }
@@ -198,11 +203,12 @@ impl<E: Engine> Worker<E> {
             let associations = &self.shared.associations;
             let association = associations.reassociate(link.service, who.clone(), identity.server);
             if association.server != identity.server {
+                let (uplink, credit) = (&mut self.uplink, &self.shared.credit);
                 let (origin, close) = (&mut link.origin, Kind::Close(MOVED));
-                self.uplink.push(origin, identity, close, Headers::NONE, &[]);
+                push_control(uplink, credit, origin, identity, close, Headers::NONE);
                 *identity = Arc::new(identity.moved_to(&association));
                 *origin = Origin::default();
-                self.uplink.push(origin, identity, Kind::Open, identity.begin(), &[]);
+                push_control(uplink, credit, origin, identity, Kind::Open, identity.begin());
             }
         }
         self.release(socket);

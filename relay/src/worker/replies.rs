@@ -1,10 +1,9 @@
 //! The way back: replies from the ring to the clients.
 
 use std::io;
-use std::time::Duration;
 
 use crate::codec::{Actions as _, Reply, Sending, Unencodable};
-use crate::kafka::ConnectionKey;
+use crate::kafka::{ConnectionKey, RefusedReason};
 use crate::ring::{Command, Delivered, Receipt, Return};
 
 use super::connection::{Link, State};
@@ -14,8 +13,11 @@ use super::stats::{CloseReason, UndeliveredReason};
 use super::{Engine, SocketId, Worker};
 
 impl<E: Engine> Worker<E> {
+    /// Takes what has come, unless too much is to be said about what came before.
     pub(super) fn take_replies(&mut self) {
-        while let Some(batch) = self.downlink.pop() {
+        while self.has_replies()
+            && let Some(batch) = self.downlink.pop()
+        {
             self.settlement.begin(&batch);
             for (key, command, receipt, reply) in batch.commands() {
                 self.on_command(key, command, receipt, reply);
@@ -24,12 +26,22 @@ impl<E: Engine> Worker<E> {
         }
     }
 
-    pub(super) fn undelivered(&mut self, reason: UndeliveredReason, receipt: Receipt) {
+    /// True if there is something that may be taken.
+    pub(super) fn has_replies(&self) -> bool {
+        self.downlink.has_batch() && !self.settlement.is_behind()
+    }
+
+    pub(super) fn undelivered(
+        &mut self,
+        key: ConnectionKey,
+        reason: UndeliveredReason,
+        receipt: Receipt,
+    ) {
         match receipt {
             Receipt::Offset(offset) | Receipt::Postponed { offset, .. } => {
                 self.stats.replies_undelivered[reason as usize].add(1);
                 let settles = matches!(receipt, Receipt::Offset(_)).then_some(offset);
-                let returned = Return::Undelivered { offset, reason };
+                let returned = Return::Undelivered { key, offset, reason };
                 self.settlement.give_back(returned, settles, &self.downlink);
             }
             // All of it waits on.
@@ -60,12 +72,14 @@ impl<E: Engine> Worker<E> {
         !matches!(settled, Settled::Delivery(_))
     }
 
-    fn settle(&mut self, receipt: Receipt) {
-        match receipt {
+    /// What has no payload needs nothing but its being counted.
+    fn settle(&mut self, command: Command, receipt: Receipt) {
+        let settled = match receipt {
             Receipt::Offset(offset) => self.report(&Settled::Offset(offset)),
             Receipt::Postponed { offset, .. } => self.report(&Settled::Postponed(offset)),
             Receipt::Held { .. } | Receipt::None => false,
         };
+        self.stats.replies_orders.add(u64::from(settled && command == Command::Close));
     }
 
     fn on_command(
@@ -77,7 +91,7 @@ impl<E: Engine> Worker<E> {
     ) {
         match command {
             Command::Acknowledged(count) => return self.acknowledged(key, count),
-            Command::Refused => self.departed.refused(key),
+            Command::Refused(failure) => return self.refused(key, failure),
             _ => {}
         }
         let socket = SocketId(key.slot);
@@ -94,32 +108,39 @@ impl<E: Engine> Worker<E> {
         };
         if let Some(reason) = reason {
             return if is_reply {
-                self.undelivered(reason, receipt);
+                self.undelivered(key, reason, receipt);
             } else {
-                self.settle(receipt);
+                self.settle(command, receipt);
             };
         }
         if let Receipt::Offset(offset) = receipt
             && self.must_wait(socket)
         {
-            return self.postpone(socket, offset, reply.payload.len());
+            if self.postpone(socket, offset, reply.payload.len()) {
+                return;
+            }
+            // It is being closed.
+            return if is_reply {
+                self.undelivered(key, UndeliveredReason::Closing, receipt);
+            } else {
+                self.settle(command, receipt);
+            };
         }
         if is_reply {
             self.reply(socket, receipt, reply);
         } else {
-            self.settle(receipt);
+            self.settle(command, receipt);
         }
         if let Receipt::Postponed { offset, last } = receipt {
             self.has_come(socket, offset, reply.payload.len(), last);
         }
         match command {
-            Command::Reply | Command::Acknowledged(_) => {}
+            Command::Reply | Command::Acknowledged(_) | Command::Refused(_) => {}
             Command::ReplyAndClose if self.connection(socket).codec.obeys_close() => {}
             Command::ReplyAndClose | Command::Close => {
                 self.connection(socket).codec.close_asked(reply.headers);
                 self.flush_and_close(socket, CloseReason::ClosedByServer);
             }
-            Command::Refused => self.close(socket, CloseReason::RefusedByKafka),
             Command::TakenOver => self.flush_and_close(socket, CloseReason::TakenOver),
             Command::Vanished => self.flush_and_close(socket, CloseReason::SlowReader),
         }
@@ -131,6 +152,9 @@ impl<E: Engine> Worker<E> {
         let Some(connection) = current.filter(|one| one.generation() == key.generation) else {
             return self.departed.acknowledged(key, count, now);
         };
+        if connection.link.refused {
+            return;
+        }
         connection.link.acknowledged += u64::from(count);
         let sequence = connection.link.acknowledged;
         if connection.writes() {
@@ -138,6 +162,18 @@ impl<E: Engine> Worker<E> {
         } else {
             connection.codec.delivered(sequence, now, &mut Nothing::new(key));
         }
+    }
+
+    /// Kafka has refused a message: its client is told, in its protocol's words, and has to go.
+    fn refused(&mut self, key: ConnectionKey, failure: RefusedReason) {
+        let socket = SocketId(key.slot);
+        let current = self.connections.get_mut(socket.index()).and_then(Option::as_mut);
+        let Some(connection) = current.filter(|one| one.generation() == key.generation) else {
+            return self.departed.refused(key, failure);
+        };
+        connection.link.refused = true;
+        connection.codec.refused(failure);
+        self.flush_and_close(socket, CloseReason::RefusedByKafka);
     }
 
     fn reply(&mut self, socket: SocketId, receipt: Receipt, reply: Reply<'_>) {
@@ -157,7 +193,9 @@ impl<E: Engine> Worker<E> {
             Ok(Sending::Unwanted) => {
                 if let Some(receipt) = link.kept.take(reply.origin) {
                     let done = link.kept.done(receipt);
-                    self.stats.replies_filtered.add(1);
+                    // One that had waited was counted when it was held.
+                    let of_downlink = !matches!(receipt, Receipt::Held { .. });
+                    self.stats.replies_filtered.add(u64::from(of_downlink));
                     if let Some(done) = done {
                         self.report(&done);
                     }
@@ -173,7 +211,8 @@ impl<E: Engine> Worker<E> {
 
     fn unencodable(&mut self, socket: SocketId, receipt: Receipt) {
         let Receipt::Held { part, .. } = receipt else {
-            return self.undelivered(UndeliveredReason::Unencodable, receipt);
+            let key = self.connection(socket).link.key;
+            return self.undelivered(key, UndeliveredReason::Unencodable, receipt);
         };
         if let Some(delivery) = self.connection(socket).link.kept.fail(part) {
             self.report(&delivery);
@@ -182,8 +221,7 @@ impl<E: Engine> Worker<E> {
 
     /// Closes clients that have not read a reply for too long: the downlink's offset waits for them.
     pub(super) fn end_stalled(&mut self) {
-        let limit = Duration::from_millis(u64::from(self.shared.limits.reply_timeout_ms));
-        let Some(overdue) = self.settlement.overdue(limit) else { return };
+        let Some(overdue) = self.settlement.overdue(self.patience()) else { return };
         for index in 0..self.connections.len() {
             if let Some(connection) = &self.connections[index]
                 && let Some(oldest) = connection.link.oldest_offset()
@@ -206,7 +244,14 @@ impl<E: Engine> Worker<E> {
             && connection.state != State::Closing
             && let Some(buffer) = connection.link.output.begin_send()
         {
+            let Link { doubtful, kept, .. } = &mut connection.link;
+            if !doubtful.is_empty() && self.engine.is_taken(socket) {
+                self.settled.extend(doubtful.drain(..).filter_map(|receipt| kept.done(receipt)));
+            }
             self.engine.send(socket, buffer);
+            if !self.settled.is_empty() {
+                self.settle_all();
+            }
         }
     }
 
@@ -223,12 +268,18 @@ impl<E: Engine> Worker<E> {
         }
         match *result {
             Ok(sent) if sent == buffer.len() => {
-                let Link { output, kept, .. } = &mut connection.link;
-                let done = output.end_send(buffer).filter_map(|receipt| kept.done(receipt));
-                self.settled.extend(done);
+                let doubtful = connection.is_doubtful();
+                let link = &mut connection.link;
+                let sent = link.output.end_send(buffer, self.now);
+                if doubtful {
+                    link.doubtful.extend(sent);
+                } else {
+                    self.settled.extend(sent.filter_map(|receipt| link.kept.done(receipt)));
+                }
                 self.settle_all();
                 self.book_memory(socket);
                 self.has_read(socket);
+                self.look_at(socket);
                 let connection = self.connection(socket);
                 match connection.state {
                     State::Flushing(reason) if connection.link.output.bytes() == 0 => {
@@ -240,6 +291,7 @@ impl<E: Engine> Worker<E> {
             Ok(sent) if sent > 0 => {
                 buffer.drain(..sent);
                 connection.link.output.sending_bytes = buffer.len();
+                connection.link.output.moved = Some(self.now);
                 self.engine.send(socket, buffer);
                 self.book_memory(socket);
             }

@@ -5,6 +5,10 @@ use std::time::{Duration, Instant};
 
 use crate::ring::{DownlinkBatch, DownlinkReceiver, ReplyOffset, Return};
 
+/// What a worker has to say and nobody has taken; above it, the worker takes no more replies, and the
+/// downlink's reader waits. Connections that end still add what they have on their hands.
+const MOST_UNSAID: usize = 64 << 10;
+
 /// A batch of which not every reply is settled. Kept for a batch, not for a reply: what a crash makes
 /// be read again is more than one reply anyway.
 #[derive(Debug)]
@@ -61,9 +65,19 @@ impl Settlement {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn unsaid(&self) -> usize {
+        self.backlog.len()
+    }
+
     /// True if the Kafka threads have heard all.
     pub(super) fn is_said(&self) -> bool {
         self.backlog.is_empty()
+    }
+
+    /// True if so much is unsaid that no more replies should be taken. What is said wakes the worker.
+    pub(super) fn is_behind(&self) -> bool {
+        self.backlog.len() >= MOST_UNSAID
     }
 
     /// Says how far everything is settled, if that has changed.
@@ -106,13 +120,17 @@ mod tests {
     use crate::ring::{Command, DownlinkSender, Receipt, Wake, downlink};
     use crate::worker::UndeliveredReason;
 
+    fn key() -> ConnectionKey {
+        let (relay, incarnation) = (RelayId(0), Incarnation::new(1));
+        ConnectionKey { relay, incarnation, worker: 0, slot: 0, generation: 1 }
+    }
+
     fn begin(
         settlement: &mut Settlement,
         sender: &DownlinkSender,
         offsets: impl IntoIterator<Item = i64>,
     ) {
-        let (relay, incarnation) = (RelayId(0), Incarnation::new(1));
-        let key = ConnectionKey { relay, incarnation, worker: 0, slot: 0, generation: 1 };
+        let (key, relay) = (key(), RelayId(0));
         let mut batch = sender.take_empty().unwrap();
         for offset in offsets {
             let receipt = Receipt::Offset(ReplyOffset(offset));
@@ -150,7 +168,7 @@ mod tests {
         begin(&mut settlement, &sender, 0..10_000);
         for offset in (0..10_000).map(ReplyOffset) {
             let reason = UndeliveredReason::Stale;
-            let returned = Return::Undelivered { offset, reason };
+            let returned = Return::Undelivered { key: key(), offset, reason };
             settlement.give_back(returned, Some(offset), &receiver);
         }
         let mut returned = Vec::new();

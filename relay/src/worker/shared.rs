@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::codec::Protocol;
 use crate::config::{Config, RelaySection, Service};
-use crate::kafka::{Incarnation, Leases, Presence, RelayId};
+use crate::kafka::{Incarnation, Leases, Presence, RelayId, StopTime};
 use crate::ring::Credit;
 use crate::route::Associations;
 
@@ -100,6 +100,8 @@ pub struct Shared {
     pub leases: Arc<Leases>,
     /// Set when the relay should stop; each worker's [`Wake`](crate::ring::Wake) is woken after it.
     pub stop: Arc<AtomicBool>,
+    /// How long that may take; begins before `stop` is set.
+    pub stop_time: StopTime,
 }
 
 impl Shared {
@@ -125,6 +127,7 @@ impl Shared {
             postponed: Arc::default(),
             leases: Arc::new(Leases::new(config)),
             stop: Arc::default(),
+            stop_time: StopTime::new(&config.relay),
         }
     }
 }

@@ -96,6 +96,8 @@ reasons! {
         ServerFailed = "server_failed",
         /// Its server is away for too long, by the service's `absence`.
         ServerAway = "server_away",
+        /// As many `open` and `close` records wait for Kafka as may.
+        KafkaBehind = "kafka_behind",
         /// Its address has as many connections as it may.
         TooManyConnections = "too_many_connections",
         /// The gateway's flow table is full.
@@ -110,6 +112,7 @@ impl From<Refusal> for CloseReason {
         match refusal {
             Refusal::NoServer => Self::NoServer,
             Refusal::ServerAway => Self::ServerAway,
+            Refusal::KafkaBehind => Self::KafkaBehind,
         }
     }
 }
@@ -167,6 +170,8 @@ pub struct WorkerStats {
     pub replies_postponed: Counter,
     /// Replies that their client does not want, by its own word: done with.
     pub replies_filtered: Counter,
+    /// Orders to close that came, and are done with.
+    pub replies_orders: Counter,
     /// Replies not sent, by [`UndeliveredReason`].
     pub replies_undelivered: [Counter; UndeliveredReason::ALL.len()],
     /// Times around the loop: one `io_uring_enter` each.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::config::{Otherwise, Recognised, Service};
+use crate::kafka::RefusedReason;
 use crate::worker::CloseReason;
 
 use super::{Actions, Codec, Framing, Headers, Protocol, Reply, Sending, Unencodable};
@@ -252,9 +253,9 @@ impl Codec for Auto {
         }
     }
 
-    fn refused(&mut self) {
+    fn refused(&mut self, failure: RefusedReason) {
         if let State::Known(codec) = &mut self.state {
-            codec.refused();
+            codec.refused(failure);
         }
     }
 

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::codec::{Actions, Begin, Codec, Decimal, HeaderList, Reply, Sending, Unencodable};
 use crate::config::Service;
+use crate::kafka::RefusedReason;
 use crate::worker::CloseReason;
 
 use body::{Body, Bounds, Piece};
@@ -106,6 +107,8 @@ pub struct Http {
     /// The client has ended its side.
     ended: bool,
     closed: bool,
+    /// Why Kafka would not have a message.
+    refused: Option<RefusedReason>,
 }
 
 impl Http {
@@ -124,6 +127,7 @@ impl Http {
             begun: false,
             ended: false,
             closed: false,
+            refused: None,
         }
     }
 
@@ -389,8 +393,20 @@ impl Codec for Http {
         if reason == CloseReason::HandshakeTimeout && !self.lines.is_empty() {
             self.exchanges.refuse(Refused::HEAD_TIMEOUT, false, &date, actions);
         } else if told && !self.closed {
-            self.exchanges.refuse_first(Refused::unavailable(reason), &date, actions);
+            // With several requests it is not known which one it was.
+            let too_large =
+                self.refused == Some(RefusedReason::TooLarge) && self.exchanges.len() == 1;
+            let refused = match reason {
+                CloseReason::RefusedByKafka if too_large => Refused::TOO_LARGE_FOR_KAFKA,
+                CloseReason::RefusedByKafka => Refused::BY_KAFKA,
+                reason => Refused::unavailable(reason),
+            };
+            self.exchanges.refuse_first(refused, &date, actions);
         }
+    }
+
+    fn refused(&mut self, failure: RefusedReason) {
+        self.refused.get_or_insert(failure);
     }
 
     fn deadline(&self) -> Option<Instant> {

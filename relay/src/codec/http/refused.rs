@@ -39,6 +39,10 @@ impl Refused {
         Self::new(504, "the server did not reply in time", CloseReason::ServerFailed);
     pub(super) const BAD_REPLY: Self =
         Self::new(502, "the server's reply is not one of HTTP", CloseReason::ServerFailed);
+    pub(super) const TOO_LARGE_FOR_KAFKA: Self =
+        Self::new(413, "the request is larger than can be stored", CloseReason::RefusedByKafka);
+    pub(super) const BY_KAFKA: Self =
+        Self::new(503, "the request was not taken", CloseReason::RefusedByKafka);
 
     const fn new(status: u16, why: &'static str, reason: CloseReason) -> Self {
         Self { status, why, reason }

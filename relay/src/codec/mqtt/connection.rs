@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::codec::{Actions, Begin, Codec, HeaderList, Reply, Sending, Unencodable};
+use crate::kafka::RefusedReason;
 use crate::worker::CloseReason;
 
 use super::check::Ticket;
@@ -58,12 +59,14 @@ pub(super) struct Connection {
     state: State,
     /// The beginning of a packet.
     held: Vec<u8>,
+    /// Why Kafka would not have a message.
+    refused: Option<RefusedReason>,
 }
 
 impl Connection {
     pub(super) fn new(mqtt: Arc<Mqtt>, now: Instant) -> Self {
         let state = State::Opening(now + mqtt.handshake);
-        Self { mqtt, state, held: Vec::new() }
+        Self { mqtt, state, held: Vec::new(), refused: None }
     }
 
     const fn is_over(&self) -> bool {
@@ -159,7 +162,10 @@ impl Connection {
             },
             Err(ConnectFault { reason, version }) => (version, reason, reason.close_reason()),
         };
-        if let Some(version) = version {
+        // Many clients never come back after a CONNACK that refuses them, and this one passes.
+        if let Some(version) = version
+            && close != CloseReason::KafkaBehind
+        {
             encode::refuse(actions.output(), version, reason);
         }
         self.over();
@@ -381,8 +387,14 @@ impl Codec for Connection {
     }
 
     fn farewell(&mut self, reason: CloseReason, _now: Instant, actions: &mut dyn Actions) {
+        let told = match (reason, self.refused) {
+            (CloseReason::RefusedByKafka, Some(RefusedReason::TooLarge)) => {
+                Some(Reason::PACKET_TOO_LARGE)
+            }
+            _ => Reason::of_close(reason),
+        };
         if let State::Open(client) = &self.state
-            && let Some(reason) = Reason::of_close(reason)
+            && let Some(reason) = told
         {
             encode::disconnect(actions.output(), client.version, reason);
         }
@@ -396,10 +408,11 @@ impl Codec for Connection {
         }
     }
 
-    fn refused(&mut self) {
-        if let State::Over(Some(client)) = &self.state {
+    fn refused(&mut self, failure: RefusedReason) {
+        if let State::Open(client) | State::Over(Some(client)) = &self.state {
             client.forget_pending();
         }
+        self.refused.get_or_insert(failure);
     }
 
     fn deadline(&self) -> Option<Instant> {

@@ -82,6 +82,7 @@ impl Rejection {
             }
             CloseReason::NoServer
             | CloseReason::ServerAway
+            | CloseReason::KafkaBehind
             | CloseReason::FlowTableFull
             | CloseReason::RelayStop => {
                 ("503 Service Unavailable", "no server can take this connection now: try again")

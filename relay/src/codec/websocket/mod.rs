@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::codec::{Actions, Begin, Codec, HeaderList, Headers, Reply, Sending, Unencodable};
 use crate::config::{ReplyOpcode, Service, WebSocketSection};
+use crate::kafka::RefusedReason;
 use crate::worker::CloseReason;
 
 use frame::{CloseCode, Opcode, write_control, write_header};
@@ -118,13 +119,15 @@ pub struct WebSocket {
     pinged: bool,
     /// How the server wants it closed.
     farewell: Option<(CloseCode, Box<str>)>,
+    /// Why Kafka would not have a message.
+    refused: Option<RefusedReason>,
 }
 
 impl WebSocket {
     /// At the beginning of a connection.
     pub const fn new(settings: Arc<WebSocketSettings>) -> Self {
         let state = State::Handshake(Vec::new());
-        Self { settings, state, deadline: None, pinged: false, farewell: None }
+        Self { settings, state, deadline: None, pinged: false, farewell: None, refused: None }
     }
 
     /// Takes bytes of the head; what is left of them comes after it.
@@ -219,7 +222,12 @@ impl WebSocket {
             CloseReason::NoServer | CloseReason::ServerAway | CloseReason::FlowTableFull => {
                 (CloseCode::TRY_AGAIN_LATER, "there is no server now: try again later")
             }
-            CloseReason::RefusedByKafka => (CloseCode::INTERNAL_ERROR, "a message was refused"),
+            CloseReason::RefusedByKafka => match self.refused {
+                Some(RefusedReason::TooLarge) => {
+                    (CloseCode::INTERNAL_ERROR, "a message is larger than can be stored")
+                }
+                _ => (CloseCode::INTERNAL_ERROR, "a message was refused"),
+            },
             CloseReason::EndOfStream | CloseReason::ConnectionFailed | CloseReason::HandedOn => {
                 return None;
             }
@@ -287,6 +295,10 @@ impl Codec for WebSocket {
     fn close_asked(&mut self, headers: Headers<'_>) {
         let (code, reason) = CloseCode::of_header(headers.get(c"close").unwrap_or_default());
         self.farewell = Some((code, reason.into()));
+    }
+
+    fn refused(&mut self, failure: RefusedReason) {
+        self.refused.get_or_insert(failure);
     }
 
     fn lingers(&self) -> bool {

@@ -1,0 +1,64 @@
+//! How many files the relay may have open, and what that means for its connections.
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::config::Config;
+
+/// Descriptors kept for what is no client: Kafka's connections, rings, eventfds, maps, listeners.
+const OTHERS: u64 = 1000;
+
+/// Raises the limit of open files to the hard one, which any process may. What it is then; none: there is
+/// no limit.
+pub(super) fn raise_limit() -> Option<u64> {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current != maximum {
+        let raised = Rlimit { current: maximum, maximum };
+        match setrlimit(Resource::Nofile, raised) {
+            Ok(()) => return maximum,
+            Err(error) => {
+                tracing::warn!(%error, ?current, "the limit of open files stays as it is");
+            }
+        }
+    }
+    current
+}
+
+/// Sees to it that the connections of all workers leave files for everything else: without one the relay
+/// would not come back to a broker that was away. Says so if that takes fewer than are configured.
+pub(super) fn fit(config: &mut Config, workers: usize, limit: Option<u64>) {
+    let configured = config.relay.max_connections;
+    let Some(most) = limit.and_then(|limit| most_connections(limit, workers, configured)) else {
+        return;
+    };
+    config.relay.max_connections = most;
+    tracing::warn!(
+        open_files = limit,
+        workers,
+        configured,
+        "too few files may be open for relay.max_connections of each worker: each takes only {most}; \
+         raise the hard limit (`ulimit -Hn`, LimitNOFILE=), or lower relay.max_connections"
+    );
+}
+
+/// The connections that a worker may have, if that is fewer than configured.
+fn most_connections(limit: u64, workers: usize, configured: u32) -> Option<u32> {
+    let left = limit - OTHERS.min(limit / 2);
+    let most = left / u64::try_from(workers.max(1)).unwrap_or(u64::MAX);
+    let most = u32::try_from(most.max(1)).unwrap_or(u32::MAX);
+    (most < configured).then_some(most)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_leave_files_for_the_rest() {
+        assert_eq!(most_connections(1 << 20, 8, 8192), None);
+        assert_eq!(most_connections(20_000, 2, 8192), None);
+        assert_eq!(most_connections(20_000, 4, 8192), Some(4750));
+        assert_eq!(most_connections(4096, 1, 8192), Some(3096));
+        assert_eq!(most_connections(1024, 2, 8192), Some(256), "half of few");
+        assert_eq!(most_connections(0, 2, 8192), Some(1));
+    }
+}

@@ -1,0 +1,67 @@
+//! The signals that tell a relay to stop.
+
+use std::io;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::RunError;
+
+/// SIGTERM, SIGINT and SIGHUP: each is an orderly stop. The last comes when the terminal is closed that the
+/// relay was started from. Whoever starts it with `nohup` has it ignored, and so it stays.
+pub(super) struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Option<Signal>,
+}
+
+impl StopSignals {
+    /// Watches from now on.
+    pub(super) fn watch() -> Result<Self, RunError> {
+        let watch = |kind, name| signal(kind).map_err(RunError::io(format!("watch for {name}")));
+        let ignored = is_ignored(libc::SIGHUP).map_err(RunError::io("read /proc/self/status"))?;
+        Ok(Self {
+            terminate: watch(SignalKind::terminate(), "SIGTERM")?,
+            interrupt: watch(SignalKind::interrupt(), "SIGINT")?,
+            hang_up: if ignored { None } else { Some(watch(SignalKind::hangup(), "SIGHUP")?) },
+        })
+    }
+
+    /// Waits for one, and tells its name.
+    pub(super) async fn recv(&mut self) -> &'static str {
+        let hang_up = async {
+            match &mut self.hang_up {
+                Some(signal) => signal.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = hang_up => "SIGHUP",
+        }
+    }
+}
+
+/// Whether the process ignores a signal (`proc_pid_status(5)`, `SigIgn`).
+fn is_ignored(signal: i32) -> io::Result<bool> {
+    Ok(ignores(&std::fs::read_to_string("/proc/self/status")?, signal))
+}
+
+fn ignores(status: &str, signal: i32) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.unwrap_or_default() >> (signal - 1) & 1 == 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ignored_signal_is_seen_in_the_mask() {
+        let status = "Name:\trelay\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000001001\n";
+        assert!(ignores(status, libc::SIGHUP) && ignores(status, libc::SIGPIPE));
+        assert!(!ignores(status, libc::SIGTERM));
+        assert!(!ignores("Name:\trelay\n", libc::SIGHUP), "not told");
+    }
+}

@@ -1,0 +1,121 @@
+//! The start of a relay, on a thread of its own: it waits for the cluster, and may be told to stop
+//! meanwhile.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::task::{JoinError, JoinHandle};
+
+use crate::config::Config;
+use crate::gateway::Gateway;
+use crate::kafka::{StopTime, ensure_topics};
+use crate::registry::RegistryLink;
+use crate::worker::Shared;
+
+use super::faults::Faults;
+use super::listeners::{self, Place};
+use super::signals::StopSignals;
+use super::threads::Threads;
+use super::{RunError, worker_count};
+
+/// What a relay is started with.
+pub(super) struct Starter {
+    pub(super) config: Config,
+    pub(super) gateway: Option<Gateway>,
+    pub(super) place: Place,
+    pub(super) shared: Shared,
+    pub(super) faults: Faults,
+}
+
+/// A relay that serves.
+pub(super) struct Started {
+    pub(super) gateway: Option<Gateway>,
+    pub(super) threads: Threads,
+    pub(super) registry: RegistryLink,
+}
+
+/// Decides who comes first: the stop of a start, or its first client.
+#[derive(Clone, Debug, Default)]
+struct Gate(Arc<AtomicBool>);
+
+impl Gate {
+    /// True for whoever asks first, and for nobody else.
+    fn pass(&self) -> bool {
+        !self.0.swap(true, Ordering::SeqCst)
+    }
+}
+
+impl Starter {
+    /// Starts everything. A stop that comes before the first client may be accepted is one at once;
+    /// after it, the relay is started whole and stops as ever, if that is within its time.
+    pub(super) async fn start(self, signals: &mut StopSignals) -> Result<Started, RunError> {
+        let stop_time = self.shared.stop_time.clone();
+        let gate = Gate::default();
+        let asked = gate.clone();
+        let mut task = tokio::task::spawn_blocking(move || self.run(&gate));
+        tokio::select! {
+            started = &mut task => return joined(started),
+            signal = signals.recv() => {
+                tracing::info!(signal, "told to stop while the relay starts");
+                stop_time.begin();
+            }
+        }
+        if asked.pass() {
+            return Err(RunError::StoppedAtStart);
+        }
+        within(&stop_time, "the start", task).await
+    }
+
+    fn run(self, gate: &Gate) -> Result<Started, RunError> {
+        let Self { config, mut gateway, place, shared, faults } = self;
+        let topics = tokio::runtime::Handle::current().block_on(ensure_topics(&config))?;
+        topics.differences.iter().for_each(|difference| tracing::warn!("{difference}"));
+        // Before clients are accepted: without it nobody knows all servers.
+        let (of_registry, stop_time) = (faults.clone(), shared.stop_time.clone());
+        let registry = RegistryLink::start(
+            &config,
+            shared.incarnation,
+            &shared.associations,
+            shared.leases.clone(),
+            shared.stop_time.clone(),
+            move |run| {
+                let failed = |reason| RunError::Producer(format!("registry: {reason}"));
+                of_registry.watch(&stop_time, || run().map_err(failed));
+            },
+        )?;
+        if let Some(gateway) = &mut gateway {
+            gateway.start_generation()?;
+        }
+        let workers = worker_count(&config);
+        if !gate.pass() {
+            return Err(RunError::StoppedAtStart);
+        }
+        let listeners = listeners::open(&config, &place, workers)?;
+        let observers = (registry.observer(), topics);
+        let threads =
+            Threads::start(&config, shared, gateway.as_ref(), listeners, observers, &faults)?;
+        Ok(Started { gateway, threads, registry })
+    }
+}
+
+/// The end of a task, if it comes within the time of the stop.
+async fn within<T>(
+    stop_time: &StopTime,
+    waiting: &str,
+    task: JoinHandle<Result<T, RunError>>,
+) -> Result<T, RunError> {
+    let left: Duration = stop_time.left();
+    match tokio::time::timeout(left, task).await {
+        Ok(ended) => joined(ended),
+        Err(_) => Err(RunError::StopTimeOver {
+            timeout: stop_time.timeout(),
+            waiting: waiting.to_owned(),
+            unacknowledged: 0,
+        }),
+    }
+}
+
+fn joined<T>(ended: Result<Result<T, RunError>, JoinError>) -> Result<T, RunError> {
+    ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+}

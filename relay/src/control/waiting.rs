@@ -1,0 +1,213 @@
+//! How long messages have waited for their servers, and whether their topic will have deleted them soon.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::KafkaResult;
+use rdkafka::message::Message as _;
+use rdkafka::{Offset, TopicPartitionList};
+use serde::{Deserialize, Serialize};
+
+use crate::config::Config;
+use crate::kafka::{client_config, committed, observer, watermarks};
+use crate::registry::RegistryObserver;
+use crate::route::{Partition, ServerState};
+
+use super::RunError;
+
+/// In so long each server is looked at once.
+const ROUND: Duration = Duration::from_secs(30);
+/// And no more often than one in so long, because each costs a client of Kafka.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How long the cluster may take to answer.
+const TIMEOUT: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(100);
+/// Messages that will be deleted within this time are a warning.
+const SOON_MS: u64 = 86_400_000;
+
+/// Messages that wait for a server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waiting {
+    /// Such as its group has not committed.
+    pub messages: u64,
+    /// Age of the oldest, in milliseconds.
+    pub oldest_ms: u64,
+    /// How long their topic keeps them (`retention.ms`); null: for ever, or it is not told.
+    pub retention_ms: Option<u64>,
+}
+
+impl Waiting {
+    /// In how many milliseconds the oldest may be deleted, if that is within a day.
+    pub fn deleted_in_ms(&self) -> Option<u64> {
+        let left = self.retention_ms?.saturating_sub(self.oldest_ms);
+        (self.messages > 0 && left <= SOON_MS).then_some(left)
+    }
+}
+
+type Seen = Arc<Mutex<BTreeMap<String, Waiting>>>;
+
+/// What was seen last, by server. A thread of its own looks, for as long as this is kept.
+#[derive(Clone, Debug)]
+pub(super) struct WaitingWatch {
+    seen: Seen,
+    _alive: mpsc::Sender<()>,
+}
+
+impl WaitingWatch {
+    /// Begins to look.
+    pub(super) fn start(config: &Config, registry: RegistryObserver) -> Result<Self, RunError> {
+        let (alive, ended) = mpsc::channel();
+        let seen = Seen::default();
+        let looker = Looker { config: config.clone(), registry, seen: seen.clone() };
+        std::thread::Builder::new()
+            .name("waiting".to_owned())
+            .spawn(move || looker.run(&ended))
+            .map_err(RunError::io("start a thread"))?;
+        Ok(Self { seen, _alive: alive })
+    }
+
+    /// For whom messages wait.
+    pub(super) fn seen(&self) -> BTreeMap<String, Waiting> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+struct Looker {
+    config: Config,
+    registry: RegistryObserver,
+    seen: Seen,
+}
+
+impl Looker {
+    fn run(&self, ended: &mpsc::Receiver<()>) {
+        loop {
+            let servers = self.servers();
+            let retention_ms = self.retention_ms();
+            let pause = ROUND / u32::try_from(servers.len()).unwrap_or(u32::MAX).max(1);
+            self.seen
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .retain(|name, _| servers.contains_key(name));
+            if servers.is_empty() && has_ended(ended, ROUND) {
+                return;
+            }
+            for (name, partition) in servers {
+                match self.look(partition) {
+                    Ok((messages, oldest_ms)) => {
+                        self.see(name, Waiting { messages, oldest_ms, retention_ms });
+                    }
+                    Err(error) => tracing::debug!(%error, name, "what waits is not told"),
+                }
+                if has_ended(ended, pause.max(PAUSE)) {
+                    return;
+                }
+            }
+        }
+    }
+
+    fn see(&self, name: String, waiting: Waiting) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = seen.get(&name).and_then(Waiting::deleted_in_ms);
+        if let (None, Some(left_ms)) = (before, waiting.deleted_in_ms()) {
+            let Waiting { messages, oldest_ms, retention_ms } = waiting;
+            tracing::warn!(
+                server = name,
+                messages,
+                oldest_ms,
+                retention_ms,
+                left_ms,
+                "messages wait for a server, and the uplink's retention will delete the oldest of them \
+                 within a day: bring the server back, or raise the topic's retention.ms"
+            );
+        }
+        seen.insert(name, waiting);
+    }
+
+    fn servers(&self) -> BTreeMap<String, Partition> {
+        let declared = self.config.services.iter().flat_map(|service| &service.servers);
+        let declared = declared.map(|server| (server.id.clone(), server.partition));
+        let registered = self.registry.status().servers.into_iter();
+        let registered = registered.filter(|server| server.state != ServerState::Gone);
+        declared.chain(registered.map(|server| (server.id, server.partition))).collect()
+    }
+
+    /// Messages that wait in a partition, and the age of the oldest.
+    fn look(&self, partition: Partition) -> KafkaResult<(u64, u64)> {
+        let kafka = &self.config.kafka;
+        let client = observer(kafka, &kafka.server_group(partition))?;
+        let (topic, number) = (kafka.uplink_topic(), i32::from(partition.0));
+        let (oldest, end) = watermarks(client.client(), &topic, number, TIMEOUT)?;
+        let committed = committed(&client, &topic, number, TIMEOUT)?;
+        let first = committed.unwrap_or(oldest).max(oldest);
+        if first >= end {
+            return Ok((0, 0));
+        }
+        let unix_ms = time_of(&client, (&topic, number), first)?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
+        // One that cannot be read, or is younger than this clock says, is no older than nothing.
+        let age = unix_ms.map_or(0, |unix_ms| now.saturating_sub(unix_ms));
+        Ok(((end - first).unsigned_abs(), u64::try_from(age).unwrap_or_default()))
+    }
+
+    fn retention_ms(&self) -> Option<u64> {
+        let topic = self.config.kafka.uplink_topic();
+        let admin: AdminClient<DefaultClientContext> =
+            client_config(&self.config.kafka).create().ok()?;
+        let options = AdminOptions::new().request_timeout(Some(TIMEOUT));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().ok()?;
+        let topics = [ResourceSpecifier::Topic(&topic)];
+        let told = runtime.block_on(async {
+            tokio::time::timeout(2 * TIMEOUT, admin.describe_configs(&topics, &options)).await
+        });
+        let resource = told.ok()?.ok()?.into_iter().next()?.ok()?;
+        // -1: for ever.
+        resource.get("retention.ms")?.value.as_ref()?.parse().ok()
+    }
+}
+
+/// Waits, or ends with those who want to know.
+fn has_ended(ended: &mpsc::Receiver<()>, pause: Duration) -> bool {
+    ended.recv_timeout(pause) != Err(RecvTimeoutError::Timeout)
+}
+
+/// The time of a record, in Unix milliseconds, if it comes.
+fn time_of(
+    client: &BaseConsumer,
+    (topic, partition): (&str, i32),
+    offset: i64,
+) -> KafkaResult<Option<i64>> {
+    let mut list = TopicPartitionList::new();
+    list.add_partition_offset(topic, partition, Offset::Offset(offset))?;
+    client.assign(&list)?;
+    let deadline = Instant::now() + TIMEOUT;
+    while Instant::now() < deadline {
+        if let Some(Ok(record)) = client.poll(POLL) {
+            return Ok(record.timestamp().to_millis());
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_will_be_deleted_within_a_day_is_told() {
+        let deleted_in = |messages, oldest_ms, retention_ms| {
+            Waiting { messages, oldest_ms, retention_ms }.deleted_in_ms()
+        };
+        let week = 7 * SOON_MS;
+        assert_eq!(deleted_in(1, week - SOON_MS - 1, Some(week)), None);
+        assert_eq!(deleted_in(1, week - SOON_MS, Some(week)), Some(SOON_MS));
+        assert_eq!(deleted_in(1, week + 1, Some(week)), Some(0), "it may be by now");
+        assert_eq!(deleted_in(0, week, Some(week)), None, "nothing waits");
+        assert_eq!(deleted_in(1, week, None), None, "it is kept for ever");
+    }
+}

@@ -1,0 +1,87 @@
+//! How far the uplink's partitions are written, so that the ledger can tell a message that is missing
+//! from one whose log is gone.
+
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+use crate::route::Partition;
+
+/// What this run has written to a partition.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct WrittenPart {
+    /// Behind the last record that Kafka has acknowledged.
+    pub end: i64,
+    /// Messages acknowledged there, since the log is that one.
+    pub messages: u64,
+}
+
+#[derive(Debug, Default)]
+struct Part {
+    end: AtomicI64,
+    messages: AtomicU64,
+}
+
+/// What this run has written. One thread writes.
+#[derive(Debug)]
+pub struct Written {
+    parts: Box<[Part]>,
+    gone: AtomicU64,
+}
+
+impl Written {
+    pub(super) fn new(partitions: usize) -> Self {
+        Self { parts: (0..partitions).map(|_| Part::default()).collect(), gone: AtomicU64::new(0) }
+    }
+
+    /// A record was acknowledged at an offset, if the broker has told it. They only grow, unless the
+    /// topic was deleted and made again: what was acknowledged before is gone then.
+    pub(super) fn acknowledged(&self, partition: Partition, offset: i64, is_message: bool) {
+        let Some(part) = self.parts.get(partition.index()) else { return };
+        let add = |to: &AtomicU64, count| {
+            to.store(to.load(Ordering::Relaxed) + count, Ordering::Release);
+        };
+        if offset >= 0 {
+            if offset < part.end.load(Ordering::Relaxed) {
+                add(&self.gone, part.messages.load(Ordering::Relaxed));
+                part.messages.store(0, Ordering::Release);
+            }
+            part.end.store(offset + 1, Ordering::Release);
+        }
+        add(&part.messages, u64::from(is_message));
+    }
+
+    /// Messages that were acknowledged in logs that are gone.
+    pub fn gone(&self) -> u64 {
+        self.gone.load(Ordering::Acquire)
+    }
+
+    /// Partitions that were written, with their numbers.
+    pub fn parts(&self) -> impl Iterator<Item = (u16, WrittenPart)> {
+        let parts = (0..).zip(&self.parts).map(|(number, part)| {
+            let (end, messages) = (&part.end, &part.messages);
+            let (end, messages) = (end.load(Ordering::Acquire), messages.load(Ordering::Acquire));
+            (number, WrittenPart { end, messages })
+        });
+        parts.filter(|(_, part)| part.end > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_offset_that_goes_back_says_that_the_log_is_another() {
+        let written = Written::new(3);
+        let part = Partition(1);
+        for offset in 5..9 {
+            written.acknowledged(part, offset, offset != 5);
+        }
+        written.acknowledged(part, -1, true);
+        let is = |end, messages| written.parts().eq([(1, WrittenPart { end, messages })]);
+        assert!(is(9, 4) && written.gone() == 0);
+        written.acknowledged(part, 0, true);
+        assert!(is(1, 1) && written.gone() == 4);
+    }
+}

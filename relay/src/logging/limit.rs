@@ -1,0 +1,177 @@
+//! Few lines for one matter: what is said over and over, with other numbers perhaps, is said some times,
+//! then counted, and told once in a while with its count. A broker that is away would fill a disk.
+
+use std::collections::HashMap;
+use std::fmt::{self, Write as _};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::layer::{Context, Layer};
+
+/// So many lines of one kind are said before the rest of it is counted.
+const FREE: u32 = 3;
+/// For so long; then their number is said, and a kind of which nothing more has come is forgotten.
+const WINDOW: Duration = Duration::from_mins(1);
+/// Kinds that are told apart at a time; what is beyond is one kind.
+const MOST_KINDS: usize = 500;
+/// What of a line tells its kind, and is said again with its count.
+const MOST_TEXT: usize = 300;
+/// Where librdkafka's lines come from; it says as information too what others would call warnings.
+const KAFKA: &str = "millrace_relay::kafka::context";
+
+/// Lines of a kind since they began to be counted.
+#[derive(Debug)]
+struct Kind {
+    text: String,
+    since: Instant,
+    said: u32,
+    left_out: u64,
+}
+
+/// Decides which lines are said.
+#[derive(Debug, Default)]
+pub(super) struct Limiter(Mutex<HashMap<String, Kind>>);
+
+/// What was left out of a kind.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct LeftOut {
+    /// The first line.
+    pub(super) text: String,
+    /// How many more like it.
+    pub(super) times: u64,
+    /// In what time.
+    pub(super) within: Duration,
+}
+
+impl Limiter {
+    /// Whether a line should be said.
+    fn admits(&self, text: String, now: Instant) -> bool {
+        let mut kinds = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut key = without_numbers(&text);
+        if kinds.len() >= MOST_KINDS && !kinds.contains_key(&key) {
+            key.clear();
+        }
+        let kind = kinds.entry(key).or_insert(Kind { text, since: now, said: 0, left_out: 0 });
+        if kind.said < FREE {
+            kind.said += 1;
+            return true;
+        }
+        kind.left_out += 1;
+        false
+    }
+
+    /// What was left out for a while, or at all.
+    pub(super) fn take_left_out(&self, now: Instant, all: bool) -> Vec<LeftOut> {
+        let mut kinds = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut left_out = Vec::new();
+        kinds.retain(|_, kind| {
+            let within = now.saturating_duration_since(kind.since);
+            if within < WINDOW && !all {
+                return true;
+            }
+            let times = std::mem::take(&mut kind.left_out);
+            kind.since = now;
+            if times > 0 {
+                left_out.push(LeftOut { text: kind.text.clone(), times, within });
+            }
+            times > 0
+        });
+        left_out
+    }
+}
+
+/// Addresses, ports, times and counts make no other kind.
+fn without_numbers(text: &str) -> String {
+    let mut kind = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '0'..='9' if kind.ends_with('#') => {}
+            '0'..='9' => kind.push('#'),
+            _ => kind.push(character),
+        }
+    }
+    kind
+}
+
+/// A layer that leaves out what [`Limiter`] does not admit: warnings, errors, and what librdkafka says.
+pub(super) struct Limit(pub(super) &'static Limiter);
+
+impl<S: Subscriber> Layer<S> for Limit {
+    fn event_enabled(&self, event: &Event<'_>, _: Context<'_, S>) -> bool {
+        let of = event.metadata();
+        let concerns =
+            *of.level() <= Level::WARN || *of.level() == Level::INFO && of.target() == KAFKA;
+        if !concerns || of.target() == super::TARGET {
+            return true;
+        }
+        let mut text = Text(String::new());
+        event.record(&mut text);
+        self.0.admits(text.0, Instant::now())
+    }
+}
+
+/// What tells the kind of a line: its message, and why it is said. Not whom it concerns.
+struct Text(String);
+
+impl Visit for Text {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        if !matches!(field.name(), "message" | "error" | "reason" | "facility" | "thread") {
+            return;
+        }
+        if !self.0.is_empty() {
+            self.0.push_str(", ");
+        }
+        let _ = write!(self.0, "{value:?}");
+        if self.0.len() > MOST_TEXT {
+            let end = (0..=MOST_TEXT).rev().find(|end| self.0.is_char_boundary(*end));
+            self.0.truncate(end.unwrap_or_default());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_over_and_over_is_counted_and_told_once_in_a_while() {
+        let (limiter, now) = (Limiter::default(), Instant::now());
+        let say = |seconds: u64, port: u16| {
+            let text = format!("127.0.0.1:{port}: Connection refused (after {seconds}ms)");
+            limiter.admits(text, now + Duration::from_secs(seconds))
+        };
+        // A minute without a broker: a dozen clients that try again each second.
+        let said = (0..60)
+            .flat_map(|second| (9092..9104).map(move |port| (second, port)))
+            .filter(|(second, port)| say(*second, *port))
+            .count();
+        assert_eq!(said, FREE as usize);
+        let early = limiter.take_left_out(now + WINDOW / 2, false);
+        assert_eq!(early, [], "its time is not over");
+        let left_out = limiter.take_left_out(now + WINDOW, false);
+        let [one] = &*left_out else { panic!("{left_out:?}") };
+        assert_eq!((one.times, one.within), (60 * 12 - u64::from(FREE), WINDOW));
+        assert!(one.text.starts_with("127.0.0.1:9092"), "{}", one.text);
+        // It goes on: only its count is said.
+        assert!(!say(61, 9092));
+        assert_eq!(limiter.take_left_out(now + 2 * WINDOW, false).len(), 1);
+        // It is over, and forgotten; the next time it is said again.
+        assert_eq!(limiter.take_left_out(now + 3 * WINDOW, false), []);
+        assert!(say(200, 9092));
+    }
+
+    #[test]
+    fn another_matter_is_said_and_there_is_a_bound_to_how_many() {
+        let (limiter, now) = (Limiter::default(), Instant::now());
+        for _ in 0..2 * FREE {
+            limiter.admits("refused".to_owned(), now);
+        }
+        assert!(limiter.admits("timed out".to_owned(), now));
+        let name = |number: usize| "x".repeat(number + 1);
+        let said = (0..2 * MOST_KINDS).filter(|number| limiter.admits(name(*number), now)).count();
+        assert_eq!(said, MOST_KINDS - 2 + FREE as usize);
+        assert_eq!(limiter.take_left_out(now, true).len(), 2, "`refused`, and what is beyond");
+    }
+}
