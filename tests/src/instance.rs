@@ -91,6 +91,13 @@ impl Instance {
         command
     }
 
+    /// `relay servers VERB ID`: an operator's order.
+    pub fn order(&self, verb: &str, id: &str) -> Result<()> {
+        let mut command = Command::new(&self.program);
+        command.args(["servers", verb, "--config"]).arg(self.config_file()).arg(id);
+        run_ok("relay servers", &mut command, COMMAND_PATIENCE).map(drop)
+    }
+
     /// Loads the gateway.
     pub fn load(&mut self) -> Result<()> {
         run_ok("relay load", &mut self.command("load", true), COMMAND_PATIENCE)?;

@@ -135,6 +135,14 @@ impl Topics {
         Ok(())
     }
 
+    /// Deletes one and makes it again, as soon as the cluster lets that be done.
+    pub fn make_anew(&self, name: &str, partitions: i32) -> Result<()> {
+        self.delete_one(name)?;
+        wait_until(PATIENCE, "the topic to be made again", || {
+            Ok(self.create(name, partitions).is_ok())
+        })
+    }
+
     /// Deletes all of them.
     pub fn delete(&self) -> Result<()> {
         let consumer: BaseConsumer = client(&self.brokers).create()?;
@@ -209,15 +217,20 @@ impl OwnBroker {
         Self::start_with(directory, &[])
     }
 
-    /// The same with other properties of the broker, `NAME=VALUE` each.
+    /// One with these properties (`NAME=VALUE`) of the broker in place of ours.
     pub fn start_with(directory: &Path, properties: &[&str]) -> Result<Self> {
+        Self::start_at(directory, 0, properties)
+    }
+
+    /// One at this port, which the properties may speak of.
+    pub fn start_at(directory: &Path, port: u16, properties: &[&str]) -> Result<Self> {
         let mut broker = Self {
             xtask: paths::xtask()?,
             directory: directory.to_owned(),
             address: String::new(),
             properties: properties.iter().map(|property| (*property).to_owned()).collect(),
         };
-        broker.address = broker.xtask(&["start", "--port", "0"])?;
+        broker.address = broker.xtask(&["start", "--port", &port.to_string()])?;
         Ok(broker)
     }
 

@@ -21,6 +21,7 @@ pub mod fuzz_records;
 pub mod instance;
 pub mod interrupt;
 pub mod kafka;
+pub mod kafka_wire;
 pub mod letters;
 pub mod load;
 pub mod measure;

@@ -176,6 +176,7 @@ fn errors_are_told_and_reach_their_clients() {
         config.services[0].http.request_timeout_ms = 1000;
         config.services[0].http.body_timeout_ms = 1000;
         config.services[0].http.max_body_bytes = 1000;
+        config.relay.reply_timeout_ms = 5000;
     });
     // Nobody serves.
     for (request, status, reason) in [
@@ -213,6 +214,46 @@ fn errors_are_told_and_reach_their_clients() {
     wait_until(PATIENCE, "the connection to be given up", || Ok(stream.write_all(b"x").is_err()))
         .unwrap();
     assert!(begun.elapsed() >= Duration::from_secs(1), "it is given some time");
+}
+
+#[test]
+fn who_sends_for_long_what_is_not_read_gets_its_answer() {
+    let web = Web::start("sender", |config| {
+        config.services[0].http.max_body_bytes = 1000;
+        config.relay.half_close_ms = 500;
+    });
+    let mut stream = web.connect();
+    stream.write_all(b"PUT / HTTP/1.1\r\nHost: h\r\nContent-Length: 99999999\r\n\r\n").unwrap();
+    let (begun, piece) = (Instant::now(), vec![b'x'; 65_536]);
+    while begun.elapsed() < Duration::from_secs(3) {
+        stream.write_all(&piece).unwrap();
+        thread::sleep(Duration::from_millis(50));
+    }
+    let answer = read_to_end(&mut stream);
+    assert!(answer.starts_with("HTTP/1.1 413 Content Too Large"), "{answer}");
+}
+
+#[test]
+fn what_heads_say_reaches_the_other_side_whole() {
+    let web = Web::start("fields", |_| {});
+    let (brokers, prefix) = (&web.direct.brokers, web.direct.topics.prefix());
+    let server = HandServer::on(brokers, prefix, &[0]).unwrap();
+    let mut stream = web.connect();
+    let name = "x-".to_owned() + &"long".repeat(100);
+    let head = format!("GET / HTTP/1.1\r\nHost: h\r\n{name}: y\r\nConnection: close\r\nX-Old: caf");
+    stream.write_all(&[head.as_bytes(), b"\xe9\r\n\r\n"].concat()).unwrap();
+    // It reads nothing but text.
+    let request = server.next("the request", |record| record.kind() == "message").unwrap();
+    assert_eq!(request.header("http.header.x-old"), "caf\u{e9}");
+    assert_eq!(request.header(&format!("http.header.{name}")), "y");
+    let cookies: Vec<_> = (0..140).map(|number| format!("c={number}")).collect();
+    let mut headers = vec![("http.request", &b"1"[..])];
+    headers.extend(cookies.iter().map(|one| ("http.header.set-cookie", one.as_bytes())));
+    server.reply_with(&request, Some(b"body"), &headers).unwrap();
+    let answer = read_to_end(&mut stream);
+    for cookie in &cookies {
+        assert!(answer.contains(&format!("\r\nset-cookie: {cookie}\r\n")), "{cookie}: {answer}");
+    }
 }
 
 #[test]
@@ -272,6 +313,46 @@ fn who_has_ended_its_side_is_answered_in_the_time_that_others_are() {
     let answer = read_to_end(&mut stream);
     assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.ends_with("late"), "{answer}");
     wait_until(PATIENCE, "the end to be counted", || Ok(web.closed("client_closed") == 1)).unwrap();
+}
+
+#[test]
+fn a_client_that_leaves_a_response_is_noticed() {
+    let web = Web::start("leaving", |config| {
+        config.services[0].http.request_timeout_ms = 2000;
+        config.services[0].http.max_pipelined = 2;
+    });
+    let (brokers, prefix) = (&web.direct.brokers, web.direct.topics.prefix());
+    let server = HandServer::on(brokers, prefix, &[0]).unwrap();
+    let events = "GET /events HTTP/1.1\r\nHost: h\r\n";
+    // As browsers leave it, and others: by FIN, by RST; with more requests under way.
+    for (request, resets, reason) in [
+        (format!("{events}\r\n"), false, "end_of_stream"),
+        (format!("{events}Connection: close\r\n\r\n"), false, "end_of_stream"),
+        (format!("{events}\r\n").repeat(5), false, "end_of_stream"),
+        (format!("{events}\r\n"), true, "connection_failed"),
+        (format!("{events}Connection: close\r\n\r\n"), true, "connection_failed"),
+        (format!("{events}\r\n").repeat(5), true, "connection_failed"),
+    ] {
+        let before = web.closed(reason);
+        let mut stream = web.connect();
+        stream.write_all(request.as_bytes()).unwrap();
+        let record = server.next("the request", |record| record.kind() == "message").unwrap();
+        let part = [("http.request", &b"1"[..]), ("http.part", b"0")];
+        server.reply_with(&record, Some(b"data: 1\n\n"), &part).unwrap();
+        let mut answer = [0; 4096];
+        let length = stream.read(&mut answer).unwrap();
+        assert!(answer[..length].starts_with(b"HTTP/1.1 200 OK"));
+        if resets {
+            socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+        }
+        drop(stream);
+        let close = server
+            .next("the record of its end", |end| end.kind() == "close" && end.key == record.key)
+            .unwrap();
+        assert_eq!(close.header("reason"), reason, "{request:?}, {resets}");
+        assert_eq!(web.closed(reason), before + 1);
+        assert_eq!(web.direct.instance.stats().unwrap().count("connections").unwrap(), 0);
+    }
 }
 
 #[test]

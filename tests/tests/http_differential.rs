@@ -99,7 +99,8 @@ fn read_by_relay(stream: &[u8]) -> Vec<Request> {
     let requests = connection.records().map(|(headers, payload)| {
         let text = |name| latin(header(headers, name).expect("a whole request has it"));
         let fields = headers.iter().filter_map(|(name, value)| {
-            Some((name.strip_prefix("http.header.")?.to_owned(), latin(value)))
+            let value = String::from_utf8(value.clone()).expect("what stands in a record is text");
+            Some((name.strip_prefix("http.header.")?.to_owned(), value))
         });
         Request {
             method: text("http.method"),
@@ -110,6 +111,12 @@ fn read_by_relay(stream: &[u8]) -> Vec<Request> {
         }
     });
     requests.collect()
+}
+
+/// What a value is whose bytes these are: UTF-8, or ISO-8859-1.
+fn text(value: &str) -> String {
+    let bytes = value.chars().map(|byte| u8::try_from(byte).expect("h11 gives bytes"));
+    String::from_utf8(bytes.collect()).unwrap_or_else(|_| value.to_owned())
 }
 
 /// The fields that h11 has seen, less those that end at the relay.
@@ -125,6 +132,7 @@ fn passed_on(request: &mut Request) {
     request
         .headers
         .retain(|(name, _)| !HOP_BY_HOP.contains(&name.as_str()) && !named.contains(name));
+    request.headers.iter_mut().for_each(|(_, value)| *value = text(value));
 }
 
 /// What is wrong with the two readings of a stream, and whether there was something to compare.

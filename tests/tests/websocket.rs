@@ -193,3 +193,42 @@ fn a_client_that_does_not_answer_pings_is_closed() {
     let last = relay.instance.stop().unwrap();
     assert_eq!(last["connections_closed"]["idle_timeout"], 1, "{last}");
 }
+
+#[test]
+fn a_client_that_reads_slowly_may_answer_a_ping_late() {
+    const REPLIES: usize = 130;
+    const LENGTH: usize = 60_000;
+    let mut relay = Direct::build("wsslow", |config| {
+        websocket(config);
+        config.services[0].websocket.ping_interval_ms = 1000;
+        config.services[0].max_message_bytes = 1 << 16;
+        // None waits in Kafka: all are before the ping.
+        config.relay.reply_limit_bytes = 2 * REPLIES * LENGTH;
+        config.relay.max_connection_bytes = 4 * REPLIES * LENGTH;
+    })
+    .unwrap();
+    relay.instance.start().unwrap();
+    let server = HandServer::on(&relay.brokers, relay.topics.prefix(), &[0]).unwrap();
+    let mut client = Client::open(&relay);
+    let open = server.next("open", |record| record.kind() == "open").unwrap();
+    server.reply_many(&open, (0..REPLIES).map(|_| vec![b'x'; LENGTH])).unwrap();
+    let (mut replies, mut payload) = (0, vec![0; LENGTH + 2]);
+    while replies < REPLIES {
+        let mut header = [0; 2];
+        client.0.read_exact(&mut header).unwrap();
+        match header {
+            [0x81, 126] => {
+                client.0.read_exact(&mut payload).unwrap();
+                replies += 1;
+                if replies == 1 {
+                    // It reads nothing for longer than a ping may stay unanswered.
+                    std::thread::sleep(Duration::from_secs(4));
+                }
+            }
+            [0x89, 0] => client.send(0x8a, b""),
+            other => panic!("{other:?} after {replies} replies"),
+        }
+    }
+    client.send(0x81, b"still here");
+    server.next("its message", |record| record.value == b"still here").unwrap();
+}

@@ -121,6 +121,9 @@ enum Command {
     /// Run the unit, property and end-to-end tests
     #[command(after_help = test::HELP)]
     Test(run::Passed),
+    /// Run end-to-end tests with other releases of Kafka, and with a cluster of three nodes
+    #[command(after_help = kafka::matrix::HELP)]
+    TestBrokers(kafka::matrix::Options),
     /// Fuzz a target, guided by coverage
     #[command(after_help = fuzz::HELP)]
     Fuzz(fuzz::Options),
@@ -172,6 +175,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Bench(bench) => run::bench(&bench)?,
         Command::Pktgen(passed) => run::pktgen(&passed)?,
         Command::Test(passed) => return test::run(&passed),
+        Command::TestBrokers(options) => return kafka::matrix::run(&options),
         Command::Fuzz(options) => fuzz::run(&options)?,
         Command::VmTest(options) => vm::run(&options)?,
         Command::Ci => ci::run()?,

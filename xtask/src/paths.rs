@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::kafka::jars;
+
 /// The folder of the workspace.
 pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace")
@@ -28,9 +30,10 @@ pub(crate) fn bench_object() -> PathBuf {
     bpf_object().with_file_name("bench.bpf.o")
 }
 
-/// Kafka's jars.
-pub(crate) fn kafka_jars() -> PathBuf {
-    target().join("kafka").join("libs")
+/// The jars of a release of Kafka. That of every day needs no name.
+pub(crate) fn kafka_jars(version: &str) -> PathBuf {
+    let name = if version == jars::VERSION { "libs".to_owned() } else { format!("libs-{version}") };
+    target().join("kafka").join(name)
 }
 
 /// Clients in JavaScript.

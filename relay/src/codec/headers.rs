@@ -2,11 +2,12 @@
 
 use std::ffi::CStr;
 
-/// Most headers that a record may carry beside the relay's own. Further ones are not taken.
+/// Most headers that a record of the uplink has beside the relay's own; a protocol refuses what would
+/// have more. A reply may have as many as its record has room for.
 pub const MAX_RECORD_HEADERS: usize = 128;
 
-/// Headers one behind the other: length of the name with its NUL (two bytes), length of the value
-/// (four), name, NUL, value. Only [`HeaderList`] makes them.
+/// Headers one behind the other: length of the name with its NUL, length of the value (four bytes
+/// each), name, NUL, value. Only [`HeaderList`] makes them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Headers<'a>(&'a [u8]);
 
@@ -14,11 +15,10 @@ pub struct Headers<'a>(&'a [u8]);
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HeaderList {
     bytes: Vec<u8>,
-    count: usize,
 }
 
 /// Bytes before a name.
-const PREFIX: usize = 6;
+const PREFIX: usize = 8;
 
 impl<'a> Headers<'a> {
     /// No header.
@@ -49,10 +49,9 @@ impl<'a> Headers<'a> {
         let mut rest = self.0;
         std::iter::from_fn(move || {
             let (prefix, after) = rest.split_first_chunk::<PREFIX>()?;
-            let name = usize::from(u16::from_le_bytes([prefix[0], prefix[1]]));
-            let value = u32::from_le_bytes([prefix[2], prefix[3], prefix[4], prefix[5]]);
-            let (name, after) = after.split_at(name);
-            let (value, after) = after.split_at(value as usize);
+            let [a, b, c, d, value @ ..] = *prefix;
+            let (name, after) = after.split_at(u32::from_le_bytes([a, b, c, d]) as usize);
+            let (value, after) = after.split_at(u32::from_le_bytes(value) as usize);
             rest = after;
             Some((CStr::from_bytes_with_nul(name).expect("a list holds names with NUL"), value))
         })
@@ -77,35 +76,58 @@ pub(crate) fn weight_of(name: &CStr, value_bytes: usize) -> usize {
 }
 
 impl HeaderList {
-    /// Adds a header; false if it is not taken: a NUL in its name, a name of 64 KiB, or too many.
+    /// Adds a header; false if it is not taken: a NUL in its name, or 4 GiB of it.
     pub fn push(&mut self, name: &[u8], value: &[u8]) -> bool {
         self.push_parts(&[name], value)
     }
 
     /// Like [`push`](Self::push), the name in several parts.
     pub fn push_parts(&mut self, name: &[&[u8]], value: &[u8]) -> bool {
+        let begun = self.begin(name, value.len());
+        if begun {
+            self.bytes.extend_from_slice(value);
+        }
+        begun
+    }
+
+    /// Like [`push_parts`](Self::push_parts), for the value of a field of HTTP. One that is not UTF-8
+    /// is taken for ISO-8859-1, as such values were once (RFC 9110 section 5.5): what stands in a
+    /// record is text.
+    pub fn push_field(&mut self, name: &[&[u8]], value: &[u8]) -> bool {
+        if str::from_utf8(value).is_ok() {
+            return self.push_parts(name, value);
+        }
+        let text = value.iter().map(|byte| char::from(*byte));
+        let begun = self.begin(name, text.clone().map(char::len_utf8).sum());
+        if begun {
+            for character in text {
+                self.bytes.extend_from_slice(character.encode_utf8(&mut [0; 2]).as_bytes());
+            }
+        }
+        begun
+    }
+
+    /// Adds all of a header but its value.
+    fn begin(&mut self, name: &[&[u8]], value_bytes: usize) -> bool {
         let length = name.iter().map(|part| part.len()).sum::<usize>() + 1;
-        let (Ok(length), Ok(size)) = (u16::try_from(length), u32::try_from(value.len())) else {
+        let (Ok(length), Ok(size)) = (u32::try_from(length), u32::try_from(value_bytes)) else {
             return false;
         };
-        if self.count == MAX_RECORD_HEADERS || name.iter().any(|part| part.contains(&0)) {
+        if name.iter().any(|part| part.contains(&0)) {
             return false;
         }
-        self.count += 1;
         self.bytes.extend_from_slice(&length.to_le_bytes());
         self.bytes.extend_from_slice(&size.to_le_bytes());
         for part in name {
             self.bytes.extend_from_slice(part);
         }
         self.bytes.push(0);
-        self.bytes.extend_from_slice(value);
         true
     }
 
     /// Takes all out.
     pub fn clear(&mut self) {
         self.bytes.clear();
-        self.count = 0;
     }
 
     /// What is in it.
@@ -172,9 +194,25 @@ mod tests {
         assert_eq!(headers.text(c"topic"), Some("c"));
         assert_eq!(headers.get(c"tropic"), None);
         assert!(Headers::NONE.iter().next().is_none());
-        for _ in list.headers().iter().count()..MAX_RECORD_HEADERS {
-            assert!(list.push(b"n", b"v"));
+        for number in 0..1000_u32 {
+            assert!(list.push(b"http.header.set-cookie", &number.to_le_bytes()));
         }
-        assert!(!list.push(b"n", b"v"));
+        let cookies = list.headers();
+        assert_eq!(cookies.iter().skip(3).count(), 1000, "a reply has as many as it likes");
+        let long = vec![b'n'; 1 << 16];
+        assert!(list.push(&long, b"v"), "and names as long");
+        assert_eq!(list.headers().iter().last().unwrap().0.to_bytes(), long);
+    }
+
+    #[test]
+    fn the_value_of_a_field_is_text() {
+        let mut list = HeaderList::default();
+        for value in [&b"plain"[..], "caf\u{e9}".as_bytes(), b"caf\xe9", b"\xc3\x28\x80\xff", b""] {
+            assert!(list.push_field(&[b"http.", b"x"], value));
+        }
+        assert!(!list.push_field(&[b"a\0b"], b"\xff"));
+        let values = list.headers().iter().map(|(_, value)| str::from_utf8(value).unwrap());
+        let expected = ["plain", "caf\u{e9}", "caf\u{e9}", "\u{c3}(\u{80}\u{ff}", ""];
+        assert_eq!(values.collect::<Vec<_>>(), expected);
     }
 }

@@ -213,6 +213,12 @@ pub trait Codec: Send {
     /// The deadline has come.
     fn elapsed(&mut self, _now: Instant, _actions: &mut dyn Actions) {}
 
+    /// The kernel has taken all of the output: what was written last is on its way. True if
+    /// [`deadline`](Self::deadline) is another one now.
+    fn sent(&mut self, _now: Instant) -> bool {
+        false
+    }
+
     /// Until now the relay did not read from the client, for reasons of its own: the client's silence
     /// does not count.
     fn not_read(&mut self, _now: Instant) {}

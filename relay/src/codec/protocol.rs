@@ -236,6 +236,11 @@ impl AnyCodec {
         whichever!(self, codec => codec.refused(failure));
     }
 
+    /// See [`Codec::sent`].
+    pub fn sent(&mut self, now: Instant) -> bool {
+        whichever!(self, codec => codec.sent(now))
+    }
+
     /// See [`Codec::not_read`].
     pub fn not_read(&mut self, now: Instant) {
         whichever!(self, codec => codec.not_read(now));

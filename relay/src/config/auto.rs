@@ -12,7 +12,8 @@ pub struct AutoSection {
     /// What is recognised.
     pub recognise: Vec<Recognised>,
     /// How long the first bytes may take. A client that waits for its server to speak first says
-    /// nothing until then. Milliseconds.
+    /// nothing until then. The head of a request may take the service's `handshake_timeout_ms`.
+    /// Milliseconds.
     pub wait_ms: u32,
     /// What becomes of a connection that is none of these, or says nothing in time.
     pub otherwise: Otherwise,

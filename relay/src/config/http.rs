@@ -16,12 +16,14 @@ pub struct HttpSection {
     /// Longest body of a request, in bytes. Beyond: 413. It comes in parts of the service's
     /// `max_message_bytes`.
     pub max_body_bytes: u64,
-    /// Requests of one connection that wait for their replies; further ones are not read.
+    /// Requests of one connection that wait for their replies; further ones are read ahead a little,
+    /// and then not read.
     pub max_pipelined: u16,
     /// Replies to later requests than the one whose turn it is, in bytes of one connection. Beyond,
     /// the connection is closed.
     pub max_kept_bytes: u32,
-    /// How long the server may take until a reply begins. Milliseconds. Then: 504.
+    /// How long the server may take until a reply begins. Milliseconds. Then: 504. To a client that has
+    /// ended its side, also between two parts of a reply; then the connection is closed.
     pub request_timeout_ms: u32,
     /// How long nothing may come of a body that has begun. Milliseconds. Then: 408.
     pub body_timeout_ms: u32,

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::gateway::GatewayError;
-use crate::kafka::{ConsumerError, OpenError, TopicError};
+use crate::kafka::{ConsumerError, OpenError, RightsError, TopicError};
 use crate::registry::RegistryError;
 
 /// Why the relay did not start, or ended by itself.
@@ -15,6 +15,9 @@ pub enum RunError {
     /// The gateway is not there, or not ours to use.
     #[error(transparent)]
     Gateway(#[from] GatewayError),
+    /// Kafka does not allow what is needed.
+    #[error(transparent)]
+    Rights(#[from] RightsError),
     /// The topics are not there.
     #[error(transparent)]
     Topics(#[from] TopicError),

@@ -20,7 +20,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, KafkaResult};
 
 use crate::config::KafkaSection;
-use crate::kafka::{LogContext, client_config, committed};
+use crate::kafka::{LogContext, Retention, client_config, has_read};
 use crate::ring::{Credit, Mark};
 use crate::route::{Associations, Concern, Measure, Partition, ServerId, ServiceId, Then};
 use crate::worker::{OrderAnswer, Orders, Task};
@@ -72,6 +72,7 @@ impl Move {
 /// Moves connections between servers.
 pub(super) struct Mover {
     kafka: KafkaSection,
+    retention: Retention,
     associations: Arc<Associations>,
     credit: Arc<Credit>,
     orders: Orders,
@@ -82,13 +83,13 @@ pub(super) struct Mover {
 
 impl Mover {
     pub(super) fn new(
-        kafka: KafkaSection,
+        (kafka, retention): (KafkaSection, Retention),
         associations: Arc<Associations>,
         credit: Arc<Credit>,
         orders: Orders,
     ) -> Self {
         let (moves, rounds) = (HashMap::new(), HashMap::new());
-        Self { kafka, associations, credit, orders, moves, rounds }
+        Self { kafka, retention, associations, credit, orders, moves, rounds }
     }
 
     /// Runs until `stop`; quiesced connections are ended by the workers then.
@@ -254,10 +255,13 @@ impl Mover {
         reader: BaseConsumer<LogContext>,
     ) -> Phase {
         let partition = concern.partition;
-        match self.committed(&reader, partition) {
-            Ok(committed) if committed >= end => return Phase::Deciding(Task::Move),
-            Ok(_) => {}
-            Err(error) => tracing::warn!(%error, %partition, "what a server has read is not told"),
+        match self.has_read(&reader, partition, end) {
+            Ok(true) => return Phase::Deciding(Task::Move),
+            Ok(false) => {}
+            Err(error) => {
+                let group = self.kafka.server_group(partition);
+                tracing::warn!(%error, group, "what a server has read is not told");
+            }
         }
         out_of_time(concern, began).unwrap_or(Phase::Reading { end, reader })
     }
@@ -276,14 +280,14 @@ impl Mover {
         reader.fetch_watermarks(&topic, i32::from(partition.0), ANSWER).map(|(_, end)| end)
     }
 
-    /// 0 if nothing was committed.
-    fn committed(
+    fn has_read(
         &self,
         reader: &BaseConsumer<LogContext>,
         partition: Partition,
-    ) -> KafkaResult<i64> {
+        end: i64,
+    ) -> KafkaResult<bool> {
         let topic = self.kafka.uplink_topic();
-        Ok(committed(reader, &topic, i32::from(partition.0), ANSWER)?.unwrap_or_default())
+        has_read(reader, (&topic, i32::from(partition.0)), end, self.retention, ANSWER)
     }
 }
 

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::{Deserialize, Serialize};
 
 use crate::kafka::{
-    ConsumerStats, Desk, Difference, HeldRefusal, KeeperStats, LetterCounts, PumpStats,
-    RefusedReason, Written, WrittenPart, brokers_clock,
+    Break, ConsumerStats, Desk, Difference, HeldRefusal, KeeperStats, LetterCounts, PumpStats,
+    RefusedReason, Written, WrittenPart, brokers_clock, throttled_ms,
 };
 use crate::registry::{RegistryObserver, RegistryStatus};
 use crate::ring::Credit;
@@ -144,6 +144,14 @@ pub struct Snapshot {
     /// Replies before it that the former run had postponed.
     #[serde(default)]
     pub downlink_carried: u64,
+    /// For how many milliseconds the brokers have told clients to wait because of a quota: `data`
+    /// (messages and replies), `control` (registry and associations).
+    #[serde(default)]
+    pub kafka_throttled_ms: BTreeMap<String, u64>,
+    /// Breaks of the downlink, by kind, each with the records that it is about: `offset_forgotten`,
+    /// `made_anew`, `tail_lost`, `deleted`. What they are stands in the log, and in docs/brokers.md.
+    #[serde(default)]
+    pub downlink_breaks: BTreeMap<String, u64>,
     /// Clients by service and server.
     pub associations: BTreeMap<String, BTreeMap<String, u32>>,
     /// Messages that wait for their servers, by server, as they were seen last: half a minute ago at
@@ -221,6 +229,13 @@ impl Observer {
             ("timed_out", self.sum(|worker| &worker.hand_on_timed_out)),
             ("bytes", self.sum(|worker| &worker.handed_on_bytes)),
         ])
+    }
+
+    fn association_records(&self) -> BTreeMap<String, u64> {
+        let log = self.associations.log_stats();
+        let counters =
+            [("read", &log.read), ("written", &log.written), ("put_back", &log.put_back)];
+        nonzero(counters.map(|(name, counter)| (name, counter.load(Ordering::Acquire))))
     }
 
     /// The counters now. What a message reaches later is read first, so that a message on its way
@@ -306,6 +321,10 @@ impl Observer {
             downlink_marks: load(&self.consumer.marks),
             downlink_start: self.consumer.start.load(Ordering::Relaxed),
             downlink_carried: self.consumer.carried.load(Ordering::Relaxed),
+            kafka_throttled_ms: nonzero(throttled_ms()),
+            downlink_breaks: nonzero(Break::ALL.iter().map(|what| {
+                (what.name(), self.consumer.breaks[*what as usize].load(Ordering::Relaxed))
+            })),
             associations: self.associations.counts(),
             waiting: self.waiting.seen(),
             registry: self.registry.status(),
@@ -313,11 +332,7 @@ impl Observer {
             begun_unix_ms: brokers_clock().begun_unix_ms(),
             topics: self.topics.to_vec(),
             clients_moved: self.associations.moved(),
-            association_records: nonzero([
-                ("read", load(&log.read)),
-                ("written", load(&log.written)),
-                ("put_back", load(&log.put_back)),
-            ]),
+            association_records: self.association_records(),
             association_records_refused: nonzero(log_refused),
             cpu_us: CpuTime::of_process(std::process::id()).unwrap_or_default(),
             worker_loops: self.sum(|worker| &worker.loops),
@@ -385,6 +400,12 @@ impl std::fmt::Display for Snapshot {
             "  replies      {} received, {} sent, {} not wanted, {} behind what their clients read",
             self.replies_received, self.replies_sent, self.replies_filtered, self.replies_backlog
         )?;
+        if !self.kafka_throttled_ms.is_empty() {
+            writeln!(f, "  THROTTLED by Kafka, in ms: {}", list(&self.kafka_throttled_ms))?;
+        }
+        if !self.downlink_breaks.is_empty() {
+            writeln!(f, "    BREAKS      {}", list(&self.downlink_breaks))?;
+        }
         writeln!(f, "    undelivered {}", list(&self.replies_undelivered))?;
         writeln!(f, "    dead letters {}", list(&self.replies_dead_lettered))?;
         writeln!(

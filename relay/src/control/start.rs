@@ -9,7 +9,9 @@ use tokio::task::{JoinError, JoinHandle};
 
 use crate::config::Config;
 use crate::gateway::Gateway;
-use crate::kafka::{StopTime, ensure_topics};
+use crate::kafka::{
+    Retention, StopTime, TopicsThere, check_properties, check_rights, ensure_topics,
+};
 use crate::registry::RegistryLink;
 use crate::worker::Shared;
 
@@ -69,8 +71,16 @@ impl Starter {
 
     fn run(self, gate: &Gate) -> Result<Started, RunError> {
         let Self { config, mut gateway, place, shared, faults } = self;
-        let topics = tokio::runtime::Handle::current().block_on(ensure_topics(&config))?;
+        let runtime = tokio::runtime::Handle::current();
+        // Before anything is asked: what librdkafka does not take is no right that is missing.
+        check_properties(&config)?;
+        let there = check_rights(&config.kafka)?;
+        let topics = runtime.block_on(ensure_topics(&config))?;
         topics.differences.iter().for_each(|difference| tracing::warn!("{difference}"));
+        if there == TopicsThere::Unknown {
+            check_rights(&config.kafka)?;
+        }
+        let retention = runtime.block_on(Retention::ask(&config.kafka));
         // Before clients are accepted: without it nobody knows all servers.
         let (of_registry, stop_time) = (faults.clone(), shared.stop_time.clone());
         let registry = RegistryLink::start(
@@ -78,6 +88,7 @@ impl Starter {
             shared.incarnation,
             &shared.associations,
             shared.leases.clone(),
+            retention,
             shared.stop_time.clone(),
             move |run| {
                 let failed = |reason| RunError::Producer(format!("registry: {reason}"));
@@ -92,9 +103,8 @@ impl Starter {
             return Err(RunError::StoppedAtStart);
         }
         let listeners = listeners::open(&config, &place, workers)?;
-        let observers = (registry.observer(), topics);
-        let threads =
-            Threads::start(&config, shared, gateway.as_ref(), listeners, observers, &faults)?;
+        let known = (registry.observer(), retention, topics);
+        let threads = Threads::start(&config, shared, gateway.as_ref(), listeners, known, &faults)?;
         Ok(Started { gateway, threads, registry })
     }
 }

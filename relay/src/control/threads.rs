@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::gateway::{FlowTable, Gateway, enter_namespace};
 use crate::kafka::{
     Consumer, ConsumerStats, Desk, Keeper, KeeperStats, Pump, PumpStats, RdKafkaProducer, RelayId,
-    StopTime, Topics,
+    Retention, StopTime, Topics,
 };
 use crate::registry::RegistryObserver;
 use crate::ring::{
@@ -195,7 +195,7 @@ impl Threads {
         shared: Shared,
         gateway: Option<&Gateway>,
         listeners: Vec<Listeners>,
-        (registry, topics): (RegistryObserver, Topics),
+        (registry, retention, topics): (RegistryObserver, Retention, Topics),
         faults: &Faults,
     ) -> Result<Self, RunError> {
         let wake = || Wake::new().map_err(RunError::io("make an eventfd"));
@@ -211,17 +211,11 @@ impl Threads {
             shared.leases.clone(),
         )?;
         // Who belongs to whom must be known before the first client is taken.
-        let stop_time = shared.stop_time.clone();
-        let log = AssociationLog::open(
-            config,
-            incarnation,
-            shared.associations.clone(),
-            stop_time.clone(),
-        )?;
+        let (stop_time, known) = (shared.stop_time.clone(), shared.associations.clone());
+        let log = AssociationLog::open(config, incarnation, known, stop_time.clone())?;
         let pump_stats = Arc::<PumpStats>::default();
         let consumer_stats = Arc::<ConsumerStats>::default();
         let keeper_stats = Arc::<KeeperStats>::default();
-
         let wakes = (&producer_wake, &consumer_wake);
         let Connected { uplinks, downlinks, orders, mut parts } =
             connect_workers(&shared, gateway, config.hands_on(), listeners, wakes)?;
@@ -233,7 +227,8 @@ impl Threads {
             desk.clone(),
             consumer_wake,
             stop_time.clone(),
-        )?;
+        )?
+        .renewing(retention);
         let keeper =
             Keeper::new(config, &shared, desk.clone(), downlinks.clone(), keeper_stats.clone())?;
         let written = producer.written();
@@ -271,7 +266,7 @@ impl Threads {
         let pump = spawn_pump(pump, (faults, &stop_time))?;
         let stop_others = Arc::new(AtomicBool::new(false));
         let mover = Mover::new(
-            config.kafka.clone(),
+            (config.kafka.clone(), retention),
             shared.associations.clone(),
             shared.credit.clone(),
             orders,

@@ -1,5 +1,7 @@
 //! The consumer's thread: replies from the relay's downlink partition to the workers.
 
+mod mend;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -13,17 +15,21 @@ use crate::codec::{HeaderList, Headers, Reply, ReplyOrigin};
 use crate::config::{Config, KafkaSection};
 use crate::ring::{Command, DownlinkBatch, DownlinkSender, Receipt, ReplyOffset, Wake};
 
-use super::again::{PAUSE, ask_again, watermarks};
+use super::again::{PAUSE, ask_again};
 use super::context::{LogContext, is_news, logs_as_ours};
 use super::deadletter::Reason;
 use super::desk::Desk;
 use super::ffi::{self, add_headers, rejoin};
+use super::log_watch::LogWatch;
 use super::note;
-use super::position::committed_with_note;
-use super::producer::client_config;
+use super::place::Break;
+use super::position::{committed_with_note, is_late};
+use super::producer::data_config;
 use super::record::{ConnectionKey, Incarnation, RelayId, header, split_reply_key};
+use super::retention::Retention;
 use super::stop::{StopPart, StopTime};
 use super::unreadable::{is_unreadable, unreadable_at};
+use mend::{Beginning, begin, is_out_of_range};
 
 /// How long a look for replies lasts; so often the thread sees that it should stop.
 const POLL: Duration = Duration::from_millis(100);
@@ -52,14 +58,17 @@ pub struct ConsumerStats {
     pub unreadable: AtomicU64,
     /// Orders to close a connection, without a payload, that are for nobody here.
     pub orders: AtomicU64,
-    /// The offset at which this run began to read.
+    /// The offset at which this run began to read, or went on after a break of the log.
     pub start: AtomicI64,
-    /// Replies before it that the former run had postponed.
+    /// Replies before it that the former run had postponed; and after a break, those that were read
+    /// before.
     pub carried: AtomicU64,
     /// Offsets that were passed and are no replies: marks of transactions, and what was aborted.
     pub marks: AtomicU64,
     /// Behind the last offset that was read.
     pub position: AtomicI64,
+    /// Records that breaks of the log are about.
+    pub breaks: [AtomicU64; Break::ALL.len()],
     /// Errors reported by the cluster.
     pub errors: AtomicU64,
 }
@@ -73,7 +82,7 @@ pub enum ConsumerError {
     /// The cluster does not tell where the last run has stopped reading.
     #[error(
         "the cluster does not tell the committed offset of consumer group {group} ({source}); the \
-         group must be allowed to the relay, and the brokers' logs may say more"
+         relay needs the right READ on group {group}, and the brokers' logs may say more"
     )]
     Offset {
         /// The relay's group.
@@ -98,6 +107,7 @@ pub enum ConsumerError {
 
 struct Context {
     log: LogContext,
+    group: String,
     /// A commit that was under way has failed.
     commit_failed: AtomicBool,
     /// Because the cluster allows no note, or a shorter one.
@@ -109,7 +119,11 @@ logs_as_ours!(Context);
 impl ConsumerContext for Context {
     fn commit_callback(&self, result: KafkaResult<()>, _offsets: &TopicPartitionList) {
         if let Err(error) = result {
-            tracing::warn!(%error, "the downlink's offset was not committed; it will be again");
+            let group = &*self.group;
+            tracing::warn!(
+                %error, group, "the downlink's offset was not committed; it will be again (it takes the \
+                right READ on the group)"
+            );
             if error.rdkafka_error_code() == Some(RDKafkaErrorCode::OffsetMetadataTooLarge) {
                 self.note_refused.store(true, Ordering::Relaxed);
             }
@@ -147,6 +161,8 @@ fn empty_batch(
 
 /// Reads the downlink and hands replies to the workers.
 pub struct Consumer {
+    /// Before the client, which its question is one of.
+    watch: LogWatch,
     client: BaseConsumer<Context>,
     kafka: KafkaSection,
     topic: String,
@@ -165,6 +181,14 @@ pub struct Consumer {
     committed: Option<(ReplyOffset, String)>,
     most_note_bytes: usize,
     last_commit: Instant,
+    /// When a commit was last asked for, and how soon it is again though nothing has changed.
+    asked: Instant,
+    renewal: Duration,
+    /// The log is not what it was, or does not go as far; nothing is read before a new place is found.
+    is_broken: bool,
+    /// The end of the log when this run began, if it was before the committed offset. What comes there
+    /// decides whether that is so.
+    doubt: Option<i64>,
     stats: Arc<ConsumerStats>,
     desk: Arc<Desk>,
     wake: Wake,
@@ -178,6 +202,8 @@ impl Consumer {
     /// is asked for here and waited for: left to librdkafka (`Offset::Stored`) it would be looked up
     /// while clients are served already, and a broker that hangs in that moment would keep their
     /// replies back for minutes.
+    ///
+    /// What [`place`] says of an offset that is missing, or of another log, is done and told.
     pub fn new(
         config: &Config,
         incarnation: Incarnation,
@@ -190,31 +216,38 @@ impl Consumer {
         let relay = RelayId(config.relay.id);
         let topic = config.kafka.downlink_topic();
         let group = config.kafka.relay_group(relay.0);
-        let mut client = client_config(&config.kafka);
+        let mut client = data_config(&config.kafka);
         client
             .set("group.id", &group)
             .set("enable.auto.commit", "false")
-            .set("auto.offset.reset", "earliest")
+            // Where to read on is not librdkafka's to choose.
+            .set("auto.offset.reset", "error")
             .set("fetch.error.backoff.ms", "50")
             // Replies are small and many; librdkafka's default holds up to 64 MiB of them.
             .set("queued.max.messages.kbytes", "16384");
         let consumer: BaseConsumer<Context> = client.create_with_context(Context {
             log: LogContext::new(&config.kafka),
+            group: group.clone(),
             commit_failed: AtomicBool::new(false),
             note_refused: AtomicBool::new(false),
         })?;
         let partition = i32::from(relay.0);
         let committed = ask_again(START_TIMEOUT, |left| {
-            committed_with_note(&consumer, &topic, partition, left)
+            // In parts: a refusal is told only when one of them is over.
+            let deadline = Instant::now() + left;
+            loop {
+                let left = deadline.saturating_duration_since(Instant::now());
+                let told = committed_with_note(&consumer, &topic, partition, left.min(ANSWER));
+                match told {
+                    Err(error) if is_late(&error) && left > ANSWER => {}
+                    told => return told,
+                }
+            }
         })
         .map_err(|source| ConsumerError::Offset { group, source })?;
-        let (oldest, _) = watermarks(consumer.client(), &topic, partition, START_TIMEOUT)
-            .map_err(|source| ConsumerError::Oldest { topic: topic.clone(), partition, source })?;
-        let (committed, note) = committed.unwrap_or((oldest, String::new()));
-        let start = committed.max(oldest);
-        stats.start.store(start, Ordering::Relaxed);
+        let found = begin(&consumer, (&topic, partition), committed, &desk, &stats)?;
+        let Beginning { start, doubt, watch } = found;
         stats.position.store(start, Ordering::Relaxed);
-        take_note(&note, committed, &desk, &stats);
         let mut assignment = TopicPartitionList::new();
         assignment.add_partition_offset(&topic, i32::from(relay.0), Offset::Offset(start))?;
         consumer.assign(&assignment)?;
@@ -234,12 +267,24 @@ impl Consumer {
             committed: None,
             most_note_bytes: note::MOST_BYTES,
             last_commit: Instant::now(),
+            asked: Instant::now(),
+            renewal: Retention::default().renewal(),
+            watch,
+            is_broken: false,
+            doubt,
             stats,
             desk,
             wake,
             stop_time,
             headers: HeaderList::default(),
         })
+    }
+
+    /// Commits anew before such a time is over.
+    #[must_use]
+    pub fn renewing(mut self, retention: Retention) -> Self {
+        self.renewal = retention.renewal();
+        self
     }
 
     /// Runs until `stop`, then waits until what was handed in is kept, and commits what is settled.
@@ -249,6 +294,11 @@ impl Consumer {
         while !stop.load(Ordering::SeqCst) {
             if self.last_commit.elapsed() >= COMMIT_INTERVAL {
                 self.commit();
+            }
+            self.is_broken |= self.watch.has_changed(self.client.client());
+            if self.is_broken {
+                self.mend();
+                continue;
             }
             if self.desk.is_full() {
                 // The log has what comes meanwhile.
@@ -303,6 +353,11 @@ impl Consumer {
             let message = match self.client.poll(timeout) {
                 None => break,
                 Some(Ok(message)) => message,
+                Some(Err(error)) if is_out_of_range(&error) => {
+                    tracing::warn!(%error, "the downlink is not there any more where it is read");
+                    self.is_broken = true;
+                    break;
+                }
                 Some(Err(error)) => {
                     self.stats.errors.fetch_add(1, Ordering::Relaxed);
                     if is_unreadable(&error) {
@@ -314,6 +369,7 @@ impl Consumer {
                 }
             };
             timeout = Duration::ZERO;
+            self.doubt = None;
             let next = message.offset() + 1;
             let skipped = message.offset() - end.unwrap_or(self.position.0);
             self.stats
@@ -431,10 +487,14 @@ impl Consumer {
         unsettled.fold(self.position, ReplyOffset::min)
     }
 
-    /// Asks for a commit of what is settled, unless that was asked for before and not refused. What
+    /// Asks for a commit of what is settled, unless that was asked for lately and not refused. What
     /// is to be committed.
     fn commit(&mut self) -> ReplyOffset {
         self.last_commit = Instant::now();
+        if self.is_broken {
+            // It counts in a log that is not there. What there is begins with the next place.
+            return ReplyOffset(0);
+        }
         // In this order: what a worker has settled by returning it is at the desk then.
         let settled = self.settled();
         self.desk.collect(&self.downlinks);
@@ -444,8 +504,10 @@ impl Consumer {
         if self.client.context().note_refused.swap(false, Ordering::Relaxed) {
             self.most_note_bytes /= 2;
         }
-        let (end, note) = self.desk.to_commit(self.start, settled, self.most_note_bytes);
-        if self.committed.as_ref().is_some_and(|(at, beside)| (*at, beside) == (end, &note)) {
+        let most = self.most_note_bytes;
+        let (end, note) = self.desk.to_commit(self.watch.id(), self.start, settled, most);
+        let is_same = |(at, beside): &(ReplyOffset, String)| (*at, beside) == (end, &note);
+        if self.committed.as_ref().is_some_and(is_same) && self.asked.elapsed() < self.renewal {
             return end;
         }
         let mut offsets = TopicPartitionList::new();
@@ -456,31 +518,13 @@ impl Consumer {
                 ffi::commit(&self.client, &offsets)
             });
         match result {
-            Ok(()) => self.committed = Some((end, note)),
+            Ok(()) => (self.committed, self.asked) = (Some((end, note)), Instant::now()),
             Err(error) => {
                 tracing::warn!(%error, "the downlink's offset was not committed; it will be again");
             }
         }
         end
     }
-}
-
-/// What the former run had postponed is nobody's now.
-fn take_note(note: &str, committed: i64, desk: &Desk, stats: &ConsumerStats) {
-    let Some(runs) = note::parse(note, committed) else {
-        return tracing::warn!(
-            note,
-            "beside the downlink's offset stands what no relay has written"
-        );
-    };
-    let mut count = 0;
-    for offset in runs.into_iter().flatten() {
-        desk.hand_in(ReplyOffset(offset), Reason::FormerRun);
-        count += 1;
-    }
-    stats.carried.store(count, Ordering::Relaxed);
-    stats.received.store(count, Ordering::Relaxed);
-    stats.former_run.store(count, Ordering::Relaxed);
 }
 
 /// What a record asks for.

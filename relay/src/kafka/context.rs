@@ -8,7 +8,7 @@
 //! 5430 tells of the same end.)
 
 use std::ffi::{CStr, CString};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use crate::config::KafkaSection;
 
+use super::producer::{CONTROL, DATA};
 use super::said::Said;
 
 /// A client gets its brokers no more often: librdkafka remembers them each time, and in an outage says
@@ -31,6 +32,59 @@ static SAID: Said = Said::new();
 /// and over comes to the same end many times a second.
 pub(crate) fn is_news(text: &str) -> bool {
     SAID.is_news(text, Instant::now())
+}
+
+/// How long the brokers have told clients to wait because of a quota, and when that was last said.
+struct Throttled {
+    ms: AtomicU64,
+    said: Said,
+}
+
+impl Throttled {
+    const fn new() -> Self {
+        Self { ms: AtomicU64::new(0), said: Said::new() }
+    }
+
+    fn add(&self, client: &str, broker: &str, throttle_ms: u64) {
+        if throttle_ms == 0 {
+            return;
+        }
+        self.ms.fetch_add(throttle_ms, Ordering::Relaxed);
+        if self.said.is_news(client, Instant::now()) {
+            tracing::warn!(
+                client,
+                broker,
+                throttle_ms,
+                "the brokers throttle this client: a quota of its client.id or its user is used up; \
+                 `status` counts for how long"
+            );
+        }
+    }
+}
+
+static THROTTLED_DATA: Throttled = Throttled::new();
+static THROTTLED_CONTROL: Throttled = Throttled::new();
+
+/// Takes what a broker says to a client that messages go by.
+pub(super) fn data_throttled(broker: &str, throttle_ms: u64) {
+    THROTTLED_DATA.add(DATA, broker, throttle_ms);
+}
+
+/// For how many milliseconds this process was told to wait, by what its clients are for.
+pub(crate) fn throttled_ms() -> [(&'static str, u64); 2] {
+    [(DATA, &THROTTLED_DATA), (CONTROL, &THROTTLED_CONTROL)]
+        .map(|(purpose, throttled)| (purpose, throttled.ms.load(Ordering::Relaxed)))
+}
+
+/// The throttling in librdkafka's statistics since the last ones (STATISTICS.md, `throttle` of
+/// `brokers`): which broker, and milliseconds.
+fn throttling(statistics: &[u8]) -> Option<(String, u64)> {
+    let statistics: serde_json::Value = serde_json::from_slice(statistics).ok()?;
+    let brokers = statistics["brokers"].as_object()?.iter();
+    let sums = brokers.map(|(name, broker)| {
+        (name.clone(), broker["throttle"]["sum"].as_u64().unwrap_or_default())
+    });
+    sums.max_by_key(|(_, ms)| *ms)
 }
 
 /// Passes librdkafka's log to ours, and notices that a client has lost all brokers.
@@ -98,6 +152,12 @@ impl ClientContext for LogContext {
         }
     }
 
+    fn stats_raw(&self, statistics: &[u8]) {
+        if let Some((broker, ms)) = throttling(statistics) {
+            THROTTLED_CONTROL.add(CONTROL, &broker, ms);
+        }
+    }
+
     fn error(&self, error: KafkaError, reason: &str) {
         // The end of a partition is news for who asked for it, and no error.
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::PartitionEOF) {
@@ -135,6 +195,9 @@ macro_rules! logs_as_ours {
             fn log(&self, level: rdkafka::config::RDKafkaLogLevel, facility: &str, message: &str) {
                 rdkafka::client::ClientContext::log(&self.log, level, facility, message);
             }
+            fn stats_raw(&self, statistics: &[u8]) {
+                rdkafka::client::ClientContext::stats_raw(&self.log, statistics);
+            }
             fn error(&self, error: rdkafka::error::KafkaError, reason: &str) {
                 rdkafka::client::ClientContext::error(&self.log, error, reason);
             }
@@ -154,6 +217,21 @@ pub(crate) use logs_as_ours;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn throttling_is_read_from_the_statistics() {
+        let statistics = br#"{"brokers":{"a:9092/1":{"throttle":{"min":0,"max":3,"sum":5,"cnt":2}},
+            "b:9092/2":{"throttle":{"sum":700}},"bootstrap":{}}}"#;
+        assert_eq!(throttling(statistics), Some(("b:9092/2".to_owned(), 700)));
+        for nothing in [&b"{}"[..], b"", br#"{"brokers":{}}"#] {
+            assert_eq!(throttling(nothing), None);
+        }
+        let throttled = Throttled::new();
+        throttled.add("data", "a", 0);
+        throttled.add("data", "a", 40);
+        throttled.add("data", "a", 2);
+        assert_eq!(throttled.ms.load(Ordering::Relaxed), 42);
+    }
 
     #[test]
     fn a_client_that_has_lost_all_brokers_gets_them_and_not_too_often() {

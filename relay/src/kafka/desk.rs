@@ -220,9 +220,10 @@ impl Desk {
     }
 
     /// The offset that may be committed if everything before `settled` is here or done with, and the
-    /// note beside it. What the former run had postponed is before `start`.
+    /// note beside it, for the log with this id. What the former run had postponed is before `start`.
     pub(super) fn to_commit(
         &self,
+        log: Option<&str>,
         start: ReplyOffset,
         settled: ReplyOffset,
         most_note_bytes: usize,
@@ -230,7 +231,7 @@ impl Desk {
         let heap = self.heap();
         let undone = heap.undone.range(start..).next().copied();
         let end = undone.map_or(settled, |first| first.min(settled));
-        let mut note = Note::new(most_note_bytes);
+        let mut note = Note::new(log, most_note_bytes);
         let former = heap.undone.range(..start);
         for offset in former.chain(heap.backlog.before(end)) {
             if !note.add(*offset) {
@@ -245,6 +246,12 @@ impl Desk {
     pub(super) fn take(&self) -> (Vec<(ReplyOffset, Reason)>, Vec<Refused>) {
         let mut heap = self.heap();
         (std::mem::take(&mut heap.new), std::mem::take(&mut heap.refused))
+    }
+
+    /// Whether no reply is on its way from here.
+    pub(super) fn is_clear(&self) -> bool {
+        let heap = self.heap();
+        heap.undone.is_empty() && heap.backlog.len() == 0
     }
 
     /// A reply is where it belongs.
@@ -322,7 +329,11 @@ mod tests {
         say(undelivered(8, UndeliveredReason::Unencodable));
         assert_eq!(handed_in(), [8], "of a dead letter nobody wants the order");
         let (start, settled) = (ReplyOffset(0), ReplyOffset(10));
-        assert_eq!(desk.to_commit(start, settled, 100).0, ReplyOffset(3), "they are not forgotten");
+        assert_eq!(
+            desk.to_commit(None, start, settled, 100).0,
+            ReplyOffset(3),
+            "they are not forgotten"
+        );
         say(undelivered(1, UndeliveredReason::Closing));
         assert!(handed_in().is_empty());
         say(undelivered(2, UndeliveredReason::Closing));

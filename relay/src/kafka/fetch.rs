@@ -15,7 +15,7 @@ use crate::config::KafkaSection;
 
 use super::context::LogContext;
 use super::ffi::rejoin;
-use super::producer::client_config;
+use super::producer::data_config;
 use super::unreadable::{is_unreadable, unreadable_at};
 
 /// How long one look lasts.
@@ -86,7 +86,7 @@ pub(super) struct Fetcher {
 
 impl Fetcher {
     pub(super) fn new(kafka: &KafkaSection) -> KafkaResult<Self> {
-        let client: BaseConsumer<LogContext> = client_config(kafka)
+        let client: BaseConsumer<LogContext> = data_config(kafka)
             // `assign` wants one, though nothing is committed under it.
             .set("group.id", format!("{}fetch", kafka.topic_prefix))
             .set("enable.auto.commit", "false")
@@ -278,7 +278,7 @@ mod tests {
             cluster.create_topic("topic", 2, 1).unwrap();
             let brokers = cluster.bootstrap_servers();
             let kafka = KafkaSection { brokers, ..KafkaSection::default() };
-            let producer = client_config(&kafka).create().unwrap();
+            let producer = data_config(&kafka).create().unwrap();
             let fetcher = Fetcher::new(&kafka).unwrap();
             Self { cluster, producer, fetcher }
         }

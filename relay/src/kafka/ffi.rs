@@ -5,8 +5,11 @@
 //! commit nobody learns how it ended.
 #![allow(unsafe_code)]
 
+mod describe;
 mod poll;
 mod wait;
+
+pub(super) use describe::{DescribedTopic, IdQuestion, describe_rights};
 
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::marker::PhantomData;
@@ -26,7 +29,7 @@ use crate::codec::{HeaderList, weight_of};
 use crate::ring::Wake;
 use crate::route::Partition;
 
-use super::context::Watched;
+use super::context::{Watched, data_throttled};
 
 /// Headers of most records; those of some protocols have more.
 const USUAL_HEADERS: usize = 8;
@@ -71,7 +74,7 @@ pub(crate) fn header<'a>(message: &'a BorrowedMessage<'_>, name: &CStr) -> Optio
     }
 }
 
-/// Adds all headers of a record to a list. One that the list does not take is left out.
+/// Adds all headers of a record to a list.
 pub(super) fn add_headers(message: &BorrowedMessage<'_>, list: &mut HeaderList) {
     // SAFETY: the message outlives this call.
     for (name, value) in unsafe { Headers::of(message.ptr()) } {
@@ -239,6 +242,19 @@ impl Drop for Event {
     }
 }
 
+/// librdkafka's word that a broker has throttled a request.
+unsafe extern "C" fn on_throttle(
+    _client: *mut sys::rd_kafka_t,
+    broker: *const std::ffi::c_char,
+    _id: i32,
+    throttle_ms: std::ffi::c_int,
+    _context: *mut c_void,
+) {
+    // SAFETY: librdkafka passes the broker's name as a C string.
+    let broker = unsafe { CStr::from_ptr(broker) };
+    data_throttled(&broker.to_string_lossy(), u64::try_from(throttle_ms).unwrap_or_default());
+}
+
 /// A producer for one topic.
 pub(super) struct NativeProducer<C: Watched> {
     topic: NonNull<sys::rd_kafka_topic_t>,
@@ -274,6 +290,8 @@ impl<C: Watched> NativeProducer<C> {
                 native.ptr(),
                 sys::RD_KAFKA_EVENT_DR | sys::RD_KAFKA_EVENT_ERROR | sys::RD_KAFKA_EVENT_LOG,
             );
+            // No event of the queue: it is called from within the poll.
+            sys::rd_kafka_conf_set_throttle_cb(native.ptr(), Some(on_throttle));
         }
         let client = Client::new(config, native, sys::rd_kafka_type_t::RD_KAFKA_PRODUCER, context)?;
         // SAFETY: the client lives; a null configuration means the client's default.

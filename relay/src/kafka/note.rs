@@ -1,5 +1,6 @@
-//! What stands beside the downlink's committed offset: replies before it that are postponed. The next
-//! run sees to them, and to nothing else of what is before the offset.
+//! What stands beside the downlink's committed offset: in which log it counts ([`super::place`]), and
+//! replies before it that are postponed. The next run sees to them, and to nothing else of what is
+//! before the offset.
 
 use std::fmt::Write as _;
 use std::ops::Range;
@@ -9,22 +10,29 @@ use crate::ring::ReplyOffset;
 /// The broker's default bound (`offset.metadata.max.bytes`).
 pub(super) const MOST_BYTES: usize = 4096;
 
-/// How every note begins; an empty one has nothing to say.
-const NAME: &str = "postponed";
+/// What stands before the log's id.
+const LOG: &str = "log";
+/// What stands before the offsets that are postponed.
+const POSTPONED: &str = "postponed";
 
 /// Offsets as runs: how many are left out, from 0 on, and how many follow.
 #[derive(Debug)]
 pub(super) struct Note {
     text: String,
     most_bytes: usize,
+    /// No offset is printed yet.
+    is_bare: bool,
     /// Behind the last run that is printed.
     end: i64,
     run: Option<(i64, i64)>,
 }
 
 impl Note {
-    pub(super) fn new(most_bytes: usize) -> Self {
-        Self { text: String::new(), most_bytes, end: 0, run: None }
+    /// One for the log with this id, which is left out if there is no room for it.
+    pub(super) fn new(log: Option<&str>, most_bytes: usize) -> Self {
+        let text = log.map(|log| format!("{LOG} {log}")).filter(|text| text.len() <= most_bytes);
+        let text = text.unwrap_or_default();
+        Self { text, most_bytes, is_bare: true, end: 0, run: None }
     }
 
     /// Adds an offset, larger than those before; false if there is no room.
@@ -44,11 +52,14 @@ impl Note {
     fn print_run(&mut self) -> bool {
         let Some((first, end)) = self.run else { return true };
         let before = self.text.len();
-        let start = if before == 0 { NAME } else { "" };
-        write!(self.text, "{start} {}+{}", first - self.end, end - first).expect("to memory");
+        if self.is_bare {
+            let space = if before == 0 { "" } else { " " };
+            write!(self.text, "{space}{POSTPONED}").expect("to memory");
+        }
+        write!(self.text, " {}+{}", first - self.end, end - first).expect("to memory");
         let fits = self.text.len() <= self.most_bytes;
         if fits {
-            (self.end, self.run) = (end, None);
+            (self.end, self.run, self.is_bare) = (end, None, false);
         } else {
             self.text.truncate(before);
         }
@@ -62,26 +73,42 @@ impl Note {
     }
 }
 
-/// The offsets of a note, if it is one: ranges that grow, all before `end`.
-pub(super) fn parse(text: &str, end: i64) -> Option<Vec<Range<i64>>> {
-    let mut words = text.split(' ');
-    if words.next()? != NAME {
-        return text.is_empty().then(Vec::new);
+/// What a note says.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Told<'a> {
+    /// The log's id.
+    pub(super) log: Option<&'a str>,
+    /// What is postponed.
+    pub(super) runs: Vec<Range<i64>>,
+}
+
+/// What a text says, if it is a note: ranges that grow, all before `end`.
+pub(super) fn parse(text: &str, end: i64) -> Option<Told<'_>> {
+    let mut told = Told::default();
+    let mut words = text.split(' ').peekable();
+    if words.next_if_eq(&LOG).is_some() {
+        told.log = Some(words.next().filter(|log| !log.is_empty())?);
+        if words.peek().is_none() {
+            return Some(told);
+        }
     }
-    let (mut runs, mut at) = (Vec::new(), 0_i64);
+    if words.next()? != POSTPONED {
+        return text.is_empty().then_some(told);
+    }
+    let mut at = 0_i64;
     for word in words {
         let (skipped, count) = word.split_once('+')?;
         let (skipped, count) = (skipped.parse::<i64>().ok()?, count.parse::<i64>().ok()?);
         let first = at.checked_add(skipped).filter(|first| skipped >= 0 && *first < end)?;
         at = first.checked_add(count).filter(|at| count > 0 && *at <= end)?;
-        runs.push(first..at);
+        told.runs.push(first..at);
     }
-    Some(runs)
+    Some(told)
 }
 
 /// How many replies before a committed offset are not settled, by the note beside it.
 pub fn postponed_before((offset, note): &(i64, String)) -> u64 {
-    let runs = parse(note, *offset).unwrap_or_default();
+    let runs = parse(note, *offset).unwrap_or_default().runs;
     runs.iter().map(|run| run.end.abs_diff(run.start)).sum()
 }
 
@@ -94,7 +121,15 @@ mod tests {
     use super::*;
 
     fn print(offsets: &BTreeSet<i64>, most_bytes: usize) -> (String, Option<i64>) {
-        let mut note = Note::new(most_bytes);
+        print_in(None, offsets, most_bytes)
+    }
+
+    fn print_in(
+        log: Option<&str>,
+        offsets: &BTreeSet<i64>,
+        most_bytes: usize,
+    ) -> (String, Option<i64>) {
+        let mut note = Note::new(log, most_bytes);
         let all = offsets.iter().all(|offset| note.add(ReplyOffset(*offset)));
         let (text, left) = note.finish();
         assert!(all || left.is_some());
@@ -111,10 +146,35 @@ mod tests {
 
     #[test]
     fn what_is_no_note_is_refused() {
-        assert_eq!(parse("", 9), Some(Vec::new()));
-        for text in ["x", "postponed 1", "postponed -1+1", "postponed 1+0", "postponed 8+2", " "] {
+        assert_eq!(parse("", 9), Some(Told::default()));
+        for text in [
+            "x",
+            "log",
+            "log ",
+            "log a b",
+            "log a ",
+            "postponed 1",
+            "postponed -1+1",
+            "postponed 1+0",
+            "postponed 8+2",
+            " ",
+        ] {
             assert_eq!(parse(text, 9), None, "{text}");
         }
+    }
+
+    #[test]
+    fn the_log_stands_before_what_is_postponed() {
+        let offsets = BTreeSet::from([7, 8]);
+        for (offsets, text) in
+            [(&offsets, "log a-_9 postponed 7+2"), (&BTreeSet::new(), "log a-_9")]
+        {
+            assert_eq!(print_in(Some("a-_9"), offsets, 100), (text.to_owned(), None));
+            let told = parse(text, 100).unwrap();
+            assert_eq!((told.log, told.runs.len()), (Some("a-_9"), offsets.len() / 2));
+        }
+        assert_eq!(print_in(Some("a-_9"), &offsets, 7), (String::new(), Some(7)));
+        assert_eq!(print_in(Some("a-_9"), &offsets, 12), ("log a-_9".to_owned(), Some(7)));
     }
 
     proptest! {
@@ -125,15 +185,16 @@ mod tests {
         ) {
             let (text, left) = print(&offsets, most_bytes);
             prop_assert!(text.len() <= most_bytes);
-            let read: Vec<i64> = parse(&text, 100_000).unwrap().into_iter().flatten().collect();
+            let read: Vec<i64> =
+                parse(&text, 100_000).unwrap().runs.into_iter().flatten().collect();
             let there = offsets.iter().copied().filter(|offset| left.is_none_or(|left| *offset < left));
             prop_assert_eq!(read, there.collect::<Vec<_>>());
         }
 
         #[test]
         fn nothing_panics(text: String, end: i64) {
-            for text in [text.clone(), format!("postponed {text}")] {
-                let runs = parse(&text, end).unwrap_or_default();
+            for text in [text.clone(), format!("postponed {text}"), format!("log a {text}")] {
+                let runs = parse(&text, end).unwrap_or_default().runs;
                 prop_assert!(runs.iter().all(|run| run.start < run.end && run.end <= end));
             }
         }

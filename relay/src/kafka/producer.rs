@@ -403,12 +403,28 @@ impl Producer for RdKafkaProducer {
     }
 }
 
-/// What every client of the cluster has in common.
+/// The name that the cluster knows our clients by (`client.id`), unless `kafka.properties` has another.
+const CLIENT: &str = "millrace";
+/// What is put behind it, by what the client is for: quotas go by the whole. A cluster that slows the
+/// messages of clients down must not slow down registrations and leases with them.
+pub(super) const CONTROL: &str = "control";
+pub(super) const DATA: &str = "data";
+
+/// What every client of the cluster has in common; one for the registry, associations, topics and
+/// offsets.
 pub(crate) fn client_config(kafka: &KafkaSection) -> ClientConfig {
+    client_for(kafka, CONTROL)
+}
+
+/// One that messages and replies go by.
+pub(super) fn data_config(kafka: &KafkaSection) -> ClientConfig {
+    client_for(kafka, DATA)
+}
+
+fn client_for(kafka: &KafkaSection, purpose: &str) -> ClientConfig {
     let mut config = ClientConfig::new();
     config
         .set("bootstrap.servers", &kafka.brokers)
-        .set("client.id", "millrace")
         .set("reconnect.backoff.max.ms", "1000")
         // Topics are made as they should be, and not by a question about them. Of producers this is not
         // the default.
@@ -421,14 +437,25 @@ pub(crate) fn client_config(kafka: &KafkaSection) -> ClientConfig {
     for (key, value) in &kafka.properties {
         config.set(key, value);
     }
+    let client = kafka.properties.get("client.id").map_or(CLIENT, String::as_str);
+    config.set("client.id", format!("{client}-{purpose}"));
     config
 }
 
+/// How often a client of the control traffic looks whether the brokers throttle it.
+const STATISTICS_INTERVAL_MS: &str = "5000";
+
 /// What every producer here has: a record is written once, by all in-sync replicas, however long the
 /// brokers are away.
-pub(crate) fn writer_config(kafka: &KafkaSection) -> ClientConfig {
-    let mut config = client_config(kafka);
+fn written_once(mut config: ClientConfig) -> ClientConfig {
     config.set("enable.idempotence", "true").set("acks", "all").set("message.timeout.ms", "0");
+    config
+}
+
+/// A producer of the registry or of associations.
+pub(crate) fn writer_config(kafka: &KafkaSection) -> ClientConfig {
+    let mut config = written_once(client_config(kafka));
+    config.set("statistics.interval.ms", STATISTICS_INTERVAL_MS);
     config
 }
 
@@ -441,7 +468,7 @@ pub(super) fn longest_record(config: &Config) -> u32 {
 /// librdkafka's properties for the uplink. The bounds are ours ([`crate::ring::Credit`]), so its
 /// own are out of the way; and a record waits as long as the broker is away.
 pub fn producer_config(config: &Config) -> ClientConfig {
-    let mut client = writer_config(&config.kafka);
+    let mut client = written_once(data_config(&config.kafka));
     client
         .set("linger.ms", (f64::from(config.kafka.linger_us) / 1000.0).to_string())
         .set("queue.buffering.max.messages", "0")
@@ -481,6 +508,18 @@ mod tests {
         config.kafka.properties.insert("batch.size".to_owned(), "500000".to_owned());
         assert_eq!(size(&config, Some(4 << 20)).as_deref(), Some("500000"));
         assert_eq!(size(&config, Some(262_144)).as_deref(), Some("262144"));
+    }
+
+    #[test]
+    fn messages_and_control_traffic_have_names_of_their_own() {
+        let mut kafka = KafkaSection::default();
+        let names = |kafka: &KafkaSection| {
+            [data_config(kafka), client_config(kafka), writer_config(kafka)]
+                .map(|config| config.get("client.id").unwrap_or_default().to_owned())
+        };
+        assert_eq!(names(&kafka), ["millrace-data", "millrace-control", "millrace-control"]);
+        kafka.properties.insert("client.id".to_owned(), "edge".to_owned());
+        assert_eq!(names(&kafka), ["edge-data", "edge-control", "edge-control"]);
     }
 
     proptest! {

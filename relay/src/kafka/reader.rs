@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka::{Offset, TopicPartitionList};
 
@@ -216,12 +216,18 @@ impl TopicReader {
                     self.pass_unreadable(&error)?;
                     return Ok(true);
                 }
+                // The group has no part in it: it is only what `assign` wants.
+                Some(Err(error)) if is_group_refused(&error) => return Ok(round > 0),
                 Some(Err(error)) => return Err(error),
             }
             patience = Duration::ZERO;
         }
         Ok(true)
     }
+}
+
+fn is_group_refused(error: &KafkaError) -> bool {
+    error.rdkafka_error_code() == Some(RDKafkaErrorCode::GroupAuthorizationFailed)
 }
 
 fn partitions(

@@ -1,10 +1,11 @@
 //! The relay as a member of the consumer group that chooses who coordinates.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, Rebalance};
-use rdkafka::error::KafkaResult;
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 
 use crate::config::Config;
 use crate::kafka::{LogContext, client_config, is_news, logs_as_ours, rejoin};
@@ -39,14 +40,20 @@ impl ConsumerContext for Assigned {
 }
 
 /// A candidate for the office. Dropping it leaves the group, so that another one is chosen at once.
-pub(super) struct Candidate(BaseConsumer<Assigned>);
+pub(super) struct Candidate {
+    consumer: BaseConsumer<Assigned>,
+    group: String,
+    /// That the group is forbidden was said.
+    is_refused: Cell<bool>,
+}
 
 impl Candidate {
     pub(super) fn new(config: &Config) -> KafkaResult<Self> {
         let session = config.registry.session_timeout_ms;
+        let group = format!("{}coordinator", config.kafka.topic_prefix);
         let mut client = client_config(&config.kafka);
         client
-            .set("group.id", format!("{}coordinator", config.kafka.topic_prefix))
+            .set("group.id", &group)
             .set("session.timeout.ms", session.to_string())
             .set("heartbeat.interval.ms", (session / HEARTBEATS).to_string())
             // Who has the office keeps it when another relay starts.
@@ -58,17 +65,32 @@ impl Candidate {
             coordinates: AtomicBool::new(false),
         })?;
         consumer.subscribe(&[&config.kafka.registry_topic()])?;
-        Ok(Self(consumer))
+        Ok(Self { consumer, group, is_refused: Cell::new(false) })
     }
 
     /// Serves the group's events; true while the office is this relay's.
     pub(super) fn poll(&self) -> bool {
-        if let Some(Err(error)) = self.0.poll(Duration::ZERO)
-            && is_news(&format!("coordinator {error}"))
-        {
-            tracing::warn!(%error, "choosing the coordinator; trying on");
+        match self.consumer.poll(Duration::ZERO) {
+            Some(Err(error)) if is_refused(&error) => {
+                if !self.is_refused.replace(true) {
+                    let group = &*self.group;
+                    tracing::error!(
+                        %error,
+                        "Kafka does not allow this relay READ on group {group}: it never coordinates, \
+                         and without another one that does no server can register or drain"
+                    );
+                }
+            }
+            Some(Err(error)) if is_news(&format!("coordinator {error}")) => {
+                tracing::warn!(%error, "choosing the coordinator; trying on");
+            }
+            Some(_) | None => {}
         }
-        rejoin(self.0.client());
-        self.0.context().coordinates.load(Ordering::SeqCst)
+        rejoin(self.consumer.client());
+        self.consumer.context().coordinates.load(Ordering::SeqCst)
     }
+}
+
+fn is_refused(error: &KafkaError) -> bool {
+    error.rdkafka_error_code() == Some(RDKafkaErrorCode::GroupAuthorizationFailed)
 }

@@ -30,6 +30,11 @@ pub trait Facts {
     /// Records of a partition that its reader has not committed. None: not known yet; it is found
     /// out, and the question may be asked again.
     fn unread(&mut self, partition: Partition) -> Option<u64>;
+    /// The same for a reader that lives: without a commit it has read what is so old that its commit
+    /// would be forgotten.
+    fn unread_by_living(&mut self, partition: Partition) -> Option<u64> {
+        self.unread(partition)
+    }
     /// Clients of a server.
     fn clients(&self, id: &str) -> u32;
     /// How far the clients of a service are spread; none of one that is not known.
@@ -472,7 +477,7 @@ impl Coordinator {
         facts: &mut impl Facts,
         now: Instant,
     ) -> bool {
-        match facts.unread(lease.partition) {
+        match facts.unread_by_living(lease.partition) {
             Some(0) if facts.clients(id) == 0 => {
                 let since = *self.empty.entry(id.to_owned()).or_insert(now);
                 now.saturating_duration_since(since) >= self.policy.lease

@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
-use crate::kafka::{Incarnation, bury, unread};
+use crate::kafka::{Incarnation, Retention, Unread, bury, renew, unread};
 use crate::route::{Balance, Partition};
 
 use super::Facts;
@@ -17,6 +17,8 @@ use super::link::Listener;
 const FACT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often it is looked whether a burial has ended.
 const STOP_TICK: Duration = Duration::from_millis(10);
+/// When commits are renewed for the first time, at the latest: relays may be restarted often.
+const FIRST_RENEWAL: Duration = Duration::from_mins(1);
 
 /// What a decision may ask.
 pub(super) struct World<'a> {
@@ -26,7 +28,11 @@ pub(super) struct World<'a> {
 
 impl Facts for World<'_> {
     fn unread(&mut self, partition: Partition) -> Option<u64> {
-        self.backlogs.unread(partition)
+        self.backlogs.ask(partition).map(|unread| unread.records)
+    }
+    fn unread_by_living(&mut self, partition: Partition) -> Option<u64> {
+        let Unread { records, outlived } = self.backlogs.ask(partition)?;
+        Some(if outlived { 0 } else { records })
     }
     fn clients(&self, id: &str) -> u32 {
         self.listener.clients(id)
@@ -44,27 +50,38 @@ pub(super) struct Backlogs {
     config: Config,
     incarnation: Incarnation,
     valid: Duration,
-    known: HashMap<Partition, (Instant, u64)>,
+    retention: Retention,
+    known: HashMap<Partition, (Instant, Unread)>,
     wanted: VecDeque<Partition>,
-    /// At most one at a time.
+    /// A burial, or the renewal of commits; at most one at a time, so that none takes back what another
+    /// has committed.
     burial: Option<JoinHandle<()>>,
+    /// When commits are renewed.
+    next_renewal: Instant,
     stop: Arc<AtomicBool>,
 }
 
 impl Backlogs {
-    pub(super) fn new(config: &Config, incarnation: Incarnation, valid: Duration) -> Self {
+    pub(super) fn new(
+        config: &Config,
+        incarnation: Incarnation,
+        valid: Duration,
+        retention: Retention,
+    ) -> Self {
         Self {
+            retention,
             config: config.clone(),
             incarnation,
             valid,
             known: HashMap::new(),
             wanted: VecDeque::new(),
             burial: None,
+            next_renewal: Instant::now() + retention.renewal().min(FIRST_RENEWAL),
             stop: Arc::default(),
         }
     }
 
-    fn unread(&mut self, partition: Partition) -> Option<u64> {
+    fn ask(&mut self, partition: Partition) -> Option<Unread> {
         if let Some((at, unread)) = self.known.get(&partition)
             && at.elapsed() < self.valid
         {
@@ -79,21 +96,50 @@ impl Backlogs {
     /// Finds out what was asked first.
     pub(super) fn find_out(&mut self) {
         let Some(partition) = self.wanted.pop_front() else { return };
-        match unread(&self.config.kafka, partition, FACT_TIMEOUT) {
+        match unread(&self.config.kafka, partition, self.retention, FACT_TIMEOUT) {
             Ok(unread) => {
                 self.known.insert(partition, (Instant::now(), unread));
             }
             Err(error) => {
-                let partition = partition.0;
-                tracing::warn!(%error, partition, "how far a partition is read is not known");
+                let group = self.config.kafka.server_group(partition);
+                tracing::warn!(%error, group, "how far a partition is read is not known");
             }
+        }
+    }
+
+    fn is_busy(&self) -> bool {
+        self.burial.as_ref().is_some_and(|burial| !burial.is_finished())
+    }
+
+    /// Has what is committed for partitions that nobody reads committed anew, before the brokers forget
+    /// it: what was dealt with would seem to wait again.
+    pub(super) fn renew(&mut self, now: Instant, idle: impl FnOnce() -> Vec<Partition>) {
+        if now < self.next_renewal || self.is_busy() {
+            return;
+        }
+        self.next_renewal = now + self.retention.renewal();
+        let (idle, kafka, stop) = (idle(), self.config.kafka.clone(), Arc::clone(&self.stop));
+        let renewal = std::thread::Builder::new().name("renewal".to_owned()).spawn(move || {
+            for partition in idle {
+                if stop.load(Ordering::SeqCst) {
+                    return;
+                }
+                if let Err(error) = renew(&kafka, partition, FACT_TIMEOUT) {
+                    let group = kafka.server_group(partition);
+                    tracing::warn!(%error, group, "what is committed was not committed anew");
+                }
+            }
+        });
+        match renewal {
+            Ok(renewal) => self.burial = Some(renewal),
+            Err(error) => tracing::warn!(%error, "no thread for the renewal of commits"),
         }
     }
 
     /// Moves what waits in a partition to the dead letters, unless another burial goes on: then it is
     /// asked for again.
     fn bury(&mut self, partition: Partition) {
-        if self.burial.as_ref().is_some_and(|burial| !burial.is_finished()) {
+        if self.is_busy() {
             return;
         }
         let (config, incarnation) = (self.config.clone(), self.incarnation);

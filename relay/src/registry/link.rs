@@ -1,14 +1,14 @@
 //! The registry's thread: reads it, tells who listens what has changed, and while the relay
 //! coordinates, writes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
-use crate::kafka::{Incarnation, Known, Leases, RelayId, StopPart, StopTime};
+use crate::kafka::{Incarnation, Known, Leases, RelayId, Retention, StopPart, StopTime};
 use crate::route::{Associations, Balance, ServerLink, ServerState, ServiceId};
 
 use super::author::Author;
@@ -16,7 +16,7 @@ use super::candidate::Candidate;
 use super::facts::{Backlogs, World};
 use super::follow::Follower;
 use super::orders::MAX_PER_SECOND;
-use super::record::{Coordination, Key, RelayRecord, RelayState, Term, VERSION};
+use super::record::{Coordination, Key, Lease, RelayRecord, RelayState, Term, VERSION};
 use super::status::RegistryStatus;
 use super::{Change, Coordinator, Outcome, Policy, Registry, RegistryError, Write};
 
@@ -135,11 +135,12 @@ impl RegistryLink {
         incarnation: Incarnation,
         associations: &Arc<Associations>,
         leases: Arc<Leases>,
+        retention: Retention,
         stop_time: StopTime,
         watch: impl FnOnce(&mut dyn FnMut() -> Result<(), String>) + Send + 'static,
     ) -> Result<Self, RegistryError> {
         let listener = Box::new(Arc::clone(associations));
-        let mut link = Link::open(config, incarnation, listener, leases)?;
+        let mut link = Link::open(config, incarnation, listener, leases, retention)?;
         link.claim()?;
         let observer = RegistryObserver {
             core: Arc::clone(&link.core),
@@ -223,6 +224,7 @@ impl Link {
         incarnation: Incarnation,
         listener: Box<dyn Listener>,
         leases: Arc<Leases>,
+        retention: Retention,
     ) -> Result<Self, RegistryError> {
         let now = Instant::now();
         let start_timeout = Duration::from_millis(config.registry.start_timeout_ms.into());
@@ -250,7 +252,7 @@ impl Link {
             listener,
             leases,
             told: HashMap::new(),
-            backlogs: Backlogs::new(config, incarnation, lease / FACTS_PER_LEASE),
+            backlogs: Backlogs::new(config, incarnation, lease / FACTS_PER_LEASE, retention),
             office: Office::From(now),
             refused: false,
             held_back: now,
@@ -556,6 +558,15 @@ impl Link {
 
     fn decide(&mut self, now: Instant) {
         self.backlogs.find_out();
+        let core = Arc::clone(&self.core);
+        self.backlogs.renew(now, || {
+            let core = lock(&core);
+            let leases = core.registry.leases().values();
+            let read =
+                |lease: &&Lease| matches!(lease.state, ServerState::Live | ServerState::Draining);
+            let read: HashSet<_> = leases.filter(read).map(|lease| lease.partition).collect();
+            core.coordinator.policy().pool().filter(|free| !read.contains(free)).collect()
+        });
         if std::mem::take(&mut self.refused) {
             self.held_back = now + HOLD_BACK;
         }

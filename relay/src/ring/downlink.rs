@@ -270,6 +270,12 @@ impl DownlinkSender {
         ReplyOffset(self.rings.settled.load(Ordering::Acquire))
     }
 
+    /// Takes back what the worker has said of offsets, when all of them are settled and others of
+    /// another log follow, which may be smaller.
+    pub fn begin_anew(&self) {
+        self.rings.settled.store(i64::MIN, Ordering::Release);
+    }
+
     /// Takes what has become of deliveries.
     pub fn take_delivered(&self, take: impl FnMut(Delivered)) {
         std::iter::from_fn(|| self.rings.delivered.pop()).for_each(take);

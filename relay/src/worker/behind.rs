@@ -86,7 +86,7 @@ impl<E: Engine> Worker<E> {
             behind.last = None;
             // Its silence until now means nothing.
             connection.not_read(now);
-            if connection.state == State::HalfClosed {
+            if connection.state == State::HalfClosed && !connection.codec.owes() {
                 self.linger(socket);
             }
         }

@@ -189,6 +189,8 @@ pub(super) struct Connection {
     pub(super) in_doubt_since: Option<Instant>,
     /// How long it may stay half-closed, flushing or draining.
     pub(super) lingers_until: Option<Instant>,
+    /// How long it may stay draining at most, while its client goes on sending.
+    pub(super) drains_until: Option<Instant>,
     /// Not read from, because of a bound further on; the worker's list has it.
     pub(super) held: bool,
     /// Not read from, because it is about to go on at another server.
@@ -236,6 +238,7 @@ impl Connection {
             timer: None,
             in_doubt_since: None,
             lingers_until: None,
+            drains_until: None,
             held: false,
             quiesced: false,
             stash: Vec::new(),

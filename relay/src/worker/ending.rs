@@ -71,7 +71,7 @@ impl<E: Engine> Worker<E> {
                     self.close(socket, reason);
                 }
                 State::Flushing(reason) => self.end_flushing(socket, reason),
-                State::Draining => self.give_back(socket),
+                State::Draining => self.drain_on(socket),
                 State::Open | State::HandingOn | State::Closing => {}
             }
         }
@@ -104,11 +104,14 @@ impl<E: Engine> Worker<E> {
         if self.is_in_doubt(socket) {
             return;
         }
+        let most = Duration::from_millis(u64::from(self.shared.limits.reply_timeout_ms));
+        let until = self.now + most;
         let connection = self.connection(socket);
         if !connection.codec.lingers() || connection.receive == Receive::Ended {
             return self.close(socket, reason);
         }
         connection.state = State::Draining;
+        connection.drains_until = Some(until);
         let receive = connection.receive;
         self.leave(socket, reason);
         self.engine.shut_down(socket);
@@ -134,6 +137,20 @@ impl<E: Engine> Worker<E> {
         }
         self.look_again(socket, next);
         true
+    }
+
+    /// The time of a draining connection is over. A client that sends more than it has taken may have
+    /// yet to read what it was sent, and is given time until it pauses.
+    fn drain_on(&mut self, socket: SocketId) {
+        let pause = Duration::from_millis(u64::from(self.shared.limits.half_close_ms));
+        let (now, stopping) = (Instant::now(), self.stopping);
+        let connection = self.connection(socket);
+        let most = connection.drains_until.unwrap_or(now);
+        let until = most.min(connection.heard + pause);
+        if stopping || until <= now {
+            return self.give_back(socket);
+        }
+        self.look_again(socket, until);
     }
 
     /// Closes at once.

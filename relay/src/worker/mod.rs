@@ -346,6 +346,9 @@ impl<E: Engine> Worker<E> {
 
     fn on_received(&mut self, socket: SocketId, buffer: &BufferId, length: usize) {
         let connection = self.connections[socket.index()].as_mut().expect("known to the engine");
+        if connection.state == State::Draining {
+            connection.heard = self.now;
+        }
         if !connection.reads() {
             return;
         }

@@ -280,6 +280,11 @@ impl<E: Engine> Worker<E> {
                 self.book_memory(socket);
                 self.has_read(socket);
                 self.look_at(socket);
+                let now = self.now;
+                let connection = self.connection(socket);
+                if connection.link.output.bytes() == 0 && connection.codec.sent(now) {
+                    self.set_timer(socket);
+                }
                 let connection = self.connection(socket);
                 match connection.state {
                     State::Flushing(reason) if connection.link.output.bytes() == 0 => {

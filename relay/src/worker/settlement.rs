@@ -40,6 +40,10 @@ impl Settlement {
     pub(super) fn begin(&mut self, batch: &DownlinkBatch) {
         if let Some((first, last)) = batch.offsets() {
             let (outstanding, since) = (batch.receipts(), Instant::now());
+            if first < self.end {
+                // Another log, whose offsets begin anew: what was said of the former one was taken back.
+                self.published = ReplyOffset(i64::MIN);
+            }
             self.window.push_back(Unsettled { first, outstanding, since });
             self.end = ReplyOffset(last.0 + 1);
         }
@@ -158,6 +162,27 @@ mod tests {
         assert_eq!(settlement.overdue(Duration::ZERO), Some(ReplyOffset(18)));
         assert_eq!(settled(&mut settlement, 17), 18);
         assert!(settlement.overdue(Duration::ZERO).is_none());
+    }
+
+    #[test]
+    fn offsets_of_another_log_may_be_smaller_or_end_at_the_same_place() {
+        let wake = || Wake::new().unwrap();
+        let (sender, receiver) = downlink(wake(), wake());
+        let mut settlement = Settlement::new();
+        begin(&mut settlement, &sender, [998, 999]);
+        for offset in [998, 999] {
+            settlement.settle(ReplyOffset(offset));
+        }
+        settlement.publish(&receiver);
+        assert_eq!(sender.settled().0, 1000);
+        sender.begin_anew();
+        assert!(sender.settled().0 < 0, "nothing of the other log is settled");
+        begin(&mut settlement, &sender, [997, 999]);
+        for offset in [997, 999] {
+            settlement.settle(ReplyOffset(offset));
+        }
+        settlement.publish(&receiver);
+        assert_eq!(sender.settled().0, 1000, "said again");
     }
 
     #[test]

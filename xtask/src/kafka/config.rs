@@ -2,17 +2,18 @@
 
 use std::{fmt::Write as _, path::Path};
 
+use anyhow::{Context as _, Result};
+
 /// Any valid cluster id will do: clients compare it only with itself.
 pub(crate) const CLUSTER_ID: &str = "bWlsbHJhY2Uta2Fma2EtMQ";
 
 /// `server.properties` of a single node that is broker and controller, on loopback, tuned for a
-/// short start, few threads and little work while idle. `more` is set in place of what stands here.
+/// short start, few threads and little work while idle.
 pub(crate) fn properties(
     data: &Path,
     port: u16,
     controller_port: u16,
     session_timeout_ms: u32,
-    more: &[(String, String)],
 ) -> String {
     let data = data.display().to_string();
     let (clients, controller) =
@@ -57,13 +58,35 @@ pub(crate) fn properties(
         // The controller writes an empty record each time this runs out: 500 ms by default.
         ("metadata.max.idle.interval.ms", "5000"),
     ];
-    let is_set = |name: &str| more.iter().any(|(set, _)| set == name);
-    let usual = lines.iter().copied().filter(|(name, _)| !is_set(name));
-    let more = more.iter().map(|(name, value)| (&**name, &**value));
-    usual.chain(more).fold(String::new(), |mut text, (name, value)| {
+    lines.iter().fold(String::new(), |mut text, (name, value)| {
         let _ = writeln!(text, "{name}={value}");
         text
     })
+}
+
+/// Properties as they are given: `NAME=VALUE`.
+pub(crate) fn overrides(given: &[String]) -> Result<Vec<(String, String)>> {
+    let pair = |text: &String| {
+        let (name, value) = text
+            .split_once('=')
+            .with_context(|| format!("--set wants NAME=VALUE, not `{text}`"))?;
+        Ok((name.trim().to_owned(), value.to_owned()))
+    };
+    given.iter().map(pair).collect()
+}
+
+/// The properties with others in the place of some, and the rest of those behind them.
+pub(crate) fn replaced(text: &str, others: &[(String, String)]) -> String {
+    let is_replaced = |line: &&str| {
+        let name = line.split_once('=').map_or(*line, |(name, _)| name);
+        others.iter().any(|(other, _)| other == name)
+    };
+    let kept = text.lines().filter(|line| !is_replaced(line));
+    let mut text = kept.fold(String::new(), |text, line| text + line + "\n");
+    for (name, value) in others {
+        let _ = writeln!(text, "{name}={value}");
+    }
+    text
 }
 
 /// Log4j's configuration: warnings and the broker's own story, in a file that is rolled.
@@ -87,20 +110,42 @@ pub(crate) fn logging(log: &Path) -> String {
     )
 }
 
+/// The same for Kafka 3, which logs by log4j 1.
+pub(crate) fn former_logging(log: &Path) -> String {
+    format!(
+        "log4j.rootLogger=INFO, file\n\
+         log4j.appender.file=org.apache.log4j.RollingFileAppender\n\
+         log4j.appender.file.File={log}\n\
+         log4j.appender.file.MaxFileSize=10MB\n\
+         log4j.appender.file.MaxBackupIndex=3\n\
+         log4j.appender.file.layout=org.apache.log4j.PatternLayout\n\
+         log4j.appender.file.layout.ConversionPattern=%d{{ISO8601}} %-5p %m (%c{{1}})%n\n",
+        log = log.display()
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
+    fn a_property_that_is_given_stands_in_place_of_ours() {
+        let given = ["num.partitions=3".to_owned(), "a.new=b=c".to_owned()];
+        let given = overrides(&given).unwrap();
+        let text = replaced("num.partitions=1\nx=y\n", &given);
+        assert_eq!(text, "x=y\nnum.partitions=3\na.new=b=c\n");
+        let refused = overrides(&["num.partitions".to_owned()]).unwrap_err().to_string();
+        assert!(refused.contains("num.partitions"), "{refused}");
+    }
+
+    #[test]
     fn every_property_is_given_once() {
-        let more = [("num.io.threads".to_owned(), "1".to_owned())];
-        let text = properties(Path::new("/data"), 9092, 9093, 4000, &more);
+        let text = properties(Path::new("/data"), 9092, 9093, 4000);
         let mut names: Vec<_> = text.lines().map(|line| line.split_once('=').unwrap().0).collect();
         let all = names.len();
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), all);
         assert!(text.contains("listeners=CLIENTS://127.0.0.1:9092,CONTROLLER://127.0.0.1:9093\n"));
-        assert!(text.contains("\nnum.io.threads=1\n"), "what is set has its place");
     }
 }

@@ -10,34 +10,45 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{paths, process};
 
-/// The release that is fetched.
+/// The release that demo, tests and benchmarks run.
 pub(crate) const VERSION: &str = "4.3.1";
-/// The binding that carries Kafka's log lines to the log4j which it brings along.
+/// The bindings that carry Kafka's log lines to a log4j: since Kafka 4 the second, before the first.
 const LOG4J_VERSION: &str = "2.25.4";
+const RELOAD4J_VERSION: &str = "1.7.36";
 const JAVA_VERSION: u32 = 17;
 
 /// Whether all jars of this version lie in place.
-pub(crate) fn present(folder: &Path) -> bool {
-    fs::read_to_string(folder.join(MARKER)).is_ok_and(|version| version.trim() == stamp())
+pub(crate) fn present(folder: &Path, version: &str) -> bool {
+    fs::read_to_string(folder.join(MARKER)).is_ok_and(|there| there.trim() == stamp(version))
 }
 
 const MARKER: &str = "COMPLETE";
 
-fn stamp() -> String {
-    format!("kafka {VERSION} log4j {LOG4J_VERSION}")
+fn stamp(version: &str) -> String {
+    let (_, _, binding) = logging(version);
+    format!("kafka {version} log4j {binding}")
+}
+
+/// What Kafka of this version logs by: group, artifact and version.
+fn logging(version: &str) -> (&'static str, &'static str, &'static str) {
+    if version.starts_with("3.") {
+        ("org.slf4j", "slf4j-reload4j", RELOAD4J_VERSION)
+    } else {
+        ("org.apache.logging.log4j", "log4j-slf4j-impl", LOG4J_VERSION)
+    }
 }
 
 /// Fetches the jars and asks Kafka for its version, which shows that they load.
-pub(crate) fn fetch(folder: &Path) -> Result<()> {
+pub(crate) fn fetch(folder: &Path, version: &str) -> Result<()> {
     if folder.exists() {
         fs::remove_dir_all(folder)
             .with_context(|| format!("cannot replace {}", folder.display()))?;
     }
     fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let pom = folder.join("pom.xml");
-    fs::write(&pom, pom_text())?;
+    fs::write(&pom, pom_text(version))?;
     process::step(
-        &format!("Apache Kafka {VERSION} from Maven Central"),
+        &format!("Apache Kafka {version} from Maven Central"),
         Command::new("mvn")
             .args(["-B", "-ntp", "-f"])
             .arg(&pom)
@@ -45,11 +56,11 @@ pub(crate) fn fetch(folder: &Path) -> Result<()> {
             .arg(format!("-DoutputDirectory={}", folder.display())),
         &paths::setup_log("kafka-jars"),
     )?;
-    let version = process::capture(
+    let told = process::capture(
         Command::new(java()?).arg("-cp").arg(class_path(folder)).args(["kafka.Kafka", "--version"]),
     )?;
-    ensure!(version.contains(VERSION), "Kafka's jars say they are {version}, not {VERSION}");
-    fs::write(folder.join(MARKER), stamp())?;
+    ensure!(told.contains(version), "Kafka's jars say they are {told}, not {version}");
+    fs::write(folder.join(MARKER), stamp(version))?;
     Ok(())
 }
 
@@ -87,7 +98,8 @@ fn major_version(release: &str) -> Option<u32> {
     line.trim_matches('"').split('.').next()?.parse().ok()
 }
 
-fn pom_text() -> String {
+fn pom_text(version: &str) -> String {
+    let (group, artifact, binding) = logging(version);
     format!(
         r#"<project xmlns="http://maven.apache.org/POM/4.0.0">
   <modelVersion>4.0.0</modelVersion>
@@ -98,12 +110,12 @@ fn pom_text() -> String {
     <dependency>
       <groupId>org.apache.kafka</groupId>
       <artifactId>kafka_2.13</artifactId>
-      <version>{VERSION}</version>
+      <version>{version}</version>
     </dependency>
     <dependency>
-      <groupId>org.apache.logging.log4j</groupId>
-      <artifactId>log4j-slf4j-impl</artifactId>
-      <version>{LOG4J_VERSION}</version>
+      <groupId>{group}</groupId>
+      <artifactId>{artifact}</artifactId>
+      <version>{binding}</version>
     </dependency>
   </dependencies>
 </project>
@@ -114,6 +126,17 @@ fn pom_text() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_release_has_the_binding_that_it_logs_by() {
+        let (old, new) = (pom_text("3.6.2"), pom_text(VERSION));
+        assert!(
+            old.contains("<version>3.6.2</version>") && old.contains("slf4j-reload4j"),
+            "{old}"
+        );
+        assert!(new.contains(VERSION) && new.contains("log4j-slf4j-impl"), "{new}");
+        assert_eq!(stamp(VERSION), "kafka 4.3.1 log4j 2.25.4");
+    }
 
     #[test]
     fn java_version_is_read_from_the_release_file() {

@@ -2,6 +2,7 @@
 
 mod config;
 pub(crate) mod jars;
+pub(crate) mod matrix;
 mod node;
 mod wire;
 
@@ -10,7 +11,7 @@ use std::{net::SocketAddr, path::PathBuf, process::Command};
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 
-use node::{Node, Started};
+use node::{Node, Options, Started};
 
 use crate::{
     paths, process,
@@ -41,9 +42,10 @@ pub(crate) enum Action {
         #[arg(long, default_value_t = SESSION_TIMEOUT_MS, value_name = "MS",
             value_parser = clap::value_parser!(u32).range(2000..=60_000))]
         session_timeout_ms: u32,
-        /// A property of the broker, in place of the usual one; may be repeated
-        #[arg(long = "set", value_name = "NAME=VALUE", value_parser = property)]
-        properties: Vec<(String, String)>,
+        /// A property of the broker, in place of ours; may be given several times. Not kept for the
+        /// next start
+        #[arg(long = "set", value_name = "NAME=VALUE")]
+        properties: Vec<String>,
     },
     /// Stop it; its data stays
     #[command(after_help = "Example:\n  cargo xtask kafka stop")]
@@ -90,7 +92,12 @@ pub(crate) fn run(action: &Action) -> Result<()> {
     match action {
         Action::Start { place, port, session_timeout_ms, properties } => {
             setup::ensure(&[Part::Kafka])?;
-            let broker = match place.node()?.start(*port, *session_timeout_ms, properties)? {
+            let options = Options {
+                port: *port,
+                session_timeout_ms: *session_timeout_ms,
+                properties: config::overrides(properties)?,
+            };
+            let broker = match place.node()?.start(&options)? {
                 Started::Before(broker) => {
                     process::say(format!("Kafka already runs (pid {}).", broker.pid()));
                     broker
@@ -137,11 +144,6 @@ pub(crate) fn run(action: &Action) -> Result<()> {
     Ok(())
 }
 
-fn property(text: &str) -> Result<(String, String), String> {
-    let (name, value) = text.split_once('=').ok_or("a property is NAME=VALUE")?;
-    Ok((name.to_owned(), value.to_owned()))
-}
-
 /// The broker that demo, tests and benchmarks use: the one given, or the shared node, started if
 /// need be.
 pub(crate) fn for_run(brokers: Option<&str>) -> Result<Cluster> {
@@ -149,7 +151,8 @@ pub(crate) fn for_run(brokers: Option<&str>) -> Result<Cluster> {
         return Ok(Cluster { brokers: brokers.to_owned(), started: None });
     }
     let node = Node::at(&paths::kafka_node())?;
-    let (address, started): (SocketAddr, _) = match node.start(None, SESSION_TIMEOUT_MS, &[])? {
+    let options = Options { session_timeout_ms: SESSION_TIMEOUT_MS, ..Options::default() };
+    let (address, started): (SocketAddr, _) = match node.start(&options)? {
         Started::Before(broker) => (broker.address(), None),
         Started::Now(broker) => {
             process::say(format!(

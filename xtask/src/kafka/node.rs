@@ -40,6 +40,7 @@ const HEAP: [&str; 3] = ["-Xms256m", "-Xmx512m", "-XX:+UseSerialGC"];
 #[derive(Debug)]
 pub(crate) struct Node {
     dir: PathBuf,
+    version: String,
 }
 
 /// A process of a node.
@@ -47,6 +48,18 @@ pub(crate) struct Node {
 pub(crate) struct Broker {
     pid: Pid,
     port: u16,
+}
+
+/// How a node is started.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Options {
+    /// Where clients find it. None keeps the port that it had, else takes 9092, else any free one; 0
+    /// asks for any free one.
+    pub(crate) port: Option<u16>,
+    /// How long its controller waits for a sign of it.
+    pub(crate) session_timeout_ms: u32,
+    /// Properties in place of ours.
+    pub(crate) properties: Vec<(String, String)>,
 }
 
 /// What `start` found or did.
@@ -103,7 +116,12 @@ impl Node {
             "{}: choose a folder without , : * and \\ in its name",
             dir.display()
         );
-        Ok(Self { dir })
+        Ok(Self { dir, version: jars::VERSION.to_owned() })
+    }
+
+    /// The same with another release of Kafka, whose jars are there.
+    pub(crate) fn of_version(self, version: &str) -> Self {
+        Self { version: version.to_owned(), ..self }
     }
 
     /// What the node is doing.
@@ -116,16 +134,11 @@ impl Node {
         }
     }
 
-    /// Starts the node and returns when it serves clients. Without a port it keeps the one it had,
-    /// else takes 9092, else any free one; port 0 asks for any free one.
-    pub(crate) fn start(
-        &self,
-        port: Option<u16>,
-        session_timeout_ms: u32,
-        more: &[(String, String)],
-    ) -> Result<Started> {
+    /// Starts the node and returns when it serves clients.
+    pub(crate) fn start(&self, options: &Options) -> Result<Started> {
+        let port = options.port;
         ensure!(
-            jars::present(&paths::kafka_jars()),
+            jars::present(&self.jars(), &self.version),
             "Kafka's jars are missing: run `cargo xtask setup`"
         );
         if !self.dir.exists() {
@@ -157,7 +170,7 @@ impl Node {
         let clients = self.choose_port(port)?;
         let next = clients.port.checked_add(1).map(free_port).transpose()?.flatten();
         let controller = next.map_or_else(any_free_port, Ok)?;
-        self.configure(clients.port, controller.port, session_timeout_ms, more)?;
+        self.configure(clients.port, controller.port, options)?;
         let mut child = self.spawn()?;
         let pid = Pid::from_child(&child);
         let broker = Broker { pid, port: clients.port };
@@ -213,6 +226,10 @@ impl Node {
         self.dir.join("broker.json")
     }
 
+    fn jars(&self) -> PathBuf {
+        paths::kafka_jars(&self.version)
+    }
+
     fn data(&self) -> PathBuf {
         self.dir.join("data")
     }
@@ -252,18 +269,14 @@ impl Node {
     }
 
     /// Writes the node's files, and formats its storage the first time.
-    fn configure(
-        &self,
-        port: u16,
-        controller_port: u16,
-        session_timeout_ms: u32,
-        more: &[(String, String)],
-    ) -> Result<()> {
+    fn configure(&self, port: u16, controller_port: u16, options: &Options) -> Result<()> {
         let properties = self.dir.join("server.properties");
-        let data = self.data();
-        let text = config::properties(&data, port, controller_port, session_timeout_ms, more);
+        let timeout_ms = options.session_timeout_ms;
+        let text = config::properties(&self.data(), port, controller_port, timeout_ms);
+        let text = config::replaced(&text, &options.properties);
         fs::write(&properties, text)?;
         fs::write(self.dir.join("log4j2.xml"), config::logging(&self.log()))?;
+        fs::write(self.dir.join("log4j.properties"), config::former_logging(&self.log()))?;
         if self.data().join("meta.properties").exists() {
             return Ok(());
         }
@@ -282,8 +295,9 @@ impl Node {
         command
             .args(options)
             .arg(format!("-Dlog4j2.configurationFile={}", self.dir.join("log4j2.xml").display()))
+            .arg(format!("-Dlog4j.configuration=file:{}/log4j.properties", self.dir.display()))
             .arg("-cp")
-            .arg(jars::class_path(&paths::kafka_jars()))
+            .arg(jars::class_path(&self.jars()))
             .current_dir(&self.dir);
         Ok(command)
     }
@@ -431,6 +445,11 @@ fn free_port(port: u16) -> Result<Option<Claim>> {
     // In this order: the start that had the claim until now has its broker listen.
     let Some(claim) = Claim::of(port)? else { return Ok(None) };
     Ok(is_free(port)?.then_some(claim))
+}
+
+/// A free port for clients, with a free one for the controller behind it.
+pub(crate) fn two_free_ports() -> Result<u16> {
+    any_free_port().map(|claim| claim.port)
 }
 
 fn is_free(port: u16) -> Result<bool> {

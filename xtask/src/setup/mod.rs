@@ -163,7 +163,9 @@ fn plan(parts: &[Part]) -> Result<Vec<Step>> {
     if parts.contains(&Part::Ebpf) {
         steps.extend(plan_ebpf()?);
     }
-    if parts.contains(&Part::Kafka) && !jars::present(&paths::kafka_jars()) {
+    if parts.contains(&Part::Kafka)
+        && !jars::present(&paths::kafka_jars(jars::VERSION), jars::VERSION)
+    {
         steps.push(Step::KafkaJars);
     }
     if parts.contains(&Part::Network) && !node::present(&paths::node()) {
@@ -236,7 +238,7 @@ fn carry_out(steps: &[Step]) -> Result<()> {
                 }
             }
             Step::NodeModules => node::install(&paths::node())?,
-            Step::KafkaJars => jars::fetch(&paths::kafka_jars())?,
+            Step::KafkaJars => jars::fetch(&paths::kafka_jars(jars::VERSION), jars::VERSION)?,
         }
     }
     Ok(())

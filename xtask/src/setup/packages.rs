@@ -97,7 +97,8 @@ impl Package {
             Sign::Library(file) => !library_exists(file),
             Sign::Java => !jars::java_is_recent(),
             Sign::Maven => {
-                !jars::present(&paths::kafka_jars()) && process::find_program("mvn").is_none()
+                !jars::present(&paths::kafka_jars(jars::VERSION), jars::VERSION)
+                    && process::find_program("mvn").is_none()
             }
         }
     }

@@ -61,11 +61,17 @@ impl AutoSettings {
         self.recognised.iter().find(|(one, _)| *one == wanted).map(|(_, protocol)| protocol)
     }
 
-    /// What a connection is whose first bytes these are.
-    fn choose(&self, first: &[u8]) -> Choice<'_> {
+    /// What a connection is whose first bytes these are. `over`: nothing more is waited for.
+    fn choose(&self, first: &[u8], over: bool) -> Choice<'_> {
         let framing = self.find(Recognised::Framing).and(self.framing);
-        let found = match sniff(first, framing, MAX_FIRST_BYTES) {
+        let found = match sniff(first, framing, MAX_FIRST_BYTES, over) {
             Seen::Undecided => return Choice::Undecided,
+            Seen::Begun => match (self.find(Recognised::WebSocket), self.find(Recognised::Http)) {
+                (None, http) => http,
+                (Some(websocket), http) => {
+                    return Choice::Request { websocket, otherwise: http };
+                }
+            },
             // A server of HTTP may leave an upgrade aside (RFC 9110 section 7.8).
             Seen::Upgrade => {
                 self.find(Recognised::WebSocket).or_else(|| self.find(Recognised::Http))
@@ -87,6 +93,12 @@ impl AutoSettings {
 enum Choice<'a> {
     /// It needs more bytes, or more time.
     Undecided,
+    /// It is a request, and needs the rest of its head.
+    Request {
+        websocket: &'a Protocol,
+        /// If it asks for no upgrade.
+        otherwise: Option<&'a Protocol>,
+    },
     Protocol(&'a Protocol),
     Otherwise,
 }
@@ -102,8 +114,9 @@ pub struct Auto {
 ///      └── not, or not in time ─► Known (framing), handed on, or closed
 /// ```
 enum State {
-    /// What has come, and how long the rest may take.
-    Sniffing { first: Vec<u8>, deadline: Instant },
+    /// What has come, and until when the rest is waited for. None: it is a request, whose head may
+    /// take as long as that of any other (`handshake_timeout_ms`).
+    Sniffing { first: Vec<u8>, deadline: Option<Instant> },
     /// Recognised, or taken for it.
     Known(Box<dyn Codec>),
     /// Handed on or closed.
@@ -119,7 +132,7 @@ impl std::fmt::Debug for Auto {
 impl Auto {
     /// At the beginning of a connection.
     pub fn new(settings: Arc<AutoSettings>, now: Instant) -> Self {
-        let deadline = now + settings.wait;
+        let deadline = Some(now + settings.wait);
         Self { settings, state: State::Sniffing { first: Vec::new(), deadline } }
     }
 
@@ -140,6 +153,17 @@ impl Auto {
         let mut codec = codec.boxed();
         codec.receive(&first, now, actions);
         self.state = State::Known(codec);
+    }
+
+    /// Nothing more is waited for but the rest of a request.
+    fn end_wait(&mut self, now: Instant, actions: &mut dyn Actions) {
+        let settings = self.settings.clone();
+        let State::Sniffing { first, deadline } = &mut self.state else { return };
+        match settings.choose(first, true) {
+            Choice::Request { .. } => *deadline = None,
+            Choice::Protocol(protocol) => self.become_known(protocol, now, actions),
+            Choice::Undecided | Choice::Otherwise => self.otherwise(now, actions),
+        }
     }
 
     fn otherwise(&mut self, now: Instant, actions: &mut dyn Actions) {
@@ -171,17 +195,17 @@ impl Codec for Auto {
     }
 
     fn receive(&mut self, input: &[u8], now: Instant, actions: &mut dyn Actions) {
-        let first = match &mut self.state {
+        let (first, over) = match &mut self.state {
             State::Known(codec) => return codec.receive(input, now, actions),
             State::Over => return,
-            State::Sniffing { first, .. } => {
+            State::Sniffing { first, deadline } => {
                 first.extend_from_slice(input);
-                &*first
+                (&*first, deadline.is_none())
             }
         };
         let settings = self.settings.clone();
-        match settings.choose(first) {
-            Choice::Undecided => {}
+        match settings.choose(first, over) {
+            Choice::Undecided | Choice::Request { .. } => {}
             Choice::Protocol(protocol) => self.become_known(protocol, now, actions),
             Choice::Otherwise => self.otherwise(now, actions),
         }
@@ -189,8 +213,17 @@ impl Codec for Auto {
 
     /// A client that ends its side before it is recognised says no more.
     fn end_of_stream(&mut self, now: Instant, actions: &mut dyn Actions) -> bool {
-        if matches!(self.state, State::Sniffing { .. }) {
-            self.otherwise(now, actions);
+        if let State::Sniffing { first, .. } = &self.state {
+            let settings = self.settings.clone();
+            match settings.choose(first, true) {
+                Choice::Protocol(protocol) | Choice::Request { otherwise: Some(protocol), .. } => {
+                    self.become_known(protocol, now, actions);
+                }
+                // It asks for no upgrade, as far as it has come.
+                Choice::Request { .. } | Choice::Undecided | Choice::Otherwise => {
+                    self.otherwise(now, actions);
+                }
+            }
         }
         match &mut self.state {
             State::Known(codec) => codec.end_of_stream(now, actions),
@@ -242,6 +275,12 @@ impl Codec for Auto {
     }
 
     fn farewell(&mut self, reason: CloseReason, now: Instant, actions: &mut dyn Actions) {
+        if let State::Sniffing { first, .. } = &self.state {
+            let settings = self.settings.clone();
+            if let Choice::Request { websocket, otherwise } = settings.choose(first, true) {
+                self.become_known(otherwise.unwrap_or(websocket), now, actions);
+            }
+        }
         if let State::Known(codec) = &mut self.state {
             codec.farewell(reason, now, actions);
         }
@@ -259,6 +298,13 @@ impl Codec for Auto {
         }
     }
 
+    fn sent(&mut self, now: Instant) -> bool {
+        match &mut self.state {
+            State::Known(codec) => codec.sent(now),
+            State::Sniffing { .. } | State::Over => false,
+        }
+    }
+
     fn not_read(&mut self, now: Instant) {
         if let State::Known(codec) = &mut self.state {
             codec.not_read(now);
@@ -267,7 +313,7 @@ impl Codec for Auto {
 
     fn deadline(&self) -> Option<Instant> {
         match &self.state {
-            State::Sniffing { deadline, .. } => Some(*deadline),
+            State::Sniffing { deadline, .. } => *deadline,
             State::Known(codec) => codec.deadline(),
             State::Over => None,
         }
@@ -275,7 +321,9 @@ impl Codec for Auto {
 
     fn elapsed(&mut self, now: Instant, actions: &mut dyn Actions) {
         match &mut self.state {
-            State::Sniffing { deadline, .. } if *deadline <= now => self.otherwise(now, actions),
+            State::Sniffing { deadline: Some(deadline), .. } if *deadline <= now => {
+                self.end_wait(now, actions);
+            }
             State::Known(codec) => codec.elapsed(now, actions),
             State::Sniffing { .. } | State::Over => {}
         }

@@ -27,11 +27,10 @@ struct Peer {
 
 impl Peer {
     fn new(settings: &str) -> Self {
-        Self::of(self::settings(settings))
+        Self::of(self::settings(settings), Instant::now())
     }
 
-    fn of(settings: Arc<AutoSettings>) -> Self {
-        let now = Instant::now();
+    fn of(settings: Arc<AutoSettings>, now: Instant) -> Self {
         Self { codec: Auto::new(settings, now), script: Script::default(), now }
     }
 
@@ -107,8 +106,8 @@ fn who_says_nothing_is_handed_on_in_time() {
     assert_eq!(peer.wait(999), []);
     assert_eq!(peer.wait(1), [Action::HandOn(Vec::new())]);
     let mut peer = Peer::new(LINES);
-    assert_eq!(peer.send(b"GET / HT"), []);
-    assert_eq!(peer.wait(1000), [Action::HandOn(b"GET / HT".to_vec())]);
+    assert_eq!(peer.send(b"GE"), []);
+    assert_eq!(peer.wait(1000), [Action::HandOn(b"GE".to_vec())]);
     let mut peer = Peer::new(LINES);
     assert!(peer.codec.end_of_stream(peer.now, &mut peer.script));
     assert_eq!(peer.script.take().0, [Action::HandOn(Vec::new())]);
@@ -135,11 +134,85 @@ fn a_head_without_end_is_answered() {
     assert!(output.starts_with(b"HTTP/1.1 431 "));
 }
 
+#[test]
+fn a_request_has_the_time_of_its_protocol() {
+    for recognise in ["['http']", "['websocket']", "['websocket', 'http', 'framing']"] {
+        for begun in [&b"GET / HT"[..], b"GET / HTTP/1.1\r\nHost: a\r\nUp", b"BREW / HTTP/1.1\r\nX"]
+        {
+            let settings = format!("{LINES}recognise = {recognise}\notherwise = 'framing'");
+            let mut peer = Peer::new(&settings);
+            assert_eq!(peer.send(begun), []);
+            assert_eq!(peer.wait(1000), [], "{recognise}");
+            assert_eq!(peer.wait(8000), [], "{recognise}");
+            let deadline = peer.codec.deadline();
+            assert!(deadline.is_none_or(|at| at > peer.now), "{recognise}");
+            // What a worker does when the handshake has taken too long.
+            peer.codec.farewell(CloseReason::HandshakeTimeout, peer.now, &mut peer.script);
+            let (actions, output) = peer.script.take();
+            assert_eq!(actions, []);
+            assert!(output.starts_with(b"HTTP/1.1 408 "), "{recognise}");
+            assert!(peer.codec.lingers());
+        }
+    }
+    // It goes on to become what it is.
+    let both = format!("{LINES}recognise = ['websocket', 'http']");
+    for (stream, name) in [(UPGRADE, "websocket"), (REQUEST, "http")] {
+        let mut peer = Peer::new(&both);
+        let mut actions = peer.send(&stream[..20]);
+        actions.extend(peer.wait(5000));
+        actions.extend(peer.send(&stream[20..]));
+        assert!(matches!(actions[..], [Action::Begin { .. }, Action::Message { .. }]));
+        assert_eq!(peer.codec.name(), name);
+    }
+    // Only what is asked for is looked for.
+    for (stream, at_end) in [(&REQUEST[..20], true), (REQUEST, false)] {
+        let mut peer = Peer::new(LINES);
+        let mut actions = peer.send(stream);
+        if at_end {
+            assert!(peer.codec.end_of_stream(peer.now, &mut peer.script));
+            actions = peer.script.take().0;
+        }
+        assert_eq!(actions, [Action::HandOn(stream.to_vec())]);
+    }
+    let mut peer = Peer::new(&format!("{LINES}recognise = ['mqtt']"));
+    let line = &REQUEST[..20];
+    assert_eq!(peer.send(line), [Action::HandOn(line.to_vec())], "it is none of the service's");
+}
+
+#[test]
+fn every_request_that_http_allows_is_one() {
+    let all = "recognise = ['http', 'websocket', 'framing']";
+    for service in [LINES, LENGTH] {
+        for start in ["PROPFIND / ", "M-SEARCH * ", "\r\nGET / ", "\r\nBREW /pot ", "get / "] {
+            let mut peer = Peer::new(&format!("{service}{all}"));
+            let request = format!("{start}HTTP/1.1\r\nHost: a\r\n\r\n");
+            peer.send(request.as_bytes());
+            assert_eq!(peer.codec.name(), "http", "{request:?}");
+        }
+    }
+    for stream in ["\r\nhello\n", "hello world\n", "GET lost\r\n", "PRI * HTTP/2.0\r\n", "\n"] {
+        let mut peer = Peer::new(&format!("{LINES}{all}"));
+        let actions = peer.send(stream.as_bytes());
+        assert!(matches!(actions.last(), Some(Action::Message { .. })), "{stream:?}: {actions:?}");
+        assert_eq!(peer.codec.name(), "lines");
+    }
+    // An empty line alone is a message after all.
+    let mut peer = Peer::new(&format!("{LINES}{all}"));
+    assert_eq!(peer.send(b"\r\n"), []);
+    assert_eq!(peer.wait(1000).last(), Some(&message(b"")));
+    // A length that happens to be letters.
+    let short = LENGTH.replace("bytes = 4", "bytes = 1");
+    let mut peer = Peer::new(&format!("{short}{all}"));
+    peer.send(b"Ahello");
+    assert_eq!(peer.codec.name(), "length");
+}
+
 fn outcome<'a>(
     settings: &Arc<AutoSettings>,
+    now: Instant,
     pieces: impl IntoIterator<Item = &'a [u8]>,
 ) -> (Vec<Action>, Vec<u8>) {
-    let mut peer = Peer::of(settings.clone());
+    let mut peer = Peer::of(settings.clone(), now);
     let mut late = Vec::new();
     for piece in pieces {
         if peer.script.is_closed() {
@@ -159,20 +232,25 @@ fn outcome<'a>(
 proptest! {
     #[test]
     fn every_split_says_the_same(
-        start in prop::sample::select(vec![UPGRADE, REQUEST, TLS, MQTT, b"a line\nb\n", b"\0\0\0\x01a", b""]),
+        start in prop::sample::select(vec![
+            UPGRADE, REQUEST, TLS, MQTT, b"a line\nb\n", b"\0\0\0\x01a", b"", b"\r\nBREW / HTTP/1.1\r\n",
+            b"\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", b"MOVE /a HTTP/1.1\r\nHost: a\r\n\r\n",
+        ]),
         keep in 0_usize..40,
         more in prop::collection::vec(any::<u8>(), 0..60),
         text in prop::sample::select(vec![LINES, LENGTH]),
         framing in any::<bool>(),
     ) {
-        let recognise = if framing { "recognise = ['websocket', 'framing']" } else { "" };
+        let recognise = if framing { "recognise = ['websocket', 'http', 'framing']" } else { "" };
         let settings = settings(&format!("{text}{recognise}"));
+        // Of all, because the date is in answers of HTTP.
+        let now = Instant::now();
         for stream in [[start, &more].concat(), [&start[..keep.min(start.len())], &more].concat()] {
-            let whole = outcome(&settings, [&stream[..]]);
-            prop_assert_eq!(&outcome(&settings, stream.chunks(1)), &whole);
+            let whole = outcome(&settings, now, [&stream[..]]);
+            prop_assert_eq!(&outcome(&settings, now, stream.chunks(1)), &whole);
             for cut in 0..stream.len() {
                 let (head, tail) = stream.split_at(cut);
-                prop_assert_eq!(&outcome(&settings, [head, tail]), &whole);
+                prop_assert_eq!(&outcome(&settings, now, [head, tail]), &whole);
             }
         }
     }

@@ -54,12 +54,21 @@ impl Decoder {
         }
     }
 
-    /// Ends the stream.
+    /// Whether the stream might end here.
     pub fn finish(&self) -> Result<(), DecodeError> {
         match self.carry.len() {
             0 => Ok(()),
             held => Err(DecodeError::Truncated { held }),
         }
+    }
+
+    /// Ends the stream in an orderly way: of lines the last one is whole then, with its end or without.
+    pub fn end(&mut self, emit: impl FnOnce(&[u8])) -> Result<(), DecodeError> {
+        if self.framing == Framing::Lines && !self.carry.is_empty() {
+            emit(self.checked_line(&self.carry)?);
+            self.empty_carry();
+        }
+        self.finish()
     }
 
     fn decode_lengths(

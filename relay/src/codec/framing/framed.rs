@@ -5,7 +5,7 @@ use std::time::Instant;
 use crate::codec::{Actions, Begin, Codec, Headers, Reply, Sending, Unencodable};
 use crate::worker::CloseReason;
 
-use super::{Decoder, Framing};
+use super::{DecodeError, Decoder, Framing};
 
 /// A connection whose bytes are messages and nothing else.
 #[derive(Debug)]
@@ -53,8 +53,18 @@ impl Codec for Framed {
         self.take(input, actions);
     }
 
-    fn end_of_stream(&mut self, _now: Instant, _actions: &mut dyn Actions) -> bool {
-        self.is_between_messages()
+    fn end_of_stream(&mut self, _now: Instant, actions: &mut dyn Actions) -> bool {
+        let ended = self.decoder.end(|message| {
+            actions.message(Headers::NONE, message);
+        });
+        match ended {
+            Ok(()) => true,
+            Err(DecodeError::Truncated { .. }) => false,
+            Err(DecodeError::Oversized { .. }) => {
+                actions.close(CloseReason::OversizedMessage);
+                true
+            }
+        }
     }
 
     fn is_between_messages(&self) -> bool {

@@ -23,7 +23,8 @@ pub enum Framing {
         #[serde(default)]
         order: ByteOrder,
     },
-    /// Messages end with a line feed; a carriage return before it is removed.
+    /// Messages end with a line feed; a carriage return before it is removed. The last one may end
+    /// with the stream.
     Lines,
 }
 

@@ -120,6 +120,28 @@ fn limits_are_exact() {
 }
 
 #[test]
+fn the_last_line_may_end_with_the_stream() {
+    for (stream, messages, end) in [
+        (&b"a\nlast"[..], &[&b"a"[..], b"last"][..], Ok(())),
+        (b"last\r", &[b"last"], Ok(())),
+        (b"a\n", &[b"a"], Ok(())),
+        (b"", &[], Ok(())),
+        (b"four", &[], Err(DecodeError::Oversized { limit: 3 })),
+    ] {
+        let limit = if end.is_ok() { 100 } else { 3 };
+        let mut lines = Decoder::new(Framing::Lines, limit);
+        let mut seen = Vec::new();
+        lines.decode(stream, |message| seen.push(message.to_vec())).unwrap();
+        assert_eq!(lines.end(|message| seen.push(message.to_vec())), end);
+        assert_eq!(seen, messages);
+    }
+    let one = Framing::Length { bytes: 1, order: ByteOrder::Big };
+    let mut decoder = Decoder::new(one, 100);
+    decoder.decode(b"\x03ab", |_| panic!("no message")).unwrap();
+    assert_eq!(decoder.end(|_| panic!("no message")), Err(DecodeError::Truncated { held: 3 }));
+}
+
+#[test]
 fn a_line_that_would_not_survive_is_refused() {
     let mut output = Vec::new();
     for payload in [&b"a\nb"[..], b"a\r"] {

@@ -1,6 +1,6 @@
 //! Where a request's body ends (RFC 9112 sections 6 and 7).
 
-use super::head::{Length, check_trailers};
+use super::head::{Length, check_trailers, is_token_byte};
 use super::lines::Lines;
 use super::refused::Refused;
 
@@ -13,19 +13,68 @@ const MAX_EXTENSION_BYTES: u16 = 4096;
 ///
 /// ```text
 ///  Known ─────────────────────────────────────────────► end
-///  Size ─► (Extension) ─► SizeEnd ─► Data ─► DataReturn ─► DataFeed ─► Size
+///  Size ─► (Extension …) ─► SizeEnd ─► Data ─► DataReturn ─► DataFeed ─► Size
 ///                            └─ size 0 ─► Trailers ───────────────────► end
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Known,
     Size { digits: u8 },
-    Extension,
+    Extension(Extension),
     SizeEnd,
     Data,
     DataReturn,
     DataFeed,
     Trailers,
+}
+
+/// Where in the extensions of a chunk the next byte is (RFC 9112 section 7.1.1).
+///
+/// ```text
+///  ; ─► Before ─► Name ─► (AfterName) ─► = ─► BeforeValue ─► Token ──► (AfterValue) ─► ; or end
+///                                                   └─► Quoted ⇄ Escaped ─► ValueEnd ─┘
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Extension {
+    Before,
+    Name,
+    AfterName,
+    BeforeValue,
+    Token,
+    Quoted,
+    Escaped,
+    ValueEnd,
+    AfterValue,
+}
+
+impl Extension {
+    /// After a byte that does not end the line; none if it may not stand there.
+    fn after(self, byte: u8) -> Option<Self> {
+        let blank = matches!(byte, b' ' | b'\t');
+        let text = matches!(byte, b'\t' | b' '..=b'~' | 0x80..);
+        Some(match (self, byte) {
+            (Self::Quoted, b'"') => Self::ValueEnd,
+            (Self::Quoted, b'\\') => Self::Escaped,
+            (Self::Quoted | Self::Escaped, _) if text => Self::Quoted,
+            (Self::Before | Self::BeforeValue, _) if blank => self,
+            (Self::Before | Self::Name, _) if is_token_byte(byte) => Self::Name,
+            (Self::Name | Self::AfterName, _) if blank => Self::AfterName,
+            (Self::Name | Self::AfterName, b'=') => Self::BeforeValue,
+            (Self::BeforeValue, b'"') => Self::Quoted,
+            (Self::BeforeValue | Self::Token, _) if is_token_byte(byte) => Self::Token,
+            (Self::Token | Self::ValueEnd | Self::AfterValue, _) if blank => Self::AfterValue,
+            (
+                Self::Name | Self::AfterName | Self::Token | Self::ValueEnd | Self::AfterValue,
+                b';',
+            ) => Self::Before,
+            _ => return None,
+        })
+    }
+
+    /// True if the line may end here.
+    const fn may_end(self) -> bool {
+        matches!(self, Self::Name | Self::Token | Self::ValueEnd)
+    }
 }
 
 /// A body that has begun.
@@ -117,14 +166,16 @@ impl Body {
                 self.remaining = self.remaining << 4 | u64::from(digit);
                 Ok(State::Size { digits: digits + 1 })
             }
-            (State::Size { digits: 1.. } | State::Extension, b'\r') => Ok(State::SizeEnd),
-            (State::Size { digits: 1.. }, b';') => Ok(State::Extension),
-            (State::Extension, _) if self.extension_bytes == MAX_EXTENSION_BYTES => {
+            (State::Size { digits: 1.. }, b'\r') => Ok(State::SizeEnd),
+            (State::Size { digits: 1.. }, b';') => Ok(State::Extension(Extension::Before)),
+            (State::Extension(extension), b'\r') if extension.may_end() => Ok(State::SizeEnd),
+            (State::Extension(_), _) if self.extension_bytes == MAX_EXTENSION_BYTES => {
                 Err(Refused::bad("the extensions of the chunks are too long"))
             }
-            (State::Extension, b'\t' | b' '..=b'~') => {
+            (State::Extension(extension), _) => {
                 self.extension_bytes += 1;
-                Ok(State::Extension)
+                let after = extension.after(byte).map(State::Extension);
+                after.ok_or(Refused::bad("an extension of a chunk is malformed"))
             }
             (State::SizeEnd, b'\n') => self.begin_chunk(),
             (State::DataReturn, b'\r') => Ok(State::DataFeed),

@@ -288,6 +288,12 @@ impl Exchanges {
         front.until
     }
 
+    /// True if the oldest request is being answered.
+    pub(super) fn has_begun(&self) -> bool {
+        let front = self.queue.front();
+        front.is_some_and(|front| matches!(front.answer, Answer::Begun { .. }))
+    }
+
     /// Takes a reply.
     pub(super) fn reply(
         &mut self,
@@ -322,16 +328,19 @@ impl Exchanges {
     }
 
     /// Answers a request in the server's place: the one that is being received if `open`, else what
-    /// would have been the next one.
+    /// would have been the next one, whose line may have come.
     pub(super) fn refuse(
         &mut self,
         refused: Refused,
         open: bool,
+        lines: &[u8],
         date: &Date,
         actions: &mut dyn Actions,
     ) {
         if !open {
-            self.queue.push_back(Exchange::new(None));
+            let mut unread = Exchange::new(None);
+            unread.head_only = lines.starts_with(b"HEAD ");
+            self.queue.push_back(unread);
         }
         let first = self.queue.len() == 1;
         let Some(last) = self.queue.back_mut() else { return };

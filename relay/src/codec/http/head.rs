@@ -199,7 +199,8 @@ fn check_coding(value: &[u8]) -> Result<(), Refused> {
     if value.eq_ignore_ascii_case(b"chunked") {
         return Ok(());
     }
-    let mut codings = options(value);
+    // Empty members may be passed over (RFC 9110 section 5.6.1), and are not by everybody.
+    let mut codings = value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
     let last = codings.next_back().unwrap_or_default();
     if last.eq_ignore_ascii_case(b"chunked")
         && codings.all(|coding| is_token(coding) && !coding.eq_ignore_ascii_case(b"chunked"))
@@ -286,8 +287,9 @@ fn lay_fields(record: &mut HeaderList, fields: &[httparse::Header<'_>]) -> Resul
     Ok(())
 }
 
+/// What cannot stand in a record is refused, never left out.
 fn lay(record: &mut HeaderList, name: &[&[u8]], value: &[u8]) -> Result<(), Refused> {
-    if record.push_parts(name, value) { Ok(()) } else { Err(Refused::TOO_MANY) }
+    if record.push_field(name, value) { Ok(()) } else { Err(Refused::TOO_LONG) }
 }
 
 /// Refuses a trailer section that is not one; what it says is not passed on (RFC 9110 section 6.5.1).

@@ -34,6 +34,9 @@ pub use head::MAX_REQUEST_FIELDS;
 
 /// What an idle connection keeps of its body's buffer.
 const BODY_KEPT_BYTES: usize = 4096;
+/// What is received ahead of requests that have to wait for the replies before them. Only who is
+/// received from is seen to leave.
+const READ_AHEAD_BYTES: usize = 16 << 10;
 
 /// What all connections of a service have in common.
 #[derive(Clone, Debug)]
@@ -78,7 +81,7 @@ impl HttpSettings {
 ///
 /// ```text
 ///  Head ─► Body ─► Head …           (a request without a body goes from Head to Head)
-///    └───────┴──► Nothing           refused, asked to close, ended
+///    └───────┴──► Nothing           refused, asked to close, ended: what comes is thrown away
 /// ```
 #[derive(Debug)]
 enum Reading {
@@ -104,8 +107,8 @@ pub struct Http {
     /// When what is being read must have come.
     until: Instant,
     begun: bool,
-    /// The client has ended its side.
-    ended: bool,
+    /// The client has ended its side: when a response that has begun must have gone on.
+    ended: Option<Instant>,
     closed: bool,
     /// Why Kafka would not have a message.
     refused: Option<RefusedReason>,
@@ -125,7 +128,7 @@ impl Http {
             exchanges: Exchanges::new(),
             backlog: Vec::new(),
             begun: false,
-            ended: false,
+            ended: None,
             closed: false,
             refused: None,
         }
@@ -256,9 +259,9 @@ impl Http {
     /// The request that is being read is not taken, nor anything after it.
     fn refuse(&mut self, refused: Refused, now: Instant, actions: &mut dyn Actions) {
         let open = matches!(self.reading, Reading::Body(_));
-        self.stop_reading();
         let date = self.date(now);
-        self.exchanges.refuse(refused, open, &date, actions);
+        self.exchanges.refuse(refused, open, self.lines.bytes(), &date, actions);
+        self.stop_reading();
         self.advance(now, actions);
     }
 
@@ -288,7 +291,7 @@ impl Http {
             let backlog = std::mem::take(&mut self.backlog);
             self.read(&backlog, now, actions);
         }
-        if self.ended && self.backlog.is_empty() && !self.closed {
+        if self.ended.is_some() && self.backlog.is_empty() && !self.closed {
             self.finish(now, actions);
         }
     }
@@ -324,6 +327,12 @@ impl Http {
         };
         waits.then_some(self.until)
     }
+
+    /// When a response that has begun must go on for a client that has ended its side: most of those
+    /// have left, and the kernel says no more of it than of those that wait (RFC 9293 section 3.6).
+    fn go_on_deadline(&self) -> Option<Instant> {
+        self.ended.filter(|_| self.exchanges.has_begun())
+    }
 }
 
 impl Codec for Http {
@@ -340,7 +349,7 @@ impl Codec for Http {
     }
 
     fn end_of_stream(&mut self, now: Instant, actions: &mut dyn Actions) -> bool {
-        self.ended = true;
+        self.ended = Some(now + self.settings.request);
         // What is in the backlog is read when its turn comes.
         self.closed || !self.backlog.is_empty() || self.finish(now, actions)
     }
@@ -369,6 +378,9 @@ impl Codec for Http {
         }
         let date = self.date(now);
         let sending = self.exchanges.reply(reply, &date, actions);
+        if sending == Ok(Sending::WithOutput) {
+            self.ended = self.ended.map(|_| now + self.settings.request);
+        }
         self.advance(now, actions);
         sending
     }
@@ -391,7 +403,8 @@ impl Codec for Http {
         );
         let date = self.date(now);
         if reason == CloseReason::HandshakeTimeout && !self.lines.is_empty() {
-            self.exchanges.refuse(Refused::HEAD_TIMEOUT, false, &date, actions);
+            let lines = self.lines.bytes();
+            self.exchanges.refuse(Refused::HEAD_TIMEOUT, false, lines, &date, actions);
         } else if told && !self.closed {
             // With several requests it is not known which one it was.
             let too_large =
@@ -413,7 +426,8 @@ impl Codec for Http {
         if self.closed {
             return None;
         }
-        [self.read_deadline(), self.exchanges.deadline()].into_iter().flatten().min()
+        let answered = [self.exchanges.deadline(), self.go_on_deadline()];
+        answered.into_iter().chain([self.read_deadline()]).flatten().min()
     }
 
     fn elapsed(&mut self, now: Instant, actions: &mut dyn Actions) {
@@ -424,6 +438,9 @@ impl Codec for Http {
             let date = self.date(now);
             self.exchanges.refuse_first(Refused::NO_REPLY, &date, actions);
             return self.advance(now, actions);
+        }
+        if self.go_on_deadline().is_some_and(|deadline| deadline <= now) {
+            return self.close(CloseReason::EndOfStream, actions);
         }
         if self.read_deadline().is_none_or(|deadline| deadline > now) {
             return;
@@ -441,6 +458,7 @@ impl Codec for Http {
     }
 
     fn not_read(&mut self, now: Instant) {
+        self.ended = self.ended.map(|until| until.max(now + self.settings.request));
         let time = match self.reading {
             Reading::Body(_) => self.settings.body,
             Reading::Head if self.begun && self.lines.is_empty() => self.settings.keep_alive,
@@ -451,13 +469,7 @@ impl Codec for Http {
     }
 
     fn reads(&self) -> bool {
-        self.backlog.is_empty()
-            && !self.closed
-            && match self.reading {
-                Reading::Head => self.exchanges.len() < self.settings.max_pipelined,
-                Reading::Body(_) => true,
-                Reading::Nothing => false,
-            }
+        !self.closed && self.backlog.len() < READ_AHEAD_BYTES
     }
 
     fn held(&self) -> usize {

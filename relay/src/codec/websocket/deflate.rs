@@ -18,6 +18,25 @@ const STEP: usize = 4096;
 /// What a thread keeps of its buffers between messages.
 const KEPT_BYTES: usize = 256 << 10;
 
+/// That messages may be compressed, and what was agreed of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Deflate {
+    /// The window that the client has for our messages, if it has said so, as the power of two that it
+    /// is in bytes (section 7.1.2.1).
+    pub(super) window_bits: Option<u8>,
+}
+
+impl Deflate {
+    /// Without context takeover nothing in a message refers to what is before it, so one that is no
+    /// longer than the window does with it, whatever the compressor's own is.
+    pub(super) fn allows(self, bytes: usize) -> bool {
+        self.window_bits.is_none_or(|bits| bits == MAX_WINDOW_BITS || bytes <= 1 << bits)
+    }
+}
+
+/// The window of the format itself: 32 KiB.
+pub(super) const MAX_WINDOW_BITS: u8 = 15;
+
 /// Why a message could not be decompressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum InflateError {
@@ -131,9 +150,9 @@ pub(super) fn deflate(payload: &[u8], write: impl FnOnce(&[u8])) -> Option<()> {
     })
 }
 
-/// The longest that a message of so many bytes is after compression: blocks that are stored cost
-/// five bytes each (RFC 1951 section 3.2.4), and a compressor may make them as short as it likes;
-/// those in use fill them with 16 KiB or more.
+/// The longest that a message of so many bytes is after compression: what zlib says of itself at its
+/// worst (`deflateBound` for any `memLevel` and window: codes of nine bits a byte, or stored blocks of
+/// 127 bytes with five before each), and a few empty blocks.
 pub(super) const fn longest_compressed(limit: usize) -> usize {
-    limit + limit / 1024 + 64
+    limit + limit / 8 + limit / 64 + 64
 }

@@ -10,6 +10,8 @@ use crate::codec::HeaderList;
 use crate::config::WebSocketSection;
 use crate::worker::CloseReason;
 
+use super::deflate::Deflate;
+
 /// What the key of every handshake is hashed with (section 1.3).
 const GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 /// Most headers of a request; all of them go into the `open` record, with a few more.
@@ -92,15 +94,20 @@ impl Rejection {
         Some(Self::new(status, why, reason))
     }
 
-    pub(super) fn write(&self, output: &mut Vec<u8>) {
+    /// Writes it as the answer to a request that begins so.
+    pub(super) fn write(&self, head: &[u8], output: &mut Vec<u8>) {
         let Self { status, headers, why, .. } = self;
         // Writing to memory does not fail.
         let _ = write!(
             output,
             "HTTP/1.1 {status}\r\n{headers}Content-Type: text/plain\r\nContent-Length: {}\r\n\
-             Connection: close\r\n\r\n{why}\n",
+             Connection: close\r\n\r\n",
             why.len() + 1
         );
+        // RFC 9110 section 9.3.2.
+        if !head.starts_with(b"HEAD ") {
+            let _ = writeln!(output, "{why}");
+        }
     }
 }
 
@@ -110,7 +117,7 @@ pub(super) struct Handshake {
     accept: String,
     subprotocol: Option<String>,
     /// Messages may be compressed.
-    pub(super) deflate: bool,
+    pub(super) deflate: Option<Deflate>,
 }
 
 impl Handshake {
@@ -143,18 +150,16 @@ impl Handshake {
             .map(|chosen| String::from_utf8_lossy(chosen).into_owned());
 
         record.clear();
-        record.push(b"websocket.target", request.path.unwrap_or_default().as_bytes());
-        if let Some(subprotocol) = &subprotocol {
-            record.push(b"websocket.subprotocol", subprotocol.as_bytes());
-        }
-        if let Some(origin) = origin {
-            record.push(b"websocket.origin", origin);
-        }
-        fields.record(record);
+        let target = request.path.unwrap_or_default().as_bytes();
+        let subprotocol_bytes = subprotocol.as_deref().map(str::as_bytes);
+        lay(record, &[b"websocket.target"], Some(target))?;
+        lay(record, &[b"websocket.subprotocol"], subprotocol_bytes)?;
+        lay(record, &[b"websocket.origin"], origin)?;
+        fields.record(record)?;
         Ok(Self {
             accept: accept(key),
             subprotocol,
-            deflate: settings.compression && fields.deflate(),
+            deflate: fields.deflate().filter(|_| settings.compression),
         })
     }
 
@@ -168,11 +173,15 @@ impl Handshake {
         if let Some(subprotocol) = &self.subprotocol {
             let _ = write!(output, "Sec-WebSocket-Protocol: {subprotocol}\r\n");
         }
-        if self.deflate {
+        if let Some(Deflate { window_bits }) = self.deflate {
             output.extend_from_slice(
                 b"Sec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover; \
-                  client_no_context_takeover\r\n",
+                  client_no_context_takeover",
             );
+            if let Some(bits) = window_bits {
+                let _ = write!(output, "; server_max_window_bits={bits}");
+            }
+            output.extend_from_slice(b"\r\n");
         }
         output.extend_from_slice(b"\r\n");
     }
@@ -242,49 +251,69 @@ impl<'a> Fields<'a> {
             .filter(|member| !member.is_empty())
     }
 
-    /// Whether one of the client's offers can be accepted as it stands (RFC 7692 section 7.1). An
-    /// answer says that nobody takes his context over, so the sizes of windows do not matter, but
-    /// that of ours, which is 15 bits.
-    fn deflate(&self) -> bool {
-        self.list("sec-websocket-extensions").any(|offer| {
+    /// The first of the client's offers that can be accepted as it stands (RFC 7692 section 7.1). An
+    /// answer says that nobody takes his context over, so the sizes of windows hardly matter: see
+    /// [`Deflate::allows`].
+    fn deflate(&self) -> Option<Deflate> {
+        self.list("sec-websocket-extensions").find_map(|offer| {
             let mut parts = offer.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
-            let mut seen: Vec<&[u8]> = Vec::new();
-            parts.next() == Some(b"permessage-deflate")
-                && parts.all(|parameter| {
-                    let mut halves = parameter.splitn(2, |byte| *byte == b'=');
-                    let name = halves.next().unwrap_or_default().trim_ascii();
-                    let value = halves.next().map(<[u8]>::trim_ascii);
-                    let twice = seen.contains(&name);
-                    seen.push(name);
-                    !twice
-                        && match name {
-                            b"server_no_context_takeover" | b"client_no_context_takeover" => {
-                                value.is_none()
-                            }
-                            b"client_max_window_bits" => value.is_none_or(is_window),
-                            _ => false,
-                        }
-                })
+            if parts.next() != Some(b"permessage-deflate") {
+                return None;
+            }
+            let (mut seen, mut window_bits) = (Vec::new(), None);
+            for parameter in parts {
+                let mut halves = parameter.splitn(2, |byte| *byte == b'=');
+                let name = halves.next().unwrap_or_default().trim_ascii();
+                let value = halves.next().map(<[u8]>::trim_ascii);
+                if seen.contains(&name) {
+                    return None;
+                }
+                seen.push(name);
+                match (name, value) {
+                    (
+                        b"server_no_context_takeover"
+                        | b"client_no_context_takeover"
+                        | b"client_max_window_bits",
+                        None,
+                    ) => {}
+                    (b"client_max_window_bits", Some(value)) => {
+                        window(value)?;
+                    }
+                    (b"server_max_window_bits", Some(value)) => window_bits = Some(window(value)?),
+                    _ => return None,
+                }
+            }
+            Some(Deflate { window_bits })
         })
     }
 
     /// What the server should know, as headers of its record.
-    fn record(&self, record: &mut HeaderList) {
-        let mut name = [0; 64];
+    fn record(&self, record: &mut HeaderList) -> Result<(), Rejection> {
         for field in self.0 {
-            let Some(name) = name.get_mut(..field.name.len()) else { continue };
-            name.copy_from_slice(field.name.as_bytes());
-            name.make_ascii_lowercase();
-            if !OWN_HEADERS.iter().any(|own| own.as_bytes() == name) {
-                record.push_parts(&[b"http.header.", name], field.value);
+            if !OWN_HEADERS.iter().any(|own| field.name.eq_ignore_ascii_case(own)) {
+                let name = field.name.to_ascii_lowercase();
+                lay(record, &[b"http.header.", name.as_bytes()], Some(field.value))?;
             }
         }
+        Ok(())
+    }
+}
+
+/// What cannot stand in a record is refused, never left out.
+fn lay(record: &mut HeaderList, name: &[&[u8]], value: Option<&[u8]>) -> Result<(), Rejection> {
+    match value {
+        Some(value) if !record.push_field(name, value) => Err(Rejection::HEAD_TOO_LARGE),
+        _ => Ok(()),
     }
 }
 
 /// 8 to 15, perhaps in quotes.
-fn is_window(value: &[u8]) -> bool {
+fn window(value: &[u8]) -> Option<u8> {
     let value =
         value.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\"")).unwrap_or(value);
-    matches!(value, b"8" | b"9" | b"10" | b"11" | b"12" | b"13" | b"14" | b"15")
+    match value {
+        [digit @ b'8'..=b'9'] => Some(digit - b'0'),
+        [b'1', digit @ b'0'..=b'5'] => Some(10 + digit - b'0'),
+        _ => None,
+    }
 }

@@ -108,6 +108,17 @@ enum State {
     Closed,
 }
 
+/// Whether the client is asked for a sign of life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ping {
+    /// It has given one.
+    None,
+    /// Behind replies that the client has yet to read, so that it cannot have seen it.
+    Waiting,
+    /// It is on its way, and nothing has come since.
+    Sent,
+}
+
 /// One connection.
 #[derive(Debug)]
 pub struct WebSocket {
@@ -115,8 +126,7 @@ pub struct WebSocket {
     state: State,
     /// Of a sign of life.
     deadline: Option<Instant>,
-    /// A ping was sent, and nothing has come since.
-    pinged: bool,
+    ping: Ping,
     /// How the server wants it closed.
     farewell: Option<(CloseCode, Box<str>)>,
     /// Why Kafka would not have a message.
@@ -127,7 +137,7 @@ impl WebSocket {
     /// At the beginning of a connection.
     pub const fn new(settings: Arc<WebSocketSettings>) -> Self {
         let state = State::Handshake(Vec::new());
-        Self { settings, state, deadline: None, pinged: false, farewell: None, refused: None }
+        Self { settings, state, deadline: None, ping: Ping::None, farewell: None, refused: None }
     }
 
     /// Takes bytes of the head; what is left of them comes after it.
@@ -144,7 +154,8 @@ impl WebSocket {
         let from = known.saturating_sub(HEAD_END.len() - 1);
         let Some(end) = memchr::memmem::find(&head[from..], HEAD_END) else {
             if head.len() == limit {
-                self.reject(Rejection::HEAD_TOO_LARGE, actions);
+                let head = std::mem::take(head);
+                self.reject(Rejection::HEAD_TOO_LARGE, &head, actions);
             }
             return &[];
         };
@@ -158,7 +169,7 @@ impl WebSocket {
         let mut record = HeaderList::default();
         let handshake = match Handshake::read(head, &self.settings.section, &mut record) {
             Ok(handshake) => handshake,
-            Err(rejection) => return self.reject(rejection, actions),
+            Err(rejection) => return self.reject(rejection, head, actions),
         };
         let begin = Begin {
             protocol: "websocket",
@@ -169,7 +180,7 @@ impl WebSocket {
         if let Err(refusal) = actions.begin(begin) {
             let reason = refusal.into();
             if let Some(rejection) = Rejection::of_close(reason) {
-                rejection.write(actions.output());
+                rejection.write(head, actions.output());
             }
             return self.close(reason, actions);
         }
@@ -178,8 +189,8 @@ impl WebSocket {
         self.heard(now);
     }
 
-    fn reject(&mut self, rejection: Rejection, actions: &mut dyn Actions) {
-        rejection.write(actions.output());
+    fn reject(&mut self, rejection: Rejection, head: &[u8], actions: &mut dyn Actions) {
+        rejection.write(head, actions.output());
         self.close(rejection.reason, actions);
     }
 
@@ -191,7 +202,7 @@ impl WebSocket {
 
     /// The client is there.
     fn heard(&mut self, now: Instant) {
-        self.pinged = false;
+        self.ping = Ping::None;
         self.deadline = self.settings.ping_interval().map(|interval| now + interval);
     }
 
@@ -281,7 +292,8 @@ impl Codec for WebSocket {
         };
         self.settings.check_payload(kind, reply.payload)?;
         let (payload, output) = (reply.payload, actions.output());
-        let worth = stream.deflates() && payload.len() >= section.compress_min_bytes as usize;
+        let worth =
+            stream.deflates(payload.len()) && payload.len() >= section.compress_min_bytes as usize;
         let write = |compressed: bool, payload: &[u8], output: &mut Vec<u8>| {
             write_header(kind.opcode(), compressed, payload.len(), output);
             output.extend_from_slice(payload);
@@ -307,9 +319,9 @@ impl Codec for WebSocket {
 
     fn farewell(&mut self, reason: CloseReason, _now: Instant, actions: &mut dyn Actions) {
         match &self.state {
-            State::Handshake(_) => {
+            State::Handshake(head) => {
                 if let Some(rejection) = Rejection::of_close(reason) {
-                    rejection.write(actions.output());
+                    rejection.write(head, actions.output());
                 }
             }
             State::Open(_) => {
@@ -332,10 +344,10 @@ impl Codec for WebSocket {
             return;
         }
         match (&self.state, self.settings.ping_interval()) {
-            (State::Open(_), Some(interval)) if !self.pinged => {
+            (State::Open(_), Some(_)) if self.ping == Ping::None => {
                 write_control(Opcode::Ping, &[], actions.output());
-                self.pinged = true;
-                self.deadline = Some(now + interval);
+                self.ping = Ping::Waiting;
+                self.deadline = None;
             }
             (State::Open(_), _) => {
                 self.farewell(CloseReason::IdleTimeout, now, actions);
@@ -343,6 +355,15 @@ impl Codec for WebSocket {
             }
             (State::Handshake(_) | State::Closed, _) => self.deadline = None,
         }
+    }
+
+    fn sent(&mut self, now: Instant) -> bool {
+        if self.ping != Ping::Waiting || !matches!(self.state, State::Open(_)) {
+            return false;
+        }
+        self.ping = Ping::Sent;
+        self.deadline = self.settings.ping_interval().map(|interval| now + interval);
+        true
     }
 
     fn held(&self) -> usize {

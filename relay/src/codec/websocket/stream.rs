@@ -2,7 +2,7 @@
 
 use crate::codec::Actions;
 
-use super::deflate::{InflateError, inflate, longest_compressed};
+use super::deflate::{Deflate, InflateError, inflate, longest_compressed};
 use super::frame::{
     FrameHeader, MAX_CONTROL_BYTES, MAX_HEADER_BYTES, Opcode, check_close, unmask, write_control,
 };
@@ -73,7 +73,7 @@ struct Frame {
 #[derive(Debug)]
 pub(super) struct Stream {
     /// Messages may be compressed.
-    deflate: bool,
+    deflate: Option<Deflate>,
     last_kind: DataKind,
     header: [u8; MAX_HEADER_BYTES],
     /// Bytes of the next header that have come.
@@ -87,7 +87,7 @@ pub(super) struct Stream {
 }
 
 impl Stream {
-    pub(super) const fn new(deflate: bool) -> Self {
+    pub(super) const fn new(deflate: Option<Deflate>) -> Self {
         Self {
             deflate,
             last_kind: DataKind::Text,
@@ -100,8 +100,9 @@ impl Stream {
         }
     }
 
-    pub(super) const fn deflates(&self) -> bool {
-        self.deflate
+    /// True if a reply of so many bytes may be compressed.
+    pub(super) fn deflates(&self, bytes: usize) -> bool {
+        self.deflate.is_some_and(|deflate| deflate.allows(bytes))
     }
 
     /// Of the client's last message.
@@ -184,7 +185,7 @@ impl Stream {
             }
             (Opcode::Continuation, Some(unfinished)) => unfinished,
             (_, Some(_)) => return Err(Violation::protocol("a message within a message")),
-            (_, None) if header.compressed && !self.deflate => {
+            (_, None) if header.compressed && self.deflate.is_none() => {
                 return Err(Violation::protocol("a reserved bit is set"));
             }
             (opcode, None) => Unfinished {

@@ -322,6 +322,18 @@ fn compressed_messages_there_and_back() {
     ] {
         assert_eq!(peer.send(&frame(0xc1, bytes)).0, [message("text", text)]);
     }
+    // What no compressor can make shorter, in the shortest stored blocks of zlib (`memLevel` 1).
+    let most = [b'x'; LIMIT];
+    let mut stored = Vec::new();
+    for block in most.chunks(127) {
+        let length = u16::try_from(block.len()).unwrap();
+        stored.push(0);
+        stored.extend(length.to_le_bytes());
+        stored.extend((!length).to_le_bytes());
+        stored.extend(block);
+    }
+    stored.push(0);
+    assert_eq!(peer.send(&frame(0xc1, &stored)).0, [message("text", &most)]);
     let output = peer.reply(&[], text.as_bytes()).unwrap();
     assert_eq!(output[0], 0xc1);
     assert!(usize::from(output[1]) == output.len() - 2 && output.len() < 100);
@@ -348,13 +360,17 @@ fn offers_of_compression() {
         "permessage-deflate",
         "permessage-deflate; client_max_window_bits",
         "permessage-deflate; client_max_window_bits=\"10\"; server_no_context_takeover",
-        "x-unknown, permessage-deflate; server_max_window_bits=10, permessage-deflate",
+        "x-unknown, permessage-deflate; server_max_window_bits=16, permessage-deflate",
+        "permessage-deflate; server_max_window_bits=15",
+        "permessage-deflate; server_max_window_bits=\"10\"; client_max_window_bits",
     ] {
         assert!(accepted(offer), "{offer}");
     }
     for offer in [
         "x-unknown",
-        "permessage-deflate; server_max_window_bits=10",
+        "permessage-deflate; server_max_window_bits",
+        "permessage-deflate; server_max_window_bits=7",
+        "permessage-deflate; server_max_window_bits=010",
         "permessage-deflate; client_max_window_bits=16",
         "permessage-deflate; client_max_window_bits; client_max_window_bits",
         "permessage-deflate; server_no_context_takeover=1",
@@ -365,17 +381,67 @@ fn offers_of_compression() {
 }
 
 #[test]
+fn a_reply_is_compressed_for_the_window_that_the_client_has() {
+    for (bits, compressed) in [(8, 256), (9, 512), (15, LIMIT)] {
+        let mut peer = Peer::new(settings());
+        let offer = format!("permessage-deflate; server_max_window_bits={bits}");
+        let (_, output) = peer.send(&request(&format!("Sec-WebSocket-Extensions: {offer}\r\n")));
+        let agreed = format!("; server_max_window_bits={bits}\r\n");
+        assert!(memchr::memmem::find(&output, agreed.as_bytes()).is_some());
+        for length in [256, 257, 512, 513, LIMIT] {
+            let first = peer.reply(&[], &vec![b'x'; length]).unwrap()[0];
+            assert_eq!(first == 0xc1, length <= compressed, "{bits} bits, {length} bytes");
+        }
+    }
+}
+
+#[test]
 fn a_silent_client_is_asked_and_then_closed() {
     let mut peer = Peer::open(settings(), "");
     assert_eq!(peer.wait(29_999), (vec![], vec![]));
     assert_eq!(peer.wait(1), (vec![], vec![0x89, 0]));
+    assert!(peer.codec.sent(peer.now));
     peer.wait(20_000);
     assert_eq!(peer.send(&frame(0x8a, b"")), (vec![], vec![]));
     assert_eq!(peer.wait(29_999), (vec![], vec![]));
     assert_eq!(peer.wait(1).1, [0x89, 0]);
-    let (actions, output) = peer.wait(30_000);
+    // It cannot answer what waits behind replies that it has yet to read.
+    assert_eq!(peer.wait(3_600_000), (vec![], vec![]));
+    assert!(peer.codec.sent(peer.now));
+    assert_eq!(peer.wait(29_999), (vec![], vec![]));
+    assert!(!peer.codec.sent(peer.now), "the time counts from when it was sent first");
+    let (actions, output) = peer.wait(1);
     assert_eq!(actions, [Action::Close(CloseReason::IdleTimeout)]);
     assert_eq!(output[2..4], 1008_u16.to_be_bytes());
+}
+
+#[test]
+fn what_a_request_says_is_told_whole_and_as_text() {
+    let mut peer = Peer::new(settings());
+    let name = "X-".to_owned() + &"Long".repeat(100);
+    let head = request(&format!("{name}: a\r\nOrigin: http://b#\r\nX-Old: c#\r\n"));
+    let head: Vec<u8> = head.iter().map(|byte| if *byte == b'#' { 0xe9 } else { *byte }).collect();
+    let (actions, _) = peer.send(&head);
+    let [Action::Begin { headers, .. }] = &actions[..] else { panic!("{actions:?}") };
+    let value = |name: &str| {
+        let header = headers.iter().find(|(other, _)| other == name);
+        header.map(|(_, value)| str::from_utf8(value).unwrap())
+    };
+    assert_eq!(value(&format!("http.header.{}", name.to_ascii_lowercase())), Some("a"));
+    assert_eq!(value("websocket.origin"), Some("http://b\u{e9}"));
+    assert_eq!(value("http.header.x-old"), Some("c\u{e9}"));
+}
+
+#[test]
+fn a_refusal_of_head_has_no_body() {
+    let get = String::from_utf8(request("")).unwrap();
+    for (head, body) in [(get.replace("GET", "HEAD"), false), (get.replace("GET", "PUT"), true)] {
+        let mut peer = Peer::new(settings());
+        let (actions, output) = peer.send(head.as_bytes());
+        assert_eq!(actions, [Action::Close(CloseReason::Malformed)]);
+        assert!(output.starts_with(b"HTTP/1.1 400 "));
+        assert_eq!(!output.ends_with(b"\r\n\r\n"), body);
+    }
 }
 
 #[test]

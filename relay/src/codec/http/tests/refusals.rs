@@ -28,6 +28,9 @@ fn what_two_might_read_differently_is_refused() {
         "Transfer-Encoding: xchunked",
         "Transfer-Encoding: chunked, chunked",
         "Transfer-Encoding: chunked, gzip",
+        "Transfer-Encoding: , chunked",
+        "Transfer-Encoding: chunked,",
+        "Transfer-Encoding: gzip,, chunked",
         "Transfer-Encoding: \u{b}chunked",
         "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
         "Content-Length : 3",
@@ -111,6 +114,20 @@ fn chunks_that_are_none_are_refused() {
         ("1\n", "400"),
         ("1\ra", "400"),
         ("1;a\nb\r\n", "400"),
+        ("1;\r\n", "400"),
+        ("1; \r\n", "400"),
+        ("1;a;\r\n", "400"),
+        ("1;a \r\n", "400"),
+        ("1;a=\r\n", "400"),
+        ("1;=a\r\n", "400"),
+        ("1;a b\r\n", "400"),
+        ("1;a=b c\r\n", "400"),
+        ("1;a=b=c\r\n", "400"),
+        ("1;a=\"b\r\n", "400"),
+        ("1;a=\"b\"c\r\n", "400"),
+        ("1;a=b\"\r\n", "400"),
+        ("1;a=\"\\\r\n", "400"),
+        ("1;a/b\r\n", "400"),
         ("1\r\nab\r\n", "400"),
         ("1\r\na\n0\r\n\r\n", "400"),
         ("1\r\na0\r\n\r\n", "400"),
@@ -125,8 +142,35 @@ fn chunks_that_are_none_are_refused() {
     ] {
         assert_eq!(refusal(chunked(body).as_bytes()).as_deref(), Some(status), "{body:?}");
     }
+    for extensions in
+        [";a", ";a=b", "; a = b ; c", ";a=\"b;c\\\"\\\\d\"", ";a=\"\"", ";\ta=\"\u{e9}\"\t;b"]
+    {
+        let body = format!("1{extensions}\r\na\r\n0{extensions}\r\n\r\n");
+        assert_eq!(refusal(chunked(&body).as_bytes()), None, "{extensions:?}");
+    }
     let trailers = format!("0\r\nX: {}\r\n\r\n", "a".repeat(260));
     assert_eq!(refusal(chunked(&trailers).as_bytes()).as_deref(), Some("431"));
+}
+
+#[test]
+fn a_refusal_of_head_has_no_body() {
+    for (request, status) in [
+        ("HEAD / HTTP/1.1\r\n\r\n", "400"),
+        ("HEAD / HTTP/1.2\r\nHost: h\r\n\r\n", "505"),
+        ("HEAD / HTTP/1.1\r\nHost: h\r\nContent-Length: 21\r\n\r\n", "413"),
+        ("HEAD / HTTP/1.1\r\nHost: h\r\nX: \0", "400"),
+    ] {
+        let mut line = Line::new();
+        line.receive(request.as_bytes());
+        let sent = line.sent();
+        assert!(sent.starts_with(&format!("HTTP/1.1 {status} ")), "{sent}");
+        assert!(sent.contains("|content-length: ") && sent.ends_with("||"), "{sent}");
+    }
+    let mut line = Line::new();
+    line.receive(b"HEAD / HTTP/1.1\r\nHo");
+    line.after(10_000);
+    let sent = line.sent();
+    assert!(sent.starts_with("HTTP/1.1 408 ") && sent.ends_with("||"), "{sent}");
 }
 
 #[test]

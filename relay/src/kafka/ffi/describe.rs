@@ -1,0 +1,191 @@
+//! Asks the cluster to describe topics, for what librdkafka's metadata does not tell.
+//!
+//! Their ids (KIP-516) say which log a name stands for now. librdkafka (2.12.1) reads on at the former
+//! offset when a topic was deleted and made again, unless that is beyond the new log's end
+//! (`rd_kafka_topic_metadata_update`, "an offset reset must be triggered"), so they must be asked for.
+
+use std::ffi::{CStr, CString};
+use std::ptr::NonNull;
+use std::time::Duration;
+
+use rdkafka::client::{Client, ClientContext};
+use rdkafka::error::{IsError, KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka_sys as sys;
+
+use crate::kafka::rights::Operation;
+
+/// A topic as the cluster describes it.
+#[derive(Clone, Debug)]
+pub(in crate::kafka) struct DescribedTopic {
+    pub(in crate::kafka) name: String,
+    /// Why it is not described.
+    pub(in crate::kafka) error: Option<RDKafkaErrorCode>,
+    /// None: it has none, or the brokers give topics none.
+    pub(in crate::kafka) id: Option<String>,
+    /// What the client may do with it. None: it was not asked for, or is not told.
+    pub(in crate::kafka) operations: Option<Vec<Operation>>,
+}
+
+/// A question under way. It must not outlive the client that it was asked by.
+struct Question(NonNull<sys::rd_kafka_queue_t>);
+
+// SAFETY: librdkafka's handles may be used from any thread (INTRODUCTION.md, "Threads and callbacks").
+unsafe impl Send for Question {}
+
+impl Question {
+    fn ask<C: ClientContext>(
+        client: &Client<C>,
+        topics: &[&str],
+        with_rights: bool,
+        patience: Duration,
+    ) -> Option<Self> {
+        let topics: Vec<_> = topics.iter().filter_map(|name| CString::new(*name).ok()).collect();
+        let mut names: Vec<_> = topics.iter().map(|name| name.as_ptr()).collect();
+        let rk = client.native_ptr();
+        // SAFETY: the client lives; options and names are copied by the call and destroyed behind it; the
+        // queue is ours, and given back in `drop`. An error of an option is null or ours to destroy, which
+        // `rd_kafka_error_destroy` does for both.
+        unsafe {
+            let queue = NonNull::new(sys::rd_kafka_queue_new(rk))?;
+            let topics =
+                sys::rd_kafka_TopicCollection_of_topic_names(names.as_mut_ptr(), names.len());
+            let operation = sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS;
+            let options = sys::rd_kafka_AdminOptions_new(rk, operation);
+            let (none, patience_ms) = (std::ptr::null_mut(), milliseconds(patience));
+            sys::rd_kafka_AdminOptions_set_request_timeout(options, patience_ms, none, 0);
+            let rights = i32::from(with_rights);
+            let error =
+                sys::rd_kafka_AdminOptions_set_include_authorized_operations(options, rights);
+            sys::rd_kafka_error_destroy(error);
+            sys::rd_kafka_DescribeTopics(rk, topics, options, queue.as_ptr());
+            sys::rd_kafka_AdminOptions_destroy(options);
+            sys::rd_kafka_TopicCollection_destroy(topics);
+            Some(Self(queue))
+        }
+    }
+
+    /// The answer, if it has come within `patience`.
+    fn answer(&self, patience: Duration) -> Option<KafkaResult<Vec<DescribedTopic>>> {
+        // SAFETY: the queue is valid; the event is ours until it is destroyed, and what it has is copied
+        // before that.
+        unsafe {
+            let event = sys::rd_kafka_queue_poll(self.0.as_ptr(), milliseconds(patience));
+            if event.is_null() {
+                return None;
+            }
+            let answer = Self::read(event);
+            sys::rd_kafka_event_destroy(event);
+            Some(answer)
+        }
+    }
+
+    /// # Safety
+    ///
+    /// A valid event.
+    unsafe fn read(event: *mut sys::rd_kafka_event_t) -> KafkaResult<Vec<DescribedTopic>> {
+        // SAFETY: the event is valid, and what it points to lives as long; of each array the call before
+        // has told the length.
+        unsafe {
+            let error = sys::rd_kafka_event_error(event);
+            if error.is_error() {
+                return Err(KafkaError::MetadataFetch(error.into()));
+            }
+            let result = sys::rd_kafka_event_DescribeTopics_result(event);
+            if result.is_null() {
+                return Ok(Vec::new());
+            }
+            let mut count = 0;
+            let topics = sys::rd_kafka_DescribeTopics_result_topics(result, &raw mut count);
+            if topics.is_null() {
+                return Ok(Vec::new());
+            }
+            let topics = std::slice::from_raw_parts(topics, count);
+            Ok(topics.iter().map(|topic| topic_of(*topic)).collect())
+        }
+    }
+}
+
+impl Drop for Question {
+    fn drop(&mut self) {
+        // SAFETY: ours, and not used after this.
+        unsafe { sys::rd_kafka_queue_destroy(self.0.as_ptr()) };
+    }
+}
+
+fn milliseconds(patience: Duration) -> i32 {
+    i32::try_from(patience.as_millis()).unwrap_or(i32::MAX)
+}
+
+/// # Safety
+///
+/// A description that lives.
+unsafe fn topic_of(topic: *const sys::rd_kafka_TopicDescription_t) -> DescribedTopic {
+    // SAFETY: as the caller promises; names are C strings, and arrays as long as they say.
+    unsafe {
+        let text = |text: *const std::ffi::c_char| {
+            (!text.is_null()).then(|| CStr::from_ptr(text).to_string_lossy().into_owned())
+        };
+        let error = sys::rd_kafka_error_code(sys::rd_kafka_TopicDescription_error(topic));
+        let id = sys::rd_kafka_TopicDescription_topic_id(topic);
+        let has_id = !id.is_null()
+            && (sys::rd_kafka_Uuid_most_significant_bits(id) != 0
+                || sys::rd_kafka_Uuid_least_significant_bits(id) != 0);
+        let mut count = 0;
+        let granted = sys::rd_kafka_TopicDescription_authorized_operations(topic, &raw mut count);
+        let operations = (!granted.is_null()).then(|| {
+            let granted = std::slice::from_raw_parts(granted, count);
+            granted.iter().filter_map(|granted| operation_of(*granted)).collect()
+        });
+        DescribedTopic {
+            name: text(sys::rd_kafka_TopicDescription_name(topic)).unwrap_or_default(),
+            error: error.is_error().then(|| error.into()),
+            id: if has_id { text(sys::rd_kafka_Uuid_base64str(id)) } else { None },
+            operations,
+        }
+    }
+}
+
+fn operation_of(operation: sys::rd_kafka_AclOperation_t) -> Option<Operation> {
+    match operation {
+        sys::rd_kafka_AclOperation_t::RD_KAFKA_ACL_OPERATION_READ => Some(Operation::Read),
+        sys::rd_kafka_AclOperation_t::RD_KAFKA_ACL_OPERATION_WRITE => Some(Operation::Write),
+        _ => None,
+    }
+}
+
+/// Which of the topics are there, and what the client may do with them. Blocks.
+pub(in crate::kafka) fn describe_rights<C: ClientContext>(
+    client: &Client<C>,
+    topics: &[&str],
+    patience: Duration,
+) -> KafkaResult<Vec<DescribedTopic>> {
+    let answer = Question::ask(client, topics, true, patience)
+        .and_then(|question| question.answer(patience));
+    answer.unwrap_or(Err(KafkaError::MetadataFetch(RDKafkaErrorCode::OperationTimedOut)))
+}
+
+/// The question for a topic's id. It must not outlive the client that it was asked by.
+pub(in crate::kafka) struct IdQuestion(Question);
+
+impl IdQuestion {
+    /// Asks; the answer comes within `patience`, or that there is none. None: it cannot be asked.
+    pub(in crate::kafka) fn ask<C: ClientContext>(
+        client: &Client<C>,
+        topic: &str,
+        patience: Duration,
+    ) -> Option<Self> {
+        Question::ask(client, &[topic], false, patience).map(Self)
+    }
+
+    /// The answer, if it has come within `patience`: the id, unless the brokers give topics none.
+    pub(in crate::kafka) fn answer(
+        &self,
+        patience: Duration,
+    ) -> Option<KafkaResult<Option<String>>> {
+        let told = self.0.answer(patience)?;
+        Some(told.and_then(|topics| match topics.into_iter().next() {
+            Some(DescribedTopic { error: Some(code), .. }) => Err(KafkaError::MetadataFetch(code)),
+            topic => Ok(topic.and_then(|topic| topic.id)),
+        }))
+    }
+}

@@ -1,0 +1,216 @@
+//! `cargo xtask test-brokers`: the end-to-end tests that say most of what a broker must do, with one
+//! release of Kafka after the other, and with three nodes.
+
+use std::{fs, process::ExitCode, thread};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::Args;
+
+use super::{SESSION_TIMEOUT_MS, jars, node, node::Node, node::Options as NodeOptions};
+use crate::{
+    build, paths, process,
+    run::{environment, require_root},
+    setup,
+};
+
+pub(crate) const HELP: &str = "\
+Each cluster is started on 127.0.0.1, is given to the tests, and is stopped; its data and logs are below
+target/kafka/matrix until the next run. docs/brokers.md has the result.
+
+Changes on the host: installs what is missing (see `setup --check`), and the jars of older releases of
+Kafka below target/kafka (60 MB each); otherwise as `test`. It takes a quarter of an hour.
+
+Examples:
+  cargo xtask test-brokers
+  cargo xtask test-brokers 3.9.1 three-nodes
+  cargo xtask test-brokers 4.0.1 --test ledger";
+
+/// What is run unless tests are named.
+const TESTS: [&str; 7] =
+    ["associations", "deadletter", "drain", "held", "ledger", "offsets", "registration"];
+
+/// A cluster to test with.
+struct Kind {
+    name: &'static str,
+    version: &'static str,
+    nodes: u16,
+}
+
+const KINDS: [Kind; 5] = [
+    Kind { name: "3.6.2", version: "3.6.2", nodes: 1 },
+    Kind { name: "3.9.1", version: "3.9.1", nodes: 1 },
+    Kind { name: "4.0.1", version: "4.0.1", nodes: 1 },
+    Kind { name: "4.3.1", version: jars::VERSION, nodes: 1 },
+    Kind { name: "three-nodes", version: jars::VERSION, nodes: 3 },
+];
+
+/// What to run.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Some of 3.6.2, 3.9.1, 4.0.1, 4.3.1, three-nodes [default: all]
+    #[arg(value_name = "CLUSTER")]
+    clusters: Vec<String>,
+    /// A test of tests/tests; may be given several times
+    #[arg(long = "test", value_name = "NAME")]
+    tests: Vec<String>,
+}
+
+/// Runs the tests; fails if one of them does, after all have run.
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    let known = |name: &&String| KINDS.iter().any(|kind| kind.name == **name);
+    if let Some(name) = options.clusters.iter().find(|name| !known(name)) {
+        let names: Vec<_> = KINDS.iter().map(|kind| kind.name).collect();
+        bail!("there is no cluster `{name}`; there are: {}", names.join(", "));
+    }
+    require_root()?;
+    setup::ensure(&setup::USUAL)?;
+    build::all()?;
+    let is_wanted = |kind: &&Kind| {
+        options.clusters.is_empty() || options.clusters.iter().any(|name| name == kind.name)
+    };
+    let mut results = Vec::new();
+    for kind in KINDS.iter().filter(is_wanted) {
+        let jars = paths::kafka_jars(kind.version);
+        if !jars::present(&jars, kind.version) {
+            jars::fetch(&jars, kind.version)?;
+        }
+        process::say(format!("Kafka {}:", kind.name));
+        let cluster = kind.start()?;
+        let passed = test(&cluster.brokers(), options);
+        cluster.stop()?;
+        results.push((kind.name, passed?));
+    }
+    for (name, passed) in &results {
+        println!("Kafka {name}: {}", if *passed { "passed" } else { "FAILED" });
+    }
+    let all = results.iter().all(|(_, passed)| *passed);
+    Ok(if all { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn test(brokers: &str, options: &Options) -> Result<bool> {
+    let mut command = build::cargo();
+    command.args(["test", "--release", "--no-fail-fast", "-p", "millrace-tests"]);
+    let named = options.tests.iter().map(String::as_str);
+    let tests: Vec<_> = if options.tests.is_empty() { TESTS.to_vec() } else { named.collect() };
+    for test in tests {
+        command.args(["--test", test]);
+    }
+    environment(&mut command, brokers)?;
+    command.env("MILLRACE_REQUIRE_PRIVILEGE", "1");
+    Ok(process::status(&mut command)?.success())
+}
+
+/// The nodes that run.
+struct Cluster(Vec<(Node, u16)>);
+
+impl Kind {
+    /// Starts all nodes at the same time: none serves before most of them have met.
+    fn start(&self) -> Result<Cluster> {
+        let folder = paths::target().join("kafka").join("matrix").join(self.name);
+        if folder.exists() {
+            for node in 1..=self.nodes {
+                self.node(&folder, node)?.stop()?;
+            }
+            fs::remove_dir_all(&folder)
+                .with_context(|| format!("cannot remove {}", folder.display()))?;
+        }
+        let mut ports = Vec::new();
+        while ports.len() < usize::from(self.nodes) {
+            let port = node::two_free_ports()?;
+            // Those of the others are not taken yet.
+            let next = ports.last().map_or(port, |last| port.max(last + 2));
+            ports.push(next);
+        }
+        let voters: Vec<_> =
+            (1..).zip(&ports).map(|(id, port)| format!("{id}@127.0.0.1:{}", port + 1)).collect();
+        let mut starting = Vec::new();
+        for (id, port) in (1..).zip(&ports) {
+            let node = self.node(&folder, id)?;
+            let options = NodeOptions {
+                port: Some(*port),
+                session_timeout_ms: SESSION_TIMEOUT_MS,
+                properties: self.properties(id, &voters.join(",")),
+            };
+            let port = *port;
+            starting.push(thread::spawn(move || node.start(&options).map(|_| (node, port))));
+        }
+        let started: Vec<_> = starting.into_iter().map(thread::JoinHandle::join).collect();
+        let mut cluster = Cluster(Vec::new());
+        let mut failure = None;
+        for node in started {
+            match node {
+                Ok(Ok(node)) => cluster.0.push(node),
+                Ok(Err(error)) => failure = Some(error),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        match failure {
+            None => Ok(cluster),
+            Some(error) => {
+                cluster.stop()?;
+                Err(error)
+            }
+        }
+    }
+
+    fn node(&self, folder: &std::path::Path, id: u16) -> Result<Node> {
+        Ok(Node::at(&folder.join(format!("node-{id}")))?.of_version(self.version))
+    }
+
+    fn properties(&self, id: u16, voters: &str) -> Vec<(String, String)> {
+        let mut properties = vec![
+            ("node.id".to_owned(), id.to_string()),
+            ("controller.quorum.voters".to_owned(), voters.to_owned()),
+        ];
+        let least = self.nodes / 2 + 1;
+        for (name, value) in [
+            ("default.replication.factor", self.nodes),
+            ("min.insync.replicas", least),
+            ("offsets.topic.replication.factor", self.nodes),
+            ("transaction.state.log.replication.factor", self.nodes),
+            ("transaction.state.log.min.isr", least),
+        ] {
+            properties.push((name.to_owned(), value.to_string()));
+        }
+        properties
+    }
+}
+
+impl Cluster {
+    fn brokers(&self) -> String {
+        let addresses: Vec<_> =
+            self.0.iter().map(|(_, port)| format!("127.0.0.1:{port}")).collect();
+        addresses.join(",")
+    }
+
+    fn stop(self) -> Result<()> {
+        // A controller waits for the others before it goes; they go together.
+        let stopping: Vec<_> =
+            self.0.into_iter().map(|(node, _)| thread::spawn(move || node.stop())).collect();
+        for node in stopping {
+            match node.join() {
+                Ok(stopped) => ensure!(stopped?, "a node of the cluster had ended by itself"),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cluster_of_three_keeps_what_two_have() {
+        let kind = KINDS.iter().find(|kind| kind.nodes == 3).unwrap();
+        let properties = kind.properties(2, "1@a,2@b,3@c");
+        let value = |name: &str| {
+            let found = properties.iter().find(|(found, _)| found == name);
+            found.map(|(_, value)| value.as_str())
+        };
+        assert_eq!(value("node.id"), Some("2"));
+        assert_eq!(value("min.insync.replicas"), Some("2"));
+        assert_eq!(value("default.replication.factor"), Some("3"));
+    }
+}
