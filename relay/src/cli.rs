@@ -16,7 +16,7 @@ use clap::{Args, Parser, Subcommand};
 use millrace_relay::config::Config;
 use millrace_relay::control::RunError;
 use millrace_relay::logging::{self, Purpose};
-use millrace_relay::{control, gateway};
+use millrace_relay::{control, gateway, kafka};
 use serde::Serialize;
 
 const DEFAULT_CONFIG: &str = "/etc/millrace/millrace.toml";
@@ -106,8 +106,19 @@ enum Command {
         jq -r '.verdict // empty' | sort | uniq -c")]
     Trace(trace::Arguments),
     /// Check a configuration file and its rules; changes nothing and needs no privilege.
-    #[command(after_help = "Example:\n  relay check --config docs/millrace.toml")]
-    Check(ConfigFile),
+    ///
+    /// With --brokers it asks Kafka too, and compares the topics that are there with what they should
+    /// be: partitions, replicas, clean-up, retention, longest record, whose clock. Exit code 1 if
+    /// something differs that matters.
+    #[command(after_help = "Examples:\n  relay check --config docs/millrace.toml\n  \
+        relay check --brokers --config /etc/millrace/millrace.toml")]
+    Check {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// Compare the topics of kafka.brokers, too.
+        #[arg(long)]
+        brokers: bool,
+    },
     /// Check steering rules, put them into force while traffic flows, show them.
     #[command(subcommand, after_help = rules::HELP)]
     Rules(rules::Rules),
@@ -197,15 +208,19 @@ impl Cli {
                 });
                 run(&config.read()?, mode)?;
             }
-            Command::Check(file) => {
+            Command::Check { config: file, brokers } => {
                 let config = file.read()?;
                 let rules = gateway::rules::command::check(&config)?;
+                kafka::check_properties(&config)?;
                 print(format_args!(
                     "{}: instance `{}`, {} service(s): no mistake found\n{rules}",
                     file.config.display(),
                     config.gateway.instance,
                     config.services.len()
                 ))?;
+                if brokers {
+                    check_topics(&config)?;
+                }
             }
             Command::Rules(rules) => rules.run()?,
             Command::Servers(servers) => servers.run()?,
@@ -239,6 +254,21 @@ fn show(answer: &(impl Serialize + Display), json: bool) -> anyhow::Result<()> {
     } else {
         print(answer)
     }
+}
+
+fn check_topics(config: &Config) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    let topics = runtime.block_on(kafka::look_at_topics(config))?;
+    for topic in &topics.missing {
+        print(format_args!("topic {topic} is not there; `relay run` makes it"))?;
+    }
+    topics.differences.iter().try_for_each(print)?;
+    let differences = topics.differences.len();
+    ensure!(differences == 0, "{differences} thing(s) about the topics should be otherwise");
+    print(format_args!("{}: the topics are as they should be", config.kafka.brokers))
 }
 
 fn run(config: &Config, mode: control::Mode) -> anyhow::Result<()> {

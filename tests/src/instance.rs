@@ -33,6 +33,8 @@ pub struct Instance {
     gateway: Option<PathBuf>,
     loaded: bool,
     relay: Option<Process>,
+    /// Of the relay's process alone.
+    environment: Vec<(String, PathBuf)>,
 }
 
 impl Instance {
@@ -50,10 +52,16 @@ impl Instance {
             directory,
             loaded: false,
             relay: None,
+            environment: Vec::new(),
         };
         instance.config.check()?;
         std::fs::write(instance.config_file(), toml::to_string(&instance.config)?)?;
         Ok(instance)
+    }
+
+    /// What the relay's process has in its environment, from its next start on.
+    pub fn set_environment(&mut self, environment: Vec<(String, PathBuf)>) {
+        self.environment = environment;
     }
 
     /// The configuration file.
@@ -133,7 +141,7 @@ impl Instance {
             bail!("the relay runs already");
         }
         let mut command = self.command("run", false);
-        command.args(arguments);
+        command.args(arguments).envs(self.environment.iter().cloned());
         let relay = Process::spawn("relay run", &mut command)?;
         relay.wait_line("relay ready:", START_PATIENCE)?;
         self.relay = Some(relay);
@@ -250,6 +258,11 @@ impl Drop for Instance {
 pub struct Stats(pub Value);
 
 impl Stats {
+    /// All of them.
+    pub const fn value(&self) -> &Value {
+        &self.0
+    }
+
     /// A counter.
     pub fn count(&self, name: &str) -> Result<u64> {
         self.0[name].as_u64().with_context(|| format!("the relay reports no {name}: {}", self.0))

@@ -239,6 +239,16 @@ impl OwnBroker {
         &self.address
     }
 
+    /// Where its data is.
+    pub fn data(&self) -> PathBuf {
+        self.directory.join("data")
+    }
+
+    /// Stops it in good order; its data stays.
+    pub fn stop(&self) -> Result<()> {
+        self.xtask(&["stop"]).map(drop)
+    }
+
     /// Starts it again where it was, after its process was killed, and waits until it serves.
     pub fn restart(&self) -> Result<()> {
         let address = self.xtask(&["start"])?;

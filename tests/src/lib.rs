@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod client;
+pub mod clock;
 pub mod cluster;
 pub mod cpu;
 pub mod crowd;

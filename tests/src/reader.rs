@@ -26,7 +26,7 @@ pub struct Record {
     pub headers: BTreeMap<String, String>,
     /// Partition.
     pub partition: u16,
-    /// Its time, in Unix milliseconds.
+    /// Its time, in Unix milliseconds; 0 if it has none.
     pub unix_ms: i64,
 }
 
@@ -52,7 +52,7 @@ impl Record {
             value: record.payload().unwrap_or_default().to_owned(),
             headers: headers.collect::<Result<_>>()?,
             partition: u16::try_from(record.partition())?,
-            unix_ms: record.timestamp().to_millis().context("a record without a time")?,
+            unix_ms: record.timestamp().to_millis().unwrap_or_default(),
         })
     }
 }

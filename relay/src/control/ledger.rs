@@ -252,6 +252,13 @@ impl Ledger {
         let committed = self.downlink.committed_past;
         within("downlink: records that the offset has passed", 0, committed, settled(after));
         problems.extend(waiting_problem(before, after));
+        if found.unreadable > 0 {
+            let unreadable = found.unreadable;
+            problems.push(format!(
+                "{unreadable} record(s) cannot be read, and are not counted: their batches are \
+                 damaged, or compressed in a way that this program does not know"
+            ));
+        }
         problems.extend(losses(after));
         self.problems.append(&mut problems);
         for (name, server) in &self.servers {

@@ -30,7 +30,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::config::Config;
 use crate::gateway::{Gateway, Heartbeat};
-use crate::kafka::{Incarnation, StopTime};
+use crate::kafka::{Incarnation, StopTime, brokers_clock};
 use crate::registry::RegistryLink;
 use crate::worker::Shared;
 
@@ -105,6 +105,8 @@ async fn run_async(
     files::fit(&mut config, workers, files::raise_limit());
     let config = &config;
     let mut socket = ControlSocket::claim(config)?;
+    // Its time begins with the run's.
+    brokers_clock();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let incarnation = Incarnation::new(u64::try_from(now.as_millis()).unwrap_or_default());
     let shared = Shared::new(config, incarnation);

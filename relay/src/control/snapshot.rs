@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::{Deserialize, Serialize};
 
 use crate::kafka::{
-    Break, ConsumerStats, Desk, HeldRefusal, KeeperStats, LetterCounts, LogEnd, PumpStats,
-    RefusedReason, Written, WrittenPart, throttled_ms,
+    Break, ConsumerStats, Desk, Difference, HeldRefusal, KeeperStats, LetterCounts, LogEnd,
+    PumpStats, RefusedReason, Written, WrittenPart, brokers_clock, throttled_ms,
 };
 use crate::registry::{RegistryObserver, RegistryStatus};
 use crate::ring::Credit;
@@ -168,6 +168,15 @@ pub struct Snapshot {
     /// Servers and relays, as the registry has them.
     #[serde(default)]
     pub registry: RegistryStatus,
+    /// How far the host's clock is behind the broker's, in milliseconds; negative if it is ahead.
+    #[serde(default)]
+    pub clock_difference_ms: i64,
+    /// When the run began by the broker's clock, in Unix milliseconds; null if no broker has told.
+    #[serde(default)]
+    pub begun_unix_ms: Option<i64>,
+    /// What was not as it should be about the topics when the relay started.
+    #[serde(default)]
+    pub topics: Vec<Difference>,
     /// Connections that have gone on to another server, by the name of the former.
     pub clients_moved: BTreeMap<String, u64>,
     /// Records of associations: `read`, `written`, `put_back`.
@@ -201,6 +210,7 @@ pub(super) struct Observer {
     pub(super) desk: Arc<Desk>,
     pub(super) associations: Arc<Associations>,
     pub(super) registry: RegistryObserver,
+    pub(super) topics: Arc<[Difference]>,
 }
 
 /// Only what has happened, so that a reader sees what is wrong at once.
@@ -234,6 +244,13 @@ impl Observer {
         let (sessions, bytes) =
             of_services.fold((0, 0), |all, one| (all.0 + one.0 as u64, all.1 + one.1 as u64));
         nonzero([("sessions", sessions), ("bytes", bytes)])
+    }
+
+    fn association_records(&self) -> BTreeMap<String, u64> {
+        let log = self.associations.log_stats();
+        let counters =
+            [("read", &log.read), ("written", &log.written), ("put_back", &log.put_back)];
+        nonzero(counters.map(|(name, counter)| (name, counter.load(Ordering::Acquire))))
     }
 
     /// The counters now. What a message reaches later is read first, so that a message on its way
@@ -300,6 +317,7 @@ impl Observer {
                 ("malformed_key", load(&self.consumer.malformed_key)),
                 ("other_relay", load(&self.consumer.other_relay)),
                 ("former_run", load(&self.consumer.former_run)),
+                ("unreadable", load(&self.consumer.unreadable)),
             ])),
             replies_held: load(&self.keeper.held.held),
             held_delivered: load(&self.keeper.held.delivered),
@@ -327,12 +345,11 @@ impl Observer {
             associations: self.associations.counts(),
             waiting: self.waiting.seen(),
             registry: self.registry.status(),
+            clock_difference_ms: brokers_clock().difference_ms(),
+            begun_unix_ms: brokers_clock().begun_unix_ms(),
+            topics: self.topics.to_vec(),
             clients_moved: self.associations.moved(),
-            association_records: nonzero([
-                ("read", load(&log.read)),
-                ("written", load(&log.written)),
-                ("put_back", load(&log.put_back)),
-            ]),
+            association_records: self.association_records(),
             association_records_refused: nonzero(log_refused),
             cpu_us: CpuTime::of_process(std::process::id()).unwrap_or_default(),
             worker_loops: self.sum(|worker| &worker.loops),
@@ -430,6 +447,14 @@ impl std::fmt::Display for Snapshot {
         for (service, servers) in &self.associations {
             let pairs: Vec<_> = servers.iter().map(|(k, n)| format!("{k} {n}")).collect();
             writeln!(f, "  service {service}: clients per server: {}", pairs.join(", "))?;
+        }
+        if self.clock_difference_ms != 0 {
+            let side = if self.clock_difference_ms < 0 { "ahead of" } else { "behind" };
+            let seconds = self.clock_difference_ms.unsigned_abs() / 1000;
+            writeln!(f, "  WRONG        this host's clock is {seconds} s {side} the broker's")?;
+        }
+        for difference in &self.topics {
+            writeln!(f, "  WRONG        {difference}")?;
         }
         if self.log_lines_lost > 0 {
             let lines = self.log_lines_lost;

@@ -9,7 +9,9 @@ use tokio::task::{JoinError, JoinHandle};
 
 use crate::config::Config;
 use crate::gateway::Gateway;
-use crate::kafka::{Retention, StopTime, TopicsThere, check_rights, ensure_topics};
+use crate::kafka::{
+    Retention, StopTime, TopicsThere, check_properties, check_rights, ensure_topics,
+};
 use crate::registry::RegistryLink;
 use crate::worker::Shared;
 
@@ -70,8 +72,11 @@ impl Starter {
     fn run(self, gate: &Gate) -> Result<Started, RunError> {
         let Self { config, mut gateway, place, shared, faults } = self;
         let runtime = tokio::runtime::Handle::current();
+        // Before anything is asked: what librdkafka does not take is no right that is missing.
+        check_properties(&config)?;
         let there = check_rights(&config.kafka)?;
-        runtime.block_on(ensure_topics(&config))?;
+        let topics = runtime.block_on(ensure_topics(&config))?;
+        topics.differences.iter().for_each(|difference| tracing::warn!("{difference}"));
         if there == TopicsThere::Unknown {
             check_rights(&config.kafka)?;
         }
@@ -98,7 +103,7 @@ impl Starter {
             return Err(RunError::StoppedAtStart);
         }
         let listeners = listeners::open(&config, &place, workers)?;
-        let known = (registry.observer(), retention);
+        let known = (registry.observer(), retention, topics);
         let threads = Threads::start(&config, shared, gateway.as_ref(), listeners, known, &faults)?;
         Ok(Started { gateway, threads, registry })
     }

@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::gateway::{FlowTable, Gateway, enter_namespace};
 use crate::kafka::{
     Consumer, ConsumerStats, Desk, Keeper, KeeperStats, Pump, PumpStats, RdKafkaProducer, RelayId,
-    Retention, StopTime,
+    Retention, StopTime, Topics,
 };
 use crate::registry::RegistryObserver;
 use crate::ring::{
@@ -195,7 +195,7 @@ impl Threads {
         shared: Shared,
         gateway: Option<&Gateway>,
         listeners: Vec<Listeners>,
-        (registry, retention): (RegistryObserver, Retention),
+        (registry, retention, topics): (RegistryObserver, Retention, Topics),
         faults: &Faults,
     ) -> Result<Self, RunError> {
         let wake = || Wake::new().map_err(RunError::io("make an eventfd"));
@@ -205,22 +205,17 @@ impl Threads {
         // The clients of Kafka first: they can fail, and nothing is running yet.
         let producer = RdKafkaProducer::new(
             config,
+            topics.uplink_batch_bytes,
             producer_wake.clone(),
             desk.clone(),
             shared.leases.clone(),
         )?;
         // Who belongs to whom must be known before the first client is taken.
-        let stop_time = shared.stop_time.clone();
-        let log = AssociationLog::open(
-            config,
-            incarnation,
-            shared.associations.clone(),
-            stop_time.clone(),
-        )?;
+        let (stop_time, known) = (shared.stop_time.clone(), shared.associations.clone());
+        let log = AssociationLog::open(config, incarnation, known, stop_time.clone())?;
         let pump_stats = Arc::<PumpStats>::default();
         let consumer_stats = Arc::<ConsumerStats>::default();
         let keeper_stats = Arc::<KeeperStats>::default();
-
         let wakes = (&producer_wake, &consumer_wake);
         let Connected { uplinks, downlinks, orders, mut parts } =
             connect_workers(&shared, gateway, config.hands_on(), listeners, wakes)?;
@@ -262,6 +257,7 @@ impl Threads {
             desk,
             associations: shared.associations.clone(),
             registry,
+            topics: topics.differences.into(),
         };
         for part in &mut parts {
             part.peers.clone_from(&downlinks);

@@ -21,6 +21,8 @@ use super::record::{Incarnation, RelayId};
 /// How long the cluster may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(20);
+/// A letter is written anew so often if it is refused for its time, or for its length.
+const MOST_ROUNDS: u32 = 3;
 
 /// Why the rest of a partition was not moved.
 #[derive(Debug, thiserror::Error)]
@@ -85,8 +87,9 @@ pub(super) fn write_letters(
     let mut fetcher = Fetcher::new(&config.kafka)?.patient();
     let outbox = Outbox::<Job>::new(config)?;
     let mut todo: Vec<Job> = offsets.map(|offset| (offset, false)).collect();
-    let mut buried = 0;
+    let (mut buried, mut rounds) = (0, 0);
     while !todo.is_empty() {
+        rounds += 1;
         let mut out = 0;
         let mut jobs = todo.iter();
         let stopped = || stop.load(Ordering::SeqCst);
@@ -115,6 +118,12 @@ pub(super) fn write_letters(
                     Err(RDKafkaErrorCode::MessageSizeTooLarge) if !job.1 => {
                         todo.push((job.0, true));
                     }
+                    // Without a time, then.
+                    Err(
+                        RDKafkaErrorCode::InvalidTimestamp
+                        | RDKafkaErrorCode::InvalidRecord
+                        | RDKafkaErrorCode::InvalidDifferentRecord,
+                    ) if rounds < MOST_ROUNDS => todo.push(job),
                     Err(code) => return Err(KafkaError::MessageProduction(code).into()),
                 }
             }

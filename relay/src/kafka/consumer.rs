@@ -12,11 +12,11 @@ use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::codec::{HeaderList, Headers, Reply, ReplyOrigin};
-use crate::config::Config;
+use crate::config::{Config, KafkaSection};
 use crate::ring::{Command, DownlinkBatch, DownlinkSender, Receipt, ReplyOffset, Wake};
 
 use super::again::{PAUSE, ask_again};
-use super::context::{LogContext, logs_as_ours};
+use super::context::{LogContext, is_news, logs_as_ours};
 use super::deadletter::Reason;
 use super::desk::Desk;
 use super::ffi::{self, add_headers, rejoin};
@@ -28,6 +28,7 @@ use super::producer::data_config;
 use super::record::{ConnectionKey, Incarnation, RelayId, header, split_reply_key};
 use super::retention::Retention;
 use super::stop::{StopPart, StopTime};
+use super::unreadable::{is_unreadable, unreadable_at};
 use mend::{Beginning, begin, is_out_of_range};
 
 /// How long a look for replies lasts; so often the thread sees that it should stop.
@@ -53,6 +54,8 @@ pub struct ConsumerStats {
     pub other_relay: AtomicU64,
     /// Replies to an earlier run of this relay.
     pub former_run: AtomicU64,
+    /// Replies that cannot be read.
+    pub unreadable: AtomicU64,
     /// Orders to close a connection, without a payload, that are for nobody here.
     pub orders: AtomicU64,
     /// The offset at which this run began to read, or went on after a break of the log.
@@ -161,6 +164,7 @@ pub struct Consumer {
     /// Before the client, which its question is one of.
     watch: LogWatch,
     client: BaseConsumer<Context>,
+    kafka: KafkaSection,
     topic: String,
     relay: RelayId,
     incarnation: Incarnation,
@@ -251,6 +255,7 @@ impl Consumer {
         let handed_over = vec![None; downlinks.len()];
         Ok(Self {
             client: consumer,
+            kafka: config.kafka.clone(),
             topic,
             relay,
             incarnation,
@@ -342,7 +347,7 @@ impl Consumer {
     fn read_round(&mut self, stop: &AtomicBool) {
         rejoin(self.client.client());
         let mut timeout = POLL;
-        let mut end = None;
+        let (mut end, mut unreadable) = (None, None);
         for _ in 0..ROUND_RECORDS {
             // The message borrows the consumer; its parts are copied before the next step.
             let message = match self.client.poll(timeout) {
@@ -355,7 +360,11 @@ impl Consumer {
                 }
                 Some(Err(error)) => {
                     self.stats.errors.fetch_add(1, Ordering::Relaxed);
-                    tracing::warn!(%error, "reading the downlink; trying on");
+                    if is_unreadable(&error) {
+                        unreadable = Some(error);
+                    } else if is_news(&format!("downlink {error}")) {
+                        tracing::warn!(%error, "reading the downlink; trying on");
+                    }
                     break;
                 }
             };
@@ -409,6 +418,34 @@ impl Consumer {
         if let Some(end) = end {
             self.finish_round(end);
         }
+        if let Some(error) = unreadable
+            && let Err(problem) = self.pass_unreadable(&error)
+            && is_news(&format!("unreadable {problem}"))
+        {
+            tracing::warn!(%error, %problem, "replies cannot be read; trying to go past them");
+        }
+    }
+
+    /// Goes past replies that cannot be read: each becomes a dead letter that tells its place.
+    fn pass_unreadable(&mut self, error: &KafkaError) -> KafkaResult<()> {
+        let place = (&*self.topic, i32::from(self.relay.0));
+        let Some(range) = unreadable_at(&self.kafka, place, self.position.0)? else {
+            return Ok(());
+        };
+        let mut assignment = TopicPartitionList::new();
+        assignment.add_partition_offset(place.0, place.1, Offset::Offset(range.end))?;
+        self.client.assign(&assignment)?;
+        let (first, last) = (range.start, range.end - 1);
+        tracing::error!(
+            %error, first, last, "replies cannot be read; they become dead letters without content"
+        );
+        for offset in range.clone() {
+            self.stats.received.fetch_add(1, Ordering::Relaxed);
+            self.stats.unreadable.fetch_add(1, Ordering::Relaxed);
+            self.desk.hand_in(ReplyOffset(offset), Reason::Unreadable);
+        }
+        self.position = ReplyOffset(range.end);
+        Ok(())
     }
 
     /// Whom a reply is for, or why it is for nobody here, and the counter of those.

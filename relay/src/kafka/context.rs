@@ -28,6 +28,12 @@ const REJOIN_INTERVAL: Duration = Duration::from_secs(5);
 
 static SAID: Said = Said::new();
 
+/// Whether something is worth a line of the log: it was not said in the last minute. What is tried over
+/// and over comes to the same end many times a second.
+pub(crate) fn is_news(text: &str) -> bool {
+    SAID.is_news(text, Instant::now())
+}
+
 /// How long the brokers have told clients to wait because of a quota, and when that was last said.
 struct Throttled {
     ms: AtomicU64,
@@ -87,6 +93,8 @@ pub(crate) struct LogContext {
     brokers: CString,
     lost: AtomicBool,
     rejoined: Mutex<Option<Instant>>,
+    /// What it was told last of an error that has a cause: that all brokers are down has one.
+    last_error: Mutex<Option<(RDKafkaErrorCode, String)>>,
 }
 
 /// A context that has a [`LogContext`].
@@ -103,12 +111,18 @@ impl LogContext {
             brokers: CString::new(kafka.brokers.as_str()).unwrap_or_default(),
             lost: AtomicBool::new(false),
             rejoined: Mutex::default(),
+            last_error: Mutex::default(),
         }
     }
 
     /// Whether the client has lost all brokers since it was last given some.
     pub(super) fn has_lost(&self) -> bool {
         self.lost.load(Ordering::Relaxed)
+    }
+
+    /// What the client was told last of its connections.
+    pub(super) fn last_error(&self) -> Option<(RDKafkaErrorCode, String)> {
+        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The brokers that the client should be given now, if it has lost all of its own.
@@ -151,8 +165,11 @@ impl ClientContext for LogContext {
         }
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
             self.lost.store(true, Ordering::Relaxed);
+        } else if let Some(code) = error.rdkafka_error_code() {
+            let mut last = self.last_error.lock().unwrap_or_else(PoisonError::into_inner);
+            *last = Some((code, reason.to_owned()));
         }
-        if SAID.is_news(&format!("{error} {reason}"), Instant::now()) {
+        if is_news(&format!("{error} {reason}")) {
             tracing::warn!(%error, reason, "kafka");
         } else {
             tracing::debug!(%error, reason, "kafka, again");

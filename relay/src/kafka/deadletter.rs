@@ -64,6 +64,9 @@ reasons! {
         LeaseOver = "lease_over",
         /// A message that waited in the partition of a server that is gone.
         ServerGone = "server_gone",
+        /// A reply that cannot be read: its batch is compressed in a way that the relay does not know, or
+        /// damaged. The letter has neither key nor value.
+        Unreadable = "unreadable",
     }
 }
 
@@ -187,6 +190,17 @@ impl<'a> Letter<'a> {
             value: record.payload(),
             headers: add(headers, reason, (record.topic(), record.partition()), offset, sender),
         }
+    }
+
+    /// What stands at an offset and cannot be read.
+    pub(super) fn of_unreadable(
+        place: (&str, i32),
+        offset: i64,
+        reason: Reason,
+        sender: &Sender,
+    ) -> Self {
+        let headers = add(OwnedHeaders::new(), reason, place, Some(offset), sender);
+        Self { key: None, value: None, headers }
     }
 
     /// A message that was refused.

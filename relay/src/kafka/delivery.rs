@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use rdkafka::message::{BorrowedMessage, Message as _};
 
@@ -12,7 +12,9 @@ use crate::config::Config;
 use crate::ring::{Command, DELIVERY_PARTS, Delivered, DownlinkSender, Receipt};
 use crate::worker::{Served, Shared};
 
+use super::clock::brokers_clock;
 use super::consumer::command;
+use super::context::is_news;
 use super::deadletter::Sender;
 use super::fetch::{FetchError, Fetcher};
 use super::ffi::{add_headers, header as header_of};
@@ -132,9 +134,13 @@ impl Deliveries {
             });
         let any = read.unwrap_or_else(|error| {
             stats.errors.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(%error, "reading the held replies; trying on");
+            if is_news(&format!("held {error}")) {
+                tracing::warn!(%error, "reading the held replies; trying on");
+            }
             false
         });
+        let unreadable = self.reader.take_unreadable();
+        stats.refused[HeldRefusal::Unreadable as usize].fetch_add(unreadable, Ordering::Relaxed);
         let (replies, clients) = self.index.size();
         stats.waiting.store(replies, Ordering::Relaxed);
         stats.clients.store(clients, Ordering::Relaxed);
@@ -180,8 +186,8 @@ impl Deliveries {
         }
         stats.late.store(self.turns.late() as u64, Ordering::Relaxed);
         if self.next_expiry <= Instant::now() {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            let now = i64::try_from(now.as_millis()).unwrap_or_default();
+            // The time of the records is the broker's.
+            let now = brokers_clock().unix_ms();
             let turns = &self.turns;
             let expired =
                 self.index.take_expired(now, ROUND_EXPIRED, |holder| turns.is_busy(holder));
@@ -317,18 +323,17 @@ fn origin(record: &BorrowedMessage<'_>, partition: i32) -> ReplyOrigin {
     }
 }
 
-/// How long a reply has waited: before it was held, by the relay that held it, and since. For the latter
-/// two relays' clocks may be compared; one that is behind takes a reply for younger than it is.
+/// How long a reply has waited: before it was held, by the relay that held it, and since, by the broker's
+/// clock.
 fn time_waited(record: &BorrowedMessage<'_>) -> Duration {
     let text = header_of(record, held_header::WAITED).map(std::str::from_utf8);
     let before = text.and_then(|text| text.ok()?.parse().ok()).map_or(Duration::ZERO, |before| {
         // More than any expiry there is would mean nothing.
         Duration::from_millis(before).min(Duration::from_secs(u32::MAX.into()))
     });
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let held = record.timestamp().to_millis().and_then(|held| u64::try_from(held).ok());
-    let since = held.map(|held| now.saturating_sub(Duration::from_millis(held)));
-    before + since.unwrap_or_default()
+    let held = record.timestamp().to_millis().unwrap_or(i64::MAX);
+    let since = brokers_clock().unix_ms().saturating_sub(held);
+    before + Duration::from_millis(u64::try_from(since).unwrap_or_default())
 }
 
 fn apply(
@@ -342,7 +347,8 @@ fn apply(
     let record = Record {
         partition: message.partition(),
         offset: message.offset(),
-        unix_ms: message.timestamp().to_millis().unwrap_or_default(),
+        // One without a time is as old as it is known here.
+        unix_ms: message.timestamp().to_millis().unwrap_or_else(|| brokers_clock().unix_ms()),
         kind: header_of(message, held_header::KIND),
         relay: header_of(message, held_header::RELAY),
         value: message.payload().unwrap_or_default(),

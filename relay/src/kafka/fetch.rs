@@ -16,6 +16,7 @@ use crate::config::KafkaSection;
 use super::context::LogContext;
 use super::ffi::rejoin;
 use super::producer::data_config;
+use super::unreadable::{is_unreadable, unreadable_at};
 
 /// How long one look lasts.
 const POLL: Duration = Duration::from_millis(100);
@@ -78,6 +79,7 @@ pub(super) struct Fetcher {
     client: BaseConsumer<LogContext>,
     /// Topic, partition and the offset that comes next.
     place: Option<(String, i32, i64)>,
+    kafka: KafkaSection,
     rests: HashMap<(String, i32), Rest>,
     first_patience: Duration,
 }
@@ -96,7 +98,7 @@ impl Fetcher {
             .set_log_level(RDKafkaLogLevel::Warning)
             .create_with_context(LogContext::new(kafka))?;
         let (rests, first_patience) = (HashMap::new(), FIRST_PATIENCE);
-        Ok(Self { client, place: None, rests, first_patience })
+        Ok(Self { client, place: None, kafka: kafka.clone(), rests, first_patience })
     }
 
     /// The same for who has nothing else to do.
@@ -111,8 +113,8 @@ impl Fetcher {
         rest.is_some_and(|rest| Instant::now() < rest.until)
     }
 
-    /// Reads the records at `offsets`, which grow; none for one that is not there any more. What was
-    /// passed on before an error was read.
+    /// Reads the records at `offsets`, which grow; none for one that is not there any more, or cannot be
+    /// read. What was passed on before an error was read.
     pub(super) fn read(
         &mut self,
         place: (&str, i32),
@@ -179,6 +181,19 @@ impl Fetcher {
             };
             if stopped() {
                 return Err(FetchError::Stopped);
+            }
+            if let Some(error) = error.as_ref().filter(|error| is_unreadable(error))
+                && let Some(range) = unreadable_at(&self.kafka, (topic, partition), next)?
+            {
+                let (first, last) = (range.start, range.end - 1);
+                tracing::error!(%error, topic, partition, first, last, "cannot be read: left out");
+                while let Some(lost) = wanted.next_if(|offset| *offset < range.end) {
+                    take(lost, None);
+                }
+                // Whatever comes next is sought.
+                self.place = None;
+                (moved, looked) = (Instant::now(), Instant::now());
+                continue;
             }
             if went_back || looked.elapsed() >= LOOK {
                 looked = Instant::now();

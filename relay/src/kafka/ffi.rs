@@ -7,14 +7,15 @@
 
 mod describe;
 mod poll;
+mod wait;
 
 pub(super) use describe::{DescribedTopic, IdQuestion, describe_rights};
 
-use std::ffi::{CStr, CString, c_void};
+use std::ffi::{CStr, CString, c_int, c_void};
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::NonNull;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rdkafka::TopicPartitionList;
 use rdkafka::client::Client;
@@ -113,6 +114,57 @@ pub(crate) fn rejoin<C: Watched>(client: &Client<C>) {
         // SAFETY: the client lives, and librdkafka copies the list.
         let count = unsafe { sys::rd_kafka_brokers_add(client.native_ptr(), brokers.as_ptr()) };
         tracing::debug!(count, "a client had lost all brokers");
+    }
+}
+
+/// What comes when a partition is read.
+#[derive(Debug)]
+pub(super) enum Look {
+    /// A record.
+    Readable,
+    /// An error, and the offset that it is about.
+    Failed {
+        /// librdkafka's word.
+        code: RDKafkaErrorCode,
+        /// Where.
+        offset: i64,
+    },
+}
+
+/// The next record of a consumer's one partition, or why there is none and where; `rdkafka`'s own poll
+/// does not tell the place. The record is thrown away.
+pub(super) fn look<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    patience: Duration,
+) -> Option<Look> {
+    let client = consumer.client().native_ptr();
+    let patience = c_int::try_from(patience.as_millis()).unwrap_or(c_int::MAX);
+    // SAFETY: the client lives; queue, event and place are given back, and not used after that.
+    unsafe {
+        let queue = sys::rd_kafka_queue_get_consumer(client);
+        if queue.is_null() {
+            return None;
+        }
+        let event = sys::rd_kafka_queue_poll(queue, patience);
+        sys::rd_kafka_queue_destroy(queue);
+        if event.is_null() {
+            return None;
+        }
+        let found = match sys::rd_kafka_event_type(event) {
+            sys::RD_KAFKA_EVENT_FETCH => Some(Look::Readable),
+            sys::RD_KAFKA_EVENT_ERROR => {
+                let code = sys::rd_kafka_event_error(event).into();
+                let place = sys::rd_kafka_event_topic_partition(event);
+                let offset = place.as_ref().map_or(-1, |place| place.offset);
+                if !place.is_null() {
+                    sys::rd_kafka_topic_partition_destroy(place);
+                }
+                Some(Look::Failed { code, offset })
+            }
+            _ => None,
+        };
+        sys::rd_kafka_event_destroy(event);
+        found
     }
 }
 
@@ -489,7 +541,6 @@ impl<C: Watched> Drop for NativeProducer<C> {
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
-    use std::time::{Duration, Instant};
 
     use rdkafka::Offset;
     use rdkafka::client::ClientContext;

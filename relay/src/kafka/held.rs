@@ -37,6 +37,8 @@ crate::worker::reasons! {
         MalformedMark = "malformed_mark",
         /// A reply that does not say which relay has held it.
         MalformedRelay = "malformed_relay",
+        /// It cannot be read: its batch is compressed in a way that the relay does not know, or damaged.
+        Unreadable = "unreadable",
     }
 }
 

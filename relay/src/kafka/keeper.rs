@@ -203,6 +203,9 @@ impl Keeper {
         let mut replies = Vec::new();
         for job in jobs {
             match job {
+                Job::Reply(reply) if reply.reason == Reason::Unreadable => {
+                    self.keep_unreadable(reply, stop);
+                }
                 Job::Reply(reply) | Job::Hold { reply, .. } => replies.push(reply),
                 Job::Refused { refused, cut } => self.keep_refused(&refused, cut, stop),
                 Job::Mark { holder, partition, offsets } => {
@@ -222,6 +225,15 @@ impl Keeper {
             let letter = if cut { letter.cut() } else { letter };
             let job = Job::Refused { refused: refused.clone(), cut };
             self.outbox.send(letter.record(&self.deadletter_topic, Box::new(job)));
+        }
+    }
+
+    /// Of what cannot be read only the place can be told.
+    fn keep_unreadable(&self, reply: Reply, stop: &AtomicBool) {
+        let place = (&*self.downlink.0, self.downlink.1);
+        if self.outbox.wait_room(stop) {
+            let letter = Letter::of_unreadable(place, reply.offset.0, reply.reason, &self.sender);
+            self.outbox.send(letter.record(&self.deadletter_topic, Box::new(Job::Reply(reply))));
         }
     }
 

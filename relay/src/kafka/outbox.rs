@@ -10,6 +10,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _,
 
 use crate::config::Config;
 
+use super::clock::{NO_TIME, brokers_clock};
 use super::context::{LogContext, logs_as_ours};
 use super::ffi::rejoin;
 use super::producer::producer_config;
@@ -31,6 +32,8 @@ struct Reports<J> {
     outcomes: Mutex<Vec<Outcome<J>>>,
     bytes: AtomicUsize,
     ends: Arc<LogEnds>,
+    /// The broker has refused a time: records go without one.
+    timeless: AtomicBool,
 }
 
 logs_as_ours!(Reports<J: Send>);
@@ -53,6 +56,10 @@ impl<J: Send + Sync + 'static> ProducerContext for Reports<J> {
 
 impl<J> Reports<J> {
     fn end(&self, job: J, outcome: Result<(), RDKafkaErrorCode>) {
+        // Of several in one batch librdkafka does not tell why.
+        if let Err(RDKafkaErrorCode::InvalidTimestamp | RDKafkaErrorCode::InvalidRecord) = outcome {
+            self.timeless.store(true, Ordering::Relaxed);
+        }
         self.outcomes.lock().unwrap_or_else(PoisonError::into_inner).push((job, outcome));
     }
 }
@@ -76,16 +83,20 @@ impl<J: Send + Sync + 'static> Outbox<J> {
             outcomes: Mutex::default(),
             bytes: AtomicUsize::new(0),
             ends,
+            timeless: AtomicBool::new(false),
         };
         // Java's partitioner: a key has one partition, whoever writes it.
         let mut client = producer_config(config);
         client.set("partitioner", "murmur2_random").create_with_context(reports).map(Self)
     }
 
-    /// Sends a record, or takes its refusal as its outcome.
-    pub(super) fn send(&self, record: BaseRecord<'_, [u8], [u8], Box<J>>) {
+    /// Sends a record, or takes its refusal as its outcome. It has the broker's time, or none; so one
+    /// that was refused for its time is taken when it is sent again.
+    pub(super) fn send(&self, mut record: BaseRecord<'_, [u8], [u8], Box<J>>) {
         let bytes = record.payload.map_or(0, <[u8]>::len);
         let reports = self.0.context();
+        let timeless = reports.timeless.load(Ordering::Relaxed);
+        record.timestamp = Some(if timeless { NO_TIME } else { brokers_clock().unix_ms() });
         reports.bytes.fetch_add(bytes, Ordering::Relaxed);
         if let Err((error, record)) = self.0.send(record) {
             reports.bytes.fetch_sub(bytes, Ordering::Relaxed);

@@ -1,5 +1,6 @@
 //! The producer behind one small trait, so that another engine can stand beside librdkafka.
 
+use std::ffi::CString;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,17 +12,22 @@ use crate::config::{Config, KafkaSection};
 use crate::ring::{Kind, Wake};
 use crate::route::Partition;
 
+use super::clock::{NO_TIME, brokers_clock};
 use super::context::LogContext;
 use super::deadletter::Refused;
 use super::desk::Desk;
-use super::ffi::{NativeProducer, NativeRecord};
+use super::ffi::{NativeProducer, NativeRecord, NativeReport};
 use super::late::{Lateness, Rescue};
 use super::leases::Leases;
+use super::mending::{Again, Mending, Next};
 use super::record::{Identity, Incarnation, header};
 use super::written::Written;
 
 /// What a record may weigh beside its payload: key, headers and the batch's own bytes.
 const RECORD_OVERHEAD_BYTES: u32 = 128 << 10;
+
+/// librdkafka's `batch.size`, unless told otherwise.
+const DEFAULT_BATCH_BYTES: u32 = 1_000_000;
 
 /// Whose record a report is about, small enough to travel through librdkafka.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +57,7 @@ impl Token {
     }
 
     #[allow(clippy::cast_possible_truncation)]
-    fn unpack(token: u64) -> Self {
+    pub(super) fn unpack(token: u64) -> Self {
         Self {
             control: token >> 63 == 1,
             worker: (token >> 56 & 0x7f) as u8,
@@ -192,20 +198,22 @@ pub struct RdKafkaProducer {
     /// Records for servers that registered are taken.
     may_write: bool,
     purged: bool,
+    mending: Mending,
 }
 
 impl RdKafkaProducer {
-    /// A producer for the uplink; `wake` is woken when reports come. Messages that Kafka refuses for
-    /// good are handed in at the desk.
+    /// A producer for the uplink, which takes batches of `batch_bytes`; `wake` is woken when reports
+    /// come. Messages that Kafka refuses for good are handed in at the desk.
     pub fn new(
         config: &Config,
+        batch_bytes: Option<u32>,
         wake: Wake,
         desk: Arc<Desk>,
         leases: Arc<Leases>,
     ) -> Result<Self, KafkaError> {
         let topic = config.kafka.uplink_topic();
         let native = NativeProducer::new(
-            &producer_config(config),
+            &uplink_config(config, batch_bytes),
             LogContext::new(&config.kafka),
             &topic,
             wake.clone(),
@@ -213,9 +221,92 @@ impl RdKafkaProducer {
         let lateness = Lateness::new(config.partitions());
         let rescue = Rescue::new(config, leases.clone());
         desk.tell_of_room(wake);
-        let written = Arc::new(Written::new(config.partitions()));
-        let (run, may_write, purged) = (None, true, false);
-        Ok(Self { native, desk, leases, lateness, rescue, run, written, may_write, purged })
+        Ok(Self {
+            native,
+            desk,
+            leases,
+            lateness,
+            rescue,
+            run: None,
+            written: Arc::new(Written::new(config.partitions())),
+            may_write: true,
+            purged: false,
+            mending: Mending::default(),
+        })
+    }
+
+    /// Goes on with what is sent again.
+    fn mend(&mut self, on_report: &mut dyn FnMut(Report)) {
+        if self.purged {
+            for again in self.mending.give_up() {
+                let error = Some((RDKafkaErrorCode::PurgeQueue, again.record));
+                let report = NativeReport { error, ..again.report };
+                Self::settle((&self.desk, &self.written), report, on_report);
+            }
+            return;
+        }
+        while self.has_room() {
+            match self.mending.next() {
+                Next::Wait => return,
+                Next::Refuse(again) => {
+                    let error = Some((again.code, again.record));
+                    let report = NativeReport { error, ..again.report };
+                    Self::settle((&self.desk, &self.written), report, on_report);
+                }
+                Next::Send(again) => {
+                    if self.send_again(&again) {
+                        self.mending.sent();
+                    } else {
+                        self.mending.not_sent(again);
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    /// False if librdkafka does not take it now.
+    fn send_again(&mut self, again: &Again) -> bool {
+        let NativeRecord { key, value, headers } = &again.record;
+        let named =
+            |(name, value): &(String, Vec<u8>)| Some((CString::new(&**name).ok()?, value.clone()));
+        let headers: Vec<_> = headers.iter().filter_map(named).collect();
+        let unix_ms = if self.mending.is_timeless() { NO_TIME } else { brokers_clock().unix_ms() };
+        let headers = headers.iter().map(|(name, value)| (&**name, &**value));
+        let (partition, token) = (again.report.partition, again.report.token);
+        let sent = self.native.produce(partition, key, value, unix_ms, headers, token).is_ok();
+        if sent {
+            self.lateness.produced(partition);
+        }
+        sent
+    }
+
+    /// Passes a report on that is final.
+    fn settle(
+        (desk, written): (&Desk, &Written),
+        report: NativeReport,
+        on_report: &mut dyn FnMut(Report),
+    ) {
+        let token = Token::unpack(report.token);
+        let result = report.error.map_or(Ok(()), |(code, record)| {
+            tracing::debug!(%code, partition = report.partition.0, "record not delivered");
+            let failure = code.into();
+            if failure != DeliveryFailure::Purged && !token.control {
+                let NativeRecord { key, value, headers } = record;
+                let partition = i32::from(report.partition.0);
+                desk.hand_in_refused(Refused { failure, partition, key, value, headers });
+            }
+            Err(failure)
+        });
+        if result.is_ok() {
+            written.acknowledged(report.partition, report.offset, !token.control);
+        }
+        on_report(Report {
+            partition: report.partition,
+            booked_bytes: report.booked_bytes,
+            token,
+            result,
+        });
     }
 
     /// How far it has written.
@@ -251,7 +342,7 @@ impl Producer for RdKafkaProducer {
         payload: &[u8],
         unix_ms: i64,
     ) -> Result<(), ProduceError> {
-        if identity.epoch > 0 && !self.may_write {
+        if (identity.epoch > 0 && !self.may_write) || self.mending.is_active() {
             return Err(ProduceError::Full);
         }
         let number;
@@ -275,6 +366,8 @@ impl Producer for RdKafkaProducer {
             .chain(more);
         let token = token(identity, kind, of_protocol).pack();
         let (partition, key) = (identity.partition, &identity.printed);
+        let unix_ms =
+            if self.mending.is_timeless() { NO_TIME } else { brokers_clock().correct(unix_ms) };
         let produced = if self.leases.is_over(partition, identity.epoch) {
             Err(DeliveryFailure::LeaseOver)
         } else {
@@ -287,6 +380,7 @@ impl Producer for RdKafkaProducer {
             Ok(()) => {
                 self.lateness.produced(partition);
                 self.run = Some(identity.key.incarnation);
+                self.mending.taken();
                 Ok(())
             }
             Err(_) if kind.is_message() && !self.has_room() => Err(ProduceError::Full),
@@ -301,39 +395,31 @@ impl Producer for RdKafkaProducer {
     }
 
     fn poll(&mut self, on_report: &mut dyn FnMut(Report)) -> bool {
-        let (desk, written, purged) = (&self.desk, &self.written, self.purged);
-        let lateness = &mut self.lateness;
-        let room = || purged || desk.has_room_for_refused();
+        let Self { native, desk, written, mending, purged, lateness, .. } = self;
+        let room = || *purged || desk.has_room_for_refused();
         let weighed = |token| Token::unpack(token).weighed;
-        let events = self.native.poll(room, weighed, |report| {
-            let token = Token::unpack(report.token);
+        let was_active = mending.is_active();
+        let events = native.poll(room, weighed, |report| {
             let is_there = report.error.is_none() && report.offset >= 0;
             lateness.reported(report.partition, is_there.then_some(report.offset));
-            let result = report.error.map_or(Ok(()), |(code, record)| {
-                tracing::debug!(%code, partition = report.partition.0, "record not delivered");
-                let failure = code.into();
-                if failure != DeliveryFailure::Purged && !token.control {
-                    let NativeRecord { key, value, headers } = record;
-                    let partition = i32::from(report.partition.0);
-                    desk.hand_in_refused(Refused { failure, partition, key, value, headers });
-                }
-                Err(failure)
-            });
-            if result.is_ok() {
-                written.acknowledged(report.partition, report.offset, !token.control);
+            if let Some(report) = mending.report(report) {
+                Self::settle((desk, written), report, on_report);
             }
-            on_report(Report {
-                partition: report.partition,
-                booked_bytes: report.booked_bytes,
-                token,
-                result,
-            });
         });
         if let Some(run) = self.run {
             let rescue = &mut self.rescue;
-            lateness.judge(&self.leases, |partition, offsets| {
+            self.lateness.judge(&self.leases, |partition, offsets| {
                 rescue.look_through(run, partition, offsets);
             });
+        }
+        if mending.is_active() {
+            if !was_active {
+                tracing::warn!(
+                    "the uplink refuses a batch: its records are sent again one by one. If its \
+                     max.message.bytes was made smaller, start the relay again"
+                );
+            }
+            self.mend(on_report);
         }
         events > 0
     }
@@ -376,6 +462,9 @@ fn client_for(kafka: &KafkaSection, purpose: &str) -> ClientConfig {
     config
         .set("bootstrap.servers", &kafka.brokers)
         .set("reconnect.backoff.max.ms", "1000")
+        // Topics are made as they should be, and not by a question about them. Of producers this is not
+        // the default.
+        .set("allow.auto.create.topics", "false")
         // Brokers that have come or gone are known within this time, and not only within librdkafka's
         // five minutes.
         .set("topic.metadata.refresh.interval.ms", "10000")
@@ -406,17 +495,33 @@ pub(crate) fn writer_config(kafka: &KafkaSection) -> ClientConfig {
     config
 }
 
+/// Longest record that a service's messages can become.
+pub(super) fn longest_record(config: &Config) -> u32 {
+    let longest = config.services.iter().map(|service| service.max_message_bytes).max();
+    longest.unwrap_or_default() + RECORD_OVERHEAD_BYTES
+}
+
 /// librdkafka's properties for the uplink. The bounds are ours ([`crate::ring::Credit`]), so its
 /// own are out of the way; and a record waits as long as the broker is away.
 pub fn producer_config(config: &Config) -> ClientConfig {
-    let longest =
-        config.services.iter().map(|service| service.max_message_bytes).max().unwrap_or_default();
     let mut client = written_once(data_config(&config.kafka));
     client
         .set("linger.ms", (f64::from(config.kafka.linger_us) / 1000.0).to_string())
         .set("queue.buffering.max.messages", "0")
         .set("queue.buffering.max.kbytes", "2147483647")
-        .set("message.max.bytes", (longest + RECORD_OVERHEAD_BYTES).max(1_000_000).to_string());
+        .set("message.max.bytes", longest_record(config).max(1_000_000).to_string());
+    client
+}
+
+/// The same for a topic that takes batches of `most_bytes` (`max.message.bytes`): larger ones would be
+/// refused whole, with every record in them.
+fn uplink_config(config: &Config, most_bytes: Option<u32>) -> ClientConfig {
+    let mut client = producer_config(config);
+    if let Some(most_bytes) = most_bytes {
+        let asked = client.get("batch.size").and_then(|size| size.parse().ok());
+        let batch = asked.unwrap_or(DEFAULT_BATCH_BYTES).min(most_bytes).max(1);
+        client.set("batch.size", batch.to_string());
+    }
     client
 }
 
@@ -425,6 +530,21 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn no_batch_is_larger_than_its_topic_takes() {
+        let text = include_str!("../../../docs/millrace.toml");
+        let mut config: Config = toml::from_str(text).expect("the sample");
+        let size = |config: &Config, most| {
+            uplink_config(config, most).get("batch.size").map(str::to_owned)
+        };
+        assert_eq!(size(&config, None), None, "librdkafka's own");
+        assert_eq!(size(&config, Some(262_144)).as_deref(), Some("262144"));
+        assert_eq!(size(&config, Some(4 << 20)).as_deref(), Some("1000000"));
+        config.kafka.properties.insert("batch.size".to_owned(), "500000".to_owned());
+        assert_eq!(size(&config, Some(4 << 20)).as_deref(), Some("500000"));
+        assert_eq!(size(&config, Some(262_144)).as_deref(), Some("262144"));
+    }
 
     #[test]
     fn messages_and_control_traffic_have_names_of_their_own() {

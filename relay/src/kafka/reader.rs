@@ -11,6 +11,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use crate::config::KafkaSection;
 
 use super::again::{ask_again, described, is_unknown_topic, watermarks};
+use super::unreadable::{is_unreadable, unreadable_at};
 use super::{LogContext, client_config, rejoin};
 
 /// How long the cluster may take to describe the topic, and then to tell an end of it.
@@ -58,8 +59,11 @@ pub(crate) struct TopicReader {
     /// opened. librdkafka tells an end too, but only when a fetch has waited half a second for more
     /// (`fetch.wait.max.ms`); that is needed where compaction has taken the last records away.
     behind: BTreeMap<i32, i64>,
-    /// Where partitions are read on, if something was read.
+    /// Of each partition, what is read next.
     next: BTreeMap<i32, i64>,
+    /// Offsets that could not be read, since they were last asked for.
+    unreadable: u64,
+    kafka: KafkaSection,
     /// When it is asked for partitions that were added, if they are to be read.
     look_at: Option<Instant>,
 }
@@ -85,25 +89,33 @@ impl TopicReader {
             client.create_with_context(LogContext::new(kafka))?;
         let untold = |source| OpenError::Untold { topic: topic.clone(), source };
         let partitions = partitions(&consumer, &topic, known).map_err(untold)?;
-        let mut all = TopicPartitionList::new();
-        for partition in &partitions {
-            all.add_partition_offset(&topic, *partition, Offset::Beginning)?;
-        }
         // Before anything is fetched: the broker answers a connection's requests in turn, and a fetch
         // waits for records.
-        let mut behind = BTreeMap::new();
+        let (mut behind, mut next) = (BTreeMap::new(), BTreeMap::new());
         for partition in &partitions {
             let (start, end) =
                 watermarks(consumer.client(), &topic, *partition, TIMEOUT).map_err(untold)?;
+            next.insert(*partition, start);
             if start < end {
                 behind.insert(*partition, end);
             }
         }
-        if !partitions.is_empty() {
-            consumer.assign(&all)?;
+        let (partitions, kafka) = (partitions.len(), kafka.clone());
+        let (unreadable, look_at) = (0, None);
+        let reader = Self { consumer, topic, partitions, behind, next, unreadable, kafka, look_at };
+        reader.assign()?;
+        Ok(reader)
+    }
+
+    fn assign(&self) -> KafkaResult<()> {
+        if self.next.is_empty() {
+            return Ok(());
         }
-        let (partitions, next) = (partitions.len(), BTreeMap::new());
-        Ok(Self { consumer, topic, partitions, behind, next, look_at: None })
+        let mut all = TopicPartitionList::new();
+        for (partition, next) in &self.next {
+            all.add_partition_offset(&self.topic, *partition, Offset::Offset(*next))?;
+        }
+        self.consumer.assign(&all)
     }
 
     /// Reads partitions that are added while it reads, too.
@@ -124,13 +136,10 @@ impl TopicReader {
         if there.len() <= self.partitions {
             return Ok(());
         }
-        let mut all = TopicPartitionList::new();
         for partition in &there {
-            let next = self.next.get(partition).copied();
-            let offset = next.map_or(Offset::Beginning, Offset::Offset);
-            all.add_partition_offset(&self.topic, *partition, offset)?;
+            self.next.entry(*partition).or_default();
         }
-        self.consumer.assign(&all)?;
+        self.assign()?;
         tracing::info!(
             topic = self.topic,
             before = self.partitions,
@@ -154,6 +163,28 @@ impl TopicReader {
     /// How many of them are not yet read as far as they went when it was opened.
     pub(crate) fn behind(&self) -> usize {
         self.behind.len()
+    }
+
+    /// How many offsets could not be read since this was asked last.
+    pub(crate) fn take_unreadable(&mut self) -> u64 {
+        std::mem::take(&mut self.unreadable)
+    }
+
+    /// Goes past what cannot be read; which partition it is about, librdkafka does not say.
+    fn pass_unreadable(&mut self, error: &KafkaError) -> KafkaResult<()> {
+        for (partition, next) in &mut self.next {
+            let place = (&*self.topic, *partition);
+            let Some(range) = unreadable_at(&self.kafka, place, *next)? else { continue };
+            let (first, last) = (range.start, range.end - 1);
+            let topic = &self.topic;
+            tracing::error!(%error, topic, partition, first, last, "cannot be read: left out");
+            self.unreadable += u64::try_from(range.end - range.start).unwrap_or_default();
+            *next = range.end;
+            if self.behind.get(partition).is_some_and(|end| range.end >= *end) {
+                self.behind.remove(partition);
+            }
+        }
+        self.assign()
     }
 
     /// Passes on what has come, at most so many records, and waits for something if nothing has.
@@ -180,6 +211,10 @@ impl TopicReader {
                 }
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
                     self.behind.remove(&partition);
+                }
+                Some(Err(error)) if is_unreadable(&error) => {
+                    self.pass_unreadable(&error)?;
+                    return Ok(true);
                 }
                 // The group has no part in it: it is only what `assign` wants.
                 Some(Err(error)) if is_group_refused(&error) => return Ok(round > 0),

@@ -63,7 +63,8 @@ impl Bench {
     fn new(config: &Config) -> Self {
         let (desk, leases) = (Arc::<Desk>::default(), Arc::new(Leases::new(config)));
         let wake = Wake::new().unwrap();
-        let producer = RdKafkaProducer::new(config, wake, desk.clone(), leases.clone()).unwrap();
+        let producer =
+            RdKafkaProducer::new(config, None, wake, desk.clone(), leases.clone()).unwrap();
         Self { desk, leases, producer }
     }
 

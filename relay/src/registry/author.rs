@@ -1,8 +1,9 @@
 //! Writes to the registry topic, and knows how far what it wrote has come.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rdkafka::Timestamp;
 use rdkafka::error::KafkaResult;
 use rdkafka::message::Message as _;
 use rdkafka::producer::{
@@ -10,7 +11,9 @@ use rdkafka::producer::{
 };
 
 use crate::config::Config;
-use crate::kafka::{LogContext, logs_as_ours, rejoin, writer_config};
+use crate::kafka::{
+    LogContext, NO_TIME, brokers_clock, is_news, logs_as_ours, own_unix_ms, rejoin, writer_config,
+};
 
 use super::Write;
 
@@ -29,16 +32,22 @@ struct Reports {
 logs_as_ours!(Reports);
 
 impl ProducerContext for Reports {
-    type DeliveryOpaque = ();
+    /// When it was written, by the host's clock.
+    type DeliveryOpaque = Box<i64>;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+    fn delivery(&self, result: &DeliveryResult<'_>, sent: Box<i64>) {
         match result {
             Ok(record) => {
+                if let Timestamp::LogAppendTime(appended) = record.timestamp() {
+                    brokers_clock().learn(*sent, appended, own_unix_ms(), Instant::now());
+                }
                 self.end.fetch_max(record.offset() + 1, Ordering::SeqCst);
             }
             Err((error, record)) => {
                 let key = String::from_utf8_lossy(record.key().unwrap_or_default()).into_owned();
-                tracing::warn!(%error, key, "a record of the registry was not written");
+                if is_news(&format!("registry {error}")) {
+                    tracing::warn!(%error, key, "a record of the registry was not written");
+                }
                 self.failed.store(true, Ordering::SeqCst);
             }
         }
@@ -73,7 +82,11 @@ impl Author {
 
     pub(super) fn write(&self, write: &Write) -> KafkaResult<()> {
         let key = write.key.to_string();
-        let mut record = BaseRecord::to(&self.topic).partition(0).key(&key);
+        // Its order is what counts: no clock of ours can be a reason to refuse it.
+        let mut record = BaseRecord::with_opaque_to(&self.topic, Box::new(own_unix_ms()))
+            .partition(0)
+            .timestamp(NO_TIME)
+            .key(&key);
         if let Some(value) = &write.value {
             record = record.payload(value);
         }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use rdkafka::message::Message as _;
 
 use crate::config::Config;
-use crate::kafka::{Known, TopicReader};
+use crate::kafka::{Known, TopicReader, is_news};
 
 use super::{Change, Outcome, Registry, RegistryError};
 
@@ -53,7 +53,9 @@ impl Follower {
             each(record.offset(), record.key().unwrap_or_default(), record.payload());
             *next = record.offset() + 1;
         });
-        if let Err(error) = read {
+        if let Err(error) = read
+            && is_news(&format!("registry {error}"))
+        {
             tracing::warn!(%error, "reading the registry; trying on");
         }
     }

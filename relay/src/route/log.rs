@@ -13,8 +13,8 @@ use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _,
 
 use crate::config::Config;
 use crate::kafka::{
-    Incarnation, Known, LogContext, OpenError, StopPart, StopTime, TopicReader, logs_as_ours,
-    record_header, rejoin, writer_config,
+    Incarnation, Known, LogContext, NO_TIME, OpenError, StopPart, StopTime, TopicReader, is_news,
+    logs_as_ours, record_header, rejoin, writer_config,
 };
 
 use super::Associations;
@@ -225,7 +225,10 @@ impl AssociationLog {
 
     fn read(&mut self) {
         let associations = &self.associations;
-        if let Err(error) = self.reader.read(POLL, MOST_READ, |record| take(associations, record)) {
+        let read = self.reader.read(POLL, MOST_READ, |record| take(associations, record));
+        if let Err(error) = read
+            && is_news(&format!("associations {error}"))
+        {
             tracing::warn!(%error, "reading associations; trying on");
         }
     }
@@ -286,6 +289,7 @@ impl AssociationLog {
         }
         let mut message = BaseRecord::with_opaque_to(&self.topic, Box::new(record)).key(&key);
         message.payload = value.as_ref();
+        message.timestamp = Some(NO_TIME);
         message.headers = headers;
         if let Err((error, refused)) = self.producer.send(message) {
             self.producer.context().refused(error, *refused.delivery_opaque);

@@ -10,10 +10,11 @@ use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{Offset, TopicPartitionList};
 
-use crate::config::Config;
+use crate::config::{Config, KafkaSection};
 use crate::kafka::{
-    LogEnd, Reason, RecordOrigin, committed, committed_with_note, header_text, letter, observer,
-    postponed_before, record_origin, watermarks,
+    Difference, LogEnd, Reason, RecordOrigin, TIMESTAMP_TYPE, committed, committed_with_note,
+    header_text, is_unreadable, letter, observer, postponed_before, record_origin, unreadable_at,
+    watermarks,
 };
 use crate::route::Partition;
 
@@ -21,6 +22,10 @@ use super::super::Snapshot;
 use super::{LedgerError, Server, TIMEOUT};
 
 const POLL: Duration = Duration::from_millis(100);
+/// How far before the run's beginning its records are looked for.
+pub(super) const SPARE_MS: i64 = 60_000;
+/// From the oldest on.
+pub(super) const ANY_TIME: i64 = i64::MIN;
 
 /// What is in the partitions.
 #[derive(Default)]
@@ -40,6 +45,8 @@ pub(super) struct Found {
     pub(super) downlink_committed: u64,
     /// Of those before it, such as are postponed.
     pub(super) downlink_postponed: u64,
+    /// Records of the topics that could not be read.
+    pub(super) unreadable: u64,
 }
 
 /// Looks at all partitions.
@@ -51,7 +58,8 @@ pub(super) fn look(
     let mut found = Found::default();
     let mut last: HashMap<(i32, Vec<u8>), u64> = HashMap::new();
     let uplink = config.kafka.uplink_topic();
-    let parts = scan(client, &uplink, at.incarnation, |message| {
+    let (reader, mut unreadable) = ((&config.kafka, client), 0);
+    let parts = scan(reader, &uplink, since(at, &uplink), &mut unreadable, |message| {
         let RecordOrigin { relay, incarnation, sequence } = record_origin(message)?;
         if (relay, incarnation) == (at.relay, at.incarnation) {
             found.messages += 1;
@@ -67,25 +75,30 @@ pub(super) fn look(
     let gone = written.filter(|(number, written)| parts.is_incomplete(**number, written.end));
     found.messages_deleted = gone.map(|(_, written)| written.messages).sum();
     let own = format!("{}-{}", at.relay, at.incarnation);
-    let parts = scan(client, &config.kafka.deadletter_topic(), at.incarnation, |message| {
+    let letters = config.kafka.deadletter_topic();
+    let parts = scan(reader, &letters, since(at, &letters), &mut unreadable, |message| {
         // Those of a server that is gone are the coordinator's, and not counted by the relay.
         let counts = header_text(message, letter::RELAY)? == own
             && header_text(message, letter::REASON)? != Reason::ServerGone.name();
         found.letters += u64::from(counts);
         Some(())
     })?;
-    found.letters_cut = parts.are_cut(at.log_ends.get(&config.kafka.deadletter_topic()));
-    let parts = scan(client, &config.kafka.held_topic(), at.incarnation, |message| {
+    found.letters_cut = parts.are_cut(at.log_ends.get(&letters));
+    let held = config.kafka.held_topic();
+    let parts = scan(reader, &held, since(at, &held), &mut unreadable, |message| {
         let counts = header_text(message, "millrace.relay")? == own
             && header_text(message, "millrace.kind")? == "reply";
         found.held += u64::from(counts);
         Some(())
     })?;
-    found.held_cut = parts.are_cut(at.log_ends.get(&config.kafka.held_topic()));
+    found.held_cut = parts.are_cut(at.log_ends.get(&held));
     let (topic, partition) = (config.kafka.downlink_topic(), i32::from(at.relay));
     let (oldest, end) = watermarks(client.client(), &topic, partition, TIMEOUT)?;
     let unread = at.downlink_position.max(oldest)..end;
-    read(client, (&topic, partition), unread, |_| found.downlink_unread += 1)?;
+    let unread_here = read(reader, (&topic, partition), unread, |_| found.downlink_unread += 1)?;
+    // The relay makes dead letters of them.
+    found.downlink_unread += unread_here;
+    found.unreadable = unreadable;
     found.downlink_end = u64::try_from(end).unwrap_or_default();
     let committed = committed_with_note(client, &topic, partition, TIMEOUT)?.unwrap_or_default();
     found.downlink_committed = u64::try_from(committed.0).unwrap_or_default();
@@ -93,30 +106,47 @@ pub(super) fn look(
     Ok(found)
 }
 
+/// From when on a run's records may be in a topic: by the broker's clock where it is known, and with
+/// some time to spare, because a host's clock may be set. Where the time of a record is its writer's, who
+/// may have had a wrong one or none, it may be anywhere.
+pub(super) fn since(at: &Snapshot, topic: &str) -> i64 {
+    let own_time = |it: &Difference| it.topic == topic && it.setting == TIMESTAMP_TYPE;
+    if at.topics.iter().any(own_time) {
+        return ANY_TIME;
+    }
+    let by_host = i64::try_from(at.incarnation).unwrap_or(i64::MAX);
+    at.begun_unix_ms.map_or(by_host, |begun| begun.min(by_host)).saturating_sub(SPARE_MS)
+}
+
 /// Looks at all records of a topic that were written since a time, up to its present end.
 fn scan(
-    client: &BaseConsumer,
+    reader: (&KafkaSection, &BaseConsumer),
     topic: &str,
-    since_unix_ms: u64,
+    since_unix_ms: i64,
+    unreadable: &mut u64,
     mut look: impl FnMut(&BorrowedMessage<'_>) -> Option<()>,
 ) -> Result<Parts, LedgerError> {
+    let client = reader.1;
     let metadata = client.fetch_metadata(Some(topic), TIMEOUT)?;
     let partitions = metadata.topics().first().map_or(0, |topic| topic.partitions().len());
-    let since = Offset::Offset(i64::try_from(since_unix_ms).unwrap_or(i64::MAX));
     let mut parts = Parts::default();
     for partition in 0..i32::try_from(partitions).unwrap_or(i32::MAX) {
         let (oldest, end) = watermarks(client.client(), topic, partition, TIMEOUT)?;
-        let mut list = TopicPartitionList::new();
-        list.add_partition_offset(topic, partition, since)?;
-        let times = client.offsets_for_times(list, TIMEOUT)?;
-        let newer = match times.elements().first().map(TopicPartitionListElem::offset) {
-            Some(Offset::Offset(start)) => Some(start),
-            // Nothing as new as that.
-            _ => None,
+        let newer = if since_unix_ms == ANY_TIME {
+            (oldest < end).then_some(oldest)
+        } else {
+            let mut list = TopicPartitionList::new();
+            list.add_partition_offset(topic, partition, Offset::Offset(since_unix_ms))?;
+            let times = client.offsets_for_times(list, TIMEOUT)?;
+            match times.elements().first().map(TopicPartitionListElem::offset) {
+                Some(Offset::Offset(start)) => Some(start),
+                // Nothing as new as that.
+                _ => None,
+            }
         };
         parts.0.push(Part { oldest, end, newer });
         let offsets = newer.map_or(end, |start| start.max(oldest))..end;
-        read(client, (topic, partition), offsets, |message| {
+        *unreadable += read(reader, (topic, partition), offsets, |message| {
             // One that is none of ours counts for nothing.
             let _ = look(message);
         })?;
@@ -124,30 +154,42 @@ fn scan(
     Ok(parts)
 }
 
-/// Reads a part of a partition.
+/// Reads a part of a partition; how many offsets cannot be read.
 fn read(
-    client: &BaseConsumer,
+    (kafka, client): (&KafkaSection, &BaseConsumer),
     (topic, partition): (&str, i32),
     offsets: Range<i64>,
     mut look: impl FnMut(&BorrowedMessage<'_>),
-) -> Result<(), LedgerError> {
+) -> Result<u64, LedgerError> {
     if offsets.is_empty() {
-        return Ok(());
+        return Ok(0);
     }
-    let mut list = TopicPartitionList::new();
-    list.add_partition_offset(topic, partition, Offset::Offset(offsets.start))?;
-    client.assign(&list)?;
-    let mut moved = Instant::now();
+    let assign = |offset| {
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(topic, partition, Offset::Offset(offset))?;
+        client.assign(&list)
+    };
+    assign(offsets.start)?;
+    let (mut moved, mut next, mut unreadable) = (Instant::now(), offsets.start, 0);
     loop {
         match client.poll(POLL) {
             Some(Ok(message)) => {
-                moved = Instant::now();
+                (moved, next) = (Instant::now(), message.offset() + 1);
                 if message.offset() < offsets.end {
                     look(&message);
                 }
-                if message.offset() + 1 >= offsets.end {
+                if next >= offsets.end {
                     break;
                 }
+            }
+            Some(Err(error)) if is_unreadable(&error) => {
+                let Some(range) = unreadable_at(kafka, (topic, partition), next)? else { continue };
+                unreadable += u64::try_from(range.end - range.start).unwrap_or_default();
+                (next, moved) = (range.end, Instant::now());
+                if next >= offsets.end {
+                    break;
+                }
+                assign(next)?;
             }
             // What is left are marks of transactions.
             Some(Err(KafkaError::PartitionEOF(its))) if its == partition => break,
@@ -159,7 +201,7 @@ fn read(
         }
     }
     client.unassign()?;
-    Ok(())
+    Ok(unreadable)
 }
 
 /// What there is of a partition.

@@ -1,6 +1,8 @@
 //! Every term, one too many and one too few: the ledger says so.
 
+use super::found::{ANY_TIME, SPARE_MS, since};
 use super::*;
+use crate::kafka::{Difference, TIMESTAMP_TYPE};
 
 /// What a ledger is made of: a relay at rest, after traffic of every kind.
 struct Books {
@@ -179,6 +181,40 @@ fn a_server_that_has_committed_more_than_there_is_is_found() {
         let servers = [("server".to_owned(), server(committed))].into();
         assert_eq!(Ledger::new(&before, &after, &found, servers).balanced, balanced);
     }
+}
+
+#[test]
+fn what_cannot_be_read_is_told() {
+    let mut books = books(0);
+    assert!(books.ledger().balanced);
+    books.found.unreadable = 3;
+    let ledger = books.ledger();
+    assert!(ledger.problems.iter().any(|it| it.contains("cannot be read")), "{ledger:?}");
+}
+
+#[test]
+fn a_run_is_looked_for_where_the_earlier_of_two_clocks_has_it() {
+    let at = |incarnation, begun_unix_ms| {
+        since(&Snapshot { incarnation, begun_unix_ms, ..Snapshot::default() }, "uplink")
+    };
+    let now = 1_732_451_696_123;
+    let spared = 1_732_451_696_123 - SPARE_MS;
+    assert_eq!(at(now, None), spared);
+    assert_eq!(at(now + 7_200_000, Some(1_732_451_696_123)), spared, "the host's is ahead");
+    assert_eq!(at(now, Some(1_732_451_696_123 + 7_200_000)), spared, "or behind");
+}
+
+#[test]
+fn where_writers_say_the_time_a_run_may_be_anywhere() {
+    let differs = Difference {
+        topic: "uplink".to_owned(),
+        setting: TIMESTAMP_TYPE.to_owned(),
+        found: "CreateTime".to_owned(),
+        wanted: "LogAppendTime".to_owned(),
+        why: String::new(),
+    };
+    let at = Snapshot { incarnation: 9_000_000, topics: vec![differs], ..Snapshot::default() };
+    assert_eq!((since(&at, "uplink"), since(&at, "held")), (ANY_TIME, 9_000_000 - SPARE_MS));
 }
 
 #[test]

@@ -62,7 +62,7 @@ impl Rig {
         let (mut sender, receiver) = uplink(wake(), wake_of_pump.clone());
         let (downlink, _) = downlink(wake(), wake());
         let (desk, leases) = (Arc::<Desk>::default(), Arc::new(Leases::new(&config)));
-        let producer = RdKafkaProducer::new(&config, wake_of_pump.clone(), desk, leases);
+        let producer = RdKafkaProducer::new(&config, None, wake_of_pump.clone(), desk, leases);
         let stop_time = StopTime::new(&config.relay);
         let pump = Pump::new(
             producer.expect("a producer"),
