@@ -232,6 +232,7 @@ fn another_relay_takes_over_from_a_coordinator_that_is_killed_and_from_one_that_
     let first = relays.coordinator(0).unwrap();
     let second = 1 - first;
     let mut server = relays.leased(Language::Rust, "a", 7, &[]).unwrap();
+    relays.wait_state(second, "a", ServerState::Live).unwrap();
     let epoch = relays.server_status(second, "a").unwrap().epoch;
 
     relays.0.relays[first].signal(Signal::STOP).unwrap();
