@@ -203,7 +203,7 @@ impl Consumer {
     /// while clients are served already, and a broker that hangs in that moment would keep their
     /// replies back for minutes.
     ///
-    /// What [`place`] says of an offset that is missing, or of another log, is done and told.
+    /// What `kafka::place` says of an offset that is missing, or of another log, is done and told.
     pub fn new(
         config: &Config,
         incarnation: Incarnation,

@@ -94,7 +94,7 @@ pub struct Unread {
     /// Records that its reader has not committed; all of them if there is no commit.
     pub records: u64,
     /// There is no commit, and whoever had read all of them would have none any more: see
-    /// [`is_outlived`].
+    /// `is_outlived`.
     pub outlived: bool,
     /// The partition's end when that was found out.
     pub end: i64,
