@@ -22,8 +22,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// What runs the relay, from a shell that does something before.
 fn command(direct: &Direct, before: &str) -> Command {
     let relay = direct.instance.command("run", false);
-    let mut command = Command::new("sh");
-    command.args(["-c", &format!("{before}; exec \"$@\""), "sh"]);
+    let mut command = Command::new("env");
+    // The tests themselves may have been started with `nohup`.
+    command.args(["--default-signal=HUP", "sh", "-c", &format!("{before}; exec \"$@\""), "sh"]);
     command.arg(relay.get_program()).args(relay.get_args()).args(["--no-gateway", "127.0.0.1"]);
     command
 }
