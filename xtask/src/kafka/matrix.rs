@@ -114,13 +114,7 @@ impl Kind {
             fs::remove_dir_all(&folder)
                 .with_context(|| format!("cannot remove {}", folder.display()))?;
         }
-        let mut ports = Vec::new();
-        while ports.len() < usize::from(self.nodes) {
-            let port = node::two_free_ports()?;
-            // Those of the others are not taken yet.
-            let next = ports.last().map_or(port, |last| port.max(last + 2));
-            ports.push(next);
-        }
+        let ports = node::free_port_pairs(usize::from(self.nodes))?;
         let voters: Vec<_> =
             (1..).zip(&ports).map(|(id, port)| format!("{id}@127.0.0.1:{}", port + 1)).collect();
         let mut starting = Vec::new();

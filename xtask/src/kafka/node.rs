@@ -447,9 +447,17 @@ fn free_port(port: u16) -> Result<Option<Claim>> {
     Ok(is_free(port)?.then_some(claim))
 }
 
-/// A free port for clients, with a free one for the controller behind it.
-pub(crate) fn two_free_ports() -> Result<u16> {
-    any_free_port().map(|claim| claim.port)
+/// Free ports for the clients of so many nodes, each with a free one for its controller behind it.
+pub(crate) fn free_port_pairs(nodes: usize) -> Result<Vec<u16>> {
+    // Held until all are chosen, so that none is chosen twice.
+    let mut pairs = Vec::new();
+    while pairs.len() < nodes {
+        let clients = any_free_port()?;
+        if let Some(controller) = free_port(clients.port + 1)? {
+            pairs.push((clients, controller));
+        }
+    }
+    Ok(pairs.iter().map(|(clients, _)| clients.port).collect())
 }
 
 fn is_free(port: u16) -> Result<bool> {
@@ -498,6 +506,17 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("xtask-{name}-{}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
         Node::at(&dir).unwrap()
+    }
+
+    #[test]
+    fn nodes_that_start_together_have_no_port_in_common_and_none_that_is_taken() {
+        let first = free_port_pairs(1).unwrap()[0];
+        let taken = TcpListener::bind(loopback(first + 2)).unwrap();
+        let ports = free_port_pairs(3).unwrap();
+        let all: std::collections::BTreeSet<u16> =
+            ports.iter().flat_map(|port| [*port, port + 1]).collect();
+        assert_eq!(all.len(), 6, "{ports:?}");
+        assert!(!all.contains(&taken.local_addr().unwrap().port()), "{ports:?}");
     }
 
     #[test]
