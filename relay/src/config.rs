@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::codec::ProtocolKind;
-use crate::route::Partition;
+use crate::model::Partition;
 
 pub use auto::{AutoSection, Otherwise, Recognised};
 pub use http::HttpSection;

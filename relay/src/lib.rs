@@ -23,6 +23,7 @@ pub mod control;
 pub mod gateway;
 pub mod kafka;
 pub mod logging;
+pub mod model;
 pub mod prefix;
 pub mod registry;
 pub mod ring;

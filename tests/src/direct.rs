@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use millrace_relay::config::Config;
 use millrace_relay::kafka::{committed_with_note, postponed_before};
-use millrace_relay::route::Partition;
+use millrace_relay::model::Partition;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
 

@@ -4,11 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use millrace_relay::codec::script::{Action, Named, Script};
-use millrace_relay::codec::{
-    Codec, Framing, HeaderList, Http, HttpSettings, ProtocolKind, Reply, ReplyOrigin,
-};
+use millrace_relay::codec::{Codec, Framing, Http, HttpSettings, ProtocolKind};
 use millrace_relay::config::Service;
-use millrace_relay::kafka::RelayId;
+use millrace_relay::model::{HeaderList, RelayId, Reply, ReplyOrigin};
 
 use crate::faulty::Dice;
 

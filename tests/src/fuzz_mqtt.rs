@@ -4,12 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use millrace_relay::codec::script::{Action, Script};
-use millrace_relay::codec::{
-    ByteOrder, Codec, Framing, HeaderList, Mqtt, Reply, ReplyOrigin, Sending,
-};
+use millrace_relay::codec::{ByteOrder, Codec, Framing, Mqtt, Sending};
 use millrace_relay::config::Service;
-use millrace_relay::kafka::RelayId;
-use millrace_relay::worker::CloseReason;
+use millrace_relay::model::{CloseReason, HeaderList, RelayId, Reply, ReplyOrigin};
 
 use crate::faulty::Dice;
 use crate::mqtt::speak;

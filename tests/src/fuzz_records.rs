@@ -1,7 +1,8 @@
 //! Fuzz targets of what others write down: records of the registry, and the operator's configuration.
 
-use millrace_relay::codec::{HeaderList, Protocol};
+use millrace_relay::codec::Protocol;
 use millrace_relay::config::Config;
+use millrace_relay::model::HeaderList;
 use millrace_relay::registry::{Outcome, Registry};
 
 /// Lines of `KEY TAB VALUE`, without a tab a tombstone: who folds them is never surprised, comes to

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use millrace_relay::kafka::{CUT_BYTES, ConnectionKey, Incarnation};
-use millrace_relay::route::Partition;
+use millrace_relay::kafka::CUT_BYTES;
+use millrace_relay::model::{ConnectionKey, Incarnation, Partition};
 use millrace_tests::direct::Direct;
 use millrace_tests::letters::Letters;
 use millrace_tests::process::wait_until;

@@ -7,16 +7,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use millrace_relay::codec::{ByteOrder, Decoder, Framing, Reply};
+use millrace_relay::codec::{ByteOrder, Decoder, Framing};
 use millrace_relay::config::Config;
-use millrace_relay::kafka::{ConnectionKey, Incarnation, Pump, PumpStats, RefusedReason, RelayId};
-use millrace_relay::ring::{
-    Command, DownlinkSender, Kind, Receipt, ReplyOffset, Return, Wake, downlink, uplink,
+use millrace_relay::kafka::{Pump, PumpStats};
+use millrace_relay::model::{
+    CloseReason, ConnectionKey, DeliveryFailure, Incarnation, Kind, Partition, RelayId, Reply,
+    ReplyOffset, ServerId, ServiceId,
 };
-use millrace_relay::route::{Partition, ServerId, ServerLink, ServerState, ServiceId};
+use millrace_relay::ring::{Command, DownlinkSender, Receipt, Return, Wake, downlink, uplink};
+use millrace_relay::route::{ServerLink, ServerState};
 use millrace_relay::worker::{
-    CloseReason, Counter, Engine as _, NoGateway, OrderAnswer, Orders, Shared, Task, Worker,
-    WorkerStats,
+    Counter, Engine as _, NoGateway, OrderAnswer, Orders, Shared, Task, Worker, WorkerStats,
 };
 use millrace_tests::faulty::{Dice, Ending, FaultyEngine, FaultyProducer, SimClient, SimRecord};
 

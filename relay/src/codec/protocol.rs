@@ -6,14 +6,13 @@ use std::time::{Instant, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Service;
-use crate::kafka::RefusedReason;
-use crate::worker::CloseReason;
+use crate::model::{CloseReason, DeliveryFailure, Headers, Reply};
 
 use super::auto::{Auto, AutoSettings};
 use super::framing::Framed;
 use super::mqtt::Mqtt;
 use super::websocket::{WebSocket, WebSocketSettings};
-use super::{Actions, Codec, Framing, Headers, Http, HttpSettings, Reply, Sending, Unencodable};
+use super::{Actions, Codec, Framing, Http, HttpSettings, Sending, Unencodable};
 
 /// What the clients of a service speak.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -257,7 +256,7 @@ impl AnyCodec {
     }
 
     /// See [`Codec::refused`].
-    pub fn refused(&mut self, failure: RefusedReason) {
+    pub fn refused(&mut self, failure: DeliveryFailure) {
         whichever!(self, codec => codec.refused(failure));
     }
 

@@ -7,8 +7,9 @@ use std::num::NonZeroU32;
 use serde::{Deserialize, Serialize};
 
 use crate::codec::{Framing, ProtocolKind};
+use crate::model::{IdentityKind, Partition};
 use crate::prefix::Prefix;
-use crate::route::{Absence, IdentityKind, Partition};
+use crate::route::Absence;
 
 use super::{AutoSection, HttpSection, MqttSection, WebSocketSection};
 

@@ -30,7 +30,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::config::Config;
 use crate::gateway::{Gateway, Heartbeat};
-use crate::kafka::{Incarnation, StopTime, brokers_clock};
+use crate::kafka::{StopTime, brokers_clock};
+use crate::model::Incarnation;
 use crate::registry::RegistryLink;
 use crate::worker::Shared;
 

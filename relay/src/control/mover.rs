@@ -21,8 +21,9 @@ use rdkafka::error::{KafkaError, KafkaResult};
 
 use crate::config::KafkaSection;
 use crate::kafka::{LogContext, Retention, client_config, has_read};
+use crate::model::{Partition, ServerId, ServiceId};
 use crate::ring::{Credit, Mark};
-use crate::route::{Associations, Concern, Measure, Partition, ServerId, ServiceId, Then};
+use crate::route::{Associations, Concern, Measure, Then};
 use crate::worker::{OrderAnswer, Orders, Task};
 
 /// How often it looks what is to be done, and how far it is.

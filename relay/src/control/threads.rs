@@ -11,9 +11,10 @@ use std::thread::JoinHandle;
 use crate::config::Config;
 use crate::gateway::{FlowTable, Gateway, enter_namespace};
 use crate::kafka::{
-    Consumer, ConsumerStats, Desk, Keeper, KeeperStats, Pump, PumpStats, RdKafkaProducer, RelayId,
+    Consumer, ConsumerStats, Desk, Keeper, KeeperStats, Pump, PumpStats, RdKafkaProducer,
     Retention, StopTime, Topics,
 };
+use crate::model::RelayId;
 use crate::registry::RegistryObserver;
 use crate::ring::{
     DownlinkReceiver, DownlinkSender, UplinkReceiver, UplinkSender, Wake, downlink, uplink,

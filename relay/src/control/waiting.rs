@@ -15,8 +15,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::kafka::{client_config, committed, observer, watermarks};
+use crate::model::Partition;
 use crate::registry::RegistryObserver;
-use crate::route::{Partition, ServerState};
+use crate::route::ServerState;
 
 use super::RunError;
 

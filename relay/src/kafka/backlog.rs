@@ -3,10 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
-use crate::ring::ReplyOffset;
+use crate::model::{ConnectionKey, ReplyOffset};
 
 use super::deadletter::Reason;
-use super::record::ConnectionKey;
 
 /// Most replies that are read again in a round, so that others get their turn.
 const ROUND_REPLIES: usize = 4096;
@@ -188,7 +187,7 @@ impl Backlog {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kafka::{Incarnation, RelayId};
+    use crate::model::{Incarnation, RelayId};
 
     fn key(slot: u32) -> ConnectionKey {
         let (relay, incarnation) = (RelayId(0), Incarnation::new(1));

@@ -9,14 +9,13 @@ use rdkafka::message::BorrowedMessage;
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::Config;
-use crate::route::Partition;
+use crate::model::{Incarnation, Partition, RelayId};
 
 use super::again::watermarks;
 use super::deadletter::{Letter, Reason, Sender};
 use super::fetch::{FetchError, Fetcher};
 use super::outbox::Outbox;
 use super::position::{committed, observer};
-use super::record::{Incarnation, RelayId};
 
 /// How long the cluster may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(30);

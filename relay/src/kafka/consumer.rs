@@ -11,9 +11,12 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{Offset, TopicPartitionList};
 
-use crate::codec::{HeaderList, Headers, Reply, ReplyOrigin};
 use crate::config::{Config, KafkaSection};
-use crate::ring::{Command, DownlinkBatch, DownlinkSender, Receipt, ReplyOffset, Wake};
+use crate::model::{
+    ConnectionKey, HeaderList, Headers, Incarnation, RelayId, Reply, ReplyOffset, ReplyOrigin,
+    header, split_reply_key,
+};
+use crate::ring::{Command, DownlinkBatch, DownlinkSender, Receipt, Wake};
 
 use super::again::{PAUSE, ask_again};
 use super::context::{LogContext, is_news, logs_as_ours};
@@ -25,7 +28,6 @@ use super::note;
 use super::place::Break;
 use super::position::{committed_with_note, is_late};
 use super::producer::data_config;
-use super::record::{ConnectionKey, Incarnation, RelayId, header, split_reply_key};
 use super::retention::Retention;
 use super::stop::{StopPart, StopTime};
 use super::unreadable::{is_unreadable, unreadable_at};

@@ -5,10 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rdkafka::message::{BorrowedHeaders, BorrowedMessage, Header, Message as _, OwnedHeaders};
 use rdkafka::producer::BaseRecord;
 
-use crate::worker::{UndeliveredReason, reasons};
-
-use super::producer::DeliveryFailure;
-use super::record::{Identity, RelayId};
+use crate::model::{DeliveryFailure, Identity, RelayId, UndeliveredReason, reasons};
 
 /// Names of the headers that a dead letter has beside the original's.
 pub mod letter {
@@ -121,7 +118,7 @@ impl LetterCounts {
 pub(super) struct Sender(String);
 
 impl Sender {
-    pub(super) fn new(relay: RelayId, incarnation: super::Incarnation) -> Self {
+    pub(super) fn new(relay: RelayId, incarnation: crate::model::Incarnation) -> Self {
         Self(format!("{}-{}", relay.0, incarnation.value()))
     }
 

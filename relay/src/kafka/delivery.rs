@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use rdkafka::message::{BorrowedMessage, Message as _};
 
-use crate::codec::{HeaderList, Reply, ReplyOrigin};
 use crate::config::Config;
+use crate::model::{ConnectionKey, HeaderList, RelayId, Reply, ReplyOrigin};
 use crate::ring::{Command, DELIVERY_PARTS, Delivered, DownlinkSender, Receipt};
 use crate::worker::{Served, Shared};
 
@@ -21,7 +21,6 @@ use super::ffi::{add_headers, header as header_of};
 use super::held::{Entry, HeldIndex, HeldRefusal, Record, held_header};
 use super::presence::Presence;
 use super::reader::{Known, OpenError, TopicReader};
-use super::record::{ConnectionKey, RelayId};
 use super::turns::Turns;
 
 /// Bytes of one delivery: less than what makes a worker pause.

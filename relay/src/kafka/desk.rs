@@ -5,13 +5,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use crate::ring::{DownlinkSender, ReplyOffset, Return, Wake};
+use crate::model::{ConnectionKey, ReplyOffset};
+use crate::ring::{DownlinkSender, Return, Wake};
 
 use super::arrivals::Arrivals;
 use super::backlog::{Backlog, Next};
 use super::deadletter::{Reason, Refused};
 use super::note::Note;
-use super::record::ConnectionKey;
 
 /// Replies that are not seen to; above it, the consumer reads no more.
 const MOST_REPLIES: usize = 10_000;
@@ -296,9 +296,9 @@ impl Desk {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kafka::{Incarnation, RelayId};
+    use crate::model::UndeliveredReason;
+    use crate::model::{Incarnation, RelayId};
     use crate::ring::{Wake, downlink};
-    use crate::worker::UndeliveredReason;
 
     fn key() -> ConnectionKey {
         let (relay, incarnation) = (RelayId(0), Incarnation::new(1));

@@ -25,9 +25,8 @@ use rdkafka::message::BorrowedMessage;
 use rdkafka_sys as sys;
 use sys::rd_kafka_vtype_t as VType;
 
-use crate::codec::{HeaderList, weight_of};
+use crate::model::{HeaderList, Partition, weight_of};
 use crate::ring::Wake;
-use crate::route::Partition;
 
 use super::context::{Watched, data_throttled};
 

@@ -4,9 +4,9 @@
 use std::collections::{HashMap, VecDeque};
 
 use crate::config::HoldSection;
+use crate::model::RelayId;
 
 use super::deadletter::{Reason, Sender};
-use super::record::RelayId;
 
 /// What an entry is counted as beside its value: its place here, and its record's key and headers.
 const ENTRY_BYTES: u64 = 128;
@@ -26,7 +26,7 @@ pub(super) mod held_header {
     pub(in super::super) const WAITED: &CStr = c"millrace.waited_ms";
 }
 
-crate::worker::reasons! {
+crate::model::reasons! {
     /// Why a record of the topic counts for nothing.
     HeldRefusal {
         /// The key is not `SERVICE/IDENTITY` of a service that holds replies here.
@@ -255,7 +255,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::kafka::Incarnation;
+    use crate::model::Incarnation;
 
     fn index(max_per_client: u32, max_bytes: u64) -> HeldIndex {
         let limits = HoldSection { max_per_client, max_bytes, max_age_ms: 1000 };

@@ -4,8 +4,9 @@ use std::ffi::{CStr, CString};
 
 use rdkafka::message::{BorrowedMessage, Message as _};
 
+use crate::model::{header, split_reply_key};
+
 use super::ffi::header as header_of;
-use super::record::{header, split_reply_key};
 
 /// Which message of which run of which relay an uplink record is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,9 +9,9 @@ use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::{BorrowedMessage, Header, Message as _, OwnedHeaders};
 use rdkafka::producer::BaseRecord;
 
-use crate::codec::HeaderList;
 use crate::config::Config;
-use crate::ring::{Command, DownlinkSender, ReplyOffset};
+use crate::model::{HeaderList, RelayId, ReplyOffset, split_reply_key};
+use crate::ring::{Command, DownlinkSender};
 use crate::worker::Shared;
 
 use super::consumer::command;
@@ -25,7 +25,6 @@ use super::outbox::{Outbox, Outcome};
 use super::postponed::Postponed;
 use super::presence::Presence;
 use super::reader::OpenError;
-use super::record::{RelayId, split_reply_key};
 use super::written::LogEnds;
 
 /// How long an idle round lasts.

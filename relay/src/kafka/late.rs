@@ -21,12 +21,11 @@ use std::time::{Duration, Instant};
 use rdkafka::message::{BorrowedMessage, Message as _};
 
 use crate::config::Config;
-use crate::route::Partition;
+use crate::model::{Incarnation, Partition, RelayId};
 
 use super::bury::write_letters;
 use super::inspect::{header_text, record_origin};
 use super::leases::Leases;
-use super::record::{Incarnation, RelayId};
 
 /// How long the rescue may go on when the relay stops.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);

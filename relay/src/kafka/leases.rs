@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
-use crate::route::Partition;
+use crate::model::Partition;
 
 /// So many changes of a partition's holder are remembered; of older ones only that they were.
 const MOST_CHANGES: usize = 8;

@@ -159,7 +159,7 @@ impl Mending {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::route::Partition;
+    use crate::model::Partition;
 
     const LARGE: RDKafkaErrorCode = RDKafkaErrorCode::MessageSizeTooLarge;
     const TIME: RDKafkaErrorCode = RDKafkaErrorCode::InvalidTimestamp;

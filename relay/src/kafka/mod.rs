@@ -30,7 +30,6 @@ mod presence;
 mod producer;
 mod pump;
 mod reader;
-mod record;
 #[cfg(test)]
 mod refused_tests;
 mod retention;
@@ -63,14 +62,11 @@ pub use place::Break;
 pub(crate) use position::renew;
 pub use position::{Unread, committed, committed_with_note, has_read, observer, unread};
 pub use presence::Presence;
-pub use producer::{
-    DeliveryFailure, ProduceError, Producer, RdKafkaProducer, Report, Token, producer_config,
-};
+pub use producer::{ProduceError, Producer, RdKafkaProducer, Report, Token, producer_config};
 pub(crate) use producer::{client_config, writer_config};
-pub use pump::{Pump, PumpStats, RefusedReason};
+pub use pump::{Pump, PumpStats};
 pub use reader::OpenError;
 pub(crate) use reader::{Known, TopicReader};
-pub use record::{ConnectionKey, Identity, Incarnation, KeyError, RelayId, header};
 pub use retention::Retention;
 pub use rights::{RightsError, Topics as TopicsThere, check_rights};
 pub use stop::{StopPart, StopTime};

@@ -5,7 +5,7 @@
 use std::fmt::Write as _;
 use std::ops::Range;
 
-use crate::ring::ReplyOffset;
+use crate::model::ReplyOffset;
 
 /// The broker's default bound (`offset.metadata.max.bytes`).
 pub(super) const MOST_BYTES: usize = 4096;

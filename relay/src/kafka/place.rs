@@ -4,7 +4,7 @@
 //! the committed offset ([`super::note`]): a topic that was deleted and made again has another one, and
 //! its first records may well have offsets below the former log's.
 
-use crate::worker::reasons;
+use crate::model::reasons;
 
 reasons! {
     /// What is wrong with the place at which the downlink should be read on.

@@ -8,7 +8,7 @@ use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::KafkaSection;
-use crate::route::Partition;
+use crate::model::Partition;
 
 use super::producer::client_config;
 use super::retention::Retention;

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use rdkafka::error::KafkaResult;
 use rdkafka::message::{BorrowedMessage, Message as _};
 
-use crate::codec::{HeaderList, Reply, ReplyOrigin};
 use crate::config::Config;
+use crate::model::{ConnectionKey, HeaderList, RelayId, Reply, ReplyOrigin, split_reply_key};
 use crate::ring::{Command, DownlinkBatch, DownlinkSender, Receipt};
 use crate::worker::Shared;
 
@@ -18,7 +18,6 @@ use super::desk::Desk;
 use super::fetch::{FetchError, Fetcher};
 use super::ffi::add_headers;
 use super::keeper::KeeperStats;
-use super::record::{ConnectionKey, RelayId, split_reply_key};
 
 /// How long to wait for a worker to give a batch back.
 const PAUSE: Duration = Duration::from_millis(1);

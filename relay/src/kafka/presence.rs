@@ -4,9 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::config::Service;
-use crate::route::{ClientIdentity, IdentityKind, ServiceId};
-
-use super::record::{ConnectionKey, Identity};
+use crate::model::{ClientIdentity, ConnectionKey, Identity, IdentityKind, ServiceId};
 
 /// A client's connection began or ended.
 #[derive(Debug)]
@@ -109,7 +107,7 @@ impl Presence {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kafka::{Incarnation, RelayId};
+    use crate::model::{Incarnation, RelayId};
 
     fn change(came: bool, generation: u32) -> Change {
         let (relay, incarnation) = (RelayId(0), Incarnation::new(1));

@@ -7,10 +7,9 @@ use std::time::Instant;
 use rdkafka::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
-use crate::codec::{Decimal, Headers};
 use crate::config::{Config, KafkaSection};
-use crate::ring::{Kind, Wake};
-use crate::route::Partition;
+use crate::model::{Decimal, DeliveryFailure, header, Headers, Identity, Incarnation, Kind, Partition};
+use crate::ring::Wake;
 
 use super::clock::{NO_TIME, brokers_clock};
 use super::context::LogContext;
@@ -20,7 +19,6 @@ use super::ffi::{NativeProducer, NativeRecord, NativeReport};
 use super::late::{Lateness, Rescue};
 use super::leases::Leases;
 use super::mending::{Again, Mending, Next};
-use super::record::{Identity, Incarnation, header};
 use super::written::Written;
 
 /// What a record may weigh beside its payload: key, headers and the batch's own bytes.
@@ -69,59 +67,17 @@ impl Token {
     }
 }
 
-/// Why Kafka will never have a record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DeliveryFailure {
-    /// Larger than the client or the broker allows (`message.max.bytes`).
-    TooLarge,
-    /// The relay may not write to the topic.
-    Authorization,
-    /// The topic or partition is gone.
-    UnknownPartition,
-    /// The partition is another server's by now; the relay was paused, and did not know.
-    LeaseOver,
-    /// Given up when the relay stopped before the acknowledgement came.
-    Purged,
-    /// Anything else; the log has librdkafka's code.
-    Other,
-}
-
-impl DeliveryFailure {
-    /// Every failure, in the order of the counters.
-    pub const ALL: [Self; 6] = [
-        Self::TooLarge,
-        Self::Authorization,
-        Self::UnknownPartition,
-        Self::LeaseOver,
-        Self::Purged,
-        Self::Other,
-    ];
-
-    /// How counters name it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::TooLarge => "too_large",
-            Self::Authorization => "authorization",
-            Self::UnknownPartition => "unknown_partition",
-            Self::LeaseOver => "lease_over",
-            Self::Purged => "unacknowledged_at_stop",
-            Self::Other => "other",
-        }
-    }
-}
-
-impl From<RDKafkaErrorCode> for DeliveryFailure {
-    fn from(code: RDKafkaErrorCode) -> Self {
-        match code {
-            RDKafkaErrorCode::MessageSizeTooLarge => Self::TooLarge,
-            RDKafkaErrorCode::TopicAuthorizationFailed
-            | RDKafkaErrorCode::ClusterAuthorizationFailed => Self::Authorization,
-            RDKafkaErrorCode::UnknownPartition
-            | RDKafkaErrorCode::UnknownTopic
-            | RDKafkaErrorCode::UnknownTopicOrPartition => Self::UnknownPartition,
-            RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight => Self::Purged,
-            _ => Self::Other,
-        }
+/// Why Kafka will never have a record, by what librdkafka says of it.
+pub(super) fn delivery_failure(code: RDKafkaErrorCode) -> DeliveryFailure {
+    match code {
+        RDKafkaErrorCode::MessageSizeTooLarge => DeliveryFailure::TooLarge,
+        RDKafkaErrorCode::TopicAuthorizationFailed
+        | RDKafkaErrorCode::ClusterAuthorizationFailed => DeliveryFailure::Authorization,
+        RDKafkaErrorCode::UnknownPartition
+        | RDKafkaErrorCode::UnknownTopic
+        | RDKafkaErrorCode::UnknownTopicOrPartition => DeliveryFailure::UnknownPartition,
+        RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight => DeliveryFailure::Purged,
+        _ => DeliveryFailure::Other,
     }
 }
 
@@ -290,7 +246,7 @@ impl RdKafkaProducer {
         let token = Token::unpack(report.token);
         let result = report.error.map_or(Ok(()), |(code, record)| {
             tracing::debug!(%code, partition = report.partition.0, "record not delivered");
-            let failure = code.into();
+            let failure = delivery_failure(code);
             if failure != DeliveryFailure::Purged && !token.control {
                 let NativeRecord { key, value, headers } = record;
                 let partition = i32::from(report.partition.0);
@@ -373,7 +329,7 @@ impl Producer for RdKafkaProducer {
         } else {
             match self.native.produce(partition, key, payload, unix_ms, headers.clone(), token) {
                 Err(RDKafkaErrorCode::QueueFull) => return Err(ProduceError::Full),
-                produced => produced.map_err(DeliveryFailure::from),
+                produced => produced.map_err(delivery_failure),
             }
         };
         match produced {

@@ -4,14 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::model::{ConnectionKey, DeliveryFailure, Incarnation, Partition, RelayId};
 use crate::ring::{
     Command, Credit, DownlinkSender, MESSAGE_OVERHEAD_BYTES, UplinkBatch, UplinkReceiver, Wake,
 };
-use crate::route::Partition;
 
 use super::producer::Token;
-use super::producer::{DeliveryFailure, ProduceError, Producer, Report};
-use super::record::{ConnectionKey, Incarnation, RelayId};
+use super::producer::{ProduceError, Producer, Report};
 use super::stop::{StopPart, StopTime};
 
 /// How often an idle pump looks whether the producer has failed for good.
@@ -21,7 +20,6 @@ const IDLE_TICK: Duration = Duration::from_millis(200);
 const BUSY_TICK: Duration = Duration::from_millis(1);
 
 /// Why a message that was read will not be delivered.
-pub type RefusedReason = DeliveryFailure;
 
 /// What the pump counts. Written by its thread only.
 #[derive(Debug, Default)]
@@ -30,7 +28,7 @@ pub struct PumpStats {
     pub produced: AtomicU64,
     /// Messages acknowledged by Kafka.
     pub acknowledged: AtomicU64,
-    /// Messages that Kafka will never have, by [`RefusedReason`].
+    /// Messages that Kafka will never have, by [`DeliveryFailure`].
     pub refused: [AtomicU64; DeliveryFailure::ALL.len()],
     /// `open` and `close` records acknowledged.
     pub control_acknowledged: AtomicU64,

@@ -7,16 +7,19 @@ use std::time::{Duration, Instant};
 use rdkafka::mocking::MockCluster;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
-use super::desk::Desk;
-use super::leases::Leases;
-use super::producer::{DeliveryFailure, ProduceError, Producer as _, RdKafkaProducer};
-use super::record::{ConnectionKey, Identity, Incarnation, RelayId};
-use crate::codec::{Begin, Headers};
 use crate::config::{
     Config, GatewaySection, HoldSection, KafkaSection, RegistrySection, RelaySection,
 };
-use crate::ring::{Kind, Wake};
-use crate::route::{Association, Partition, ServerId};
+use crate::model::{
+    Association, Begin, ConnectionKey, DeliveryFailure, Headers, Identity, Incarnation, Kind,
+    Partition, RelayId, ServerId,
+};
+use crate::ring::Wake;
+
+use super::desk::Desk;
+use super::leases::Leases;
+
+use super::producer::{ProduceError, Producer as _, RdKafkaProducer};
 
 /// More than the desk has room for.
 const MESSAGES: u64 = 5000;

@@ -7,8 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::kafka::{RelayId, Unread};
-use crate::route::{Balance, Partition, ServerState};
+use crate::kafka::Unread;
+use crate::model::{Partition, RelayId};
+use crate::route::{Balance, ServerState};
 
 use super::plan::{Plan, Write};
 use super::policy::{Declared, Policy, Unfit};

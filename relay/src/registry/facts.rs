@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 use rdkafka::error::KafkaResult;
 
 use crate::config::Config;
-use crate::kafka::{Incarnation, Retention, Unread, bury, renew, unread};
-use crate::route::{Balance, Partition};
+use crate::kafka::{Retention, Unread, bury, renew, unread};
+use crate::model::{Incarnation, Partition};
+use crate::route::Balance;
 
 use super::Facts;
 use super::link::Listener;

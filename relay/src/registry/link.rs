@@ -8,8 +8,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
-use crate::kafka::{Incarnation, Known, Leases, RelayId, Retention, StopPart, StopTime};
-use crate::route::{Associations, Balance, ServerLink, ServerState, ServiceId};
+use crate::kafka::{Known, Leases, Retention, StopPart, StopTime};
+use crate::model::{Incarnation, RelayId, ServiceId};
+use crate::route::{Associations, Balance, ServerLink, ServerState};
 
 use super::author::Author;
 use super::candidate::{Candidate, place};

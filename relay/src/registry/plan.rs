@@ -5,7 +5,8 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
-use crate::route::{Partition, ServerState};
+use crate::model::Partition;
+use crate::route::ServerState;
 
 use super::coordinator::LOST;
 use super::policy::{Policy, Unfit};

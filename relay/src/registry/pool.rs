@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::kafka::Unread;
-use crate::route::Partition;
+use crate::model::Partition;
 
 use super::coordinator::Facts;
 use super::policy::{Policy, Unfit};

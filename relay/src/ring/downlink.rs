@@ -6,9 +6,7 @@ use std::time::Duration;
 
 use crossbeam_queue::{ArrayQueue, SegQueue};
 
-use crate::codec::{Headers, Reply, ReplyOrigin};
-use crate::kafka::{ConnectionKey, RefusedReason};
-use crate::worker::UndeliveredReason;
+use crate::model::{ConnectionKey, DeliveryFailure, Headers, Reply, ReplyOffset, ReplyOrigin, UndeliveredReason};
 
 use super::Wake;
 use super::delivered::Delivered;
@@ -34,7 +32,7 @@ pub enum Command {
     Close,
     /// Close, because Kafka refused a message of this connection for good. Acknowledgements that come
     /// after it are of later messages.
-    Refused(RefusedReason),
+    Refused(DeliveryFailure),
     /// Kafka has acknowledged so many messages more.
     Acknowledged(u32),
     /// Close: the same client has connected again.
@@ -42,10 +40,6 @@ pub enum Command {
     /// A reply that was postponed is not in the log any more: close, because one is missing.
     Vanished,
 }
-
-/// An offset of the relay's downlink partition.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ReplyOffset(pub i64);
 
 /// Who wants to know what has become of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,9 +13,10 @@ use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _,
 
 use crate::config::Config;
 use crate::kafka::{
-    Incarnation, Known, LogContext, NO_TIME, OpenError, StopPart, StopTime, TopicReader, is_news,
-    logs_as_ours, record_header, rejoin, writer_config,
+    Known, LogContext, NO_TIME, OpenError, StopPart, StopTime, TopicReader, is_news, logs_as_ours,
+    record_header, rejoin, writer_config,
 };
+use crate::model::Incarnation;
 
 use super::Associations;
 use super::record::{GENERATION, Value};
@@ -312,8 +313,8 @@ mod tests {
     use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
     use super::*;
-    use crate::kafka::RelayId;
-    use crate::route::ServiceId;
+    use crate::model::RelayId;
+    use crate::model::ServiceId;
 
     const PATIENCE: Duration = Duration::from_secs(30);
     const CLIENTS: u16 = 10;

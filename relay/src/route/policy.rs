@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Service;
-
-use super::IdentityKind;
+use crate::model::IdentityKind;
 
 /// What becomes of the clients of a server that stays away.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]

@@ -11,8 +11,8 @@ use io_uring::{IoUring, cqueue, opcode, squeue};
 use socket2::{SockAddr, SockRef};
 
 use crate::config::RelaySection;
+use crate::model::ServiceId;
 use crate::ring::Wake;
-use crate::route::ServiceId;
 use crate::worker::{BufferId, Engine, Event, ReceiveEnd, SocketId};
 
 use super::buffers::BufferRing;

@@ -3,10 +3,10 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::ring::{ReplyOffset, Return};
+use crate::model::{CloseReason, ReplyOffset};
+use crate::ring::Return;
 
 use super::connection::{Link, State};
-use super::stats::CloseReason;
 use super::{Engine, SocketId, Worker};
 
 /// What a reply that is postponed counts as beside its payload.

@@ -7,13 +7,13 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
-use crate::codec::{Actions, AnyCodec, Begin, Headers, ReplyOrigin};
-use crate::kafka::{ConnectionKey, RefusedReason};
+use crate::codec::{Actions, AnyCodec};
+use crate::model::{
+    Begin, CloseReason, ConnectionKey, DeliveryFailure, Headers, Refusal, ReplyOrigin,
+};
 use crate::ring::Command;
-use crate::route::Refusal;
 
 use super::connection::{Connection, Link};
-use super::stats::CloseReason;
 use super::{Engine, Worker};
 
 /// By slot and generation.
@@ -53,7 +53,7 @@ impl Departed {
     }
 
     /// Kafka has refused a message.
-    pub(super) fn refused(&mut self, key: ConnectionKey, failure: RefusedReason) {
+    pub(super) fn refused(&mut self, key: ConnectionKey, failure: DeliveryFailure) {
         if let Some(mut owed) = self.0.remove(&place(key)) {
             owed.codec.refused(failure);
         }

@@ -2,12 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use crate::codec::Headers;
-use crate::ring::{Kind, Receipt, Return};
+use crate::model::{CloseReason, Headers, Kind, UndeliveredReason};
+use crate::ring::{Receipt, Return};
 
 use super::actions::push_control;
 use super::connection::{Receive, State};
-use super::stats::{CloseReason, UndeliveredReason};
 use super::{Engine, SocketId, Worker, of};
 
 /// How long it takes a client's kernel to acknowledge something, about.

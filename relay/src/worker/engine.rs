@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use crate::route::ServiceId;
+use crate::model::ServiceId;
 
 /// A socket of an engine. Reused after [`Event::Closed`], not before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

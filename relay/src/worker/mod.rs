@@ -31,9 +31,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::kafka::{ConnectionKey, StopPart};
+use crate::kafka::StopPart;
+use crate::model::{CloseReason, ConnectionKey, ServiceId};
 use crate::ring::{DownlinkReceiver, DownlinkSender, UplinkSender, Wake};
-use crate::route::ServiceId;
 
 use actions::CodecActions;
 use connection::{Connection, Receive, State};
@@ -48,8 +48,7 @@ pub use engine::{BufferId, Engine, Event, ReceiveEnd, SocketId};
 pub use limits::{Addresses, Rate};
 pub use orders::{Order, OrderAnswer, OrderReceiver, Orders, Task};
 pub use shared::{Flows, NoGateway, Served, Shared};
-pub(crate) use stats::reasons;
-pub use stats::{CloseReason, Counter, Gauge, UndeliveredReason, WorkerStats};
+pub use stats::{Counter, Gauge, WorkerStats};
 
 /// Longest wait; so often a worker looks at the clock when nothing happens.
 const TICK: Duration = Duration::from_secs(1);

@@ -14,10 +14,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use crate::route::ServiceId;
+use crate::model::{CloseReason, ServiceId};
 
 use super::connection::{OUTPUT_KEPT_BYTES, Receive, State};
-use super::stats::CloseReason;
 use super::timers::Timers;
 use super::{Engine, Event, ReceiveEnd, SocketId, Worker};
 

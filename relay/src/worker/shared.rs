@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use crate::codec::Protocol;
 use crate::config::{Config, RelaySection, Service};
-use crate::kafka::{Arrivals, Incarnation, Leases, Presence, RelayId, StopTime};
+use crate::kafka::{Arrivals, Leases, Presence, StopTime};
+use crate::model::{Incarnation, RelayId};
 use crate::ring::Credit;
 use crate::route::Associations;
 
@@ -84,7 +85,7 @@ pub struct Shared {
     pub incarnation: Incarnation,
     /// Bounds and times.
     pub limits: RelaySection,
-    /// By [`ServiceId`](crate::route::ServiceId).
+    /// By [`ServiceId`](crate::model::ServiceId).
     pub services: Arc<[Served]>,
     /// Which client belongs to which server.
     pub associations: Arc<Associations>,

@@ -1,9 +1,9 @@
 //! The end of a worker's connections when the relay stops.
 
 use crate::kafka::StopPart;
+use crate::model::CloseReason;
 
 use super::connection::{Receive, State};
-use super::stats::CloseReason;
 use super::{Engine, MAX_SPARE_STASH_BYTES, MAX_SPARE_STASHES, SocketId, Worker};
 
 impl<E: Engine> Worker<E> {
@@ -88,11 +88,12 @@ mod tests {
 
     use super::super::{BufferId, Event, NoGateway, Orders, Shared, WorkerStats};
     use super::*;
-    use crate::codec::{Begin, Headers};
     use crate::config::Config;
-    use crate::kafka::{ConnectionKey, Identity, Incarnation, RelayId};
-    use crate::ring::{Kind, Origin, UplinkReceiver, Wake, downlink, uplink};
-    use crate::route::{Association, Partition, ServerId, ServiceId};
+    use crate::model::Kind;
+    use crate::model::{Association, Partition, ServerId, ServiceId};
+    use crate::model::{Begin, Headers};
+    use crate::model::{ConnectionKey, Identity, Incarnation, RelayId};
+    use crate::ring::{Origin, UplinkReceiver, Wake, downlink, uplink};
 
     /// A kernel in which nothing happens.
     struct Quiet;

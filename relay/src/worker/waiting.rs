@@ -1,7 +1,7 @@
 //! Connections that are not read from, by what they wait for: whoever may go on is found without a
 //! look at the others.
 
-use crate::route::Partition;
+use crate::model::Partition;
 
 use super::SocketId;
 

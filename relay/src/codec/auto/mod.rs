@@ -9,10 +9,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::config::{Otherwise, Recognised, Service};
-use crate::kafka::RefusedReason;
-use crate::worker::CloseReason;
+use crate::model::{CloseReason, DeliveryFailure, Headers, Reply};
 
-use super::{Actions, Codec, Framing, Headers, Protocol, Reply, Sending, Unencodable};
+use super::{Actions, Codec, Framing, Protocol, Sending, Unencodable};
 
 use sniff::{Seen, sniff};
 
@@ -312,7 +311,7 @@ impl Codec for Auto {
         }
     }
 
-    fn refused(&mut self, failure: RefusedReason) {
+    fn refused(&mut self, failure: DeliveryFailure) {
         if let State::Known(codec) = &mut self.state {
             codec.refused(failure);
         }

@@ -19,10 +19,9 @@ mod tests;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::codec::{Actions, Begin, Codec, Decimal, HeaderList, Reply, Sending, Unencodable};
+use crate::codec::{Actions, Codec, Sending, Unencodable};
 use crate::config::Service;
-use crate::kafka::RefusedReason;
-use crate::worker::CloseReason;
+use crate::model::{Begin, CloseReason, Decimal, DeliveryFailure, HeaderList, Reply};
 
 use body::{Body, Bounds, Piece};
 use exchange::Exchanges;
@@ -111,7 +110,7 @@ pub struct Http {
     ended: Option<Instant>,
     closed: bool,
     /// Why Kafka would not have a message.
-    refused: Option<RefusedReason>,
+    refused: Option<DeliveryFailure>,
 }
 
 impl Http {
@@ -408,7 +407,7 @@ impl Codec for Http {
         } else if told && !self.closed {
             // With several requests it is not known which one it was.
             let too_large =
-                self.refused == Some(RefusedReason::TooLarge) && self.exchanges.len() == 1;
+                self.refused == Some(DeliveryFailure::TooLarge) && self.exchanges.len() == 1;
             let refused = match reason {
                 CloseReason::RefusedByKafka if too_large => Refused::TOO_LARGE_FOR_KAFKA,
                 CloseReason::RefusedByKafka => Refused::BY_KAFKA,
@@ -418,7 +417,7 @@ impl Codec for Http {
         }
     }
 
-    fn refused(&mut self, failure: RefusedReason) {
+    fn refused(&mut self, failure: DeliveryFailure) {
         self.refused.get_or_insert(failure);
     }
 

@@ -3,11 +3,11 @@ mod refusals;
 
 use proptest::prelude::*;
 
-use super::*;
 use crate::codec::script::{Action, Script};
-use crate::codec::{Framing, ProtocolKind, ReplyOrigin};
-use crate::kafka::RelayId;
-use crate::route::Refusal;
+use crate::codec::{Framing, ProtocolKind};
+use crate::model::{Refusal, RelayId, ReplyOrigin};
+
+use super::*;
 
 /// A connection, and what it has asked for.
 struct Line {

@@ -4,9 +4,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::codec::{Actions, HeaderList};
-use crate::kafka::ConnectionKey;
-use crate::worker::CloseReason;
+use crate::codec::Actions;
+use crate::model::{CloseReason, ConnectionKey, HeaderList};
 
 use super::encode;
 use super::packet::{self, AckKind, Filters, Message, Packet, Publish, Qos, Version};

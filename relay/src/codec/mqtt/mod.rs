@@ -39,9 +39,9 @@ mod wire;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use crate::codec::{Codec, Headers, Unencodable};
+use crate::codec::{Codec, Unencodable};
 use crate::config::{MqttSection, Passwords, Service};
-use crate::route::IdentityKind;
+use crate::model::{Headers, IdentityKind};
 
 use check::Checker;
 use sessions::Sessions;

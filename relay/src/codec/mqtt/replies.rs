@@ -13,7 +13,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use crate::codec::{Actions, Reply, ReplyOrigin, Sending, Unencodable};
+use crate::codec::{Actions, Sending, Unencodable};
+use crate::model::{Reply, ReplyOrigin};
 
 use super::Mqtt;
 use super::client::Client;

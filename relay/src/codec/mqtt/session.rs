@@ -15,8 +15,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use crate::codec::ReplyOrigin;
-use crate::kafka::ConnectionKey;
+use crate::model::{ConnectionKey, ReplyOrigin};
 
 use super::packet::Qos;
 use super::reason::Reason;

@@ -10,12 +10,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::codec::script::{Action, Named, Script};
-use crate::codec::{ByteOrder, Codec, Framing, HeaderList, Reply, ReplyOrigin, Sending};
-use crate::codec::{ProtocolKind, Unencodable};
+use crate::codec::{ByteOrder, Codec, Framing, ProtocolKind, Sending, Unencodable};
 use crate::config::{MqttSection, Service};
-use crate::kafka::RelayId;
-use crate::route::IdentityKind;
-use crate::worker::CloseReason;
+use crate::model::{CloseReason, HeaderList, IdentityKind, RelayId, Reply, ReplyOrigin};
 
 use super::Mqtt;
 use packets::{Build, Sent, connect};

@@ -4,7 +4,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use crate::codec::{Actions, Headers, Reply, ReplyOrigin, Sending};
+use crate::codec::{Actions, Sending};
+use crate::model::{Headers, Reply, ReplyOrigin};
 
 use super::Mqtt;
 use super::client::Client;

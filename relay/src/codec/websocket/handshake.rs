@@ -6,9 +6,8 @@ use base64::prelude::{BASE64_STANDARD, Engine as _};
 use httparse::{EMPTY_HEADER, Header, Request, Status};
 use sha1_smol::Sha1;
 
-use crate::codec::HeaderList;
 use crate::config::WebSocketSection;
-use crate::worker::CloseReason;
+use crate::model::{CloseReason, HeaderList};
 
 use super::deflate::Deflate;
 

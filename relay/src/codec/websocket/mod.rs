@@ -11,10 +11,9 @@ mod stream;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-use crate::codec::{Actions, Begin, Codec, HeaderList, Headers, Reply, Sending, Unencodable};
+use crate::codec::{Actions, Codec, Sending, Unencodable};
 use crate::config::{ReplyOpcode, Service, WebSocketSection};
-use crate::kafka::RefusedReason;
-use crate::worker::CloseReason;
+use crate::model::{Begin, CloseReason, DeliveryFailure, HeaderList, Headers, Reply};
 
 use frame::{CloseCode, Opcode, write_control, write_header};
 use handshake::{HEAD_END, Handshake, Rejection};
@@ -130,7 +129,7 @@ pub struct WebSocket {
     /// How the server wants it closed.
     farewell: Option<(CloseCode, Box<str>)>,
     /// Why Kafka would not have a message.
-    refused: Option<RefusedReason>,
+    refused: Option<DeliveryFailure>,
 }
 
 impl WebSocket {
@@ -234,7 +233,7 @@ impl WebSocket {
                 (CloseCode::TRY_AGAIN_LATER, "there is no server now: try again later")
             }
             CloseReason::RefusedByKafka => match self.refused {
-                Some(RefusedReason::TooLarge) => {
+                Some(DeliveryFailure::TooLarge) => {
                     (CloseCode::INTERNAL_ERROR, "a message is larger than can be stored")
                 }
                 _ => (CloseCode::INTERNAL_ERROR, "a message was refused"),
@@ -309,7 +308,7 @@ impl Codec for WebSocket {
         self.farewell = Some((code, reason.into()));
     }
 
-    fn refused(&mut self, failure: RefusedReason) {
+    fn refused(&mut self, failure: DeliveryFailure) {
         self.refused.get_or_insert(failure);
     }
 

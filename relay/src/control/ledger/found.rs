@@ -16,7 +16,7 @@ use crate::kafka::{
     header_text, is_unreadable, letter, observer, postponed_before, record_origin, unreadable_at,
     watermarks,
 };
-use crate::route::Partition;
+use crate::model::Partition;
 
 use super::super::Snapshot;
 use super::{LedgerError, Server, TIMEOUT};

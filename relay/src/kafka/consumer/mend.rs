@@ -8,7 +8,8 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 
-use crate::ring::{DownlinkSender, ReplyOffset};
+use crate::model::ReplyOffset;
+use crate::ring::DownlinkSender;
 
 use super::super::again::{PAUSE, watermarks};
 use super::super::deadletter::Reason;

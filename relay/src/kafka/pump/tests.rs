@@ -7,12 +7,12 @@ use std::time::Instant;
 use rdkafka::mocking::MockCluster;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
-use super::*;
-use crate::codec::{Begin, Headers};
 use crate::config::Config;
-use crate::kafka::{Desk, Identity, Leases, RdKafkaProducer};
-use crate::ring::{Kind, Origin, UplinkSender, downlink, uplink};
-use crate::route::{Association, ServerId};
+use crate::kafka::{Desk, Leases, RdKafkaProducer};
+use crate::model::{Association, Begin, Headers, Identity, Kind, ServerId};
+use crate::ring::{Origin, UplinkSender, downlink, uplink};
+
+use super::*;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 /// More than the rings hold together.

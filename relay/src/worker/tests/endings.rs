@@ -1,8 +1,8 @@
 //! How connections end, and what becomes of the replies to them.
 
+use crate::model::{DeliveryFailure, UndeliveredReason};
+
 use super::*;
-use crate::kafka::RefusedReason;
-use crate::worker::UndeliveredReason;
 
 fn reset() -> ReceiveEnd {
     ReceiveEnd::Failed(std::io::ErrorKind::ConnectionReset.into())
@@ -100,7 +100,7 @@ fn a_reply_to_a_client_that_has_only_ended_its_side_is_sent() {
 }
 
 /// What a client gets whose first message Kafka refuses.
-fn refused(other: &str, bytes: &[u8], failure: RefusedReason) -> Vec<u8> {
+fn refused(other: &str, bytes: &[u8], failure: DeliveryFailure) -> Vec<u8> {
     let mut stage = Stage::new(&config("", other));
     let socket = stage.accept(OTHER, "192.0.2.1:1");
     stage.bring(socket, bytes);
@@ -114,7 +114,7 @@ fn refused(other: &str, bytes: &[u8], failure: RefusedReason) -> Vec<u8> {
 
 #[test]
 fn kafkas_refusal_is_told_in_the_words_of_each_protocol() {
-    let (too_large, other) = (RefusedReason::TooLarge, RefusedReason::Other);
+    let (too_large, other) = (DeliveryFailure::TooLarge, DeliveryFailure::Other);
     assert_eq!(refused(PLAIN, b"a line\n", too_large), b"", "it has no word for that");
 
     let http = "protocol = \"http\"";
@@ -155,7 +155,7 @@ fn what_kafka_acknowledges_behind_a_refused_message_confirms_nothing() {
     stage.bring(socket, &stream);
     stage.settle();
     let before = stage.sent(socket).len();
-    let refused = Command::Refused(RefusedReason::Other);
+    let refused = Command::Refused(DeliveryFailure::Other);
     let commands = [Command::Acknowledged(1), refused, Command::Acknowledged(1)];
     let commands = commands.map(|command| (command, Receipt::None, &b""[..]));
     stage.worker.engine().set_peer(socket, Peer::Stalls);

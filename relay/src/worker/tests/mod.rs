@@ -4,11 +4,11 @@ mod endings;
 mod held;
 mod stage;
 
-use super::{CloseReason, ReceiveEnd, SocketId};
-use crate::codec::Reply;
 use crate::config::Config;
-use crate::kafka::{ConnectionKey, Incarnation, RelayId};
-use crate::ring::{Command, Receipt, ReplyOffset, Return};
+use crate::model::{CloseReason, ConnectionKey, Incarnation, RelayId, Reply, ReplyOffset};
+use crate::ring::{Command, Receipt, Return};
+
+use super::{ReceiveEnd, SocketId};
 
 use stage::{Peer, Stage};
 

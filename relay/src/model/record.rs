@@ -3,11 +3,9 @@
 use std::ffi::CStr;
 use std::net::SocketAddr;
 
-use serde::{Deserialize, Serialize};
-
-use crate::codec::{Begin, Headers};
-use crate::ring::Kind;
-use crate::route::{Association, Partition, ServerId};
+use super::headers::Headers;
+use super::id::ConnectionKey;
+use super::server::{Association, Partition, ServerId};
 
 /// Names of record headers. Values are UTF-8 text.
 pub mod header {
@@ -37,123 +35,44 @@ pub mod header {
     pub const CLOSE: &CStr = c"close";
 }
 
-/// A relay, and its partition of the downlink.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
-#[serde(transparent)]
-pub struct RelayId(pub u16);
+/// What a record is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A connection began.
+    Open,
+    /// A message.
+    Message {
+        /// Its number on its connection, from 1.
+        sequence: u64,
+    },
+    /// A connection ended, and why.
+    Close(&'static str),
+}
 
-/// One run of a relay: Unix milliseconds of its start, 48 bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, Hash)]
-#[serde(transparent)]
-pub struct Incarnation(u64);
-
-impl Incarnation {
-    const BITS: u32 = 48;
-
-    /// From Unix milliseconds.
-    pub const fn new(unix_ms: u64) -> Self {
-        Self(unix_ms & ((1 << Self::BITS) - 1))
-    }
-
-    /// As it stands in a key.
-    pub const fn value(self) -> u64 {
-        self.0
+impl Kind {
+    /// True for what a client sent.
+    pub const fn is_message(self) -> bool {
+        matches!(self, Self::Message { .. })
     }
 }
 
-/// A connection, unmistakably: no two connections of any run of any relay have the same key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ConnectionKey {
-    /// Which relay.
-    pub relay: RelayId,
-    /// Which run of it.
-    pub incarnation: Incarnation,
-    /// Which worker of it.
-    pub worker: u8,
-    /// Which slot of the worker, 24 bits.
-    pub slot: u32,
-    /// Which user of the slot.
-    pub generation: u32,
-}
-
-/// Why a record's key is not a connection key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a connection key: five groups of 4, 12, 2, 6 and 8 lower-case hexadecimal digits")]
-pub struct KeyError;
-
-impl ConnectionKey {
-    /// Bytes of a printed key.
-    pub const LENGTH: usize = 36;
-    const GROUPS: [usize; 5] = [4, 12, 2, 6, 8];
-
-    /// As it stands in a record: `RRRR-IIIIIIIIIIII-WW-SSSSSS-GGGGGGGG`, hexadecimal.
-    pub fn print(&self) -> [u8; Self::LENGTH] {
-        let values = [
-            u64::from(self.relay.0),
-            self.incarnation.0,
-            u64::from(self.worker),
-            u64::from(self.slot),
-            u64::from(self.generation),
-        ];
-        let mut text = [b'-'; Self::LENGTH];
-        let mut rest = &mut text[..];
-        for (value, digits) in values.into_iter().zip(Self::GROUPS) {
-            let group;
-            (group, rest) = rest.split_at_mut(digits);
-            let mut value = value;
-            for place in group.iter_mut().rev() {
-                *place = b"0123456789abcdef"[(value & 0xf) as usize];
-                value >>= 4;
-            }
-            rest = rest.get_mut(1..).unwrap_or_default();
-        }
-        text
-    }
-
-    /// The inverse of [`print`](Self::print), strictly.
-    pub fn parse(text: &[u8]) -> Result<Self, KeyError> {
-        let text: &[u8; Self::LENGTH] = text.try_into().map_err(|_| KeyError)?;
-        let mut rest = &text[..];
-        let mut values = [0_u64; 5];
-        for (value, digits) in values.iter_mut().zip(Self::GROUPS) {
-            let group;
-            (group, rest) = rest.split_at(digits);
-            for byte in group {
-                let digit = match byte {
-                    b'0'..=b'9' => byte - b'0',
-                    b'a'..=b'f' => byte - b'a' + 10,
-                    _ => return Err(KeyError),
-                };
-                *value = *value << 4 | u64::from(digit);
-            }
-            rest = match rest.split_first() {
-                Some((b'-', rest)) => rest,
-                None => rest,
-                Some(_) => return Err(KeyError),
-            };
-        }
-        let [relay, incarnation, worker, slot, generation] = values;
-        let narrow = |_| KeyError;
-        Ok(Self {
-            relay: RelayId(relay.try_into().map_err(narrow)?),
-            incarnation: Incarnation(incarnation),
-            worker: worker.try_into().map_err(narrow)?,
-            slot: slot.try_into().map_err(narrow)?,
-            generation: generation.try_into().map_err(narrow)?,
-        })
-    }
-}
-
-/// The connection and the name of the one whom replies wait for, from a record's key: a key without
-/// a slash has no such name.
-pub(super) fn split_reply_key(text: &[u8]) -> Result<(ConnectionKey, Option<&str>), KeyError> {
-    let (key, rest) = text.split_at_checked(ConnectionKey::LENGTH).ok_or(KeyError)?;
-    let holder = match rest {
-        [] => None,
-        [b'/', holder @ ..] => Some(std::str::from_utf8(holder).map_err(|_| KeyError)?),
-        _ => return Err(KeyError),
-    };
-    Ok((ConnectionKey::parse(key)?, holder))
+/// How a connection enters the books.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Begin<'a> {
+    /// How records name the protocol (header `protocol`).
+    pub protocol: &'static str,
+    /// True if `Codec::delivered` should be called.
+    pub acknowledge: bool,
+    /// The client's own name for itself, where the protocol has one. Counts with
+    /// `identity = "client"`.
+    pub client: Option<&'a str>,
+    /// True if replies may wait for this client while it is away; counts if the service's clients
+    /// have an identity that outlives their connection.
+    pub holds: bool,
+    /// True if those that waited shall not come before `Actions::ask_held`.
+    pub later: bool,
+    /// Headers of the `open` record.
+    pub headers: Headers<'a>,
 }
 
 /// What all records of one connection to one server have in common, rendered once.
@@ -171,7 +90,7 @@ pub struct Identity {
     /// The headers that do not change; see [`headers_of`](Self::headers_of).
     pub headers: [(&'static CStr, Box<[u8]>); 6],
     /// The server's lease of the partition, which may have been another's before; 0 without one.
-    pub(super) epoch: u64,
+    pub(crate) epoch: u64,
     /// Its worker is told what Kafka has acknowledged.
     pub acknowledge: bool,
     /// What the protocol adds to its `open` records: the bytes of [`Headers`].
@@ -272,45 +191,5 @@ impl Identity {
             holder: self.holder.clone(),
             moved_from: former,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        #[test]
-        fn a_printed_key_parses_to_itself(
-            relay: u16, incarnation: u64, worker: u8, slot in 0..1_u32 << 24, generation: u32,
-        ) {
-            let key = ConnectionKey {
-                relay: RelayId(relay),
-                incarnation: Incarnation::new(incarnation),
-                worker,
-                slot,
-                generation,
-            };
-            prop_assert_eq!(ConnectionKey::parse(&key.print()), Ok(key));
-        }
-
-        #[test]
-        fn nonsense_is_refused(text in prop::collection::vec(any::<u8>(), 0..50)) {
-            let _ = split_reply_key(&text);
-            if let Ok(key) = ConnectionKey::parse(&text) {
-                prop_assert_eq!(&key.print()[..], &text[..]);
-            }
-        }
-    }
-
-    #[test]
-    fn the_documented_example() {
-        let text = b"0000-0193abcdef12-03-00002a-00000007";
-        let key = ConnectionKey::parse(text).unwrap();
-        assert_eq!((key.relay.0, key.worker, key.slot, key.generation), (0, 3, 42, 7));
-        assert_eq!(ConnectionKey::parse(b"0000-0193ABCDEF12-03-00002a-00000007"), Err(KeyError));
-        assert_eq!(ConnectionKey::parse(b"0000+0193abcdef12-03-00002a-00000007"), Err(KeyError));
     }
 }
