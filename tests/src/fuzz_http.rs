@@ -37,7 +37,7 @@ impl Connection {
         service.http.max_kept_bytes = u32::try_from(KEPT_BYTES).expect("small");
         service.http.max_pipelined = u16::try_from(PIPELINED).expect("small");
         let (now, time) = (Instant::now(), SystemTime::UNIX_EPOCH + Duration::from_hours(1));
-        let settings = Arc::new(HttpSettings::new(&service, now, time));
+        let settings = Arc::new(HttpSettings::new(&service.codec(), now, time));
         Self { codec: Http::new(settings, now), now, script: Script::default() }
     }
 

@@ -49,7 +49,7 @@ fn run(pieces: &mut dyn Iterator<Item = &[u8]>) -> Outcome {
         section.tell_subscriptions = true;
         section.send_maximum = 2;
     });
-    let mqtt = Arc::new(Mqtt::new(&service));
+    let mqtt = Arc::new(Mqtt::new(&service.codec()));
     let now = Instant::now();
     let mut codec = mqtt.codec(now);
     let mut script = Script::default();

@@ -40,7 +40,7 @@ pub fn config(input: &[u8]) {
     }
     let now = std::time::Instant::now();
     for service in &config.services {
-        let protocol = Protocol::from(service);
+        let protocol = Protocol::from(&service.codec());
         let codec = protocol.codec(now);
         assert!(codec.held() <= 1 << 20, "an idle connection holds {} bytes", codec.held());
         let _ = protocol.check_reply(HeaderList::default().headers(), b"reply");

@@ -7,8 +7,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use millrace_relay::codec::ProtocolKind;
-use millrace_relay::config::{MqttSection, Service};
+use millrace_relay::codec::{MqttSection, ProtocolKind};
+use millrace_relay::config::Service;
 use millrace_relay::model::IdentityKind;
 
 use crate::paths;

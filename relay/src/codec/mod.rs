@@ -14,24 +14,32 @@
 //!
 //! The registry of codecs is [`Protocol`]: a new one is a module here, a variant there.
 
+mod any;
 mod auto;
 mod framing;
 mod http;
 mod mqtt;
 mod protocol;
 pub mod script;
+mod settings;
+mod spoken;
 mod websocket;
 
 use std::time::Instant;
 
-use crate::model::{Begin, CloseReason, ConnectionKey, DeliveryFailure, Headers, Refusal, Reply, ReplyOrigin};
+use crate::model::{
+    Begin, CloseReason, ConnectionKey, DeliveryFailure, Headers, Refusal, Reply, ReplyOrigin,
+};
 
-pub use auto::{Auto, AutoSettings};
+pub use any::AnyCodec;
+pub use auto::{Auto, AutoSection, AutoSettings, Otherwise, Recognised};
 pub use framing::{ByteOrder, DecodeError, Decoder, EncodeError, Framed, Framing};
-pub use http::{Http, HttpSettings, MAX_REQUEST_FIELDS};
-pub use mqtt::Mqtt;
-pub use protocol::{AnyCodec, Protocol, ProtocolKind};
-pub use websocket::{WebSocket, WebSocketSettings};
+pub use http::{Http, HttpSection, HttpSettings, MAX_REQUEST_FIELDS};
+pub use mqtt::{Mqtt, MqttSection, Passwords};
+pub use protocol::Protocol;
+pub use settings::{ProtocolKind, Settings};
+pub use spoken::Spoken;
+pub use websocket::{ReplyOpcode, WebSocket, WebSocketSection, WebSocketSettings};
 
 /// What a codec has made of a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

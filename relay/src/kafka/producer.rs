@@ -8,7 +8,9 @@ use rdkafka::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use crate::config::{Config, KafkaSection};
-use crate::model::{Decimal, DeliveryFailure, header, Headers, Identity, Incarnation, Kind, Partition};
+use crate::model::{
+    Decimal, DeliveryFailure, Headers, Identity, Incarnation, Kind, Partition, header,
+};
 use crate::ring::Wake;
 
 use super::clock::{NO_TIME, brokers_clock};

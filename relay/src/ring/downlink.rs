@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use crossbeam_queue::{ArrayQueue, SegQueue};
 
-use crate::model::{ConnectionKey, DeliveryFailure, Headers, Reply, ReplyOffset, ReplyOrigin, UndeliveredReason};
+use crate::model::{
+    ConnectionKey, DeliveryFailure, Headers, Reply, ReplyOffset, ReplyOrigin, UndeliveredReason,
+};
 
 use super::Wake;
 use super::delivered::Delivered;

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
+use crate::config::{Absence, Then};
 use crate::model::{ServerId, ServiceId};
 
-use super::policy::{Absence, Policy, Then};
+use super::policy::Policy;
 
 use super::{ServerLink, ServerState};
 

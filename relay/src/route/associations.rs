@@ -7,12 +7,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::config::Service;
-use crate::model::{Association, ClientIdentity, Incarnation, Partition, Refusal, RelayId, ServerId, ServiceId};
+use crate::config::{Absence, Service, Then};
+use crate::model::{
+    Association, ClientIdentity, Incarnation, Partition, Refusal, RelayId, ServerId, ServiceId,
+};
 
 use super::allotment::{Fate, Server};
 use super::balance;
-use super::policy::{Absence, Policy, Then};
+use super::policy::Policy;
 use super::record::{Key, RecordRefusal, Value, parse_generation};
 use super::table::{Incoming, Outgoing, Table};
 use super::{ServerLink, ServerState};

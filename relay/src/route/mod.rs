@@ -24,9 +24,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-
 pub use associations::{Associations, Balance, Concern, LogStats, Measure};
 pub use log::{AssociationLog, LogError};
-pub use policy::{Absence, Then};
 pub use record::RecordRefusal;
 pub use server::{ServerLink, ServerState};

@@ -11,8 +11,11 @@ use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 
 use crate::codec::Framing;
-use crate::config::{Server, Service};
-use crate::model::{Association, ClientIdentity, IdentityKind, Incarnation, Partition, Refusal, RelayId, ServerId, ServiceId};
+use crate::config::{Absence, Server, Service, Then};
+use crate::model::{
+    Association, ClientIdentity, IdentityKind, Incarnation, Partition, Refusal, RelayId, ServerId,
+    ServiceId,
+};
 
 use super::policy::Policy;
 use super::record::{Key, Value};

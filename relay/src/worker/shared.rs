@@ -65,7 +65,7 @@ impl From<&Service> for Served {
     fn from(service: &Service) -> Self {
         let ms = |ms| Duration::from_millis(u64::from(ms));
         Self {
-            protocol: Protocol::from(service),
+            protocol: Protocol::from(&service.codec()),
             handshake: ms(service.handshake_timeout_ms),
             idle: (service.idle_timeout_ms > 0).then(|| ms(service.idle_timeout_ms)),
             connect: ms(service.auto.connect_timeout_ms),

@@ -13,14 +13,14 @@ mod head;
 mod lines;
 mod refused;
 mod response;
+mod section;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::codec::{Actions, Codec, Sending, Unencodable};
-use crate::config::Service;
+use crate::codec::{Actions, Codec, Sending, Settings, Unencodable};
 use crate::model::{Begin, CloseReason, Decimal, DeliveryFailure, HeaderList, Reply};
 
 use body::{Body, Bounds, Piece};
@@ -30,6 +30,7 @@ use refused::Refused;
 use response::{Clock, Date};
 
 pub use head::MAX_REQUEST_FIELDS;
+pub use section::HttpSection;
 
 /// What an idle connection keeps of its body's buffer.
 const BODY_KEPT_BYTES: usize = 4096;
@@ -54,7 +55,7 @@ pub struct HttpSettings {
 
 impl HttpSettings {
     /// As the configuration has it. The two clocks are read at the same moment.
-    pub fn new(service: &Service, now: Instant, time: SystemTime) -> Self {
+    pub fn new(service: &Settings, now: Instant, time: SystemTime) -> Self {
         let milliseconds = |time: u32| Duration::from_millis(u64::from(time));
         let http = &service.http;
         Self {

@@ -3,8 +3,8 @@ mod refusals;
 
 use proptest::prelude::*;
 
+use crate::codec::ProtocolKind;
 use crate::codec::script::{Action, Script};
-use crate::codec::{Framing, ProtocolKind};
 use crate::model::{Refusal, RelayId, ReplyOrigin};
 
 use super::*;
@@ -23,9 +23,8 @@ impl Line {
         Self::with(|_| {})
     }
 
-    fn with(adjust: impl FnOnce(&mut Service)) -> Self {
-        let mut service = Service::new("web", 80, Framing::Lines);
-        (service.protocol, service.framing) = (ProtocolKind::Http, None);
+    fn with(adjust: impl FnOnce(&mut Settings)) -> Self {
+        let mut service = Settings::new(ProtocolKind::Http);
         service.max_message_bytes = 8;
         service.http.max_body_bytes = 20;
         service.http.max_head_bytes = 256;

@@ -6,18 +6,20 @@
 mod deflate;
 mod frame;
 mod handshake;
+mod section;
 mod stream;
 
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-use crate::codec::{Actions, Codec, Sending, Unencodable};
-use crate::config::{ReplyOpcode, Service, WebSocketSection};
+use crate::codec::{Actions, Codec, Sending, Settings, Unencodable};
 use crate::model::{Begin, CloseReason, DeliveryFailure, HeaderList, Headers, Reply};
 
 use frame::{CloseCode, Opcode, write_control, write_header};
 use handshake::{HEAD_END, Handshake, Rejection};
 use stream::{DataKind, End, Stream};
+
+pub use section::{ReplyOpcode, WebSocketSection};
 
 /// The header that says what a message is.
 const OPCODE: &std::ffi::CStr = c"websocket.opcode";
@@ -55,8 +57,8 @@ pub struct WebSocketSettings {
     max_message_bytes: usize,
 }
 
-impl From<&Service> for WebSocketSettings {
-    fn from(service: &Service) -> Self {
+impl From<&Settings> for WebSocketSettings {
+    fn from(service: &Settings) -> Self {
         Self {
             section: service.websocket.clone(),
             max_message_bytes: service.max_message_bytes as usize,

@@ -57,7 +57,7 @@ impl Default for WebSocketSection {
 
 impl WebSocketSection {
     /// What a type cannot say.
-    pub(super) fn check(&self) -> Result<(), String> {
+    pub(crate) fn check(&self) -> Result<(), String> {
         if !(256..=MAX_HEAD_BYTES).contains(&self.max_head_bytes) {
             return Err(format!("websocket.max_head_bytes goes from 256 to {MAX_HEAD_BYTES}"));
         }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::codec::MAX_REQUEST_FIELDS;
+use super::head::MAX_REQUEST_FIELDS;
 
 /// Bounds of HTTP. Each is answered with a status that names it.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -48,7 +48,7 @@ impl Default for HttpSection {
 
 impl HttpSection {
     /// Refuses what makes no sense.
-    pub fn check(&self) -> Result<(), String> {
+    pub(crate) fn check(&self) -> Result<(), String> {
         if !(256..=1 << 20).contains(&self.max_head_bytes) {
             return Err("http.max_head_bytes goes from 256 to 1048576".to_owned());
         }

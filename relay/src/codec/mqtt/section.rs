@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::Passwords;
+use super::passwords::Passwords;
 
 /// What a service with `protocol = "mqtt"` grants its clients.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -68,7 +68,7 @@ const MAX_RECEIVE_MAXIMUM: u16 = 1024;
 
 impl MqttSection {
     /// Reads what stands in other files.
-    pub(super) fn load(&mut self, folder: &Path) -> Result<(), String> {
+    pub(crate) fn load(&mut self, folder: &Path) -> Result<(), String> {
         if let Some(passwords) = &mut self.passwords {
             *passwords = folder.join(&*passwords);
             self.users = Some(Passwords::read(passwords)?);
@@ -77,7 +77,7 @@ impl MqttSection {
     }
 
     /// What a type cannot say.
-    pub(super) fn check(&self) -> Result<(), String> {
+    pub(crate) fn check(&self) -> Result<(), String> {
         for (name, value) in
             [("receive_maximum", self.receive_maximum), ("send_maximum", self.send_maximum)]
         {

@@ -3,8 +3,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::codec::ProtocolKind;
-
 /// Recognition by the first bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -61,21 +59,9 @@ impl Default for AutoSection {
     }
 }
 
-impl Recognised {
-    /// The protocol that it is then.
-    pub(crate) const fn kind(self) -> ProtocolKind {
-        match self {
-            Self::WebSocket => ProtocolKind::WebSocket,
-            Self::Http => ProtocolKind::Http,
-            Self::Mqtt => ProtocolKind::Mqtt,
-            Self::Framing => ProtocolKind::Framing,
-        }
-    }
-}
-
 impl AutoSection {
     /// What a type cannot say. `has_framing`: the service has one.
-    pub(super) fn check(&self, has_framing: bool) -> Result<(), String> {
+    pub(crate) fn check(&self, has_framing: bool) -> Result<(), String> {
         if self.recognise.is_empty() {
             return Err("auto.recognise is empty: name what is recognised".to_owned());
         }
