@@ -20,6 +20,7 @@
 pub mod codec;
 pub mod config;
 pub mod control;
+pub mod engine;
 pub mod gateway;
 pub mod kafka;
 pub mod logging;

@@ -10,9 +10,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use millrace_relay::engine::{BufferId, Engine, Event, ReceiveEnd, SocketId};
 use millrace_relay::kafka::{ProduceError, Producer, Report, Token};
 use millrace_relay::model::{DeliveryFailure, Headers, Identity, Kind, ServiceId};
-use millrace_relay::worker::{BufferId, Engine, Event, ReceiveEnd, SocketId};
 
 /// xorshift64*: small, repeatable, good enough to choose faults.
 #[derive(Clone, Debug)]

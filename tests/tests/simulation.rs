@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use millrace_relay::codec::{ByteOrder, Decoder, Framing};
 use millrace_relay::config::Config;
+use millrace_relay::engine::Engine as _;
 use millrace_relay::kafka::{Pump, PumpStats};
 use millrace_relay::model::{
     CloseReason, ConnectionKey, DeliveryFailure, Incarnation, Kind, Partition, RelayId, Reply,
@@ -17,7 +18,7 @@ use millrace_relay::model::{
 use millrace_relay::ring::{Command, DownlinkSender, Receipt, Return, Wake, downlink, uplink};
 use millrace_relay::route::{ServerLink, ServerState};
 use millrace_relay::worker::{
-    Counter, Engine as _, NoGateway, OrderAnswer, Orders, Shared, Task, Worker, WorkerStats,
+    Counter, NoGateway, OrderAnswer, Orders, Shared, Task, Worker, WorkerStats,
 };
 use millrace_tests::faulty::{Dice, Ending, FaultyEngine, FaultyProducer, SimClient, SimRecord};
 

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use super::preflight::Finding;
+use crate::gateway::finding::Finding;
 
 /// Why the gateway could not be loaded, unloaded, inspected or used.
 #[derive(Debug, thiserror::Error)]

@@ -12,10 +12,10 @@ use rdkafka::error::KafkaResult;
 use crate::config::Config;
 use crate::kafka::{Retention, Unread, bury, renew, unread};
 use crate::model::{Incarnation, Partition};
+use crate::registry::listener::Listener;
 use crate::route::Balance;
 
 use super::Facts;
-use super::link::Listener;
 
 /// How long the cluster may take for each of the two answers that tell how far a partition is read.
 const FACT_TIMEOUT: Duration = Duration::from_secs(2);

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use crate::kafka::Unread;
 use crate::model::Partition;
+use crate::registry::decision::Facts;
 
-use super::coordinator::Facts;
 use super::policy::{Policy, Unfit};
 use super::state::Registry;
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::codec::{Actions, AnyCodec};
+use crate::engine::{Engine, SocketId};
 use crate::model::{
     Begin, CloseReason, ConnectionKey, Headers, Identity, Kind, Refusal, ReplyOrigin,
 };
@@ -15,7 +16,7 @@ use crate::ring::{Credit, MESSAGE_OVERHEAD_BYTES, Origin, Receipt, UplinkSender}
 use super::connection::{Link, State};
 use super::kept::Settled;
 use super::stats::WorkerStats;
-use super::{Engine, Shared, SocketId, Worker};
+use super::{Shared, Worker};
 
 /// What is left to do when the codec has returned.
 #[derive(Debug, Default)]

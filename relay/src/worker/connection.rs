@@ -11,8 +11,8 @@ use crate::model::{
 };
 use crate::ring::{Origin, Receipt};
 
-use super::behind::Behind;
 use super::kept::Kept;
+use super::lag::Behind;
 use super::limits::Pace;
 use super::shared::Served;
 

@@ -8,13 +8,14 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use crate::codec::{Actions, AnyCodec};
+use crate::engine::Engine;
 use crate::model::{
     Begin, CloseReason, ConnectionKey, DeliveryFailure, Headers, Refusal, ReplyOrigin,
 };
 use crate::ring::Command;
 
+use super::Worker;
 use super::connection::{Connection, Link};
-use super::{Engine, Worker};
 
 /// By slot and generation.
 #[derive(Debug, Default)]

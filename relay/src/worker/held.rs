@@ -12,9 +12,12 @@
 //! So a turn costs as much as there are connections that may go on, and partitions that somebody waits
 //! for, however many are held.
 
+use crate::engine::{Engine, SocketId};
+
 use super::connection::{Connection, Receive, State};
 use super::waiting::Wait;
-use super::{Engine, SocketId, Worker};
+
+use super::Worker;
 
 /// What of a stash is decoded between two looks at the bounds.
 const STASH_PIECE_BYTES: usize = 4 << 10;

@@ -8,9 +8,9 @@ mod behind;
 mod connection;
 mod departed;
 mod ending;
-mod engine;
 mod held;
 mod kept;
+mod lag;
 mod limits;
 mod onward;
 mod orders;
@@ -31,6 +31,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use crate::engine::{BufferId, Engine, Event, ReceiveEnd, SocketId};
 use crate::kafka::StopPart;
 use crate::model::{CloseReason, ConnectionKey, ServiceId};
 use crate::ring::{DownlinkReceiver, DownlinkSender, UplinkSender, Wake};
@@ -44,7 +45,6 @@ use settlement::Settlement;
 use timers::Timers;
 use waiting::Waiting;
 
-pub use engine::{BufferId, Engine, Event, ReceiveEnd, SocketId};
 pub use limits::{Addresses, Rate};
 pub use orders::{Order, OrderAnswer, OrderReceiver, Orders, Task};
 pub use shared::{Flows, NoGateway, Served, Shared};

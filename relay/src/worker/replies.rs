@@ -3,13 +3,14 @@
 use std::io;
 
 use crate::codec::{Actions as _, Sending, Unencodable};
+use crate::engine::{Engine, SocketId};
 use crate::model::{CloseReason, ConnectionKey, DeliveryFailure, Reply, UndeliveredReason};
 use crate::ring::{Command, Delivered, Receipt, Return};
 
+use super::Worker;
 use super::connection::{Link, State};
 use super::departed::Nothing;
 use super::kept::Settled;
-use super::{Engine, SocketId, Worker};
 
 impl<E: Engine> Worker<E> {
     /// Takes what has come, unless too much is to be said about what came before.

@@ -1,10 +1,11 @@
 //! The end of a worker's connections when the relay stops.
 
+use crate::engine::{Engine, SocketId};
 use crate::kafka::StopPart;
 use crate::model::CloseReason;
 
 use super::connection::{Receive, State};
-use super::{Engine, MAX_SPARE_STASH_BYTES, MAX_SPARE_STASHES, SocketId, Worker};
+use super::{MAX_SPARE_STASH_BYTES, MAX_SPARE_STASHES, Worker};
 
 impl<E: Engine> Worker<E> {
     /// Begins to stop; and when the time for connections is over, ends them as they are.
@@ -86,9 +87,10 @@ mod tests {
     use std::time::{Duration, Instant};
     use std::{io, thread};
 
-    use super::super::{BufferId, Event, NoGateway, Orders, Shared, WorkerStats};
+    use super::super::{NoGateway, Orders, Shared, WorkerStats};
     use super::*;
     use crate::config::Config;
+    use crate::engine::{BufferId, Event};
     use crate::model::Kind;
     use crate::model::{Association, Partition, ServerId, ServiceId};
     use crate::model::{Begin, Headers};

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use crate::source::{ModulePath, Source};
@@ -15,7 +15,7 @@ const MOST_HOPS: usize = 16;
 
 /// Follows every path to the file that defines what it names.
 ///
-/// A re-export alone is no import: a module may show what its children define.
+/// What a module takes from below itself is no import: it is made of that.
 pub(crate) fn imports(source: &Source) -> Imports {
     let mut imports = Imports::new();
     for (path, module) in &source.modules {
@@ -23,31 +23,29 @@ pub(crate) fn imports(source: &Source) -> Imports {
         let mut add = |named: &[String]| {
             if let Some(file) = source.resolve(path, named, MOST_HOPS)
                 && file != module.file
+                && !is_below(&file, &module.file)
             {
                 from.entry(file).or_insert_with(|| named.join("::"));
             }
         };
-        let children = |named: &[String]| {
-            let first = named.iter().find(|segment| *segment != "self");
-            first.is_some_and(|first| {
-                let mut child = path.clone();
-                child.push(first.clone());
-                source.modules.contains_key(&child)
-            })
-        };
         for (_, named) in &module.uses {
-            // What a module takes from its own children it shows, or calls: it is made of them.
-            if !children(named) {
-                add(named);
-            }
+            add(named);
         }
         for named in &module.paths {
-            if !children(named) {
-                add(named);
-            }
+            add(named);
         }
     }
     imports
+}
+
+/// Whether a file belongs to a module below that of another file.
+fn is_below(file: &Path, other: &Path) -> bool {
+    let folder = match other.file_name().and_then(|name| name.to_str()) {
+        Some("lib.rs") => return true,
+        Some("mod.rs") => other.parent().unwrap_or(other).to_path_buf(),
+        _ => other.with_extension(""),
+    };
+    file.starts_with(folder)
 }
 
 impl Source {

@@ -12,10 +12,10 @@ use super::packet::{self, AckKind, Filters, Message, Packet, Publish, Qos, Versi
 use super::properties::Writer;
 use super::reason::Reason;
 use super::record;
-use super::replies::Waiting;
 use super::session::{Received, Session, Shared};
 use super::topic;
 use super::unmatched::Unmatched;
+use super::waiting::Waiting;
 use super::will::Will;
 use super::wire::Parsed;
 use super::{Mqtt, TOPIC_ALIAS_MAXIMUM};

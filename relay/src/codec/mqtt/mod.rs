@@ -35,6 +35,7 @@ mod sessions;
 mod tests;
 mod topic;
 mod unmatched;
+mod waiting;
 mod will;
 mod wire;
 

@@ -5,10 +5,9 @@ mod held;
 mod stage;
 
 use crate::config::Config;
+use crate::engine::{ReceiveEnd, SocketId};
 use crate::model::{CloseReason, ConnectionKey, Incarnation, RelayId, Reply, ReplyOffset};
 use crate::ring::{Command, Receipt, Return};
-
-use super::{ReceiveEnd, SocketId};
 
 use stage::{Peer, Stage};
 
