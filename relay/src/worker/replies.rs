@@ -174,9 +174,9 @@ impl<E: Engine> Worker<E> {
         connection.link.refused = true;
         if !connection.writes() {
             connection.codec.refused(failure, message, now, &mut Nothing::new(key));
-        } else if !self.act(socket, |codec, now, actions| {
-            codec.refused(failure, message, now, actions)
-        }) {
+        } else if !self
+            .act(socket, |codec, now, actions| codec.refused(failure, message, now, actions))
+        {
             self.flush_and_close(socket, CloseReason::RefusedByKafka);
         }
     }

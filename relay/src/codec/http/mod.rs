@@ -393,9 +393,7 @@ impl Codec for Http {
     fn farewell(&mut self, reason: CloseReason, now: Instant, actions: &mut dyn Actions) {
         let told = matches!(
             reason,
-            CloseReason::RelayStop
-                | CloseReason::ServerAway
-                | CloseReason::NoServer
+            CloseReason::RelayStop | CloseReason::ServerAway | CloseReason::NoServer
         );
         let date = self.date(now);
         if reason == CloseReason::HandshakeTimeout && !self.lines.is_empty() {

@@ -106,7 +106,8 @@ fn refused(other: &str, bytes: &[u8], failure: RefusedReason) -> Vec<u8> {
     stage.bring(socket, bytes);
     stage.settle();
     let before = stage.sent(socket).len();
-    stage.command(key(socket, 1), &[(Command::Refused { failure, message: 1 }, Receipt::None, b"")]);
+    stage
+        .command(key(socket, 1), &[(Command::Refused { failure, message: 1 }, Receipt::None, b"")]);
     stage.settle();
     assert_eq!(stage.closed(CloseReason::RefusedByKafka), 1);
     stage.sent(socket)[before..].to_vec()

@@ -29,7 +29,11 @@ fn the_request_that_kafka_refuses_is_told_so_and_no_other() {
     for message in 2..=4 {
         let mut line = three();
         line.refuse(RefusedReason::TooLarge, message);
-        assert_eq!((line.sent().as_str(), line.closed()), ("", None), "the first one is waited for");
+        assert_eq!(
+            (line.sent().as_str(), line.closed()),
+            ("", None),
+            "the first one is waited for"
+        );
         assert!(line.http.owes(), "a client that has ended its side is still answered");
         line.receive(GET);
         assert!(line.records().is_empty(), "nothing more is taken");
