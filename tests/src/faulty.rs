@@ -419,6 +419,7 @@ impl Producer for FaultyProducer {
                 partition: record.partition,
                 booked_bytes: record.payload.len(),
                 token: record.token,
+                message: if refuse { record.kind.message_number() } else { 0 },
                 result,
             });
             if refuse { self.refused.push(record) } else { self.acknowledged.push(record) }

@@ -437,7 +437,7 @@ impl Run {
         };
         assert_eq!(stats.messages.get(), messages(&acknowledged) + messages(&refused));
         assert_eq!(self.pump_stats.acknowledged.load(Ordering::SeqCst), messages(&acknowledged));
-        let counted = &self.pump_stats.refused[RefusedReason::TooLarge as usize];
+        let counted = &self.pump_stats.refused[DeliveryFailure::TooLarge as usize];
         assert_eq!(counted.load(Ordering::SeqCst), messages(&refused));
         assert_eq!(stats.connections(), 0, "every connection was closed, and counted");
         assert_eq!(stats.connection_bytes.get(), 0, "nothing is kept for them");

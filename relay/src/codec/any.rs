@@ -147,8 +147,14 @@ impl AnyCodec {
     }
 
     /// See [`Codec::refused`].
-    pub fn refused(&mut self, failure: DeliveryFailure) {
-        whichever!(self, codec => codec.refused(failure));
+    pub fn refused(
+        &mut self,
+        failure: DeliveryFailure,
+        message: u64,
+        now: Instant,
+        actions: &mut dyn Actions,
+    ) -> bool {
+        whichever!(self, codec => codec.refused(failure, message, now, actions))
     }
 
     /// See [`Codec::sent`].
