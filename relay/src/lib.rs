@@ -20,6 +20,7 @@
 pub mod codec;
 pub mod config;
 pub mod control;
+pub mod downlink;
 pub mod engine;
 pub mod gateway;
 pub mod kafka;
@@ -29,5 +30,8 @@ pub mod prefix;
 pub mod registry;
 pub mod ring;
 pub mod route;
+pub mod stop;
+pub mod undelivered;
+pub mod uplink;
 pub mod uring;
 pub mod worker;

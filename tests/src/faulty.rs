@@ -11,8 +11,8 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use millrace_relay::engine::{BufferId, Engine, Event, ReceiveEnd, SocketId};
-use millrace_relay::kafka::{ProduceError, Producer, Report, Token};
 use millrace_relay::model::{DeliveryFailure, Headers, Identity, Kind, ServiceId};
+use millrace_relay::uplink::{ProduceError, Producer, Report, Token};
 
 /// xorshift64*: small, repeatable, good enough to choose faults.
 #[derive(Clone, Debug)]

@@ -12,12 +12,12 @@ use std::time::Duration;
 
 use millrace_relay::config::Config;
 use millrace_relay::engine::{BufferId, Engine, Event, SocketId};
-use millrace_relay::kafka::{ProduceError, Producer, Pump, PumpStats, Report, Token};
 use millrace_relay::model::{
     ConnectionKey, HeaderList, Headers, Identity, Incarnation, Kind, RelayId, Reply, ReplyOffset,
     ReplyOrigin, ServiceId,
 };
 use millrace_relay::ring::{Command, Receipt, Wake, downlink, uplink};
+use millrace_relay::uplink::{ProduceError, Producer, Pump, PumpStats, Report, Token};
 use millrace_relay::worker::{NoGateway, Orders, Shared, Worker};
 use millrace_tests::speech::Speech;
 

@@ -10,13 +10,13 @@ use std::time::Duration;
 use millrace_relay::codec::{ByteOrder, Decoder, Framing};
 use millrace_relay::config::Config;
 use millrace_relay::engine::Engine as _;
-use millrace_relay::kafka::{Pump, PumpStats};
 use millrace_relay::model::{
     CloseReason, ConnectionKey, DeliveryFailure, Incarnation, Kind, Partition, RelayId, Reply,
     ReplyOffset, ServerId, ServiceId,
 };
 use millrace_relay::ring::{Command, DownlinkSender, Receipt, Return, Wake, downlink, uplink};
 use millrace_relay::route::{ServerLink, ServerState};
+use millrace_relay::uplink::{Pump, PumpStats};
 use millrace_relay::worker::{
     Counter, NoGateway, OrderAnswer, Orders, Shared, Task, Worker, WorkerStats,
 };

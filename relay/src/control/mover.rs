@@ -20,7 +20,8 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, KafkaResult};
 
 use crate::config::{KafkaSection, Then};
-use crate::kafka::{LogContext, Retention, client_config, has_read};
+use crate::kafka::client::client_config;
+use crate::kafka::{LogContext, Retention, has_read};
 use crate::model::{Partition, ServerId, ServiceId};
 use crate::ring::{Credit, Mark};
 use crate::route::{Associations, Concern, Measure};

@@ -6,14 +6,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-use crate::kafka::{
-    Break, ConsumerStats, Desk, Difference, HeldRefusal, KeeperStats, LetterCounts, LogEnd,
-    PumpStats, Written, WrittenPart, brokers_clock, throttled_ms,
-};
+use crate::downlink::{Break, ConsumerStats};
+use crate::kafka::{Difference, LogEnd, Written, WrittenPart, brokers_clock, throttled_ms};
 use crate::model::{CloseReason, DeliveryFailure, UndeliveredReason};
 use crate::registry::{RegistryObserver, RegistryStatus};
 use crate::ring::Credit;
 use crate::route::{Associations, RecordRefusal};
+use crate::undelivered::{Desk, HeldRefusal, KeeperStats, LetterCounts};
+use crate::uplink::PumpStats;
 use crate::worker::{Counter, Served, WorkerStats};
 
 use super::waiting::{Waiting, WaitingWatch};

@@ -9,17 +9,18 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
 use crate::config::Config;
+use crate::downlink::{Consumer, ConsumerStats};
 use crate::gateway::{FlowTable, Gateway, enter_namespace};
-use crate::kafka::{
-    Consumer, ConsumerStats, Desk, Keeper, KeeperStats, Pump, PumpStats, RdKafkaProducer,
-    Retention, StopTime, Topics,
-};
+use crate::kafka::{Retention, Topics};
 use crate::model::RelayId;
 use crate::registry::RegistryObserver;
 use crate::ring::{
     DownlinkReceiver, DownlinkSender, UplinkReceiver, UplinkSender, Wake, downlink, uplink,
 };
 use crate::route::{AssociationLog, Associations};
+use crate::stop::StopTime;
+use crate::undelivered::{Desk, Keeper, KeeperStats};
+use crate::uplink::{Pump, PumpStats, RdKafkaProducer};
 use crate::uring::{self, EngineLimits, UringEngine};
 use crate::worker::{Flows, NoGateway, OrderReceiver, Orders, Shared, Worker, WorkerStats};
 
@@ -230,8 +231,13 @@ impl Threads {
             stop_time.clone(),
         )?
         .renewing(retention);
-        let keeper =
-            Keeper::new(config, &shared, desk.clone(), downlinks.clone(), keeper_stats.clone())?;
+        let keeper = Keeper::new(
+            config,
+            &shared.kept(),
+            desk.clone(),
+            downlinks.clone(),
+            keeper_stats.clone(),
+        )?;
         let written = producer.written();
         let pump = Pump::new(
             producer,

@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 use rdkafka::error::KafkaResult;
 
 use crate::config::Config;
-use crate::kafka::{Retention, Unread, bury, renew, unread};
+use crate::kafka::{Retention, Unread, renew, unread};
 use crate::model::{Incarnation, Partition};
 use crate::registry::listener::Listener;
 use crate::route::Balance;
+use crate::undelivered::bury;
 
 use super::Facts;
 

@@ -8,10 +8,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
-use crate::kafka::{Known, Leases, Retention, StopPart, StopTime};
+use crate::kafka::{Known, Retention};
 use crate::model::{Incarnation, RelayId, ServiceId};
 use crate::registry::Listener;
 use crate::route::{Associations, ServerLink, ServerState};
+use crate::stop::{StopPart, StopTime};
+use crate::uplink::Leases;
 
 use super::author::Author;
 use super::candidate::{Candidate, place};

@@ -12,11 +12,13 @@ use rdkafka::message::{BorrowedMessage, Header, Message as _, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext};
 
 use crate::config::Config;
+use crate::kafka::client::writer_config;
 use crate::kafka::{
-    Known, LogContext, NO_TIME, OpenError, StopPart, StopTime, TopicReader, is_news, logs_as_ours,
-    record_header, rejoin, writer_config,
+    Known, LogContext, NO_TIME, OpenError, TopicReader, is_news, logs_as_ours, record_header,
+    rejoin,
 };
 use crate::model::Incarnation;
+use crate::stop::{StopPart, StopTime};
 
 use super::Associations;
 use super::record::{GENERATION, Value};

@@ -32,9 +32,9 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::engine::{BufferId, Engine, Event, ReceiveEnd, SocketId};
-use crate::kafka::StopPart;
 use crate::model::{CloseReason, ConnectionKey, ServiceId};
 use crate::ring::{DownlinkReceiver, DownlinkSender, UplinkSender, Wake};
+use crate::stop::StopPart;
 
 use actions::CodecActions;
 use connection::{Connection, Receive, State};

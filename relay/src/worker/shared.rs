@@ -9,10 +9,13 @@ use std::time::Duration;
 
 use crate::codec::Protocol;
 use crate::config::{Config, RelaySection, Service};
-use crate::kafka::{Arrivals, Leases, Presence, StopTime};
 use crate::model::{Incarnation, RelayId};
 use crate::ring::Credit;
 use crate::route::Associations;
+use crate::stop::StopTime;
+use crate::undelivered::keeper::Kept;
+use crate::undelivered::{Arrivals, Presence};
+use crate::uplink::Leases;
 
 use super::limits::{Addresses, Rate};
 
@@ -108,6 +111,16 @@ pub struct Shared {
 }
 
 impl Shared {
+    /// As much of it as the keeper has to know.
+    pub fn kept(&self) -> Kept {
+        Kept {
+            incarnation: self.incarnation,
+            protocols: self.services.iter().map(|service| service.protocol.clone()).collect(),
+            presence: self.presence.clone(),
+            stop: self.stop.clone(),
+        }
+    }
+
     /// For a checked configuration.
     pub fn new(config: &Config, incarnation: Incarnation) -> Self {
         let services = config.services.iter().map(Served::from).collect();

@@ -1,8 +1,8 @@
 //! The end of a worker's connections when the relay stops.
 
 use crate::engine::{Engine, SocketId};
-use crate::kafka::StopPart;
 use crate::model::CloseReason;
+use crate::stop::StopPart;
 
 use super::connection::{Receive, State};
 use super::{MAX_SPARE_STASH_BYTES, MAX_SPARE_STASHES, Worker};

@@ -1,7 +1,7 @@
 //! Where a run begins to read the downlink, and where it goes on if the log is not what it was.
 //!
 //! An offset means something in one log only. So the log's id (Kafka's topic id, KIP-516) stands beside
-//! the committed offset ([`super::note`]): a topic that was deleted and made again has another one, and
+//! the committed offset ([`crate::undelivered::note`]): a topic that was deleted and made again has another one, and
 //! its first records may well have offsets below the former log's.
 
 use crate::model::reasons;
@@ -22,32 +22,32 @@ reasons! {
 
 /// What is found about the place.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Found {
+pub(crate) struct Found {
     /// How far the log was read, if that is known.
-    pub(super) read: Option<i64>,
+    pub(crate) read: Option<i64>,
     /// The log in which that counts, if it is known.
-    pub(super) log_read: Option<String>,
+    pub(crate) log_read: Option<String>,
     /// The log that is there, if the cluster says so.
-    pub(super) log: Option<String>,
+    pub(crate) log: Option<String>,
     /// Its oldest offset.
-    pub(super) oldest: i64,
+    pub(crate) oldest: i64,
     /// The offset behind its newest record.
-    pub(super) end: i64,
+    pub(crate) end: i64,
 }
 
 /// Where to read on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
-    pub(super) start: i64,
+pub(crate) struct Place {
+    pub(crate) start: i64,
     /// What is wrong, and how many records that is about; not 0.
-    pub(super) wrong: Option<(Break, u64)>,
+    pub(crate) wrong: Option<(Break, u64)>,
 }
 
 impl Found {
     /// Where to read on. What nobody is known to have read is read, though some of it may have been:
     /// a reply may come twice, and none is passed over. Except behind the end of a log that has lost
     /// its tail: what is left of it was read.
-    pub(super) fn place(&self) -> Place {
+    pub(crate) fn place(&self) -> Place {
         let Self { oldest, end, .. } = *self;
         let count = |from: i64, to: i64| u64::try_from(to.saturating_sub(from)).unwrap_or_default();
         let wrong =
@@ -65,7 +65,7 @@ impl Found {
 }
 
 /// Says it, so that nobody can pass over it.
-pub(super) fn tell(place: Place, found: &Found, topic: &str, partition: i32) {
+pub(crate) fn tell(place: Place, found: &Found, topic: &str, partition: i32) {
     let Some((what, records)) = place.wrong else { return };
     let (start, read) = (place.start, found.read);
     match what {

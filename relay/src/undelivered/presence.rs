@@ -8,11 +8,11 @@ use crate::model::{ClientIdentity, ConnectionKey, Identity, IdentityKind, Servic
 
 /// A client's connection began or ended.
 #[derive(Debug)]
-pub(super) struct Change {
-    pub(super) came: bool,
-    pub(super) key: ConnectionKey,
+pub(crate) struct Change {
+    pub(crate) came: bool,
+    pub(crate) key: ConnectionKey,
     /// `SERVICE/IDENTITY`.
-    pub(super) holder: String,
+    pub(crate) holder: String,
 }
 
 /// What the keeper has not seen yet: the last change of each connection, and none of one that has come and
@@ -75,7 +75,7 @@ impl Presence {
     }
 
     /// The service of such a name, if it is one.
-    pub(super) fn service_of(&self, holder: &str) -> Option<ServiceId> {
+    pub(crate) fn service_of(&self, holder: &str) -> Option<ServiceId> {
         let (name, identity) = holder.rsplit_once('/')?;
         let (index, (_, kind)) =
             (0..).zip(&*self.services).find(|(_, (service, _))| service == name)?;
@@ -99,7 +99,7 @@ impl Presence {
         }
     }
 
-    pub(super) fn take(&self) -> Vec<Change> {
+    pub(crate) fn take(&self) -> Vec<Change> {
         self.unseen.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }

@@ -7,11 +7,10 @@ use std::time::Duration;
 
 use crate::model::{ConnectionKey, ReplyOffset};
 use crate::ring::{DownlinkSender, Return, Wake};
-
-use super::arrivals::Arrivals;
-use super::backlog::{Backlog, Next};
-use super::deadletter::{Reason, Refused};
-use super::note::Note;
+use crate::undelivered::arrivals::Arrivals;
+use crate::undelivered::backlog::{Backlog, Next};
+use crate::undelivered::deadletter::{Reason, Refused};
+use crate::undelivered::note::Note;
 
 /// Replies that are not seen to; above it, the consumer reads no more.
 const MOST_REPLIES: usize = 10_000;
@@ -44,7 +43,7 @@ pub struct Desk {
     /// Replies that were postponed when their connections ended.
     abandoned: AtomicU64,
     /// When what was read.
-    pub(super) arrivals: Arc<Arrivals>,
+    pub(crate) arrivals: Arc<Arrivals>,
     /// There are too many refused messages, and not yet few again.
     refused_full: AtomicBool,
     /// The producer's, which may wait for room.
@@ -84,13 +83,13 @@ impl Desk {
     }
 
     /// Hands in a reply. The downlink's offset stays before it until it is done.
-    pub(super) fn hand_in(&self, offset: ReplyOffset, reason: Reason) {
+    pub(crate) fn hand_in(&self, offset: ReplyOffset, reason: Reason) {
         self.heap().hand_in(offset, reason);
     }
 
     /// Takes what the workers say of replies that they have not sent. Under the lock, so that whoever
     /// looks then at what is undone sees all that they had said.
-    pub(super) fn collect(&self, downlinks: &[DownlinkSender]) {
+    pub(crate) fn collect(&self, downlinks: &[DownlinkSender]) {
         let heap = &mut *self.heap();
         for downlink in downlinks {
             downlink.take_returned(|returned| match returned {
@@ -130,12 +129,12 @@ impl Desk {
     }
 
     /// Replies that are to be read again for those who have asked for more, in the log's order.
-    pub(super) fn take_postponed(&self, most_bytes: usize) -> Vec<(Next, ConnectionKey)> {
+    pub(crate) fn take_postponed(&self, most_bytes: usize) -> Vec<(Next, ConnectionKey)> {
         self.heap().backlog.take(most_bytes)
     }
 
     /// Those that could not be read, to be taken again.
-    pub(super) fn put_back(&self, unread: &[(Next, ConnectionKey)]) {
+    pub(crate) fn put_back(&self, unread: &[(Next, ConnectionKey)]) {
         let mut heap = self.heap();
         for over in heap.backlog.put_back(unread) {
             self.leave(&mut heap, over);
@@ -143,7 +142,7 @@ impl Desk {
     }
 
     /// Nobody takes those any more.
-    pub(super) fn abandon(&self, unread: &[(Next, ConnectionKey)]) {
+    pub(crate) fn abandon(&self, unread: &[(Next, ConnectionKey)]) {
         let mut heap = self.heap();
         for (next, key) in unread {
             heap.hand_in_of(*key, next.offset, Reason::ConnectionLost);
@@ -155,7 +154,7 @@ impl Desk {
     }
 
     /// The workers have ended: whatever they have not told of, nobody takes any more.
-    pub(super) fn abandon_rest(&self) {
+    pub(crate) fn abandon_rest(&self) {
         let mut heap = self.heap();
         let (rest, mut left) = heap.backlog.leave_all();
         self.count_left(rest.len());
@@ -171,13 +170,13 @@ impl Desk {
     }
 
     /// A reply that was postponed is not in the log any more.
-    pub(super) fn vanished(&self, offset: ReplyOffset) {
+    pub(crate) fn vanished(&self, offset: ReplyOffset) {
         self.end(&mut self.heap(), offset);
         self.changed.notify_all();
     }
 
     /// Whether a client that is behind may ask for more at any time.
-    pub(super) fn has_queue(&self) -> bool {
+    pub(crate) fn has_queue(&self) -> bool {
         self.heap().backlog.has_queue()
     }
 
@@ -192,18 +191,18 @@ impl Desk {
     }
 
     /// Whom to wake when refused messages may be handed in again.
-    pub(super) fn tell_of_room(&self, producer: Wake) {
+    pub(crate) fn tell_of_room(&self, producer: Wake) {
         let _ = self.producer.set(producer);
     }
 
     /// Whether another message that Kafka has refused should be handed in. Once it should not, it should
     /// again when half of them are done.
-    pub(super) fn has_room_for_refused(&self) -> bool {
+    pub(crate) fn has_room_for_refused(&self) -> bool {
         !self.refused_full.load(Ordering::Relaxed)
     }
 
     /// Hands in a message that Kafka has refused. It is stored nowhere else, so it is taken in any case.
-    pub(super) fn hand_in_refused(&self, refused: Refused) {
+    pub(crate) fn hand_in_refused(&self, refused: Refused) {
         let mut heap = self.heap();
         heap.refused_undone += 1;
         heap.refused_bytes += refused.bytes();
@@ -219,7 +218,7 @@ impl Desk {
     }
 
     /// True if no further replies should be read.
-    pub(super) fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.heap().undone.len() >= MOST_REPLIES
     }
 
@@ -230,7 +229,7 @@ impl Desk {
 
     /// The offset that may be committed if everything before `settled` is here or done with, and the
     /// note beside it, for the log with this id. What the former run had postponed is before `start`.
-    pub(super) fn to_commit(
+    pub(crate) fn to_commit(
         &self,
         log: Option<&str>,
         start: ReplyOffset,
@@ -252,25 +251,25 @@ impl Desk {
     }
 
     /// Takes what was handed in.
-    pub(super) fn take(&self) -> (Vec<(ReplyOffset, Reason)>, Vec<Refused>) {
+    pub(crate) fn take(&self) -> (Vec<(ReplyOffset, Reason)>, Vec<Refused>) {
         let mut heap = self.heap();
         (std::mem::take(&mut heap.new), std::mem::take(&mut heap.refused))
     }
 
     /// Whether no reply is on its way from here.
-    pub(super) fn is_clear(&self) -> bool {
+    pub(crate) fn is_clear(&self) -> bool {
         let heap = self.heap();
         heap.undone.is_empty() && heap.backlog.len() == 0
     }
 
     /// A reply is where it belongs.
-    pub(super) fn done(&self, offset: ReplyOffset) {
+    pub(crate) fn done(&self, offset: ReplyOffset) {
         self.heap().undone.remove(&offset);
         self.changed.notify_all();
     }
 
     /// A refused message is where it belongs.
-    pub(super) fn refused_done(&self, refused: &Refused) {
+    pub(crate) fn refused_done(&self, refused: &Refused) {
         let mut heap = self.heap();
         heap.refused_undone -= 1;
         heap.refused_bytes -= refused.bytes();
@@ -283,7 +282,7 @@ impl Desk {
     }
 
     /// Waits until nothing is undone, for at most `patience`; true if so.
-    pub(super) fn wait_done(&self, patience: Duration) -> bool {
+    pub(crate) fn wait_done(&self, patience: Duration) -> bool {
         let heap = self.heap();
         let busy = |heap: &mut Heap| {
             !heap.undone.is_empty() || heap.backlog.len() > 0 || heap.refused_undone > 0

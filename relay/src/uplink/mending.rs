@@ -10,18 +10,17 @@ use std::collections::{HashSet, VecDeque};
 
 use rdkafka::error::RDKafkaErrorCode;
 
+use crate::kafka::ffi::{NativeRecord, NativeReport};
 use crate::model::header;
-
-use super::ffi::{NativeRecord, NativeReport};
-use super::producer::Token;
+use crate::uplink::token::Token;
 
 /// How a record is, or was, sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Manner {
+pub(crate) struct Manner {
     /// In a batch of its own.
-    pub(super) alone: bool,
+    pub(crate) alone: bool,
     /// Without a time: the broker asks no record for one.
-    pub(super) timeless: bool,
+    pub(crate) timeless: bool,
 }
 
 impl Manner {
@@ -41,15 +40,15 @@ impl Manner {
 
 /// A record that was refused.
 #[derive(Debug)]
-pub(super) struct Again {
-    pub(super) report: NativeReport,
-    pub(super) code: RDKafkaErrorCode,
-    pub(super) record: NativeRecord,
+pub(crate) struct Again {
+    pub(crate) report: NativeReport,
+    pub(crate) code: RDKafkaErrorCode,
+    pub(crate) record: NativeRecord,
 }
 
 impl NativeRecord {
     /// A message's number in its connection; of others 0.
-    pub(super) fn message_number(&self) -> u64 {
+    pub(crate) fn message_number(&self) -> u64 {
         // Ours is the last header.
         let (Some((name, value)), ours) = (self.headers.last(), header::SEQUENCE.to_bytes()) else {
             return 0;
@@ -69,7 +68,7 @@ fn connection(token: u64) -> Connection {
 
 /// What is to be done next.
 #[derive(Debug)]
-pub(super) enum Next {
+pub(crate) enum Next {
     /// Nothing: the other reports are waited for, or there is no record.
     Wait,
     /// It is sent, alone; [`Mending::sent`] is told.
@@ -80,7 +79,7 @@ pub(super) enum Next {
 
 /// The records to be sent again.
 #[derive(Debug, Default)]
-pub(super) struct Mending {
+pub(crate) struct Mending {
     waiting: VecDeque<Again>,
     failed: HashSet<Connection>,
     overtaken: HashSet<Connection>,
@@ -94,33 +93,33 @@ pub(super) struct Mending {
 
 impl Mending {
     /// Whether nothing else may be sent.
-    pub(super) fn is_active(&self) -> bool {
+    pub(crate) fn is_active(&self) -> bool {
         self.trying || !self.waiting.is_empty()
     }
 
     /// Whether records go without a time.
-    pub(super) const fn is_timeless(&self) -> bool {
+    pub(crate) const fn is_timeless(&self) -> bool {
         self.timeless
     }
 
     /// A record was taken by librdkafka.
-    pub(super) fn taken(&mut self) {
+    pub(crate) fn taken(&mut self) {
         self.under_way += 1;
     }
 
     /// The record of [`Next::Send`] was.
-    pub(super) fn sent(&mut self) {
+    pub(crate) fn sent(&mut self) {
         self.under_way += 1;
         self.trying = true;
     }
 
     /// That record was not, because there is no room now.
-    pub(super) fn not_sent(&mut self, again: Again) {
+    pub(crate) fn not_sent(&mut self, again: Again) {
         self.waiting.push_front(again);
     }
 
     /// Takes a report; it comes back if it is final.
-    pub(super) fn report(&mut self, mut report: NativeReport) -> Option<NativeReport> {
+    pub(crate) fn report(&mut self, mut report: NativeReport) -> Option<NativeReport> {
         self.under_way = self.under_way.saturating_sub(1);
         let tried = std::mem::take(&mut self.trying);
         let Some((code, record)) = report.error.take() else {
@@ -149,7 +148,7 @@ impl Mending {
     }
 
     /// What is to be done with the first of those that wait.
-    pub(super) fn next(&mut self) -> Next {
+    pub(crate) fn next(&mut self) -> Next {
         if self.under_way > 0 {
             return Next::Wait;
         }
@@ -165,7 +164,7 @@ impl Mending {
     }
 
     /// Gives up those that wait.
-    pub(super) fn give_up(&mut self) -> VecDeque<Again> {
+    pub(crate) fn give_up(&mut self) -> VecDeque<Again> {
         std::mem::take(&mut self.waiting)
     }
 }

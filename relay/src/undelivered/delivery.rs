@@ -2,26 +2,27 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rdkafka::message::{BorrowedMessage, Message as _};
 
+use crate::codec::Protocol;
 use crate::config::Config;
+use crate::kafka::clock::brokers_clock;
+use crate::kafka::context::is_news;
+use crate::kafka::fetch::{FetchError, Fetcher};
+use crate::kafka::ffi::{add_headers, header as header_of};
+use crate::kafka::inspect::command;
+use crate::kafka::reader::{Known, OpenError, TopicReader};
 use crate::model::{ConnectionKey, HeaderList, RelayId, Reply, ReplyOrigin};
 use crate::ring::{Command, DELIVERY_PARTS, Delivered, DownlinkSender, Receipt};
-use crate::worker::{Served, Shared};
-
-use super::clock::brokers_clock;
-use super::consumer::command;
-use super::context::is_news;
-use super::deadletter::Sender;
-use super::fetch::{FetchError, Fetcher};
-use super::ffi::{add_headers, header as header_of};
-use super::held::{Entry, HeldIndex, HeldRefusal, Record, held_header};
-use super::presence::Presence;
-use super::reader::{Known, OpenError, TopicReader};
-use super::turns::Turns;
+use crate::undelivered::deadletter::Sender;
+use crate::undelivered::held::{Entry, HeldIndex, HeldRefusal, Record, held_header};
+use crate::undelivered::keeper::Kept;
+use crate::undelivered::presence::Presence;
+use crate::undelivered::stats::HeldStats;
+use crate::undelivered::turns::Turns;
 
 /// Bytes of one delivery: less than what makes a worker pause.
 const DELIVERY_BYTES: u64 = 128 << 10;
@@ -35,27 +36,6 @@ const EXPIRY_INTERVAL: [Duration; 2] = [Duration::from_secs(1), Duration::from_m
 /// Most replies that leave for their age at a look.
 const ROUND_EXPIRED: usize = 1000;
 
-/// What is counted about replies that wait. Written by the keeper's thread only.
-#[derive(Debug, Default)]
-pub struct HeldStats {
-    /// Replies that this relay has held.
-    pub held: AtomicU64,
-    /// Replies that waited and were sent by this relay.
-    pub delivered: AtomicU64,
-    /// Replies that wait now, whichever relay holds them.
-    pub waiting: AtomicU64,
-    /// Clients that they wait for.
-    pub clients: AtomicU64,
-    /// Clients that have been given some, and have not confirmed them for a while.
-    pub late: AtomicU64,
-    /// Records of the topic that count for nothing.
-    pub refused: [AtomicU64; HeldRefusal::ALL.len()],
-    /// Replies that waited, and were not in the log any more when they were to be sent or moved.
-    pub vanished: AtomicU64,
-    /// Errors reported by the cluster.
-    pub errors: AtomicU64,
-}
-
 /// Replies that a worker was given to send.
 #[derive(Debug)]
 struct Delivery {
@@ -65,7 +45,7 @@ struct Delivery {
 
 /// What is to be written about replies that waited.
 #[derive(Debug)]
-pub(super) enum Order {
+pub(crate) enum Order {
     /// They were sent, or are nobody's.
     Mark { holder: String, partition: i32, offsets: Vec<i64> },
     /// It cannot be sent to its client.
@@ -75,12 +55,12 @@ pub(super) enum Order {
 }
 
 /// The index, who is here, and what is on its way to them.
-pub(super) struct Deliveries {
+pub(crate) struct Deliveries {
     reader: TopicReader,
     topic: String,
-    services: Arc<[Served]>,
-    pub(super) presence: Presence,
-    pub(super) index: HeldIndex,
+    protocols: Arc<[Protocol]>,
+    pub(crate) presence: Presence,
+    pub(crate) index: HeldIndex,
     here: HashMap<String, Vec<ConnectionKey>>,
     /// Of clients who may be here and have something waiting.
     turns: Turns<Delivery>,
@@ -90,9 +70,9 @@ pub(super) struct Deliveries {
 }
 
 impl Deliveries {
-    pub(super) fn new(
+    pub(crate) fn new(
         config: &Config,
-        shared: &Shared,
+        kept: &Kept,
         sender: Sender,
         downlinks: Vec<DownlinkSender>,
     ) -> Result<Self, OpenError> {
@@ -102,8 +82,8 @@ impl Deliveries {
         Ok(Self {
             reader,
             topic,
-            services: shared.services.clone(),
-            presence: shared.presence.clone(),
+            protocols: kept.protocols.clone(),
+            presence: kept.presence.clone(),
             index: HeldIndex::new(config.hold.clone(), RelayId(config.relay.id), sender),
             here: HashMap::new(),
             turns: Turns::new(),
@@ -115,13 +95,13 @@ impl Deliveries {
     }
 
     /// True when the whole log is known as it was at the start: nothing is held or delivered before.
-    pub(super) fn is_ready(&self) -> bool {
+    pub(crate) fn is_ready(&self) -> bool {
         self.reader.behind() == 0
     }
 
     /// Takes what is new in the log; `patience` is how long it may wait for the first record. True
     /// if there was something.
-    pub(super) fn fold(&mut self, patience: Duration, stats: &HeldStats) -> bool {
+    pub(crate) fn fold(&mut self, patience: Duration, stats: &HeldStats) -> bool {
         let Self { reader, index, presence, here, turns, .. } = self;
         let read =
             reader.read(patience, ROUND_RECORDS, |record| match apply(index, presence, record) {
@@ -147,7 +127,7 @@ impl Deliveries {
     }
 
     /// Goes on with every delivery: what is to be written comes back.
-    pub(super) fn step(
+    pub(crate) fn step(
         &mut self,
         fetcher: &mut Fetcher,
         stopped: impl Fn() -> bool,
@@ -254,7 +234,7 @@ impl Deliveries {
         let (mut replies, mut sent, mut gone) = (Vec::new(), Vec::new(), Vec::new());
         let mut nobodys = Vec::new();
         let index = &mut self.index;
-        let protocol = &self.services[service.index()].protocol;
+        let protocol = &self.protocols[service.index()];
         let mut coming = entries.iter();
         let wanted = entries.iter().map(|entry| entry.offset);
         let read = fetcher.read((&self.topic, partition), wanted, stopped, |offset, record| {

@@ -15,11 +15,9 @@ use crate::model::{
     Partition, RelayId, ServerId,
 };
 use crate::ring::Wake;
-
-use super::desk::Desk;
-use super::leases::Leases;
-
-use super::producer::{ProduceError, Producer as _, RdKafkaProducer};
+use crate::undelivered::desk::Desk;
+use crate::uplink::leases::Leases;
+use crate::uplink::producer::{ProduceError, Producer as _, RdKafkaProducer};
 
 /// More than the desk has room for.
 const MESSAGES: u64 = 5000;

@@ -5,25 +5,24 @@ use std::collections::{HashMap, VecDeque};
 
 use crate::config::HoldSection;
 use crate::model::RelayId;
-
-use super::deadletter::{Reason, Sender};
+use crate::undelivered::deadletter::{Reason, Sender};
 
 /// What an entry is counted as beside its value: its place here, and its record's key and headers.
 const ENTRY_BYTES: u64 = 128;
 
 /// Names of the headers that a record of the topic has beside the reply's own.
-pub(super) mod held_header {
+pub(crate) mod held_header {
     use std::ffi::CStr;
 
     /// `reply`, or `delivered`: a mark whose value lists offsets of this partition, in decimal, with
     /// commas between.
-    pub(in super::super) const KIND: &CStr = c"millrace.kind";
+    pub(crate) const KIND: &CStr = c"millrace.kind";
     /// The relay that held it: its number and its start in Unix milliseconds.
-    pub(in super::super) const RELAY: &CStr = c"millrace.relay";
+    pub(crate) const RELAY: &CStr = c"millrace.relay";
     /// The offset that it had in that relay's downlink.
-    pub(in super::super) const OFFSET: &CStr = c"millrace.offset";
+    pub(crate) const OFFSET: &CStr = c"millrace.offset";
     /// How long it had waited at that relay before, in milliseconds.
-    pub(in super::super) const WAITED: &CStr = c"millrace.waited_ms";
+    pub(crate) const WAITED: &CStr = c"millrace.waited_ms";
 }
 
 crate::model::reasons! {
@@ -44,10 +43,10 @@ crate::model::reasons! {
 
 /// A reply that waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Entry {
-    pub(super) partition: i32,
-    pub(super) offset: i64,
-    pub(super) bytes: u64,
+pub(crate) struct Entry {
+    pub(crate) partition: i32,
+    pub(crate) offset: i64,
+    pub(crate) bytes: u64,
     unix_ms: i64,
     writer: RelayId,
     /// On its way to the dead letters.
@@ -63,18 +62,18 @@ struct Client {
 }
 
 /// A record of the topic.
-pub(super) struct Record<'a> {
-    pub(super) partition: i32,
-    pub(super) offset: i64,
-    pub(super) unix_ms: i64,
-    pub(super) kind: Option<&'a [u8]>,
-    pub(super) relay: Option<&'a [u8]>,
-    pub(super) value: &'a [u8],
+pub(crate) struct Record<'a> {
+    pub(crate) partition: i32,
+    pub(crate) offset: i64,
+    pub(crate) unix_ms: i64,
+    pub(crate) kind: Option<&'a [u8]>,
+    pub(crate) relay: Option<&'a [u8]>,
+    pub(crate) value: &'a [u8],
 }
 
 /// All replies that wait, by the client's `SERVICE/IDENTITY`.
 #[derive(Debug)]
-pub(super) struct HeldIndex {
+pub(crate) struct HeldIndex {
     limits: HoldSection,
     own: Sender,
     own_id: RelayId,
@@ -85,12 +84,12 @@ pub(super) struct HeldIndex {
 }
 
 impl HeldIndex {
-    pub(super) fn new(limits: HoldSection, own_id: RelayId, own: Sender) -> Self {
+    pub(crate) fn new(limits: HoldSection, own_id: RelayId, own: Sender) -> Self {
         Self { limits, own, own_id, clients: HashMap::new(), replies: 0, bytes: 0 }
     }
 
     /// Takes a record of the log; the holder has been checked.
-    pub(super) fn apply(&mut self, holder: &str, record: &Record<'_>) -> Result<(), HeldRefusal> {
+    pub(crate) fn apply(&mut self, holder: &str, record: &Record<'_>) -> Result<(), HeldRefusal> {
         match record.kind {
             Some(b"reply") => self.apply_reply(holder, record),
             Some(b"delivered") => {
@@ -127,7 +126,7 @@ impl HeldIndex {
     }
 
     /// Whether one more reply of so many bytes may be held; if so, it is counted.
-    pub(super) fn admit(&mut self, holder: &str, bytes: usize) -> Result<(), Reason> {
+    pub(crate) fn admit(&mut self, holder: &str, bytes: usize) -> Result<(), Reason> {
         let (bytes, limits) = (bytes as u64 + ENTRY_BYTES, &self.limits);
         let held =
             self.clients.get(holder).map_or(0, |client| client.entries.len() + client.coming);
@@ -140,7 +139,7 @@ impl HeldIndex {
     }
 
     /// What was admitted is not in the log after all.
-    pub(super) fn withdraw(&mut self, holder: &str, bytes: usize) {
+    pub(crate) fn withdraw(&mut self, holder: &str, bytes: usize) {
         self.bytes = self.bytes.saturating_sub(bytes as u64 + ENTRY_BYTES);
         if let Some(client) = self.clients.get_mut(holder) {
             client.coming = client.coming.saturating_sub(1);
@@ -149,14 +148,14 @@ impl HeldIndex {
     }
 
     /// Where the first reply of a client is.
-    pub(super) fn partition(&self, holder: &str) -> Option<i32> {
+    pub(crate) fn partition(&self, holder: &str) -> Option<i32> {
         let first = self.clients.get(holder)?.entries.iter().find(|entry| !entry.leaving)?;
         Some(first.partition)
     }
 
     /// The first replies of a client, all of one partition, of at most so many bytes; one may be
     /// larger.
-    pub(super) fn first(&self, holder: &str, most: usize, most_bytes: u64) -> Vec<Entry> {
+    pub(crate) fn first(&self, holder: &str, most: usize, most_bytes: u64) -> Vec<Entry> {
         let Some(client) = self.clients.get(holder) else { return Vec::new() };
         let mut bytes = 0;
         let mut here = client.entries.iter().filter(|entry| !entry.leaving).copied().peekable();
@@ -171,7 +170,7 @@ impl HeldIndex {
     }
 
     /// Takes replies out that were delivered, or are elsewhere now. Others are left alone.
-    pub(super) fn remove(&mut self, holder: &str, partition: i32, offsets: &[i64]) {
+    pub(crate) fn remove(&mut self, holder: &str, partition: i32, offsets: &[i64]) {
         let Some(client) = self.clients.get_mut(holder) else { return };
         let (mut freed, before) = (0, client.entries.len());
         client.entries.retain(|entry| {
@@ -192,7 +191,7 @@ impl HeldIndex {
     }
 
     /// A reply goes to the dead letters, and to no client any more.
-    pub(super) fn leave(&mut self, holder: &str, leaving: &Entry) {
+    pub(crate) fn leave(&mut self, holder: &str, leaving: &Entry) {
         let client = self.clients.get_mut(holder);
         let same = |entry: &&mut Entry| {
             (entry.partition, entry.offset) == (leaving.partition, leaving.offset)
@@ -204,7 +203,7 @@ impl HeldIndex {
 
     /// Replies that have waited for too long, marked as leaving. Their own relay sees to them; if it
     /// has not by twice the time, any other does.
-    pub(super) fn take_expired(
+    pub(crate) fn take_expired(
         &mut self,
         now_unix_ms: i64,
         most: usize,
@@ -231,13 +230,13 @@ impl HeldIndex {
     }
 
     /// Replies that wait, and of how many clients.
-    pub(super) fn size(&self) -> (u64, u64) {
+    pub(crate) fn size(&self) -> (u64, u64) {
         (self.replies, self.clients.len() as u64)
     }
 }
 
 /// The value of a mark.
-pub(super) fn print_offsets(offsets: &[i64]) -> String {
+pub(crate) fn print_offsets(offsets: &[i64]) -> String {
     let texts: Vec<String> = offsets.iter().map(i64::to_string).collect();
     texts.join(",")
 }

@@ -9,13 +9,12 @@ use rdkafka::message::BorrowedMessage;
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::Config;
+use crate::kafka::again::watermarks;
+use crate::kafka::fetch::{FetchError, Fetcher};
+use crate::kafka::position::{committed, observer};
 use crate::model::{Incarnation, Partition, RelayId};
-
-use super::again::watermarks;
-use super::deadletter::{Letter, Reason, Sender};
-use super::fetch::{FetchError, Fetcher};
-use super::outbox::Outbox;
-use super::position::{committed, observer};
+use crate::undelivered::deadletter::{Letter, Reason, Sender};
+use crate::undelivered::outbox::Outbox;
 
 /// How long the cluster may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -73,7 +72,7 @@ pub fn bury(
 type Job = (i64, bool);
 
 /// Writes such of the records at `offsets` to the dead letters as are `wanted`; how many.
-pub(super) fn write_letters(
+pub(crate) fn write_letters(
     config: &Config,
     incarnation: Incarnation,
     place: (&str, i32),

@@ -9,7 +9,7 @@ use crate::model::{DeliveryFailure, Identity, RelayId, UndeliveredReason, reason
 
 /// Names of the headers that a dead letter has beside the original's.
 pub mod letter {
-    /// Why it was not delivered: a name of [`super::Reason`].
+    /// Why it was not delivered: a name of [`crate::undelivered::deadletter::Reason`].
     pub const REASON: &str = "millrace.reason";
     /// The topic it was read from, or meant for.
     pub const TOPIC: &str = "millrace.topic";
@@ -69,7 +69,7 @@ reasons! {
 
 impl Reason {
     /// Whether a reply with this fate may wait for its client to come back.
-    pub(super) const fn may_wait(self) -> bool {
+    pub(crate) const fn may_wait(self) -> bool {
         matches!(self, Self::FormerRun | Self::Stale | Self::Closing | Self::ConnectionLost)
     }
 }
@@ -102,7 +102,7 @@ impl From<DeliveryFailure> for Reason {
 pub struct LetterCounts([AtomicU64; Reason::ALL.len()]);
 
 impl LetterCounts {
-    pub(super) fn count(&self, reason: Reason) {
+    pub(crate) fn count(&self, reason: Reason) {
         self.0[reason as usize].fetch_add(1, Ordering::Release);
     }
 
@@ -115,37 +115,37 @@ impl LetterCounts {
 
 /// Who gives a record up: relay and run.
 #[derive(Clone, Debug)]
-pub(super) struct Sender(String);
+pub(crate) struct Sender(String);
 
 impl Sender {
-    pub(super) fn new(relay: RelayId, incarnation: crate::model::Incarnation) -> Self {
+    pub(crate) fn new(relay: RelayId, incarnation: crate::model::Incarnation) -> Self {
         Self(format!("{}-{}", relay.0, incarnation.value()))
     }
 
-    pub(super) fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 }
 
 /// A message that Kafka has refused for good, which is stored nowhere.
 #[derive(Clone, Debug)]
-pub(super) struct Refused {
-    pub(super) failure: DeliveryFailure,
-    pub(super) partition: i32,
-    pub(super) key: Vec<u8>,
-    pub(super) value: Vec<u8>,
-    pub(super) headers: Vec<(String, Vec<u8>)>,
+pub(crate) struct Refused {
+    pub(crate) failure: DeliveryFailure,
+    pub(crate) partition: i32,
+    pub(crate) key: Vec<u8>,
+    pub(crate) value: Vec<u8>,
+    pub(crate) headers: Vec<(String, Vec<u8>)>,
 }
 
 impl Refused {
     /// What it takes in memory, about.
-    pub(super) fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         let headers = self.headers.iter().map(|(name, value)| name.len() + value.len());
         self.key.len() + self.value.len() + headers.sum::<usize>()
     }
 
     /// A message that was refused at once.
-    pub(super) fn at_once<'a>(
+    pub(crate) fn at_once<'a>(
         failure: DeliveryFailure,
         identity: &Identity,
         value: &[u8],
@@ -163,7 +163,7 @@ impl Refused {
 }
 
 /// A record as it will stand among the dead letters.
-pub(super) struct Letter<'a> {
+pub(crate) struct Letter<'a> {
     key: Option<&'a [u8]>,
     value: Option<&'a [u8]>,
     headers: OwnedHeaders,
@@ -171,7 +171,7 @@ pub(super) struct Letter<'a> {
 
 impl<'a> Letter<'a> {
     /// A record that was read.
-    pub(super) fn of_record(
+    pub(crate) fn of_record(
         record: &'a BorrowedMessage<'_>,
         reason: Reason,
         sender: &Sender,
@@ -190,7 +190,7 @@ impl<'a> Letter<'a> {
     }
 
     /// What stands at an offset and cannot be read.
-    pub(super) fn of_unreadable(
+    pub(crate) fn of_unreadable(
         place: (&str, i32),
         offset: i64,
         reason: Reason,
@@ -201,7 +201,7 @@ impl<'a> Letter<'a> {
     }
 
     /// A message that was refused.
-    pub(super) fn of_refused(refused: &'a Refused, topic: &str, sender: &Sender) -> Self {
+    pub(crate) fn of_refused(refused: &'a Refused, topic: &str, sender: &Sender) -> Self {
         let mut headers = OwnedHeaders::new_with_capacity(refused.headers.len() + 5);
         for (key, value) in &refused.headers {
             headers = headers.insert(Header { key, value: Some(value) });
@@ -215,7 +215,7 @@ impl<'a> Letter<'a> {
     }
 
     /// Cuts the value and says how long it was.
-    pub(super) fn cut(mut self) -> Self {
+    pub(crate) fn cut(mut self) -> Self {
         if let Some(value) = self.value
             && value.len() > CUT_BYTES
         {
@@ -228,7 +228,7 @@ impl<'a> Letter<'a> {
     }
 
     /// The record for the topic of dead letters.
-    pub(super) fn record<D>(self, topic: &'a str, opaque: D) -> BaseRecord<'a, [u8], [u8], D>
+    pub(crate) fn record<D>(self, topic: &'a str, opaque: D) -> BaseRecord<'a, [u8], [u8], D>
     where
         D: rdkafka::util::IntoOpaque,
     {

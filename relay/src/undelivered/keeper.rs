@@ -2,30 +2,29 @@
 //! downlink's offset pass it; what waits for a client goes to it when it comes back.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::{BorrowedMessage, Header, Message as _, OwnedHeaders};
 use rdkafka::producer::BaseRecord;
 
+use crate::codec::Protocol;
 use crate::config::Config;
-use crate::model::{HeaderList, RelayId, ReplyOffset, split_reply_key};
+use crate::kafka::fetch::{FetchError, Fetcher};
+use crate::kafka::ffi::add_headers;
+use crate::kafka::inspect::command;
+use crate::kafka::reader::OpenError;
+use crate::model::{HeaderList, Incarnation, RelayId, ReplyOffset, split_reply_key};
 use crate::ring::{Command, DownlinkSender};
-use crate::worker::Shared;
-
-use super::consumer::command;
-use super::deadletter::{Letter, LetterCounts, Reason, Refused, Sender};
-use super::delivery::{Deliveries, HeldStats, Order};
-use super::desk::Desk;
-use super::fetch::{FetchError, Fetcher};
-use super::ffi::add_headers;
-use super::held::{Entry, held_header, print_offsets};
-use super::outbox::{Outbox, Outcome};
-use super::postponed::Postponed;
-use super::presence::Presence;
-use super::reader::OpenError;
-use super::written::LogEnds;
+use crate::undelivered::deadletter::{Letter, Reason, Refused, Sender};
+use crate::undelivered::delivery::{Deliveries, Order};
+use crate::undelivered::desk::Desk;
+use crate::undelivered::held::{Entry, held_header, print_offsets};
+use crate::undelivered::outbox::{Outbox, Outcome};
+use crate::undelivered::presence::Presence;
+use crate::undelivered::reread::Postponed;
+use crate::undelivered::stats::KeeperStats;
 
 /// How long an idle round lasts.
 const TICK: Duration = Duration::from_millis(20);
@@ -33,25 +32,6 @@ const TICK: Duration = Duration::from_millis(20);
 const SHORT_TICK: Duration = Duration::from_millis(2);
 /// What was refused, or could not be read, is tried again after it.
 const RETRY: Duration = Duration::from_secs(1);
-
-/// What the keeper counts. Written by its thread only.
-#[derive(Debug, Default)]
-pub struct KeeperStats {
-    /// Replies of the downlink among the dead letters.
-    pub reply_letters: LetterCounts,
-    /// Replies that had waited among the dead letters.
-    pub held_letters: LetterCounts,
-    /// Messages of clients among the dead letters.
-    pub message_letters: LetterCounts,
-    /// Replies that the log did not have any more when they were to be kept.
-    pub vanished: AtomicU64,
-    /// Orders to close connections that had ended when they were read again: nothing is kept of them.
-    pub orders: AtomicU64,
-    /// How far it has written.
-    pub ends: Arc<LogEnds>,
-    /// Replies that wait.
-    pub held: HeldStats,
-}
 
 /// A reply that cannot be delivered now.
 #[derive(Clone, Copy, Debug)]
@@ -106,24 +86,37 @@ pub struct Keeper {
     stats: Arc<KeeperStats>,
 }
 
+/// What the keeper has to know of the clients that it keeps for.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    /// This run of the relay.
+    pub incarnation: Incarnation,
+    /// What the clients of each service speak, by [`ServiceId`](crate::model::ServiceId).
+    pub protocols: Arc<[Protocol]>,
+    /// Which clients are here.
+    pub presence: Presence,
+    /// Set when the relay should stop.
+    pub stop: Arc<AtomicBool>,
+}
+
 impl Keeper {
     /// A keeper for what is handed in at the desk, and for the clients of the workers.
     pub fn new(
         config: &Config,
-        shared: &Shared,
+        kept: &Kept,
         desk: Arc<Desk>,
         downlinks: Vec<DownlinkSender>,
         stats: Arc<KeeperStats>,
     ) -> Result<Self, OpenError> {
         let relay = RelayId(config.relay.id);
-        let sender = Sender::new(relay, shared.incarnation);
+        let sender = Sender::new(relay, kept.incarnation);
         Ok(Self {
             downlink: (config.kafka.downlink_topic(), i32::from(relay.0)),
             uplink_topic: config.kafka.uplink_topic(),
             deadletter_topic: config.kafka.deadletter_topic(),
             held_topic: config.kafka.held_topic(),
-            postponed: Postponed::new(config, shared, downlinks.clone())?,
-            deliveries: Deliveries::new(config, shared, sender.clone(), downlinks)?,
+            postponed: Postponed::new(config, kept, downlinks.clone())?,
+            deliveries: Deliveries::new(config, kept, sender.clone(), downlinks)?,
             sender,
             desk,
             fetcher: Fetcher::new(&config.kafka)?,

@@ -4,8 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use crate::model::{ConnectionKey, ReplyOffset};
-
-use super::deadletter::Reason;
+use crate::undelivered::deadletter::Reason;
 
 /// Most replies that are read again in a round, so that others get their turn.
 const ROUND_REPLIES: usize = 4096;
@@ -14,11 +13,11 @@ const ROUND_BYTES: usize = 8 << 20;
 
 /// A reply that is to be read again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Next {
-    pub(super) offset: ReplyOffset,
+pub(crate) struct Next {
+    pub(crate) offset: ReplyOffset,
     bytes: usize,
     /// None follows before the connection asks.
-    pub(super) last: bool,
+    pub(crate) last: bool,
 }
 
 /// What is postponed of one connection.
@@ -42,7 +41,7 @@ impl Queue {
 
 /// By connection.
 #[derive(Debug, Default)]
-pub(super) struct Backlog {
+pub(crate) struct Backlog {
     queues: HashMap<ConnectionKey, Queue>,
     /// Connections that have asked.
     ready: VecDeque<ConnectionKey>,
@@ -51,25 +50,25 @@ pub(super) struct Backlog {
 }
 
 impl Backlog {
-    pub(super) fn postpone(&mut self, key: ConnectionKey, offset: ReplyOffset, bytes: usize) {
+    pub(crate) fn postpone(&mut self, key: ConnectionKey, offset: ReplyOffset, bytes: usize) {
         self.offsets.insert(offset, key);
         self.queues.entry(key).or_default().replies.push_back((offset, bytes));
     }
 
     /// A reply is with its client, which takes its time to confirm it: nobody need read it again, unless
     /// its connection ends.
-    pub(super) fn keep(&mut self, key: ConnectionKey, offset: ReplyOffset) {
+    pub(crate) fn keep(&mut self, key: ConnectionKey, offset: ReplyOffset) {
         self.offsets.insert(offset, key);
         self.queues.entry(key).or_default().given += 1;
     }
 
-    pub(super) fn resume(&mut self, key: ConnectionKey) {
+    pub(crate) fn resume(&mut self, key: ConnectionKey) {
         self.ready.push_back(key);
     }
 
     /// A reply that was given to its connection is dealt with: which connection; none if it was not
     /// postponed.
-    pub(super) fn end(&mut self, offset: ReplyOffset) -> Option<ConnectionKey> {
+    pub(crate) fn end(&mut self, offset: ReplyOffset) -> Option<ConnectionKey> {
         let key = self.offsets.remove(&offset)?;
         if let Some(queue) = self.queues.get_mut(&key) {
             queue.given = queue.given.saturating_sub(1);
@@ -82,7 +81,7 @@ impl Backlog {
 
     /// A connection will not get a reply: false if older ones of it are on their way, which it comes
     /// after; then it is [released](Self::release) with the last of them.
-    pub(super) fn may_leave(
+    pub(crate) fn may_leave(
         &mut self,
         key: ConnectionKey,
         offset: ReplyOffset,
@@ -98,7 +97,7 @@ impl Backlog {
 
     /// The connection is over: what it has not been given leaves, and waits to be
     /// [released](Self::release).
-    pub(super) fn leave(&mut self, key: ConnectionKey) -> Vec<ReplyOffset> {
+    pub(crate) fn leave(&mut self, key: ConnectionKey) -> Vec<ReplyOffset> {
         let Some(queue) = self.queues.get_mut(&key) else { return Vec::new() };
         queue.over = true;
         let replies = queue.replies.drain(..).map(|(offset, _)| offset);
@@ -108,7 +107,7 @@ impl Backlog {
     }
 
     /// What a connection will not get, in order, once all that is older is dealt with or among it.
-    pub(super) fn release(&mut self, key: ConnectionKey) -> Vec<(ReplyOffset, Reason)> {
+    pub(crate) fn release(&mut self, key: ConnectionKey) -> Vec<(ReplyOffset, Reason)> {
         let is_whole = |queue: &Queue| queue.given == 0 && (queue.over || queue.replies.is_empty());
         if !self.queues.get(&key).is_some_and(is_whole) {
             return Vec::new();
@@ -119,29 +118,29 @@ impl Backlog {
     }
 
     /// All that is not dealt with, of every connection: all are over. Beside it what had left before.
-    pub(super) fn leave_all(&mut self) -> (BTreeSet<ReplyOffset>, BTreeMap<ReplyOffset, Reason>) {
+    pub(crate) fn leave_all(&mut self) -> (BTreeSet<ReplyOffset>, BTreeMap<ReplyOffset, Reason>) {
         let all = std::mem::take(self);
         let left = all.queues.into_values().flat_map(|queue| queue.left).collect();
         (all.offsets.into_keys().collect(), left)
     }
 
     /// What is not dealt with, in order.
-    pub(super) fn before(&self, end: ReplyOffset) -> impl Iterator<Item = &ReplyOffset> {
+    pub(crate) fn before(&self, end: ReplyOffset) -> impl Iterator<Item = &ReplyOffset> {
         self.offsets.range(..end).map(|(offset, _)| offset)
     }
 
     /// Whether somebody may ask for more.
-    pub(super) fn has_queue(&self) -> bool {
+    pub(crate) fn has_queue(&self) -> bool {
         self.queues.values().any(|queue| !queue.replies.is_empty())
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.offsets.len()
     }
 
     /// What connections that have asked get next, about `most_bytes` each and one reply at least, in
     /// the log's order.
-    pub(super) fn take(&mut self, most_bytes: usize) -> Vec<(Next, ConnectionKey)> {
+    pub(crate) fn take(&mut self, most_bytes: usize) -> Vec<(Next, ConnectionKey)> {
         let (mut taken, mut bytes) = (Vec::new(), 0);
         while taken.len() < ROUND_REPLIES
             && bytes < ROUND_BYTES
@@ -168,7 +167,7 @@ impl Backlog {
     }
 
     /// What could not be read stays first. Gives back what cannot: its connection is over.
-    pub(super) fn put_back(&mut self, unread: &[(Next, ConnectionKey)]) -> Vec<ConnectionKey> {
+    pub(crate) fn put_back(&mut self, unread: &[(Next, ConnectionKey)]) -> Vec<ConnectionKey> {
         let mut over = Vec::new();
         for (next, key) in unread.iter().rev() {
             let Some(queue) = self.queues.get_mut(key) else { continue };

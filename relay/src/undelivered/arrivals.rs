@@ -34,7 +34,7 @@ impl Arrivals {
     }
 
     /// Everything below an offset was read by now.
-    pub(super) fn read_to(&self, end: i64, now: Instant) {
+    pub(crate) fn read_to(&self, end: i64, now: Instant) {
         self.end.store(end, Ordering::Release);
         let mut marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
         match marks.back_mut() {
@@ -53,7 +53,7 @@ impl Arrivals {
     }
 
     /// How long ago a reply was read; no time, if that is not known.
-    pub(super) fn age(&self, offset: i64, now: Instant) -> Duration {
+    pub(crate) fn age(&self, offset: i64, now: Instant) -> Duration {
         let marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
         let place = marks.partition_point(|mark| mark.end <= offset);
         marks.get(place).map_or(Duration::ZERO, |mark| now.saturating_duration_since(mark.ended))

@@ -82,13 +82,13 @@ impl Leases {
     }
 
     /// Whether a server has the partition; a declared one always does.
-    pub(super) fn is_in_force(&self, partition: Partition) -> bool {
+    pub(crate) fn is_in_force(&self, partition: Partition) -> bool {
         let holder = &self.holders()[partition.index()];
         holder.name.is_empty() || holder.in_force
     }
 
     /// Where the first lease begins by which another server got the partition after `epoch`.
-    pub(super) fn change_after(&self, partition: Partition, epoch: u64) -> Option<i64> {
+    pub(crate) fn change_after(&self, partition: Partition, epoch: u64) -> Option<i64> {
         if self.last_change(partition) <= epoch {
             return None;
         }
@@ -98,7 +98,7 @@ impl Leases {
     }
 
     /// The epoch by which the partition's present holder got it; 0 if it had no other one before.
-    pub(super) fn last_change(&self, partition: Partition) -> u64 {
+    pub(crate) fn last_change(&self, partition: Partition) -> u64 {
         self.since[partition.index()].load(Ordering::Acquire)
     }
 
@@ -107,11 +107,11 @@ impl Leases {
         self.words_begun.fetch_add(1, Ordering::SeqCst);
     }
 
-    pub(super) fn words_begun(&self) -> u64 {
+    pub(crate) fn words_begun(&self) -> u64 {
         self.words_begun.load(Ordering::SeqCst)
     }
 
-    pub(super) fn words_known(&self) -> u64 {
+    pub(crate) fn words_known(&self) -> u64 {
         self.words_known.load(Ordering::SeqCst)
     }
 
@@ -136,11 +136,11 @@ impl Leases {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::config::{GatewaySection, HoldSection, KafkaSection, RegistrySection, RelaySection};
 
-    pub(in crate::kafka) fn leases() -> Leases {
+    pub(crate) fn leases() -> Leases {
         Leases::new(&Config {
             gateway: GatewaySection::new("test".to_owned(), &["none"]),
             relay: RelaySection::default(),

@@ -8,18 +8,19 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 
+use crate::downlink::consumer::{
+    ANSWER, Consumer, ConsumerError, ConsumerStats, Context, START_TIMEOUT,
+};
+use crate::downlink::place::{self, Break, Found, Place};
+use crate::kafka::again::{PAUSE, watermarks};
+use crate::kafka::ffi::rejoin;
+use crate::kafka::log_watch::LogWatch;
+use crate::kafka::said::Said;
 use crate::model::ReplyOffset;
 use crate::ring::DownlinkSender;
-
-use super::super::again::{PAUSE, watermarks};
-use super::super::deadletter::Reason;
-use super::super::desk::Desk;
-use super::super::ffi::rejoin;
-use super::super::log_watch::LogWatch;
-use super::super::note;
-use super::super::place::{self, Break, Found, Place};
-use super::super::said::Said;
-use super::{ANSWER, Consumer, ConsumerError, ConsumerStats, Context, START_TIMEOUT};
+use crate::undelivered::deadletter::Reason;
+use crate::undelivered::desk::Desk;
+use crate::undelivered::note;
 
 static SAID: Said = Said::new();
 

@@ -1,4 +1,4 @@
-//! What stands beside the downlink's committed offset: in which log it counts ([`super::place`]), and
+//! What stands beside the downlink's committed offset: in which log it counts ([`crate::downlink::place`]), and
 //! replies before it that are postponed. The next run sees to them, and to nothing else of what is
 //! before the offset.
 
@@ -8,7 +8,7 @@ use std::ops::Range;
 use crate::model::ReplyOffset;
 
 /// The broker's default bound (`offset.metadata.max.bytes`).
-pub(super) const MOST_BYTES: usize = 4096;
+pub(crate) const MOST_BYTES: usize = 4096;
 
 /// What stands before the log's id.
 const LOG: &str = "log";
@@ -17,7 +17,7 @@ const POSTPONED: &str = "postponed";
 
 /// Offsets as runs: how many are left out, from 0 on, and how many follow.
 #[derive(Debug)]
-pub(super) struct Note {
+pub(crate) struct Note {
     text: String,
     most_bytes: usize,
     /// No offset is printed yet.
@@ -29,14 +29,14 @@ pub(super) struct Note {
 
 impl Note {
     /// One for the log with this id, which is left out if there is no room for it.
-    pub(super) fn new(log: Option<&str>, most_bytes: usize) -> Self {
+    pub(crate) fn new(log: Option<&str>, most_bytes: usize) -> Self {
         let text = log.map(|log| format!("{LOG} {log}")).filter(|text| text.len() <= most_bytes);
         let text = text.unwrap_or_default();
         Self { text, most_bytes, is_bare: true, end: 0, run: None }
     }
 
     /// Adds an offset, larger than those before; false if there is no room.
-    pub(super) fn add(&mut self, offset: ReplyOffset) -> bool {
+    pub(crate) fn add(&mut self, offset: ReplyOffset) -> bool {
         match &mut self.run {
             Some((_, end)) if *end == offset.0 => *end += 1,
             _ => {
@@ -67,7 +67,7 @@ impl Note {
     }
 
     /// The text, and the first of the offsets that it has no room for.
-    pub(super) fn finish(mut self) -> (String, Option<ReplyOffset>) {
+    pub(crate) fn finish(mut self) -> (String, Option<ReplyOffset>) {
         let left = if self.print_run() { None } else { self.run.map(|(first, _)| first) };
         (self.text, left.map(ReplyOffset))
     }
@@ -75,15 +75,15 @@ impl Note {
 
 /// What a note says.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Told<'a> {
+pub(crate) struct Told<'a> {
     /// The log's id.
-    pub(super) log: Option<&'a str>,
+    pub(crate) log: Option<&'a str>,
     /// What is postponed.
-    pub(super) runs: Vec<Range<i64>>,
+    pub(crate) runs: Vec<Range<i64>>,
 }
 
 /// What a text says, if it is a note: ranges that grow, all before `end`.
-pub(super) fn parse(text: &str, end: i64) -> Option<Told<'_>> {
+pub(crate) fn parse(text: &str, end: i64) -> Option<Told<'_>> {
     let mut told = Told::default();
     let mut words = text.split(' ').peekable();
     if words.next_if_eq(&LOG).is_some() {

@@ -21,7 +21,7 @@ struct UnderWay<D> {
 
 /// Who waits for a delivery, and who has one. One at a time for each client, and in the order of asking.
 #[derive(Debug)]
-pub(super) struct Turns<D> {
+pub(crate) struct Turns<D> {
     waiting: VecDeque<String>,
     /// The same.
     asked: HashSet<String>,
@@ -36,7 +36,7 @@ pub(super) struct Turns<D> {
 }
 
 impl<D> Turns<D> {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             waiting: VecDeque::new(),
             asked: HashSet::new(),
@@ -49,19 +49,19 @@ impl<D> Turns<D> {
     }
 
     /// Something may wait for a client. One who has a delivery is asked for again at its end.
-    pub(super) fn ask(&mut self, holder: String) {
+    pub(crate) fn ask(&mut self, holder: String) {
         if !self.busy.contains(&holder) && self.asked.insert(holder.clone()) {
             self.waiting.push_back(holder);
         }
     }
 
     /// How many ask.
-    pub(super) fn waiting(&self) -> usize {
+    pub(crate) fn waiting(&self) -> usize {
         self.waiting.len()
     }
 
     /// Whose turn it is, if there is room for another delivery.
-    pub(super) fn next(&mut self, now: Instant) -> Option<String> {
+    pub(crate) fn next(&mut self, now: Instant) -> Option<String> {
         while let Some((begun, number)) = self.begun.front().copied()
             && now.saturating_duration_since(begun) >= PROMPT
         {
@@ -80,13 +80,13 @@ impl<D> Turns<D> {
     }
 
     /// A number for a delivery.
-    pub(super) fn number(&mut self) -> u64 {
+    pub(crate) fn number(&mut self) -> u64 {
         self.last += 1;
         self.last
     }
 
     /// A client was given a delivery.
-    pub(super) fn begin(&mut self, number: u64, holder: &str, delivery: D, now: Instant) {
+    pub(crate) fn begin(&mut self, number: u64, holder: &str, delivery: D, now: Instant) {
         self.busy.insert(holder.to_owned());
         self.begun.push_back((now, number));
         self.prompt += 1;
@@ -95,7 +95,7 @@ impl<D> Turns<D> {
     }
 
     /// All is said about a delivery: whose it was, and what. More may wait for that client.
-    pub(super) fn end(&mut self, number: u64) -> Option<(String, D)> {
+    pub(crate) fn end(&mut self, number: u64) -> Option<(String, D)> {
         let UnderWay { holder, delivery, prompt } = self.under_way.remove(&number)?;
         self.prompt -= usize::from(prompt);
         while self.begun.front().is_some_and(|(_, begun)| !self.under_way.contains_key(begun)) {
@@ -107,12 +107,12 @@ impl<D> Turns<D> {
     }
 
     /// Whether a client has a delivery.
-    pub(super) fn is_busy(&self, holder: &str) -> bool {
+    pub(crate) fn is_busy(&self, holder: &str) -> bool {
         self.busy.contains(holder)
     }
 
     /// Deliveries that have given their places up.
-    pub(super) fn late(&self) -> usize {
+    pub(crate) fn late(&self) -> usize {
         self.under_way.len() - self.prompt
     }
 }

@@ -8,11 +8,11 @@ use rdkafka::mocking::MockCluster;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
 use crate::config::Config;
-use crate::kafka::{Desk, Leases, RdKafkaProducer};
 use crate::model::{Association, Begin, Headers, Identity, Kind, ServerId};
 use crate::ring::{Origin, UplinkSender, downlink, uplink};
-
-use super::*;
+use crate::undelivered::Desk;
+use crate::uplink::pump::*;
+use crate::uplink::{Leases, RdKafkaProducer};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 /// More than the rings hold together.

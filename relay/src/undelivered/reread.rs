@@ -8,22 +8,21 @@ use rdkafka::error::KafkaResult;
 use rdkafka::message::{BorrowedMessage, Message as _};
 
 use crate::config::Config;
+use crate::kafka::fetch::{FetchError, Fetcher};
+use crate::kafka::ffi::add_headers;
+use crate::kafka::inspect::command;
 use crate::model::{ConnectionKey, HeaderList, RelayId, Reply, ReplyOrigin, split_reply_key};
 use crate::ring::{Command, DownlinkBatch, DownlinkSender, Receipt};
-use crate::worker::Shared;
-
-use super::backlog::Next;
-use super::consumer::command;
-use super::desk::Desk;
-use super::fetch::{FetchError, Fetcher};
-use super::ffi::add_headers;
-use super::keeper::KeeperStats;
+use crate::undelivered::backlog::Next;
+use crate::undelivered::desk::Desk;
+use crate::undelivered::keeper::Kept;
+use crate::undelivered::stats::KeeperStats;
 
 /// How long to wait for a worker to give a batch back.
 const PAUSE: Duration = Duration::from_millis(1);
 
 /// Reads the downlink again.
-pub(super) struct Postponed {
+pub(crate) struct Postponed {
     downlink: (String, i32),
     relay: RelayId,
     /// What a connection gets at a time.
@@ -37,9 +36,9 @@ pub(super) struct Postponed {
 }
 
 impl Postponed {
-    pub(super) fn new(
+    pub(crate) fn new(
         config: &Config,
-        shared: &Shared,
+        kept: &Kept,
         downlinks: Vec<DownlinkSender>,
     ) -> KafkaResult<Self> {
         let relay = RelayId(config.relay.id);
@@ -50,12 +49,12 @@ impl Postponed {
             fetcher: Fetcher::new(&config.kafka)?,
             open: downlinks.iter().map(|_| None).collect(),
             downlinks,
-            stopping: shared.stop.clone(),
+            stopping: kept.stop.clone(),
         })
     }
 
     /// A round of those who have asked; true if there was one.
-    pub(super) fn step(&mut self, desk: &Desk, stats: &KeeperStats, stop: &AtomicBool) -> bool {
+    pub(crate) fn step(&mut self, desk: &Desk, stats: &KeeperStats, stop: &AtomicBool) -> bool {
         desk.collect(&self.downlinks);
         let round = desk.take_postponed(self.most_bytes);
         if round.is_empty() {

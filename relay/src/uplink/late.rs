@@ -21,11 +21,10 @@ use std::time::{Duration, Instant};
 use rdkafka::message::{BorrowedMessage, Message as _};
 
 use crate::config::Config;
+use crate::kafka::inspect::{header_text, record_origin};
 use crate::model::{Incarnation, Partition, RelayId};
-
-use super::bury::write_letters;
-use super::inspect::{header_text, record_origin};
-use super::leases::Leases;
+use crate::undelivered::bury::write_letters;
+use crate::uplink::leases::Leases;
 
 /// How long the rescue may go on when the relay stops.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
@@ -69,7 +68,7 @@ struct Written {
 
 /// Where this relay's records are that may have come too late. Constant work for a report.
 #[derive(Debug)]
-pub(super) struct Lateness {
+pub(crate) struct Lateness {
     partitions: Box<[Written]>,
     /// Those with a span.
     touched: Vec<Partition>,
@@ -78,18 +77,18 @@ pub(super) struct Lateness {
 }
 
 impl Lateness {
-    pub(super) fn new(partitions: usize) -> Self {
+    pub(crate) fn new(partitions: usize) -> Self {
         let partitions = vec![Written::default(); partitions].into_boxed_slice();
         Self { touched: Vec::with_capacity(partitions.len()), partitions, word: 0 }
     }
 
     /// A record was given to Kafka's client.
-    pub(super) fn produced(&mut self, partition: Partition) {
+    pub(crate) fn produced(&mut self, partition: Partition) {
         self.partitions[partition.index()].produced += 1;
     }
 
     /// It has its report; with an offset, it was acknowledged.
-    pub(super) fn reported(&mut self, partition: Partition, offset: Option<i64>) {
+    pub(crate) fn reported(&mut self, partition: Partition, offset: Option<i64>) {
         let Some(written) = self.partitions.get_mut(partition.index()) else { return };
         written.reported += 1;
         if let Some(offset) = offset {
@@ -102,7 +101,7 @@ impl Lateness {
 
     /// Judges what was acknowledged before the last word that this relay has read back. `late` gets what
     /// is to be looked through.
-    pub(super) fn judge(
+    pub(crate) fn judge(
         &mut self,
         leases: &Leases,
         mut late: impl FnMut(Partition, RangeInclusive<i64>),
@@ -124,7 +123,7 @@ impl Lateness {
     }
 
     /// Judges the rest by what is known: no word more will be read back.
-    pub(super) fn finish(
+    pub(crate) fn finish(
         &mut self,
         leases: &Leases,
         mut late: impl FnMut(Partition, RangeInclusive<i64>),
@@ -166,7 +165,7 @@ type Task = (Partition, RangeInclusive<i64>);
 
 /// Writes to the dead letters what came too late; on a thread of its own, which begins when there is
 /// something to look through.
-pub(super) struct Rescue {
+pub(crate) struct Rescue {
     config: Config,
     leases: Arc<Leases>,
     work: Option<(Sender<Task>, JoinHandle<()>)>,
@@ -174,12 +173,12 @@ pub(super) struct Rescue {
 }
 
 impl Rescue {
-    pub(super) fn new(config: &Config, leases: Arc<Leases>) -> Self {
+    pub(crate) fn new(config: &Config, leases: Arc<Leases>) -> Self {
         Self { config: config.clone(), leases, work: None, stop: Arc::default() }
     }
 
     /// Looks through what this run of the relay has written there.
-    pub(super) fn look_through(
+    pub(crate) fn look_through(
         &mut self,
         incarnation: Incarnation,
         partition: Partition,
@@ -297,7 +296,7 @@ impl Searcher {
         &self,
         partition: Partition,
         offsets: std::ops::Range<i64>,
-    ) -> Result<u64, super::fetch::FetchError> {
+    ) -> Result<u64, crate::kafka::fetch::FetchError> {
         let topic = self.config.kafka.uplink_topic();
         let place = (&*topic, i32::from(partition.0));
         let me = RelayId(self.config.relay.id);
@@ -317,7 +316,7 @@ impl Searcher {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kafka::leases::tests::leases;
+    use crate::uplink::leases::tests::leases;
 
     const PARTITION: Partition = Partition(1);
 

@@ -9,12 +9,11 @@ use rdkafka::message::Message as _;
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext};
 
 use crate::config::Config;
-
-use super::clock::{NO_TIME, brokers_clock};
-use super::context::{LogContext, logs_as_ours};
-use super::ffi::rejoin;
-use super::producer::producer_config;
-use super::written::LogEnds;
+use crate::kafka::client::producer_config;
+use crate::kafka::clock::{NO_TIME, brokers_clock};
+use crate::kafka::context::{LogContext, logs_as_ours};
+use crate::kafka::ffi::rejoin;
+use crate::kafka::written::LogEnds;
 
 /// Most bytes of values on their way to Kafka; one record may exceed it.
 const MOST_BYTES: usize = 16 << 20;
@@ -24,7 +23,7 @@ const MOST_RECORDS: i32 = 10_000;
 const POLL: Duration = Duration::from_millis(10);
 
 /// What a job has come to: acknowledged by Kafka, or refused.
-pub(super) type Outcome<J> = (J, Result<(), RDKafkaErrorCode>);
+pub(crate) type Outcome<J> = (J, Result<(), RDKafkaErrorCode>);
 
 /// Takes the delivery reports, on the thread that polls.
 struct Reports<J> {
@@ -69,15 +68,15 @@ fn code(error: &KafkaError) -> RDKafkaErrorCode {
 }
 
 /// A bounded producer (`acks=all`, idempotent) that waits for as long as the brokers are away.
-pub(super) struct Outbox<J: Send + Sync + 'static>(BaseProducer<Reports<J>>);
+pub(crate) struct Outbox<J: Send + Sync + 'static>(BaseProducer<Reports<J>>);
 
 impl<J: Send + Sync + 'static> Outbox<J> {
-    pub(super) fn new(config: &Config) -> Result<Self, KafkaError> {
+    pub(crate) fn new(config: &Config) -> Result<Self, KafkaError> {
         Self::noting(config, Arc::default())
     }
 
     /// One that notes how far it has written.
-    pub(super) fn noting(config: &Config, ends: Arc<LogEnds>) -> Result<Self, KafkaError> {
+    pub(crate) fn noting(config: &Config, ends: Arc<LogEnds>) -> Result<Self, KafkaError> {
         let reports = Reports {
             log: LogContext::new(&config.kafka),
             outcomes: Mutex::default(),
@@ -92,7 +91,7 @@ impl<J: Send + Sync + 'static> Outbox<J> {
 
     /// Sends a record, or takes its refusal as its outcome. It has the broker's time, or none; so one
     /// that was refused for its time is taken when it is sent again.
-    pub(super) fn send(&self, mut record: BaseRecord<'_, [u8], [u8], Box<J>>) {
+    pub(crate) fn send(&self, mut record: BaseRecord<'_, [u8], [u8], Box<J>>) {
         let bytes = record.payload.map_or(0, <[u8]>::len);
         let reports = self.0.context();
         let timeless = reports.timeless.load(Ordering::Relaxed);
@@ -105,12 +104,12 @@ impl<J: Send + Sync + 'static> Outbox<J> {
     }
 
     /// Why nothing will ever be sent again.
-    pub(super) fn fatal(&self) -> Option<String> {
+    pub(crate) fn fatal(&self) -> Option<String> {
         self.0.client().fatal_error().map(|(code, reason)| format!("{code}: {reason}"))
     }
 
     /// Waits until another record may be sent; false if the relay stops before.
-    pub(super) fn wait_room(&self, stop: &AtomicBool) -> bool {
+    pub(crate) fn wait_room(&self, stop: &AtomicBool) -> bool {
         let full = || {
             self.0.context().bytes.load(Ordering::Relaxed) >= MOST_BYTES
                 || self.0.in_flight_count() >= MOST_RECORDS
@@ -127,7 +126,7 @@ impl<J: Send + Sync + 'static> Outbox<J> {
     }
 
     /// What has come to an end, after a wait of at most `patience` for the first report.
-    pub(super) fn outcomes(&self, patience: Duration) -> Vec<Outcome<J>> {
+    pub(crate) fn outcomes(&self, patience: Duration) -> Vec<Outcome<J>> {
         self.poll(patience);
         let mut outcomes = self.0.context().outcomes.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::take(&mut *outcomes)

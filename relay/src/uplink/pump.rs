@@ -8,10 +8,9 @@ use crate::model::{ConnectionKey, DeliveryFailure, Incarnation, Partition, Relay
 use crate::ring::{
     Command, Credit, DownlinkSender, MESSAGE_OVERHEAD_BYTES, UplinkBatch, UplinkReceiver, Wake,
 };
-
-use super::producer::Token;
-use super::producer::{ProduceError, Producer, Report};
-use super::stop::{StopPart, StopTime};
+use crate::stop::{StopPart, StopTime};
+use crate::uplink::producer::{ProduceError, Producer, Report};
+use crate::uplink::token::Token;
 
 /// How often an idle pump looks whether the producer has failed for good.
 const IDLE_TICK: Duration = Duration::from_millis(200);
@@ -201,7 +200,7 @@ impl<P: Producer> Pump<P> {
         self.producer.look();
         let records = unfinished.batch.records().skip(unfinished.next);
         for (identity, kind, headers, payload, unix_ms) in records {
-            let token = super::producer::token(identity, kind, headers);
+            let token = crate::uplink::token::token(identity, kind, headers);
             match self.producer.produce(identity, kind, headers, payload, unix_ms) {
                 Ok(()) => {
                     self.ledger.outstanding += 1;

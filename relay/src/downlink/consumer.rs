@@ -12,25 +12,26 @@ use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::{Config, KafkaSection};
+use crate::downlink::place::Break;
+use crate::kafka::again::{PAUSE, ask_again};
+use crate::kafka::client::data_config;
+use crate::kafka::context::{LogContext, is_news, logs_as_ours};
+use crate::kafka::ffi::{self, add_headers, rejoin};
+use crate::kafka::inspect::command;
+use crate::kafka::log_watch::LogWatch;
+use crate::kafka::position::{committed_with_note, is_late};
+use crate::kafka::retention::Retention;
+use crate::kafka::unreadable::{is_unreadable, unreadable_at};
 use crate::model::{
-    ConnectionKey, HeaderList, Headers, Incarnation, RelayId, Reply, ReplyOffset, ReplyOrigin,
-    header, split_reply_key,
+    ConnectionKey, HeaderList, Incarnation, RelayId, Reply, ReplyOffset, ReplyOrigin,
+    split_reply_key,
 };
 use crate::ring::{Command, DownlinkBatch, DownlinkSender, Receipt, Wake};
+use crate::stop::{StopPart, StopTime};
+use crate::undelivered::deadletter::Reason;
+use crate::undelivered::desk::Desk;
+use crate::undelivered::note;
 
-use super::again::{PAUSE, ask_again};
-use super::context::{LogContext, is_news, logs_as_ours};
-use super::deadletter::Reason;
-use super::desk::Desk;
-use super::ffi::{self, add_headers, rejoin};
-use super::log_watch::LogWatch;
-use super::note;
-use super::place::Break;
-use super::position::{committed_with_note, is_late};
-use super::producer::data_config;
-use super::retention::Retention;
-use super::stop::{StopPart, StopTime};
-use super::unreadable::{is_unreadable, unreadable_at};
 use mend::{Beginning, begin, is_out_of_range};
 
 /// How long a look for replies lasts; so often the thread sees that it should stop.
@@ -530,44 +531,5 @@ impl Consumer {
             }
         }
         end
-    }
-}
-
-/// What a record asks for.
-pub(super) fn command(message: &BorrowedMessage<'_>, headers: Headers<'_>) -> Command {
-    command_of(message.payload().unwrap_or_default(), headers)
-}
-
-/// An order to close has no payload or an empty one, and nothing that makes it a reply all the same.
-fn command_of(payload: &[u8], headers: Headers<'_>) -> Command {
-    let close = headers.get(header::CLOSE).is_some();
-    let empty = payload.is_empty() && headers.weight() == 0;
-    match (close, empty) {
-        (false, _) => Command::Reply,
-        (true, true) => Command::Close,
-        (true, false) => Command::ReplyAndClose,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_empty_value_with_close_sends_nothing() {
-        let list = |names: &[&str]| {
-            let mut list = HeaderList::default();
-            for name in names {
-                assert!(list.push(name.as_bytes(), b"1000 bye"));
-            }
-            list
-        };
-        let (none, close) = (list(&[]), list(&["close"]));
-        let response = list(&["close", "http.status"]);
-        let of = |payload: &[u8], list: &HeaderList| command_of(payload, list.headers());
-        assert_eq!(of(b"", &close), Command::Close);
-        assert_eq!(of(b"bye", &close), Command::ReplyAndClose);
-        assert_eq!(of(b"", &response), Command::ReplyAndClose);
-        assert_eq!(of(b"", &none), Command::Reply);
     }
 }
