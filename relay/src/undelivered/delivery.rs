@@ -19,7 +19,7 @@ use crate::model::{ConnectionKey, HeaderList, RelayId, Reply, ReplyOrigin};
 use crate::ring::{Command, DELIVERY_PARTS, Delivered, DownlinkSender, Receipt};
 use crate::undelivered::deadletter::Sender;
 use crate::undelivered::held::{Entry, HeldIndex, HeldRefusal, Record, held_header};
-use crate::undelivered::keeper::Kept;
+use crate::undelivered::kept::Kept;
 use crate::undelivered::presence::Presence;
 use crate::undelivered::stats::HeldStats;
 use crate::undelivered::turns::Turns;

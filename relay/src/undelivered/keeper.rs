@@ -17,6 +17,7 @@ use crate::kafka::inspect::command;
 use crate::kafka::reader::OpenError;
 use crate::model::{HeaderList, Incarnation, RelayId, ReplyOffset, split_reply_key};
 use crate::ring::{Command, DownlinkSender};
+use crate::undelivered::Kept;
 use crate::undelivered::deadletter::{Letter, Reason, Refused, Sender};
 use crate::undelivered::delivery::{Deliveries, Order};
 use crate::undelivered::desk::Desk;
@@ -84,19 +85,6 @@ pub struct Keeper {
     later: Vec<Job>,
     retry_at: Option<Instant>,
     stats: Arc<KeeperStats>,
-}
-
-/// What the keeper has to know of the clients that it keeps for.
-#[derive(Clone, Debug)]
-pub struct Kept {
-    /// This run of the relay.
-    pub incarnation: Incarnation,
-    /// What the clients of each service speak, by [`ServiceId`](crate::model::ServiceId).
-    pub protocols: Arc<[Protocol]>,
-    /// Which clients are here.
-    pub presence: Presence,
-    /// Set when the relay should stop.
-    pub stop: Arc<AtomicBool>,
 }
 
 impl Keeper {

@@ -3,7 +3,7 @@
 //! | module | what |
 //! |---|---|
 //! | `desk` | where consumer and producer hand it in, and hear when it is kept |
-//! | `keeper` | the thread that keeps it |
+//! | `keeper`, `kept` | the thread that keeps it, and for whom |
 //! | `outbox` | what it writes, and writes again |
 //! | `deadletter`, `bury` | records for people: what, whose, why; of a whole partition |
 //! | `held`, `delivery`, `turns`, `presence` | replies that wait for clients who are away, and come when they are back |
@@ -18,6 +18,7 @@ pub(crate) mod delivery;
 pub(crate) mod desk;
 pub(crate) mod held;
 pub(crate) mod keeper;
+mod kept;
 pub(crate) mod note;
 pub(crate) mod outbox;
 pub(crate) mod presence;
@@ -30,7 +31,8 @@ pub use bury::{BuryError, bury};
 pub use deadletter::{CUT_BYTES, LetterCounts, Reason, letter};
 pub use desk::Desk;
 pub use held::HeldRefusal;
-pub use keeper::{Keeper, Kept};
+pub use keeper::Keeper;
+pub use kept::Kept;
 pub use note::postponed_before;
 pub use presence::Presence;
 pub use stats::{HeldStats, KeeperStats};

@@ -15,7 +15,7 @@ use crate::model::{ConnectionKey, HeaderList, RelayId, Reply, ReplyOrigin, split
 use crate::ring::{Command, DownlinkBatch, DownlinkSender, Receipt};
 use crate::undelivered::backlog::Next;
 use crate::undelivered::desk::Desk;
-use crate::undelivered::keeper::Kept;
+use crate::undelivered::kept::Kept;
 use crate::undelivered::stats::KeeperStats;
 
 /// How long to wait for a worker to give a batch back.

@@ -13,7 +13,7 @@ use crate::model::{Incarnation, RelayId};
 use crate::ring::Credit;
 use crate::route::Associations;
 use crate::stop::StopTime;
-use crate::undelivered::keeper::Kept;
+use crate::undelivered::Kept;
 use crate::undelivered::{Arrivals, Presence};
 use crate::uplink::Leases;
 

@@ -68,16 +68,15 @@ impl Source {
                 Item::Mod(child) => {
                     let mut path = module.clone();
                     path.push(child.ident.to_string());
-                    match child.content {
-                        Some((_, items)) => self.read_items(text, file, path, items)?,
-                        None => {
-                            let mut child: PathBuf = path.iter().collect();
-                            child.set_extension("rs");
-                            if text(&child).is_none() {
-                                child = path.iter().collect::<PathBuf>().join("mod.rs");
-                            }
-                            self.read_file(text, &child, path)?;
+                    if let Some((_, items)) = child.content {
+                        self.read_items(text, file, path, items)?;
+                    } else {
+                        let mut child: PathBuf = path.iter().collect();
+                        child.set_extension("rs");
+                        if text(&child).is_none() {
+                            child = path.iter().collect::<PathBuf>().join("mod.rs");
                         }
+                        self.read_file(text, &child, path)?;
                     }
                 }
                 Item::Use(item) => flatten(&item.tree, &mut Vec::new(), &mut this.uses),
