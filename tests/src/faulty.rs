@@ -92,6 +92,7 @@ impl SimClient {
 }
 
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a request that is going on, or not")]
 struct SimSocket {
     client: usize,
     receiving: bool,
@@ -452,6 +453,7 @@ impl Producer for FaultyProducer {
                 partition: record.partition,
                 booked_bytes: record.payload.len(),
                 token: record.token,
+                message: if refuse { record.kind.message_number() } else { 0 },
                 result,
             });
             if refuse { self.refused.push(record) } else { self.acknowledged.push(record) }

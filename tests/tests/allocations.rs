@@ -137,6 +137,7 @@ impl Producer for SteadyProducer {
                 slot: key.slot,
                 generation: key.generation,
             },
+            message: 0,
             result: Ok(()),
         });
         Ok(())

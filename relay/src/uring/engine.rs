@@ -69,6 +69,7 @@ struct Listener {
 /// A socket and what is going on with it. The descriptor is closed by the ring, when nothing else
 /// is going on.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a request that is going on, or not")]
 struct Slot {
     socket: OwnedFd,
     receiving: bool,
