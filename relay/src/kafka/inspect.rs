@@ -4,7 +4,7 @@ use std::ffi::{CStr, CString};
 
 use rdkafka::message::{BorrowedMessage, Message as _};
 
-use crate::model::{HeaderList, Headers, header, split_reply_key};
+use crate::model::{Headers, header, split_reply_key};
 use crate::ring::Command;
 
 use super::ffi::header as header_of;

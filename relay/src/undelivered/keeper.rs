@@ -9,13 +9,12 @@ use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::{BorrowedMessage, Header, Message as _, OwnedHeaders};
 use rdkafka::producer::BaseRecord;
 
-use crate::codec::Protocol;
 use crate::config::Config;
 use crate::kafka::fetch::{FetchError, Fetcher};
 use crate::kafka::ffi::add_headers;
 use crate::kafka::inspect::command;
 use crate::kafka::reader::OpenError;
-use crate::model::{HeaderList, Incarnation, RelayId, ReplyOffset, split_reply_key};
+use crate::model::{HeaderList, RelayId, ReplyOffset, split_reply_key};
 use crate::ring::{Command, DownlinkSender};
 use crate::undelivered::Kept;
 use crate::undelivered::deadletter::{Letter, Reason, Refused, Sender};

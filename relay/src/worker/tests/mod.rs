@@ -1,6 +1,7 @@
 //! What a worker does in one exact order of events.
 
 mod endings;
+mod gone;
 mod held;
 mod stage;
 
@@ -9,7 +10,7 @@ use crate::engine::{ReceiveEnd, SocketId};
 use crate::model::{CloseReason, ConnectionKey, Incarnation, RelayId, Reply, ReplyOffset};
 use crate::ring::{Command, Receipt, Return};
 
-use stage::{Peer, Stage};
+use stage::{Left, Peer, Stage};
 
 /// A service of lines and another one; each has a server.
 fn config(relay: &str, other: &str) -> Config {
