@@ -52,6 +52,8 @@ fn command_of(payload: &[u8], headers: Headers<'_>) -> Command {
 
 #[cfg(test)]
 mod tests {
+    use crate::model::HeaderList;
+
     use super::*;
 
     #[test]

@@ -47,7 +47,7 @@ impl From<&Settings> for AutoSettings {
 }
 
 impl AutoSettings {
-    /// See [`Protocol::check_reply`]: one that no protocol of the service could send.
+    /// See [`Protocol::check_reply`](super::Protocol::check_reply): one that no protocol of the service could send.
     pub fn check_reply(&self, headers: Headers<'_>, payload: &[u8]) -> Result<(), Unencodable> {
         let framing = match (self.otherwise, self.framing) {
             (Otherwise::Framing, Some((framing, limit))) => {
@@ -60,7 +60,7 @@ impl AutoSettings {
         fits.then_some(()).ok_or(Unencodable)
     }
 
-    /// See [`Protocol::sessions`].
+    /// See [`Protocol::sessions`](super::Protocol::sessions).
     pub fn sessions(&self) -> (usize, usize) {
         self.find(Recognised::Mqtt).map_or((0, 0), Spoken::sessions)
     }
