@@ -190,6 +190,9 @@ fn connect_workers(
     Ok(Connected { uplinks, downlinks, orders, parts })
 }
 
+/// What each of the Kafka threads counts.
+type Counts = (Arc<PumpStats>, Arc<ConsumerStats>, Arc<KeeperStats>);
+
 impl Threads {
     /// Starts everything. Workers accept when this returns.
     pub(super) fn start(
@@ -215,9 +218,7 @@ impl Threads {
         // Who belongs to whom must be known before the first client is taken.
         let (stop_time, known) = (shared.stop_time.clone(), shared.associations.clone());
         let log = AssociationLog::open(config, incarnation, known, stop_time.clone())?;
-        let pump_stats = Arc::<PumpStats>::default();
-        let consumer_stats = Arc::<ConsumerStats>::default();
-        let keeper_stats = Arc::<KeeperStats>::default();
+        let (pump_stats, consumer_stats, keeper_stats): Counts = Default::default();
         let wakes = (&producer_wake, &consumer_wake);
         let Connected { uplinks, downlinks, orders, mut parts } =
             connect_workers(&shared, gateway, config.hands_on(), listeners, wakes)?;

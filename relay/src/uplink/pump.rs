@@ -18,8 +18,6 @@ const IDLE_TICK: Duration = Duration::from_millis(200);
 /// stops.
 const BUSY_TICK: Duration = Duration::from_millis(1);
 
-/// Why a message that was read will not be delivered.
-
 /// What the pump counts. Written by its thread only.
 #[derive(Debug, Default)]
 pub struct PumpStats {
