@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
-use rdkafka::metadata::{MetadataPartition, MetadataTopic};
+use rdkafka::metadata::{Metadata, MetadataBroker, MetadataPartition, MetadataTopic};
 
 /// How long a cluster that is not ready to answer is left alone.
 pub(super) const PAUSE: Duration = Duration::from_millis(100);
@@ -59,6 +59,18 @@ pub(super) fn described<C: ClientContext>(
         return Err(KafkaError::MetadataFetch(RDKafkaErrorCode::LeaderNotAvailable));
     }
     Ok(partitions.iter().map(MetadataPartition::id).collect())
+}
+
+/// A broker that can be asked: the one that has told this, if it says who it is.
+pub(super) fn a_broker(metadata: &Metadata) -> Option<i32> {
+    if metadata.orig_broker_id() >= 0 {
+        return Some(metadata.orig_broker_id());
+    }
+    // A connection to a bootstrap address has no number.
+    let (brokers, name) = (metadata.brokers(), metadata.orig_broker_name());
+    let told =
+        |broker: &&MetadataBroker| name.contains(&format!("{}:{}/", broker.host(), broker.port()));
+    brokers.iter().find(told).or(brokers.first()).map(MetadataBroker::id)
 }
 
 /// Whether there is no such topic, as far as who was asked knows.
