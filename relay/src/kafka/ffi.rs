@@ -9,7 +9,9 @@ mod describe;
 mod poll;
 mod wait;
 
-pub(super) use describe::{DescribedTopic, IdQuestion, describe_rights};
+pub(super) use describe::{
+    DescribedGroup, DescribedTopic, IdQuestion, describe_group, describe_rights,
+};
 
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::marker::PhantomData;
