@@ -42,6 +42,36 @@ pub fn watermarks<C: ClientContext>(
     ask_again(patience, |left| client.fetch_watermarks(topic, partition, left))
 }
 
+/// How long an end that is told short is asked for again.
+const SHORT: Duration = Duration::from_secs(2);
+
+/// The same where it is known that the partition has gone as far as `known`: some brokers tell an end that
+/// is short of that, for a moment. One that stays so is the end.
+pub(crate) fn watermarks_from<C: ClientContext>(
+    client: &Client<C>,
+    (topic, partition): (&str, i32),
+    known: i64,
+    patience: Duration,
+) -> KafkaResult<(i64, i64)> {
+    at_least(known, SHORT, || watermarks(client, topic, partition, patience))
+}
+
+fn at_least(
+    known: i64,
+    patience: Duration,
+    mut ask: impl FnMut() -> KafkaResult<(i64, i64)>,
+) -> KafkaResult<(i64, i64)> {
+    let deadline = Instant::now() + patience;
+    loop {
+        let (oldest, end) = ask()?;
+        if end >= known || Instant::now() + PAUSE > deadline {
+            return Ok((oldest, end));
+        }
+        tracing::debug!(end, known, "a partition is said to end before what was acknowledged");
+        std::thread::sleep(PAUSE);
+    }
+}
+
 /// The partitions of a topic as a broker describes them now; an error if one of them has no leader.
 pub(super) fn described<C: ClientContext>(
     client: &Client<C>,
@@ -160,6 +190,16 @@ mod tests {
             }
         });
         assert_eq!(answer, Ok(3));
+    }
+
+    #[test]
+    fn an_end_that_is_short_of_what_is_known_is_asked_for_again() {
+        let mut ends = [7, 7, 9].into_iter();
+        let told =
+            at_least(9, Duration::from_mins(1), || Ok((2, ends.next().expect("asked once more"))));
+        assert_eq!(told, Ok((2, 9)));
+        let told = at_least(9, PAUSE * 2, || Ok((2, 7)));
+        assert_eq!(told, Ok((2, 7)), "it stays so: the rest is lost");
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod again;
 mod arrivals;
 mod backlog;
 mod bury;
+mod catch_up;
 mod clock;
 mod consumer;
 mod context;
@@ -43,6 +44,7 @@ mod unreadable;
 mod written;
 
 pub use again::watermarks;
+pub(crate) use again::watermarks_from;
 pub use arrivals::Arrivals;
 pub use bury::{BuryError, bury};
 pub use clock::{BrokersClock, brokers_clock};

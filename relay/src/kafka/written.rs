@@ -32,13 +32,13 @@ pub struct Written {
 }
 
 impl Written {
-    pub(super) fn new(partitions: usize) -> Self {
+    pub(crate) fn new(partitions: usize) -> Self {
         Self { parts: (0..partitions).map(|_| Part::default()).collect(), gone: AtomicU64::new(0) }
     }
 
     /// A record was acknowledged at an offset, if the broker has told it. They only grow, unless the
     /// topic was deleted and made again: what was acknowledged before is gone then.
-    pub(super) fn acknowledged(&self, partition: Partition, offset: i64, is_message: bool) {
+    pub(crate) fn acknowledged(&self, partition: Partition, offset: i64, is_message: bool) {
         let Some(part) = self.parts.get(partition.index()) else { return };
         let add = |to: &AtomicU64, count| {
             to.store(to.load(Ordering::Relaxed) + count, Ordering::Release);
@@ -56,6 +56,11 @@ impl Written {
     /// Messages that were acknowledged in logs that are gone.
     pub fn gone(&self) -> u64 {
         self.gone.load(Ordering::Acquire)
+    }
+
+    /// Behind the last record that was acknowledged in a partition; 0: none was.
+    pub fn end(&self, partition: Partition) -> i64 {
+        self.parts.get(partition.index()).map_or(0, |part| part.end.load(Ordering::Acquire))
     }
 
     /// Partitions that were written, with their numbers.
@@ -117,6 +122,7 @@ mod tests {
         written.acknowledged(part, -1, true);
         let is = |end, messages| written.parts().eq([(1, WrittenPart { end, messages })]);
         assert!(is(9, 4) && written.gone() == 0);
+        assert_eq!([1, 0, 9].map(|of| written.end(Partition(of))), [9, 0, 0]);
         written.acknowledged(part, 0, true);
         assert!(is(1, 1) && written.gone() == 4);
     }
