@@ -230,10 +230,19 @@ pub trait Codec: Send {
     /// one before the `close` record.
     fn ended(&mut self, _reason: CloseReason, _now: Instant, _actions: &mut dyn Actions) {}
 
-    /// Kafka has refused a message for good. If the connection has not [ended](Self::ended),
-    /// [`farewell`](Self::farewell) comes next; no later message counts as
-    /// [delivered](Self::delivered).
-    fn refused(&mut self, _failure: RefusedReason) {}
+    /// Kafka has refused a message, by its number, for good; no later one counts as
+    /// [delivered](Self::delivered). True if the codec ends the connection, for it may owe the client
+    /// something that came before. Otherwise [`farewell`](Self::farewell) comes next, if the connection
+    /// has not [ended](Self::ended).
+    fn refused(
+        &mut self,
+        _failure: RefusedReason,
+        _message: u64,
+        _now: Instant,
+        _actions: &mut dyn Actions,
+    ) -> bool {
+        false
+    }
 
     /// When [`elapsed`](Self::elapsed) should be called, if nothing else happens.
     fn deadline(&self) -> Option<Instant> {

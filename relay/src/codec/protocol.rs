@@ -257,8 +257,14 @@ impl AnyCodec {
     }
 
     /// See [`Codec::refused`].
-    pub fn refused(&mut self, failure: RefusedReason) {
-        whichever!(self, codec => codec.refused(failure));
+    pub fn refused(
+        &mut self,
+        failure: RefusedReason,
+        message: u64,
+        now: Instant,
+        actions: &mut dyn Actions,
+    ) -> bool {
+        whichever!(self, codec => codec.refused(failure, message, now, actions))
     }
 
     /// See [`Codec::sent`].

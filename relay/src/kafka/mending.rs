@@ -12,6 +12,7 @@ use rdkafka::error::RDKafkaErrorCode;
 
 use super::ffi::{NativeRecord, NativeReport};
 use super::producer::Token;
+use super::record::header;
 
 /// How a record is, or was, sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,6 +44,18 @@ pub(super) struct Again {
     pub(super) report: NativeReport,
     pub(super) code: RDKafkaErrorCode,
     pub(super) record: NativeRecord,
+}
+
+impl NativeRecord {
+    /// A message's number in its connection; of others 0.
+    pub(super) fn message_number(&self) -> u64 {
+        // Ours is the last header.
+        let (Some((name, value)), ours) = (self.headers.last(), header::SEQUENCE.to_bytes()) else {
+            return 0;
+        };
+        let number = std::str::from_utf8(value).ok().filter(|_| name.as_bytes() == ours);
+        number.and_then(|number| number.parse().ok()).unwrap_or_default()
+    }
 }
 
 /// Whose record it is.

@@ -134,6 +134,8 @@ pub struct Report {
     pub booked_bytes: usize,
     /// Whose it was.
     pub token: Token,
+    /// The number of a refused message in its connection; of others 0.
+    pub message: u64,
     /// Acknowledged by all in-sync replicas, or why it never will be.
     pub result: Result<(), DeliveryFailure>,
 }
@@ -288,9 +290,11 @@ impl RdKafkaProducer {
         on_report: &mut dyn FnMut(Report),
     ) {
         let token = Token::unpack(report.token);
+        let mut message = 0;
         let result = report.error.map_or(Ok(()), |(code, record)| {
             tracing::debug!(%code, partition = report.partition.0, "record not delivered");
             let failure = code.into();
+            message = record.message_number();
             if failure != DeliveryFailure::Purged && !token.control {
                 let NativeRecord { key, value, headers } = record;
                 let partition = i32::from(report.partition.0);
@@ -305,6 +309,7 @@ impl RdKafkaProducer {
             partition: report.partition,
             booked_bytes: report.booked_bytes,
             token,
+            message,
             result,
         });
     }

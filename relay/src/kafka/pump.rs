@@ -221,6 +221,7 @@ impl<P: Producer> Pump<P> {
                             partition: identity.partition,
                             booked_bytes: payload.len() + headers.weight(),
                             token,
+                            message: kind.message_number(),
                             result: Err(failure),
                         },
                     );
@@ -338,10 +339,11 @@ impl Ledger {
                 stats.refused[failure as usize].fetch_add(1, Ordering::Relaxed);
                 // One order closes the connection; its further messages need none.
                 let told = |(token, news): &(Token, Command)| {
-                    *token == report.token && matches!(news, Command::Refused(_))
+                    *token == report.token && matches!(news, Command::Refused { .. })
                 };
                 if failure != DeliveryFailure::Purged && !of_worker.last().is_some_and(told) {
-                    of_worker.push((report.token, Command::Refused(failure)));
+                    let message = report.message;
+                    of_worker.push((report.token, Command::Refused { failure, message }));
                 }
             }
         }

@@ -96,7 +96,7 @@ fn reports_of_refusals_wait_until_there_is_room_for_what_they_are_about() {
     for sequence in 1..=MESSAGES {
         bench.produce(&identity, sequence).unwrap();
     }
-    let (mut reports, mut letters) = (0, Vec::new());
+    let (mut reports, mut letters, mut told) = (0, Vec::new(), Vec::new());
     let begun = Instant::now();
     let mut quiet = 0;
     while (letters.len() as u64) < MESSAGES {
@@ -104,6 +104,7 @@ fn reports_of_refusals_wait_until_there_is_room_for_what_they_are_about() {
         let mut came = 0;
         bench.producer.poll(&mut |report| {
             assert_eq!(report.result, Err(DeliveryFailure::Authorization));
+            told.push(report.message);
             came += 1;
         });
         reports += came;
@@ -118,6 +119,8 @@ fn reports_of_refusals_wait_until_there_is_room_for_what_they_are_about() {
     }
     letters.sort_unstable();
     assert!(letters.into_iter().eq(1..=MESSAGES), "each once");
+    told.sort_unstable();
+    assert!(told.into_iter().eq(1..=MESSAGES), "each by its number");
     assert_eq!(reports, MESSAGES);
 }
 

@@ -34,7 +34,12 @@ pub enum Command {
     Close,
     /// Close, because Kafka refused a message of this connection for good. Acknowledgements that come
     /// after it are of later messages.
-    Refused(RefusedReason),
+    Refused {
+        /// Why.
+        failure: RefusedReason,
+        /// The number of the message in its connection.
+        message: u64,
+    },
     /// Kafka has acknowledged so many messages more.
     Acknowledged(u32),
     /// Close: the same client has connected again.

@@ -37,6 +37,14 @@ impl Kind {
     pub const fn is_message(self) -> bool {
         matches!(self, Self::Message { .. })
     }
+
+    /// A message's number in its connection; of others 0.
+    pub const fn message_number(self) -> u64 {
+        match self {
+            Self::Message { sequence } => sequence,
+            Self::Open | Self::Close(_) => 0,
+        }
+    }
 }
 
 /// A connection's place in the batch that is being filled; stale for any other batch.

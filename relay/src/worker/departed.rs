@@ -53,9 +53,15 @@ impl Departed {
     }
 
     /// Kafka has refused a message.
-    pub(super) fn refused(&mut self, key: ConnectionKey, failure: RefusedReason) {
+    pub(super) fn refused(
+        &mut self,
+        key: ConnectionKey,
+        failure: RefusedReason,
+        message: u64,
+        now: Instant,
+    ) {
         if let Some(mut owed) = self.0.remove(&place(key)) {
-            owed.codec.refused(failure);
+            owed.codec.refused(failure, message, now, &mut Nothing::new(key));
         }
     }
 }

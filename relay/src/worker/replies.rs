@@ -91,7 +91,7 @@ impl<E: Engine> Worker<E> {
     ) {
         match command {
             Command::Acknowledged(count) => return self.acknowledged(key, count),
-            Command::Refused(failure) => return self.refused(key, failure),
+            Command::Refused { failure, message } => return self.refused(key, failure, message),
             _ => {}
         }
         let socket = SocketId(key.slot);
@@ -135,7 +135,7 @@ impl<E: Engine> Worker<E> {
             self.has_come(socket, offset, reply.payload.len(), last);
         }
         match command {
-            Command::Reply | Command::Acknowledged(_) | Command::Refused(_) => {}
+            Command::Reply | Command::Acknowledged(_) | Command::Refused { .. } => {}
             Command::ReplyAndClose if self.connection(socket).codec.obeys_close() => {}
             Command::ReplyAndClose | Command::Close => {
                 self.connection(socket).codec.close_asked(reply.headers);
@@ -165,15 +165,20 @@ impl<E: Engine> Worker<E> {
     }
 
     /// Kafka has refused a message: its client is told, in its protocol's words, and has to go.
-    fn refused(&mut self, key: ConnectionKey, failure: RefusedReason) {
-        let socket = SocketId(key.slot);
+    fn refused(&mut self, key: ConnectionKey, failure: RefusedReason, message: u64) {
+        let (socket, now) = (SocketId(key.slot), self.now);
         let current = self.connections.get_mut(socket.index()).and_then(Option::as_mut);
         let Some(connection) = current.filter(|one| one.generation() == key.generation) else {
-            return self.departed.refused(key, failure);
+            return self.departed.refused(key, failure, message, now);
         };
         connection.link.refused = true;
-        connection.codec.refused(failure);
-        self.flush_and_close(socket, CloseReason::RefusedByKafka);
+        if !connection.writes() {
+            connection.codec.refused(failure, message, now, &mut Nothing::new(key));
+        } else if !self
+            .act(socket, |codec, now, actions| codec.refused(failure, message, now, actions))
+        {
+            self.flush_and_close(socket, CloseReason::RefusedByKafka);
+        }
     }
 
     fn reply(&mut self, socket: SocketId, receipt: Receipt, reply: Reply<'_>) {
@@ -308,7 +313,7 @@ impl<E: Engine> Worker<E> {
                 self.engine.send(socket, buffer);
                 self.book_memory(socket);
             }
-            Ok(_) | Err(_) => self.close(socket, CloseReason::ConnectionFailed),
+            Ok(_) | Err(_) => self.end_failed(socket),
         }
     }
 }

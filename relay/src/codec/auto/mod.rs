@@ -312,9 +312,16 @@ impl Codec for Auto {
         }
     }
 
-    fn refused(&mut self, failure: RefusedReason) {
-        if let State::Known(codec) = &mut self.state {
-            codec.refused(failure);
+    fn refused(
+        &mut self,
+        failure: RefusedReason,
+        message: u64,
+        now: Instant,
+        actions: &mut dyn Actions,
+    ) -> bool {
+        match &mut self.state {
+            State::Known(codec) => codec.refused(failure, message, now, actions),
+            State::Sniffing { .. } | State::Over => false,
         }
     }
 

@@ -29,6 +29,8 @@ struct Exchange {
     keep_alive: bool,
     /// When the answer must have begun; none until the request is whole.
     until: Option<Instant>,
+    /// The number of its last message so far.
+    last_message: u64,
     answer: Answer,
     /// The answer so far, while another one's turn is.
     kept: Vec<u8>,
@@ -56,6 +58,8 @@ pub(super) struct Exchanges {
     queue: VecDeque<Exchange>,
     /// Requests before those in the queue.
     finished: u64,
+    /// The last message of those.
+    finished_messages: u64,
 }
 
 impl Exchange {
@@ -65,6 +69,7 @@ impl Exchange {
             head_only: head.is_some_and(|head| head.bodiless),
             keep_alive: head.is_some_and(|head| head.keep_alive),
             until: None,
+            last_message: 0,
             answer: Answer::Awaited,
             kept: Vec::new(),
             origins: Vec::new(),
@@ -239,7 +244,7 @@ fn write_body(out: &mut Vec<u8>, framing: Framing, payload: &[u8]) -> Option<Fra
 
 impl Exchanges {
     pub(super) const fn new() -> Self {
-        Self { queue: VecDeque::new(), finished: 0 }
+        Self { queue: VecDeque::new(), finished: 0, finished_messages: 0 }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -263,6 +268,13 @@ impl Exchanges {
     /// A request's head has come.
     pub(super) fn begin(&mut self, head: &Head) {
         self.queue.push_back(Exchange::new(Some(head)));
+    }
+
+    /// A message of the last request was written.
+    pub(super) fn wrote(&mut self, message: u64) {
+        if let Some(last) = self.queue.back_mut() {
+            last.last_message = message;
+        }
     }
 
     /// The last request is whole, and is to be answered in time. True if another one may follow.
@@ -342,14 +354,43 @@ impl Exchanges {
             unread.head_only = lines.starts_with(b"HEAD ");
             self.queue.push_back(unread);
         }
-        let first = self.queue.len() == 1;
-        let Some(last) = self.queue.back_mut() else { return };
-        if first {
-            last.refuse(refused, date, actions.output());
+        if let Some(last) = self.queue.len().checked_sub(1) {
+            self.refuse_at(last, refused, date, actions);
+        }
+    }
+
+    /// Answers the request that a message is of in the server's place, when its turn is. False if that
+    /// was answered whole before.
+    pub(super) fn refuse_message(
+        &mut self,
+        message: u64,
+        refused: Refused,
+        date: &Date,
+        actions: &mut dyn Actions,
+    ) -> bool {
+        let first = self.finished_messages;
+        let its = |exchange: &Exchange| exchange.last_message >= message;
+        let place = self.queue.iter().position(its).filter(|_| message > first);
+        if let Some(place) = place {
+            self.refuse_at(place, refused, date, actions);
+        }
+        place.is_some()
+    }
+
+    fn refuse_at(
+        &mut self,
+        place: usize,
+        refused: Refused,
+        date: &Date,
+        actions: &mut dyn Actions,
+    ) {
+        let Some(exchange) = self.queue.get_mut(place) else { return };
+        if place == 0 {
+            exchange.refuse(refused, date, actions.output());
         } else {
-            let mut kept = std::mem::take(&mut last.kept);
-            last.refuse(refused, date, &mut kept);
-            last.kept = kept;
+            let mut kept = std::mem::take(&mut exchange.kept);
+            exchange.refuse(refused, date, &mut kept);
+            exchange.kept = kept;
         }
     }
 
@@ -374,17 +415,24 @@ impl Exchanges {
         }
     }
 
-    /// Takes what is answered out, and writes what was kept for the one whose turn it is then. The
-    /// reason for which the connection ends, if it does.
-    pub(super) fn advance(&mut self, actions: &mut dyn Actions) -> Option<CloseReason> {
+    /// Takes what is answered out, and writes what was kept for the one whose turn it is then: its
+    /// answer has as much time from now as that of the only one. The reason for which the connection
+    /// ends, if it does.
+    pub(super) fn advance(
+        &mut self,
+        until: Instant,
+        actions: &mut dyn Actions,
+    ) -> Option<CloseReason> {
         while let Some(front) = self.queue.front() {
             let Answer::Whole(close) = front.answer else { return None };
             if close.is_some() {
                 return close;
             }
+            self.finished_messages = self.finished_messages.max(front.last_message);
             self.queue.pop_front();
             self.finished += 1;
             if let Some(front) = self.queue.front_mut() {
+                front.until = front.until.map(|_| until);
                 actions.output().extend_from_slice(&std::mem::take(&mut front.kept));
                 for origin in std::mem::take(&mut front.origins) {
                     actions.release(origin);

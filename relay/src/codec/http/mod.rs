@@ -110,8 +110,6 @@ pub struct Http {
     /// The client has ended its side: when a response that has begun must have gone on.
     ended: Option<Instant>,
     closed: bool,
-    /// Why Kafka would not have a message.
-    refused: Option<RefusedReason>,
 }
 
 impl Http {
@@ -130,7 +128,6 @@ impl Http {
             begun: false,
             ended: None,
             closed: false,
-            refused: None,
         }
     }
 
@@ -239,7 +236,7 @@ impl Http {
         if last && self.parts > 0 {
             fits &= self.record.push(b"http.last", b"1");
         }
-        actions.message(self.record.headers(), &self.body);
+        self.exchanges.wrote(actions.message(self.record.headers(), &self.body));
         self.body.clear();
         self.body.shrink_to(BODY_KEPT_BYTES);
         self.parts += 1;
@@ -275,7 +272,7 @@ impl Http {
     /// After something was answered.
     fn advance(&mut self, now: Instant, actions: &mut dyn Actions) {
         let before = self.exchanges.len();
-        if let Some(reason) = self.exchanges.advance(actions) {
+        if let Some(reason) = self.exchanges.advance(now + self.settings.request, actions) {
             return self.close(reason, actions);
         }
         if self.exchanges.kept_bytes() > self.settings.max_kept_bytes {
@@ -396,30 +393,40 @@ impl Codec for Http {
     fn farewell(&mut self, reason: CloseReason, now: Instant, actions: &mut dyn Actions) {
         let told = matches!(
             reason,
-            CloseReason::RelayStop
-                | CloseReason::ServerAway
-                | CloseReason::NoServer
-                | CloseReason::RefusedByKafka
+            CloseReason::RelayStop | CloseReason::ServerAway | CloseReason::NoServer
         );
         let date = self.date(now);
         if reason == CloseReason::HandshakeTimeout && !self.lines.is_empty() {
             let lines = self.lines.bytes();
             self.exchanges.refuse(Refused::HEAD_TIMEOUT, false, lines, &date, actions);
         } else if told && !self.closed {
-            // With several requests it is not known which one it was.
-            let too_large =
-                self.refused == Some(RefusedReason::TooLarge) && self.exchanges.len() == 1;
-            let refused = match reason {
-                CloseReason::RefusedByKafka if too_large => Refused::TOO_LARGE_FOR_KAFKA,
-                CloseReason::RefusedByKafka => Refused::BY_KAFKA,
-                reason => Refused::unavailable(reason),
-            };
-            self.exchanges.refuse_first(refused, &date, actions);
+            self.exchanges.refuse_first(Refused::unavailable(reason), &date, actions);
         }
     }
 
-    fn refused(&mut self, failure: RefusedReason) {
-        self.refused.get_or_insert(failure);
+    /// Those before it are answered first: Kafka has them.
+    fn refused(
+        &mut self,
+        failure: RefusedReason,
+        message: u64,
+        now: Instant,
+        actions: &mut dyn Actions,
+    ) -> bool {
+        if self.closed {
+            return true;
+        }
+        let refused = match failure {
+            RefusedReason::TooLarge => Refused::TOO_LARGE_FOR_KAFKA,
+            _ => Refused::BY_KAFKA,
+        };
+        let date = self.date(now);
+        self.stop_reading();
+        if self.exchanges.refuse_message(message, refused, &date, actions) {
+            self.advance(now, actions);
+        } else {
+            self.close(CloseReason::RefusedByKafka, actions);
+        }
+        true
     }
 
     fn deadline(&self) -> Option<Instant> {

@@ -1,4 +1,5 @@
 mod leaving;
+mod pipelined;
 mod refusals;
 
 use proptest::prelude::*;

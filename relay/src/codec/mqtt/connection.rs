@@ -300,13 +300,20 @@ impl Codec for Connection {
         }
     }
 
-    fn refused(&mut self, failure: RefusedReason) {
+    fn refused(
+        &mut self,
+        failure: RefusedReason,
+        _message: u64,
+        _now: Instant,
+        _actions: &mut dyn Actions,
+    ) -> bool {
         match &self.state {
             State::Open(client) => client.forget_pending(),
             State::Over(Some(client)) => client.give_up(),
             _ => {}
         }
         self.refused.get_or_insert(failure);
+        false
     }
 
     fn deadline(&self) -> Option<Instant> {

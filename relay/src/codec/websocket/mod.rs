@@ -309,8 +309,15 @@ impl Codec for WebSocket {
         self.farewell = Some((code, reason.into()));
     }
 
-    fn refused(&mut self, failure: RefusedReason) {
+    fn refused(
+        &mut self,
+        failure: RefusedReason,
+        _message: u64,
+        _now: Instant,
+        _actions: &mut dyn Actions,
+    ) -> bool {
         self.refused.get_or_insert(failure);
+        false
     }
 
     fn lingers(&self) -> bool {

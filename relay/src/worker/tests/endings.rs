@@ -106,7 +106,8 @@ fn refused(other: &str, bytes: &[u8], failure: RefusedReason) -> Vec<u8> {
     stage.bring(socket, bytes);
     stage.settle();
     let before = stage.sent(socket).len();
-    stage.command(key(socket, 1), &[(Command::Refused(failure), Receipt::None, b"")]);
+    stage
+        .command(key(socket, 1), &[(Command::Refused { failure, message: 1 }, Receipt::None, b"")]);
     stage.settle();
     assert_eq!(stage.closed(CloseReason::RefusedByKafka), 1);
     stage.sent(socket)[before..].to_vec()
@@ -126,7 +127,7 @@ fn kafkas_refusal_is_told_in_the_words_of_each_protocol() {
     starts(refused(http, request, too_large), "HTTP/1.1 413 ");
     starts(refused(http, request, other), "HTTP/1.1 503 ");
     let two = [&request[..], &request[..]].concat();
-    starts(refused(http, &two, too_large), "HTTP/1.1 503 ");
+    starts(refused(http, &two, too_large), "HTTP/1.1 413 ");
 
     let websocket = "protocol = \"websocket\"";
     let mut stream = b"GET / HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -145,6 +146,21 @@ fn kafkas_refusal_is_told_in_the_words_of_each_protocol() {
 }
 
 #[test]
+fn a_client_that_is_owed_a_reply_from_before_a_refusal_stays_for_it() {
+    let mut stage = Stage::new(&config("", "protocol = \"http\""));
+    let socket = stage.accept(OTHER, "192.0.2.1:1");
+    stage.bring(socket, &b"GET / HTTP/1.1\r\nHost: h\r\n\r\n".repeat(2));
+    stage.settle();
+    for (message, closed) in [(2, 0), (1, 1)] {
+        let refused = Command::Refused { failure: RefusedReason::Other, message };
+        stage.command(key(socket, 1), &[(refused, Receipt::None, b"")]);
+        stage.settle();
+        assert_eq!(stage.closed(CloseReason::RefusedByKafka), closed);
+        assert_eq!(stage.sent(socket).is_empty(), closed == 0);
+    }
+}
+
+#[test]
 fn what_kafka_acknowledges_behind_a_refused_message_confirms_nothing() {
     let mut stage = Stage::new(&config("", "protocol = \"mqtt\"\nmqtt = {}"));
     let socket = stage.accept(OTHER, "192.0.2.1:1");
@@ -155,7 +171,7 @@ fn what_kafka_acknowledges_behind_a_refused_message_confirms_nothing() {
     stage.bring(socket, &stream);
     stage.settle();
     let before = stage.sent(socket).len();
-    let refused = Command::Refused(RefusedReason::Other);
+    let refused = Command::Refused { failure: RefusedReason::Other, message: 2 };
     let commands = [Command::Acknowledged(1), refused, Command::Acknowledged(1)];
     let commands = commands.map(|command| (command, Receipt::None, &b""[..]));
     stage.worker.engine().set_peer(socket, Peer::Stalls);
