@@ -104,16 +104,13 @@ mod tests {
         let mut next = BTreeMap::from([(0, 0)]);
         let mut looks = 1;
         while catch_up.behind() > 0 {
-            match catch_up.looks_in(now + APART) {
-                Some(left) => {
-                    assert_eq!(left, Duration::ZERO);
-                    looks += 1;
-                    catch_up.look([(0, told.next().unwrap())], &next, now);
-                }
-                None => {
-                    *next.get_mut(&0).unwrap() += 1;
-                    catch_up.read_to(0, next[&0]);
-                }
+            if let Some(left) = catch_up.looks_in(now + APART) {
+                assert_eq!(left, Duration::ZERO);
+                looks += 1;
+                catch_up.look([(0, told.next().unwrap())], &next, now);
+            } else {
+                *next.get_mut(&0).unwrap() += 1;
+                catch_up.read_to(0, next[&0]);
             }
         }
         (next[&0], looks)
