@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use crate::route::Partition;
+use crate::model::Partition;
 
 /// What this run has written to a partition.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -89,7 +89,7 @@ pub struct LogEnd {
 
 impl LogEnds {
     /// A record was acknowledged at an offset. See [`Written`].
-    pub(super) fn acknowledged(&self, topic: &str, partition: i32, offset: i64) {
+    pub(crate) fn acknowledged(&self, topic: &str, partition: i32, offset: i64) {
         if offset < 0 {
             return;
         }
