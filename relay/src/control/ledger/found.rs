@@ -12,9 +12,9 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::{Config, KafkaSection};
 use crate::kafka::{
-    Difference, LogEnd, Reason, RecordOrigin, TIMESTAMP_TYPE, committed, committed_with_note,
-    header_text, is_unreadable, letter, observer, postponed_before, record_origin, unreadable_at,
-    watermarks,
+    Difference, LogContext, LogEnd, Reason, RecordOrigin, TIMESTAMP_TYPE, committed,
+    committed_with_note, header_text, is_unreadable, letter, observer, postponed_before,
+    record_origin, unreadable_at, watermarks,
 };
 use crate::route::Partition;
 
@@ -52,7 +52,7 @@ pub(super) struct Found {
 /// Looks at all partitions.
 pub(super) fn look(
     config: &Config,
-    client: &BaseConsumer,
+    client: &BaseConsumer<LogContext>,
     at: &Snapshot,
 ) -> Result<Found, LedgerError> {
     let mut found = Found::default();
@@ -120,7 +120,7 @@ pub(super) fn since(at: &Snapshot, topic: &str) -> i64 {
 
 /// Looks at all records of a topic that were written since a time, up to its present end.
 fn scan(
-    reader: (&KafkaSection, &BaseConsumer),
+    reader: (&KafkaSection, &BaseConsumer<LogContext>),
     topic: &str,
     since_unix_ms: i64,
     unreadable: &mut u64,
@@ -156,7 +156,7 @@ fn scan(
 
 /// Reads a part of a partition; how many offsets cannot be read.
 fn read(
-    (kafka, client): (&KafkaSection, &BaseConsumer),
+    (kafka, client): (&KafkaSection, &BaseConsumer<LogContext>),
     (topic, partition): (&str, i32),
     offsets: Range<i64>,
     mut look: impl FnMut(&BorrowedMessage<'_>),
