@@ -9,9 +9,9 @@ use std::time::Duration;
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 
 use crate::config::KafkaSection;
+use crate::kafka::client::client_config;
 
 use super::context::LogContext;
-use super::producer::client_config;
 
 /// The property.
 const PROPERTY: &str = "offsets.retention.minutes";

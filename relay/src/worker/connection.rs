@@ -6,16 +6,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::codec::AnyCodec;
-use crate::kafka::{ConnectionKey, Identity};
-use crate::ring::{Origin, Receipt, ReplyOffset};
-use crate::route::{ClientIdentity, ServerId, ServiceId};
+use crate::model::{
+    ClientIdentity, CloseReason, ConnectionKey, Identity, ReplyOffset, ServerId, ServiceId,
+};
+use crate::ring::{Origin, Receipt};
 
-use super::behind::Behind;
 use super::kept::Kept;
+use super::lag::Behind;
 use super::limits::Pace;
 use super::shared::Served;
-
-use super::stats::CloseReason;
 
 /// What an idle connection keeps of its output buffers.
 pub(super) const OUTPUT_KEPT_BYTES: usize = 16 << 10;
@@ -62,6 +61,17 @@ pub(super) enum Receive {
     Stopped,
     /// The client has ended its side.
     Ended,
+}
+
+/// What is known of the client's end though the receive has not come to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Client {
+    /// Nothing.
+    There,
+    /// It has ended its side, and may take replies.
+    HasEnded,
+    /// The connection has failed.
+    Gone,
 }
 
 /// The first offset of the downlink among receipts.
@@ -178,6 +188,7 @@ pub(super) struct Connection {
     pub(super) codec: AnyCodec,
     pub(super) state: State,
     pub(super) receive: Receive,
+    pub(super) client: Client,
     /// When it was accepted.
     pub(super) since: Instant,
     /// When its client sent something last.
@@ -234,6 +245,7 @@ impl Connection {
             codec,
             state: State::Open,
             receive: Receive::Stopped,
+            client: Client::There,
             since: now,
             heard: now,
             counted: false,

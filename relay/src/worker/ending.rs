@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use crate::codec::Headers;
-use crate::ring::{Kind, Receipt, Return};
+use crate::engine::{Engine, SocketId};
+use crate::model::{CloseReason, Headers, Kind, UndeliveredReason};
+use crate::ring::{Receipt, Return};
 
 use super::actions::push_control;
 use super::connection::{Receive, State};
-use super::stats::{CloseReason, UndeliveredReason};
-use super::{Engine, SocketId, Worker, of};
+use super::{Worker, of};
 
 /// How long it takes a client's kernel to acknowledge something, about.
 const DOUBT_INTERVAL: Duration = Duration::from_millis(20);
@@ -151,6 +151,14 @@ impl<E: Engine> Worker<E> {
             return self.give_back(socket);
         }
         self.look_again(socket, until);
+    }
+
+    /// The connection has failed. What came before was sent, and counts.
+    pub(super) fn end_failed(&mut self, socket: SocketId) {
+        if self.connection(socket).reads() {
+            self.deliver_stash(socket);
+        }
+        self.close(socket, CloseReason::ConnectionFailed);
     }
 
     /// Closes at once.

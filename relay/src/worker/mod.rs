@@ -8,9 +8,9 @@ mod behind;
 mod connection;
 mod departed;
 mod ending;
-mod engine;
 mod held;
 mod kept;
+mod lag;
 mod limits;
 mod onward;
 mod orders;
@@ -31,12 +31,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::kafka::{ConnectionKey, StopPart};
+use crate::engine::{BufferId, Engine, Event, ReceiveEnd, SocketId};
+use crate::model::{CloseReason, ConnectionKey, ServiceId};
 use crate::ring::{DownlinkReceiver, DownlinkSender, UplinkSender, Wake};
-use crate::route::ServiceId;
+use crate::stop::StopPart;
 
 use actions::CodecActions;
-use connection::{Connection, Receive, State};
+use connection::{Client, Connection, Receive, State};
 use departed::Departed;
 use kept::Settled;
 use onward::Onward;
@@ -44,12 +45,10 @@ use settlement::Settlement;
 use timers::Timers;
 use waiting::Waiting;
 
-pub use engine::{BufferId, Engine, Event, ReceiveEnd, SocketId};
 pub use limits::{Addresses, Rate};
 pub use orders::{Order, OrderAnswer, OrderReceiver, Orders, Task};
 pub use shared::{Flows, NoGateway, Served, Shared};
-pub(crate) use stats::reasons;
-pub use stats::{CloseReason, Counter, Gauge, UndeliveredReason, WorkerStats};
+pub use stats::{Counter, Gauge, WorkerStats};
 
 /// Longest wait; so often a worker looks at the clock when nothing happens.
 const TICK: Duration = Duration::from_secs(1);
@@ -269,6 +268,7 @@ impl<E: Engine> Worker<E> {
             }
             Event::ReceiveEnded { socket, end } => self.on_receive_ended(socket, &end),
             Event::Sent { socket, buffer, result } => self.on_sent(socket, buffer, &result),
+            Event::PeerEnded { socket, failed } => self.on_peer_ended(socket, failed),
             // Only of those that are handed on.
             Event::Connected { .. } => {}
             Event::Closed { socket } => {
@@ -395,14 +395,13 @@ impl<E: Engine> Worker<E> {
         }
         match end {
             ReceiveEnd::Stopped => connection.receive = Receive::Stopped,
-            ReceiveEnd::EndOfStream => connection.receive = Receive::Ended,
+            ReceiveEnd::EndOfStream => {
+                connection.receive = Receive::Ended;
+                connection.client = connection.client.max(Client::HasEnded);
+            }
             ReceiveEnd::Failed(_) => {
                 connection.receive = Receive::Ended;
-                if connection.reads() {
-                    // What came before the failure was sent, and counts.
-                    self.deliver_stash(socket);
-                }
-                return self.close(socket, CloseReason::ConnectionFailed);
+                return self.end_failed(socket);
             }
         }
         if !connection.reads() {
@@ -412,6 +411,8 @@ impl<E: Engine> Worker<E> {
             self.stop_connection(socket);
         } else if !connection.held && !connection.quiesced {
             self.read_on(socket);
+        } else {
+            self.take_end(socket);
         }
     }
 

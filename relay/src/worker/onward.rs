@@ -14,12 +14,12 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use crate::route::ServiceId;
+use crate::engine::{Engine, Event, ReceiveEnd, SocketId};
+use crate::model::{CloseReason, ServiceId};
 
+use super::Worker;
 use super::connection::{OUTPUT_KEPT_BYTES, Receive, State};
-use super::stats::CloseReason;
 use super::timers::Timers;
-use super::{Engine, Event, ReceiveEnd, SocketId, Worker};
 
 /// A side of a pipe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,6 +148,7 @@ impl<E: Engine> Worker<E> {
             | Event::ReceiveEnded { socket, .. }
             | Event::Sent { socket, .. }
             | Event::Connected { socket, .. }
+            | Event::PeerEnded { socket, .. }
             | Event::Closed { socket } => *socket,
             Event::Accepted { .. } | Event::AcceptFailed { .. } => return Some(event),
         };
@@ -177,7 +178,8 @@ impl<E: Engine> Worker<E> {
             Event::Sent { buffer, result, .. } => self.on_sent_onward(index, side, buffer, &result),
             Event::Connected { result, .. } => self.on_connected(index, &result),
             Event::Closed { .. } => self.on_closed_onward(index, side),
-            Event::Accepted { .. } | Event::AcceptFailed { .. } => {}
+            // Its receive comes to the end in its turn.
+            Event::PeerEnded { .. } | Event::Accepted { .. } | Event::AcceptFailed { .. } => {}
         }
         None
     }

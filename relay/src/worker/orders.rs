@@ -16,15 +16,14 @@ use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use crossbeam_queue::ArrayQueue;
 
-use crate::codec::Headers;
-use crate::ring::{Kind, Origin, Wake};
-use crate::route::ServerId;
+use crate::engine::{Engine, SocketId};
+use crate::model::{CloseReason, Headers, Kind, ServerId};
+use crate::ring::{Origin, Wake};
 
+use super::Worker;
 use super::actions::push_control;
 use super::connection::State;
-use super::stats::CloseReason;
 use super::waiting::Wait;
-use super::{Engine, SocketId, Worker};
 
 /// Orders that may wait for one worker; who gives more is told to wait.
 const ORDERS: usize = 64;
@@ -155,7 +154,7 @@ impl<E: Engine> Worker<E> {
             // One that reads no more has nothing to take along; and a stop is not to be waited for.
             Task::Quiesce if connection.state == State::Open && !stopping => {
                 connection.quiesced = true;
-                self.stop_receiving(socket);
+                self.pause(socket);
             }
             Task::QuiesceSome(_) if connection.state == State::Open && !stopping => {
                 let link = &connection.link;
@@ -167,7 +166,7 @@ impl<E: Engine> Worker<E> {
                     return false;
                 }
                 connection.quiesced = true;
-                self.stop_receiving(socket);
+                self.pause(socket);
             }
             Task::Move if connection.quiesced => self.move_on(socket),
             Task::Release if connection.quiesced => self.release(socket),

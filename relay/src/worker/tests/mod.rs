@@ -1,16 +1,16 @@
 //! What a worker does in one exact order of events.
 
 mod endings;
+mod gone;
 mod held;
 mod stage;
 
-use super::{CloseReason, ReceiveEnd, SocketId};
-use crate::codec::Reply;
 use crate::config::Config;
-use crate::kafka::{ConnectionKey, Incarnation, RelayId};
-use crate::ring::{Command, Receipt, ReplyOffset, Return};
+use crate::engine::{ReceiveEnd, SocketId};
+use crate::model::{CloseReason, ConnectionKey, Incarnation, RelayId, Reply, ReplyOffset};
+use crate::ring::{Command, Receipt, Return};
 
-use stage::{Peer, Stage};
+use stage::{Left, Peer, Stage};
 
 /// A service of lines and another one; each has a server.
 fn config(relay: &str, other: &str) -> Config {

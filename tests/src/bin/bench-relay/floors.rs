@@ -7,11 +7,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use millrace_relay::config::RelaySection;
-use millrace_relay::kafka::{ConnectionKey, Incarnation, RelayId};
+use millrace_relay::engine::{Engine as _, Event, ReceiveEnd};
+use millrace_relay::model::{ConnectionKey, Incarnation, RelayId, ServiceId};
 use millrace_relay::ring::Wake;
-use millrace_relay::route::ServiceId;
 use millrace_relay::uring::{EngineLimits, UringEngine};
-use millrace_relay::worker::{Engine as _, Event, ReceiveEnd};
 use millrace_tests::cpu::CpuTime;
 use millrace_tests::kafka;
 use rdkafka::error::KafkaError;
@@ -64,7 +63,10 @@ impl Sink {
                         engine.close(socket);
                     }
                     Event::AcceptFailed { error } => return Err(error.into()),
-                    Event::Sent { .. } | Event::Connected { .. } | Event::Closed { .. } => {}
+                    Event::Sent { .. }
+                    | Event::Connected { .. }
+                    | Event::PeerEnded { .. }
+                    | Event::Closed { .. } => {}
                 }
             }
         }
