@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::codec::AnyCodec;
 use crate::kafka::{ConnectionKey, Identity};
 use crate::ring::{Origin, Receipt, ReplyOffset};
-use crate::route::{ClientIdentity, ServerId, ServiceId};
+use crate::route::{ClientIdentity, ServiceId};
 
 use super::behind::Behind;
 use super::kept::Kept;
@@ -165,11 +165,6 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// True if it goes to this server.
-    pub(super) fn is_at(&self, server: ServerId) -> bool {
-        self.identity.as_ref().is_some_and(|identity| identity.server == server)
-    }
-
     /// The first offset of the downlink that the client has not read, as far as is known.
     pub(super) fn oldest_unread(&self) -> Option<ReplyOffset> {
         let (sending, doubtful) = (&self.output.receipts, &self.doubtful);
@@ -190,6 +185,8 @@ pub(super) struct Connection {
     pub(super) state: State,
     pub(super) receive: Receive,
     pub(super) client: Client,
+    /// When the first reply came that it may still have to read or to confirm; so the worker's list has it.
+    pub(super) owes_since: Option<Instant>,
     /// When it was accepted.
     pub(super) since: Instant,
     /// When its client sent something last.
@@ -247,6 +244,7 @@ impl Connection {
             state: State::Open,
             receive: Receive::Stopped,
             client: Client::There,
+            owes_since: None,
             since: now,
             heard: now,
             counted: false,

@@ -186,6 +186,7 @@ impl<E: Engine> Worker<E> {
     /// Takes a connection out of the books.
     pub(super) fn leave(&mut self, socket: SocketId, reason: CloseReason) {
         self.waiting.remove(socket);
+        self.at_servers.remove(socket);
         self.connection(socket).stash = Vec::new();
         self.act(socket, |codec, now, actions| codec.ended(reason, now, actions));
         let connection = self.connections[socket.index()].as_mut().expect("just seen");

@@ -12,6 +12,7 @@ mod engine;
 mod held;
 mod kept;
 mod limits;
+mod lists;
 mod onward;
 mod orders;
 mod replies;
@@ -39,6 +40,7 @@ use actions::CodecActions;
 use connection::{Client, Connection, Receive, State};
 use departed::Departed;
 use kept::Settled;
+use lists::Lists;
 use onward::Onward;
 use settlement::Settlement;
 use timers::Timers;
@@ -80,6 +82,8 @@ pub struct Worker<E> {
     downlink: DownlinkReceiver,
     settlement: Settlement,
     orders: OrderReceiver,
+    /// Connections by server: those that are read from, and those that are quiesced.
+    at_servers: Lists,
     /// Receipts of orders that are carried out once everything is handed over.
     unanswered: Vec<Arc<OrderAnswer>>,
     stats: Arc<WorkerStats>,
@@ -93,6 +97,9 @@ pub struct Worker<E> {
     spare_stashes: Vec<Vec<u8>>,
     /// Connections with output and no send going on.
     to_send: Vec<SocketId>,
+    /// Connections that may have replies of the downlink to read or to confirm, and when the first of
+    /// those came, or an earlier one.
+    owing: Timers<Whose>,
     /// Half-closed, flushing and draining connections: the time that is over first comes first.
     lingering: Timers<Whose>,
     /// Times at which connections are looked at. One that was changed since stands here twice.
@@ -136,6 +143,7 @@ impl<E: Engine> Worker<E> {
             downlink,
             settlement: Settlement::new(),
             orders,
+            at_servers: Lists::default(),
             unanswered: Vec::new(),
             stats,
             connections: Vec::new(),
@@ -145,6 +153,7 @@ impl<E: Engine> Worker<E> {
             waiting: Waiting::default(),
             spare_stashes: Vec::new(),
             to_send: Vec::new(),
+            owing: Timers::default(),
             lingering: Timers::default(),
             timers: Timers::default(),
             peers: Vec::new(),
