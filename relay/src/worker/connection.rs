@@ -90,6 +90,8 @@ pub(super) struct Output {
     pub(super) waiting: Vec<u8>,
     /// Bytes of the send that is going on; 0: none is.
     pub(super) sending_bytes: usize,
+    /// There was a send.
+    pub(super) has_sent: bool,
     sending_replies: usize,
     /// When its client had taken a send last, or was given the first bytes after that; none while it has
     /// all.
@@ -113,6 +115,7 @@ impl Output {
         }
         let buffer = std::mem::replace(&mut self.waiting, std::mem::take(&mut self.spare));
         self.sending_bytes = buffer.len();
+        self.has_sent = true;
         self.sending_replies = self.receipts.len();
         Some(buffer)
     }

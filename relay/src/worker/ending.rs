@@ -91,10 +91,16 @@ impl<E: Engine> Worker<E> {
         if !connection.writes() {
             return;
         }
-        if connection.link.output.bytes() == 0 {
+        let output = &connection.link.output;
+        let (all_sent, has_sent) = (output.bytes() == 0, output.has_sent);
+        if all_sent && !(has_sent && connection.codec.lingers()) {
             return self.close(socket, reason);
         }
         connection.state = State::Flushing(reason);
+        if all_sent {
+            // Its client may still have to read it.
+            return self.end_flushing(socket, reason);
+        }
         self.stop_receiving(socket);
         self.linger(socket);
     }
