@@ -13,15 +13,15 @@ const MOST: usize = 64;
 
 /// The last complaints, whichever clients they came from, and when each was passed on.
 #[derive(Debug)]
-pub(super) struct Said(Mutex<BTreeMap<String, Instant>>);
+pub(crate) struct Said(Mutex<BTreeMap<String, Instant>>);
 
 impl Said {
-    pub(super) const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self(Mutex::new(BTreeMap::new()))
     }
 
     /// Whether this was not said, or a while ago.
-    pub(super) fn is_news(&self, text: &str, now: Instant) -> bool {
+    pub(crate) fn is_news(&self, text: &str, now: Instant) -> bool {
         let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if said.get(text).is_some_and(|at| now.saturating_duration_since(*at) < AGAIN) {
             return false;

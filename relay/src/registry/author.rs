@@ -11,8 +11,9 @@ use rdkafka::producer::{
 };
 
 use crate::config::Config;
+use crate::kafka::client::writer_config;
 use crate::kafka::{
-    LogContext, NO_TIME, brokers_clock, is_news, logs_as_ours, own_unix_ms, rejoin, writer_config,
+    LogContext, NO_TIME, brokers_clock, is_news, logs_as_ours, own_unix_ms, rejoin,
 };
 
 use super::Write;

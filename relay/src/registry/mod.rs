@@ -12,10 +12,12 @@
 mod author;
 mod candidate;
 mod coordinator;
+mod decision;
 mod error;
 mod facts;
 mod follow;
 mod link;
+mod listener;
 mod orders;
 mod plan;
 mod policy;
@@ -27,12 +29,13 @@ mod status;
 #[cfg(test)]
 mod tests;
 
-pub use coordinator::{Coordinator, Facts};
+pub use coordinator::Coordinator;
+pub use decision::{Facts, Write};
 pub use error::RegistryError;
 pub use follow::{Watch, read};
-pub use link::{Listener, RegistryLink, RegistryObserver};
+pub use link::{RegistryLink, RegistryObserver};
+pub use listener::Listener;
 pub use orders::{MAX_PER_SECOND, OrderError, order, rebalance};
-pub use plan::Write;
 pub use policy::{Declared, Policy, Unfit};
 pub use state::{Change, MAX_ENTRIES, MAX_EPOCH, Outcome, RefusedReason, Registry};
 pub use status::{CoordinatorStatus, RebalanceStatus, RegistryStatus, RelayStatus, ServerStatus};

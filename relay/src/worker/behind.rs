@@ -3,34 +3,17 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::ring::{ReplyOffset, Return};
+use crate::engine::{Engine, SocketId};
+use crate::model::{CloseReason, ReplyOffset};
+use crate::ring::Return;
 
+use super::Worker;
 use super::connection::{Link, State};
-use super::stats::CloseReason;
-use super::{Engine, SocketId, Worker};
 
 /// What a reply that is postponed counts as beside its payload.
 const POSTPONED_OVERHEAD_BYTES: usize = 128;
 /// Most replies that are postponed at a time, of all connections of the relay.
 const MOST_POSTPONED: u64 = 1_000_000;
-
-/// How far a connection is behind.
-#[derive(Debug, Default)]
-pub(super) struct Behind {
-    /// The last reply that was postponed, until it has come: those after it wait as well.
-    last: Option<ReplyOffset>,
-    /// What is postponed, as it is counted.
-    bytes: usize,
-    /// More is on its way.
-    asked: bool,
-}
-
-impl Behind {
-    /// True while something is postponed.
-    pub(super) fn is_waiting(&self) -> bool {
-        self.last.is_some()
-    }
-}
 
 impl Link {
     /// True while replies to it are postponed.

@@ -1,6 +1,6 @@
 //! Lists of connections, each of which stands in one at most.
 
-use super::SocketId;
+use crate::engine::SocketId;
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Node {

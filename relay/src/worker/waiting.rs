@@ -1,9 +1,9 @@
 //! Connections that are not read from, by what they wait for: whoever may go on is found without a
 //! look at the others.
 
-use crate::route::Partition;
+use crate::engine::SocketId;
+use crate::model::Partition;
 
-use super::SocketId;
 use super::lists::Lists;
 
 /// What a connection waits for.

@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::*;
-use crate::route::ServerId;
+use crate::model::ServerId;
 use crate::worker::Task;
+
+use super::*;
 
 const CROWD: u32 = 4000;
 
