@@ -48,6 +48,7 @@ pub mod shim;
 pub mod speech;
 pub mod tcp_server;
 pub mod test_run;
+pub mod three;
 pub mod tproxy;
 pub mod traffic;
 pub mod web;
