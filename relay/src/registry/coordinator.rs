@@ -44,6 +44,9 @@ pub trait Facts {
     /// Begins to move what waits in a partition, which is for nobody, to the dead letters. False: not
     /// now; it is to be asked again.
     fn bury(&mut self, partition: Partition) -> bool;
+    /// Gives a partition to a server that will commit what it has read there. False: not now, because
+    /// something else is being committed; it is to be asked again.
+    fn claim(&mut self, partition: Partition) -> bool;
 }
 
 /// Watches the registry's clock, and while it has a term, answers.
@@ -431,7 +434,8 @@ impl Coordinator {
             && !taken.partitions.contains(partition)
             && registry.holds(id, *partition)
         {
-            return Search::Found(Free { partition: *partition, end: *from });
+            let free = Free { partition: *partition, end: *from };
+            return if facts.claim(*partition) { Search::Found(free) } else { Search::Later };
         }
         let is_taken = |partition| taken.partitions.contains(&partition);
         self.pool.search(id, is_taken, (registry, &self.policy), facts, now)

@@ -24,6 +24,7 @@ mod rebalance;
 pub mod record;
 mod state;
 mod status;
+mod unheld;
 #[cfg(test)]
 mod tests;
 
