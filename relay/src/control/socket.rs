@@ -2,8 +2,9 @@
 
 use std::fs::File;
 use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
@@ -21,6 +22,40 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause after a failed accept.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
+/// Locks the file at a path, which is made if there is none.
+fn lock(path: &Path) -> Result<File, RunError> {
+    let opening = || RunError::io(format!("open {}", path.display()));
+    loop {
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(path)
+            .map_err(opening())?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                return Err(RunError::Running { lock: path.to_owned() });
+            }
+            Err(error) => return Err(opening()(error.into())),
+        }
+        if is_at(&file, path).map_err(opening())? {
+            return Ok(file);
+        }
+    }
+}
+
+/// Whether a file is the one at a path. A relay that ends takes its own away: who had opened it before
+/// would hold a lock that nobody else can see.
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let own = file.metadata()?;
+    match std::fs::metadata(path) {
+        Ok(there) => Ok((there.dev(), there.ino()) == (own.dev(), own.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// The relay's claim to its instance, and its socket. Both end with the process, however it ends.
 pub(super) struct ControlSocket {
     path: PathBuf,
@@ -35,20 +70,7 @@ impl ControlSocket {
         std::fs::create_dir_all(&directory)
             .map_err(RunError::io(format!("create {}", directory.display())))?;
         let lock_path = directory.join("relay.lock");
-        let opening = || RunError::io(format!("open {}", lock_path.display()));
-        let lock = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&lock_path)
-            .map_err(opening())?;
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                return Err(RunError::Running { lock: lock_path });
-            }
-            Err(error) => return Err(opening()(error.into())),
-        }
+        let lock = lock(&lock_path)?;
         let path = config.control_socket();
         // What is left of a relay that was killed; nobody listens there, for we have the lock.
         match std::fs::remove_file(&path) {
@@ -115,4 +137,25 @@ pub fn read_snapshot(config: &Config) -> io::Result<Option<Snapshot>> {
     let mut text = Vec::new();
     stream.read_to_end(&mut text)?;
     serde_json::from_slice(&text).map(Some).map_err(io::Error::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_on_a_file_that_was_taken_away_is_none() {
+        let name = format!("millrace-lock-{}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        // Opened before the relay that had it takes it away, and locked behind that.
+        let opened = File::create(&path).expect("a file");
+        assert!(is_at(&opened, &path).expect("it is there"));
+        std::fs::remove_file(&path).expect("it was there");
+        assert!(!is_at(&opened, &path).expect("that is no error"));
+        let next = lock(&path).expect("nobody has it");
+        assert!(is_at(&next, &path).expect("it is there"));
+        assert!(!is_at(&opened, &path).expect("it is another one"));
+        assert!(matches!(lock(&path), Err(RunError::Running { .. })), "one at a time");
+        std::fs::remove_file(&path).expect("it was there");
+    }
 }

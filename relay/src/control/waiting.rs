@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
@@ -14,7 +14,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
-use crate::kafka::{client_config, committed, observer, watermarks};
+use crate::kafka::{BrokersClock, brokers_clock, client_config, committed, observer, watermarks};
 use crate::registry::RegistryObserver;
 use crate::route::{Partition, ServerState};
 
@@ -148,11 +148,7 @@ impl Looker {
             return Ok((0, 0));
         }
         let unix_ms = time_of(&client, (&topic, number), first)?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let now = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
-        // One that cannot be read, or is younger than this clock says, is no older than nothing.
-        let age = unix_ms.map_or(0, |unix_ms| now.saturating_sub(unix_ms));
-        Ok(((end - first).unsigned_abs(), u64::try_from(age).unwrap_or_default()))
+        Ok(((end - first).unsigned_abs(), age_ms(unix_ms, brokers_clock())))
     }
 
     fn retention_ms(&self) -> Option<u64> {
@@ -169,6 +165,13 @@ impl Looker {
         // -1: for ever.
         resource.get("retention.ms")?.value.as_ref()?.parse().ok()
     }
+}
+
+/// How old a record is, whose time is the broker's, as retention takes it. One that cannot be read, or is
+/// younger than the clock says, is no older than nothing.
+fn age_ms(unix_ms: Option<i64>, clock: &BrokersClock) -> u64 {
+    let age = unix_ms.map_or(0, |unix_ms| clock.unix_ms().saturating_sub(unix_ms));
+    u64::try_from(age).unwrap_or_default()
 }
 
 /// Waits, or ends with those who want to know.
@@ -197,6 +200,20 @@ fn time_of(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kafka::own_unix_ms;
+
+    #[test]
+    fn a_message_has_waited_for_as_long_as_the_broker_says_whatever_this_host_s_clock() {
+        const DAY: i64 = 86_400_000;
+        let (clock, now) = (BrokersClock::new(), own_unix_ms());
+        let broker = now - DAY;
+        clock.learn(now, broker, now, Instant::now());
+        // Within the time of the test, by the clock of a host that is a day ahead.
+        assert!(age_ms(Some(broker - 1000), &clock) < 600_000);
+        assert!(age_ms(Some(broker - DAY), &clock) >= DAY.unsigned_abs());
+        assert_eq!(age_ms(Some(broker + DAY / 2), &clock), 0, "younger than now");
+        assert_eq!(age_ms(None, &clock), 0);
+    }
 
     #[test]
     fn what_will_be_deleted_within_a_day_is_told() {

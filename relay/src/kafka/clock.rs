@@ -44,7 +44,7 @@ pub(crate) fn own_unix_ms() -> i64 {
 }
 
 impl BrokersClock {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             since: Instant::now(),
             difference: AtomicI64::new(0),

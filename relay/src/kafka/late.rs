@@ -246,38 +246,52 @@ struct Searcher {
 impl Searcher {
     fn run(&self, work: &Receiver<Task>) {
         for (partition, offsets) in work {
-            let (mut next, end) = (*offsets.start(), *offsets.end() + 1);
-            while next < end {
-                let chunk = next..end.min(next + CHUNK);
-                match self.search(partition, chunk.clone()) {
-                    Ok(letters) => {
-                        next = chunk.end;
-                        if letters > 0 {
-                            tracing::warn!(
-                                partition = partition.0,
-                                letters,
-                                "messages came when their server's lease was over; they are among the \
-                                 dead letters"
-                            );
-                        }
-                    }
-                    Err(error) if self.stop.load(Ordering::SeqCst) => {
-                        tracing::error!(
-                            %error,
+            if let Some(left) = self.look_through(partition, &offsets) {
+                // And what has not been begun.
+                for (partition, offsets) in std::iter::once((partition, left)).chain(work) {
+                    let (first, last) = offsets.into_inner();
+                    tracing::error!(
+                        partition = partition.0,
+                        first,
+                        last,
+                        "not looked through for messages that came after their server's lease: the relay \
+                         stops"
+                    );
+                }
+                return;
+            }
+        }
+    }
+
+    /// What is left of it, if the relay stops before it is done.
+    fn look_through(
+        &self,
+        partition: Partition,
+        offsets: &RangeInclusive<i64>,
+    ) -> Option<RangeInclusive<i64>> {
+        let (mut next, end) = (*offsets.start(), *offsets.end() + 1);
+        while next < end {
+            let chunk = next..end.min(next + CHUNK);
+            match self.search(partition, chunk.clone()) {
+                Ok(letters) => {
+                    next = chunk.end;
+                    if letters > 0 {
+                        tracing::warn!(
                             partition = partition.0,
-                            first = next,
-                            last = end - 1,
-                            "not looked through for messages that came after their server's lease"
+                            letters,
+                            "messages came when their server's lease was over; they are among the dead \
+                             letters"
                         );
-                        return;
                     }
-                    Err(error) => {
-                        tracing::warn!(%error, partition = partition.0, "it will be tried again");
-                        std::thread::sleep(PAUSE);
-                    }
+                }
+                Err(_) if self.stop.load(Ordering::SeqCst) => return Some(next..=end - 1),
+                Err(error) => {
+                    tracing::warn!(%error, partition = partition.0, "it will be tried again");
+                    std::thread::sleep(PAUSE);
                 }
             }
         }
+        None
     }
 
     fn search(

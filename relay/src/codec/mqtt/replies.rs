@@ -272,6 +272,28 @@ impl Client {
                 continue;
             }
             let Packed { origin, qos, id_at, .. } = packed;
+            // A former connection had sent it, and the client has said more about it meanwhile.
+            if let Some(place) = session.sent_by_origin(origin) {
+                let sent = &mut session.sent[place];
+                if sent.here {
+                    // It came twice: one is enough.
+                    actions.give_up(origin);
+                    continue;
+                }
+                match sent.progress {
+                    Progress::Published => {}
+                    Progress::Released => {
+                        sent.here = true;
+                        self.in_flight += 1;
+                        continue;
+                    }
+                    Progress::Completed => {
+                        session.sent.remove(place);
+                        actions.settle(origin);
+                        continue;
+                    }
+                }
+            }
             if qos == Qos::Zero {
                 actions.output().extend_from_slice(&packed.bytes);
                 actions.release(origin);

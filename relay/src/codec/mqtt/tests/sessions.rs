@@ -128,6 +128,48 @@ fn a_clean_start_takes_over_too() {
     assert!(!present(&Peer::connected(&mqtt, &connect(true, "a").persistent()).1));
 }
 
+/// What a client confirms of its former connection while the reply waits for its turn on the present one
+/// is not sent again: its packet identifier is free, and nobody would confirm it.
+#[test]
+fn a_reply_that_is_confirmed_while_it_waits_is_not_sent_again() {
+    for v5 in [false, true] {
+        let mqtt = service(|section| section.send_maximum = 2);
+        let build = connect(v5, "a").persistent();
+        let (mut former, _) = Peer::connected(&mqtt, &build);
+        former.subscribe("a", 2);
+        for (offset, headers) in [(1, &REPLY1), (2, &REPLY2)] {
+            assert_eq!(former.reply(offset, headers), Ok(Sending::Kept));
+        }
+        former.end(CloseReason::ConnectionFailed);
+        let (mut peer, connack) = Peer::connected(&mqtt, &build);
+        assert!(present(&connack));
+        // Newer ones are first, and take all the room; one comes twice.
+        for (offset, headers) in [(3, &REPLY1), (4, &REPLY1), (1, &REPLY1), (2, &REPLY2)] {
+            assert_eq!(peer.reply(offset, headers), Ok(Sending::Kept));
+        }
+        assert_eq!(peer.reply(5, &REPLY1), Ok(Sending::Kept));
+        assert_eq!(peer.reply(5, &REPLY1), Ok(Sending::Kept));
+        assert_eq!(peer.answers().len(), 2);
+        assert!(peer.send(&ack(PUBACK, 1)).is_empty());
+        assert_eq!(peer.send(&ack(PUBREC, 2)), [Sent::ack(PUBREL, 2)]);
+        assert!(peer.actions().is_empty(), "it is known to the session only");
+        // There is room: the first is done with, and of the second only the end is to come.
+        assert!(peer.send(&ack(PUBACK, 3)).is_empty());
+        assert_eq!(peer.actions(), [Action::Settle(origin(3)), Action::Settle(origin(1))]);
+        assert_eq!(peer.send(&ack(PUBCOMP, 2)).len(), 1, "the fifth");
+        assert_eq!(peer.actions(), [Action::Settle(origin(2))]);
+        assert!(peer.send(&ack(PUBACK, 4)).is_empty());
+        let twice = [Action::Settle(origin(4)), Action::GiveUp(origin(5))];
+        assert_eq!(peer.actions(), twice);
+        peer.send(&ack(PUBACK, 5));
+        assert_eq!(peer.actions(), [Action::Settle(origin(5))]);
+        for offset in [6, 7] {
+            assert_eq!(peer.reply(offset, &REPLY1), Ok(Sending::Kept));
+        }
+        assert_eq!(peer.answers().len(), 2, "all the room is there again");
+    }
+}
+
 #[test]
 fn a_message_of_qos_2_that_is_sent_again_after_a_reconnect_becomes_no_second_record() {
     for v5 in [false, true] {
