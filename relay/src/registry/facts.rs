@@ -197,18 +197,17 @@ impl Backlogs {
         let (config, incarnation) = (self.config.clone(), self.incarnation);
         let (free, may_commit) = (self.unheld.clone(), self.may_commit());
         let stop = Arc::clone(&self.stop);
-        let burial =
-            std::thread::Builder::new().name("burial".to_owned()).spawn(move || {
-                let Some(busy) = free.enter(partition) else { return };
-                match bury(&config, incarnation, partition, &stop, || may_commit(&busy)) {
-                    Ok(records) => tracing::info!(
-                        partition = partition.0,
-                        records,
-                        "what waited for a server that is gone is among the dead letters"
-                    ),
-                    Err(error) => tracing::warn!(%error, "it will be tried again"),
-                }
-            });
+        let burial = std::thread::Builder::new().name("burial".to_owned()).spawn(move || {
+            let Some(busy) = free.enter(partition) else { return };
+            match bury(&config, incarnation, partition, &stop, || may_commit(&busy)) {
+                Ok(records) => tracing::info!(
+                    partition = partition.0,
+                    records,
+                    "what waited for a server that is gone is among the dead letters"
+                ),
+                Err(error) => tracing::warn!(%error, "it will be tried again"),
+            }
+        });
         match burial {
             Ok(burial) => self.burial = Some(burial),
             Err(error) => tracing::warn!(%error, "no thread for a burial"),
@@ -273,7 +272,8 @@ mod tests {
             let backlogs = Backlogs::new(&config, incarnation, leases, PATIENCE, retention);
             let kafka = &config.kafka;
             let holder = observer(kafka, &kafka.server_group(PARTITION)).expect("a consumer");
-            let rig = Self { _cluster: cluster, config, backlogs: backlogs.expect("a thread"), holder };
+            let rig =
+                Self { _cluster: cluster, config, backlogs: backlogs.expect("a thread"), holder };
             rig.commit(5);
             rig.backlogs.unheld.offer([PARTITION].into());
             rig
@@ -282,12 +282,14 @@ mod tests {
         fn commit(&self, offset: i64) {
             let mut list = TopicPartitionList::new();
             let (topic, partition) = (self.config.kafka.uplink_topic(), PARTITION.0.into());
-            list.add_partition_offset(&topic, partition, Offset::Offset(offset)).expect("an offset");
+            list.add_partition_offset(&topic, partition, Offset::Offset(offset))
+                .expect("an offset");
             self.holder.commit(&list, CommitMode::Sync).expect("committed");
         }
 
         fn committed(&self) -> Option<i64> {
-            committed(&self.holder, &self.config.kafka.uplink_topic(), PARTITION.0.into(), PATIENCE).expect("told")
+            committed(&self.holder, &self.config.kafka.uplink_topic(), PARTITION.0.into(), PATIENCE)
+                .expect("told")
         }
 
         /// A renewal, and what happens right before its commit.

@@ -24,9 +24,9 @@ mod rebalance;
 pub mod record;
 mod state;
 mod status;
-mod unheld;
 #[cfg(test)]
 mod tests;
+mod unheld;
 
 pub use coordinator::{Coordinator, Facts};
 pub use error::RegistryError;

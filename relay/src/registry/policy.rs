@@ -75,10 +75,7 @@ impl Policy {
     }
 
     /// Partitions that nobody holds.
-    pub fn unheld<'a>(
-        &self,
-        leases: impl IntoIterator<Item = &'a Lease>,
-    ) -> BTreeSet<Partition> {
+    pub fn unheld<'a>(&self, leases: impl IntoIterator<Item = &'a Lease>) -> BTreeSet<Partition> {
         let (held, gone): (Vec<_>, Vec<_>) = leases.into_iter().partition(|of| of.is_in_force());
         // One that this relay would not lease may have had a holder all the same.
         let gone = gone.iter().map(|lease| lease.partition).filter(|of| !self.is_declared(*of));
