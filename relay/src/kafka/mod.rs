@@ -19,6 +19,7 @@ mod inspect;
 mod keeper;
 mod late;
 mod leases;
+mod lines;
 mod log_watch;
 mod mending;
 mod note;

@@ -79,11 +79,8 @@ impl Policy {
         let (held, gone): (Vec<_>, Vec<_>) = leases.into_iter().partition(|of| of.is_in_force());
         // One that this relay would not lease may have had a holder all the same.
         let gone = gone.iter().map(|lease| lease.partition).filter(|of| !self.is_declared(*of));
-        let mut unheld: BTreeSet<_> = self.pool().chain(gone).collect();
-        held.iter().for_each(|lease| {
-            unheld.remove(&lease.partition);
-        });
-        unheld
+        let held: BTreeSet<_> = held.iter().map(|lease| lease.partition).collect();
+        self.pool().chain(gone).filter(|partition| !held.contains(partition)).collect()
     }
 
     /// What is wrong with a registration, whoever else is registered.
