@@ -92,11 +92,13 @@ impl SimClient {
 }
 
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a request that is going on, or not")]
 struct SimSocket {
     client: usize,
     receiving: bool,
     stopping: bool,
     sending: Option<Vec<u8>>,
+    watched: bool,
     closing: bool,
 }
 
@@ -151,6 +153,7 @@ impl FaultyEngine {
             receiving: false,
             stopping: false,
             sending: None,
+            watched: false,
             closing: false,
         });
         self.events.push_back(Event::Accepted {
@@ -202,6 +205,17 @@ impl FaultyEngine {
         self.events.push_back(Event::ReceiveEnded { socket: id, end });
     }
 
+    /// The end is noticed at any time before it is received, and again.
+    fn progress_watch(&mut self, id: SocketId) {
+        let client = self.sockets[id.index()].as_ref().expect("checked").client;
+        let failed = match self.clients[client].ending {
+            Ending::Stay => return,
+            Ending::Close => false,
+            Ending::Reset(_) => true,
+        };
+        self.events.push_back(Event::PeerEnded { socket: id, failed });
+    }
+
     fn progress_send(&mut self, id: SocketId) {
         let slot = self.sockets[id.index()].as_mut().expect("checked");
         let buffer = slot.sending.take().expect("checked");
@@ -226,6 +240,10 @@ impl FaultyEngine {
         let slot = self.sockets[id.index()].as_ref().expect("just seen");
         if slot.receiving && self.dice.one_in(2) {
             self.progress_receive(id);
+        }
+        let slot = self.sockets[id.index()].as_ref().expect("just seen");
+        if slot.watched && !slot.closing && self.dice.one_in(8) {
+            self.progress_watch(id);
         }
         let slot = self.sockets[id.index()].as_ref().expect("just seen");
         if slot.closing && !slot.receiving && slot.sending.is_none() {
@@ -257,6 +275,20 @@ impl Engine for FaultyEngine {
     fn stop_receiving(&mut self, socket: SocketId) {
         let slot = self.socket(socket);
         slot.stopping = slot.receiving;
+    }
+
+    fn watch(&mut self, socket: SocketId) {
+        self.socket(socket).watched = true;
+    }
+
+    fn unread(&mut self, socket: SocketId) -> usize {
+        let client = self.socket(socket).client;
+        let client = &self.clients[client];
+        let until = match client.ending {
+            Ending::Reset(at) => at.min(client.stream.len()),
+            Ending::Close | Ending::Stay => client.stream.len(),
+        };
+        until - client.taken
     }
 
     fn send(&mut self, socket: SocketId, buffer: Vec<u8>) {

@@ -52,6 +52,12 @@ impl Engine for SteadyEngine {
     fn stop_receiving(&mut self, _: SocketId) {
         panic!("nothing here is held back");
     }
+    fn watch(&mut self, _: SocketId) {
+        panic!("nothing here is held back");
+    }
+    fn unread(&mut self, _: SocketId) -> usize {
+        panic!("nothing here is held back");
+    }
     fn send(&mut self, _: SocketId, buffer: Vec<u8>) {
         self.sending = Some(buffer);
     }

@@ -1,14 +1,19 @@
 //! A broker that hangs, and one that is killed and comes back, in the middle of a run.
 
+use std::io::Write as _;
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use millrace_tests::cluster::{Cluster, ClusterPlan, frames};
+use millrace_tests::direct::Direct;
 use millrace_tests::kafka::OwnBroker;
 use millrace_tests::privilege;
+use millrace_tests::process::wait_until;
 use millrace_tests::run::{Outcome, RunPlan, Snapshot, run};
 use rustix::process::Signal;
+use socket2::SockRef;
 
 /// Much more than sockets and the relay can hold between them.
 const PLAN: fn() -> RunPlan =
@@ -100,4 +105,55 @@ fn a_broker_that_is_killed_and_restarted_loses_nothing() {
     let outcome = run(&mut cluster, &PLAN(), &mut observe).unwrap();
     assert!(killed, "the broker was not killed in mid-run");
     assert_whole(&outcome);
+}
+
+/// Clients that leave while the relay does not read from them: some of them at once, with what they have
+/// sent counted, and the others as soon as that can be.
+#[test]
+fn who_leaves_while_the_broker_hangs_does_not_stay_as_a_connection() {
+    const EACH: usize = 30;
+    const LEAST: u64 = 90;
+    const PATIENCE: Duration = Duration::from_mins(1);
+    let broker = OwnBroker::start(&directory("leave")).unwrap();
+    let mut relay = Direct::at(broker.address(), "leave", |config| {
+        config.kafka.partition_in_flight_bytes = 64 << 10;
+        config.relay.half_close_ms = 100;
+    })
+    .unwrap();
+    relay.instance.start().unwrap();
+    let count = |what: &str| relay.instance.stats().and_then(|stats| stats.count(what)).unwrap();
+    let wait = |what: &str, expected: u64| {
+        let waited = wait_until(PATIENCE, what, || Ok(count(what) == expected));
+        assert!(waited.is_ok(), "{what}: {} instead of {expected}", count(what));
+    };
+    let connect = || TcpStream::connect(relay.target()).unwrap();
+    let mut busy = connect();
+    let mut clients: Vec<TcpStream> = (0..3 * EACH).map(|_| connect()).collect();
+    wait("connections", 1 + 3 * EACH as u64);
+    broker.signal(Signal::STOP).unwrap();
+    let message = frames().framed(&[b'x'; 250]);
+    busy.write_all(&message.repeat(300)).unwrap();
+    wait_until(PATIENCE, "the bound", || Ok(count("messages_received") >= LEAST)).unwrap();
+    let before = count("messages_received");
+    assert!(before < 300, "the bound does not stop anybody");
+    for client in &mut clients {
+        client.write_all(&message).unwrap();
+    }
+    wait("messages_received", before + 3 * EACH as u64);
+    // From now on nobody is read from.
+    let ended = clients.split_off(2 * EACH);
+    for client in &mut clients {
+        client.write_all(&message).unwrap();
+    }
+    let with_rest = clients.split_off(EACH);
+    for client in clients {
+        SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+    }
+    drop((ended, with_rest));
+    wait("connections", 1 + EACH as u64);
+    assert_eq!(count("messages_received"), before + 4 * EACH as u64, "of those who have reset");
+    broker.signal(Signal::CONT).unwrap();
+    wait("connections", 1);
+    wait("messages_acknowledged", 300 + 5 * EACH as u64);
+    relay.instance.stop().unwrap();
 }

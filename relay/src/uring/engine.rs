@@ -69,6 +69,7 @@ struct Listener {
 /// A socket and what is going on with it. The descriptor is closed by the ring, when nothing else
 /// is going on.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a request that is going on, or not")]
 struct Slot {
     socket: OwnedFd,
     receiving: bool,
@@ -77,6 +78,7 @@ struct Slot {
     sending: Option<Vec<u8>>,
     /// The address that the kernel reads until the connect completes.
     connecting: Option<Box<SockAddr>>,
+    watching: bool,
     closing: bool,
 }
 
@@ -88,6 +90,7 @@ impl Slot {
             stopping: false,
             sending: None,
             connecting: None,
+            watching: false,
             closing: false,
         }
     }
@@ -183,8 +186,8 @@ impl UringEngine {
     /// Closes a socket that should close as soon as nothing is going on with it.
     fn close_if_idle(&mut self, socket: SocketId) {
         let slot = self.slot(socket);
-        let idle = !slot.receiving && slot.sending.is_none() && slot.connecting.is_none();
-        if slot.closing && idle {
+        let idle = slot.sending.is_none() && slot.connecting.is_none();
+        if slot.closing && idle && !slot.receiving && !slot.watching {
             let slot = self.slots[socket.index()].take().expect("just seen");
             let fd = slot.socket.into_raw_fd();
             self.submit(opcode::Close::new(Fd(fd)).build(), Operation::Close(socket));
@@ -208,6 +211,7 @@ impl UringEngine {
                 let result = outcome(completion.result()).map(drop);
                 Some(Event::Connected { socket, result })
             }
+            Operation::Watch(socket) => self.watched(socket, completion.result(), more),
             Operation::Cancel => None,
             Operation::Close(socket) => {
                 self.free.push(socket);
@@ -218,6 +222,16 @@ impl UringEngine {
                 None
             }
         }
+    }
+
+    fn watched(&mut self, socket: SocketId, result: i32, more: bool) -> Option<Event> {
+        let slot = self.slot(socket);
+        slot.watching &= more;
+        let told = !slot.closing;
+        self.close_if_idle(socket);
+        let mask = libc::c_short::try_from(result).ok().filter(|mask| told && *mask > 0)?;
+        let failed = mask & (libc::POLLERR | libc::POLLHUP) != 0;
+        Some(Event::PeerEnded { socket, failed })
     }
 
     fn accepted(&mut self, index: usize, result: i32, more: bool) -> Option<Event> {
@@ -368,6 +382,23 @@ impl Engine for UringEngine {
         }
     }
 
+    fn watch(&mut self, socket: SocketId) {
+        let slot = self.slot(socket);
+        if !std::mem::replace(&mut slot.watching, true) {
+            let fd = Fd(slot.socket.as_raw_fd());
+            // Of more than one shot: a failure may follow the peer's end. Bytes that come do not count.
+            let mask = libc::POLLRDHUP.unsigned_abs().into();
+            let entry = opcode::PollAdd::new(fd, mask).multi(true).build();
+            self.submit(entry, Operation::Watch(socket));
+        }
+    }
+
+    fn unread(&mut self, socket: SocketId) -> usize {
+        // Where it cannot be told, it may be anything.
+        let unread = rustix::io::ioctl_fionread(&self.slot(socket).socket);
+        unread.ok().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(usize::MAX)
+    }
+
     fn send(&mut self, socket: SocketId, buffer: Vec<u8>) {
         let slot = self.slot(socket);
         debug_assert!(slot.sending.is_none() && !slot.closing);
@@ -418,11 +449,15 @@ impl Engine for UringEngine {
         }
         let slot = self.slot(socket);
         let (receiving, sending) = (slot.receiving && !slot.stopping, slot.sending.is_some());
+        let watching = slot.watching;
         if receiving {
             self.cancel(Operation::Receive(socket));
         }
         if sending {
             self.cancel(Operation::Send(socket));
+        }
+        if watching {
+            self.cancel(Operation::Watch(socket));
         }
         self.close_if_idle(socket);
     }

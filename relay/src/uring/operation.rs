@@ -20,6 +20,8 @@ pub(super) enum Operation {
     Wake,
     /// Connect; its address lies in the slot.
     Connect(SocketId),
+    /// Multishot poll for the peer's end.
+    Watch(SocketId),
 }
 
 impl Operation {
@@ -34,6 +36,7 @@ impl Operation {
             Self::Close(socket) => (4, socket.0),
             Self::Wake => (5, 0),
             Self::Connect(socket) => (6, socket.0),
+            Self::Watch(socket) => (7, socket.0),
         };
         kind << Self::KIND_SHIFT | index as u64
     }
@@ -50,6 +53,7 @@ impl Operation {
             4 => Self::Close(SocketId(index)),
             5 => Self::Wake,
             6 => Self::Connect(SocketId(index)),
+            7 => Self::Watch(SocketId(index)),
             kind => unreachable!("no operation has kind {kind}"),
         }
     }

@@ -64,6 +64,17 @@ pub(super) enum Receive {
     Ended,
 }
 
+/// What is known of the client's end though the receive has not come to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Client {
+    /// Nothing.
+    There,
+    /// It has ended its side, and may take replies.
+    HasEnded,
+    /// The connection has failed.
+    Gone,
+}
+
 /// The first offset of the downlink among receipts.
 fn oldest_offset(receipts: &VecDeque<Receipt>) -> Option<ReplyOffset> {
     receipts.iter().find_map(|receipt| match receipt {
@@ -178,6 +189,7 @@ pub(super) struct Connection {
     pub(super) codec: AnyCodec,
     pub(super) state: State,
     pub(super) receive: Receive,
+    pub(super) client: Client,
     /// When it was accepted.
     pub(super) since: Instant,
     /// When its client sent something last.
@@ -234,6 +246,7 @@ impl Connection {
             codec,
             state: State::Open,
             receive: Receive::Stopped,
+            client: Client::There,
             since: now,
             heard: now,
             counted: false,

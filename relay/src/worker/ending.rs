@@ -153,6 +153,14 @@ impl<E: Engine> Worker<E> {
         self.look_again(socket, until);
     }
 
+    /// The connection has failed. What came before was sent, and counts.
+    pub(super) fn end_failed(&mut self, socket: SocketId) {
+        if self.connection(socket).reads() {
+            self.deliver_stash(socket);
+        }
+        self.close(socket, CloseReason::ConnectionFailed);
+    }
+
     /// Closes at once.
     pub(super) fn close(&mut self, socket: SocketId, reason: CloseReason) {
         match self.connection(socket).state {

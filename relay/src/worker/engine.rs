@@ -78,6 +78,14 @@ pub enum Event {
         /// Whether there is a connection.
         result: io::Result<()>,
     },
+    /// The peer of a socket that is [watched](Engine::watch) has ended its side, or the connection has
+    /// failed. What it had sent before may still have to be received. May come more than once.
+    PeerEnded {
+        /// The socket.
+        socket: SocketId,
+        /// The connection has failed; otherwise the peer may go on to receive.
+        failed: bool,
+    },
     /// The socket is closed and its id free.
     Closed {
         /// The socket.
@@ -109,6 +117,13 @@ pub trait Engine {
 
     /// Ends the receive that is going on. What has been received already still comes.
     fn stop_receiving(&mut self, socket: SocketId);
+
+    /// Looks for the peer's end, from now until the socket is closed, whether it is received from or not:
+    /// [`Event::PeerEnded`]. Once is enough.
+    fn watch(&mut self, socket: SocketId);
+
+    /// Bytes that the peer has sent and that are not received.
+    fn unread(&mut self, socket: SocketId) -> usize;
 
     /// Sends; the buffer comes back with [`Event::Sent`]. One at a time for each socket.
     fn send(&mut self, socket: SocketId, buffer: Vec<u8>);

@@ -11,13 +11,19 @@
 //! One that waits for something of its own stands in no list: whatever changes that has it looked at.
 //! So a turn costs as much as there are connections that may go on, and partitions that somebody waits
 //! for, however many are held.
+//!
+//! A client that ends meanwhile is [noticed](Worker::take_end) at once.
 
-use super::connection::{Connection, Receive, State};
+use super::connection::{Client, Connection, Receive, State};
 use super::waiting::Wait;
 use super::{Engine, SocketId, Worker};
 
 /// What of a stash is decoded between two looks at the bounds.
 const STASH_PIECE_BYTES: usize = 4 << 10;
+
+/// What a client that is gone has left unread is taken beyond the bounds if it is not more than this:
+/// of the order of what the records of a connection's begin and end are booked with.
+const REST_BYTES: usize = 4 << 10;
 
 impl<E: Engine> Worker<E> {
     /// Stops reading from a connection until nothing [stands in its way](Self::blocked).
@@ -28,7 +34,59 @@ impl<E: Engine> Worker<E> {
             self.stats.holds.add(1);
             self.put_to_wait(socket);
         }
+        self.pause(socket);
+    }
+
+    /// Reads no more for a while, and looks for the client's end all the same.
+    pub(super) fn pause(&mut self, socket: SocketId) {
         self.stop_receiving(socket);
+        self.engine.watch(socket);
+    }
+
+    /// The client has ended its side, or the connection has failed, whether all before that is received or
+    /// not.
+    pub(super) fn on_peer_ended(&mut self, socket: SocketId, failed: bool) {
+        let connection = self.connection(socket);
+        let client = if failed { Client::Gone } else { Client::HasEnded };
+        connection.client = connection.client.max(client);
+        self.take_end(socket);
+    }
+
+    /// Ends a connection that is not read from if its client has done so and nothing is lost thereby; what
+    /// its client has left that is too much waits for its turn, and the connection with it. Where it is
+    /// read from, its receive comes to the end.
+    pub(super) fn take_end(&mut self, socket: SocketId) {
+        let connection = self.connection(socket);
+        if !connection.reads() || !(connection.held || connection.quiesced) {
+            return;
+        }
+        let empty = connection.stash.is_empty();
+        match (connection.client, connection.receive) {
+            (Client::There, _) | (_, Receive::Armed | Receive::Stopping) => {}
+            (Client::Gone, Receive::Ended) => self.end_failed(socket),
+            (Client::Gone, Receive::Stopped) => {
+                if self.engine.unread(socket) <= REST_BYTES {
+                    self.arm_receive(socket);
+                }
+            }
+            // It may be about to get what keeps it from being read from.
+            (Client::HasEnded, _) if !empty || !self.waits_for_others(socket) => {}
+            (Client::HasEnded, Receive::Stopped) => {
+                if self.engine.unread(socket) == 0 {
+                    self.arm_receive(socket);
+                }
+            }
+            (Client::HasEnded, Receive::Ended) => {
+                self.connection(socket).held = false;
+                self.waiting.remove(socket);
+                self.end_stream(socket);
+            }
+        }
+    }
+
+    /// True if nothing of its own keeps a connection from being read from.
+    fn waits_for_others(&mut self, socket: SocketId) -> bool {
+        !self.connection(socket).quiesced && matches!(self.blocked(socket), Some(Blocked::By(_)))
     }
 
     /// Something about a connection has changed: if it waits for that, it is looked at.
@@ -107,7 +165,8 @@ impl<E: Engine> Worker<E> {
     fn resume_first(&mut self, wait: Wait) {
         let Some(socket) = self.waiting.pop(wait) else { return };
         if self.blocked(socket).is_some() {
-            return self.put_to_wait(socket);
+            self.put_to_wait(socket);
+            return self.take_end(socket);
         }
         if let Some(connection) = &mut self.connections[socket.index()] {
             connection.held = false;
@@ -147,7 +206,7 @@ impl<E: Engine> Worker<E> {
         }
         let connection = self.connection(socket);
         if connection.held || !connection.reads() {
-            return;
+            return self.take_end(socket);
         }
         match connection.receive {
             Receive::Stopped => self.arm_receive(socket),

@@ -36,7 +36,7 @@ use crate::ring::{DownlinkReceiver, DownlinkSender, UplinkSender, Wake};
 use crate::route::ServiceId;
 
 use actions::CodecActions;
-use connection::{Connection, Receive, State};
+use connection::{Client, Connection, Receive, State};
 use departed::Departed;
 use kept::Settled;
 use onward::Onward;
@@ -269,6 +269,7 @@ impl<E: Engine> Worker<E> {
             }
             Event::ReceiveEnded { socket, end } => self.on_receive_ended(socket, &end),
             Event::Sent { socket, buffer, result } => self.on_sent(socket, buffer, &result),
+            Event::PeerEnded { socket, failed } => self.on_peer_ended(socket, failed),
             // Only of those that are handed on.
             Event::Connected { .. } => {}
             Event::Closed { socket } => {
@@ -395,14 +396,13 @@ impl<E: Engine> Worker<E> {
         }
         match end {
             ReceiveEnd::Stopped => connection.receive = Receive::Stopped,
-            ReceiveEnd::EndOfStream => connection.receive = Receive::Ended,
+            ReceiveEnd::EndOfStream => {
+                connection.receive = Receive::Ended;
+                connection.client = connection.client.max(Client::HasEnded);
+            }
             ReceiveEnd::Failed(_) => {
                 connection.receive = Receive::Ended;
-                if connection.reads() {
-                    // What came before the failure was sent, and counts.
-                    self.deliver_stash(socket);
-                }
-                return self.close(socket, CloseReason::ConnectionFailed);
+                return self.end_failed(socket);
             }
         }
         if !connection.reads() {
@@ -412,6 +412,8 @@ impl<E: Engine> Worker<E> {
             self.stop_connection(socket);
         } else if !connection.held && !connection.quiesced {
             self.read_on(socket);
+        } else {
+            self.take_end(socket);
         }
     }
 

@@ -148,6 +148,7 @@ impl<E: Engine> Worker<E> {
             | Event::ReceiveEnded { socket, .. }
             | Event::Sent { socket, .. }
             | Event::Connected { socket, .. }
+            | Event::PeerEnded { socket, .. }
             | Event::Closed { socket } => *socket,
             Event::Accepted { .. } | Event::AcceptFailed { .. } => return Some(event),
         };
@@ -177,7 +178,8 @@ impl<E: Engine> Worker<E> {
             Event::Sent { buffer, result, .. } => self.on_sent_onward(index, side, buffer, &result),
             Event::Connected { result, .. } => self.on_connected(index, &result),
             Event::Closed { .. } => self.on_closed_onward(index, side),
-            Event::Accepted { .. } | Event::AcceptFailed { .. } => {}
+            // Its receive comes to the end in its turn.
+            Event::PeerEnded { .. } | Event::Accepted { .. } | Event::AcceptFailed { .. } => {}
         }
         None
     }

@@ -155,7 +155,7 @@ impl<E: Engine> Worker<E> {
             // One that reads no more has nothing to take along; and a stop is not to be waited for.
             Task::Quiesce if connection.state == State::Open && !stopping => {
                 connection.quiesced = true;
-                self.stop_receiving(socket);
+                self.pause(socket);
             }
             Task::QuiesceSome(_) if connection.state == State::Open && !stopping => {
                 let link = &connection.link;
@@ -167,7 +167,7 @@ impl<E: Engine> Worker<E> {
                     return false;
                 }
                 connection.quiesced = true;
-                self.stop_receiving(socket);
+                self.pause(socket);
             }
             Task::Move if connection.quiesced => self.move_on(socket),
             Task::Release if connection.quiesced => self.release(socket),

@@ -313,7 +313,7 @@ impl<E: Engine> Worker<E> {
                 self.engine.send(socket, buffer);
                 self.book_memory(socket);
             }
-            Ok(_) | Err(_) => self.close(socket, CloseReason::ConnectionFailed),
+            Ok(_) | Err(_) => self.end_failed(socket),
         }
     }
 }

@@ -102,6 +102,10 @@ mod tests {
         fn stop_listening(&mut self) {}
         fn receive(&mut self, _: SocketId) {}
         fn stop_receiving(&mut self, _: SocketId) {}
+        fn watch(&mut self, _: SocketId) {}
+        fn unread(&mut self, _: SocketId) -> usize {
+            0
+        }
         fn send(&mut self, _: SocketId, _: Vec<u8>) {}
         fn connect(&mut self, _: OwnedFd, _: SocketAddr) -> Option<SocketId> {
             None

@@ -1,6 +1,7 @@
 //! What a worker does in one exact order of events.
 
 mod endings;
+mod gone;
 mod held;
 mod stage;
 
@@ -10,7 +11,7 @@ use crate::config::Config;
 use crate::kafka::{ConnectionKey, Incarnation, RelayId};
 use crate::ring::{Command, Receipt, ReplyOffset, Return};
 
-use stage::{Peer, Stage};
+use stage::{Left, Peer, Stage};
 
 /// A service of lines and another one; each has a server.
 fn config(relay: &str, other: &str) -> Config {

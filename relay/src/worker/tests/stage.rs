@@ -30,8 +30,20 @@ struct Socket {
     sending: Option<Vec<u8>>,
     closing: bool,
     connecting: bool,
+    watched: bool,
     peer: Peer,
     received: Vec<u8>,
+    /// How its peer has ended, and what it had sent before that is not received.
+    left: Option<(Vec<u8>, Left)>,
+}
+
+/// How a peer has ended, as nobody was receiving.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Left {
+    /// It has ended its side.
+    Ended,
+    /// It has reset the connection.
+    Reset,
 }
 
 /// What becomes of what a peer is sent.
@@ -44,6 +56,8 @@ pub(super) enum Peer {
     Stalls,
     /// It has gone: what it is sent is taken for it, and lost.
     Gone,
+    /// Its kernel has answered with a reset.
+    Refuses,
 }
 
 /// An engine whose peers do what they are told.
@@ -106,6 +120,16 @@ impl ScriptedEngine {
         self.events.push_back(Event::ReceiveEnded { socket, end });
     }
 
+    /// A client sends something and then ends, whether it is received from or not.
+    pub(super) fn leave(&mut self, socket: SocketId, unread: &[u8], left: Left) {
+        let slot = self.socket(socket);
+        slot.left = Some((unread.to_vec(), left));
+        if slot.watched {
+            let failed = left == Left::Reset;
+            self.events.push_back(Event::PeerEnded { socket, failed });
+        }
+    }
+
     /// What becomes of what a peer is sent from now on.
     pub(super) fn set_peer(&mut self, socket: SocketId, peer: Peer) {
         self.socket(socket).peer = peer;
@@ -133,6 +157,18 @@ impl ScriptedEngine {
         if std::mem::take(&mut slot.connecting) {
             self.events.push_back(Event::Connected { socket: id, result: Ok(()) });
         }
+        if slot.receiving
+            && let Some((unread, left)) = slot.left.take()
+        {
+            if !unread.is_empty() {
+                self.bring(id, &unread);
+            }
+            let reset = || io::ErrorKind::ConnectionReset.into();
+            let failed = left == Left::Reset;
+            let end = if failed { ReceiveEnd::Failed(reset()) } else { ReceiveEnd::EndOfStream };
+            return self.end(id, end);
+        }
+        let Some(slot) = &mut self.sockets[id.index()] else { return };
         if slot.receiving && (slot.stopping || slot.closing) {
             (slot.receiving, slot.stopping) = (false, false);
             self.events.push_back(Event::ReceiveEnded { socket: id, end: ReceiveEnd::Stopped });
@@ -140,7 +176,7 @@ impl ScriptedEngine {
         if (slot.peer != Peer::Stalls || slot.closing)
             && let Some(buffer) = slot.sending.take()
         {
-            let result = if slot.closing {
+            let result = if slot.closing || slot.peer == Peer::Refuses {
                 Err(io::ErrorKind::ConnectionReset.into())
             } else {
                 if slot.peer == Peer::Takes {
@@ -173,6 +209,14 @@ impl Engine for ScriptedEngine {
     fn stop_receiving(&mut self, socket: SocketId) {
         let slot = self.socket(socket);
         slot.stopping = slot.receiving;
+    }
+
+    fn watch(&mut self, socket: SocketId) {
+        self.socket(socket).watched = true;
+    }
+
+    fn unread(&mut self, socket: SocketId) -> usize {
+        self.socket(socket).left.as_ref().map_or(0, |(unread, _)| unread.len())
     }
 
     fn send(&mut self, socket: SocketId, buffer: Vec<u8>) {

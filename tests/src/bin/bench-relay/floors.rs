@@ -64,7 +64,10 @@ impl Sink {
                         engine.close(socket);
                     }
                     Event::AcceptFailed { error } => return Err(error.into()),
-                    Event::Sent { .. } | Event::Connected { .. } | Event::Closed { .. } => {}
+                    Event::Sent { .. }
+                    | Event::Connected { .. }
+                    | Event::PeerEnded { .. }
+                    | Event::Closed { .. } => {}
                 }
             }
         }
