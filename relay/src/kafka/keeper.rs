@@ -346,7 +346,9 @@ impl Keeper {
             outbox.send(letter.record(deadletter_topic, Box::new(Job::Reply(reply))));
         });
         let rest: Vec<_> = rest.copied().collect();
-        behind.into_iter().for_each(|job| self.try_later(job));
+        for job in behind {
+            self.try_later(job);
+        }
         self.after_read(read, || rest.into_iter().map(Job::Reply).collect());
     }
 

@@ -11,7 +11,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::*;
 use crate::kafka::{ConnectionKey, Incarnation, client_config};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 struct Rig<'a> {
     cluster: MockCluster<'a, DefaultProducerContext>,
