@@ -16,7 +16,7 @@ use crate::config::{Config, KafkaSection};
 use crate::ring::{Command, DownlinkBatch, DownlinkSender, Receipt, ReplyOffset, Wake};
 
 use super::again::{PAUSE, ask_again};
-use super::context::{LogContext, is_news, logs_as_ours};
+use super::context::{LogContext, logs_as_ours};
 use super::deadletter::Reason;
 use super::desk::Desk;
 use super::ffi::{self, add_headers, rejoin};
@@ -362,7 +362,7 @@ impl Consumer {
                     self.stats.errors.fetch_add(1, Ordering::Relaxed);
                     if is_unreadable(&error) {
                         unreadable = Some(error);
-                    } else if is_news(&format!("downlink {error}")) {
+                    } else {
                         tracing::warn!(%error, "reading the downlink; trying on");
                     }
                     break;
@@ -420,7 +420,6 @@ impl Consumer {
         }
         if let Some(error) = unreadable
             && let Err(problem) = self.pass_unreadable(&error)
-            && is_news(&format!("unreadable {problem}"))
         {
             tracing::warn!(%error, %problem, "replies cannot be read; trying to go past them");
         }

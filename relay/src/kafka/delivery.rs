@@ -14,7 +14,6 @@ use crate::worker::{Served, Shared};
 
 use super::clock::brokers_clock;
 use super::consumer::command;
-use super::context::is_news;
 use super::deadletter::Sender;
 use super::fetch::{FetchError, Fetcher};
 use super::ffi::{add_headers, header as header_of};
@@ -134,9 +133,7 @@ impl Deliveries {
             });
         let any = read.unwrap_or_else(|error| {
             stats.errors.fetch_add(1, Ordering::Relaxed);
-            if is_news(&format!("held {error}")) {
-                tracing::warn!(%error, "reading the held replies; trying on");
-            }
+            tracing::warn!(%error, "reading the held replies; trying on");
             false
         });
         let unreadable = self.reader.take_unreadable();

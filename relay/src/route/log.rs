@@ -13,7 +13,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _,
 
 use crate::config::Config;
 use crate::kafka::{
-    Incarnation, Known, LogContext, NO_TIME, OpenError, StopPart, StopTime, TopicReader, is_news,
+    Incarnation, Known, LogContext, NO_TIME, OpenError, StopPart, StopTime, TopicReader,
     logs_as_ours, record_header, rejoin, writer_config,
 };
 
@@ -226,9 +226,7 @@ impl AssociationLog {
     fn read(&mut self) {
         let associations = &self.associations;
         let read = self.reader.read(POLL, MOST_READ, |record| take(associations, record));
-        if let Err(error) = read
-            && is_news(&format!("associations {error}"))
-        {
+        if let Err(error) = read {
             tracing::warn!(%error, "reading associations; trying on");
         }
     }

@@ -2,7 +2,7 @@
 //! was. What [`place`] says of it is done and told.
 
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
@@ -17,10 +17,7 @@ use super::super::ffi::rejoin;
 use super::super::log_watch::LogWatch;
 use super::super::note;
 use super::super::place::{self, Break, Found, Place};
-use super::super::said::Said;
 use super::{ANSWER, Consumer, ConsumerError, ConsumerStats, Context, START_TIMEOUT};
-
-static SAID: Said = Said::new();
 
 /// Where a run begins.
 pub(super) struct Beginning {
@@ -77,9 +74,7 @@ impl Consumer {
             return;
         }
         if let Err(error) = self.try_mend() {
-            if SAID.is_news(&error.to_string(), Instant::now()) {
-                tracing::warn!(%error, "where the downlink can be read on is not told; asking again");
-            }
+            tracing::warn!(%error, "where the downlink can be read on is not told; asking again");
             std::thread::sleep(PAUSE);
         }
     }

@@ -214,15 +214,18 @@ fn one_client_that_reads_nothing_leaves_room_for_what_waits_for_others() {
     let mut stage = Stage::new(&config);
     let clients = ["192.0.2.1:1", "192.0.2.2:1", "192.0.2.3:1"];
     let sockets = clients.map(|client| stage.accept(LINES, client));
-    sockets.iter().for_each(|socket| stage.worker.engine().set_peer(*socket, Peer::Stalls));
+    for socket in sockets {
+        stage.worker.engine().set_peer(socket, Peer::Stalls);
+    }
     // Of the relay's million so many are left.
     stage.shared.postponed.store(1_000_000 - 20, Ordering::Relaxed);
     let mut offsets = 0..;
-    let mut send = |stage: &mut Stage, client: usize, replies: usize| {
+    let mut send = |stage: &mut Stage, client: u32, replies: usize| {
+        let socket = sockets[client as usize];
         let offsets: Vec<i64> = offsets.by_ref().take(replies).collect();
-        stage.reply(key(sockets[client], client as u32 + 1), &offsets, &[b'x'; 30]);
+        stage.reply(key(socket, client + 1), &offsets, &[b'x'; 30]);
         stage.settle();
-        stage.worker.engine().is_open(sockets[client])
+        stage.worker.engine().is_open(socket)
     };
     assert!(!send(&mut stage, 0, 30), "one wants everything, and is closed");
     assert!(send(&mut stage, 1, 4), "others have their part");
