@@ -3,29 +3,21 @@
 //! Everything is checked when it is read, and a mistake is reported with its place. Sample:
 //! `docs/millrace.toml`.
 
-mod auto;
-mod http;
-mod mqtt;
-mod passwords;
+mod absence;
 mod registry;
 mod service;
-mod websocket;
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::codec::ProtocolKind;
-use crate::route::Partition;
+use crate::codec::{Otherwise, ProtocolKind};
+use crate::model::Partition;
 
-pub use auto::{AutoSection, Otherwise, Recognised};
-pub use http::HttpSection;
-pub use mqtt::MqttSection;
-pub use passwords::Passwords;
+pub use absence::{Absence, Then};
 pub use registry::RegistrySection;
 pub use service::{Server, Service};
-pub use websocket::{ReplyOpcode, WebSocketSection};
 
 /// Longest instance name: `NAME-gw` must fit an interface name (15 bytes).
 const MAX_INSTANCE_LENGTH: usize = 12;

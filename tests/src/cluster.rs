@@ -10,7 +10,7 @@ use millrace_relay::config::{
     Config, GatewaySection, HoldSection, KafkaSection, RegistrySection, RelaySection, Server,
     Service,
 };
-use millrace_relay::route::Partition;
+use millrace_relay::model::Partition;
 
 use crate::instance::Instance;
 use crate::kafka::Topics;

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 use millrace_relay::config::Config;
-use millrace_relay::kafka::{committed_with_note, postponed_before};
-use millrace_relay::route::Partition;
+use millrace_relay::kafka::committed_with_note;
+use millrace_relay::model::Partition;
+use millrace_relay::undelivered::postponed_before;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
 

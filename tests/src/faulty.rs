@@ -10,11 +10,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use millrace_relay::codec::Headers;
-use millrace_relay::kafka::{DeliveryFailure, Identity, ProduceError, Producer, Report, Token};
-use millrace_relay::ring::Kind;
-use millrace_relay::route::ServiceId;
-use millrace_relay::worker::{BufferId, Engine, Event, ReceiveEnd, SocketId};
+use millrace_relay::engine::{BufferId, Engine, Event, ReceiveEnd, SocketId};
+use millrace_relay::model::{DeliveryFailure, Headers, Identity, Kind, ServiceId};
+use millrace_relay::uplink::{ProduceError, Producer, Report, Token};
 
 /// xorshift64*: small, repeatable, good enough to choose faults.
 #[derive(Clone, Debug)]
@@ -368,7 +366,7 @@ pub struct SimRecord {
     /// The payload.
     pub payload: Vec<u8>,
     /// Its partition.
-    pub partition: millrace_relay::route::Partition,
+    pub partition: millrace_relay::model::Partition,
     /// The server, from the header.
     pub server: Vec<u8>,
     /// The server before, if the connection has moved.

@@ -9,8 +9,8 @@ use millrace_relay::config::{
     Config, GatewaySection, HoldSection, KafkaSection, RegistrySection, RelaySection, Server,
     Service,
 };
+use millrace_relay::model::Partition;
 use millrace_relay::registry::RegistryStatus;
-use millrace_relay::route::Partition;
 
 use crate::cluster::lines;
 use crate::instance::Instance;

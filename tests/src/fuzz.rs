@@ -3,7 +3,7 @@
 //! committed corpora and over generated inputs.
 
 use millrace_relay::codec::{DecodeError, Decoder, Framing};
-use millrace_relay::kafka::ConnectionKey;
+use millrace_relay::model::ConnectionKey;
 
 use crate::faulty::Dice;
 use crate::wire::Wire;

@@ -4,11 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use millrace_relay::codec::script::{Action, Named, Script};
-use millrace_relay::codec::{
-    Codec, Framing, HeaderList, Http, HttpSettings, ProtocolKind, Reply, ReplyOrigin,
-};
+use millrace_relay::codec::{Codec, Framing, Http, HttpSettings, ProtocolKind};
 use millrace_relay::config::Service;
-use millrace_relay::kafka::RelayId;
+use millrace_relay::model::{HeaderList, RelayId, Reply, ReplyOrigin};
 
 use crate::faulty::Dice;
 
@@ -39,7 +37,7 @@ impl Connection {
         service.http.max_kept_bytes = u32::try_from(KEPT_BYTES).expect("small");
         service.http.max_pipelined = u16::try_from(PIPELINED).expect("small");
         let (now, time) = (Instant::now(), SystemTime::UNIX_EPOCH + Duration::from_hours(1));
-        let settings = Arc::new(HttpSettings::new(&service, now, time));
+        let settings = Arc::new(HttpSettings::new(&service.codec(), now, time));
         Self { codec: Http::new(settings, now), now, script: Script::default() }
     }
 

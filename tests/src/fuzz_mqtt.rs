@@ -4,12 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use millrace_relay::codec::script::{Action, Script};
-use millrace_relay::codec::{
-    ByteOrder, Codec, Framing, HeaderList, Mqtt, Reply, ReplyOrigin, Sending,
-};
+use millrace_relay::codec::{ByteOrder, Codec, Framing, Mqtt, Sending};
 use millrace_relay::config::Service;
-use millrace_relay::kafka::RelayId;
-use millrace_relay::worker::CloseReason;
+use millrace_relay::model::{CloseReason, HeaderList, RelayId, Reply, ReplyOrigin};
 
 use crate::faulty::Dice;
 use crate::mqtt::speak;
@@ -52,7 +49,7 @@ fn run(pieces: &mut dyn Iterator<Item = &[u8]>) -> Outcome {
         section.tell_subscriptions = true;
         section.send_maximum = 2;
     });
-    let mqtt = Arc::new(Mqtt::new(&service));
+    let mqtt = Arc::new(Mqtt::new(&service.codec()));
     let now = Instant::now();
     let mut codec = mqtt.codec(now);
     let mut script = Script::default();

@@ -21,7 +21,7 @@ const REQUEST: &[u8] =
 fn protocol(settings: &str) -> Protocol {
     let service: Service =
         toml::from_str(&format!("{LIMITS}{settings}")).expect("a service's settings");
-    Protocol::from(&service)
+    Protocol::from(&service.codec())
 }
 
 /// A WebSocket from its first byte (an odd setting) or after its handshake.

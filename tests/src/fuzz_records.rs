@@ -1,7 +1,8 @@
 //! Fuzz targets of what others write down: records of the registry, and the operator's configuration.
 
-use millrace_relay::codec::{HeaderList, Protocol};
+use millrace_relay::codec::Protocol;
 use millrace_relay::config::Config;
+use millrace_relay::model::HeaderList;
 use millrace_relay::registry::{Outcome, Registry};
 
 /// Lines of `KEY TAB VALUE`, without a tab a tombstone: who folds them is never surprised, comes to
@@ -39,7 +40,7 @@ pub fn config(input: &[u8]) {
     }
     let now = std::time::Instant::now();
     for service in &config.services {
-        let protocol = Protocol::from(service);
+        let protocol = Protocol::from(&service.codec());
         let codec = protocol.codec(now);
         assert!(codec.held() <= 1 << 20, "an idle connection holds {} bytes", codec.held());
         let _ = protocol.check_reply(HeaderList::default().headers(), b"reply");

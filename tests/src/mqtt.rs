@@ -7,9 +7,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use millrace_relay::codec::ProtocolKind;
-use millrace_relay::config::{MqttSection, Service};
-use millrace_relay::route::IdentityKind;
+use millrace_relay::codec::{MqttSection, ProtocolKind};
+use millrace_relay::config::Service;
+use millrace_relay::model::IdentityKind;
 
 use crate::paths;
 use crate::process::{Finished, Process, run_ok};

@@ -15,8 +15,9 @@ use millrace_relay::config::{
     Config, GatewaySection, HoldSection, KafkaSection, RegistrySection, RelaySection, Server,
     Service,
 };
-use millrace_relay::gateway::{self, LoadReport, object::ObjectFile};
-use millrace_relay::route::Partition;
+use millrace_relay::gateway::object::ObjectFile;
+use millrace_relay::gateway::{self, LoadReport};
+use millrace_relay::model::Partition;
 
 /// Start of the names of namespaces; the number of their process follows.
 const HOST_PREFIX: &str = "mrh";

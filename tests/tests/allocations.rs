@@ -10,17 +10,15 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use millrace_relay::codec::{HeaderList, Headers, Reply, ReplyOrigin};
 use millrace_relay::config::Config;
-use millrace_relay::kafka::{
-    ConnectionKey, Identity, Incarnation, ProduceError, Producer, Pump, PumpStats, RelayId, Report,
-    Token,
+use millrace_relay::engine::{BufferId, Engine, Event, SocketId};
+use millrace_relay::model::{
+    ConnectionKey, HeaderList, Headers, Identity, Incarnation, Kind, RelayId, Reply, ReplyOffset,
+    ReplyOrigin, ServiceId,
 };
-use millrace_relay::ring::{Command, Kind, Receipt, ReplyOffset, Wake, downlink, uplink};
-use millrace_relay::route::ServiceId;
-use millrace_relay::worker::{
-    BufferId, Engine, Event, NoGateway, Orders, Shared, SocketId, Worker,
-};
+use millrace_relay::ring::{Command, Receipt, Wake, downlink, uplink};
+use millrace_relay::uplink::{ProduceError, Producer, Pump, PumpStats, Report, Token};
+use millrace_relay::worker::{NoGateway, Orders, Shared, Worker};
 use millrace_tests::speech::Speech;
 
 #[global_allocator]

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use millrace_relay::config::Config;
-use millrace_relay::kafka::{Incarnation, RelayId};
-use millrace_relay::route::{Associations, IdentityKind, ServiceId};
+use millrace_relay::model::{IdentityKind, Incarnation, RelayId, ServiceId};
+use millrace_relay::route::Associations;
 use millrace_tests::client::Client;
 use millrace_tests::cluster::lines;
 use millrace_tests::fleet::{Fleet, config};

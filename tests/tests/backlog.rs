@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use millrace_relay::config::Config;
-use millrace_relay::route::IdentityKind;
+use millrace_relay::model::IdentityKind;
 use millrace_tests::client::Client;
 use millrace_tests::direct::Direct;
 use millrace_tests::letters::Letters;

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use millrace_relay::kafka::{CUT_BYTES, ConnectionKey, Incarnation};
-use millrace_relay::route::Partition;
+use millrace_relay::model::{ConnectionKey, Incarnation, Partition};
+use millrace_relay::undelivered::CUT_BYTES;
 use millrace_tests::direct::Direct;
 use millrace_tests::letters::Letters;
 use millrace_tests::process::wait_until;
@@ -216,7 +216,7 @@ fn what_waits_for_a_gone_server_becomes_dead_letters_from_its_committed_offset_o
     relay.commit_uplink(0, 2).unwrap();
     let bury = || {
         let stop = std::sync::atomic::AtomicBool::new(false);
-        millrace_relay::kafka::bury(config, Incarnation::new(7), Partition(0), &stop, || true)
+        millrace_relay::undelivered::bury(config, Incarnation::new(7), Partition(0), &stop, || true)
             .unwrap()
     };
     assert_eq!(bury(), 2);

@@ -10,9 +10,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use millrace_relay::config::Config;
+use millrace_relay::config::{Absence, Config, Then};
 use millrace_relay::control::{self, Mode, Place, Snapshot};
-use millrace_relay::route::{Absence, Associations, ServerLink, ServerState, ServiceId, Then};
+use millrace_relay::model::ServiceId;
+use millrace_relay::route::{Associations, ServerLink, ServerState};
 use millrace_tests::client::Client;
 use millrace_tests::cluster::lines;
 use millrace_tests::fleet::{config, free_port};

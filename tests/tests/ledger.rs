@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use millrace_relay::kafka::ConnectionKey;
-use millrace_relay::route::IdentityKind;
+use millrace_relay::model::{ConnectionKey, IdentityKind};
 use millrace_tests::direct::Direct;
 use millrace_tests::process::{run, wait_until};
 use millrace_tests::reader::{HandServer, Record};
@@ -83,7 +82,7 @@ fn it_balances_after_traffic_and_not_with_a_record_too_many() {
 
     // Another run's records are not this one's.
     let mut key = ConnectionKey::parse(&last.key.as_bytes()[..ConnectionKey::LENGTH]).unwrap();
-    key.incarnation = millrace_relay::kafka::Incarnation::new(5);
+    key.incarnation = millrace_relay::model::Incarnation::new(5);
     let former = Record { key: String::from_utf8(key.print().to_vec()).unwrap(), ..last };
     server.forge(&former).unwrap();
     let (found, _) = ledger(&relay);

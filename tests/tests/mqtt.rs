@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use millrace_relay::config::MqttSection;
+use millrace_relay::codec::MqttSection;
 use millrace_tests::fleet::{self, Fleet};
 use millrace_tests::instance::Instance;
 use millrace_tests::kafka::{self, Topics};

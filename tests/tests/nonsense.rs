@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use millrace_relay::route::IdentityKind;
+use millrace_relay::model::IdentityKind;
 use millrace_tests::direct::Direct;
 use millrace_tests::instance::Stats;
 use millrace_tests::kafka;

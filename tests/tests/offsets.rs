@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use millrace_relay::config::Server;
 use millrace_relay::kafka::{committed, observer};
-use millrace_relay::route::Partition;
+use millrace_relay::model::Partition;
 use millrace_tests::direct::Direct;
 use millrace_tests::kafka::{self, OwnBroker};
 use millrace_tests::letters::Letters;

@@ -4,8 +4,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use millrace_relay::codec::{ByteOrder, Framing, ProtocolKind};
-use millrace_relay::config::{AutoSection, Otherwise, Recognised};
+use millrace_relay::codec::{AutoSection, ByteOrder, Framing, Otherwise, ProtocolKind, Recognised};
 use millrace_tests::client::Client;
 use millrace_tests::cluster::frames;
 use millrace_tests::instance::Instance;

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use millrace_relay::config::{Config, Server, Service};
+use millrace_relay::model::Partition;
 use millrace_relay::registry::record::RelayState;
 use millrace_relay::registry::{self, Policy, RegistryStatus, ServerStatus};
-use millrace_relay::route::{Partition, ServerState};
+use millrace_relay::route::ServerState;
 use millrace_tests::client::Client;
 use millrace_tests::cluster::lines;
 use millrace_tests::fleet::{Fleet, SERVICE, free_port};

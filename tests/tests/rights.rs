@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use millrace_relay::config::{KafkaSection, Server};
-use millrace_relay::route::Partition;
+use millrace_relay::model::Partition;
 use millrace_tests::direct::Direct;
 use millrace_tests::fleet::free_port;
 use millrace_tests::kafka::{self, OwnBroker};

@@ -7,16 +7,18 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use millrace_relay::codec::{ByteOrder, Decoder, Framing, Reply};
+use millrace_relay::codec::{ByteOrder, Decoder, Framing};
 use millrace_relay::config::Config;
-use millrace_relay::kafka::{ConnectionKey, Incarnation, Pump, PumpStats, RefusedReason, RelayId};
-use millrace_relay::ring::{
-    Command, DownlinkSender, Kind, Receipt, ReplyOffset, Return, Wake, downlink, uplink,
+use millrace_relay::engine::Engine as _;
+use millrace_relay::model::{
+    CloseReason, ConnectionKey, DeliveryFailure, Incarnation, Kind, Partition, RelayId, Reply,
+    ReplyOffset, ServerId, ServiceId,
 };
-use millrace_relay::route::{Partition, ServerId, ServerLink, ServerState, ServiceId};
+use millrace_relay::ring::{Command, DownlinkSender, Receipt, Return, Wake, downlink, uplink};
+use millrace_relay::route::{ServerLink, ServerState};
+use millrace_relay::uplink::{Pump, PumpStats};
 use millrace_relay::worker::{
-    CloseReason, Counter, Engine as _, NoGateway, OrderAnswer, Orders, Shared, Task, Worker,
-    WorkerStats,
+    Counter, NoGateway, OrderAnswer, Orders, Shared, Task, Worker, WorkerStats,
 };
 use millrace_tests::faulty::{Dice, Ending, FaultyEngine, FaultyProducer, SimClient, SimRecord};
 
@@ -435,7 +437,7 @@ impl Run {
         };
         assert_eq!(stats.messages.get(), messages(&acknowledged) + messages(&refused));
         assert_eq!(self.pump_stats.acknowledged.load(Ordering::SeqCst), messages(&acknowledged));
-        let counted = &self.pump_stats.refused[RefusedReason::TooLarge as usize];
+        let counted = &self.pump_stats.refused[DeliveryFailure::TooLarge as usize];
         assert_eq!(counted.load(Ordering::SeqCst), messages(&refused));
         assert_eq!(stats.connections(), 0, "every connection was closed, and counted");
         assert_eq!(stats.connection_bytes.get(), 0, "nothing is kept for them");

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use millrace_relay::config::{Config, Server, Service};
-use millrace_relay::route::Partition;
+use millrace_relay::model::Partition;
 use millrace_tests::direct::Direct;
 use millrace_tests::fleet::free_port;
 use millrace_tests::meter::resident_bytes;

@@ -14,62 +14,32 @@
 //!
 //! The registry of codecs is [`Protocol`]: a new one is a module here, a variant there.
 
+mod any;
 mod auto;
 mod framing;
-mod headers;
 mod http;
 mod mqtt;
 mod protocol;
 pub mod script;
+mod settings;
+mod spoken;
 mod websocket;
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use crate::kafka::{ConnectionKey, RefusedReason, RelayId};
-use crate::route::Refusal;
-use crate::worker::CloseReason;
+use crate::model::{
+    Begin, CloseReason, ConnectionKey, DeliveryFailure, Headers, Refusal, Reply, ReplyOrigin,
+};
 
-pub use auto::{Auto, AutoSettings};
+pub use any::AnyCodec;
+pub use auto::{Auto, AutoSection, AutoSettings, Otherwise, Recognised};
 pub use framing::{ByteOrder, DecodeError, Decoder, EncodeError, Framed, Framing};
-pub(crate) use headers::{Decimal, weight_of};
-pub use headers::{HeaderList, Headers, MAX_RECORD_HEADERS};
-pub use http::{Http, HttpSettings, MAX_REQUEST_FIELDS};
-pub use mqtt::Mqtt;
-pub use protocol::{AnyCodec, Protocol, ProtocolKind};
-pub use websocket::{WebSocket, WebSocketSettings};
-
-/// Which reply: where the record is, or was first, in the downlink. The same reply that comes again,
-/// because its client was away, has the same origin.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ReplyOrigin {
-    /// Whose partition of the downlink.
-    pub relay: RelayId,
-    /// The offset there.
-    pub offset: i64,
-}
-
-/// A server's record for this connection.
-#[derive(Clone, Copy, Debug)]
-pub struct Reply<'a> {
-    /// Which.
-    pub origin: ReplyOrigin,
-    /// The record's headers, those included that mean nothing to the codec.
-    pub headers: Headers<'a>,
-    /// The record's value.
-    pub payload: &'a [u8],
-    /// How long it has waited already, in the log or for its client.
-    pub waited: Duration,
-    /// It waited for its client, which was away.
-    pub held: bool,
-}
-
-impl<'a> Reply<'a> {
-    /// One without headers.
-    pub const fn plain(relay: RelayId, offset: i64, payload: &'a [u8]) -> Self {
-        let origin = ReplyOrigin { relay, offset };
-        Self { origin, headers: Headers::NONE, payload, waited: Duration::ZERO, held: false }
-    }
-}
+pub use http::{Http, HttpSection, HttpSettings, MAX_REQUEST_FIELDS};
+pub use mqtt::{Mqtt, MqttSection, Passwords};
+pub use protocol::Protocol;
+pub use settings::{ProtocolKind, Settings};
+pub use spoken::Spoken;
+pub use websocket::{ReplyOpcode, WebSocket, WebSocketSection, WebSocketSettings};
 
 /// What a codec has made of a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,25 +57,6 @@ pub enum Sending {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the reply does not fit the connection's protocol or limits")]
 pub struct Unencodable;
-
-/// How a connection enters the books.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Begin<'a> {
-    /// How records name the protocol (header `protocol`).
-    pub protocol: &'static str,
-    /// True if [`Codec::delivered`] should be called.
-    pub acknowledge: bool,
-    /// The client's own name for itself, where the protocol has one. Counts with
-    /// `identity = "client"`.
-    pub client: Option<&'a str>,
-    /// True if replies may wait for this client while it is away; counts if the service's clients
-    /// have an identity that outlives their connection.
-    pub holds: bool,
-    /// True if those that waited shall not come before [`Actions::ask_held`].
-    pub later: bool,
-    /// Headers of the `open` record.
-    pub headers: Headers<'a>,
-}
 
 /// What a codec wants done, in its order.
 pub trait Actions {
@@ -236,7 +187,7 @@ pub trait Codec: Send {
     /// has not [ended](Self::ended).
     fn refused(
         &mut self,
-        _failure: RefusedReason,
+        _failure: DeliveryFailure,
         _message: u64,
         _now: Instant,
         _actions: &mut dyn Actions,

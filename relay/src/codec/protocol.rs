@@ -1,92 +1,43 @@
-//! The registry of codecs: what a service speaks, and a codec for each of its connections.
+//! What the connections of a service speak: makes their codecs.
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
-use serde::{Deserialize, Serialize};
+use crate::model::Headers;
 
-use crate::config::Service;
-use crate::kafka::RefusedReason;
-use crate::worker::CloseReason;
-
+use super::any::AnyCodec;
 use super::auto::{Auto, AutoSettings};
-use super::framing::Framed;
-use super::mqtt::Mqtt;
-use super::websocket::{WebSocket, WebSocketSettings};
-use super::{Actions, Codec, Framing, Headers, Http, HttpSettings, Reply, Sending, Unencodable};
-
-/// What the clients of a service speak.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ProtocolKind {
-    /// Messages of the service's `framing`.
-    #[default]
-    Framing,
-    /// HTTP/1.1 and 1.0.
-    Http,
-    /// MQTT 3.1.1 and 5.0.
-    Mqtt,
-    /// WebSocket (RFC 6455).
-    WebSocket,
-    /// Whatever of the service's protocols a client's first bytes are of.
-    Auto,
-}
+use super::settings::{ProtocolKind, Settings};
+use super::spoken::Spoken;
+use super::{Recognised, Unencodable};
 
 /// What all connections of a service have in common: makes their codecs.
 #[derive(Clone, Debug)]
 pub enum Protocol {
-    /// Plain framing.
-    Framing {
-        /// Bytes to messages.
-        framing: Framing,
-        /// Longest message.
-        max_message_bytes: u32,
-    },
-    /// HTTP/1.1 and 1.0.
-    Http(Arc<HttpSettings>),
-    /// MQTT 3.1.1 and 5.0.
-    Mqtt(Arc<Mqtt>),
-    /// WebSocket.
-    WebSocket(Arc<WebSocketSettings>),
-    /// Recognised by the first bytes.
+    /// All connections speak the same.
+    Spoken(Spoken),
+    /// Each speaks what its first bytes tell.
     Auto(Arc<AutoSettings>),
 }
 
-impl From<&Service> for Protocol {
-    fn from(service: &Service) -> Self {
-        Self::of(service.protocol, service)
+impl From<&Settings> for Protocol {
+    fn from(service: &Settings) -> Self {
+        let which = match service.protocol {
+            ProtocolKind::Framing => Recognised::Framing,
+            ProtocolKind::Http => Recognised::Http,
+            ProtocolKind::Mqtt => Recognised::Mqtt,
+            ProtocolKind::WebSocket => Recognised::WebSocket,
+            ProtocolKind::Auto => return Self::Auto(Arc::new(service.into())),
+        };
+        Self::Spoken(Spoken::new(which, service))
     }
 }
 
 impl Protocol {
-    /// One of the protocols of a service.
-    pub(super) fn of(kind: ProtocolKind, service: &Service) -> Self {
-        let max_message_bytes = service.max_message_bytes;
-        match kind {
-            ProtocolKind::Framing => Self::Framing {
-                framing: service.framing.expect("a checked configuration has one"),
-                max_message_bytes,
-            },
-            ProtocolKind::Http => {
-                Self::Http(Arc::new(HttpSettings::new(service, Instant::now(), SystemTime::now())))
-            }
-            ProtocolKind::Mqtt => Self::Mqtt(Arc::new(Mqtt::new(service))),
-            ProtocolKind::WebSocket => Self::WebSocket(Arc::new(service.into())),
-            ProtocolKind::Auto => Self::Auto(Arc::new(service.into())),
-        }
-    }
-
     /// A codec for a new connection.
     pub fn codec(&self, now: Instant) -> AnyCodec {
         match self {
-            Self::Framing { framing, max_message_bytes } => {
-                AnyCodec::Framed(Framed::new(*framing, *max_message_bytes))
-            }
-            Self::Http(settings) => AnyCodec::Other(Box::new(Http::new(Arc::clone(settings), now))),
-            Self::Mqtt(mqtt) => AnyCodec::Other(mqtt.codec(now)),
-            Self::WebSocket(settings) => {
-                AnyCodec::Other(Box::new(WebSocket::new(settings.clone())))
-            }
+            Self::Spoken(one) => one.codec(now),
             Self::Auto(settings) => AnyCodec::Other(Box::new(Auto::new(settings.clone(), now))),
         }
     }
@@ -95,9 +46,8 @@ impl Protocol {
     /// of memory.
     pub fn sessions(&self) -> (usize, usize) {
         match self {
-            Self::Mqtt(mqtt) => mqtt.sessions(),
+            Self::Spoken(one) => one.sessions(),
             Self::Auto(auto) => auto.sessions(),
-            Self::Framing { .. } | Self::Http(_) | Self::WebSocket(_) => (0, 0),
         }
     }
 
@@ -105,185 +55,8 @@ impl Protocol {
     /// could not becomes a dead letter before its client comes.
     pub fn check_reply(&self, headers: Headers<'_>, payload: &[u8]) -> Result<(), Unencodable> {
         match self {
-            Self::Framing { framing, max_message_bytes } => {
-                framing.check_payload(*max_message_bytes, payload).map_err(|_| Unencodable)
-            }
-            // It answers a request of a connection that has ended.
-            Self::Http(_) => Err(Unencodable),
-            Self::Mqtt(mqtt) => mqtt.check_reply(headers, payload),
-            Self::WebSocket(settings) => settings.check_reply(headers, payload),
+            Self::Spoken(one) => one.check_reply(headers, payload),
             Self::Auto(settings) => settings.check_reply(headers, payload),
         }
-    }
-}
-
-/// A connection's codec. Plain framing is known by its type, so that the compiler sees through it on
-/// the hot path; the others are behind a pointer, which idle connections are the smaller for.
-pub enum AnyCodec {
-    /// Plain framing.
-    Framed(Framed),
-    /// Any other.
-    Other(Box<dyn Codec>),
-}
-
-impl std::fmt::Debug for AnyCodec {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let name = match self {
-            Self::Framed(framed) => framed.name(),
-            Self::Other(codec) => codec.name(),
-        };
-        f.debug_tuple("AnyCodec").field(&name).finish()
-    }
-}
-
-/// Calls the same function of whichever codec it is.
-macro_rules! whichever {
-    ($any:expr, $codec:ident => $call:expr) => {
-        match $any {
-            AnyCodec::Framed($codec) => $call,
-            AnyCodec::Other($codec) => $call,
-        }
-    };
-}
-
-impl AnyCodec {
-    /// See [`Codec::receive`].
-    pub fn receive<A: Actions>(&mut self, input: &[u8], now: Instant, actions: &mut A) {
-        match self {
-            Self::Framed(framed) => framed.take(input, actions),
-            Self::Other(codec) => codec.receive(input, now, actions),
-        }
-    }
-
-    /// The connection is there, and nothing was received yet. False if it is closed at once.
-    pub fn opened(&mut self, actions: &mut dyn Actions) -> bool {
-        match self {
-            Self::Framed(framed) => framed.begin(actions),
-            Self::Other(_) => true,
-        }
-    }
-
-    /// Behind a pointer, whichever it is.
-    pub(super) fn boxed(self) -> Box<dyn Codec> {
-        match self {
-            Self::Framed(framed) => Box::new(framed),
-            Self::Other(codec) => codec,
-        }
-    }
-
-    /// See [`Codec::name`].
-    pub fn name(&self) -> &'static str {
-        whichever!(self, codec => codec.name())
-    }
-
-    /// See [`Codec::end_of_stream`].
-    pub fn end_of_stream(&mut self, now: Instant, actions: &mut dyn Actions) -> bool {
-        whichever!(self, codec => codec.end_of_stream(now, actions))
-    }
-
-    /// See [`Codec::is_between_messages`].
-    pub fn is_between_messages(&self) -> bool {
-        whichever!(self, codec => codec.is_between_messages())
-    }
-
-    /// See [`Codec::owes`].
-    pub fn owes(&self) -> bool {
-        whichever!(self, codec => codec.owes())
-    }
-
-    /// See [`Codec::delivered`].
-    pub fn delivered(&mut self, sequence: u64, now: Instant, actions: &mut dyn Actions) {
-        whichever!(self, codec => codec.delivered(sequence, now, actions));
-    }
-
-    /// See [`Codec::reply`].
-    pub fn reply<A: Actions>(
-        &mut self,
-        reply: Reply<'_>,
-        now: Instant,
-        actions: &mut A,
-    ) -> Result<Sending, Unencodable> {
-        whichever!(self, codec => codec.reply(reply, now, actions))
-    }
-
-    /// See [`Codec::close_asked`].
-    pub fn close_asked(&mut self, headers: Headers<'_>) {
-        whichever!(self, codec => codec.close_asked(headers));
-    }
-
-    /// See [`Codec::is_full`].
-    pub fn is_full(&self) -> bool {
-        whichever!(self, codec => codec.is_full())
-    }
-
-    /// See [`Codec::has_room`].
-    pub fn has_room(&self) -> bool {
-        whichever!(self, codec => codec.has_room())
-    }
-
-    /// See [`Codec::is_patient`].
-    pub fn is_patient(&self) -> bool {
-        whichever!(self, codec => codec.is_patient())
-    }
-
-    /// See [`Codec::obeys_close`].
-    pub fn obeys_close(&self) -> bool {
-        whichever!(self, codec => codec.obeys_close())
-    }
-
-    /// See [`Codec::lingers`].
-    pub fn lingers(&self) -> bool {
-        whichever!(self, codec => codec.lingers())
-    }
-
-    /// See [`Codec::farewell`].
-    pub fn farewell(&mut self, reason: CloseReason, now: Instant, actions: &mut dyn Actions) {
-        whichever!(self, codec => codec.farewell(reason, now, actions));
-    }
-
-    /// See [`Codec::ended`].
-    pub fn ended(&mut self, reason: CloseReason, now: Instant, actions: &mut dyn Actions) {
-        whichever!(self, codec => codec.ended(reason, now, actions));
-    }
-
-    /// See [`Codec::deadline`].
-    pub fn deadline(&self) -> Option<Instant> {
-        whichever!(self, codec => codec.deadline())
-    }
-
-    /// See [`Codec::elapsed`].
-    pub fn elapsed(&mut self, now: Instant, actions: &mut dyn Actions) {
-        whichever!(self, codec => codec.elapsed(now, actions));
-    }
-
-    /// See [`Codec::refused`].
-    pub fn refused(
-        &mut self,
-        failure: RefusedReason,
-        message: u64,
-        now: Instant,
-        actions: &mut dyn Actions,
-    ) -> bool {
-        whichever!(self, codec => codec.refused(failure, message, now, actions))
-    }
-
-    /// See [`Codec::sent`].
-    pub fn sent(&mut self, now: Instant) -> bool {
-        whichever!(self, codec => codec.sent(now))
-    }
-
-    /// See [`Codec::not_read`].
-    pub fn not_read(&mut self, now: Instant) {
-        whichever!(self, codec => codec.not_read(now));
-    }
-
-    /// See [`Codec::reads`].
-    pub fn reads(&self) -> bool {
-        whichever!(self, codec => codec.reads())
-    }
-
-    /// See [`Codec::held`].
-    pub fn held(&self) -> usize {
-        whichever!(self, codec => codec.held())
     }
 }

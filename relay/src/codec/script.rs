@@ -1,10 +1,10 @@
 //! [`Actions`] that write down what a codec asks for: for the tests and fuzzers of codecs.
 
-use crate::kafka::{ConnectionKey, Incarnation, RelayId};
-use crate::route::Refusal;
-use crate::worker::CloseReason;
+use crate::model::{
+    Begin, CloseReason, ConnectionKey, Headers, Incarnation, Refusal, RelayId, ReplyOrigin,
+};
 
-use super::{Actions, Begin, Headers, ReplyOrigin};
+use super::Actions;
 
 /// A record's headers, as text where they are.
 pub type Named = Vec<(String, Vec<u8>)>;

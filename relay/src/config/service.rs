@@ -6,11 +6,12 @@ use std::num::NonZeroU32;
 
 use serde::{Deserialize, Serialize};
 
-use crate::codec::{Framing, ProtocolKind};
+use crate::codec::{
+    AutoSection, Framing, HttpSection, MqttSection, ProtocolKind, Settings, WebSocketSection,
+};
+use crate::config::Absence;
+use crate::model::{IdentityKind, Partition};
 use crate::prefix::Prefix;
-use crate::route::{Absence, IdentityKind, Partition};
-
-use super::{AutoSection, HttpSection, MqttSection, WebSocketSection};
 
 /// One port of a set of destinations, the way bytes become messages there, and its servers.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -99,6 +100,21 @@ impl Service {
             absence: Absence::default(),
             http: HttpSection::default(),
             servers: Vec::new(),
+        }
+    }
+
+    /// What its codecs get to know of it.
+    pub fn codec(&self) -> Settings {
+        Settings {
+            protocol: self.protocol,
+            framing: self.framing,
+            identity: self.identity,
+            max_message_bytes: self.max_message_bytes,
+            handshake_timeout_ms: self.handshake_timeout_ms,
+            auto: self.auto.clone(),
+            websocket: self.websocket.clone(),
+            http: self.http.clone(),
+            mqtt: self.mqtt.clone().unwrap_or_default(),
         }
     }
 

@@ -5,8 +5,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::downlink::ConsumerError;
 use crate::gateway::GatewayError;
-use crate::kafka::{ConsumerError, OpenError, RightsError, TopicError};
+use crate::kafka::{OpenError, RightsError, TopicError};
 use crate::registry::RegistryError;
 
 /// Why the relay did not start, or ended by itself.

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::Notify;
 
-use crate::kafka::StopTime;
 use crate::logging;
+use crate::stop::StopTime;
 
 use super::RunError;
 

@@ -18,7 +18,8 @@ use rdkafka::error::KafkaError;
 use serde::Serialize;
 
 use crate::config::Config;
-use crate::kafka::{Break, observer};
+use crate::downlink::Break;
+use crate::kafka::observer;
 use crate::ring::MESSAGE_OVERHEAD_BYTES;
 use crate::route::ServerState;
 

@@ -11,7 +11,7 @@ use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 use crate::config::Config;
 use crate::gateway::in_namespace;
-use crate::route::ServiceId;
+use crate::model::ServiceId;
 
 use super::RunError;
 

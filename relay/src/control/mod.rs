@@ -30,8 +30,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::config::Config;
 use crate::gateway::{Gateway, Heartbeat};
-use crate::kafka::{Incarnation, StopTime, brokers_clock};
+use crate::kafka::brokers_clock;
+use crate::model::Incarnation;
 use crate::registry::RegistryLink;
+use crate::stop::StopTime;
 use crate::worker::Shared;
 
 pub use error::RunError;

@@ -6,14 +6,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-use crate::kafka::{
-    Break, ConsumerStats, Desk, Difference, HeldRefusal, KeeperStats, LetterCounts, LogEnd,
-    PumpStats, RefusedReason, Written, WrittenPart, brokers_clock, throttled_ms,
-};
+use crate::downlink::{Break, ConsumerStats};
+use crate::kafka::{Difference, LogEnd, Written, WrittenPart, brokers_clock, throttled_ms};
+use crate::model::{CloseReason, DeliveryFailure, UndeliveredReason};
 use crate::registry::{RegistryObserver, RegistryStatus};
 use crate::ring::Credit;
 use crate::route::{Associations, RecordRefusal};
-use crate::worker::{CloseReason, Counter, Served, UndeliveredReason, WorkerStats};
+use crate::undelivered::{Desk, HeldRefusal, KeeperStats, LetterCounts};
+use crate::uplink::PumpStats;
+use crate::worker::{Counter, Served, WorkerStats};
 
 use super::waiting::{Waiting, WaitingWatch};
 
@@ -261,7 +262,7 @@ impl Observer {
         let downlink_position = self.consumer.position.load(Ordering::Acquire);
         let to_bury = self.desk.refused_undone() as u64;
         let acknowledged = load(&self.pump.acknowledged);
-        let refused: Vec<_> = RefusedReason::ALL
+        let refused: Vec<_> = DeliveryFailure::ALL
             .iter()
             .map(|reason| (reason.name(), load(&self.pump.refused[*reason as usize])))
             .collect();

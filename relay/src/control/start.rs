@@ -9,10 +9,9 @@ use tokio::task::{JoinError, JoinHandle};
 
 use crate::config::Config;
 use crate::gateway::Gateway;
-use crate::kafka::{
-    Retention, StopTime, TopicsThere, check_properties, check_rights, ensure_topics,
-};
+use crate::kafka::{Retention, TopicsThere, check_properties, check_rights, ensure_topics};
 use crate::registry::RegistryLink;
+use crate::stop::StopTime;
 use crate::worker::Shared;
 
 use super::faults::Faults;

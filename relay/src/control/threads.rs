@@ -9,16 +9,18 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
 use crate::config::Config;
+use crate::downlink::{Consumer, ConsumerStats};
 use crate::gateway::{FlowTable, Gateway, enter_namespace};
-use crate::kafka::{
-    Consumer, ConsumerStats, Desk, Keeper, KeeperStats, Pump, PumpStats, RdKafkaProducer, RelayId,
-    Retention, StopTime, Topics,
-};
+use crate::kafka::{Retention, Topics};
+use crate::model::RelayId;
 use crate::registry::RegistryObserver;
 use crate::ring::{
     DownlinkReceiver, DownlinkSender, UplinkReceiver, UplinkSender, Wake, downlink, uplink,
 };
 use crate::route::{AssociationLog, Associations};
+use crate::stop::StopTime;
+use crate::undelivered::{Desk, Keeper, KeeperStats};
+use crate::uplink::{Pump, PumpStats, RdKafkaProducer};
 use crate::uring::{self, EngineLimits, UringEngine};
 use crate::worker::{Flows, NoGateway, OrderReceiver, Orders, Shared, Worker, WorkerStats};
 
@@ -188,6 +190,9 @@ fn connect_workers(
     Ok(Connected { uplinks, downlinks, orders, parts })
 }
 
+/// What each of the Kafka threads counts.
+type Counts = (Arc<PumpStats>, Arc<ConsumerStats>, Arc<KeeperStats>);
+
 impl Threads {
     /// Starts everything. Workers accept when this returns.
     pub(super) fn start(
@@ -213,9 +218,7 @@ impl Threads {
         // Who belongs to whom must be known before the first client is taken.
         let (stop_time, known) = (shared.stop_time.clone(), shared.associations.clone());
         let log = AssociationLog::open(config, incarnation, known, stop_time.clone())?;
-        let pump_stats = Arc::<PumpStats>::default();
-        let consumer_stats = Arc::<ConsumerStats>::default();
-        let keeper_stats = Arc::<KeeperStats>::default();
+        let (pump_stats, consumer_stats, keeper_stats): Counts = Default::default();
         let wakes = (&producer_wake, &consumer_wake);
         let Connected { uplinks, downlinks, orders, mut parts } =
             connect_workers(&shared, gateway, config.hands_on(), listeners, wakes)?;
@@ -229,8 +232,13 @@ impl Threads {
             stop_time.clone(),
         )?
         .renewing(retention);
-        let keeper =
-            Keeper::new(config, &shared, desk.clone(), downlinks.clone(), keeper_stats.clone())?;
+        let keeper = Keeper::new(
+            config,
+            &shared.kept(),
+            desk.clone(),
+            downlinks.clone(),
+            keeper_stats.clone(),
+        )?;
         let written = producer.written();
         let pump = Pump::new(
             producer,

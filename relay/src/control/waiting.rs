@@ -14,9 +14,11 @@ use rdkafka::{Offset, TopicPartitionList};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
-use crate::kafka::{BrokersClock, brokers_clock, client_config, committed, observer, watermarks};
+use crate::kafka::client::client_config;
+use crate::kafka::{BrokersClock, brokers_clock, committed, observer, watermarks};
+use crate::model::Partition;
 use crate::registry::RegistryObserver;
-use crate::route::{Partition, ServerState};
+use crate::route::ServerState;
 
 use super::RunError;
 

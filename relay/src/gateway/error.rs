@@ -4,7 +4,10 @@ use std::error::Error;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use super::preflight::Finding;
+use crate::gateway::finding::Finding;
+
+/// Names the eBPF object, instead of those that are looked for.
+pub(super) const OBJECT_VARIABLE: &str = "MILLRACE_BPF_OBJECT";
 
 /// Why the gateway could not be loaded, unloaded, inspected or used.
 #[derive(Debug, thiserror::Error)]
@@ -29,7 +32,7 @@ pub enum GatewayError {
     #[error(
         "no eBPF object: looked for {}; build it with `cargo xtask build-ebpf` or name it in {}",
         list(searched),
-        super::object::VARIABLE
+        OBJECT_VARIABLE
     )]
     NoObject {
         /// Where.

@@ -2,17 +2,20 @@
 
 use serde::Serialize;
 
+use crate::config::Config;
+use crate::gateway::finding::{Finding, Severity};
+
 use super::error::GatewayError;
 use super::host::{self, Device, Offloads};
 use super::kernel;
 use super::netdev::{self, XdpFeatures};
 use super::object::ObjectFile;
-use super::preflight::{self, AttachMode, Facts, Finding, LinkFacts, Peer, Severity};
+use super::preflight::{self, AttachMode, Facts, LinkFacts, Peer};
+
 use super::rules::RuleSet;
 use super::rules::compile::Compiled;
 use super::state::{self, State};
 use super::topology;
-use crate::config::Config;
 
 /// What a load would find.
 #[derive(Debug, Serialize)]

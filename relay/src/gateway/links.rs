@@ -8,13 +8,16 @@ use aya::programs::xdp::{XdpLink, XdpMode};
 use aya::programs::{ProgramError, ProgramInfo, Xdp};
 use aya_obj::programs::XdpAttachType;
 
+use crate::config::Config;
+use crate::gateway::finding::Finding;
+
 use super::error::{GatewayError, causes, errno};
 use super::host::{Device, Report};
 use super::kernel;
-use super::preflight::{AttachMode, Finding};
+use super::preflight::AttachMode;
+
 use super::state::State;
 use super::topology::{self, RELAY_DEVICE};
-use crate::config::Config;
 
 /// A place where a program of the instance runs.
 pub(super) struct Slot {

@@ -11,6 +11,10 @@ use millrace_common::abi::{ABI_VERSION, GatewayConfig, MAX_CLIENT_LINKS, map};
 use millrace_common::rule::ActiveSet;
 use serde::Serialize;
 
+use crate::config::{Config, Mode, XdpPolicy};
+use crate::gateway::finding::{Finding, Severity};
+use crate::gateway::rules::in_force::InForce;
+
 use super::error::{GatewayError, causes};
 use super::facts::{self, features};
 use super::host::{Device, Report, in_namespace};
@@ -18,15 +22,15 @@ use super::kernel;
 use super::links::{attach, pin_link, program_pin};
 use super::netdev::XdpFeatures;
 use super::object::{ObjectFile, verify};
-use super::preflight::{self, AttachMode, Finding, LinkFacts, Severity};
+use super::preflight;
+use super::preflight::{AttachMode, LinkFacts};
+
 use super::rules::RuleSet;
-use super::rules::command::InForce;
 use super::rules::compile::Compiled;
 use super::rules::tables::{Present, RuleTables};
 use super::state::{self, Lock, State};
 use super::topology::{self, RELAY_DEVICE, Topology};
 use super::unload::undo;
-use crate::config::{Config, Mode, XdpPolicy};
 
 /// The programs, by their names in the object.
 pub(super) const PROGRAMS: [&str; 3] = ["ingress", "egress", "pass"];

@@ -10,6 +10,7 @@
 
 mod error;
 mod facts;
+mod finding;
 mod flows;
 mod heartbeat;
 mod host;
@@ -35,15 +36,18 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use aya::maps::{Array, Map, MapData, MapError};
 use millrace_common::abi::{self, ABI_VERSION, GatewayConfig, map};
 
+use crate::config::Config;
+
 use self::error::errno;
 pub use self::error::{FlowError, GatewayError, RuleMistake};
 pub use self::facts::{DevicePlan, Preflight, preflight};
+pub use self::finding::{Finding, Severity};
 pub use self::flows::{Established, FlowTable};
 pub use self::heartbeat::Heartbeat;
 pub use self::host::{Report, enter_namespace, in_namespace};
 pub use self::kernel::{Version, minimum as minimum_kernel};
 pub use self::load::{LoadReport, load, load_object_file};
-pub use self::preflight::{AttachMode, Finding, Severity};
+pub use self::preflight::AttachMode;
 pub use self::replace::{ReplaceReport, Replaced, replace, replace_by};
 pub use self::running::{DeviceStatus, ProgramStatus};
 pub use self::status::{RelayStatus, Status, status};
@@ -51,7 +55,6 @@ pub use self::topology::{RELAY_DEVICE, gateway_device};
 pub use self::trace::{TraceEnd, TraceOptions, TraceSummary, trace, trace_by};
 pub use self::traced::Traced;
 pub use self::unload::unload;
-use crate::config::Config;
 
 /// A running relay's hold on a loaded instance.
 #[derive(Debug)]

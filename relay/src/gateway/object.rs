@@ -9,7 +9,7 @@ use object::{Object as _, ObjectSection as _};
 use super::error::{GatewayError, errno};
 
 /// Environment variable that names the object file.
-pub const VARIABLE: &str = "MILLRACE_BPF_OBJECT";
+pub const VARIABLE: &str = super::error::OBJECT_VARIABLE;
 /// Name of the object file beside the executable.
 const FILE: &str = "gateway.bpf.o";
 /// libbpf's `PROG_LOAD_ATTEMPTS`.

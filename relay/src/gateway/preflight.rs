@@ -7,60 +7,17 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::config::XdpPolicy;
+use crate::gateway::finding::{Finding, Severity};
+
 use super::error::GatewayError;
 use super::netdev::XdpFeatures;
-use crate::config::XdpPolicy;
 
 /// What a veth can have (`max_mtu` of `ip -details link`), and so the link to the relay.
 pub(super) const MAX_LINK_MTU: u32 = 65_535;
 /// What a driver needs of the page that a packet lies in: `XDP_PACKET_HEADROOM` (`linux/bpf.h`),
 /// `struct skb_shared_info` on 64-bit machines, an Ethernet header.
 const PAGE_OVERHEAD: u32 = 256 + 320 + 14;
-
-/// How much a finding matters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Severity {
-    /// The load does not go on.
-    Refuses,
-    /// It works, but slower, or not with every driver.
-    Costs,
-    /// Good to know.
-    Note,
-}
-
-impl fmt::Display for Severity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Refuses => "refuses",
-            Self::Costs => "costs",
-            Self::Note => "note",
-        })
-    }
-}
-
-/// One thing about the host or a device.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Finding {
-    /// How much it matters.
-    pub severity: Severity,
-    /// Name of the device, or `host`.
-    pub subject: String,
-    /// For programs; never changes.
-    pub code: &'static str,
-    /// For people.
-    pub what: String,
-    /// To be typed in a shell, or, where it starts with `gateway.`, into the configuration; absent
-    /// where `what` says it all.
-    pub remedy: Option<String>,
-}
-
-impl fmt::Display for Finding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.what)?;
-        self.remedy.as_ref().map_or(Ok(()), |remedy| write!(f, ": `{remedy}`"))
-    }
-}
 
 /// How a program is attached to a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -126,26 +83,6 @@ pub(super) enum Peer {
 }
 
 impl Finding {
-    fn new(
-        severity: Severity,
-        subject: &str,
-        code: &'static str,
-        what: impl Into<String>,
-        remedy: impl Into<String>,
-    ) -> Self {
-        let (what, remedy) = (what.into(), Some(remedy.into()));
-        Self { severity, subject: subject.to_owned(), code, what, remedy }
-    }
-
-    fn refuses(
-        subject: &str,
-        code: &'static str,
-        what: impl Into<String>,
-        remedy: impl Into<String>,
-    ) -> Self {
-        Self::new(Severity::Refuses, subject, code, what, remedy)
-    }
-
     pub(super) const FOREIGN_PROGRAM: &str = "foreign_program";
     pub(super) const NO_NATIVE_XDP: &str = "no_native_xdp";
 

@@ -9,11 +9,12 @@ use rustix::fs::{FlockOperation, flock, statfs};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use serde::{Deserialize, Serialize};
 
+use crate::config::Config;
+use crate::gateway::rules::in_force::InForce;
+
 use super::error::GatewayError;
 use super::host::Report;
 use super::preflight::Bpffs;
-use super::rules::command::InForce;
-use crate::config::Config;
 
 /// Where every instance has its directory.
 const RUN: &str = "/run/millrace";

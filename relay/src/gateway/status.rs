@@ -9,14 +9,16 @@ use millrace_common::abi::{self, GatewayConfig, map};
 use millrace_common::verdict::Verdict;
 use serde::Serialize;
 
+use crate::config::Config;
+use crate::gateway::rules::in_force::InForce;
+
 use super::error::GatewayError;
 use super::flows::{Established, open_pending};
 use super::heartbeat::monotonic_ns;
-use super::rules::command::InForce;
+
 use super::running::{DeviceStatus, ProgramStatus, programs};
 use super::state::{self, State};
 use super::{open_map, read_config};
-use crate::config::Config;
 
 /// Rules that the text shows; a gateway may have thousands.
 const SHOWN_RULES: usize = 10;

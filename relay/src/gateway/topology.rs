@@ -1,10 +1,12 @@
 //! The network that a diverted packet meets: the veth, the relay namespace and its routes.
 
+use crate::config::Config;
+use crate::gateway::finding::Finding;
+
 use super::error::GatewayError;
 use super::host::{self, Device, Report, command, in_namespace};
-use super::preflight::Finding;
+
 use super::rules::RuleSet;
-use crate::config::Config;
 
 /// The relay's end of the veth, in the relay namespace.
 pub const RELAY_DEVICE: &str = "relay0";

@@ -12,11 +12,11 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::metadata::{MetadataPartition, MetadataTopic};
 
 /// How long a cluster that is not ready to answer is left alone.
-pub(super) const PAUSE: Duration = Duration::from_millis(100);
+pub(crate) const PAUSE: Duration = Duration::from_millis(100);
 
 /// Asks until there is an answer, or an error that does not pass by itself, for up to `patience`; then
 /// the last error is the answer. `ask` is given what is left.
-pub(super) fn ask_again<T>(
+pub(crate) fn ask_again<T>(
     patience: Duration,
     mut ask: impl FnMut(Duration) -> KafkaResult<T>,
 ) -> KafkaResult<T> {
@@ -43,7 +43,7 @@ pub fn watermarks<C: ClientContext>(
 }
 
 /// The partitions of a topic as a broker describes them now; an error if one of them has no leader.
-pub(super) fn described<C: ClientContext>(
+pub(crate) fn described<C: ClientContext>(
     client: &Client<C>,
     topic: &str,
     patience: Duration,
@@ -62,14 +62,14 @@ pub(super) fn described<C: ClientContext>(
 }
 
 /// Whether there is no such topic, as far as who was asked knows.
-pub(super) fn is_unknown_topic(error: &KafkaError) -> bool {
+pub(crate) fn is_unknown_topic(error: &KafkaError) -> bool {
     use RDKafkaErrorCode as Code;
     matches!(error.rdkafka_error_code(), Some(Code::UnknownTopicOrPartition | Code::UnknownTopic))
 }
 
 /// Whether an error passes by itself: those that Kafka's protocol guide ("Error Codes") calls
 /// retriable and a question about a topic or a group can meet, and librdkafka's own words for them.
-pub(super) fn passes(error: &KafkaError) -> bool {
+pub(crate) fn passes(error: &KafkaError) -> bool {
     use RDKafkaErrorCode as Code;
     matches!(
         error.rdkafka_error_code(),

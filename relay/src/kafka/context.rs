@@ -18,8 +18,7 @@ use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use crate::config::KafkaSection;
-
-use super::producer::{CONTROL, DATA};
+use crate::kafka::client::{CONTROL, DATA};
 
 /// A client gets its brokers no more often: librdkafka remembers them each time, and in an outage says
 /// once in a while that all are down.
@@ -53,7 +52,7 @@ static THROTTLED_DATA: Throttled = Throttled::new();
 static THROTTLED_CONTROL: Throttled = Throttled::new();
 
 /// Takes what a broker says to a client that messages go by.
-pub(super) fn data_throttled(broker: &str, throttle_ms: u64) {
+pub(crate) fn data_throttled(broker: &str, throttle_ms: u64) {
     THROTTLED_DATA.add(DATA, broker, throttle_ms);
 }
 
@@ -103,17 +102,17 @@ impl LogContext {
     }
 
     /// Whether the client has lost all brokers since it was last given some.
-    pub(super) fn has_lost(&self) -> bool {
+    pub(crate) fn has_lost(&self) -> bool {
         self.lost.load(Ordering::Relaxed)
     }
 
     /// What the client was told last of its connections.
-    pub(super) fn last_error(&self) -> Option<(RDKafkaErrorCode, String)> {
+    pub(crate) fn last_error(&self) -> Option<(RDKafkaErrorCode, String)> {
         self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The brokers that the client should be given now, if it has lost all of its own.
-    pub(super) fn to_rejoin(&self, now: Instant) -> Option<&CStr> {
+    pub(crate) fn to_rejoin(&self, now: Instant) -> Option<&CStr> {
         let mut last = self.rejoined.lock().unwrap_or_else(PoisonError::into_inner);
         let soon = last.is_some_and(|last| now.saturating_duration_since(last) < REJOIN_INTERVAL);
         if soon || !self.lost.swap(false, Ordering::Relaxed) {

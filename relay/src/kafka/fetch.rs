@@ -12,10 +12,10 @@ use rdkafka::metadata::MetadataTopic;
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::KafkaSection;
+use crate::kafka::client::data_config;
 
 use super::context::LogContext;
 use super::ffi::rejoin;
-use super::producer::data_config;
 use super::unreadable::{is_unreadable, unreadable_at};
 
 /// How long one look lasts.
@@ -34,7 +34,7 @@ const MOST_SKIPPED: i64 = 1000;
 
 /// Why records were not read.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum FetchError {
+pub(crate) enum FetchError {
     /// librdkafka's word.
     #[error("{0}")]
     Kafka(#[from] KafkaError),
@@ -75,7 +75,7 @@ struct Rest {
 }
 
 /// Reads records by their offsets.
-pub(super) struct Fetcher {
+pub(crate) struct Fetcher {
     client: BaseConsumer<LogContext>,
     /// Topic, partition and the offset that comes next.
     place: Option<(String, i32, i64)>,
@@ -85,7 +85,7 @@ pub(super) struct Fetcher {
 }
 
 impl Fetcher {
-    pub(super) fn new(kafka: &KafkaSection) -> KafkaResult<Self> {
+    pub(crate) fn new(kafka: &KafkaSection) -> KafkaResult<Self> {
         let client: BaseConsumer<LogContext> = data_config(kafka)
             // `assign` wants one, though nothing is committed under it.
             .set("group.id", format!("{}fetch", kafka.topic_prefix))
@@ -102,20 +102,20 @@ impl Fetcher {
     }
 
     /// The same for who has nothing else to do.
-    pub(super) fn patient(mut self) -> Self {
+    pub(crate) fn patient(mut self) -> Self {
         self.first_patience = MOST_PATIENCE;
         self
     }
 
     /// Whether a partition could not be read and is left alone.
-    pub(super) fn rests(&self, (topic, partition): (&str, i32)) -> bool {
+    pub(crate) fn rests(&self, (topic, partition): (&str, i32)) -> bool {
         let rest = self.rests.get(&(topic.to_owned(), partition));
         rest.is_some_and(|rest| Instant::now() < rest.until)
     }
 
     /// Reads the records at `offsets`, which grow; none for one that is not there any more, or cannot be
     /// read. What was passed on before an error was read.
-    pub(super) fn read(
+    pub(crate) fn read(
         &mut self,
         place: (&str, i32),
         offsets: impl IntoIterator<Item = i64>,
@@ -249,7 +249,7 @@ impl Fetcher {
     }
 
     /// Stops fetching ahead what nobody may want.
-    pub(super) fn rest(&mut self) {
+    pub(crate) fn rest(&mut self) {
         if self.place.take().is_some() {
             let _ = self.client.unassign();
         }

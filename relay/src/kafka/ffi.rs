@@ -9,7 +9,7 @@ mod describe;
 mod poll;
 mod wait;
 
-pub(super) use describe::{DescribedTopic, IdQuestion, describe_rights};
+pub(crate) use describe::{DescribedTopic, IdQuestion, Operation, describe_rights};
 
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::marker::PhantomData;
@@ -25,9 +25,8 @@ use rdkafka::message::BorrowedMessage;
 use rdkafka_sys as sys;
 use sys::rd_kafka_vtype_t as VType;
 
-use crate::codec::{HeaderList, weight_of};
+use crate::model::{HeaderList, Partition, weight_of};
 use crate::ring::Wake;
-use crate::route::Partition;
 
 use super::context::{Watched, data_throttled};
 
@@ -40,22 +39,22 @@ const REPORT_ARRAY: usize = 256;
 
 /// A delivery report as librdkafka gives it.
 #[derive(Debug)]
-pub(super) struct NativeReport {
-    pub(super) partition: Partition,
+pub(crate) struct NativeReport {
+    pub(crate) partition: Partition,
     /// Payload, and headers that are booked if the token says that there are any.
-    pub(super) booked_bytes: usize,
-    pub(super) token: u64,
+    pub(crate) booked_bytes: usize,
+    pub(crate) token: u64,
     /// Where it is; below 0 if it is nowhere, or the broker has not told.
-    pub(super) offset: i64,
-    pub(super) error: Option<(RDKafkaErrorCode, NativeRecord)>,
+    pub(crate) offset: i64,
+    pub(crate) error: Option<(RDKafkaErrorCode, NativeRecord)>,
 }
 
 /// A record that was not delivered.
 #[derive(Debug)]
-pub(super) struct NativeRecord {
-    pub(super) key: Vec<u8>,
-    pub(super) value: Vec<u8>,
-    pub(super) headers: Vec<(String, Vec<u8>)>,
+pub(crate) struct NativeRecord {
+    pub(crate) key: Vec<u8>,
+    pub(crate) value: Vec<u8>,
+    pub(crate) headers: Vec<(String, Vec<u8>)>,
 }
 
 /// The value of a record's last header of this name. `rdkafka`'s own headers panic at a name that is
@@ -75,7 +74,7 @@ pub(crate) fn header<'a>(message: &'a BorrowedMessage<'_>, name: &CStr) -> Optio
 }
 
 /// Adds all headers of a record to a list.
-pub(super) fn add_headers(message: &BorrowedMessage<'_>, list: &mut HeaderList) {
+pub(crate) fn add_headers(message: &BorrowedMessage<'_>, list: &mut HeaderList) {
     // SAFETY: the message outlives this call.
     for (name, value) in unsafe { Headers::of(message.ptr()) } {
         list.push(name.to_bytes(), value);
@@ -83,7 +82,7 @@ pub(super) fn add_headers(message: &BorrowedMessage<'_>, list: &mut HeaderList) 
 }
 
 /// Asks for a commit. How it ends is told to the context's `commit_callback`, in a later poll.
-pub(super) fn commit<C: ConsumerContext>(
+pub(crate) fn commit<C: ConsumerContext>(
     consumer: &BaseConsumer<C>,
     offsets: &TopicPartitionList,
 ) -> KafkaResult<()> {
@@ -119,7 +118,7 @@ pub(crate) fn rejoin<C: Watched>(client: &Client<C>) {
 
 /// What comes when a partition is read.
 #[derive(Debug)]
-pub(super) enum Look {
+pub(crate) enum Look {
     /// A record.
     Readable,
     /// An error, and the offset that it is about.
@@ -133,7 +132,7 @@ pub(super) enum Look {
 
 /// The next record of a consumer's one partition, or why there is none and where; `rdkafka`'s own poll
 /// does not tell the place. The record is thrown away.
-pub(super) fn look<C: ConsumerContext>(
+pub(crate) fn look<C: ConsumerContext>(
     consumer: &BaseConsumer<C>,
     patience: Duration,
 ) -> Option<Look> {
@@ -256,7 +255,7 @@ unsafe extern "C" fn on_throttle(
 }
 
 /// A producer for one topic.
-pub(super) struct NativeProducer<C: Watched> {
+pub(crate) struct NativeProducer<C: Watched> {
     topic: NonNull<sys::rd_kafka_topic_t>,
     /// Of the record being produced; empty in between.
     arguments: Vec<sys::rd_kafka_vu_t>,
@@ -275,7 +274,7 @@ unsafe impl<C: Watched> Send for NativeProducer<C> {}
 
 impl<C: Watched> NativeProducer<C> {
     /// Creates the producer; `wake`'s eventfd becomes readable when a report comes.
-    pub(super) fn new(
+    pub(crate) fn new(
         config: &rdkafka::ClientConfig,
         context: C,
         topic: &str,
@@ -319,7 +318,7 @@ impl<C: Watched> NativeProducer<C> {
     }
 
     /// Enqueues a record; librdkafka copies key, value and headers.
-    pub(super) fn produce<'a>(
+    pub(crate) fn produce<'a>(
         &mut self,
         partition: Partition,
         key: &[u8],
@@ -375,7 +374,7 @@ impl<C: Watched> NativeProducer<C> {
     /// Takes the reports that have come, without waiting, for as long as there is `room` for what they
     /// tell; the rest stays with librdkafka. The number of events served. `weighed` says of a token
     /// whether the headers of its record are booked.
-    pub(super) fn poll(
+    pub(crate) fn poll(
         &mut self,
         room: impl Fn() -> bool,
         weighed: impl Fn(u64) -> bool,
@@ -502,7 +501,7 @@ impl<C: Watched> NativeProducer<C> {
     }
 
     /// The error after which this producer will never deliver anything again.
-    pub(super) fn fatal_error(&self) -> Option<String> {
+    pub(crate) fn fatal_error(&self) -> Option<String> {
         // SAFETY: the client lives; no text is asked for.
         let code =
             unsafe { sys::rd_kafka_fatal_error(self.client.native_ptr(), std::ptr::null_mut(), 0) };
@@ -513,7 +512,7 @@ impl<C: Watched> NativeProducer<C> {
     }
 
     /// Gives up everything that is not acknowledged; each record is reported as purged.
-    pub(super) fn purge(&self) {
+    pub(crate) fn purge(&self) {
         // SAFETY: the client lives.
         unsafe {
             sys::rd_kafka_purge(

@@ -15,7 +15,7 @@ const INTERVAL: Duration = Duration::from_secs(2);
 const ANSWER: Duration = Duration::from_secs(10);
 
 /// Watches a topic's id.
-pub(super) struct LogWatch {
+pub(crate) struct LogWatch {
     topic: String,
     /// None: the cluster has not told, or its topics have none.
     id: Option<String>,
@@ -25,7 +25,7 @@ pub(super) struct LogWatch {
 
 impl LogWatch {
     /// Asks for the log that is there now. Blocks.
-    pub(super) fn open<C: ClientContext>(client: &Client<C>, topic: &str) -> Self {
+    pub(crate) fn open<C: ClientContext>(client: &Client<C>, topic: &str) -> Self {
         let next = Instant::now() + INTERVAL;
         let mut watch = Self { topic: topic.to_owned(), id: None, question: None, next };
         watch.id = watch.ask(client, ANSWER);
@@ -33,12 +33,12 @@ impl LogWatch {
     }
 
     /// The id of the log that is read.
-    pub(super) fn id(&self) -> Option<&str> {
+    pub(crate) fn id(&self) -> Option<&str> {
         self.id.as_deref()
     }
 
     /// The id of the log that is there now. Blocks.
-    pub(super) fn ask<C: ClientContext>(
+    pub(crate) fn ask<C: ClientContext>(
         &self,
         client: &Client<C>,
         patience: Duration,
@@ -55,12 +55,12 @@ impl LogWatch {
     }
 
     /// Another log is read from here on.
-    pub(super) fn follow(&mut self, id: Option<String>) {
+    pub(crate) fn follow(&mut self, id: Option<String>) {
         (self.id, self.question, self.next) = (id, None, Instant::now() + INTERVAL);
     }
 
     /// Whether the name stands for another log by now. Never waits.
-    pub(super) fn has_changed<C: ClientContext>(&mut self, client: &Client<C>) -> bool {
+    pub(crate) fn has_changed<C: ClientContext>(&mut self, client: &Client<C>) -> bool {
         if let Some(question) = &self.question {
             let Some(answer) = question.answer(Duration::ZERO) else { return false };
             self.question = None;

@@ -8,9 +8,9 @@ use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::KafkaSection;
-use crate::route::Partition;
+use crate::kafka::client::client_config;
+use crate::model::Partition;
 
-use super::producer::client_config;
 use super::retention::Retention;
 
 /// A consumer that looks; `group` is whose commits it can see. It commits nothing by itself.
@@ -80,7 +80,7 @@ fn explained<C: ConsumerContext>(consumer: &BaseConsumer<C>, error: KafkaError) 
 }
 
 /// Whether an answer did not come in time.
-pub(super) fn is_late(error: &KafkaError) -> bool {
+pub(crate) fn is_late(error: &KafkaError) -> bool {
     use RDKafkaErrorCode as Code;
     matches!(
         error.rdkafka_error_code(),

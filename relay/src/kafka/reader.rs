@@ -9,10 +9,11 @@ use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::KafkaSection;
+use crate::kafka::client::client_config;
 
 use super::again::{ask_again, described, is_unknown_topic, watermarks};
 use super::unreadable::{is_unreadable, unreadable_at};
-use super::{LogContext, client_config, rejoin};
+use super::{LogContext, rejoin};
 
 /// How long the cluster may take to describe the topic, and then to tell an end of it.
 const TIMEOUT: Duration = Duration::from_secs(10);

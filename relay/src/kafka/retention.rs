@@ -10,8 +10,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 
 use crate::config::KafkaSection;
-
-use super::producer::client_config;
+use crate::kafka::client::client_config;
 
 /// The property.
 const PROPERTY: &str = "offsets.retention.minutes";

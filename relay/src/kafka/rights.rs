@@ -11,28 +11,13 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _, DefaultConsumerContext};
 use rdkafka::error::RDKafkaErrorCode;
 
 use crate::config::KafkaSection;
+use crate::kafka::client::client_config;
+use crate::kafka::ffi::Operation;
 
 use super::ffi::{DescribedTopic, describe_rights};
-use super::producer::client_config;
 
 /// How long the cluster may take to tell.
 const TIMEOUT: Duration = Duration::from_secs(10);
-
-/// What one may do with a topic.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Operation {
-    Read,
-    Write,
-}
-
-impl Operation {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Read => "READ",
-            Self::Write => "WRITE",
-        }
-    }
-}
 
 /// A right that the relay has not.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -13,11 +13,11 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::KafkaSection;
+use crate::kafka::client::client_config;
 
 use super::again::watermarks;
 use super::context::LogContext;
 use super::ffi::{self, Look};
-use super::producer::client_config;
 
 /// How long all of it may take; less than a stop.
 const PATIENCE: Duration = Duration::from_secs(10);

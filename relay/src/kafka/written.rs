@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use crate::route::Partition;
+use crate::model::Partition;
 
 /// What this run has written to a partition.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -32,13 +32,13 @@ pub struct Written {
 }
 
 impl Written {
-    pub(super) fn new(partitions: usize) -> Self {
+    pub(crate) fn new(partitions: usize) -> Self {
         Self { parts: (0..partitions).map(|_| Part::default()).collect(), gone: AtomicU64::new(0) }
     }
 
     /// A record was acknowledged at an offset, if the broker has told it. They only grow, unless the
     /// topic was deleted and made again: what was acknowledged before is gone then.
-    pub(super) fn acknowledged(&self, partition: Partition, offset: i64, is_message: bool) {
+    pub(crate) fn acknowledged(&self, partition: Partition, offset: i64, is_message: bool) {
         let Some(part) = self.parts.get(partition.index()) else { return };
         let add = |to: &AtomicU64, count| {
             to.store(to.load(Ordering::Relaxed) + count, Ordering::Release);
@@ -84,7 +84,7 @@ pub struct LogEnd {
 
 impl LogEnds {
     /// A record was acknowledged at an offset. See [`Written`].
-    pub(super) fn acknowledged(&self, topic: &str, partition: i32, offset: i64) {
+    pub(crate) fn acknowledged(&self, topic: &str, partition: i32, offset: i64) {
         if offset < 0 {
             return;
         }

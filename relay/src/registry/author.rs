@@ -11,9 +11,8 @@ use rdkafka::producer::{
 };
 
 use crate::config::Config;
-use crate::kafka::{
-    LogContext, NO_TIME, brokers_clock, logs_as_ours, own_unix_ms, rejoin, writer_config,
-};
+use crate::kafka::client::writer_config;
+use crate::kafka::{LogContext, NO_TIME, brokers_clock, logs_as_ours, own_unix_ms, rejoin};
 
 use super::Write;
 

@@ -8,7 +8,8 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, Rebalance}
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 
 use crate::config::Config;
-use crate::kafka::{LogContext, client_config, logs_as_ours, rejoin};
+use crate::kafka::client::client_config;
+use crate::kafka::{LogContext, logs_as_ours, rejoin};
 
 /// Heartbeats in a session's timeout; Kafka's advice is no fewer than three.
 const HEARTBEATS: u32 = 3;

@@ -7,10 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::kafka::{RelayId, Unread};
-use crate::route::{Balance, Partition, ServerState};
+use crate::kafka::Unread;
+use crate::model::{Partition, RelayId};
+use crate::registry::decision::{Facts, LOST, Write};
+use crate::route::ServerState;
 
-use super::plan::{Plan, Write};
+use super::plan::Plan;
 use super::policy::{Declared, Policy, Unfit};
 use super::pool::{Free, GoesOn, Pool, Search};
 use super::rebalance::Rebalancings;
@@ -19,35 +21,11 @@ use super::state::{Change, Outcome, Registry};
 
 /// How many former processes of a server are remembered, so that they cannot take it back.
 const MAX_SUPERSEDED: usize = 8;
-/// Why a server is gone that did nothing for it.
-pub(super) const LOST: &str = "another server has its partition";
+
 /// Looks at the clock in a lease.
 const SCANS_PER_LEASE: u32 = 10;
 /// A coordinator that has not looked for so long cannot tell who was silent from whom it did not hear.
 const LEAST_GAP: Duration = Duration::from_secs(1);
-
-/// What a coordinator has to ask of the world.
-pub trait Facts {
-    /// How far a partition is read, as it was found out not before `since`. None: not known yet; it is
-    /// found out, and the question may be asked again.
-    fn unread(&mut self, partition: Partition, since: Instant) -> Option<Unread>;
-    /// The same for a reader that lives: without a commit it has read what is so old that its commit
-    /// would be forgotten.
-    fn unread_by_living(&mut self, partition: Partition, since: Instant) -> Option<Unread> {
-        let unread = self.unread(partition, since)?;
-        Some(Unread { records: if unread.outlived { 0 } else { unread.records }, ..unread })
-    }
-    /// Clients of a server.
-    fn clients(&self, id: &str) -> u32;
-    /// How far the clients of a service are spread; none of one that is not known.
-    fn balance(&self, service: &str) -> Option<Balance>;
-    /// Begins to move what waits in a partition, which is for nobody, to the dead letters. False: not
-    /// now; it is to be asked again.
-    fn bury(&mut self, partition: Partition) -> bool;
-    /// Gives a partition to a server that will commit what it has read there. False: not now, because
-    /// something else is being committed; it is to be asked again.
-    fn claim(&mut self, partition: Partition) -> bool;
-}
 
 /// Watches the registry's clock, and while it has a term, answers.
 #[derive(Debug)]

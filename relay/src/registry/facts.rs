@@ -10,12 +10,15 @@ use std::time::{Duration, Instant};
 use rdkafka::error::KafkaResult;
 
 use crate::config::Config;
-use crate::kafka::{Incarnation, Leases, Retention, Unread, bury, renew, unread};
-use crate::route::{Balance, Partition};
+use crate::kafka::{Retention, Unread, renew, unread};
+use crate::model::{Incarnation, Partition};
+use crate::registry::listener::Listener;
+use crate::registry::unheld::{Busy, Unheld};
+use crate::route::Balance;
+use crate::undelivered::bury;
+use crate::uplink::Leases;
 
 use super::Facts;
-use super::link::Listener;
-use super::unheld::{Busy, Unheld};
 
 /// How long the cluster may take for each of the two answers that tell how far a partition is read.
 const FACT_TIMEOUT: Duration = Duration::from_secs(2);

@@ -8,8 +8,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
-use crate::kafka::{Incarnation, Known, Leases, RelayId, Retention, StopPart, StopTime};
-use crate::route::{Associations, Balance, ServerLink, ServerState, ServiceId};
+use crate::kafka::{Known, Retention};
+use crate::model::{Incarnation, RelayId, ServiceId};
+use crate::registry::Listener;
+use crate::route::{Associations, ServerLink, ServerState};
+use crate::stop::{StopPart, StopTime};
+use crate::uplink::Leases;
 
 use super::author::Author;
 use super::candidate::{Candidate, place};
@@ -31,47 +35,6 @@ const FACTS_PER_LEASE: u32 = 4;
 const HOLD_BACK: Duration = Duration::from_millis(200);
 /// How long the last records may take when the relay stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Who is told what the registry says.
-pub trait Listener: Send + 'static {
-    /// A server is new, or has changed.
-    fn server(&mut self, link: ServerLink);
-    /// A relay has said that it runs or is gone, or the coordinator has.
-    fn relay(&mut self, relay: RelayId, incarnation: Incarnation, state: RelayState);
-    /// This relay coordinates from now on, or no longer.
-    fn coordinates(&mut self, coordinates: bool);
-    /// A service is to be rebalanced, so many clients a second, or no longer.
-    fn rebalance(&mut self, service: &str, per_second: Option<u32>);
-    /// Clients of a server.
-    fn clients(&self, id: &str) -> u32;
-    /// How far the clients of a service are spread.
-    fn balance(&self, service: &str) -> Option<Balance>;
-}
-
-impl Listener for Arc<Associations> {
-    fn server(&mut self, link: ServerLink) {
-        self.set_server(link);
-    }
-    fn relay(&mut self, relay: RelayId, incarnation: Incarnation, state: RelayState) {
-        tracing::debug!(relay = relay.0, incarnation = incarnation.value(), ?state, "a relay");
-        match state {
-            RelayState::Live => self.relay_runs(relay, incarnation),
-            RelayState::Gone => self.relay_gone(relay, incarnation),
-        }
-    }
-    fn coordinates(&mut self, coordinates: bool) {
-        self.set_coordinator(coordinates);
-    }
-    fn rebalance(&mut self, service: &str, per_second: Option<u32>) {
-        self.set_rebalance(service, per_second);
-    }
-    fn clients(&self, id: &str) -> u32 {
-        self.clients_of(id)
-    }
-    fn balance(&self, service: &str) -> Option<Balance> {
-        Associations::balance(self, service)
-    }
-}
 
 /// What the thread knows, and others may look at.
 struct Core {

@@ -3,11 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use serde::Serialize;
+use crate::model::Partition;
+use crate::registry::decision::{LOST, Write, json};
+use crate::route::ServerState;
 
-use crate::route::{Partition, ServerState};
-
-use super::coordinator::LOST;
 use super::policy::{Policy, Unfit};
 use super::pool::Free;
 use super::record::{
@@ -17,31 +16,6 @@ use super::state::Registry;
 
 /// The reason of a refusal is no longer.
 const MAX_REASON_BYTES: usize = 1024;
-
-/// A record to write; without a value, a tombstone.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Write {
-    /// Its key.
-    pub key: Key,
-    /// Its value: JSON.
-    pub value: Option<Vec<u8>>,
-}
-
-impl Write {
-    /// A record with a value.
-    pub fn new(key: Key, value: &impl Serialize) -> Self {
-        Self { key, value: Some(json(value)) }
-    }
-
-    /// A tombstone.
-    pub fn remove(key: Key) -> Self {
-        Self { key, value: None }
-    }
-}
-
-fn json(value: &impl Serialize) -> Vec<u8> {
-    serde_json::to_vec(value).expect("plain data")
-}
 
 /// What one decision will write, and what it has to reckon with.
 pub(super) struct Plan<'a> {

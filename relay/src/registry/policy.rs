@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::config::{Config, Server};
-use crate::route::Partition;
+use crate::model::Partition;
 
 use super::record::{self, Lease, Problem, Registration};
 

@@ -2,7 +2,7 @@
 //!
 //! A partition that had a holder *rests* for `registry.relay_timeout_ms` after it: a relay writes
 //! nothing for a server of which it has not known so long whether it still has its lease
-//! ([`Leases`](crate::kafka::Leases)), so at the end of the rest no relay that runs writes for the
+//! ([`Leases`](crate::uplink::Leases)), so at the end of the rest no relay that runs writes for the
 //! former holder any more, and what it had written before is seen by the look that follows. What a
 //! relay's clients of Kafka still have in hand (it was cut off) comes later, however long the rest is;
 //! the relay sees to that itself, and needs to know where the lease begins ([`Free::end`]).
@@ -11,9 +11,9 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::kafka::Unread;
-use crate::route::Partition;
+use crate::model::Partition;
+use crate::registry::decision::Facts;
 
-use super::coordinator::Facts;
 use super::policy::{Policy, Unfit};
 use super::state::Registry;
 

@@ -11,8 +11,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::kafka::{Incarnation, RelayId};
-use crate::route::{Partition, ServerState};
+use crate::model::{Incarnation, Partition, RelayId};
+use crate::route::ServerState;
 
 /// The version of the values that this code writes.
 pub const VERSION: u32 = 1;

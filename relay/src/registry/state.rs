@@ -3,8 +3,7 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::kafka::RelayId;
-use crate::route::Partition;
+use crate::model::{Partition, RelayId};
 
 use super::record::{
     self, Coordination, Key, Lease, Malformed, Order, Rebalance, Refusal, Registration,

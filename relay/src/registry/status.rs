@@ -8,7 +8,8 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::route::{Partition, ServerState};
+use crate::model::Partition;
+use crate::route::ServerState;
 
 use super::record::{Lease, Rebalance, RelayState};
 use super::{Coordinator, Policy, Registry};

@@ -9,10 +9,12 @@ mod pool;
 
 use pool::Slow;
 
+use crate::kafka::Unread;
+use crate::model::{Incarnation, Partition, RelayId};
+use crate::route::{Balance, ServerState};
+
 use super::record::{Coordination, Key, Lease, Refusal, RelayRecord, RelayState, Term, VERSION};
 use super::*;
-use crate::kafka::{Incarnation, RelayId, Unread};
-use crate::route::{Balance, Partition, ServerState};
 
 const LEASE: Duration = Duration::from_secs(10);
 const FORGET: Duration = Duration::from_secs(100);

@@ -12,7 +12,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::route::Partition;
+use crate::model::Partition;
 
 #[derive(Debug, Default)]
 struct State {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crossbeam_utils::CachePadded;
 
-use crate::route::Partition;
+use crate::model::Partition;
 
 /// What a message costs beside its payload, as counted here: its record's key and headers, and
 /// librdkafka's own structures (about 0.5 KiB at 5 headers, measured with its mock broker).

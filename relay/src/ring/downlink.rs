@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use crossbeam_queue::{ArrayQueue, SegQueue};
 
-use crate::codec::{Headers, Reply, ReplyOrigin};
-use crate::kafka::{ConnectionKey, RefusedReason};
-use crate::worker::UndeliveredReason;
+use crate::model::{
+    ConnectionKey, DeliveryFailure, Headers, Reply, ReplyOffset, ReplyOrigin, UndeliveredReason,
+};
 
 use super::Wake;
 use super::delivered::Delivered;
@@ -36,7 +36,7 @@ pub enum Command {
     /// after it are of later messages.
     Refused {
         /// Why.
-        failure: RefusedReason,
+        failure: DeliveryFailure,
         /// The number of the message in its connection.
         message: u64,
     },
@@ -47,10 +47,6 @@ pub enum Command {
     /// A reply that was postponed is not in the log any more: close, because one is missing.
     Vanished,
 }
-
-/// An offset of the relay's downlink partition.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ReplyOffset(pub i64);
 
 /// Who wants to know what has become of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,8 +14,7 @@ mod wake;
 pub use credit::{Credit, MESSAGE_OVERHEAD_BYTES, Mark};
 pub use delivered::{DELIVERY_PARTS, Delivered, Parts};
 pub use downlink::{
-    Command, DownlinkBatch, DownlinkReceiver, DownlinkSender, Receipt, ReplyOffset, Return,
-    downlink,
+    Command, DownlinkBatch, DownlinkReceiver, DownlinkSender, Receipt, Return, downlink,
 };
-pub use uplink::{Kind, Origin, UplinkBatch, UplinkReceiver, UplinkSender, uplink};
+pub use uplink::{Origin, UplinkBatch, UplinkReceiver, UplinkSender, uplink};
 pub use wake::Wake;

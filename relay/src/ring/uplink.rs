@@ -6,8 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crossbeam_queue::ArrayQueue;
 
-use crate::codec::Headers;
-use crate::kafka::Identity;
+use crate::model::{Headers, Identity, Kind};
 
 use super::Wake;
 
@@ -17,35 +16,6 @@ const BATCHES: usize = 8;
 const BATCH_BYTES: usize = 256 << 10;
 /// So many records make a batch full too.
 const BATCH_RECORDS: usize = 4096;
-
-/// What a record is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// A connection began.
-    Open,
-    /// A message.
-    Message {
-        /// Its number on its connection, from 1.
-        sequence: u64,
-    },
-    /// A connection ended, and why.
-    Close(&'static str),
-}
-
-impl Kind {
-    /// True for what a client sent.
-    pub const fn is_message(self) -> bool {
-        matches!(self, Self::Message { .. })
-    }
-
-    /// A message's number in its connection; of others 0.
-    pub const fn message_number(self) -> u64 {
-        match self {
-            Self::Message { sequence } => sequence,
-            Self::Open | Self::Close(_) => 0,
-        }
-    }
-}
 
 /// A connection's place in the batch that is being filled; stale for any other batch.
 #[derive(Clone, Copy, Debug, Default)]
@@ -308,9 +278,9 @@ impl UplinkReceiver {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::codec::Begin;
-    use crate::kafka::{ConnectionKey, Incarnation, RelayId};
-    use crate::route::{Association, Partition, ServerId};
+    use crate::model::Begin;
+    use crate::model::{Association, Partition, ServerId};
+    use crate::model::{ConnectionKey, Incarnation, RelayId};
 
     fn identity() -> Arc<Identity> {
         let (relay, incarnation) = (RelayId(0), Incarnation::new(1));

@@ -3,8 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use super::policy::{Absence, Policy, Then};
-use super::{ServerId, ServerLink, ServerState, ServiceId};
+use crate::config::{Absence, Then};
+use crate::model::{ServerId, ServiceId};
+
+use super::policy::Policy;
+
+use super::{ServerLink, ServerState};
 
 /// A number is given to another server when the former one has been gone for so long: orders to its
 /// connections are over.

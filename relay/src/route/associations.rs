@@ -7,32 +7,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::config::Service;
-use crate::kafka::{Incarnation, RelayId};
+use crate::config::{Absence, Service, Then};
+use crate::model::{
+    Association, ClientIdentity, Incarnation, Partition, Refusal, RelayId, ServerId, ServiceId,
+};
 
 use super::allotment::{Fate, Server};
 use super::balance;
-use super::policy::{Absence, Policy, Then};
+use super::policy::Policy;
 use super::record::{Key, RecordRefusal, Value, parse_generation};
-use super::table::{Incoming, Outgoing, Refusal, Table};
-use super::{ClientIdentity, Partition, ServerId, ServerLink, ServerState, ServiceId};
+use super::table::{Incoming, Outgoing, Table};
+use super::{ServerLink, ServerState};
 
 /// How long clients that are to move for the sake of balance are not read at most. A live server
 /// commits within seconds.
 const REBALANCE_WAIT_MS: u64 = 10_000;
-
-/// A client's server.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Association {
-    /// Which server.
-    pub server: ServerId,
-    /// Its name.
-    pub name: Arc<str>,
-    /// The uplink partition that it reads.
-    pub partition: Partition,
-    /// Its lease of that partition.
-    pub epoch: u64,
-}
 
 /// What becomes of the connections to a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,12 +5,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::kafka::RelayId;
+use crate::model::{RelayId, ServerId, ServiceId};
 
+use super::ServerState;
 use super::allotment::{load, load_with_one_more};
 use super::policy::Policy;
 use super::table::Table;
-use super::{ServerId, ServerState, ServiceId};
 
 /// A live server, as the balance sees it.
 #[derive(Clone, Debug)]

@@ -12,10 +12,12 @@ use rdkafka::message::{BorrowedMessage, Header, Message as _, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext};
 
 use crate::config::Config;
+use crate::kafka::client::writer_config;
 use crate::kafka::{
-    Incarnation, Known, LogContext, NO_TIME, OpenError, StopPart, StopTime, TopicReader,
-    logs_as_ours, record_header, rejoin, writer_config,
+    Known, LogContext, NO_TIME, OpenError, TopicReader, logs_as_ours, record_header, rejoin,
 };
+use crate::model::Incarnation;
+use crate::stop::{StopPart, StopTime};
 
 use super::Associations;
 use super::record::{GENERATION, Value};
@@ -310,8 +312,8 @@ mod tests {
     use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
     use super::*;
-    use crate::kafka::RelayId;
-    use crate::route::ServiceId;
+    use crate::model::RelayId;
+    use crate::model::ServiceId;
 
     const PATIENCE: Duration = Duration::from_secs(30);
     const CLIENTS: u16 = 10;

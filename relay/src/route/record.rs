@@ -11,8 +11,9 @@ use std::ffi::CStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::{ClientIdentity, ServiceId};
+
 use super::policy::Policy;
-use super::{ClientIdentity, ServiceId};
 
 /// Header of a tombstone.
 pub(super) const GENERATION: &CStr = c"generation";
@@ -81,7 +82,7 @@ impl<'a> Value<'a> {
     }
 }
 
-crate::worker::reasons! {
+crate::model::reasons! {
     /// Why a record of the topic changes nothing.
     RecordRefusal {
         /// Not `SERVICE/IDENTITY`, or the service's clients have identities of another kind.

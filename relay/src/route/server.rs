@@ -6,8 +6,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::config;
-
-use super::{Partition, ServiceId};
+use crate::model::{Partition, ServiceId};
 
 /// Whether a server gets clients.
 ///

@@ -16,25 +16,14 @@ mod room;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use crate::kafka::{Incarnation, RelayId};
+use crate::model::{Incarnation, Refusal, RelayId, ServerId, ServiceId};
 
+use super::ServerState;
 use super::allotment::{Fate, Server, Servers};
 use super::policy::Policy;
 use super::record::{Key, RecordRefusal, State, Value};
-use super::{ServerId, ServerState, ServiceId};
 
 use expiries::Expiries;
-
-/// Why a client gets no server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// The service has no live server.
-    NoServer,
-    /// Its server is away for too long, by the service's `absence`.
-    ServerAway,
-    /// As much waits for Kafka about connections to its server as may.
-    KafkaBehind,
-}
 
 /// A run of a relay.
 pub(super) type Holder = (RelayId, Incarnation);

@@ -10,13 +10,17 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 
+use crate::codec::Framing;
+use crate::config::{Absence, Server, Service, Then};
+use crate::model::{
+    Association, ClientIdentity, IdentityKind, Incarnation, Partition, Refusal, RelayId, ServerId,
+    ServiceId,
+};
+
 use super::policy::Policy;
 use super::record::{Key, Value};
 use super::table::{Content, Holder, Incoming, Table};
 use super::*;
-use crate::codec::Framing;
-use crate::config::{Server, Service};
-use crate::kafka::{Incarnation, RelayId};
 
 fn service(name: &str, servers: u16, first_partition: u16) -> Service {
     Service {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use io_uring::IoUring;
 use io_uring::types::BufRingEntry;
 
-use crate::worker::BufferId;
+use crate::engine::BufferId;
 
 /// Anonymous memory, page-aligned.
 #[derive(Debug)]

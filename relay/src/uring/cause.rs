@@ -4,6 +4,9 @@ use std::io;
 
 use rustix::process::{Resource, getrlimit};
 
+/// The first Linux with all that the engine uses of io_uring: deferred task run, multishot receive.
+const MINIMUM_KERNEL: &str = "6.1";
+
 /// What bears on it.
 #[derive(Clone, Copy, Debug, Default)]
 struct Facts {
@@ -53,7 +56,7 @@ fn because(code: Option<i32>, facts: Facts) -> String {
     const FILTER: &str = "a filter of system calls (seccomp) forbids io_uring, as container runtimes \
          and systemd's SystemCallFilter= do; allow io_uring_setup, io_uring_enter and \
          io_uring_register";
-    let kernel = crate::gateway::minimum_kernel();
+    let kernel = MINIMUM_KERNEL;
     match (code, facts.disabled) {
         (Some(libc::EPERM | libc::EACCES), Some(disabled @ 1..)) => format!(
             "/proc/sys/kernel/io_uring_disabled is {disabled}, which forbids it to {}; set it to 0",

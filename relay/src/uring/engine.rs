@@ -11,9 +11,9 @@ use io_uring::{IoUring, cqueue, opcode, squeue};
 use socket2::{SockAddr, SockRef};
 
 use crate::config::RelaySection;
+use crate::engine::{BufferId, Engine, Event, ReceiveEnd, SocketId};
+use crate::model::ServiceId;
 use crate::ring::Wake;
-use crate::route::ServiceId;
-use crate::worker::{BufferId, Engine, Event, ReceiveEnd, SocketId};
 
 use super::buffers::BufferRing;
 use super::operation::Operation;

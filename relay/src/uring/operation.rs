@@ -1,6 +1,6 @@
 //! What a completion is about, as it travels through the kernel in `user_data`.
 
-use crate::worker::SocketId;
+use crate::engine::SocketId;
 
 /// A submitted operation. A socket has at most one of each at a time, and its slot is not reused
 /// before all of them have completed, so kind and slot say everything.

@@ -6,15 +6,17 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::codec::{Actions, AnyCodec, Begin, Headers, ReplyOrigin};
-use crate::kafka::{ConnectionKey, Identity};
-use crate::ring::{Credit, Kind, MESSAGE_OVERHEAD_BYTES, Origin, Receipt, UplinkSender};
-use crate::route::Refusal;
+use crate::codec::{Actions, AnyCodec};
+use crate::engine::{Engine, SocketId};
+use crate::model::{
+    Begin, CloseReason, ConnectionKey, Headers, Identity, Kind, Refusal, ReplyOrigin,
+};
+use crate::ring::{Credit, MESSAGE_OVERHEAD_BYTES, Origin, Receipt, UplinkSender};
 
 use super::connection::{Link, State};
 use super::kept::Settled;
-use super::stats::{CloseReason, WorkerStats};
-use super::{Engine, Shared, SocketId, Worker};
+use super::stats::WorkerStats;
+use super::{Shared, Worker};
 
 /// What is left to do when the codec has returned.
 #[derive(Debug, Default)]

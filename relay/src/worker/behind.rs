@@ -3,11 +3,12 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::ring::{ReplyOffset, Return};
+use crate::engine::{Engine, SocketId};
+use crate::model::{CloseReason, ReplyOffset};
+use crate::ring::Return;
 
+use super::Worker;
 use super::connection::{Link, State};
-use super::stats::CloseReason;
-use super::{Engine, SocketId, Worker};
 
 /// What a reply that is postponed counts as beside its payload.
 const POSTPONED_OVERHEAD_BYTES: usize = 128;
@@ -15,26 +16,6 @@ const POSTPONED_OVERHEAD_BYTES: usize = 128;
 /// as there are left for others: one alone half of them, and whoever comes after any number of those always
 /// some.
 const MOST_POSTPONED: u64 = 1_000_000;
-
-/// How far a connection is behind.
-#[derive(Debug, Default)]
-pub(super) struct Behind {
-    /// The last reply that was postponed, until it has come: those after it wait as well.
-    last: Option<ReplyOffset>,
-    /// What is postponed, as it is counted.
-    bytes: usize,
-    /// How many replies that are.
-    replies: u64,
-    /// More is on its way.
-    asked: bool,
-}
-
-impl Behind {
-    /// True while something is postponed.
-    pub(super) fn is_waiting(&self) -> bool {
-        self.last.is_some()
-    }
-}
 
 impl Link {
     /// True while replies to it are postponed.

@@ -6,16 +6,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::codec::AnyCodec;
-use crate::kafka::{ConnectionKey, Identity};
-use crate::ring::{Origin, Receipt, ReplyOffset};
-use crate::route::{ClientIdentity, ServerId, ServiceId};
+use crate::model::{
+    ClientIdentity, CloseReason, ConnectionKey, Identity, ReplyOffset, ServerId, ServiceId,
+};
+use crate::ring::{Origin, Receipt};
 
-use super::behind::Behind;
 use super::kept::Kept;
+use super::lag::Behind;
 use super::limits::Pace;
 use super::shared::Served;
-
-use super::stats::CloseReason;
 
 /// What an idle connection keeps of its output buffers.
 pub(super) const OUTPUT_KEPT_BYTES: usize = 16 << 10;

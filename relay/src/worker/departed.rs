@@ -7,14 +7,15 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
-use crate::codec::{Actions, AnyCodec, Begin, Headers, ReplyOrigin};
-use crate::kafka::{ConnectionKey, RefusedReason};
+use crate::codec::{Actions, AnyCodec};
+use crate::engine::Engine;
+use crate::model::{
+    Begin, CloseReason, ConnectionKey, DeliveryFailure, Headers, Refusal, ReplyOrigin,
+};
 use crate::ring::Command;
-use crate::route::Refusal;
 
+use super::Worker;
 use super::connection::{Connection, Link};
-use super::stats::CloseReason;
-use super::{Engine, Worker};
 
 /// By slot and generation.
 #[derive(Debug, Default)]
@@ -56,7 +57,7 @@ impl Departed {
     pub(super) fn refused(
         &mut self,
         key: ConnectionKey,
-        failure: RefusedReason,
+        failure: DeliveryFailure,
         message: u64,
         now: Instant,
     ) {

@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use crate::codec::Headers;
-use crate::ring::{Kind, Receipt, Return};
+use crate::engine::{Engine, SocketId};
+use crate::model::{CloseReason, Headers, Kind, UndeliveredReason};
+use crate::ring::{Receipt, Return};
 
 use super::actions::push_control;
 use super::connection::{Receive, State};
-use super::stats::{CloseReason, UndeliveredReason};
-use super::{Engine, SocketId, Worker, of};
+use super::{Worker, of};
 
 /// How long it takes a client's kernel to acknowledge something, about.
 const DOUBT_INTERVAL: Duration = Duration::from_millis(20);

@@ -14,9 +14,12 @@
 //!
 //! A client that ends meanwhile is [noticed](Worker::take_end) at once.
 
+use crate::engine::{Engine, SocketId};
+
 use super::connection::{Client, Connection, Receive, State};
 use super::waiting::Wait;
-use super::{Engine, SocketId, Worker};
+
+use super::Worker;
 
 /// What of a stash is decoded between two looks at the bounds.
 const STASH_PIECE_BYTES: usize = 4 << 10;

@@ -3,8 +3,8 @@
 
 use std::collections::VecDeque;
 
-use crate::codec::ReplyOrigin;
-use crate::ring::{Delivered, Parts, Receipt, ReplyOffset};
+use crate::model::{ReplyOffset, ReplyOrigin};
+use crate::ring::{Delivered, Parts, Receipt};
 
 /// Replies that the codec has, until their client confirms them. Few at a time, and mostly in order.
 #[derive(Debug, Default)]
@@ -121,7 +121,7 @@ impl Kept {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kafka::RelayId;
+    use crate::model::RelayId;
 
     fn origin(offset: i64) -> ReplyOrigin {
         ReplyOrigin { relay: RelayId(0), offset }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::route::ServiceId;
+use crate::model::ServiceId;
 
 /// How many connections each address has to each service, over all workers. Asked for twice a
 /// connection, and only where the service has a bound.

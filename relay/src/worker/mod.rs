@@ -8,9 +8,9 @@ mod behind;
 mod connection;
 mod departed;
 mod ending;
-mod engine;
 mod held;
 mod kept;
+mod lag;
 mod limits;
 mod onward;
 mod orders;
@@ -31,9 +31,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::kafka::{ConnectionKey, StopPart};
+use crate::engine::{BufferId, Engine, Event, ReceiveEnd, SocketId};
+use crate::model::{CloseReason, ConnectionKey, ServiceId};
 use crate::ring::{DownlinkReceiver, DownlinkSender, UplinkSender, Wake};
-use crate::route::ServiceId;
+use crate::stop::StopPart;
 
 use actions::CodecActions;
 use connection::{Client, Connection, Receive, State};
@@ -44,12 +45,10 @@ use settlement::Settlement;
 use timers::Timers;
 use waiting::Waiting;
 
-pub use engine::{BufferId, Engine, Event, ReceiveEnd, SocketId};
 pub use limits::{Addresses, Rate};
 pub use orders::{Order, OrderAnswer, OrderReceiver, Orders, Task};
 pub use shared::{Flows, NoGateway, Served, Shared};
-pub(crate) use stats::reasons;
-pub use stats::{CloseReason, Counter, Gauge, UndeliveredReason, WorkerStats};
+pub use stats::{Counter, Gauge, WorkerStats};
 
 /// Longest wait; so often a worker looks at the clock when nothing happens.
 const TICK: Duration = Duration::from_secs(1);

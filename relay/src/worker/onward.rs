@@ -14,12 +14,12 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use crate::route::ServiceId;
+use crate::engine::{Engine, Event, ReceiveEnd, SocketId};
+use crate::model::{CloseReason, ServiceId};
 
+use super::Worker;
 use super::connection::{OUTPUT_KEPT_BYTES, Receive, State};
-use super::stats::CloseReason;
 use super::timers::Timers;
-use super::{Engine, Event, ReceiveEnd, SocketId, Worker};
 
 /// A side of a pipe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

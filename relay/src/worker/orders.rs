@@ -16,15 +16,14 @@ use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use crossbeam_queue::ArrayQueue;
 
-use crate::codec::Headers;
-use crate::ring::{Kind, Origin, Wake};
-use crate::route::ServerId;
+use crate::engine::{Engine, SocketId};
+use crate::model::{CloseReason, Headers, Kind, ServerId};
+use crate::ring::{Origin, Wake};
 
+use super::Worker;
 use super::actions::push_control;
 use super::connection::State;
-use super::stats::CloseReason;
 use super::waiting::Wait;
-use super::{Engine, SocketId, Worker};
 
 /// Orders that may wait for one worker; who gives more is told to wait.
 const ORDERS: usize = 64;

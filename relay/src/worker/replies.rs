@@ -2,15 +2,15 @@
 
 use std::io;
 
-use crate::codec::{Actions as _, Reply, Sending, Unencodable};
-use crate::kafka::{ConnectionKey, RefusedReason};
+use crate::codec::{Actions as _, Sending, Unencodable};
+use crate::engine::{Engine, SocketId};
+use crate::model::{CloseReason, ConnectionKey, DeliveryFailure, Reply, UndeliveredReason};
 use crate::ring::{Command, Delivered, Receipt, Return};
 
+use super::Worker;
 use super::connection::{Link, State};
 use super::departed::Nothing;
 use super::kept::Settled;
-use super::stats::{CloseReason, UndeliveredReason};
-use super::{Engine, SocketId, Worker};
 
 impl<E: Engine> Worker<E> {
     /// Takes what has come, unless too much is to be said about what came before.
@@ -165,7 +165,7 @@ impl<E: Engine> Worker<E> {
     }
 
     /// Kafka has refused a message: its client is told, in its protocol's words, and has to go.
-    fn refused(&mut self, key: ConnectionKey, failure: RefusedReason, message: u64) {
+    fn refused(&mut self, key: ConnectionKey, failure: DeliveryFailure, message: u64) {
         let (socket, now) = (SocketId(key.slot), self.now);
         let current = self.connections.get_mut(socket.index()).and_then(Option::as_mut);
         let Some(connection) = current.filter(|one| one.generation() == key.generation) else {

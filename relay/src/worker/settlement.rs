@@ -3,7 +3,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use crate::ring::{DownlinkBatch, DownlinkReceiver, ReplyOffset, Return};
+use crate::model::ReplyOffset;
+use crate::ring::{DownlinkBatch, DownlinkReceiver, Return};
 
 /// What a worker has to say and nobody has taken; above it, the worker takes no more replies, and the
 /// downlink's reader waits. Connections that end still add what they have on their hands.
@@ -119,10 +120,10 @@ impl Settlement {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::codec::Reply;
-    use crate::kafka::{ConnectionKey, Incarnation, RelayId};
+    use crate::model::Reply;
+    use crate::model::UndeliveredReason;
+    use crate::model::{ConnectionKey, Incarnation, RelayId};
     use crate::ring::{Command, DownlinkSender, Receipt, Wake, downlink};
-    use crate::worker::UndeliveredReason;
 
     fn key() -> ConnectionKey {
         let (relay, incarnation) = (RelayId(0), Incarnation::new(1));

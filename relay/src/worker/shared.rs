@@ -9,9 +9,13 @@ use std::time::Duration;
 
 use crate::codec::Protocol;
 use crate::config::{Config, RelaySection, Service};
-use crate::kafka::{Arrivals, Incarnation, Leases, Presence, RelayId, StopTime};
+use crate::model::{Incarnation, RelayId};
 use crate::ring::Credit;
 use crate::route::Associations;
+use crate::stop::StopTime;
+use crate::undelivered::Kept;
+use crate::undelivered::{Arrivals, Presence};
+use crate::uplink::Leases;
 
 use super::limits::{Addresses, Rate};
 
@@ -64,7 +68,7 @@ impl From<&Service> for Served {
     fn from(service: &Service) -> Self {
         let ms = |ms| Duration::from_millis(u64::from(ms));
         Self {
-            protocol: Protocol::from(service),
+            protocol: Protocol::from(&service.codec()),
             handshake: ms(service.handshake_timeout_ms),
             idle: (service.idle_timeout_ms > 0).then(|| ms(service.idle_timeout_ms)),
             connect: ms(service.auto.connect_timeout_ms),
@@ -84,7 +88,7 @@ pub struct Shared {
     pub incarnation: Incarnation,
     /// Bounds and times.
     pub limits: RelaySection,
-    /// By [`ServiceId`](crate::route::ServiceId).
+    /// By [`ServiceId`](crate::model::ServiceId).
     pub services: Arc<[Served]>,
     /// Which client belongs to which server.
     pub associations: Arc<Associations>,
@@ -107,6 +111,16 @@ pub struct Shared {
 }
 
 impl Shared {
+    /// As much of it as the keeper has to know.
+    pub fn kept(&self) -> Kept {
+        Kept {
+            incarnation: self.incarnation,
+            protocols: self.services.iter().map(|service| service.protocol.clone()).collect(),
+            presence: self.presence.clone(),
+            stop: self.stop.clone(),
+        }
+    }
+
     /// For a checked configuration.
     pub fn new(config: &Config, incarnation: Incarnation) -> Self {
         let services = config.services.iter().map(Served::from).collect();

@@ -1,10 +1,11 @@
 //! The end of a worker's connections when the relay stops.
 
-use crate::kafka::StopPart;
+use crate::engine::{Engine, SocketId};
+use crate::model::CloseReason;
+use crate::stop::StopPart;
 
 use super::connection::{Receive, State};
-use super::stats::CloseReason;
-use super::{Engine, MAX_SPARE_STASH_BYTES, MAX_SPARE_STASHES, SocketId, Worker};
+use super::{MAX_SPARE_STASH_BYTES, MAX_SPARE_STASHES, Worker};
 
 impl<E: Engine> Worker<E> {
     /// Begins to stop; and when the time for connections is over, ends them as they are.
@@ -86,13 +87,15 @@ mod tests {
     use std::time::{Duration, Instant};
     use std::{io, thread};
 
-    use super::super::{BufferId, Event, NoGateway, Orders, Shared, WorkerStats};
+    use super::super::{NoGateway, Orders, Shared, WorkerStats};
     use super::*;
-    use crate::codec::{Begin, Headers};
     use crate::config::Config;
-    use crate::kafka::{ConnectionKey, Identity, Incarnation, RelayId};
-    use crate::ring::{Kind, Origin, UplinkReceiver, Wake, downlink, uplink};
-    use crate::route::{Association, Partition, ServerId, ServiceId};
+    use crate::engine::{BufferId, Event};
+    use crate::model::Kind;
+    use crate::model::{Association, Partition, ServerId, ServiceId};
+    use crate::model::{Begin, Headers};
+    use crate::model::{ConnectionKey, Identity, Incarnation, RelayId};
+    use crate::ring::{Origin, UplinkReceiver, Wake, downlink, uplink};
 
     /// A kernel in which nothing happens.
     struct Quiet;

@@ -1,9 +1,8 @@
 //! Connections that are not read from, by what they wait for: whoever may go on is found without a
 //! look at the others.
 
-use crate::route::Partition;
-
-use super::SocketId;
+use crate::engine::SocketId;
+use crate::model::Partition;
 
 /// What a connection waits for. It stands in one list at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,18 +3,21 @@
 //! What is recognised gets its own codec, which is given everything from the first byte on. A
 //! connection that is nothing of the service's goes to the server that the client addressed.
 
+mod section;
 mod sniff;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::config::{Otherwise, Recognised, Service};
-use crate::kafka::RefusedReason;
-use crate::worker::CloseReason;
+use crate::model::{CloseReason, DeliveryFailure, Headers, Reply};
 
-use super::{Actions, Codec, Framing, Headers, Protocol, Reply, Sending, Unencodable};
+use super::settings::Settings;
+use super::spoken::Spoken;
+use super::{Actions, Codec, Framing, Sending, Unencodable};
 
 use sniff::{Seen, sniff};
+
+pub use section::{AutoSection, Otherwise, Recognised};
 
 /// First bytes that are kept until a connection is recognised, at most: as long as the head of a
 /// request may be. One that is longer is recognised without its end.
@@ -23,17 +26,17 @@ const MAX_FIRST_BYTES: usize = 16 << 10;
 /// What all connections of a service have in common.
 #[derive(Clone, Debug)]
 pub struct AutoSettings {
-    recognised: Vec<(Recognised, Protocol)>,
+    recognised: Vec<(Recognised, Spoken)>,
     framing: Option<(Framing, u32)>,
     wait: Duration,
     otherwise: Otherwise,
 }
 
-impl From<&Service> for AutoSettings {
-    fn from(service: &Service) -> Self {
+impl From<&Settings> for AutoSettings {
+    fn from(service: &Settings) -> Self {
         let auto = &service.auto;
         let framing = service.framing.map(|framing| (framing, service.max_message_bytes));
-        let protocol = |one: &Recognised| (*one, Protocol::of(one.kind(), service));
+        let protocol = |one: &Recognised| (*one, Spoken::new(*one, service));
         Self {
             recognised: auto.recognise.iter().map(protocol).collect(),
             framing,
@@ -44,7 +47,7 @@ impl From<&Service> for AutoSettings {
 }
 
 impl AutoSettings {
-    /// See [`Protocol::check_reply`]: one that no protocol of the service could send.
+    /// See [`Protocol::check_reply`](super::Protocol::check_reply): one that no protocol of the service could send.
     pub fn check_reply(&self, headers: Headers<'_>, payload: &[u8]) -> Result<(), Unencodable> {
         let framing = match (self.otherwise, self.framing) {
             (Otherwise::Framing, Some((framing, limit))) => {
@@ -57,12 +60,12 @@ impl AutoSettings {
         fits.then_some(()).ok_or(Unencodable)
     }
 
-    /// See [`Protocol::sessions`].
+    /// See [`Protocol::sessions`](super::Protocol::sessions).
     pub fn sessions(&self) -> (usize, usize) {
-        self.find(Recognised::Mqtt).map_or((0, 0), Protocol::sessions)
+        self.find(Recognised::Mqtt).map_or((0, 0), Spoken::sessions)
     }
 
-    fn find(&self, wanted: Recognised) -> Option<&Protocol> {
+    fn find(&self, wanted: Recognised) -> Option<&Spoken> {
         self.recognised.iter().find(|(one, _)| *one == wanted).map(|(_, protocol)| protocol)
     }
 
@@ -100,11 +103,11 @@ enum Choice<'a> {
     Undecided,
     /// It is a request, and needs the rest of its head.
     Request {
-        websocket: &'a Protocol,
+        websocket: &'a Spoken,
         /// If it asks for no upgrade.
-        otherwise: Option<&'a Protocol>,
+        otherwise: Option<&'a Spoken>,
     },
-    Protocol(&'a Protocol),
+    Protocol(&'a Spoken),
     Otherwise,
 }
 
@@ -149,7 +152,7 @@ impl Auto {
     }
 
     /// Goes on with a codec, which gets what has come so far.
-    fn become_known(&mut self, protocol: &Protocol, now: Instant, actions: &mut dyn Actions) {
+    fn become_known(&mut self, protocol: &Spoken, now: Instant, actions: &mut dyn Actions) {
         let first = self.first();
         let mut codec = protocol.codec(now);
         if !codec.opened(actions) {
@@ -174,7 +177,7 @@ impl Auto {
     fn otherwise(&mut self, now: Instant, actions: &mut dyn Actions) {
         match (self.settings.otherwise, self.settings.framing) {
             (Otherwise::Framing, Some((framing, max_message_bytes))) => {
-                let protocol = Protocol::Framing { framing, max_message_bytes };
+                let protocol = Spoken::Framing { framing, max_message_bytes };
                 self.become_known(&protocol, now, actions);
             }
             (Otherwise::HandOn, _) => {
@@ -314,7 +317,7 @@ impl Codec for Auto {
 
     fn refused(
         &mut self,
-        failure: RefusedReason,
+        failure: DeliveryFailure,
         message: u64,
         now: Instant,
         actions: &mut dyn Actions,

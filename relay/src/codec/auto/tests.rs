@@ -1,11 +1,12 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::codec::ProtocolKind;
 use crate::codec::script::{Action, Script};
 
-const LINES: &str = "protocol = 'auto'\nname = 'a'\nport = 1\nframing = { type = 'lines' }\n\
+const LINES: &str = "framing = { type = 'lines' }\n\
                      max_message_bytes = 100\n[auto]\n";
-const LENGTH: &str = "protocol = 'auto'\nname = 'a'\nport = 1\nmax_message_bytes = 100\n\
+const LENGTH: &str = "max_message_bytes = 100\n\
                       framing = { type = 'length', bytes = 4 }\n[auto]\n";
 const UPGRADE: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: x, WebSocket\r\n\
     Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
@@ -14,8 +15,22 @@ const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\nX: Upgrade: websocket\r\n\
 const TLS: &[u8] = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03";
 const MQTT: &[u8] = b"\x10\x0c\0\x04MQTT\x04\x02\0\x3c\0\0";
 
+/// As much of a service's section as counts here.
+#[derive(serde::Deserialize)]
+struct Text {
+    framing: Option<Framing>,
+    max_message_bytes: u32,
+    auto: AutoSection,
+}
+
 fn settings(text: &str) -> Arc<AutoSettings> {
-    let service: Service = toml::from_str(text).unwrap();
+    let text: Text = toml::from_str(text).unwrap();
+    let service = Settings {
+        framing: text.framing,
+        max_message_bytes: text.max_message_bytes,
+        auto: text.auto,
+        ..Settings::new(ProtocolKind::Auto)
+    };
     Arc::new((&service).into())
 }
 

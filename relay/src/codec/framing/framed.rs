@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use crate::codec::{Actions, Begin, Codec, Headers, Reply, Sending, Unencodable};
-use crate::worker::CloseReason;
+use crate::codec::{Actions, Codec, Sending, Unencodable};
+use crate::model::{Begin, CloseReason, Headers, Reply};
 
 use super::{DecodeError, Decoder, Framing};
 

@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use crate::codec::{Actions, Reply, ReplyOrigin, Sending, Unencodable};
-use crate::worker::CloseReason;
+use crate::codec::{Actions, Sending, Unencodable};
+use crate::model::{CloseReason, Reply, ReplyOrigin};
 
 use super::head::Head;
 use super::refused::Refused;

@@ -1,7 +1,7 @@
 //! The head of a request, strictly: what two readers might read differently is refused, because a
 //! request that is read differently further on smuggles another one (RFC 9112 section 11.2).
 
-use crate::codec::{Decimal, HeaderList, MAX_RECORD_HEADERS};
+use crate::model::{Decimal, HeaderList, MAX_RECORD_HEADERS};
 
 use super::refused::Refused;
 

@@ -13,16 +13,15 @@ mod head;
 mod lines;
 mod refused;
 mod response;
+mod section;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::codec::{Actions, Begin, Codec, Decimal, HeaderList, Reply, Sending, Unencodable};
-use crate::config::Service;
-use crate::kafka::RefusedReason;
-use crate::worker::CloseReason;
+use crate::codec::{Actions, Codec, Sending, Settings, Unencodable};
+use crate::model::{Begin, CloseReason, Decimal, DeliveryFailure, HeaderList, Reply};
 
 use body::{Body, Bounds, Piece};
 use exchange::Exchanges;
@@ -31,6 +30,7 @@ use refused::Refused;
 use response::{Clock, Date};
 
 pub use head::MAX_REQUEST_FIELDS;
+pub use section::HttpSection;
 
 /// What an idle connection keeps of its body's buffer.
 const BODY_KEPT_BYTES: usize = 4096;
@@ -55,7 +55,7 @@ pub struct HttpSettings {
 
 impl HttpSettings {
     /// As the configuration has it. The two clocks are read at the same moment.
-    pub fn new(service: &Service, now: Instant, time: SystemTime) -> Self {
+    pub fn new(service: &Settings, now: Instant, time: SystemTime) -> Self {
         let milliseconds = |time: u32| Duration::from_millis(u64::from(time));
         let http = &service.http;
         Self {
@@ -407,7 +407,7 @@ impl Codec for Http {
     /// Those before it are answered first: Kafka has them.
     fn refused(
         &mut self,
-        failure: RefusedReason,
+        failure: DeliveryFailure,
         message: u64,
         now: Instant,
         actions: &mut dyn Actions,
@@ -416,7 +416,7 @@ impl Codec for Http {
             return true;
         }
         let refused = match failure {
-            RefusedReason::TooLarge => Refused::TOO_LARGE_FOR_KAFKA,
+            DeliveryFailure::TooLarge => Refused::TOO_LARGE_FOR_KAFKA,
             _ => Refused::BY_KAFKA,
         };
         let date = self.date(now);

@@ -1,7 +1,6 @@
 //! Why a request is not taken.
 
-use crate::route::Refusal;
-use crate::worker::CloseReason;
+use crate::model::{CloseReason, Refusal};
 
 /// What the client is told before its connection is closed, and how that is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

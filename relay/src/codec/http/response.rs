@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::codec::{Decimal, Headers, Unencodable};
+use crate::codec::Unencodable;
+use crate::model::{Decimal, Headers};
 
 use super::head::{ends_here, is_token_byte};
 use super::refused::Refused;

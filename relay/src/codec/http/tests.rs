@@ -4,11 +4,11 @@ mod refusals;
 
 use proptest::prelude::*;
 
-use super::*;
+use crate::codec::ProtocolKind;
 use crate::codec::script::{Action, Script};
-use crate::codec::{Framing, ProtocolKind, ReplyOrigin};
-use crate::kafka::RelayId;
-use crate::route::Refusal;
+use crate::model::{Refusal, RelayId, ReplyOrigin};
+
+use super::*;
 
 /// A connection, and what it has asked for.
 struct Line {
@@ -24,9 +24,8 @@ impl Line {
         Self::with(|_| {})
     }
 
-    fn with(adjust: impl FnOnce(&mut Service)) -> Self {
-        let mut service = Service::new("web", 80, Framing::Lines);
-        (service.protocol, service.framing) = (ProtocolKind::Http, None);
+    fn with(adjust: impl FnOnce(&mut Settings)) -> Self {
+        let mut service = Settings::new(ProtocolKind::Http);
         service.max_message_bytes = 8;
         service.http.max_body_bytes = 20;
         service.http.max_head_bytes = 256;

@@ -12,7 +12,7 @@ use std::fmt::Debug;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::config::Passwords;
+use crate::codec::Passwords;
 
 /// Clients that wait to be asked about; further ones are refused.
 const QUEUE: usize = 1024;

@@ -4,19 +4,18 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::codec::{Actions, HeaderList};
-use crate::kafka::ConnectionKey;
-use crate::worker::CloseReason;
+use crate::codec::Actions;
+use crate::model::{CloseReason, ConnectionKey, HeaderList};
 
 use super::encode;
 use super::packet::{self, AckKind, Filters, Message, Packet, Publish, Qos, Version};
 use super::properties::Writer;
 use super::reason::Reason;
 use super::record;
-use super::replies::Waiting;
 use super::session::{Received, Session, Shared};
 use super::topic;
 use super::unmatched::Unmatched;
+use super::waiting::Waiting;
 use super::will::Will;
 use super::wire::Parsed;
 use super::{Mqtt, TOPIC_ALIAS_MAXIMUM};

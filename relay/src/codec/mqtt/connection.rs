@@ -3,9 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::codec::{Actions, Codec, Reply, Sending, Unencodable};
-use crate::kafka::{ConnectionKey, RefusedReason};
-use crate::worker::CloseReason;
+use crate::codec::{Actions, Codec, Sending, Unencodable};
+use crate::model::{CloseReason, ConnectionKey, DeliveryFailure, Reply};
 
 use super::Mqtt;
 use super::check::Ticket;
@@ -67,7 +66,7 @@ pub(super) struct Connection {
     /// The beginning of a packet; or all that has come since nothing more is taken.
     held: Vec<u8>,
     /// Why Kafka would not have a message.
-    refused: Option<RefusedReason>,
+    refused: Option<DeliveryFailure>,
 }
 
 impl Connection {
@@ -280,7 +279,7 @@ impl Codec for Connection {
 
     fn farewell(&mut self, reason: CloseReason, _now: Instant, actions: &mut dyn Actions) {
         let told = match (reason, self.refused) {
-            (CloseReason::RefusedByKafka, Some(RefusedReason::TooLarge)) => {
+            (CloseReason::RefusedByKafka, Some(DeliveryFailure::TooLarge)) => {
                 Some(Reason::PACKET_TOO_LARGE)
             }
             _ => Reason::of_close(reason),
@@ -302,7 +301,7 @@ impl Codec for Connection {
 
     fn refused(
         &mut self,
-        failure: RefusedReason,
+        failure: DeliveryFailure,
         _message: u64,
         _now: Instant,
         _actions: &mut dyn Actions,

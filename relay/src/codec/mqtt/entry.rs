@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::codec::{Actions, Begin, HeaderList};
-use crate::worker::CloseReason;
+use crate::codec::Actions;
+use crate::model::{Begin, CloseReason, HeaderList};
 
 use super::TOPIC_ALIAS_MAXIMUM;
 use super::check::Ticket;
@@ -291,7 +291,7 @@ fn begin(
     id: &str,
     holds: bool,
     actions: &mut dyn Actions,
-) -> Result<(), crate::route::Refusal> {
+) -> Result<(), crate::model::Refusal> {
     let mut headers = HeaderList::default();
     record::open(&mut headers, connect, id);
     let headers = headers.headers();

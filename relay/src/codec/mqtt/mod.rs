@@ -23,28 +23,33 @@ mod connection;
 mod encode;
 mod entry;
 mod packet;
+mod passwords;
 mod properties;
 mod reason;
 mod record;
 mod replies;
+mod section;
 mod session;
 mod sessions;
 #[cfg(test)]
 mod tests;
 mod topic;
 mod unmatched;
+mod waiting;
 mod will;
 mod wire;
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use crate::codec::{Codec, Headers, Unencodable};
-use crate::config::{MqttSection, Passwords, Service};
-use crate::route::IdentityKind;
+use crate::codec::{Codec, Settings, Unencodable};
+use crate::model::{Headers, IdentityKind};
 
 use check::Checker;
 use sessions::Sessions;
+
+pub use passwords::Passwords;
+pub use section::MqttSection;
 
 /// What a packet may have around a payload of the longest message: topic, properties.
 const PACKET_OVERHEAD_BYTES: usize = 32 << 10;
@@ -66,8 +71,8 @@ pub struct Mqtt {
 
 impl Mqtt {
     /// For a service.
-    pub fn new(service: &Service) -> Self {
-        let mut section = service.mqtt.clone().unwrap_or_default();
+    pub fn new(service: &Settings) -> Self {
+        let mut section = service.mqtt.clone();
         let users = section.users.take();
         let sessions = Sessions::new(
             section.max_sessions as usize,

@@ -3,7 +3,6 @@
 
 use super::properties::{Allowed, Properties};
 use super::reason::Reason;
-use super::session::Wanted;
 use super::topic;
 use super::wire::{Parsed, Reader};
 
@@ -20,6 +19,15 @@ impl Version {
     pub(super) const fn is_v5(self) -> bool {
         matches!(self, Self::V5)
     }
+}
+
+/// What a client wants of a subscription.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted {
+    pub(super) qos: Qos,
+    /// Nothing that the client itself has published.
+    pub(super) no_local: bool,
+    pub(super) identifier: Option<u32>,
 }
 
 /// Quality of service.

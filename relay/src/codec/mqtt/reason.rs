@@ -1,6 +1,6 @@
 //! Reason codes, and what they are for a client of the older version.
 
-use crate::worker::CloseReason;
+use crate::model::CloseReason;
 
 /// A reason code of MQTT 5.0 (section 2.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,7 +3,8 @@
 use std::ffi::CStr;
 use std::time::Duration;
 
-use crate::codec::{Decimal, HeaderList, Headers, Unencodable};
+use crate::codec::Unencodable;
+use crate::model::{Decimal, HeaderList, Headers};
 
 use super::packet::{Connect, Message, Publish, Qos};
 use super::properties::{Writer, id};

@@ -10,10 +10,10 @@
 //! A reply that the client had not confirmed when its connection ended comes again, under the same
 //! [`ReplyOrigin`]; the session knows how far it was.
 
-use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use crate::codec::{Actions, Reply, ReplyOrigin, Sending, Unencodable};
+use crate::codec::{Actions, Sending, Unencodable};
+use crate::model::{Headers, Reply, ReplyOrigin};
 
 use super::Mqtt;
 use super::client::Client;
@@ -23,69 +23,8 @@ use super::properties::id;
 use super::reason::Reason;
 use super::record;
 use super::session::{Progress, Session};
+use super::waiting::{Expires, Packed};
 use super::wire::Parsed;
-
-/// Replies of QoS 1 and 2 for which there is no room among those under way, and those of QoS 0 between
-/// them: a client gets its replies in the order of the log.
-#[derive(Debug, Default)]
-pub(super) struct Waiting {
-    replies: VecDeque<Packed>,
-    bytes: usize,
-}
-
-/// A PUBLISH that lacks its packet identifier.
-#[derive(Debug)]
-struct Packed {
-    origin: ReplyOrigin,
-    qos: Qos,
-    bytes: Vec<u8>,
-    /// Where the identifier stands.
-    id_at: usize,
-    expires: Option<Expires>,
-}
-
-/// When a PUBLISH that waits is worth nothing any more.
-#[derive(Clone, Copy, Debug)]
-struct Expires {
-    at: Instant,
-    /// Where its interval stands, if the client's version has one.
-    place: Option<usize>,
-}
-
-impl Packed {
-    /// Writes what is left of the interval (MQTT-3.3.2-6). False if it is over: "the Server MUST delete
-    /// the copy of the message" (MQTT-3.3.2-5).
-    fn keep_time(&mut self, now: Instant) -> bool {
-        let Some(expires) = self.expires else { return true };
-        let Some(left) = expires.at.checked_duration_since(now) else { return false };
-        if let Some(place) = expires.place {
-            let left = record::seconds_of(left).to_be_bytes();
-            self.bytes[place..place + left.len()].copy_from_slice(&left);
-        }
-        true
-    }
-}
-
-impl Waiting {
-    /// Bytes kept in memory.
-    pub(super) const fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    fn push(&mut self, packed: Packed) {
-        self.bytes += packed.bytes.len() + size_of::<Packed>();
-        self.replies.push_back(packed);
-    }
-
-    fn pop(&mut self) -> Option<Packed> {
-        let packed = self.replies.pop_front()?;
-        self.bytes -= packed.bytes.len() + size_of::<Packed>();
-        if self.replies.is_empty() {
-            self.replies = VecDeque::new();
-        }
-        Some(packed)
-    }
-}
 
 /// Completes a PUBLISH of QoS 1 or 2 and notes that it is under way.
 fn number(session: &mut Session, origin: ReplyOrigin, qos: Qos, packet: &mut [u8], id_at: usize) {
@@ -177,7 +116,7 @@ impl Client {
         if length > self.maximum_packet {
             return Err(Unencodable);
         }
-        let waits = !self.waiting.replies.is_empty();
+        let waits = !self.waiting.is_empty();
         if !waits && qos == Qos::Zero {
             publish.write(actions.output(), self.version);
             return Ok(Sending::WithOutput);
@@ -263,7 +202,7 @@ impl Client {
 
     fn send_waiting(&mut self, now: Instant, actions: &mut dyn Actions) {
         let mut session = self.session.lock();
-        while let Some(next) = self.waiting.replies.front()
+        while let Some(next) = self.waiting.first()
             && (next.qos == Qos::Zero || self.in_flight < self.window)
             && let Some(mut packed) = self.waiting.pop()
         {
@@ -302,6 +241,35 @@ impl Client {
             number(&mut session, origin, qos, &mut packed.bytes, id_at);
             actions.output().extend_from_slice(&packed.bytes);
             self.in_flight += 1;
+        }
+    }
+}
+
+impl Client {
+    /// The client has subscribed to more.
+    pub(super) fn match_again(&mut self, mqtt: &Mqtt, now: Instant, actions: &mut dyn Actions) {
+        for apart in self.unmatched.take() {
+            let reply = Reply {
+                origin: apart.origin,
+                headers: Headers::from_bytes(&apart.headers),
+                payload: &apart.payload,
+                waited: apart.waited + now.saturating_duration_since(apart.since),
+                held: true,
+            };
+            match self.reply(reply, mqtt, now, actions) {
+                Ok(Sending::Kept) => {}
+                Ok(Sending::WithOutput) => actions.release(apart.origin),
+                Ok(Sending::Unwanted) | Err(_) => actions.give_up(apart.origin),
+            }
+        }
+    }
+
+    /// Gives up what no subscription covers, if the time for that is over.
+    pub(super) fn give_up_unmatched(&mut self, now: Instant, actions: &mut dyn Actions) {
+        if !self.unmatched.is_waiting(now) {
+            for apart in self.unmatched.take() {
+                actions.give_up(apart.origin);
+            }
         }
     }
 }

@@ -15,10 +15,9 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use crate::codec::ReplyOrigin;
-use crate::kafka::ConnectionKey;
+use crate::model::{ConnectionKey, ReplyOrigin};
 
-use super::packet::Qos;
+use super::packet::{Qos, Wanted};
 use super::reason::Reason;
 use super::topic;
 use super::wire::Parsed;
@@ -124,15 +123,6 @@ struct Subscription {
     qos: Qos,
     no_local: bool,
     identifier: Option<u32>,
-}
-
-/// What a client wants of a subscription.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Wanted {
-    pub(super) qos: Qos,
-    /// Nothing that the client itself has published.
-    pub(super) no_local: bool,
-    pub(super) identifier: Option<u32>,
 }
 
 /// Where a message of QoS 2 is whose PUBREL has not come.

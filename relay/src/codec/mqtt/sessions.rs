@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use crate::kafka::ConnectionKey;
+use crate::model::ConnectionKey;
 
 use super::session::{Place, Shared};
 

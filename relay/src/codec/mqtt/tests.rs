@@ -10,12 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::codec::script::{Action, Named, Script};
-use crate::codec::{ByteOrder, Codec, Framing, HeaderList, Reply, ReplyOrigin, Sending};
-use crate::codec::{ProtocolKind, Unencodable};
-use crate::config::{MqttSection, Service};
-use crate::kafka::RelayId;
-use crate::route::IdentityKind;
-use crate::worker::CloseReason;
+use crate::codec::{Codec, MqttSection, ProtocolKind, Sending, Settings, Unencodable};
+use crate::model::{CloseReason, HeaderList, IdentityKind, RelayId, Reply, ReplyOrigin};
 
 use super::Mqtt;
 use packets::{Build, Sent, connect};
@@ -26,13 +22,11 @@ pub(super) const LIMIT: u32 = 1000;
 fn service(adjust: impl FnOnce(&mut MqttSection)) -> Arc<Mqtt> {
     let mut section = MqttSection::default();
     adjust(&mut section);
-    let framing = Framing::Length { bytes: 4, order: ByteOrder::Big };
-    Arc::new(Mqtt::new(&Service {
-        protocol: ProtocolKind::Mqtt,
+    Arc::new(Mqtt::new(&Settings {
         identity: IdentityKind::Address,
         max_message_bytes: LIMIT,
-        mqtt: Some(section),
-        ..Service::new("mqtt", 1883, framing)
+        mqtt: section,
+        ..Settings::new(ProtocolKind::Mqtt)
     }))
 }
 

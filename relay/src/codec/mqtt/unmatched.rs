@@ -4,10 +4,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use crate::codec::{Actions, Headers, Reply, ReplyOrigin, Sending};
-
-use super::Mqtt;
-use super::client::Client;
+use crate::model::{Reply, ReplyOrigin};
 
 /// How long they wait once the client has begun to subscribe.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -26,12 +23,12 @@ pub(super) struct Unmatched {
 
 /// A reply by itself.
 #[derive(Debug)]
-struct Apart {
-    origin: ReplyOrigin,
-    headers: Vec<u8>,
-    payload: Vec<u8>,
-    waited: Duration,
-    since: Instant,
+pub(super) struct Apart {
+    pub(super) origin: ReplyOrigin,
+    pub(super) headers: Vec<u8>,
+    pub(super) payload: Vec<u8>,
+    pub(super) waited: Duration,
+    pub(super) since: Instant,
 }
 
 impl Unmatched {
@@ -74,37 +71,8 @@ impl Unmatched {
         self.replies.push_back(Apart { origin, headers, payload, waited, since: now });
     }
 
-    fn take(&mut self) -> VecDeque<Apart> {
+    pub(super) fn take(&mut self) -> VecDeque<Apart> {
         self.bytes = 0;
         std::mem::take(&mut self.replies)
-    }
-}
-
-impl Client {
-    /// The client has subscribed to more.
-    pub(super) fn match_again(&mut self, mqtt: &Mqtt, now: Instant, actions: &mut dyn Actions) {
-        for apart in self.unmatched.take() {
-            let reply = Reply {
-                origin: apart.origin,
-                headers: Headers::from_bytes(&apart.headers),
-                payload: &apart.payload,
-                waited: apart.waited + now.saturating_duration_since(apart.since),
-                held: true,
-            };
-            match self.reply(reply, mqtt, now, actions) {
-                Ok(Sending::Kept) => {}
-                Ok(Sending::WithOutput) => actions.release(apart.origin),
-                Ok(Sending::Unwanted) | Err(_) => actions.give_up(apart.origin),
-            }
-        }
-    }
-
-    /// Gives up what no subscription covers, if the time for that is over.
-    pub(super) fn give_up_unmatched(&mut self, now: Instant, actions: &mut dyn Actions) {
-        if !self.unmatched.is_waiting(now) {
-            for apart in self.unmatched.take() {
-                actions.give_up(apart.origin);
-            }
-        }
     }
 }

@@ -1,6 +1,7 @@
 //! What is published when a client is gone.
 
-use crate::codec::{Actions, HeaderList};
+use crate::codec::Actions;
+use crate::model::HeaderList;
 
 use super::packet::Message;
 use super::reason::Reason;

@@ -6,11 +6,10 @@ use base64::prelude::{BASE64_STANDARD, Engine as _};
 use httparse::{EMPTY_HEADER, Header, Request, Status};
 use sha1_smol::Sha1;
 
-use crate::codec::HeaderList;
-use crate::config::WebSocketSection;
-use crate::worker::CloseReason;
+use crate::model::{CloseReason, HeaderList};
 
 use super::deflate::Deflate;
+use super::section::WebSocketSection;
 
 /// What the key of every handshake is hashed with (section 1.3).
 const GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";

@@ -6,19 +6,20 @@
 mod deflate;
 mod frame;
 mod handshake;
+mod section;
 mod stream;
 
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-use crate::codec::{Actions, Begin, Codec, HeaderList, Headers, Reply, Sending, Unencodable};
-use crate::config::{ReplyOpcode, Service, WebSocketSection};
-use crate::kafka::RefusedReason;
-use crate::worker::CloseReason;
+use crate::codec::{Actions, Codec, Sending, Settings, Unencodable};
+use crate::model::{Begin, CloseReason, DeliveryFailure, HeaderList, Headers, Reply};
 
 use frame::{CloseCode, Opcode, write_control, write_header};
 use handshake::{HEAD_END, Handshake, Rejection};
 use stream::{DataKind, End, Stream};
+
+pub use section::{ReplyOpcode, WebSocketSection};
 
 /// The header that says what a message is.
 const OPCODE: &std::ffi::CStr = c"websocket.opcode";
@@ -56,8 +57,8 @@ pub struct WebSocketSettings {
     max_message_bytes: usize,
 }
 
-impl From<&Service> for WebSocketSettings {
-    fn from(service: &Service) -> Self {
+impl From<&Settings> for WebSocketSettings {
+    fn from(service: &Settings) -> Self {
         Self {
             section: service.websocket.clone(),
             max_message_bytes: service.max_message_bytes as usize,
@@ -130,7 +131,7 @@ pub struct WebSocket {
     /// How the server wants it closed.
     farewell: Option<(CloseCode, Box<str>)>,
     /// Why Kafka would not have a message.
-    refused: Option<RefusedReason>,
+    refused: Option<DeliveryFailure>,
 }
 
 impl WebSocket {
@@ -234,7 +235,7 @@ impl WebSocket {
                 (CloseCode::TRY_AGAIN_LATER, "there is no server now: try again later")
             }
             CloseReason::RefusedByKafka => match self.refused {
-                Some(RefusedReason::TooLarge) => {
+                Some(DeliveryFailure::TooLarge) => {
                     (CloseCode::INTERNAL_ERROR, "a message is larger than can be stored")
                 }
                 _ => (CloseCode::INTERNAL_ERROR, "a message was refused"),
@@ -311,7 +312,7 @@ impl Codec for WebSocket {
 
     fn refused(
         &mut self,
-        failure: RefusedReason,
+        failure: DeliveryFailure,
         _message: u64,
         _now: Instant,
         _actions: &mut dyn Actions,

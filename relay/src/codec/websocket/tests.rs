@@ -3,11 +3,10 @@ use std::time::Duration;
 use flate2::{Compress, Compression, FlushCompress};
 use proptest::prelude::*;
 
-use super::*;
-use crate::codec::ReplyOrigin;
 use crate::codec::script::{Action, Script};
-use crate::kafka::RelayId;
-use crate::route::Refusal;
+use crate::model::{Refusal, RelayId, ReplyOrigin};
+
+use super::*;
 
 const LIMIT: usize = 1000;
 const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];

@@ -12,11 +12,11 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::{Config, KafkaSection};
 use crate::kafka::{
-    Difference, LogEnd, Reason, RecordOrigin, TIMESTAMP_TYPE, committed, committed_with_note,
-    header_text, is_unreadable, letter, observer, postponed_before, record_origin, unreadable_at,
-    watermarks,
+    Difference, LogEnd, RecordOrigin, TIMESTAMP_TYPE, committed, committed_with_note, header_text,
+    is_unreadable, observer, record_origin, unreadable_at, watermarks,
 };
-use crate::route::Partition;
+use crate::model::Partition;
+use crate::undelivered::{Reason, letter, postponed_before};
 
 use super::super::Snapshot;
 use super::{LedgerError, Server, TIMEOUT};

@@ -5,9 +5,10 @@ use std::fmt;
 
 use aya::maps::MapError;
 use millrace_common::abi;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::compile::Compiled;
+use super::in_force::InForce;
 use super::tables::{Present, RuleTables};
 use super::{GatewayError, RuleSet};
 use crate::config::{Config, Mode};
@@ -18,36 +19,6 @@ use crate::gateway::{Gateway, read_config, require_root, topology};
 
 /// Lines of rules that are shown to people before they are referred to `--json`.
 const SHOWN: usize = 20;
-
-/// What stands in the state beside the maps: the rules in force, as people know them.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct InForce {
-    /// Where they were written.
-    pub source: String,
-    /// Which packets they divert.
-    pub mode: Mode,
-    /// One a line.
-    pub rules: Vec<String>,
-    /// TCP ports without a rule whose old connections go on.
-    pub closing_ports: Vec<u16>,
-}
-
-impl InForce {
-    /// The rules again.
-    fn compile(&self) -> Result<Compiled, GatewayError> {
-        Compiled::of(&RuleSet::parse("the rules in force", &self.rules.join("\n"))?)
-    }
-
-    /// What a configuration puts into force.
-    pub(in crate::gateway) fn of(config: &Config, set: &RuleSet) -> Self {
-        let source = match &config.gateway.rules {
-            Some(path) => path.display().to_string(),
-            None => "the services of the configuration".to_owned(),
-        };
-        Self { source, mode: config.gateway.mode, rules: set.lines(), closing_ports: Vec::new() }
-    }
-}
 
 /// What `relay rules check` found.
 #[derive(Debug, Serialize)]

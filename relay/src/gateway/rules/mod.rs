@@ -7,6 +7,7 @@
 pub mod command;
 pub mod compile;
 mod file;
+pub(super) mod in_force;
 pub mod tables;
 
 use std::fmt;

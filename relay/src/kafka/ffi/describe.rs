@@ -12,18 +12,32 @@ use rdkafka::client::{Client, ClientContext};
 use rdkafka::error::{IsError, KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka_sys as sys;
 
-use crate::kafka::rights::Operation;
+/// What one may do with a topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Operation {
+    Read,
+    Write,
+}
+
+impl Operation {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Read => "READ",
+            Self::Write => "WRITE",
+        }
+    }
+}
 
 /// A topic as the cluster describes it.
 #[derive(Clone, Debug)]
-pub(in crate::kafka) struct DescribedTopic {
-    pub(in crate::kafka) name: String,
+pub(crate) struct DescribedTopic {
+    pub(crate) name: String,
     /// Why it is not described.
-    pub(in crate::kafka) error: Option<RDKafkaErrorCode>,
+    pub(crate) error: Option<RDKafkaErrorCode>,
     /// None: it has none, or the brokers give topics none.
-    pub(in crate::kafka) id: Option<String>,
+    pub(crate) id: Option<String>,
     /// What the client may do with it. None: it was not asked for, or is not told.
-    pub(in crate::kafka) operations: Option<Vec<Operation>>,
+    pub(crate) operations: Option<Vec<Operation>>,
 }
 
 /// A question under way. It must not outlive the client that it was asked by.
@@ -154,7 +168,7 @@ fn operation_of(operation: sys::rd_kafka_AclOperation_t) -> Option<Operation> {
 }
 
 /// Which of the topics are there, and what the client may do with them. Blocks.
-pub(in crate::kafka) fn describe_rights<C: ClientContext>(
+pub(crate) fn describe_rights<C: ClientContext>(
     client: &Client<C>,
     topics: &[&str],
     patience: Duration,
@@ -165,11 +179,11 @@ pub(in crate::kafka) fn describe_rights<C: ClientContext>(
 }
 
 /// The question for a topic's id. It must not outlive the client that it was asked by.
-pub(in crate::kafka) struct IdQuestion(Question);
+pub(crate) struct IdQuestion(Question);
 
 impl IdQuestion {
     /// Asks; the answer comes within `patience`, or that there is none. None: it cannot be asked.
-    pub(in crate::kafka) fn ask<C: ClientContext>(
+    pub(crate) fn ask<C: ClientContext>(
         client: &Client<C>,
         topic: &str,
         patience: Duration,
@@ -178,10 +192,7 @@ impl IdQuestion {
     }
 
     /// The answer, if it has come within `patience`: the id, unless the brokers give topics none.
-    pub(in crate::kafka) fn answer(
-        &self,
-        patience: Duration,
-    ) -> Option<KafkaResult<Option<String>>> {
+    pub(crate) fn answer(&self, patience: Duration) -> Option<KafkaResult<Option<String>>> {
         let told = self.0.answer(patience)?;
         Some(told.and_then(|topics| match topics.into_iter().next() {
             Some(DescribedTopic { error: Some(code), .. }) => Err(KafkaError::MetadataFetch(code)),

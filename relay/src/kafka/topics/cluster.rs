@@ -11,14 +11,14 @@ use rdkafka::metadata::{Metadata, MetadataTopic};
 use rdkafka::producer::BaseProducer;
 
 use crate::config::Config;
+use crate::kafka::client::{client_config, producer_config};
 
 use super::super::context::LogContext;
-use super::super::producer::{client_config, producer_config};
 use super::TopicError;
 use super::fit::Found;
 
 /// How long the cluster may take to answer.
-pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long librdkafka may take to say why it has reached nobody.
 const WORDS: Duration = Duration::from_millis(200);
 
@@ -42,14 +42,14 @@ fn in_words(error: KafkaError) -> String {
 }
 
 /// Two clients of the cluster: one that changes things, and one that tells why nobody answers.
-pub(super) struct Cluster {
-    pub(super) admin: AdminClient<LogContext>,
+pub(crate) struct Cluster {
+    pub(crate) admin: AdminClient<LogContext>,
     observer: BaseConsumer<LogContext>,
     brokers: String,
 }
 
 impl Cluster {
-    pub(super) fn new(config: &Config) -> Result<Self, TopicError> {
+    pub(crate) fn new(config: &Config) -> Result<Self, TopicError> {
         check_properties(config)?;
         let kafka = &config.kafka;
         let client: ClientConfig = client_config(kafka);
@@ -84,7 +84,7 @@ impl Cluster {
     }
 
     /// Partitions of a topic that have a leader; 0: there is no such topic.
-    pub(super) fn led_partitions(&self, topic: &str) -> Result<i32, TopicError> {
+    pub(crate) fn led_partitions(&self, topic: &str) -> Result<i32, TopicError> {
         let metadata = self.metadata(topic)?;
         let partitions = of(&metadata, topic).map_or(&[][..], MetadataTopic::partitions);
         let led = partitions.iter().filter(|partition| partition.leader() >= 0).count();
@@ -92,7 +92,7 @@ impl Cluster {
     }
 
     /// A topic as it is; none if there is no such topic.
-    pub(super) async fn find(&self, topic: &str) -> Result<Option<Found>, TopicError> {
+    pub(crate) async fn find(&self, topic: &str) -> Result<Option<Found>, TopicError> {
         let metadata = self.metadata(topic)?;
         let Some(there) = of(&metadata, topic) else { return Ok(None) };
         let replicas =

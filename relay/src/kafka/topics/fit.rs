@@ -6,8 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
-
-use super::super::producer::longest_record;
+use crate::kafka::client::longest_record;
 
 /// Partitions of [`KafkaSection::associations_topic`] and [`KafkaSection::held_topic`] when a relay
 /// creates them: clients are spread over them by their identity.
@@ -63,15 +62,15 @@ impl Role {
 
 /// What a topic must be.
 #[derive(Clone, Debug)]
-pub(super) struct Wanted {
-    pub(super) name: String,
+pub(crate) struct Wanted {
+    pub(crate) name: String,
     role: Role,
-    pub(super) partitions: i32,
+    pub(crate) partitions: i32,
     /// Whether partitions are added to one that has fewer. Not where the partition is the hash of a
     /// key.
-    pub(super) grows: bool,
+    pub(crate) grows: bool,
     /// -1: as the brokers have it.
-    pub(super) replication: i32,
+    pub(crate) replication: i32,
     /// Its records must be kept for longer.
     retention_ms: u64,
     /// It must take records of so many bytes; 0: any topic takes them.
@@ -80,7 +79,7 @@ pub(super) struct Wanted {
 
 impl Wanted {
     /// All topics of an instance.
-    pub(super) fn all(config: &Config) -> Vec<Self> {
+    pub(crate) fn all(config: &Config) -> Vec<Self> {
         let kafka = &config.kafka;
         let uplink = i32::try_from(config.partitions()).expect("partitions are u16");
         let downlink = i32::from(config.relay.id) + 1;
@@ -110,7 +109,7 @@ impl Wanted {
     }
 
     /// Kafka's properties of one that is created.
-    pub(super) fn properties(&self) -> Vec<(&'static str, String)> {
+    pub(crate) fn properties(&self) -> Vec<(&'static str, String)> {
         let of_kind = if self.role.is_compacted() { COMPACTED } else { LOG };
         let mut properties: Vec<_> =
             of_kind.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
@@ -126,15 +125,15 @@ impl Wanted {
 
 /// A topic as it is.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Found {
+pub(crate) struct Found {
     /// For each partition, how many replicas it has.
-    pub(super) replicas: Vec<usize>,
+    pub(crate) replicas: Vec<usize>,
     /// Its configuration; none if the relay may not look at it.
-    pub(super) settings: Option<BTreeMap<String, String>>,
+    pub(crate) settings: Option<BTreeMap<String, String>>,
 }
 
 impl Found {
-    pub(super) fn setting(&self, name: &str) -> Option<&str> {
+    pub(crate) fn setting(&self, name: &str) -> Option<&str> {
         self.settings.as_ref()?.get(name).map(String::as_str)
     }
 
@@ -166,7 +165,7 @@ impl fmt::Display for Difference {
 }
 
 /// What matters of how a topic differs from what it must be.
-pub(super) fn compare(wanted: &Wanted, found: &Found) -> Vec<Difference> {
+pub(crate) fn compare(wanted: &Wanted, found: &Found) -> Vec<Difference> {
     let mut differences = Vec::new();
     let mut differs = |setting: &str, found: String, right: String, why: &str| {
         let (topic, setting, why) = (wanted.name.clone(), setting.to_owned(), why.to_owned());

@@ -1,6 +1,6 @@
 //! Runs of relays that begin and end, and what becomes of their clients.
 
-use crate::kafka::{Incarnation, RelayId};
+use crate::model::{Incarnation, RelayId};
 
 use super::{Entry, Holder, Key, Presence, Table, Unwritten};
 

@@ -1,5 +1,7 @@
 //! What grows with names and with time is given back.
 
+use crate::model::{Partition, ServerId, ServiceId};
+
 use super::*;
 
 const MINUTE: u64 = 60_000;

@@ -1,8 +1,8 @@
 //! How connections end, and what becomes of the replies to them.
 
+use crate::model::{DeliveryFailure, UndeliveredReason};
+
 use super::*;
-use crate::kafka::RefusedReason;
-use crate::worker::UndeliveredReason;
 
 fn reset() -> ReceiveEnd {
     ReceiveEnd::Failed(std::io::ErrorKind::ConnectionReset.into())
@@ -100,7 +100,7 @@ fn a_reply_to_a_client_that_has_only_ended_its_side_is_sent() {
 }
 
 /// What a client gets whose first message Kafka refuses.
-fn refused(other: &str, bytes: &[u8], failure: RefusedReason) -> Vec<u8> {
+fn refused(other: &str, bytes: &[u8], failure: DeliveryFailure) -> Vec<u8> {
     let mut stage = Stage::new(&config("", other));
     let socket = stage.accept(OTHER, "192.0.2.1:1");
     stage.bring(socket, bytes);
@@ -115,7 +115,7 @@ fn refused(other: &str, bytes: &[u8], failure: RefusedReason) -> Vec<u8> {
 
 #[test]
 fn kafkas_refusal_is_told_in_the_words_of_each_protocol() {
-    let (too_large, other) = (RefusedReason::TooLarge, RefusedReason::Other);
+    let (too_large, other) = (DeliveryFailure::TooLarge, DeliveryFailure::Other);
     assert_eq!(refused(PLAIN, b"a line\n", too_large), b"", "it has no word for that");
 
     let http = "protocol = \"http\"";
@@ -152,7 +152,7 @@ fn a_client_that_is_owed_a_reply_from_before_a_refusal_stays_for_it() {
     stage.bring(socket, &b"GET / HTTP/1.1\r\nHost: h\r\n\r\n".repeat(2));
     stage.settle();
     for (message, closed) in [(2, 0), (1, 1)] {
-        let refused = Command::Refused { failure: RefusedReason::Other, message };
+        let refused = Command::Refused { failure: DeliveryFailure::Other, message };
         stage.command(key(socket, 1), &[(refused, Receipt::None, b"")]);
         stage.settle();
         assert_eq!(stage.closed(CloseReason::RefusedByKafka), closed);
@@ -171,7 +171,7 @@ fn what_kafka_acknowledges_behind_a_refused_message_confirms_nothing() {
     stage.bring(socket, &stream);
     stage.settle();
     let before = stage.sent(socket).len();
-    let refused = Command::Refused { failure: RefusedReason::Other, message: 2 };
+    let refused = Command::Refused { failure: DeliveryFailure::Other, message: 2 };
     let commands = [Command::Acknowledged(1), refused, Command::Acknowledged(1)];
     let commands = commands.map(|command| (command, Receipt::None, &b""[..]));
     stage.worker.engine().set_peer(socket, Peer::Stalls);

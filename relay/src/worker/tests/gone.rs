@@ -1,9 +1,9 @@
 //! Clients that end while they are not read from.
 
-use super::*;
-use crate::ring::Kind;
-use crate::route::Partition;
+use crate::model::{Kind, Partition};
 use crate::worker::Task;
+
+use super::*;
 
 const FIRST: Partition = Partition(0);
 /// The bound of each partition.
@@ -102,7 +102,7 @@ fn who_has_ended_its_side_may_be_gone_later() {
 fn who_ends_while_its_server_is_changed_is_gone_at_once_too() {
     let mut stage = Stage::new(&config("", PLAIN));
     let socket = stage.accept(LINES, "192.0.2.1:1");
-    stage.orders.give(crate::route::ServerId(0), Task::Quiesce).expect("room");
+    stage.orders.give(crate::model::ServerId(0), Task::Quiesce).expect("room");
     stage.settle();
     assert!(!stage.worker.engine().is_read(socket));
     stage.worker.engine().leave(socket, b"a line\n", Left::Reset);

@@ -3,8 +3,9 @@
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use crate::model::Partition;
+
 use super::*;
-use crate::route::Partition;
 
 const FIRST: Partition = Partition(0);
 const SECOND: Partition = Partition(1);
@@ -76,9 +77,9 @@ fn who_is_moved_goes_on_by_the_credit_of_its_new_partition() {
     stage.bring(socket, b"a line\n");
     stage.settle();
     assert!(!stage.worker.engine().is_read(socket));
-    let server = crate::route::ServerId(u16::from(partition != FIRST));
+    let server = crate::model::ServerId(u16::from(partition != FIRST));
     let declared = &config.services[0].servers[usize::from(server.0)];
-    let mut link = crate::route::ServerLink::declared(crate::route::ServiceId(0), declared);
+    let mut link = crate::route::ServerLink::declared(crate::model::ServiceId(0), declared);
     link.state = crate::route::ServerState::Draining;
     stage.shared.associations.set_server(link);
     for task in [crate::worker::Task::Quiesce, crate::worker::Task::Move] {
@@ -170,7 +171,7 @@ fn times_of_connections_that_have_ended_do_not_pile_up() {
         let socket = stage.accept(OTHER, &format!("192.0.2.1:{}", number + 1));
         stage.worker.engine().end(socket, ReceiveEnd::EndOfStream);
         stage.step();
-        let reset = crate::worker::CloseReason::ConnectionFailed;
+        let reset = crate::model::CloseReason::ConnectionFailed;
         stage.worker.close(socket, reset);
         stage.settle();
         stage.records();

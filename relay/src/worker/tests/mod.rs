@@ -5,11 +5,10 @@ mod gone;
 mod held;
 mod stage;
 
-use super::{CloseReason, ReceiveEnd, SocketId};
-use crate::codec::Reply;
 use crate::config::Config;
-use crate::kafka::{ConnectionKey, Incarnation, RelayId};
-use crate::ring::{Command, Receipt, ReplyOffset, Return};
+use crate::engine::{ReceiveEnd, SocketId};
+use crate::model::{CloseReason, ConnectionKey, Incarnation, RelayId, Reply, ReplyOffset};
+use crate::ring::{Command, Receipt, Return};
 
 use stage::{Left, Peer, Stage};
 

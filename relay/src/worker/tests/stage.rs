@@ -10,13 +10,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
-use crate::kafka::{ConnectionKey, Incarnation};
-use crate::ring::{DownlinkSender, Kind, UplinkBatch, UplinkReceiver, Wake, downlink, uplink};
-use crate::route::{Partition, ServiceId};
-use crate::worker::{
-    BufferId, CloseReason, Engine, Event, Flows, Orders, ReceiveEnd, Shared, SocketId, Worker,
-    WorkerStats,
-};
+use crate::engine::{BufferId, Engine, Event, ReceiveEnd, SocketId};
+use crate::model::{CloseReason, ConnectionKey, Incarnation, Kind, Partition, ServiceId};
+use crate::ring::{DownlinkSender, UplinkBatch, UplinkReceiver, Wake, downlink, uplink};
+use crate::worker::{Flows, Orders, Shared, Worker, WorkerStats};
 
 /// How long a test waits for a worker that looks at the real clock.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -10,7 +10,7 @@ use millrace_relay::config::{
     Config, GatewaySection, HoldSection, KafkaSection, RegistrySection, RelaySection, Server,
     Service,
 };
-use millrace_relay::route::Partition;
+use millrace_relay::model::Partition;
 use millrace_tests::cpu::CpuTime;
 use millrace_tests::flood::Flood;
 use millrace_tests::instance::Instance;

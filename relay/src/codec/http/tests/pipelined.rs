@@ -3,7 +3,7 @@
 use super::*;
 
 impl Line {
-    fn refuse(&mut self, failure: RefusedReason, message: u64) {
+    fn refuse(&mut self, failure: DeliveryFailure, message: u64) {
         assert!(self.http.refused(failure, message, self.now, &mut self.script), "it sees to it");
     }
 
@@ -28,7 +28,7 @@ fn three() -> Line {
 fn the_request_that_kafka_refuses_is_told_so_and_no_other() {
     for message in 2..=4 {
         let mut line = three();
-        line.refuse(RefusedReason::TooLarge, message);
+        line.refuse(DeliveryFailure::TooLarge, message);
         assert_eq!(
             (line.sent().as_str(), line.closed()),
             ("", None),
@@ -44,7 +44,7 @@ fn the_request_that_kafka_refuses_is_told_so_and_no_other() {
         assert_eq!(line.closed(), Some(CloseReason::RefusedByKafka));
     }
     let mut line = three();
-    line.refuse(RefusedReason::Other, 1);
+    line.refuse(DeliveryFailure::Other, 1);
     let sent = line.sent();
     assert!(sent.starts_with("HTTP/1.1 503 "), "{sent}");
     assert_eq!(sent.matches("HTTP/1.1").count(), 1);
@@ -55,7 +55,7 @@ fn the_request_that_kafka_refuses_is_told_so_and_no_other() {
 fn replies_that_came_early_go_before_the_refusal_of_a_later_request() {
     let mut line = three();
     line.answer("2").unwrap();
-    line.refuse(RefusedReason::Other, 5);
+    line.refuse(DeliveryFailure::Other, 5);
     line.answer("1").unwrap();
     let sent = line.sent();
     let refusal = sent.strip_prefix(&OK.repeat(2)).expect("both replies");
@@ -68,7 +68,7 @@ fn a_refusal_of_what_was_answered_before_is_no_answer_to_another() {
     let mut line = three();
     line.answer("1").unwrap();
     assert_eq!(line.sent(), OK);
-    line.refuse(RefusedReason::TooLarge, 1);
+    line.refuse(DeliveryFailure::TooLarge, 1);
     assert_eq!((line.sent().as_str(), line.closed()), ("", Some(CloseReason::RefusedByKafka)));
 }
 
@@ -77,7 +77,7 @@ fn a_request_that_is_refused_within_its_body_is_answered() {
     let mut line = Line::new();
     line.receive(b"PUT / HTTP/1.1\r\nHost: h\r\nContent-Length: 20\r\n\r\n0123456789");
     assert_eq!(line.records().len(), 1);
-    line.refuse(RefusedReason::TooLarge, 1);
+    line.refuse(DeliveryFailure::TooLarge, 1);
     assert!(line.sent().starts_with("HTTP/1.1 413 "));
     assert_eq!(line.closed(), Some(CloseReason::RefusedByKafka));
 }

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use crate::codec::mqtt::check::{Check, Checker};
+
 use super::packets::{
     DISCONNECT, PING, PUBACK, PUBCOMP, PUBREC, PUBREL, Sent, ack, packet, publish, publish_with,
     string, subscribe, subscribe_with, unsubscribe,
 };
 use super::*;
-use crate::codec::mqtt::check::{Check, Checker};
 
 const BOTH: [bool; 2] = [false, true];
 
@@ -121,7 +122,7 @@ fn who_cannot_connect_is_told_why() {
 fn a_service_without_a_server_refuses() {
     for (v5, answer) in [(false, vec![0, 3]), (true, vec![0, 0x88, 0])] {
         let mut peer = Peer::new(&service(|_| ()));
-        peer.script.refusal = Some(crate::route::Refusal::NoServer);
+        peer.script.refusal = Some(crate::model::Refusal::NoServer);
         assert_eq!(peer.send(&connect(v5, "a").bytes()), [Sent::new(0x20, &answer)]);
         assert_eq!(peer.actions().pop(), Some(Action::Close(CloseReason::NoServer)));
         assert!(peer.end(CloseReason::NoServer).is_empty());

@@ -1,0 +1,39 @@
+//! What could not be delivered: replies whose clients are away or slow, messages that Kafka refused.
+//!
+//! | module | what |
+//! |---|---|
+//! | `desk` | where consumer and producer hand it in, and hear when it is kept |
+//! | `keeper`, `kept` | the thread that keeps it, and for whom |
+//! | `outbox` | what it writes, and writes again |
+//! | `deadletter`, `bury` | records for people: what, whose, why; of a whole partition |
+//! | `held`, `delivery`, `turns`, `presence` | replies that wait for clients who are away, and come when they are back |
+//! | `backlog`, `reread`, `note`, `arrivals` | replies that stay in the log until a slow client has read on |
+//! | `stats` | what is counted |
+
+pub(crate) mod arrivals;
+pub(crate) mod backlog;
+pub(crate) mod bury;
+pub(crate) mod deadletter;
+pub(crate) mod delivery;
+pub(crate) mod desk;
+pub(crate) mod held;
+pub(crate) mod keeper;
+mod kept;
+mod lines;
+pub(crate) mod note;
+pub(crate) mod outbox;
+pub(crate) mod presence;
+pub(crate) mod reread;
+pub(crate) mod stats;
+pub(crate) mod turns;
+
+pub use arrivals::Arrivals;
+pub use bury::{BuryError, bury};
+pub use deadletter::{CUT_BYTES, LetterCounts, Reason, letter};
+pub use desk::Desk;
+pub use held::HeldRefusal;
+pub use keeper::Keeper;
+pub use kept::Kept;
+pub use note::postponed_before;
+pub use presence::Presence;
+pub use stats::{HeldStats, KeeperStats};

@@ -1,0 +1,350 @@
+//! The producer behind one small trait, so that another engine can stand beside librdkafka.
+
+use std::ffi::CString;
+use std::sync::Arc;
+use std::time::Instant;
+
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+
+use crate::config::Config;
+use crate::kafka::client::uplink_config;
+use crate::kafka::clock::{NO_TIME, brokers_clock};
+use crate::kafka::context::LogContext;
+use crate::kafka::ffi::{NativeProducer, NativeRecord, NativeReport};
+use crate::kafka::written::Written;
+use crate::model::{
+    Decimal, DeliveryFailure, Headers, Identity, Incarnation, Kind, Partition, header,
+};
+use crate::ring::Wake;
+use crate::undelivered::deadletter::Refused;
+use crate::undelivered::desk::Desk;
+use crate::uplink::late::{Lateness, Rescue};
+use crate::uplink::leases::Leases;
+use crate::uplink::mending::{Again, Mending, Next};
+use crate::uplink::token::{Token, token};
+
+/// Why Kafka will never have a record, by what librdkafka says of it.
+pub(crate) fn delivery_failure(code: RDKafkaErrorCode) -> DeliveryFailure {
+    match code {
+        RDKafkaErrorCode::MessageSizeTooLarge => DeliveryFailure::TooLarge,
+        RDKafkaErrorCode::TopicAuthorizationFailed
+        | RDKafkaErrorCode::ClusterAuthorizationFailed => DeliveryFailure::Authorization,
+        RDKafkaErrorCode::UnknownPartition
+        | RDKafkaErrorCode::UnknownTopic
+        | RDKafkaErrorCode::UnknownTopicOrPartition => DeliveryFailure::UnknownPartition,
+        RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight => DeliveryFailure::Purged,
+        _ => DeliveryFailure::Other,
+    }
+}
+
+/// What became of a record.
+#[derive(Clone, Copy, Debug)]
+pub struct Report {
+    /// Its partition.
+    pub partition: Partition,
+    /// Its payload, and what headers its protocol has given it.
+    pub booked_bytes: usize,
+    /// Whose it was.
+    pub token: Token,
+    /// The number of a refused message in its connection; of others 0.
+    pub message: u64,
+    /// Acknowledged by all in-sync replicas, or why it never will be.
+    pub result: Result<(), DeliveryFailure>,
+}
+
+/// Why a record was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProduceError {
+    /// Not now; again after a report.
+    Full,
+    /// Not yet, nor what comes after it for the same partition; others may be.
+    Later,
+    /// Never.
+    Refused(DeliveryFailure),
+}
+
+/// Takes records and reports on each exactly once. Records of one partition are delivered in the
+/// order in which they were taken.
+pub trait Producer: Send {
+    /// Takes a copy of a record; its timestamp is in Unix milliseconds.
+    fn produce(
+        &mut self,
+        identity: &Identity,
+        kind: Kind,
+        headers: Headers<'_>,
+        payload: &[u8],
+        unix_ms: i64,
+    ) -> Result<(), ProduceError>;
+
+    /// Passes on the reports that have come, without waiting. False if there was nothing to do.
+    fn poll(&mut self, on_report: &mut dyn FnMut(Report)) -> bool;
+
+    /// Said before the records of a batch.
+    fn look(&mut self) {}
+
+    /// Gives up what is not acknowledged; it is reported.
+    fn purge(&mut self);
+
+    /// Why this producer will never deliver anything again.
+    fn fatal(&self) -> Option<String>;
+}
+
+/// librdkafka.
+pub struct RdKafkaProducer {
+    native: NativeProducer<LogContext>,
+    desk: Arc<Desk>,
+    leases: Arc<Leases>,
+    lateness: Lateness,
+    rescue: Rescue,
+    /// This relay's run, once there is a record of it.
+    run: Option<Incarnation>,
+    written: Arc<Written>,
+    /// Records for servers that registered are taken.
+    may_write: bool,
+    purged: bool,
+    mending: Mending,
+}
+
+impl RdKafkaProducer {
+    /// A producer for the uplink, which takes batches of `batch_bytes`; `wake` is woken when reports
+    /// come. Messages that Kafka refuses for good are handed in at the desk.
+    pub fn new(
+        config: &Config,
+        batch_bytes: Option<u32>,
+        wake: Wake,
+        desk: Arc<Desk>,
+        leases: Arc<Leases>,
+    ) -> Result<Self, KafkaError> {
+        let topic = config.kafka.uplink_topic();
+        let native = NativeProducer::new(
+            &uplink_config(config, batch_bytes),
+            LogContext::new(&config.kafka),
+            &topic,
+            wake.clone(),
+        )?;
+        let lateness = Lateness::new(config.partitions());
+        let rescue = Rescue::new(config, leases.clone());
+        desk.tell_of_room(wake);
+        Ok(Self {
+            native,
+            desk,
+            leases,
+            lateness,
+            rescue,
+            run: None,
+            written: Arc::new(Written::new(config.partitions())),
+            may_write: true,
+            purged: false,
+            mending: Mending::default(),
+        })
+    }
+
+    /// Goes on with what is sent again.
+    fn mend(&mut self, on_report: &mut dyn FnMut(Report)) {
+        if self.purged {
+            for again in self.mending.give_up() {
+                let error = Some((RDKafkaErrorCode::PurgeQueue, again.record));
+                let report = NativeReport { error, ..again.report };
+                Self::settle((&self.desk, &self.written), report, on_report);
+            }
+            return;
+        }
+        while self.has_room() {
+            match self.mending.next() {
+                Next::Wait => return,
+                Next::Refuse(again) => {
+                    let error = Some((again.code, again.record));
+                    let report = NativeReport { error, ..again.report };
+                    Self::settle((&self.desk, &self.written), report, on_report);
+                }
+                Next::Send(again) => {
+                    if self.send_again(&again) {
+                        self.mending.sent();
+                    } else {
+                        self.mending.not_sent(again);
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    /// False if librdkafka does not take it now.
+    fn send_again(&mut self, again: &Again) -> bool {
+        let NativeRecord { key, value, headers } = &again.record;
+        let named =
+            |(name, value): &(String, Vec<u8>)| Some((CString::new(&**name).ok()?, value.clone()));
+        let headers: Vec<_> = headers.iter().filter_map(named).collect();
+        let unix_ms = if self.mending.is_timeless() { NO_TIME } else { brokers_clock().unix_ms() };
+        let headers = headers.iter().map(|(name, value)| (&**name, &**value));
+        let (partition, token) = (again.report.partition, again.report.token);
+        let sent = self.native.produce(partition, key, value, unix_ms, headers, token).is_ok();
+        if sent {
+            self.lateness.produced(partition);
+        }
+        sent
+    }
+
+    /// Passes a report on that is final.
+    fn settle(
+        (desk, written): (&Desk, &Written),
+        report: NativeReport,
+        on_report: &mut dyn FnMut(Report),
+    ) {
+        let token = Token::unpack(report.token);
+        let mut message = 0;
+        let result = report.error.map_or(Ok(()), |(code, record)| {
+            tracing::debug!(%code, partition = report.partition.0, "record not delivered");
+            let failure = delivery_failure(code);
+            message = record.message_number();
+            if failure != DeliveryFailure::Purged && !token.control {
+                let NativeRecord { key, value, headers } = record;
+                let partition = i32::from(report.partition.0);
+                desk.hand_in_refused(Refused { failure, partition, key, value, headers });
+            }
+            Err(failure)
+        });
+        if result.is_ok() {
+            written.acknowledged(report.partition, report.offset, !token.control);
+        }
+        on_report(Report {
+            partition: report.partition,
+            booked_bytes: report.booked_bytes,
+            token,
+            message,
+            result,
+        });
+    }
+
+    /// How far it has written.
+    pub fn written(&self) -> Arc<Written> {
+        self.written.clone()
+    }
+
+    /// Whether a refused message may be handed in. While the desk is full no report is taken, so what
+    /// they are about stays booked, and the clients wait; when the stop's time is over, nothing does.
+    fn has_room(&self) -> bool {
+        self.purged || self.desk.has_room_for_refused()
+    }
+}
+
+/// What has come too late is looked for as far as it is known.
+impl Drop for RdKafkaProducer {
+    fn drop(&mut self) {
+        if let Some(run) = self.run {
+            let rescue = &mut self.rescue;
+            self.lateness.finish(&self.leases, |partition, offsets| {
+                rescue.look_through(run, partition, offsets);
+            });
+        }
+    }
+}
+
+impl Producer for RdKafkaProducer {
+    fn produce(
+        &mut self,
+        identity: &Identity,
+        kind: Kind,
+        of_protocol: Headers<'_>,
+        payload: &[u8],
+        unix_ms: i64,
+    ) -> Result<(), ProduceError> {
+        if self.mending.is_active() {
+            return Err(ProduceError::Full);
+        }
+        if identity.epoch > 0 && !self.may_write {
+            return Err(ProduceError::Later);
+        }
+        let number;
+        let (name, more) = match kind {
+            Kind::Open => {
+                let former = identity.moved_from.as_deref();
+                (Some("open"), former.map(|server| (header::MOVED_FROM, server)))
+            }
+            Kind::Message { sequence } => {
+                number = Decimal::new(sequence);
+                (None, Some((header::SEQUENCE, number.as_bytes())))
+            }
+            Kind::Close(reason) => (Some("close"), Some((header::REASON, reason.as_bytes()))),
+        };
+        let headers = identity
+            .headers_of(kind)
+            .iter()
+            .map(|(name, value)| (*name, &**value))
+            .chain(name.map(|name| (header::KIND, name.as_bytes())))
+            .chain(of_protocol.iter())
+            .chain(more);
+        let token = token(identity, kind, of_protocol).pack();
+        let (partition, key) = (identity.partition, &identity.printed);
+        let unix_ms =
+            if self.mending.is_timeless() { NO_TIME } else { brokers_clock().correct(unix_ms) };
+        let produced = if self.leases.is_over(partition, identity.epoch) {
+            Err(DeliveryFailure::LeaseOver)
+        } else {
+            match self.native.produce(partition, key, payload, unix_ms, headers.clone(), token) {
+                Err(RDKafkaErrorCode::QueueFull) => return Err(ProduceError::Full),
+                produced => produced.map_err(delivery_failure),
+            }
+        };
+        match produced {
+            Ok(()) => {
+                self.lateness.produced(partition);
+                self.run = Some(identity.key.incarnation);
+                self.mending.taken();
+                Ok(())
+            }
+            Err(_) if kind.is_message() && !self.has_room() => Err(ProduceError::Full),
+            Err(failure) => {
+                if kind.is_message() {
+                    self.desk
+                        .hand_in_refused(Refused::at_once(failure, identity, payload, headers));
+                }
+                Err(ProduceError::Refused(failure))
+            }
+        }
+    }
+
+    fn poll(&mut self, on_report: &mut dyn FnMut(Report)) -> bool {
+        let Self { native, desk, written, mending, purged, lateness, .. } = self;
+        let room = || *purged || desk.has_room_for_refused();
+        let weighed = |token| Token::unpack(token).weighed;
+        let was_active = mending.is_active();
+        let events = native.poll(room, weighed, |report| {
+            let is_there = report.error.is_none() && report.offset >= 0;
+            lateness.reported(report.partition, is_there.then_some(report.offset));
+            if let Some(report) = mending.report(report) {
+                Self::settle((desk, written), report, on_report);
+            }
+        });
+        if let Some(run) = self.run {
+            let rescue = &mut self.rescue;
+            self.lateness.judge(&self.leases, |partition, offsets| {
+                rescue.look_through(run, partition, offsets);
+            });
+        }
+        if mending.is_active() {
+            if !was_active {
+                tracing::warn!(
+                    "the uplink refuses a batch: its records are sent again one by one. If its \
+                     max.message.bytes was made smaller, start the relay again"
+                );
+            }
+            self.mend(on_report);
+        }
+        events > 0
+    }
+
+    fn look(&mut self) {
+        self.may_write = self.purged || self.leases.is_fresh(Instant::now());
+    }
+
+    fn purge(&mut self) {
+        // The stop's time is over: nothing waits for the registry any more.
+        self.purged = true;
+        self.native.purge();
+    }
+
+    fn fatal(&self) -> Option<String> {
+        self.native.fatal_error()
+    }
+}
