@@ -12,6 +12,7 @@ use rdkafka::admin::{
 };
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::metadata::{MetadataPartition, MetadataTopic};
 use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::{Offset, TopicPartitionList};
 use rustix::process::{Pid, Signal, kill_process};
@@ -81,8 +82,28 @@ impl Topics {
         partitions: i32,
         properties: &[(&str, &str)],
     ) -> Result<String> {
+        self.create_as(name, partitions, TopicReplication::Fixed(-1), properties)
+    }
+
+    /// Makes one whose only partition has these brokers; the first leads it.
+    pub fn create_on(
+        &self,
+        name: &str,
+        brokers: &[i32],
+        properties: &[(&str, &str)],
+    ) -> Result<String> {
+        self.create_as(name, 1, TopicReplication::Variable(&[brokers]), properties)
+    }
+
+    fn create_as(
+        &self,
+        name: &str,
+        partitions: i32,
+        replication: TopicReplication<'_>,
+        properties: &[(&str, &str)],
+    ) -> Result<String> {
         let name = format!("{}{name}", self.prefix);
-        let mut topic = NewTopic::new(&name, partitions, TopicReplication::Fixed(-1));
+        let mut topic = NewTopic::new(&name, partitions, replication);
         topic.config.extend(properties);
         let admin = self.admin()?;
         let results = wait(admin.create_topics([&topic], &AdminOptions::new()))??;
@@ -150,7 +171,7 @@ impl Topics {
         let names: Vec<&str> = metadata
             .topics()
             .iter()
-            .map(rdkafka::metadata::MetadataTopic::name)
+            .map(MetadataTopic::name)
             .filter(|name| name.starts_with(&self.prefix))
             .collect();
         if names.is_empty() {
@@ -184,6 +205,15 @@ fn wait<T>(future: impl Future<Output = T>) -> Result<T> {
     runtime
         .block_on(async { tokio::time::timeout(PATIENCE, future).await })
         .context("the broker did not answer in time")
+}
+
+/// Which broker leads a partition, if one does.
+pub fn leader(brokers: &str, topic: &str, partition: i32) -> Result<Option<i32>> {
+    let consumer: BaseConsumer = client(brokers).create()?;
+    let metadata = consumer.fetch_metadata(Some(topic), PATIENCE)?;
+    let partitions = metadata.topics().iter().flat_map(MetadataTopic::partitions);
+    let found = partitions.into_iter().find(|found| found.id() == partition);
+    Ok(found.map(MetadataPartition::leader).filter(|leader| *leader >= 0))
 }
 
 /// Records in each partition of a topic.

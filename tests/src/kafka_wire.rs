@@ -1,4 +1,4 @@
-//! What no client library here asks of a broker: rights and quotas. Requests as the Kafka protocol guide
+//! What no client library here asks of a broker: rights, quotas and elections. Requests as the Kafka protocol guide
 //! has them, in versions without tagged fields.
 
 use std::io::{Read as _, Write as _};
@@ -11,6 +11,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const MOST_BYTES: usize = 1 << 20;
 const CREATE_ACLS: (i16, i16) = (30, 1);
 const DELETE_ACLS: (i16, i16) = (31, 1);
+const ELECT_LEADERS: (i16, i16) = (43, 1);
 const ALTER_CLIENT_QUOTAS: (i16, i16) = (49, 0);
 
 /// What a right is about.
@@ -124,6 +125,28 @@ pub fn set_write_quota(broker: &str, client: &str, bytes_per_second: Option<f64>
     let mut rest = answer.get(8..).context("a short answer")?;
     let (code, text) = (number(&mut rest)?, string(&mut rest)?);
     ensure!(code == 0, "the broker does not set the quota: error {code} ({text})");
+    Ok(())
+}
+
+/// Has any replica that lives lead a partition, whatever it lacks.
+pub fn elect_unclean(broker: &str, topic: &str, partition: i32) -> Result<()> {
+    const UNCLEAN: u8 = 1;
+    let mut body = vec![UNCLEAN];
+    body.extend(count(1)?);
+    put(&mut body, topic)?;
+    body.extend(count(1)?);
+    body.extend(partition.to_be_bytes());
+    body.extend(i32::try_from(PATIENCE.as_millis())?.to_be_bytes());
+    let answer = ask(broker, ELECT_LEADERS, &body)?;
+    let mut rest = answer.get(4..).context("a short answer")?;
+    let code = number(&mut rest)?;
+    ensure!(code == 0, "no election: error {code}");
+    // One topic with its name, and of it one partition.
+    let mut rest = rest.get(4..).context("a short answer")?;
+    string(&mut rest)?;
+    let mut rest = rest.get(8..).context("a short answer")?;
+    let (code, text) = (number(&mut rest)?, string(&mut rest)?);
+    ensure!(code == 0, "{topic} [{partition}] has no new leader: error {code} ({text})");
     Ok(())
 }
 

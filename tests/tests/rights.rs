@@ -1,7 +1,7 @@
 //! What the relay must be allowed to do in Kafka, and what it says when it is not; and quotas.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use millrace_relay::config::{KafkaSection, Server};
@@ -11,7 +11,7 @@ use millrace_tests::fleet::free_port;
 use millrace_tests::kafka::{self, OwnBroker};
 use millrace_tests::kafka_wire::{Operation, Resource, Right, allow, forbid, set_write_quota};
 use millrace_tests::letters::Letters;
-use millrace_tests::process::{run, wait_until};
+use millrace_tests::process::{Finished, run, wait_until};
 use millrace_tests::reader::{HandServer, Record};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
@@ -22,6 +22,16 @@ use rdkafka::{Offset, TopicPartitionList};
 const PATIENCE: Duration = Duration::from_secs(30);
 /// A start that is refused may have waited for a cluster that says "timed out".
 const REFUSAL: Duration = Duration::from_mins(2);
+
+/// With as many partitions as the relay here needs, but for the uplink.
+const ALL_TOPICS: [(&str, i32); 6] = [
+    ("uplink", 1),
+    ("downlink", 1),
+    ("registry", 1),
+    ("associations", 4),
+    ("held", 4),
+    ("deadletter", 1),
+];
 
 /// A broker that asks its users who they are, and one listener where everybody may do everything.
 struct Guarded {
@@ -209,19 +219,12 @@ fn a_missing_right_is_named() {
     let mut relay = guarded.relay("missing").unwrap();
     let (admin, prefix) = (guarded.broker.address(), relay.topics.prefix().to_owned());
     let on_topics = on_topics(&prefix);
-    let mut rights = [on_topics.clone(), others(&prefix)].concat();
-    // Who may look may begin; that it may not commit is told by and by.
-    rights.retain(|right| right.operation != Operation::Describe);
+    let rights = [on_topics.clone(), others(&prefix)].concat();
     allow(admin, "relay", &rights).unwrap();
     // It makes the topics.
     relay.instance.start().unwrap();
     relay.instance.stop().unwrap();
 
-    let refused = |relay: &Direct| {
-        let mut command = relay.instance.command("run", false);
-        command.args(["--no-gateway", "127.0.0.1"]);
-        run("relay run", &mut command, REFUSAL).unwrap()
-    };
     for right in &on_topics {
         forbid(admin, "relay", right).unwrap();
         let finished = refused(&relay);
@@ -229,11 +232,19 @@ fn a_missing_right_is_named() {
         assert!(!finished.status.success() && finished.stderr.contains(&named), "{finished:?}");
         allow(admin, "relay", std::slice::from_ref(right)).unwrap();
     }
+    // Who may look at the group's offset may not commit one; and who may not look may not either.
     let group = Right::new(Resource::Group, format!("{prefix}relay-0"), Operation::Read);
+    let look = Right::on_prefix(Resource::Group, &prefix, Operation::Describe);
     forbid(admin, "relay", &group).unwrap();
-    let finished = refused(&relay);
-    let named = format!("READ on group {}", group.name);
-    assert!(!finished.status.success() && finished.stderr.contains(&named), "{finished:?}");
+    for may_look in [true, false] {
+        if !may_look {
+            forbid(admin, "relay", &look).unwrap();
+        }
+        let finished = refused(&relay);
+        let named =
+            format!("does not allow this relay what it needs: READ on group {}", group.name);
+        assert!(!finished.status.success() && finished.stderr.contains(&named), "{finished:?}");
+    }
     allow(admin, "relay", std::slice::from_ref(&group)).unwrap();
 
     let group = Right::new(Resource::Group, format!("{prefix}coordinator"), Operation::Read);
@@ -244,6 +255,52 @@ fn a_missing_right_is_named() {
         Ok(relay.instance.relay_stderr().contains(&named))
     })
     .unwrap();
+}
+
+fn refused(relay: &Direct) -> Finished {
+    let mut command = relay.instance.command("run", false);
+    command.args(["--no-gateway", "127.0.0.1"]);
+    run("relay run", &mut command, REFUSAL).unwrap()
+}
+
+#[test]
+fn topics_that_the_relay_may_not_make_are_all_named_at_once() {
+    /// Nothing is waited for: the cluster says no.
+    const SOON: Duration = Duration::from_secs(15);
+    let guarded = Guarded::start("create").unwrap();
+    let mut relay = guarded.relay("create").unwrap();
+    let (admin, prefix) = (guarded.broker.address(), relay.topics.prefix().to_owned());
+    let mut rights = [on_topics(&prefix), others(&prefix)].concat();
+    rights.retain(|right| !matches!(right.operation, Operation::Create | Operation::Alter));
+    allow(admin, "relay", &rights).unwrap();
+    let began = Instant::now();
+    let finished = refused(&relay);
+    let took = began.elapsed();
+    assert!(!finished.status.success() && took < SOON, "{took:?}: {finished:?}");
+    for (topic, needs) in [
+        ("uplink", "2 partitions, cleanup.policy=delete"),
+        ("downlink", "1 partition, cleanup.policy=delete"),
+        ("registry", "1 partition, cleanup.policy=compact"),
+        ("associations", "4 partitions, cleanup.policy=compact"),
+        ("held", "4 partitions, cleanup.policy=delete"),
+        ("deadletter", "1 partition, cleanup.policy=delete"),
+    ] {
+        let named = format!("{prefix}{topic} ({needs}");
+        assert!(finished.stderr.contains(&named), "{named}: {finished:?}");
+    }
+    assert!(finished.stderr.contains("Grant this relay's user CREATE and ALTER"), "{finished:?}");
+
+    // Made by somebody who may, as it says, they are enough; but for a partition that is missing.
+    for (topic, partitions) in ALL_TOPICS {
+        relay.topics.create_with(topic, partitions, &[]).unwrap();
+    }
+    let finished = refused(&relay);
+    let named = format!("{prefix}uplink (2 partitions");
+    assert!(!finished.status.success() && finished.stderr.contains(&named), "{finished:?}");
+    assert!(!finished.stderr.contains(&format!("{prefix}downlink (")), "{finished:?}");
+    let alter = Right::new(Resource::Topic, format!("{prefix}uplink"), Operation::Alter);
+    allow(admin, "relay", std::slice::from_ref(&alter)).unwrap();
+    relay.instance.start().unwrap();
 }
 
 fn name(operation: Operation) -> String {

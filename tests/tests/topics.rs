@@ -1,15 +1,19 @@
 //! The topics of an instance: made as they should be, compared with what they should be, and what is told
 //! of the difference.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use millrace_tests::direct::Direct;
+use millrace_tests::fleet::free_port;
 use millrace_tests::instance::Instance;
 use millrace_tests::kafka::{OwnBroker, brokers};
 use millrace_tests::letters::Letters;
 use millrace_tests::process::{Finished, run, wait_until};
 use millrace_tests::reader::{HandServer, Record, all_records};
+use millrace_tests::service;
+use rdkafka::mocking::MockCluster;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const ALL: [&str; 6] = ["uplink", "downlink", "registry", "associations", "held", "deadletter"];
@@ -39,6 +43,29 @@ fn topics_are_made_as_they_should_be_where_a_broker_makes_them_by_itself() {
     assert!(looked.stdout.contains("the topics are as they should be"), "{looked:?}");
     assert_eq!(relay.instance.stats().unwrap().value()["topics"], serde_json::json!([]));
     relay.instance.stop().unwrap();
+}
+
+#[test]
+fn a_start_does_not_wait_for_a_controller_that_is_not_there() {
+    // The administrator's part of the protocol is what librdkafka's mock cluster lacks: each request of
+    // it that goes to a controller ends with a time-out of ten seconds.
+    const ONE_TIME_OUT: Duration = Duration::from_secs(10);
+    let cluster = MockCluster::new(1).unwrap();
+    let target = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port().unwrap()));
+    let mut config = service::config(target, "lo").unwrap();
+    config.kafka.brokers = cluster.bootstrap_servers();
+    config.relay.workers = 1;
+    for (topic, partitions) in ALL.iter().zip([1, 1, 1, 4, 4, 1]) {
+        let topic = format!("{}{topic}", config.kafka.topic_prefix);
+        cluster.create_topic(&topic, partitions, 1).unwrap();
+    }
+    let mut instance = Instance::new(config, None).unwrap();
+    let began = Instant::now();
+    instance.start().unwrap();
+    let took = began.elapsed();
+    assert!(took < ONE_TIME_OUT, "the start took {took:?}");
+    let told = instance.relay_stderr();
+    assert!(told.contains("configuration is not told"), "{told}");
 }
 
 #[test]

@@ -294,8 +294,10 @@ fn waiting_problem(before: &Snapshot, after: &Snapshot) -> Option<String> {
 
 /// What the relay itself has found to be lost.
 fn losses(at: &Snapshot) -> Vec<String> {
-    let deleted = at.downlink_breaks.get(Break::Deleted.name()).copied().unwrap_or_default();
+    let breaks = |of: Break| at.downlink_breaks.get(of.name()).copied().unwrap_or_default();
+    let (deleted, tail) = (breaks(Break::Deleted), breaks(Break::TailLost));
     let lost = [
+        (tail, "replies that had been read are lost to the cluster, and any behind them unread"),
         (deleted, "replies were deleted before the relay had read them"),
         (at.replies_vanished, "replies were deleted before they were sent or kept"),
         (at.held_vanished, "replies that waited for their clients were deleted before these came"),
@@ -354,7 +356,7 @@ impl fmt::Display for Ledger {
         if uplink.deleted > 0 {
             writeln!(
                 f,
-                "            {} acknowledged before, deleted by retention or with the topic",
+                "            {} acknowledged before, and gone: by retention, with the topic, or lost by the cluster",
                 uplink.deleted
             )?;
         }

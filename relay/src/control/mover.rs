@@ -21,7 +21,7 @@ use rdkafka::error::{KafkaError, KafkaResult};
 
 use crate::config::{KafkaSection, Then};
 use crate::kafka::client::client_config;
-use crate::kafka::{LogContext, Retention, has_read};
+use crate::kafka::{LogContext, Retention, Written, has_read};
 use crate::model::{Partition, ServerId, ServiceId};
 use crate::ring::{Credit, Mark};
 use crate::route::{Associations, Concern, Measure};
@@ -75,6 +75,7 @@ impl Move {
 pub(super) struct Mover {
     kafka: KafkaSection,
     retention: Retention,
+    written: Arc<Written>,
     associations: Arc<Associations>,
     credit: Arc<Credit>,
     orders: Orders,
@@ -85,13 +86,13 @@ pub(super) struct Mover {
 
 impl Mover {
     pub(super) fn new(
-        (kafka, retention): (KafkaSection, Retention),
+        (kafka, retention, written): (KafkaSection, Retention, Arc<Written>),
         associations: Arc<Associations>,
         credit: Arc<Credit>,
         orders: Orders,
     ) -> Self {
         let (moves, rounds) = (HashMap::new(), HashMap::new());
-        Self { kafka, retention, associations, credit, orders, moves, rounds }
+        Self { kafka, retention, written, associations, credit, orders, moves, rounds }
     }
 
     /// Runs until `stop`; quiesced connections are ended by the workers then.
@@ -279,7 +280,9 @@ impl Mover {
 
     fn end(&self, reader: &BaseConsumer<LogContext>, partition: Partition) -> KafkaResult<i64> {
         let topic = self.kafka.uplink_topic();
-        reader.fetch_watermarks(&topic, i32::from(partition.0), ANSWER).map(|(_, end)| end)
+        known_end(&self.written, partition, || {
+            reader.fetch_watermarks(&topic, i32::from(partition.0), ANSWER).map(|(_, end)| end)
+        })
     }
 
     fn has_read(
@@ -291,6 +294,24 @@ impl Mover {
         let topic = self.kafka.uplink_topic();
         has_read(reader, (&topic, i32::from(partition.0)), end, self.retention, ANSWER)
     }
+}
+
+/// How far a server must have read. Some brokers tell an end that is short of what they have acknowledged,
+/// and what this relay's clients have sent is acknowledged by now. A log that has lost it is never read
+/// so far; then the time that a server has decides.
+fn known_end(
+    written: &Written,
+    partition: Partition,
+    told: impl FnOnce() -> KafkaResult<i64>,
+) -> KafkaResult<i64> {
+    let (told, known) = (told()?, written.end(partition));
+    if told < known {
+        tracing::warn!(
+            %partition, told, known,
+            "a broker says that a partition ends before what was acknowledged there; it is not believed"
+        );
+    }
+    Ok(told.max(known))
 }
 
 /// What becomes of the connections if the server takes too long.
@@ -311,4 +332,19 @@ fn out_of_time(concern: &Concern, began: Instant) -> Option<Phase> {
         Then::Reassign => Task::Move,
         Then::Refuse => Task::Close,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_must_read_what_was_acknowledged_whatever_end_is_told() {
+        let (written, partition) = (Written::new(1), Partition(0));
+        written.acknowledged(partition, 8, true);
+        assert_eq!(known_end(&written, partition, || Ok(5)), Ok(9));
+        assert_eq!(known_end(&written, partition, || Ok(12)), Ok(12), "others write there too");
+        let untold = KafkaError::Canceled;
+        assert_eq!(known_end(&written, partition, || Err(untold.clone())), Err(untold));
+    }
 }

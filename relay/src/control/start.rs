@@ -73,11 +73,11 @@ impl Starter {
         let runtime = tokio::runtime::Handle::current();
         // Before anything is asked: what librdkafka does not take is no right that is missing.
         check_properties(&config)?;
-        let there = check_rights(&config.kafka)?;
+        let there = check_rights(&config)?;
         let topics = runtime.block_on(ensure_topics(&config))?;
         topics.differences.iter().for_each(|difference| tracing::warn!("{difference}"));
         if there == TopicsThere::Unknown {
-            check_rights(&config.kafka)?;
+            check_rights(&config)?;
         }
         let retention = runtime.block_on(Retention::ask(&config.kafka));
         // Before clients are accepted: without it nobody knows all servers.

@@ -259,7 +259,7 @@ impl Threads {
             pump: pump_stats,
             consumer: consumer_stats,
             keeper: keeper_stats,
-            written,
+            written: written.clone(),
             waiting: WaitingWatch::start(config, registry.clone())?,
             credit: shared.credit.clone(),
             desk,
@@ -275,7 +275,7 @@ impl Threads {
         let pump = spawn_pump(pump, (faults, &stop_time))?;
         let stop_others = Arc::new(AtomicBool::new(false));
         let mover = Mover::new(
-            (config.kafka.clone(), retention),
+            (config.kafka.clone(), retention, written.clone()),
             shared.associations.clone(),
             shared.credit.clone(),
             orders,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
-use rdkafka::metadata::{MetadataPartition, MetadataTopic};
+use rdkafka::metadata::{Metadata, MetadataBroker, MetadataPartition, MetadataTopic};
 
 /// How long a cluster that is not ready to answer is left alone.
 pub(crate) const PAUSE: Duration = Duration::from_millis(100);
@@ -42,6 +42,36 @@ pub fn watermarks<C: ClientContext>(
     ask_again(patience, |left| client.fetch_watermarks(topic, partition, left))
 }
 
+/// How long an end that is told short is asked for again.
+const SHORT: Duration = Duration::from_secs(2);
+
+/// The same where it is known that the partition has gone as far as `known`: some brokers tell an end that
+/// is short of that, for a moment. One that stays so is the end.
+pub(crate) fn watermarks_from<C: ClientContext>(
+    client: &Client<C>,
+    (topic, partition): (&str, i32),
+    known: i64,
+    patience: Duration,
+) -> KafkaResult<(i64, i64)> {
+    at_least(known, SHORT, || watermarks(client, topic, partition, patience))
+}
+
+fn at_least(
+    known: i64,
+    patience: Duration,
+    mut ask: impl FnMut() -> KafkaResult<(i64, i64)>,
+) -> KafkaResult<(i64, i64)> {
+    let deadline = Instant::now() + patience;
+    loop {
+        let (oldest, end) = ask()?;
+        if end >= known || Instant::now() + PAUSE > deadline {
+            return Ok((oldest, end));
+        }
+        tracing::debug!(end, known, "a partition is said to end before what was acknowledged");
+        std::thread::sleep(PAUSE);
+    }
+}
+
 /// The partitions of a topic as a broker describes them now; an error if one of them has no leader.
 pub(crate) fn described<C: ClientContext>(
     client: &Client<C>,
@@ -59,6 +89,18 @@ pub(crate) fn described<C: ClientContext>(
         return Err(KafkaError::MetadataFetch(RDKafkaErrorCode::LeaderNotAvailable));
     }
     Ok(partitions.iter().map(MetadataPartition::id).collect())
+}
+
+/// A broker that can be asked: the one that has told this, if it says who it is.
+pub(super) fn a_broker(metadata: &Metadata) -> Option<i32> {
+    if metadata.orig_broker_id() >= 0 {
+        return Some(metadata.orig_broker_id());
+    }
+    // A connection to a bootstrap address has no number.
+    let (brokers, name) = (metadata.brokers(), metadata.orig_broker_name());
+    let told =
+        |broker: &&MetadataBroker| name.contains(&format!("{}:{}/", broker.host(), broker.port()));
+    brokers.iter().find(told).or(brokers.first()).map(MetadataBroker::id)
 }
 
 /// Whether there is no such topic, as far as who was asked knows.
@@ -148,6 +190,16 @@ mod tests {
             }
         });
         assert_eq!(answer, Ok(3));
+    }
+
+    #[test]
+    fn an_end_that_is_short_of_what_is_known_is_asked_for_again() {
+        let mut ends = [7, 7, 9].into_iter();
+        let told =
+            at_least(9, Duration::from_mins(1), || Ok((2, ends.next().expect("asked once more"))));
+        assert_eq!(told, Ok((2, 9)));
+        let told = at_least(9, PAUSE * 2, || Ok((2, 7)));
+        assert_eq!(told, Ok((2, 7)), "it stays so: the rest is lost");
     }
 
     #[test]

@@ -22,6 +22,9 @@ use super::unreadable::{is_unreadable, unreadable_at};
 const POLL: Duration = Duration::from_millis(100);
 /// After so long without a record, and from then on as often, the cluster is asked whether there is one.
 const LOOK: Duration = Duration::from_millis(500);
+/// Some brokers tell an end that is a little short. What is said to be behind it, and was there once, is
+/// given up only if so many looks in a row say so and no record comes, or a fetch finds nothing there.
+const SHORT_LOOKS: u32 = 3;
 /// How long it may take to say so.
 const ANSWER: Duration = Duration::from_secs(1);
 /// How long the next record may take to come, at first. If it does not, its partition rests for as long,
@@ -154,6 +157,7 @@ impl Fetcher {
     ) -> Result<(), FetchError> {
         let mut wanted = offsets.into_iter().peekable();
         let (mut moved, mut looked) = (Instant::now(), Instant::now());
+        let mut short_looks = 0;
         while let Some(&offset) = wanted.peek() {
             let next = self.seek(topic, partition, offset)?;
             rejoin(self.client.client());
@@ -161,6 +165,7 @@ impl Fetcher {
             let error = match self.client.poll(POLL) {
                 Some(Ok(message)) if message.offset() >= next => {
                     (moved, looked) = (Instant::now(), Instant::now());
+                    short_looks = 0;
                     let there = message.offset();
                     while let Some(gone) = wanted.next_if(|offset| *offset < there) {
                         take(gone, None);
@@ -204,7 +209,10 @@ impl Fetcher {
                     Err(FetchError::Kafka(_)) if moved.elapsed() < patience => continue,
                     Err(error) => return Err(error),
                 };
-                while let Some(gone) = wanted.next_if(|offset| !there.contains(offset)) {
+                short_looks += 1;
+                let end_counts = went_back || short_looks >= SHORT_LOOKS;
+                while let Some(gone) = wanted.next_if(|offset| is_gone(*offset, &there, end_counts))
+                {
                     moved = Instant::now();
                     take(gone, None);
                 }
@@ -254,6 +262,11 @@ impl Fetcher {
             let _ = self.client.unassign();
         }
     }
+}
+
+/// Whether an offset that was there once is not any more, by what the cluster tells of its partition.
+fn is_gone(offset: i64, there: &Range<i64>, end_counts: bool) -> bool {
+    offset < there.start || end_counts && offset >= there.end
 }
 
 #[cfg(test)]
@@ -325,6 +338,15 @@ mod tests {
         let (read, result) = bench.read(1, &[3]);
         result.unwrap();
         assert_eq!(read, [(3, None)]);
+    }
+
+    #[test]
+    fn an_end_that_is_told_once_takes_nothing_away() {
+        let there = 3..7;
+        assert!(is_gone(2, &there, false), "retention has it");
+        assert!(!is_gone(3, &there, true) && !is_gone(6, &there, true));
+        assert!(!is_gone(7, &there, false), "the end may be told short");
+        assert!(is_gone(7, &there, true));
     }
 
     #[test]

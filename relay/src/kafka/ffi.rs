@@ -9,7 +9,9 @@ mod describe;
 mod poll;
 mod wait;
 
-pub(crate) use describe::{DescribedTopic, IdQuestion, Operation, describe_rights};
+pub(crate) use describe::{
+    DescribedGroup, DescribedTopic, IdQuestion, Operation, describe_group, describe_rights,
+};
 
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::marker::PhantomData;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
-use super::again::ask_again;
+use super::again::{a_broker, ask_again};
 use super::ffi::IdQuestion;
 
 /// How often it is asked. For so long a log that was made again may be read at the former offset; what is
@@ -44,7 +44,9 @@ impl LogWatch {
         patience: Duration,
     ) -> Option<String> {
         let told = ask_again(patience, |left| {
-            let answer = IdQuestion::ask(client, &self.topic, left)
+            // Not the controller, which the cluster may not have at the moment: every broker knows it.
+            let broker = a_broker(&client.fetch_metadata(Some(&self.topic), left)?);
+            let answer = IdQuestion::ask(client, &self.topic, broker, left)
                 .and_then(|question| question.answer(left));
             answer.unwrap_or(Err(KafkaError::MetadataFetch(RDKafkaErrorCode::OperationTimedOut)))
         });
@@ -77,7 +79,7 @@ impl LogWatch {
         let now = Instant::now();
         if now >= self.next {
             self.next = now + INTERVAL;
-            self.question = IdQuestion::ask(client, &self.topic, ANSWER);
+            self.question = IdQuestion::ask(client, &self.topic, None, ANSWER);
         }
         false
     }

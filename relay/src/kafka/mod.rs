@@ -5,6 +5,7 @@
 //! The contract with the servers is `docs/kafka-contract.md`.
 
 pub(crate) mod again;
+mod catch_up;
 pub(crate) mod client;
 pub(crate) mod clock;
 pub(crate) mod context;
@@ -21,6 +22,7 @@ pub(crate) mod unreadable;
 pub(crate) mod written;
 
 pub use again::watermarks;
+pub(crate) use again::watermarks_from;
 pub use client::producer_config;
 pub use clock::{BrokersClock, brokers_clock};
 pub(crate) use clock::{NO_TIME, own_unix_ms};

@@ -12,6 +12,7 @@ use crate::config::KafkaSection;
 use crate::kafka::client::client_config;
 
 use super::again::{ask_again, described, is_unknown_topic, watermarks};
+use super::catch_up::CatchUp;
 use super::unreadable::{is_unreadable, unreadable_at};
 use super::{LogContext, rejoin};
 
@@ -56,10 +57,13 @@ pub(crate) struct TopicReader {
     consumer: BaseConsumer<LogContext>,
     topic: String,
     partitions: usize,
-    /// The ends of those partitions that are not yet read as far as they went when the topic was
-    /// opened. librdkafka tells an end too, but only when a fetch has waited half a second for more
-    /// (`fetch.wait.max.ms`); that is needed where compaction has taken the last records away.
-    behind: BTreeMap<i32, i64>,
+    /// How far it is to be read until it counts as known. librdkafka tells an end too, but only when a
+    /// fetch has waited half a second for more (`fetch.wait.max.ms`); that is needed where compaction
+    /// has taken the last records away.
+    catch_up: CatchUp,
+    /// Who asks for the ends, until that is so. Not who reads: a broker answers a connection's requests in
+    /// turn, and a fetch waits for records.
+    looks: Option<BaseConsumer<LogContext>>,
     /// Of each partition, what is read next.
     next: BTreeMap<i32, i64>,
     /// Offsets that could not be read, since they were last asked for.
@@ -88,22 +92,26 @@ impl TopicReader {
             .set("queued.max.messages.kbytes", "16384");
         let consumer: BaseConsumer<LogContext> =
             client.create_with_context(LogContext::new(kafka))?;
+        let looks: BaseConsumer<LogContext> = client.create_with_context(LogContext::new(kafka))?;
         let untold = |source| OpenError::Untold { topic: topic.clone(), source };
-        let partitions = partitions(&consumer, &topic, known).map_err(untold)?;
-        // Before anything is fetched: the broker answers a connection's requests in turn, and a fetch
-        // waits for records.
-        let (mut behind, mut next) = (BTreeMap::new(), BTreeMap::new());
+        let partitions = partitions(&looks, &topic, known).map_err(untold)?;
+        let mut told = BTreeMap::new();
         for partition in &partitions {
-            let (start, end) =
-                watermarks(consumer.client(), &topic, *partition, TIMEOUT).map_err(untold)?;
-            next.insert(*partition, start);
-            if start < end {
-                behind.insert(*partition, end);
-            }
+            let bounds = watermarks(looks.client(), &topic, *partition, TIMEOUT).map_err(untold)?;
+            told.insert(*partition, bounds);
         }
-        let (partitions, kafka) = (partitions.len(), kafka.clone());
-        let (unreadable, look_at) = (0, None);
-        let reader = Self { consumer, topic, partitions, behind, next, unreadable, kafka, look_at };
+        let next = told.iter().map(|(partition, (start, _))| (*partition, *start)).collect();
+        let reader = Self {
+            consumer,
+            topic,
+            partitions: partitions.len(),
+            catch_up: CatchUp::new(told, Instant::now()),
+            looks: Some(looks),
+            next,
+            unreadable: 0,
+            kafka: kafka.clone(),
+            look_at: None,
+        };
         reader.assign()?;
         Ok(reader)
     }
@@ -161,9 +169,28 @@ impl TopicReader {
         self.partitions
     }
 
-    /// How many of them are not yet read as far as they went when it was opened.
+    /// How many of them may not be read as far as they went when it was opened.
     pub(crate) fn behind(&self) -> usize {
-        self.behind.len()
+        self.catch_up.behind()
+    }
+
+    /// Asks for the ends again where they are reached; in which time that is to be done, if it is. After
+    /// an error it is still to be done.
+    fn confirm(&mut self) -> KafkaResult<Option<Duration>> {
+        let due = self.catch_up.looks_in(Instant::now());
+        if let Some(looks) = self.looks.as_ref().filter(|_| due == Some(Duration::ZERO)) {
+            rejoin(looks.client());
+            let mut told = Vec::new();
+            for partition in self.next.keys() {
+                let (_, end) = watermarks(looks.client(), &self.topic, *partition, LOOK_TIMEOUT)?;
+                told.push((*partition, end));
+            }
+            self.catch_up.look(told, &self.next, Instant::now());
+        }
+        if self.catch_up.behind() == 0 {
+            self.looks = None;
+        }
+        Ok(self.catch_up.looks_in(Instant::now()))
     }
 
     /// How many offsets could not be read since this was asked last.
@@ -181,9 +208,7 @@ impl TopicReader {
             tracing::error!(%error, topic, partition, first, last, "cannot be read: left out");
             self.unreadable += u64::try_from(range.end - range.start).unwrap_or_default();
             *next = range.end;
-            if self.behind.get(partition).is_some_and(|end| range.end >= *end) {
-                self.behind.remove(partition);
-            }
+            self.catch_up.read_to(*partition, range.end);
         }
         self.assign()
     }
@@ -196,7 +221,7 @@ impl TopicReader {
         most: usize,
         mut each: impl FnMut(&BorrowedMessage<'_>),
     ) -> KafkaResult<bool> {
-        let mut patience = patience;
+        let mut patience = self.confirm()?.map_or(patience, |left| patience.min(left));
         self.grow()?;
         rejoin(self.consumer.client());
         for round in 0..most {
@@ -206,12 +231,10 @@ impl TopicReader {
                     each(&record);
                     let (partition, next) = (record.partition(), record.offset() + 1);
                     self.next.insert(partition, next);
-                    if self.behind.get(&partition).is_some_and(|end| next >= *end) {
-                        self.behind.remove(&partition);
-                    }
+                    self.catch_up.read_to(partition, next);
                 }
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
-                    self.behind.remove(&partition);
+                    self.catch_up.ended(partition);
                 }
                 Some(Err(error)) if is_unreadable(&error) => {
                     self.pass_unreadable(&error)?;

@@ -5,16 +5,17 @@
 //! docs/brokers.md; a test runs the relay with these and no others.
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer as _, DefaultConsumerContext};
 use rdkafka::error::RDKafkaErrorCode;
 
-use crate::config::KafkaSection;
+use crate::config::{Config, KafkaSection};
 use crate::kafka::client::client_config;
 use crate::kafka::ffi::Operation;
 
-use super::ffi::{DescribedTopic, describe_rights};
+use super::again::a_broker;
+use super::ffi::{DescribedGroup, DescribedTopic, describe_group, describe_rights};
 
 /// How long the cluster may take to tell.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -22,13 +23,16 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// A right that the relay has not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Missing {
-    topic: String,
+    /// `topic` or `group`.
+    kind: &'static str,
+    name: String,
     operation: Operation,
 }
 
 impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} on topic {}", self.operation.name(), self.topic)
+        let Self { kind, name, operation } = self;
+        write!(f, "{} on {kind} {name}", operation.name())
     }
 }
 
@@ -51,9 +55,10 @@ pub enum Topics {
     Unknown,
 }
 
-/// Refuses to go on without a right that is needed for topics that are there. Says what works less well
-/// without another one. Blocks.
-pub fn check_rights(kafka: &KafkaSection) -> Result<Topics, RightsError> {
+/// Refuses to go on without a right that is needed for topics that are there, or for the group of the
+/// relay. Says what works less well without another one. Blocks.
+pub fn check_rights(config: &Config) -> Result<Topics, RightsError> {
+    let kafka = &config.kafka;
     let needed = needed(kafka);
     let mut names: Vec<&str> = needed.iter().map(|(topic, _)| topic.as_str()).collect();
     names.dedup();
@@ -61,14 +66,19 @@ pub fn check_rights(kafka: &KafkaSection) -> Result<Topics, RightsError> {
         // Whoever needs one says what is wrong.
         return Ok(Topics::Unknown);
     };
-    let told = match describe_rights(client.client(), &names, TIMEOUT) {
-        Ok(told) => told,
-        Err(error) => {
-            tracing::debug!(%error, "the cluster does not tell the relay's rights");
-            return Ok(Topics::Unknown);
-        }
-    };
-    let missing = missing(&needed, &told);
+    let deadline = Instant::now() + TIMEOUT;
+    let left = || deadline.saturating_duration_since(Instant::now());
+    let not_told = |error| tracing::debug!(%error, "the cluster does not tell the relay's rights");
+    // librdkafka would ask the controller, which not every cluster names; and every broker knows them.
+    let broker = client.fetch_metadata(names.first().copied(), left());
+    let told = broker
+        .and_then(|metadata| describe_rights(client.client(), &names, a_broker(&metadata), left()));
+    let Ok(told) = told.map_err(not_told) else { return Ok(Topics::Unknown) };
+    let mut missing = missing(&needed, &told);
+    let group = kafka.relay_group(config.relay.id);
+    if let Ok(Some(told)) = describe_group(client.client(), &group, left()).map_err(not_told) {
+        missing.extend(missing_on_group(&group, &told));
+    }
     if !missing.is_empty() {
         let all: Vec<_> = missing.iter().map(ToString::to_string).collect();
         return Err(RightsError { missing: all.join(", ") });
@@ -109,10 +119,18 @@ fn missing(needed: &[(String, Operation)], told: &[DescribedTopic]) -> Vec<Missi
         let forbidden = found.error == Some(RDKafkaErrorCode::TopicAuthorizationFailed);
         let granted = found.operations.as_ref();
         if forbidden || granted.is_some_and(|granted| !granted.contains(operation)) {
-            missing.push(Missing { topic: topic.clone(), operation: *operation });
+            missing.push(Missing { kind: "topic", name: topic.clone(), operation: *operation });
         }
     }
     missing
+}
+
+/// READ, which includes DESCRIBE, on the group whose offset the relay asks for and commits.
+fn missing_on_group(group: &str, told: &DescribedGroup) -> Option<Missing> {
+    let forbidden = told.error == Some(RDKafkaErrorCode::GroupAuthorizationFailed);
+    let granted = told.operations.as_ref();
+    let missing = forbidden || granted.is_some_and(|granted| !granted.contains(&Operation::Read));
+    missing.then(|| Missing { kind: "group", name: group.to_owned(), operation: Operation::Read })
 }
 
 #[cfg(test)]
@@ -152,6 +170,21 @@ mod tests {
         let mut hidden = topic("a", None);
         hidden.error = Some(RDKafkaErrorCode::TopicAuthorizationFailed);
         let found = missing(&needed, &[hidden]);
-        assert_eq!(found, [Missing { topic: "a".to_owned(), operation: Operation::Read }]);
+        let right = Missing { kind: "topic", name: "a".to_owned(), operation: Operation::Read };
+        assert_eq!(found, [right]);
+    }
+
+    #[test]
+    fn who_may_only_look_at_its_group_may_not_commit() {
+        let told = |error, operations: Option<&[Operation]>| {
+            let operations = operations.map(<[Operation]>::to_vec);
+            missing_on_group("g", &DescribedGroup { error, operations }).map(|of| of.to_string())
+        };
+        let missing = Some("READ on group g".to_owned());
+        assert_eq!(told(None, Some(&[])), missing);
+        assert_eq!(told(Some(RDKafkaErrorCode::GroupAuthorizationFailed), None), missing);
+        assert_eq!(told(None, Some(&[Operation::Read])), None);
+        assert_eq!(told(None, None), None, "older brokers do not tell");
+        assert_eq!(told(Some(RDKafkaErrorCode::GroupIdNotFound), None), None);
     }
 }

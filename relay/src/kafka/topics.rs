@@ -2,7 +2,9 @@
 
 mod cluster;
 mod fit;
+mod refusal;
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminOptions, NewPartitions, NewTopic, TopicReplication};
@@ -13,6 +15,7 @@ use crate::config::Config;
 use super::again::{ask_again, described, watermarks};
 use cluster::{Cluster, TIMEOUT};
 use fit::Wanted;
+use refusal::Refused;
 
 pub use cluster::check_properties;
 pub use fit::Difference;
@@ -37,7 +40,7 @@ pub enum TopicError {
         "kafka.properties: {brokers} cannot be spoken to with these settings for TLS and SASL: \
          {reason}"
     )]
-    Refused {
+    Unspoken {
         /// The bootstrap brokers.
         brokers: String,
         /// librdkafka's word.
@@ -53,6 +56,16 @@ pub enum TopicError {
         brokers: String,
         /// librdkafka's words.
         reason: String,
+    },
+    /// The cluster does not make what is missing.
+    #[error(
+        "the cluster does not make for this relay what is missing of its topics: {missing}. {remedy}"
+    )]
+    Refused {
+        /// Each topic with what it needs, and why it is refused.
+        missing: String,
+        /// What to do.
+        remedy: &'static str,
     },
     /// The cluster answers, but will not.
     #[error("topic {topic}: {problem}")]
@@ -88,12 +101,14 @@ pub async fn look_at_topics(config: &Config) -> Result<Topics, TopicError> {
 
 async fn look(config: &Config, cluster: &Cluster) -> Result<Topics, TopicError> {
     let mut topics = Topics::default();
-    for wanted in Wanted::all(config) {
-        let Some(found) = cluster.find(&wanted.name).await? else {
-            topics.missing.push(wanted.name);
+    let all = Wanted::all(config);
+    let names: Vec<&str> = all.iter().map(|wanted| &*wanted.name).collect();
+    for (wanted, found) in all.iter().zip(cluster.find(&names).await?) {
+        let Some(found) = found else {
+            topics.missing.push(wanted.name.clone());
             continue;
         };
-        topics.differences.extend(fit::compare(&wanted, &found));
+        topics.differences.extend(fit::compare(wanted, &found));
         if wanted.name == config.kafka.uplink_topic() {
             let limit = found.setting("max.message.bytes");
             topics.uplink_batch_bytes = limit.and_then(|limit| limit.parse().ok());
@@ -106,46 +121,77 @@ async fn look(config: &Config, cluster: &Cluster) -> Result<Topics, TopicError> 
 /// Partitions are added where they are missing, never taken away. Then says how the topics are.
 pub async fn ensure_topics(config: &Config) -> Result<Topics, TopicError> {
     let cluster = Cluster::new(config)?;
-    for wanted in Wanted::all(config) {
-        ensure(&cluster, &wanted).await?;
-    }
+    ensure(&cluster, &Wanted::all(config)).await?;
     look(config, &cluster).await
 }
 
-async fn ensure(cluster: &Cluster, wanted: &Wanted) -> Result<(), TopicError> {
+/// A topic that lacks partitions, or is not there.
+#[derive(Clone, Copy)]
+struct Lacking<'a> {
+    wanted: &'a Wanted,
+    /// Partitions with a leader.
+    there: i32,
+}
+
+/// Those of the topics that lack something now.
+fn lacking<'a>(
+    cluster: &Cluster,
+    topics: impl IntoIterator<Item = &'a Wanted>,
+) -> Result<Vec<Lacking<'a>>, TopicError> {
+    let mut lacking = Vec::new();
+    for wanted in topics {
+        let there = cluster.led_partitions(&wanted.name)?;
+        if there < wanted.least() {
+            lacking.push(Lacking { wanted, there });
+        }
+    }
+    Ok(lacking)
+}
+
+async fn ensure(cluster: &Cluster, all: &[Wanted]) -> Result<(), TopicError> {
     let began = Instant::now();
     let deadline = began + LEADERS_TIMEOUT;
-    let mut asked = None;
-    loop {
+    let mut left = lacking(cluster, all)?;
+    // By topic, what was there when the cluster took a request about it.
+    let mut asked: BTreeMap<&str, i32> = BTreeMap::new();
+    while !left.is_empty() {
         // Creation is acknowledged before every broker knows of it. And another relay may have made
         // the topic meanwhile, with fewer partitions: what is there now is what is missing something.
-        let there = cluster.led_partitions(&wanted.name)?;
-        let enough = if wanted.grows { wanted.partitions } else { 1 };
-        if there >= enough {
-            let left = deadline.saturating_duration_since(Instant::now());
-            return if asked.is_some() { await_leaders(cluster, wanted, left) } else { Ok(()) };
+        let due = |of: &&Lacking<'_>| asked.get(&*of.wanted.name) != Some(&of.there);
+        let due: Vec<_> = left.iter().filter(due).copied().collect();
+        let too_few = ask(cluster, &due).await?;
+        for of in &due {
+            asked.insert(&of.wanted.name, of.there);
         }
-        if asked != Some(there) {
-            match ask(cluster, wanted, there).await? {
-                Asked::Taken => asked = Some(there),
-                Asked::TooFewBrokers if began.elapsed() < BROKERS_TIMEOUT => {
-                    tokio::time::sleep(BROKERS_TIMEOUT / 10).await;
-                }
-                Asked::TooFewBrokers => {
-                    return Err(wanted.problem(format!(
-                        "fewer brokers are there than it should have replicas (`kafka.replication` \
-                         is {}; -1 is what the brokers say)",
-                        wanted.replication
-                    )));
-                }
+        for wanted in &too_few {
+            asked.remove(&*wanted.name);
+        }
+        if let Some(wanted) = too_few.first() {
+            if began.elapsed() >= BROKERS_TIMEOUT {
+                return Err(wanted.problem(format!(
+                    "fewer brokers are there than it should have replicas (`kafka.replication` is \
+                     {}; -1 is what the brokers say)",
+                    wanted.replication
+                )));
             }
+            tokio::time::sleep(BROKERS_TIMEOUT / 10).await;
         }
-        if Instant::now() > deadline {
-            return Err(wanted
-                .problem(format!("{enough} partitions did not appear in {LEADERS_TIMEOUT:?}")));
+        left = lacking(cluster, left.iter().map(|of| of.wanted))?;
+        if let Some(of) = left.first() {
+            if Instant::now() > deadline {
+                let enough = of.wanted.least();
+                return Err(of.wanted.problem(format!(
+                    "{enough} partitions did not appear in {LEADERS_TIMEOUT:?}"
+                )));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        tokio::time::sleep(Duration::from_millis(50)).await;
     }
+    for wanted in all.iter().filter(|wanted| asked.contains_key(&*wanted.name)) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        await_leaders(cluster, wanted, left)?;
+    }
+    Ok(())
 }
 
 /// Waits until each partition has a leader that answers: a broker tells that it leads one before it
@@ -167,45 +213,78 @@ fn await_leaders(cluster: &Cluster, wanted: &Wanted, patience: Duration) -> Resu
     Ok(())
 }
 
-/// What the cluster says to a request for topics or partitions.
-enum Asked {
-    /// They are there, or will be.
-    Taken,
-    /// There are not as many brokers as replicas; none, while the controller takes them for gone.
-    TooFewBrokers,
-}
-
-/// Asks for what is missing.
-async fn ask(cluster: &Cluster, wanted: &Wanted, there: i32) -> Result<Asked, TopicError> {
-    let Wanted { name: topic, partitions: count, .. } = wanted;
+/// Asks for all that is missing: one request for topics, and one for partitions. Gives back those for
+/// which there are not as many brokers as replicas; none is there while the controller takes them for
+/// gone. The others are there, or will be.
+async fn ask<'a>(
+    cluster: &Cluster,
+    lacking: &[Lacking<'a>],
+) -> Result<Vec<&'a Wanted>, TopicError> {
     let admin = &cluster.admin;
     let options =
         AdminOptions::new().operation_timeout(Some(TIMEOUT)).request_timeout(Some(TIMEOUT));
-    let results = if there == 0 {
-        let properties = wanted.properties();
-        let mut new = NewTopic::new(topic, *count, TopicReplication::Fixed(wanted.replication));
-        new.config.extend(properties.iter().map(|(name, value)| (*name, &**value)));
-        admin.create_topics([&new], &options).await
-    } else {
-        let count = usize::try_from(*count).expect("positive");
-        admin.create_partitions([&NewPartitions::new(topic, count)], &options).await
-    };
-    for result in results.map_err(|error| wanted.problem(error.to_string()))? {
-        match result {
-            Ok(_) => tracing::info!(topic, partitions = count, "created"),
-            // Another relay was faster; or the controller has it, and not every broker does yet, which
-            // is waited for anyway.
-            Err((
-                _,
-                RDKafkaErrorCode::TopicAlreadyExists
-                | RDKafkaErrorCode::InvalidPartitions
-                | RDKafkaErrorCode::RequestTimedOut,
-            )) => {}
-            Err((_, RDKafkaErrorCode::InvalidReplicationFactor)) => {
-                return Ok(Asked::TooFewBrokers);
+    let (absent, short): (Vec<_>, Vec<_>) =
+        lacking.iter().map(|of| (of.wanted, of.there)).partition(|(_, there)| *there == 0);
+    let absent: Vec<_> = absent.into_iter().map(|(wanted, _)| wanted).collect();
+    let short: Vec<_> = short.into_iter().map(|(wanted, _)| wanted).collect();
+    let mut answers = Vec::new();
+    if !absent.is_empty() {
+        let properties: Vec<_> = absent.iter().map(|wanted| wanted.properties()).collect();
+        let new: Vec<_> = absent.iter().zip(&properties).map(new_topic).collect();
+        answers.push((&absent, admin.create_topics(&new, &options).await));
+    }
+    if !short.is_empty() {
+        let new: Vec<_> = short.iter().map(|wanted| new_partitions(wanted)).collect();
+        answers.push((&short, admin.create_partitions(&new, &options).await));
+    }
+    let (mut too_few, mut refused) = (Vec::new(), Vec::new());
+    for (asked, answer) in answers {
+        let told = match answer {
+            Ok(told) => told,
+            Err(error) => {
+                refused.extend(asked.iter().map(|wanted| Refused::by_client(wanted, &error)));
+                continue;
             }
-            Err((_, code)) => return Err(wanted.problem(code.to_string())),
+        };
+        for told in told {
+            match told {
+                Ok(topic) => tracing::info!(topic, "created"),
+                // Another relay was faster; or the controller has it, and not every broker does yet,
+                // which is waited for anyway.
+                Err((
+                    _,
+                    RDKafkaErrorCode::TopicAlreadyExists
+                    | RDKafkaErrorCode::InvalidPartitions
+                    | RDKafkaErrorCode::RequestTimedOut,
+                )) => {}
+                Err((topic, code)) => {
+                    let Some(wanted) = asked.iter().find(|wanted| wanted.name == topic) else {
+                        continue;
+                    };
+                    if code == RDKafkaErrorCode::InvalidReplicationFactor {
+                        too_few.push(*wanted);
+                    } else {
+                        refused.push(Refused::by_cluster(wanted, code));
+                    }
+                }
+            }
         }
     }
-    Ok(Asked::Taken)
+    if refused.is_empty() { Ok(too_few) } else { Err(refusal::told(&refused)) }
 }
+
+fn new_topic<'a>(
+    (wanted, properties): (&&'a Wanted, &'a Vec<(&'static str, String)>),
+) -> NewTopic<'a> {
+    let replication = TopicReplication::Fixed(wanted.replication);
+    let mut new = NewTopic::new(&wanted.name, wanted.partitions, replication);
+    new.config.extend(properties.iter().map(|(name, value)| (*name, &**value)));
+    new
+}
+
+fn new_partitions(wanted: &Wanted) -> NewPartitions<'_> {
+    NewPartitions::new(&wanted.name, usize::try_from(wanted.partitions).expect("positive"))
+}
+
+#[cfg(test)]
+mod tests;

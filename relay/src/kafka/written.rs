@@ -58,6 +58,11 @@ impl Written {
         self.gone.load(Ordering::Acquire)
     }
 
+    /// Behind the last record that was acknowledged in a partition; 0: none was.
+    pub fn end(&self, partition: Partition) -> i64 {
+        self.parts.get(partition.index()).map_or(0, |part| part.end.load(Ordering::Acquire))
+    }
+
     /// Partitions that were written, with their numbers.
     pub fn parts(&self) -> impl Iterator<Item = (u16, WrittenPart)> {
         let parts = (0..).zip(&self.parts).map(|(number, part)| {
@@ -117,6 +122,7 @@ mod tests {
         written.acknowledged(part, -1, true);
         let is = |end, messages| written.parts().eq([(1, WrittenPart { end, messages })]);
         assert!(is(9, 4) && written.gone() == 0);
+        assert_eq!([1, 0, 9].map(|of| written.end(Partition(of))), [9, 0, 0]);
         written.acknowledged(part, 0, true);
         assert!(is(1, 1) && written.gone() == 4);
     }

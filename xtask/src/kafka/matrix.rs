@@ -29,6 +29,10 @@ Examples:
 const TESTS: [&str; 7] =
     ["associations", "deadletter", "drain", "held", "ledger", "offsets", "registration"];
 
+/// What is run after them where there are several nodes. They hurt nodes of their own, and are ignored
+/// otherwise.
+const TESTS_WITH_OWN_NODES: [&str; 1] = ["unclean"];
+
 /// A cluster to test with.
 struct Kind {
     name: &'static str,
@@ -76,9 +80,12 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         }
         process::say(format!("Kafka {}:", kind.name));
         let cluster = kind.start()?;
-        let passed = test(&cluster.brokers(), options);
+        let brokers = cluster.brokers();
+        let (own, shared) = options.tests(kind);
+        let passed = test(&brokers, &shared, &[]);
         cluster.stop()?;
-        results.push((kind.name, passed?));
+        let passed = passed? & test(&brokers, &own, &["--ignored"])?;
+        results.push((kind.name, passed));
     }
     for (name, passed) in &results {
         println!("Kafka {name}: {}", if *passed { "passed" } else { "FAILED" });
@@ -87,14 +94,29 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     Ok(if all { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn test(brokers: &str, options: &Options) -> Result<bool> {
+impl Options {
+    /// The tests that have nodes of their own, and those that share the cluster's.
+    fn tests(&self, kind: &Kind) -> (Vec<&str>, Vec<&str>) {
+        let mut tests: Vec<_> = self.tests.iter().map(String::as_str).collect();
+        if tests.is_empty() {
+            tests.extend(TESTS);
+            tests.extend(TESTS_WITH_OWN_NODES.iter().filter(|_| kind.nodes > 1));
+        }
+        tests.into_iter().partition(|test| TESTS_WITH_OWN_NODES.contains(test))
+    }
+}
+
+/// Whether these tests pass; true of none.
+fn test(brokers: &str, tests: &[&str], arguments: &[&str]) -> Result<bool> {
+    if tests.is_empty() {
+        return Ok(true);
+    }
     let mut command = build::cargo();
     command.args(["test", "--release", "--no-fail-fast", "-p", "millrace-tests"]);
-    let named = options.tests.iter().map(String::as_str);
-    let tests: Vec<_> = if options.tests.is_empty() { TESTS.to_vec() } else { named.collect() };
     for test in tests {
         command.args(["--test", test]);
     }
+    command.arg("--").args(arguments);
     environment(&mut command, brokers)?;
     command.env("MILLRACE_REQUIRE_PRIVILEGE", "1");
     Ok(process::status(&mut command)?.success())
@@ -194,6 +216,19 @@ impl Cluster {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tests_with_own_nodes_run_with_several_nodes_or_by_name() {
+        let kind = |nodes| KINDS.iter().find(|kind| kind.nodes == nodes).unwrap();
+        let options = |tests: &[&str]| Options {
+            clusters: Vec::new(),
+            tests: tests.iter().map(|test| (*test).to_owned()).collect(),
+        };
+        assert_eq!(options(&[]).tests(kind(1)), (vec![], TESTS.to_vec()));
+        assert_eq!(options(&[]).tests(kind(3)), (vec!["unclean"], TESTS.to_vec()));
+        let named = options(&["unclean", "ledger"]);
+        assert_eq!(named.tests(kind(1)), (vec!["unclean"], vec!["ledger"]));
+    }
 
     #[test]
     fn a_cluster_of_three_keeps_what_two_have() {

@@ -13,7 +13,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use crate::config::{Config, KafkaSection};
 use crate::kafka::{
     Difference, LogEnd, RecordOrigin, TIMESTAMP_TYPE, committed, committed_with_note, header_text,
-    is_unreadable, observer, record_origin, unreadable_at, watermarks,
+    is_unreadable, observer, record_origin, unreadable_at, watermarks, watermarks_from,
 };
 use crate::model::Partition;
 use crate::undelivered::{Reason, letter, postponed_before};
@@ -59,7 +59,7 @@ pub(super) fn look(
     let mut last: HashMap<(i32, Vec<u8>), u64> = HashMap::new();
     let uplink = config.kafka.uplink_topic();
     let (reader, mut unreadable) = ((&config.kafka, client), 0);
-    let parts = scan(reader, &uplink, since(at, &uplink), &mut unreadable, |message| {
+    let parts = scan(reader, &uplink, at, &mut unreadable, |message| {
         let RecordOrigin { relay, incarnation, sequence } = record_origin(message)?;
         if (relay, incarnation) == (at.relay, at.incarnation) {
             found.messages += 1;
@@ -76,7 +76,7 @@ pub(super) fn look(
     found.messages_deleted = gone.map(|(_, written)| written.messages).sum();
     let own = format!("{}-{}", at.relay, at.incarnation);
     let letters = config.kafka.deadletter_topic();
-    let parts = scan(reader, &letters, since(at, &letters), &mut unreadable, |message| {
+    let parts = scan(reader, &letters, at, &mut unreadable, |message| {
         // Those of a server that is gone are the coordinator's, and not counted by the relay.
         let counts = header_text(message, letter::RELAY)? == own
             && header_text(message, letter::REASON)? != Reason::ServerGone.name();
@@ -85,7 +85,7 @@ pub(super) fn look(
     })?;
     found.letters_cut = parts.are_cut(at.log_ends.get(&letters));
     let held = config.kafka.held_topic();
-    let parts = scan(reader, &held, since(at, &held), &mut unreadable, |message| {
+    let parts = scan(reader, &held, at, &mut unreadable, |message| {
         let counts = header_text(message, "millrace.relay")? == own
             && header_text(message, "millrace.kind")? == "reply";
         found.held += u64::from(counts);
@@ -93,7 +93,8 @@ pub(super) fn look(
     })?;
     found.held_cut = parts.are_cut(at.log_ends.get(&held));
     let (topic, partition) = (config.kafka.downlink_topic(), i32::from(at.relay));
-    let (oldest, end) = watermarks(client.client(), &topic, partition, TIMEOUT)?;
+    let (place, read_to) = ((&*topic, partition), at.downlink_position);
+    let (oldest, end) = watermarks_from(client.client(), place, read_to, TIMEOUT)?;
     let unread = at.downlink_position.max(oldest)..end;
     let unread_here = read(reader, (&topic, partition), unread, |_| found.downlink_unread += 1)?;
     // The relay makes dead letters of them.
@@ -118,20 +119,32 @@ pub(super) fn since(at: &Snapshot, topic: &str) -> i64 {
     at.begun_unix_ms.map_or(by_host, |begun| begun.min(by_host)).saturating_sub(SPARE_MS)
 }
 
-/// Looks at all records of a topic that were written since a time, up to its present end.
+/// How far a partition goes at least: behind the last record that the run was told of.
+fn written_to(at: &Snapshot, kafka: &KafkaSection, topic: &str, partition: i32) -> i64 {
+    let end = if topic == kafka.uplink_topic() {
+        let number = u16::try_from(partition).ok();
+        number.and_then(|number| at.uplink_written.get(&number)).map(|written| written.end)
+    } else {
+        at.log_ends.get(topic).and_then(|log| log.ends.get(&partition)).copied()
+    };
+    end.unwrap_or_default()
+}
+
+/// Looks at all records of a topic that were written since the run began, up to its present end.
 fn scan(
     reader: (&KafkaSection, &BaseConsumer),
     topic: &str,
-    since_unix_ms: i64,
+    at: &Snapshot,
     unreadable: &mut u64,
     mut look: impl FnMut(&BorrowedMessage<'_>) -> Option<()>,
 ) -> Result<Parts, LedgerError> {
-    let client = reader.1;
+    let (client, since_unix_ms) = (reader.1, since(at, topic));
     let metadata = client.fetch_metadata(Some(topic), TIMEOUT)?;
     let partitions = metadata.topics().first().map_or(0, |topic| topic.partitions().len());
     let mut parts = Parts::default();
     for partition in 0..i32::try_from(partitions).unwrap_or(i32::MAX) {
-        let (oldest, end) = watermarks(client.client(), topic, partition, TIMEOUT)?;
+        let known = written_to(at, reader.0, topic, partition);
+        let (oldest, end) = watermarks_from(client.client(), (topic, partition), known, TIMEOUT)?;
         let newer = if since_unix_ms == ANY_TIME {
             (oldest < end).then_some(oldest)
         } else {

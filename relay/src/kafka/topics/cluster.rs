@@ -1,10 +1,9 @@
 //! What is asked of the cluster about topics.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
+use rdkafka::admin::{AdminClient, AdminOptions, OwnedResourceSpecifier, ResourceSpecifier};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::metadata::{Metadata, MetadataTopic};
@@ -13,6 +12,7 @@ use rdkafka::producer::BaseProducer;
 use crate::config::Config;
 use crate::kafka::client::{client_config, producer_config};
 
+use super::super::again::a_broker;
 use super::super::context::LogContext;
 use super::TopicError;
 use super::fit::Found;
@@ -70,7 +70,7 @@ impl Cluster {
         let brokers = self.brokers.clone();
         match self.observer.context().last_error() {
             Some((RDKafkaErrorCode::SSL | RDKafkaErrorCode::Authentication, reason)) => {
-                TopicError::Refused { brokers, reason }
+                TopicError::Unspoken { brokers, reason }
             }
             Some((_, reason)) => {
                 TopicError::NoBroker { brokers, reason: format!("{source}; {reason}") }
@@ -91,33 +91,45 @@ impl Cluster {
         Ok(i32::try_from(led).unwrap_or(i32::MAX))
     }
 
-    /// A topic as it is; none if there is no such topic.
-    pub(crate) async fn find(&self, topic: &str) -> Result<Option<Found>, TopicError> {
-        let metadata = self.metadata(topic)?;
-        let Some(there) = of(&metadata, topic) else { return Ok(None) };
-        let replicas =
-            there.partitions().iter().map(|partition| partition.replicas().len()).collect();
-        let options = AdminOptions::new().request_timeout(Some(TIMEOUT));
-        let asked = [ResourceSpecifier::Topic(topic)];
-        let described = self.admin.describe_configs(&asked, &options).await;
-        let told = described.map(|resources| resources.into_iter().next());
-        let settings = match told {
-            Ok(Some(Ok(resource))) => {
-                let entries = resource.entries.into_iter();
-                let known = entries.filter_map(|entry| Some((entry.name, entry.value?)));
-                Some(known.collect::<BTreeMap<_, _>>())
-            }
-            Ok(told) => {
-                let code = told.and_then(Result::err).map(|code| code.to_string());
-                tracing::debug!(topic, code, "its configuration is not told");
-                None
-            }
-            Err(error) => {
-                tracing::debug!(topic, %error, "its configuration is not told");
-                None
-            }
-        };
-        Ok(Some(Found { replicas, settings }))
+    /// The topics as they are, in their order; none where there is no such topic. Their configuration is
+    /// asked of a broker, not of the controller as librdkafka does by itself: each broker knows it
+    /// (KIP-133), and who has no controller at the moment still tells.
+    pub(super) async fn find(&self, topics: &[&str]) -> Result<Vec<Option<Found>>, TopicError> {
+        let (mut found, mut there, mut broker) = (Vec::new(), Vec::new(), None);
+        for topic in topics {
+            let metadata = self.metadata(topic)?;
+            broker = a_broker(&metadata);
+            found.push(of(&metadata, topic).map(|found| {
+                there.push(ResourceSpecifier::Topic(topic));
+                let partitions = found.partitions().iter();
+                let replicas = partitions.map(|partition| partition.replicas().len()).collect();
+                Found { replicas, settings: None }
+            }));
+        }
+        if there.is_empty() {
+            return Ok(found);
+        }
+        let options = AdminOptions::new().request_timeout(Some(TIMEOUT)).broker_id(broker);
+        let told = self.admin.describe_configs(&there, &options).await.unwrap_or_else(|error| {
+            tracing::debug!(%error, "the topics' configuration is not told");
+            Vec::new()
+        });
+        for resource in told {
+            let resource = match resource {
+                Ok(resource) => resource,
+                Err(code) => {
+                    tracing::debug!(%code, "a topic's configuration is not told");
+                    continue;
+                }
+            };
+            let OwnedResourceSpecifier::Topic(name) = &resource.specifier else { continue };
+            let place = topics.iter().position(|topic| topic == name);
+            let Some(Some(found)) = place.and_then(|place| found.get_mut(place)) else { continue };
+            let entries = resource.entries.into_iter();
+            let known = entries.filter_map(|entry| Some((entry.name, entry.value?)));
+            found.settings = Some(known.collect());
+        }
+        Ok(found)
     }
 }
 

@@ -108,6 +108,11 @@ impl Wanted {
         .collect()
     }
 
+    /// Partitions without which the relay does not run.
+    pub(super) const fn least(&self) -> i32 {
+        if self.grows { self.partitions } else { 1 }
+    }
+
     /// Kafka's properties of one that is created.
     pub(crate) fn properties(&self) -> Vec<(&'static str, String)> {
         let of_kind = if self.role.is_compacted() { COMPACTED } else { LOG };
