@@ -30,7 +30,9 @@
 //!
 //! Which of them may import which: the list of floors in `ARCHITECTURE.md`, which a test holds.
 
-pub mod codec;
+pub use millrace_codec as codec;
+pub use millrace_model as model;
+
 pub mod config;
 pub mod control;
 pub mod downlink;
@@ -38,7 +40,6 @@ pub mod engine;
 pub mod gateway;
 pub mod kafka;
 pub mod logging;
-pub mod model;
 pub mod prefix;
 pub mod registry;
 pub mod ring;

@@ -24,7 +24,7 @@ root the end-to-end tests are skipped, and say so.
 
 Examples:
   cargo xtask test
-  cargo xtask test -p millrace-relay codec
+  cargo xtask test -p millrace-codec mqtt
   cargo xtask test -- --nocapture";
 
 /// Sums of what the test binaries reported.

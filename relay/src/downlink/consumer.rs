@@ -15,7 +15,7 @@ use crate::config::{Config, KafkaSection};
 use crate::downlink::place::Break;
 use crate::kafka::again::{PAUSE, ask_again};
 use crate::kafka::client::data_config;
-use crate::kafka::context::{LogContext, is_news, logs_as_ours};
+use crate::kafka::context::{LogContext, logs_as_ours};
 use crate::kafka::ffi::{self, add_headers, rejoin};
 use crate::kafka::inspect::command;
 use crate::kafka::log_watch::LogWatch;
@@ -365,7 +365,7 @@ impl Consumer {
                     self.stats.errors.fetch_add(1, Ordering::Relaxed);
                     if is_unreadable(&error) {
                         unreadable = Some(error);
-                    } else if is_news(&format!("downlink {error}")) {
+                    } else {
                         tracing::warn!(%error, "reading the downlink; trying on");
                     }
                     break;
@@ -423,7 +423,6 @@ impl Consumer {
         }
         if let Some(error) = unreadable
             && let Err(problem) = self.pass_unreadable(&error)
-            && is_news(&format!("unreadable {problem}"))
         {
             tracing::warn!(%error, %problem, "replies cannot be read; trying to go past them");
         }

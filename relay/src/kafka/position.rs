@@ -155,11 +155,12 @@ fn is_outlived<C: ConsumerContext>(
 }
 
 /// Commits anew what the reader of an uplink partition has committed, so that it is not forgotten while
-/// nobody reads there. False if there is nothing. Blocks.
+/// nobody reads there. False if there is nothing, or it may not be committed any more. Blocks.
 pub(crate) fn renew(
     kafka: &KafkaSection,
     partition: Partition,
     patience: Duration,
+    may_commit: impl FnOnce() -> bool,
 ) -> KafkaResult<bool> {
     let group = observer(kafka, &kafka.server_group(partition))?;
     let (topic, number) = (kafka.uplink_topic(), i32::from(partition.0));
@@ -169,6 +170,9 @@ pub(crate) fn renew(
     let mut list = TopicPartitionList::new();
     list.add_partition_offset(&topic, number, Offset::Offset(offset))?;
     list.elements()[0].set_metadata(&note);
+    if !may_commit() {
+        return Ok(false);
+    }
     group.commit(&list, CommitMode::Sync)?;
     Ok(true)
 }

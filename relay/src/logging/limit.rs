@@ -96,19 +96,24 @@ fn without_numbers(text: &str) -> String {
 }
 
 /// A layer that leaves out what [`Limiter`] does not admit: warnings, errors, and what librdkafka says.
-pub(super) struct Limit(pub(super) &'static Limiter);
+pub(super) struct Limit {
+    pub(super) limiter: &'static Limiter,
+    /// Only what librdkafka says.
+    pub(super) only_kafka: bool,
+}
 
 impl<S: Subscriber> Layer<S> for Limit {
     fn event_enabled(&self, event: &Event<'_>, _: Context<'_, S>) -> bool {
         let of = event.metadata();
-        let concerns =
-            *of.level() <= Level::WARN || *of.level() == Level::INFO && of.target() == KAFKA;
+        let is_kafka = of.target() == KAFKA;
+        let concerns = *of.level() <= Level::WARN && (is_kafka || !self.only_kafka)
+            || *of.level() == Level::INFO && is_kafka;
         if !concerns || of.target() == super::TARGET {
             return true;
         }
         let mut text = Text(String::new());
         event.record(&mut text);
-        self.0.admits(text.0, Instant::now())
+        self.limiter.admits(text.0, Instant::now())
     }
 }
 
@@ -133,6 +138,8 @@ impl Visit for Text {
 
 #[cfg(test)]
 mod tests {
+    use tracing_subscriber::layer::SubscriberExt as _;
+
     use super::*;
 
     #[test]
@@ -173,5 +180,32 @@ mod tests {
         let said = (0..2 * MOST_KINDS).filter(|number| limiter.admits(name(*number), now)).count();
         assert_eq!(said, MOST_KINDS - 2 + FREE as usize);
         assert_eq!(limiter.take_left_out(now, true).len(), 2, "`refused`, and what is beyond");
+    }
+
+    /// Counts what passes.
+    #[derive(Default)]
+    struct Lines(std::sync::atomic::AtomicU32);
+
+    impl<S: Subscriber> Layer<S> for &'static Lines {
+        fn on_event(&self, _: &Event<'_>, _: Context<'_, S>) {
+            self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn of_a_command_only_what_librdkafka_says_is_left_out() {
+        for (only_kafka, expected) in [(false, 2 * FREE), (true, FREE + 10)] {
+            let lines: &Lines = Box::leak(Box::default());
+            let limiter: &Limiter = Box::leak(Box::default());
+            let log = tracing_subscriber::registry();
+            let log = log.with(lines).with(Limit { limiter, only_kafka });
+            tracing::subscriber::with_default(log, || {
+                for port in 0..10 {
+                    tracing::warn!(target: KAFKA, reason = %format!("port {port}"), "kafka");
+                    tracing::warn!(target: "millrace_relay::cli", reason = %format!("port {port}"), "it is so");
+                }
+            });
+            assert_eq!(lines.0.load(std::sync::atomic::Ordering::Relaxed), expected);
+        }
     }
 }

@@ -1,0 +1,81 @@
+//! `[service.auto]`: what is recognised at a service whose protocol is `auto`, and what becomes of
+//! the rest.
+
+use serde::{Deserialize, Serialize};
+
+/// Recognition by the first bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AutoSection {
+    /// What is recognised.
+    pub recognise: Vec<Recognised>,
+    /// How long the first bytes may take. A client that waits for its server to speak first says
+    /// nothing until then. The head of a request may take the service's `handshake_timeout_ms`.
+    /// Milliseconds.
+    pub wait_ms: u32,
+    /// What becomes of a connection that is none of these, or says nothing in time.
+    pub otherwise: Otherwise,
+    /// How long the server may take to accept a connection that is handed on; then its client is
+    /// reset. Left to itself, Linux goes on asking for two minutes (`tcp_syn_retries` of `tcp(7)`),
+    /// in which the client believes to be connected. Milliseconds.
+    pub connect_timeout_ms: u32,
+}
+
+/// What can be recognised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Recognised {
+    /// A request for a WebSocket.
+    WebSocket,
+    /// Any other request of HTTP.
+    Http,
+    /// MQTT 3.1.1 and 5.0.
+    Mqtt,
+    /// The service's `framing`.
+    Framing,
+}
+
+/// What becomes of a connection that is not recognised.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Otherwise {
+    /// It goes to the server that the client addressed, unchanged.
+    #[default]
+    HandOn,
+    /// It is taken to be of the service's `framing`.
+    Framing,
+    /// It is closed.
+    Close,
+}
+
+impl Default for AutoSection {
+    fn default() -> Self {
+        Self {
+            recognise: vec![Recognised::WebSocket],
+            wait_ms: 1000,
+            otherwise: Otherwise::HandOn,
+            connect_timeout_ms: 10_000,
+        }
+    }
+}
+
+impl AutoSection {
+    /// What a type cannot say. `has_framing`: the service has one.
+    pub fn check(&self, has_framing: bool) -> Result<(), String> {
+        if self.recognise.is_empty() {
+            return Err("auto.recognise is empty: name what is recognised".to_owned());
+        }
+        if self.wait_ms == 0 {
+            return Err("auto.wait_ms must be at least 1".to_owned());
+        }
+        if self.connect_timeout_ms == 0 {
+            return Err("auto.connect_timeout_ms must be at least 1".to_owned());
+        }
+        let wants_framing =
+            self.recognise.contains(&Recognised::Framing) || self.otherwise == Otherwise::Framing;
+        if wants_framing && !has_framing {
+            return Err("auto names the framing, but the service has no `framing`".to_owned());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,93 @@
+//! The section `[service.mqtt]`.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::passwords::Passwords;
+
+/// What a service with `protocol = "mqtt"` grants its clients.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MqttSection {
+    /// File of users and hashes of their passwords, relative to the configuration; without one,
+    /// everybody may connect.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub passwords: Option<PathBuf>,
+    /// What is in it.
+    #[serde(skip)]
+    pub users: Option<Passwords>,
+    /// How long a session outlives its connection at most, in seconds; a client of MQTT 3.1.1, which
+    /// cannot say for how long it wants its session kept, gets all of it.
+    pub session_expiry_s: u32,
+    /// Most sessions; above it those go whose clients are away, the first to expire first.
+    pub max_sessions: u32,
+    /// What all sessions take of memory, in bytes. Above it those go whose clients are away; if that is not
+    /// enough, no further subscription is granted.
+    pub max_session_bytes: usize,
+    /// Messages of QoS 1 and 2 that a client may have sent and not seen acknowledged.
+    pub receive_maximum: u16,
+    /// Replies of QoS 1 and 2 that a client may have been sent and not have acknowledged; a client of
+    /// MQTT 5.0 may want fewer. Further ones wait in the relay.
+    pub send_maximum: u16,
+    /// Replies that wait for those to be acknowledged, in bytes; further ones stay in Kafka.
+    pub max_waiting_bytes: usize,
+    /// Longest keep-alive of a client of MQTT 5.0, in seconds; 0: any, and none.
+    pub max_keep_alive_s: u16,
+    /// Subscriptions of one client.
+    pub max_subscriptions: u16,
+    /// Whether servers get a record of each SUBSCRIBE and UNSUBSCRIBE.
+    pub tell_subscriptions: bool,
+}
+
+impl Default for MqttSection {
+    fn default() -> Self {
+        Self {
+            passwords: None,
+            users: None,
+            session_expiry_s: 86_400,
+            max_sessions: 100_000,
+            // 100,000 of them with two short filters each are about 70 MiB.
+            max_session_bytes: 128 << 20,
+            receive_maximum: 256,
+            // As mosquitto has it (`max_inflight_messages`). The standard's own number is what a
+            // client of 5.0 takes that names none, 65,535 (section 3.1.2.11.3), which says nothing of
+            // what it can keep; and 3.1.1 has none, so that a small device could be flooded. All 20 are
+            // sent again when a client comes back, and one round trip confirms 20.
+            send_maximum: 20,
+            max_waiting_bytes: 1 << 20,
+            max_keep_alive_s: 0,
+            max_subscriptions: 100,
+            tell_subscriptions: false,
+        }
+    }
+}
+
+/// Packet identifiers of QoS 2 that the relay remembers of one client.
+const MAX_RECEIVE_MAXIMUM: u16 = 1024;
+
+impl MqttSection {
+    /// Reads what stands in other files.
+    pub fn load(&mut self, folder: &Path) -> Result<(), String> {
+        if let Some(passwords) = &mut self.passwords {
+            *passwords = folder.join(&*passwords);
+            self.users = Some(Passwords::read(passwords)?);
+        }
+        Ok(())
+    }
+
+    /// What a type cannot say.
+    pub fn check(&self) -> Result<(), String> {
+        for (name, value) in
+            [("receive_maximum", self.receive_maximum), ("send_maximum", self.send_maximum)]
+        {
+            if !(1..=MAX_RECEIVE_MAXIMUM).contains(&value) {
+                return Err(format!("mqtt.{name} goes from 1 to {MAX_RECEIVE_MAXIMUM}"));
+            }
+        }
+        if self.max_sessions == 0 {
+            return Err("mqtt.max_sessions must be at least 1".to_owned());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,85 @@
+//! `[service.websocket]`: what WebSocket connections of a service may be and do.
+
+use serde::{Deserialize, Serialize};
+
+/// Longest head of a request that may be asked for; httparse and the codec keep it whole.
+const MAX_HEAD_BYTES: u32 = 1 << 20;
+
+/// WebSocket (RFC 6455) of a service.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WebSocketSection {
+    /// Subprotocols that the service speaks. Of those a client offers, the first one that stands here
+    /// is chosen; if none does, none is.
+    pub subprotocols: Vec<String>,
+    /// Origins whose pages may connect, as browsers write them (`https://example.org`); none: all.
+    /// A client that sends no origin is no browser, and is let in.
+    pub origins: Vec<String>,
+    /// Longest head of the request, in bytes.
+    pub max_head_bytes: u32,
+    /// A client that has been silent for so long is sent a ping, and closed if nothing comes for as
+    /// long again. Milliseconds; 0: never.
+    pub ping_interval_ms: u32,
+    /// Whether messages may be compressed (RFC 7692).
+    pub compression: bool,
+    /// Replies shorter than this are not compressed. Bytes.
+    pub compress_min_bytes: u32,
+    /// What a reply is that does not say it by its header `websocket.opcode`.
+    pub reply_opcode: ReplyOpcode,
+}
+
+/// Text or binary, where the server does not say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReplyOpcode {
+    /// As the client's last message was; before the first one, text.
+    #[default]
+    Same,
+    /// Text.
+    Text,
+    /// Binary.
+    Binary,
+}
+
+impl Default for WebSocketSection {
+    fn default() -> Self {
+        Self {
+            subprotocols: Vec::new(),
+            origins: Vec::new(),
+            max_head_bytes: 16 << 10,
+            ping_interval_ms: 30_000,
+            compression: true,
+            compress_min_bytes: 256,
+            reply_opcode: ReplyOpcode::Same,
+        }
+    }
+}
+
+impl WebSocketSection {
+    /// What a type cannot say.
+    pub fn check(&self) -> Result<(), String> {
+        if !(256..=MAX_HEAD_BYTES).contains(&self.max_head_bytes) {
+            return Err(format!("websocket.max_head_bytes goes from 256 to {MAX_HEAD_BYTES}"));
+        }
+        if (1..1000).contains(&self.ping_interval_ms) {
+            return Err("websocket.ping_interval_ms must be 0, for never, or at least 1000".into());
+        }
+        let token = |name: &String| {
+            !name.is_empty()
+                && name
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
+        };
+        if let Some(bad) = self.subprotocols.iter().find(|name| !token(name)) {
+            return Err(format!(
+                "websocket.subprotocols: `{bad}` is no token (RFC 9110 section 5.6.2)"
+            ));
+        }
+        if let Some(bad) = self.origins.iter().find(|origin| !origin.contains("://")) {
+            return Err(format!(
+                "websocket.origins: `{bad}` is not SCHEME://HOST[:PORT], as browsers write it"
+            ));
+        }
+        Ok(())
+    }
+}
