@@ -31,6 +31,8 @@ pub(super) struct Wishes {
     given_up: Vec<Settled>,
     filtered: u64,
     hand_on: Option<Vec<u8>>,
+    /// It has entered the books.
+    begun: bool,
 }
 
 /// The worker, as far as a codec may act on it.
@@ -100,6 +102,7 @@ impl Actions for CodecActions<'_> {
         }
         link.identity = Some(identity);
         link.who = Some(who);
+        self.wishes.begun = true;
         Ok(())
     }
 
@@ -199,6 +202,9 @@ impl<E: Engine> Worker<E> {
 
     /// Does what a codec wants, and what follows from it.
     pub(super) fn fulfil(&mut self, socket: SocketId, wishes: Wishes) {
+        if wishes.begun {
+            self.list_at_server(socket);
+        }
         let connection = self.connections[socket.index()].as_mut().expect("known to the engine");
         let (is_open, was_held) = (connection.state == State::Open, connection.held);
         let mut hold = !connection.codec.reads();

@@ -6,9 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::codec::AnyCodec;
-use crate::model::{
-    ClientIdentity, CloseReason, ConnectionKey, Identity, ReplyOffset, ServerId, ServiceId,
-};
+use crate::model::{ClientIdentity, CloseReason, ConnectionKey, Identity, ReplyOffset, ServiceId};
 use crate::ring::{Origin, Receipt};
 
 use super::kept::Kept;
@@ -89,6 +87,8 @@ pub(super) struct Output {
     pub(super) waiting: Vec<u8>,
     /// Bytes of the send that is going on; 0: none is.
     pub(super) sending_bytes: usize,
+    /// There was a send.
+    pub(super) has_sent: bool,
     sending_replies: usize,
     /// When its client had taken a send last, or was given the first bytes after that; none while it has
     /// all.
@@ -112,6 +112,7 @@ impl Output {
         }
         let buffer = std::mem::replace(&mut self.waiting, std::mem::take(&mut self.spare));
         self.sending_bytes = buffer.len();
+        self.has_sent = true;
         self.sending_replies = self.receipts.len();
         Some(buffer)
     }
@@ -164,11 +165,6 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// True if it goes to this server.
-    pub(super) fn is_at(&self, server: ServerId) -> bool {
-        self.identity.as_ref().is_some_and(|identity| identity.server == server)
-    }
-
     /// The first offset of the downlink that the client has not read, as far as is known.
     pub(super) fn oldest_unread(&self) -> Option<ReplyOffset> {
         let (sending, doubtful) = (&self.output.receipts, &self.doubtful);
@@ -189,6 +185,8 @@ pub(super) struct Connection {
     pub(super) state: State,
     pub(super) receive: Receive,
     pub(super) client: Client,
+    /// When the first reply came that it may still have to read or to confirm; so the worker's list has it.
+    pub(super) owes_since: Option<Instant>,
     /// When it was accepted.
     pub(super) since: Instant,
     /// When its client sent something last.
@@ -246,6 +244,7 @@ impl Connection {
             state: State::Open,
             receive: Receive::Stopped,
             client: Client::There,
+            owes_since: None,
             since: now,
             heard: now,
             counted: false,

@@ -91,10 +91,16 @@ impl<E: Engine> Worker<E> {
         if !connection.writes() {
             return;
         }
-        if connection.link.output.bytes() == 0 {
+        let output = &connection.link.output;
+        let (all_sent, has_sent) = (output.bytes() == 0, output.has_sent);
+        if all_sent && !(has_sent && connection.codec.lingers()) {
             return self.close(socket, reason);
         }
         connection.state = State::Flushing(reason);
+        if all_sent {
+            // Its client may still have to read it.
+            return self.end_flushing(socket, reason);
+        }
         self.stop_receiving(socket);
         self.linger(socket);
     }
@@ -186,6 +192,7 @@ impl<E: Engine> Worker<E> {
     /// Takes a connection out of the books.
     pub(super) fn leave(&mut self, socket: SocketId, reason: CloseReason) {
         self.waiting.remove(socket);
+        self.at_servers.remove(socket);
         self.connection(socket).stash = Vec::new();
         self.act(socket, |codec, now, actions| codec.ended(reason, now, actions));
         let connection = self.connections[socket.index()].as_mut().expect("just seen");

@@ -12,6 +12,7 @@ mod held;
 mod kept;
 mod lag;
 mod limits;
+mod lists;
 mod onward;
 mod orders;
 mod replies;
@@ -40,6 +41,7 @@ use actions::CodecActions;
 use connection::{Client, Connection, Receive, State};
 use departed::Departed;
 use kept::Settled;
+use lists::Lists;
 use onward::Onward;
 use settlement::Settlement;
 use timers::Timers;
@@ -79,6 +81,8 @@ pub struct Worker<E> {
     downlink: DownlinkReceiver,
     settlement: Settlement,
     orders: OrderReceiver,
+    /// Connections by server: those that are read from, and those that are quiesced.
+    at_servers: Lists,
     /// Receipts of orders that are carried out once everything is handed over.
     unanswered: Vec<Arc<OrderAnswer>>,
     stats: Arc<WorkerStats>,
@@ -92,6 +96,9 @@ pub struct Worker<E> {
     spare_stashes: Vec<Vec<u8>>,
     /// Connections with output and no send going on.
     to_send: Vec<SocketId>,
+    /// Connections that may have replies of the downlink to read or to confirm, and when the first of
+    /// those came, or an earlier one.
+    owing: Timers<Whose>,
     /// Half-closed, flushing and draining connections: the time that is over first comes first.
     lingering: Timers<Whose>,
     /// Times at which connections are looked at. One that was changed since stands here twice.
@@ -135,6 +142,7 @@ impl<E: Engine> Worker<E> {
             downlink,
             settlement: Settlement::new(),
             orders,
+            at_servers: Lists::default(),
             unanswered: Vec::new(),
             stats,
             connections: Vec::new(),
@@ -144,6 +152,7 @@ impl<E: Engine> Worker<E> {
             waiting: Waiting::default(),
             spare_stashes: Vec::new(),
             to_send: Vec::new(),
+            owing: Timers::default(),
             lingering: Timers::default(),
             timers: Timers::default(),
             peers: Vec::new(),

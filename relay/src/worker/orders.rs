@@ -121,21 +121,37 @@ impl OrderReceiver {
     }
 }
 
+/// The list of connections to a server that are quiesced, or of those that are not.
+fn list(server: ServerId, quiesced: bool) -> usize {
+    2 * server.index() + usize::from(quiesced)
+}
+
 impl<E: Engine> Worker<E> {
     pub(super) fn take_orders(&mut self) {
         while let Some(order) = self.orders.0.pop() {
+            let (others, quiesced) = match order.task {
+                Task::Quiesce | Task::QuiesceSome(_) => (true, false),
+                Task::Move | Task::Release => (false, true),
+                Task::Close => (true, true),
+            };
+            let lists = [(others, false), (quiesced, true)].into_iter().filter(|list| list.0);
+            let lists = lists.map(|(_, quiesced)| list(order.server, quiesced));
+            // They leave their lists meanwhile.
+            let concerned: Vec<_> = lists.flat_map(|list| self.at_servers.iter(list)).collect();
             let mut connections = 0;
-            for index in 0..self.connections.len() {
-                let concerned = self.connections[index]
-                    .as_ref()
-                    .is_some_and(|connection| connection.link.is_at(order.server));
-                let socket = SocketId(u32::try_from(index).expect("sockets are u32"));
-                if concerned && self.carry_out(socket, &order) {
-                    connections += 1;
-                }
+            for socket in concerned {
+                connections += u64::from(self.carry_out(socket, &order));
             }
             order.answer.connections.fetch_add(connections, Ordering::Relaxed);
             self.unanswered.push(order.answer);
+        }
+    }
+
+    /// Puts a connection into the list in which orders look for it.
+    pub(super) fn list_at_server(&mut self, socket: SocketId) {
+        let connection = self.connections[socket.index()].as_ref().expect("known to the engine");
+        if let Some(identity) = &connection.link.identity {
+            self.at_servers.put(socket, list(identity.server, connection.quiesced));
         }
     }
 
@@ -149,12 +165,11 @@ impl<E: Engine> Worker<E> {
     /// True if the connection is one of those that the order is about.
     fn carry_out(&mut self, socket: SocketId, order: &Order) -> bool {
         let stopping = self.stopping;
-        let connection = self.connections[socket.index()].as_mut().expect("just seen");
+        let Some(connection) = self.connections[socket.index()].as_mut() else { return false };
         match order.task {
             // One that reads no more has nothing to take along; and a stop is not to be waited for.
             Task::Quiesce if connection.state == State::Open && !stopping => {
-                connection.quiesced = true;
-                self.pause(socket);
+                self.quiesce(socket);
             }
             Task::QuiesceSome(_) if connection.state == State::Open && !stopping => {
                 let link = &connection.link;
@@ -162,11 +177,10 @@ impl<E: Engine> Worker<E> {
                     let associations = &self.shared.associations;
                     associations.may_rebalance(link.service, who.clone(), order.server)
                 });
-                if connection.quiesced || !may_move || !order.answer.take_room() {
+                if !may_move || !order.answer.take_room() {
                     return false;
                 }
-                connection.quiesced = true;
-                self.pause(socket);
+                self.quiesce(socket);
             }
             Task::Move if connection.quiesced => self.move_on(socket),
             Task::Release if connection.quiesced => self.release(socket),
@@ -178,9 +192,16 @@ impl<E: Engine> Worker<E> {
         true
     }
 
+    fn quiesce(&mut self, socket: SocketId) {
+        self.connection(socket).quiesced = true;
+        self.list_at_server(socket);
+        self.pause(socket);
+    }
+
     fn release(&mut self, socket: SocketId) {
-        let connection = self.connections[socket.index()].as_mut().expect("just seen");
-        connection.quiesced = false;
+        self.connection(socket).quiesced = false;
+        self.list_at_server(socket);
+        let connection = self.connection(socket);
         if connection.held {
             // It may be at another partition now.
             self.waiting.put(socket, Wait::Look);

@@ -1,16 +1,19 @@
 //! The way back: replies from the ring to the clients.
 
 use std::io;
+use std::time::Instant;
 
 use crate::codec::{Actions as _, Sending, Unencodable};
 use crate::engine::{Engine, SocketId};
-use crate::model::{CloseReason, ConnectionKey, DeliveryFailure, Reply, UndeliveredReason};
+use crate::model::{
+    CloseReason, ConnectionKey, DeliveryFailure, Reply, ReplyOffset, UndeliveredReason,
+};
 use crate::ring::{Command, Delivered, Receipt, Return};
 
-use super::Worker;
 use super::connection::{Link, State};
 use super::departed::Nothing;
 use super::kept::Settled;
+use super::{Worker, of};
 
 impl<E: Engine> Worker<E> {
     /// Takes what has come, unless too much is to be said about what came before.
@@ -182,6 +185,9 @@ impl<E: Engine> Worker<E> {
     }
 
     fn reply(&mut self, socket: SocketId, receipt: Receipt, reply: Reply<'_>) {
+        if let Receipt::Offset(offset) = receipt {
+            self.owe(socket, offset);
+        }
         let connection = self.connections[socket.index()].as_mut().expect("just seen");
         // Before the call, because the codec may ask for its settlement within it.
         connection.link.kept.keep(reply.origin, receipt);
@@ -224,25 +230,55 @@ impl<E: Engine> Worker<E> {
         }
     }
 
+    /// A reply of the downlink has come to a connection: it is looked for when that is too long ago.
+    fn owe(&mut self, socket: SocketId, offset: ReplyOffset) {
+        let connection = self.connections[socket.index()].as_mut().expect("just seen");
+        if connection.owes_since.is_none()
+            && let Some(since) = self.settlement.since(offset)
+        {
+            connection.owes_since = Some(since);
+            let (whose, connections) = ((socket, connection.generation()), &self.connections);
+            self.owing.push(since, whose, |since, whose| {
+                of(connections, whose).is_some_and(|one| one.owes_since == Some(since))
+            });
+        }
+    }
+
     /// Closes clients that have not read a reply for too long: the downlink's offset waits for them.
     pub(super) fn end_stalled(&mut self) {
-        let Some(overdue) = self.settlement.overdue(self.patience()) else { return };
-        for index in 0..self.connections.len() {
-            if let Some(connection) = &self.connections[index]
-                && let Some(oldest) = connection.link.oldest_offset()
-                && oldest < overdue
-            {
-                let reads = connection.link.oldest_unread().is_none_or(|at| at >= overdue);
-                let patient = connection.codec.is_patient();
-                let socket = SocketId(u32::try_from(index).expect("sockets are u32"));
-                if reads && patient {
-                    self.leave_unconfirmed(socket, overdue);
-                }
-                let oldest = self.connection(socket).link.oldest_offset();
-                if oldest.is_some_and(|oldest| oldest < overdue) {
-                    self.close(socket, CloseReason::SlowReader);
-                }
+        let (now, patience) = (Instant::now(), self.patience());
+        let Some(overdue) = self.settlement.overdue(patience, now) else { return };
+        let Some(since) = now.checked_sub(patience) else { return };
+        // Whoever is to be looked at again is, in the next turn.
+        for _ in 0..self.owing.len() {
+            let Some((since, (socket, generation))) = self.owing.pop(since) else { return };
+            let connection = self.connections[socket.index()].as_mut();
+            let Some(connection) = connection.filter(|one| one.generation() == generation) else {
+                continue;
+            };
+            if connection.owes_since != Some(since) {
+                continue;
             }
+            connection.owes_since = None;
+            if connection.link.oldest_offset().is_some_and(|oldest| oldest < overdue) {
+                self.end_if_stalled(socket, overdue);
+            }
+            // It has read that, and not what came later.
+            if let Some(oldest) = self.connection(socket).link.oldest_offset() {
+                self.owe(socket, oldest);
+            }
+        }
+    }
+
+    fn end_if_stalled(&mut self, socket: SocketId, overdue: ReplyOffset) {
+        let connection = self.connection(socket);
+        let reads = connection.link.oldest_unread().is_none_or(|at| at >= overdue);
+        if reads && connection.codec.is_patient() {
+            self.leave_unconfirmed(socket, overdue);
+        }
+        let oldest = self.connection(socket).link.oldest_offset();
+        if oldest.is_some_and(|oldest| oldest < overdue) {
+            self.close(socket, CloseReason::SlowReader);
         }
     }
 

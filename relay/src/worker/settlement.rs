@@ -105,10 +105,15 @@ impl Settlement {
         }
     }
 
+    /// When the batch of an offset was taken that is not settled.
+    pub(super) fn since(&self, offset: ReplyOffset) -> Option<Instant> {
+        let behind = self.window.partition_point(|batch| batch.first <= offset);
+        self.window.get(behind.checked_sub(1)?).map(|batch| batch.since)
+    }
+
     /// Behind the last offset that was taken so long ago, if something before it is not settled.
-    pub(super) fn overdue(&self, limit: Duration) -> Option<ReplyOffset> {
+    pub(super) fn overdue(&self, limit: Duration, now: Instant) -> Option<ReplyOffset> {
         let oldest = self.window.front()?;
-        let now = Instant::now();
         if now.duration_since(oldest.since) < limit {
             return None;
         }
@@ -159,10 +164,10 @@ mod tests {
         assert_eq!(settled(&mut settlement, 13), 10);
         assert_eq!(settled(&mut settlement, 10), 10);
         assert_eq!(settled(&mut settlement, 12), 13, "the first batch is done with");
-        assert!(settlement.overdue(Duration::from_hours(1)).is_none());
-        assert_eq!(settlement.overdue(Duration::ZERO), Some(ReplyOffset(18)));
+        assert!(settlement.overdue(Duration::from_hours(1), Instant::now()).is_none());
+        assert_eq!(settlement.overdue(Duration::ZERO, Instant::now()), Some(ReplyOffset(18)));
         assert_eq!(settled(&mut settlement, 17), 18);
-        assert!(settlement.overdue(Duration::ZERO).is_none());
+        assert!(settlement.overdue(Duration::ZERO, Instant::now()).is_none());
     }
 
     #[test]

@@ -46,7 +46,6 @@ impl<T: Copy + Ord> Timers<T> {
         self.heap.pop().map(|Reverse(timer)| timer)
     }
 
-    #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.heap.len()
     }

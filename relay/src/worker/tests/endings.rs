@@ -1,6 +1,6 @@
 //! How connections end, and what becomes of the replies to them.
 
-use crate::model::{DeliveryFailure, UndeliveredReason};
+use crate::model::{DeliveryFailure, HeaderList, UndeliveredReason};
 
 use super::*;
 
@@ -182,4 +182,39 @@ fn what_kafka_acknowledges_behind_a_refused_message_confirms_nothing() {
     let sent = stage.sent(socket)[before..].to_vec();
     assert_eq!(sent[..4], [0x40, 2, 0, 1], "the first one is confirmed");
     assert_eq!(sent[4], 0xe0, "and then nothing but the end: {sent:?}");
+}
+
+#[test]
+fn what_was_sent_before_the_end_reaches_a_client_that_is_still_sending() {
+    let http = "protocol = \"http\"";
+    let mut stage = Stage::new(&config("", http));
+    let socket = stage.accept(OTHER, "192.0.2.1:1");
+    let close = |stage: &mut Stage, generation| {
+        let receipt = Receipt::Offset(ReplyOffset(7));
+        stage.command(key(socket, generation), &[(Command::Close, receipt, b"")]);
+        stage.settle();
+        assert_eq!(stage.closed(CloseReason::ClosedByServer), u64::from(generation));
+    };
+    stage.bring(socket, b"GET / HTTP/1.1\r\nHost: h\r\n\r\n");
+    stage.settle();
+    let mut headers = HeaderList::default();
+    headers.push(b"http.request", b"1");
+    let plain = Reply::plain(RelayId(0), 5, b"a response");
+    let reply = Reply { headers: headers.headers(), ..plain };
+    let mut batch = stage.downlink.take_empty().expect("the worker has taken the others");
+    batch.push(key(socket, 1), Command::Reply, Receipt::Offset(ReplyOffset(5)), reply);
+    stage.downlink.hand_over(batch);
+    stage.settle();
+    assert!(stage.sent(socket).ends_with(b"a response"));
+    close(&mut stage, 1);
+    assert!(stage.worker.engine().is_shut_down(socket), "closed, unread input would reset it");
+    stage.bring(socket, b"GET / HTTP/1.1\r\n");
+    stage.worker.engine().end(socket, ReceiveEnd::EndOfStream);
+    stage.settle();
+    assert!(!stage.worker.engine().is_open(socket));
+    // Who was sent nothing has nothing to lose.
+    let silent = stage.accept(OTHER, "192.0.2.1:2");
+    assert_eq!(silent, socket, "the place is free again");
+    close(&mut stage, 2);
+    assert!(!stage.worker.engine().is_open(silent));
 }

@@ -1,5 +1,6 @@
 //! What a worker does in one exact order of events.
 
+mod crowd;
 mod endings;
 mod gone;
 mod held;

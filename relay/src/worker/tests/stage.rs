@@ -25,6 +25,7 @@ struct Socket {
     receiving: bool,
     stopping: bool,
     sending: Option<Vec<u8>>,
+    shut_down: bool,
     closing: bool,
     connecting: bool,
     watched: bool,
@@ -137,6 +138,11 @@ impl ScriptedEngine {
         self.sockets[socket.index()].as_ref().is_some_and(|slot| slot.receiving && !slot.stopping)
     }
 
+    /// True if its peer was told that nothing follows, and may go on.
+    pub(super) fn is_shut_down(&self, socket: SocketId) -> bool {
+        self.sockets[socket.index()].as_ref().is_some_and(|slot| slot.shut_down && !slot.closing)
+    }
+
     /// True if the worker has not closed it.
     pub(super) fn is_open(&self, socket: SocketId) -> bool {
         self.sockets[socket.index()].is_some()
@@ -232,7 +238,11 @@ impl Engine for ScriptedEngine {
         self.socket(socket).peer == Peer::Takes
     }
 
-    fn shut_down(&mut self, _socket: SocketId) {}
+    fn shut_down(&mut self, socket: SocketId) {
+        let slot = self.socket(socket);
+        assert!(slot.sending.is_none() && !slot.closing, "all is sent");
+        slot.shut_down = true;
+    }
 
     fn abort(&mut self, socket: SocketId) {
         self.close(socket);
