@@ -340,6 +340,6 @@ fn a_quota_on_messages_does_not_delay_the_registry() {
     assert!(stats.count("messages_in_flight").unwrap() > 0, "the quota is not used up: {stats:?}");
     assert_eq!(stats.count_by("kafka_throttled_ms", "control").unwrap(), 0, "{stats:?}");
     let said = relay.instance.relay_stderr();
-    assert!(said.contains("throttle this client"), "{said}");
+    assert!(said.contains("throttle clients for data"), "{said}");
     set_write_quota(first, &format!("{name}-data"), None).unwrap();
 }

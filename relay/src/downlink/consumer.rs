@@ -15,7 +15,7 @@ use crate::config::{Config, KafkaSection};
 use crate::downlink::place::Break;
 use crate::kafka::again::{PAUSE, ask_again};
 use crate::kafka::client::data_config;
-use crate::kafka::context::{LogContext, is_news, logs_as_ours};
+use crate::kafka::context::{LogContext, logs_as_ours};
 use crate::kafka::ffi::{self, add_headers, rejoin};
 use crate::kafka::inspect::command;
 use crate::kafka::log_watch::LogWatch;
@@ -226,6 +226,11 @@ impl Consumer {
             // Where to read on is not librdkafka's to choose.
             .set("auto.offset.reset", "error")
             .set("fetch.error.backoff.ms", "50")
+            // While a broker is away librdkafka (2.12.1) connects to it anew without any pause, thousands of
+            // times a second, as long as a question like the watch's waits for it: each failure has the
+            // question look for its broker again, and that orders the next connection at once. It does so
+            // only where connections are made on demand.
+            .set("enable.sparse.connections", "false")
             // Replies are small and many; librdkafka's default holds up to 64 MiB of them.
             .set("queued.max.messages.kbytes", "16384");
         let consumer: BaseConsumer<Context> = client.create_with_context(Context {
@@ -365,7 +370,7 @@ impl Consumer {
                     self.stats.errors.fetch_add(1, Ordering::Relaxed);
                     if is_unreadable(&error) {
                         unreadable = Some(error);
-                    } else if is_news(&format!("downlink {error}")) {
+                    } else {
                         tracing::warn!(%error, "reading the downlink; trying on");
                     }
                     break;
@@ -423,7 +428,6 @@ impl Consumer {
         }
         if let Some(error) = unreadable
             && let Err(problem) = self.pass_unreadable(&error)
-            && is_news(&format!("unreadable {problem}"))
         {
             tracing::warn!(%error, %problem, "replies cannot be read; trying to go past them");
         }

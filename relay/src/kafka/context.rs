@@ -20,29 +20,18 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use crate::config::KafkaSection;
 use crate::kafka::client::{CONTROL, DATA};
 
-use super::said::Said;
-
 /// A client gets its brokers no more often: librdkafka remembers them each time, and in an outage says
 /// once in a while that all are down.
 const REJOIN_INTERVAL: Duration = Duration::from_secs(5);
 
-static SAID: Said = Said::new();
-
-/// Whether something is worth a line of the log: it was not said in the last minute. What is tried over
-/// and over comes to the same end many times a second.
-pub(crate) fn is_news(text: &str) -> bool {
-    SAID.is_news(text, Instant::now())
-}
-
-/// How long the brokers have told clients to wait because of a quota, and when that was last said.
+/// How long the brokers have told clients to wait because of a quota.
 struct Throttled {
     ms: AtomicU64,
-    said: Said,
 }
 
 impl Throttled {
     const fn new() -> Self {
-        Self { ms: AtomicU64::new(0), said: Said::new() }
+        Self { ms: AtomicU64::new(0) }
     }
 
     fn add(&self, client: &str, broker: &str, throttle_ms: u64) {
@@ -50,15 +39,12 @@ impl Throttled {
             return;
         }
         self.ms.fetch_add(throttle_ms, Ordering::Relaxed);
-        if self.said.is_news(client, Instant::now()) {
-            tracing::warn!(
-                client,
-                broker,
-                throttle_ms,
-                "the brokers throttle this client: a quota of its client.id or its user is used up; \
-                 `status` counts for how long"
-            );
-        }
+        tracing::warn!(
+            broker,
+            throttle_ms,
+            "the brokers throttle clients for {client}: a quota of their client.id or their user is used \
+             up; `status` counts for how long"
+        );
     }
 }
 
@@ -89,7 +75,7 @@ fn throttling(statistics: &[u8]) -> Option<(String, u64)> {
 
 /// Passes librdkafka's log to ours, and notices that a client has lost all brokers.
 #[derive(Debug)]
-pub(crate) struct LogContext {
+pub struct LogContext {
     brokers: CString,
     lost: AtomicBool,
     rejoined: Mutex<Option<Instant>>,
@@ -169,11 +155,7 @@ impl ClientContext for LogContext {
             let mut last = self.last_error.lock().unwrap_or_else(PoisonError::into_inner);
             *last = Some((code, reason.to_owned()));
         }
-        if is_news(&format!("{error} {reason}")) {
-            tracing::warn!(%error, reason, "kafka");
-        } else {
-            tracing::debug!(%error, reason, "kafka, again");
-        }
+        tracing::warn!(%error, reason, "kafka");
     }
 }
 

@@ -11,17 +11,18 @@ use crate::config::KafkaSection;
 use crate::kafka::client::client_config;
 use crate::model::Partition;
 
+use super::context::LogContext;
 use super::retention::Retention;
 
 /// A consumer that looks; `group` is whose commits it can see. It commits nothing by itself.
-pub fn observer(kafka: &KafkaSection, group: &str) -> KafkaResult<BaseConsumer> {
+pub fn observer(kafka: &KafkaSection, group: &str) -> KafkaResult<BaseConsumer<LogContext>> {
     client_config(kafka)
         .set("group.id", group)
         .set("enable.auto.commit", "false")
         .set("auto.offset.reset", "earliest")
         // Behind the last record there may be marks of transactions.
         .set("enable.partition.eof", "true")
-        .create()
+        .create_with_context(LogContext::new(kafka))
 }
 
 /// The offset that a consumer's group has committed, if it ever has. Blocks for up to `patience`.
@@ -155,11 +156,12 @@ fn is_outlived<C: ConsumerContext>(
 }
 
 /// Commits anew what the reader of an uplink partition has committed, so that it is not forgotten while
-/// nobody reads there. False if there is nothing. Blocks.
+/// nobody reads there. False if there is nothing, or it may not be committed any more. Blocks.
 pub(crate) fn renew(
     kafka: &KafkaSection,
     partition: Partition,
     patience: Duration,
+    may_commit: impl FnOnce() -> bool,
 ) -> KafkaResult<bool> {
     let group = observer(kafka, &kafka.server_group(partition))?;
     let (topic, number) = (kafka.uplink_topic(), i32::from(partition.0));
@@ -169,6 +171,9 @@ pub(crate) fn renew(
     let mut list = TopicPartitionList::new();
     list.add_partition_offset(&topic, number, Offset::Offset(offset))?;
     list.elements()[0].set_metadata(&note);
+    if !may_commit() {
+        return Ok(false);
+    }
     group.commit(&list, CommitMode::Sync)?;
     Ok(true)
 }

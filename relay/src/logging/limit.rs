@@ -49,7 +49,7 @@ impl Limiter {
     /// Whether a line should be said.
     fn admits(&self, text: String, now: Instant) -> bool {
         let mut kinds = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut key = without_numbers(&text);
+        let mut key = kind_of(&text);
         if kinds.len() >= MOST_KINDS && !kinds.contains_key(&key) {
             key.clear();
         }
@@ -82,10 +82,27 @@ impl Limiter {
     }
 }
 
+/// How librdkafka's lines begin: with the thread that says it, which makes no other kind.
+const THREAD: (&str, &str) = ("[thrd:", "]: ");
+/// And how some end: with how often it was not said.
+const AGAIN: (&str, &str) = (", ", " identical error(s) suppressed");
+
 /// Addresses, ports, times and counts make no other kind.
-fn without_numbers(text: &str) -> String {
+fn kind_of(text: &str) -> String {
     let mut kind = String::with_capacity(text.len());
-    for character in text.chars() {
+    let mut rest = text;
+    if let Some((before, behind)) = text.split_once(THREAD.0)
+        && let Some((_, behind)) = behind.split_once(THREAD.1)
+    {
+        kind.push_str(before);
+        rest = behind;
+    }
+    if let Some((before, _)) = rest.rsplit_once(AGAIN.1)
+        && let Some((before, _)) = before.rsplit_once(AGAIN.0)
+    {
+        rest = before;
+    }
+    for character in rest.trim_end_matches([')', '"']).chars() {
         match character {
             '0'..='9' if kind.ends_with('#') => {}
             '0'..='9' => kind.push('#'),
@@ -96,19 +113,24 @@ fn without_numbers(text: &str) -> String {
 }
 
 /// A layer that leaves out what [`Limiter`] does not admit: warnings, errors, and what librdkafka says.
-pub(super) struct Limit(pub(super) &'static Limiter);
+pub(super) struct Limit {
+    pub(super) limiter: &'static Limiter,
+    /// Only what librdkafka says.
+    pub(super) only_kafka: bool,
+}
 
 impl<S: Subscriber> Layer<S> for Limit {
     fn event_enabled(&self, event: &Event<'_>, _: Context<'_, S>) -> bool {
         let of = event.metadata();
-        let concerns =
-            *of.level() <= Level::WARN || *of.level() == Level::INFO && of.target() == KAFKA;
+        let is_kafka = of.target() == KAFKA;
+        let concerns = *of.level() <= Level::WARN && (is_kafka || !self.only_kafka)
+            || *of.level() == Level::INFO && is_kafka;
         if !concerns || of.target() == super::TARGET {
             return true;
         }
         let mut text = Text(String::new());
         event.record(&mut text);
-        self.0.admits(text.0, Instant::now())
+        self.limiter.admits(text.0, Instant::now())
     }
 }
 
@@ -133,6 +155,8 @@ impl Visit for Text {
 
 #[cfg(test)]
 mod tests {
+    use tracing_subscriber::layer::SubscriberExt as _;
+
     use super::*;
 
     #[test]
@@ -163,6 +187,23 @@ mod tests {
     }
 
     #[test]
+    fn what_several_clients_say_of_one_broker_is_one_kind() {
+        let refused =
+            "127.0.0.1:9092: Connect failed: Connection refused (after 1ms in state CONNECT";
+        let kind = kind_of(&format!("\"FAIL\", \"{refused})\""));
+        for text in [
+            format!("\"FAIL\", \"[thrd:127.0.0.1:9092/bootstrap]: {refused})\""),
+            format!(
+                "\"FAIL\", \"[thrd:GroupCoordinator]: {refused}, 31 identical error(s) suppressed)\""
+            ),
+            format!("\"FAIL\", \"{refused}, 1 identical error(s) suppressed)\""),
+        ] {
+            assert_eq!(kind_of(&text), kind, "{text}");
+        }
+        assert_ne!(kind_of(&refused.replace("refused", "timed out")), kind_of(refused));
+    }
+
+    #[test]
     fn another_matter_is_said_and_there_is_a_bound_to_how_many() {
         let (limiter, now) = (Limiter::default(), Instant::now());
         for _ in 0..2 * FREE {
@@ -173,5 +214,32 @@ mod tests {
         let said = (0..2 * MOST_KINDS).filter(|number| limiter.admits(name(*number), now)).count();
         assert_eq!(said, MOST_KINDS - 2 + FREE as usize);
         assert_eq!(limiter.take_left_out(now, true).len(), 2, "`refused`, and what is beyond");
+    }
+
+    /// Counts what passes.
+    #[derive(Default)]
+    struct Lines(std::sync::atomic::AtomicU32);
+
+    impl<S: Subscriber> Layer<S> for &'static Lines {
+        fn on_event(&self, _: &Event<'_>, _: Context<'_, S>) {
+            self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn of_a_command_only_what_librdkafka_says_is_left_out() {
+        for (only_kafka, expected) in [(false, 2 * FREE), (true, FREE + 10)] {
+            let lines: &Lines = Box::leak(Box::default());
+            let limiter: &Limiter = Box::leak(Box::default());
+            let log = tracing_subscriber::registry();
+            let log = log.with(lines).with(Limit { limiter, only_kafka });
+            tracing::subscriber::with_default(log, || {
+                for port in 0..10 {
+                    tracing::warn!(target: KAFKA, reason = %format!("port {port}"), "kafka");
+                    tracing::warn!(target: "millrace_relay::cli", reason = %format!("port {port}"), "it is so");
+                }
+            });
+            assert_eq!(lines.0.load(std::sync::atomic::Ordering::Relaxed), expected);
+        }
     }
 }

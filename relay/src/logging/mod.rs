@@ -49,10 +49,11 @@ pub fn init(purpose: Purpose) {
         .with_writer(Lines);
     let log = tracing_subscriber::registry().with(filter).with(lines);
     match purpose {
-        Purpose::Command => log.init(),
+        // Of what it is about, all is said.
+        Purpose::Command => log.with(Limit { limiter: &LIMITER, only_kafka: true }).init(),
         Purpose::Service => {
             QUEUE.get_or_init(|| Queue::start(writer::standard_error(), LOOK, tell_left_out));
-            log.with(Limit(&LIMITER)).init();
+            log.with(Limit { limiter: &LIMITER, only_kafka: false }).init();
         }
     }
 }

@@ -12,9 +12,7 @@ use rdkafka::producer::{
 
 use crate::config::Config;
 use crate::kafka::client::writer_config;
-use crate::kafka::{
-    LogContext, NO_TIME, brokers_clock, is_news, logs_as_ours, own_unix_ms, rejoin,
-};
+use crate::kafka::{LogContext, NO_TIME, brokers_clock, logs_as_ours, own_unix_ms, rejoin};
 
 use super::Write;
 
@@ -46,9 +44,7 @@ impl ProducerContext for Reports {
             }
             Err((error, record)) => {
                 let key = String::from_utf8_lossy(record.key().unwrap_or_default()).into_owned();
-                if is_news(&format!("registry {error}")) {
-                    tracing::warn!(%error, key, "a record of the registry was not written");
-                }
+                tracing::warn!(%error, key, "a record of the registry was not written");
                 self.failed.store(true, Ordering::SeqCst);
             }
         }

@@ -9,7 +9,7 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 
 use crate::config::Config;
 use crate::kafka::client::client_config;
-use crate::kafka::{LogContext, is_news, logs_as_ours, rejoin};
+use crate::kafka::{LogContext, logs_as_ours, rejoin};
 
 /// Heartbeats in a session's timeout; Kafka's advice is no fewer than three.
 const HEARTBEATS: u32 = 3;
@@ -82,10 +82,10 @@ impl Candidate {
                     );
                 }
             }
-            Some(Err(error)) if is_news(&format!("coordinator {error}")) => {
+            Some(Err(error)) => {
                 tracing::warn!(%error, "choosing the coordinator; trying on");
             }
-            Some(_) | None => {}
+            Some(Ok(_)) | None => {}
         }
         rejoin(self.consumer.client());
         self.consumer.context().coordinates.load(Ordering::SeqCst)

@@ -412,7 +412,8 @@ impl Coordinator {
             && !taken.partitions.contains(partition)
             && registry.holds(id, *partition)
         {
-            return Search::Found(Free { partition: *partition, end: *from });
+            let free = Free { partition: *partition, end: *from };
+            return if facts.claim(*partition) { Search::Found(free) } else { Search::Later };
         }
         let is_taken = |partition| taken.partitions.contains(&partition);
         self.pool.search(id, is_taken, (registry, &self.policy), facts, now)

@@ -31,6 +31,9 @@ pub trait Facts {
     /// Begins to move what waits in a partition, which is for nobody, to the dead letters. False: not
     /// now; it is to be asked again.
     fn bury(&mut self, partition: Partition) -> bool;
+    /// Gives a partition to a server that will commit what it has read there. False: not now, because
+    /// something else is being committed; it is to be asked again.
+    fn claim(&mut self, partition: Partition) -> bool;
 }
 
 /// A record to write; without a value, a tombstone.

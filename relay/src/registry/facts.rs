@@ -1,6 +1,6 @@
 //! What a decision may ask of the world, and the burial of what nobody will read.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -13,8 +13,10 @@ use crate::config::Config;
 use crate::kafka::{Retention, Unread, renew, unread};
 use crate::model::{Incarnation, Partition};
 use crate::registry::listener::Listener;
+use crate::registry::unheld::{Busy, Unheld};
 use crate::route::Balance;
 use crate::undelivered::bury;
+use crate::uplink::Leases;
 
 use super::Facts;
 
@@ -44,6 +46,9 @@ impl Facts for World<'_> {
     fn bury(&mut self, partition: Partition) -> bool {
         self.backlogs.bury(partition)
     }
+    fn claim(&mut self, partition: Partition) -> bool {
+        self.backlogs.unheld.claim(partition)
+    }
 }
 
 /// A look that has ended: where, when it began, and what was seen.
@@ -54,6 +59,8 @@ type Look = (Partition, Instant, KafkaResult<Unread>);
 pub(super) struct Backlogs {
     config: Config,
     incarnation: Incarnation,
+    leases: Arc<Leases>,
+    unheld: Unheld,
     valid: Duration,
     retention: Retention,
     known: HashMap<Partition, (Instant, Unread)>,
@@ -75,6 +82,7 @@ impl Backlogs {
     pub(super) fn new(
         config: &Config,
         incarnation: Incarnation,
+        leases: Arc<Leases>,
         valid: Duration,
         retention: Retention,
     ) -> std::io::Result<Self> {
@@ -97,6 +105,8 @@ impl Backlogs {
             retention,
             config: config.clone(),
             incarnation,
+            leases,
+            unheld: Unheld::default(),
             valid,
             known: HashMap::new(),
             asked: HashSet::new(),
@@ -145,20 +155,25 @@ impl Backlogs {
         self.burial.as_ref().is_some_and(|burial| !burial.is_finished())
     }
 
-    /// Has what is committed for partitions that nobody reads committed anew, before the brokers forget
-    /// it: what was dealt with would seem to wait again.
-    pub(super) fn renew(&mut self, now: Instant, idle: impl FnOnce() -> Vec<Partition>) {
+    /// Takes note of the partitions that no server holds, as a decision is about to be made. What is
+    /// committed for them is committed anew, before the brokers forget it: what was dealt with would seem
+    /// to wait again.
+    pub(super) fn look_after(&mut self, unheld: BTreeSet<Partition>, now: Instant) {
+        self.unheld.offer(unheld.clone());
         if now < self.next_renewal || self.is_busy() {
             return;
         }
         self.next_renewal = now + self.retention.renewal();
-        let (idle, kafka, stop) = (idle(), self.config.kafka.clone(), Arc::clone(&self.stop));
+        let (kafka, stop) = (self.config.kafka.clone(), Arc::clone(&self.stop));
+        let (free, may_commit) = (self.unheld.clone(), self.may_commit());
         let renewal = std::thread::Builder::new().name("renewal".to_owned()).spawn(move || {
-            for partition in idle {
+            for partition in unheld {
                 if stop.load(Ordering::SeqCst) {
                     return;
                 }
-                if let Err(error) = renew(&kafka, partition, FACT_TIMEOUT) {
+                let Some(busy) = free.enter(partition) else { continue };
+                let may_commit = || may_commit(&busy);
+                if let Err(error) = renew(&kafka, partition, FACT_TIMEOUT, may_commit) {
                     let group = kafka.server_group(partition);
                     tracing::warn!(%error, group, "what is committed was not committed anew");
                 }
@@ -170,24 +185,32 @@ impl Backlogs {
         }
     }
 
+    /// What is asked right before a commit: whether the partition still has no holder, as a relay knows that
+    /// reads the registry and coordinates.
+    fn may_commit(&self) -> impl Fn(&Busy<'_>) -> bool + Send + 'static {
+        let leases = Arc::clone(&self.leases);
+        move |busy| busy.may_commit() && leases.is_fresh(Instant::now())
+    }
+
     /// Moves what waits in a partition to the dead letters, unless another burial goes on.
     fn bury(&mut self, partition: Partition) -> bool {
         if self.is_busy() {
             return false;
         }
         let (config, incarnation) = (self.config.clone(), self.incarnation);
+        let (free, may_commit) = (self.unheld.clone(), self.may_commit());
         let stop = Arc::clone(&self.stop);
-        let burial =
-            std::thread::Builder::new().name("burial".to_owned()).spawn(move || {
-                match bury(&config, incarnation, partition, &stop) {
-                    Ok(records) => tracing::info!(
-                        partition = partition.0,
-                        records,
-                        "what waited for a server that is gone is among the dead letters"
-                    ),
-                    Err(error) => tracing::warn!(%error, "it will be tried again"),
-                }
-            });
+        let burial = std::thread::Builder::new().name("burial".to_owned()).spawn(move || {
+            let Some(busy) = free.enter(partition) else { return };
+            match bury(&config, incarnation, partition, &stop, || may_commit(&busy)) {
+                Ok(records) => tracing::info!(
+                    partition = partition.0,
+                    records,
+                    "what waited for a server that is gone is among the dead letters"
+                ),
+                Err(error) => tracing::warn!(%error, "it will be tried again"),
+            }
+        });
         match burial {
             Ok(burial) => self.burial = Some(burial),
             Err(error) => tracing::warn!(%error, "no thread for a burial"),
@@ -198,6 +221,11 @@ impl Backlogs {
 }
 
 impl Backlogs {
+    /// This relay does not coordinate any more: it commits nothing.
+    pub(super) fn leave_office(&self) {
+        self.unheld.revoke();
+    }
+
     /// Ends a burial that goes on, and waits for that. One that hangs at the cluster is left to the end
     /// of the process; as after a kill, the next coordinator begins it again.
     pub(super) fn stop(&mut self, patience: Duration) {
@@ -210,5 +238,125 @@ impl Backlogs {
         while !burial.is_finished() && Instant::now() < deadline {
             std::thread::sleep(STOP_TICK);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::{Offset, TopicPartitionList};
+
+    use super::*;
+    use crate::kafka::{LogContext, committed, observer};
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+    const PARTITION: Partition = Partition(1);
+
+    struct Rig<'a> {
+        _cluster: MockCluster<'a, rdkafka::producer::DefaultProducerContext>,
+        config: Config,
+        backlogs: Backlogs,
+        /// The partition's holder, which is connected.
+        holder: BaseConsumer<LogContext>,
+    }
+
+    impl Rig<'_> {
+        /// A partition whose former holder has committed 5.
+        fn new() -> Self {
+            let cluster = MockCluster::new(1).expect("a cluster");
+            let text = include_str!("../../../docs/millrace.toml");
+            let text = text.replace("127.0.0.1:9092", &cluster.bootstrap_servers());
+            let config: Config = toml::from_str(&text).expect("valid");
+            cluster.create_topic(&config.kafka.uplink_topic(), 2, 1).expect("a topic");
+            let leases = Arc::new(Leases::new(&config));
+            leases.known(Instant::now());
+            let (incarnation, retention) = (Incarnation::new(1), Retention::default());
+            let backlogs = Backlogs::new(&config, incarnation, leases, PATIENCE, retention);
+            let kafka = &config.kafka;
+            let holder = observer(kafka, &kafka.server_group(PARTITION)).expect("a consumer");
+            let rig =
+                Self { _cluster: cluster, config, backlogs: backlogs.expect("a thread"), holder };
+            rig.commit(5);
+            rig.backlogs.unheld.offer([PARTITION].into());
+            rig
+        }
+
+        fn commit(&self, offset: i64) {
+            let mut list = TopicPartitionList::new();
+            let (topic, partition) = (self.config.kafka.uplink_topic(), PARTITION.0.into());
+            list.add_partition_offset(&topic, partition, Offset::Offset(offset))
+                .expect("an offset");
+            self.holder.commit(&list, CommitMode::Sync).expect("committed");
+        }
+
+        fn committed(&self) -> Option<i64> {
+            committed(&self.holder, &self.config.kafka.uplink_topic(), PARTITION.0.into(), PATIENCE)
+                .expect("told")
+        }
+
+        /// A renewal, and what happens right before its commit.
+        fn renew(&self, meanwhile: impl FnOnce()) {
+            let busy = self.backlogs.unheld.enter(PARTITION).expect("nobody holds it");
+            let may_commit = || {
+                meanwhile();
+                self.backlogs.may_commit()(&busy)
+            };
+            renew(&self.config.kafka, PARTITION, PATIENCE, may_commit).expect("an answer");
+        }
+    }
+
+    #[test]
+    fn a_renewal_never_takes_a_new_holders_commit_back() {
+        let rig = Rig::new();
+        let unheld = &rig.backlogs.unheld;
+        // A server gets the partition, and commits, as soon as it may.
+        let grant = || {
+            let granted = unheld.claim(PARTITION);
+            if granted {
+                rig.commit(9);
+            }
+            granted
+        };
+        rig.renew(|| assert!(!grant(), "not between the look and the commit"));
+        assert_eq!(rig.committed(), Some(5));
+        assert!(grant());
+        assert!(unheld.enter(PARTITION).is_none(), "it is not renewed any more");
+        assert_eq!(rig.committed(), Some(9));
+    }
+
+    #[test]
+    fn a_relay_that_loses_the_office_within_a_renewal_commits_nothing() {
+        let rig = Rig::new();
+        rig.renew(|| {
+            // The next coordinator knows nothing of this renewal.
+            rig.backlogs.leave_office();
+            rig.commit(9);
+        });
+        assert_eq!(rig.committed(), Some(9));
+    }
+
+    #[test]
+    fn a_relay_that_does_not_read_the_registry_any_more_commits_nothing() {
+        let mut rig = Rig::new();
+        rig.config.registry.relay_timeout_ms = 0;
+        rig.backlogs.leases = Arc::new(Leases::new(&rig.config));
+        rig.renew(|| rig.commit(9));
+        assert_eq!(rig.committed(), Some(9));
+    }
+
+    #[test]
+    fn a_renewal_ends_and_leaves_the_partitions_to_servers() {
+        let mut rig = Rig::new();
+        rig.backlogs.next_renewal = Instant::now();
+        rig.backlogs.look_after([PARTITION].into(), Instant::now());
+        assert!(rig.backlogs.next_renewal > Instant::now(), "it has begun");
+        let begun = Instant::now();
+        while rig.backlogs.is_busy() {
+            assert!(begun.elapsed() < PATIENCE, "it does not end");
+            std::thread::sleep(STOP_TICK);
+        }
+        assert!(rig.backlogs.unheld.claim(PARTITION));
+        assert_eq!(rig.committed(), Some(5));
     }
 }

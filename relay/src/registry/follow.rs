@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use rdkafka::message::Message as _;
 
 use crate::config::Config;
-use crate::kafka::{Known, TopicReader, is_news};
+use crate::kafka::{Known, TopicReader};
 
 use super::{Change, Outcome, Registry, RegistryError};
 
@@ -53,9 +53,7 @@ impl Follower {
             each(record.offset(), record.key().unwrap_or_default(), record.payload());
             *next = record.offset() + 1;
         });
-        if let Err(error) = read
-            && is_news(&format!("registry {error}"))
-        {
+        if let Err(error) = read {
             tracing::warn!(%error, "reading the registry; trying on");
         }
     }

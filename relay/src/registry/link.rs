@@ -1,7 +1,7 @@
 //! The registry's thread: reads it, tells who listens what has changed, and while the relay
 //! coordinates, writes.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -20,7 +20,7 @@ use super::candidate::{Candidate, place};
 use super::facts::{Backlogs, World};
 use super::follow::Follower;
 use super::orders::MAX_PER_SECOND;
-use super::record::{Coordination, Key, Lease, RelayRecord, RelayState, Term, VERSION};
+use super::record::{Coordination, Key, RelayRecord, RelayState, Term, VERSION};
 use super::status::RegistryStatus;
 use super::{Change, Coordinator, Outcome, Policy, Registry, RegistryError, Write};
 
@@ -204,6 +204,9 @@ impl Link {
         })?;
         let core = Arc::new(Mutex::new(core));
         let services = config.services.iter().map(|service| service.name.clone());
+        let valid = lease / FACTS_PER_LEASE;
+        let backlogs = Backlogs::new(config, incarnation, leases.clone(), valid, retention)
+            .map_err(RegistryError::Thread)?;
         let mut link = Self {
             me: (RelayId(config.relay.id), incarnation),
             place: place(config),
@@ -215,8 +218,7 @@ impl Link {
             listener,
             leases,
             told: HashMap::new(),
-            backlogs: Backlogs::new(config, incarnation, lease / FACTS_PER_LEASE, retention)
-                .map_err(RegistryError::Thread)?,
+            backlogs,
             office: Office::From(now),
             refused: false,
             held_back: now,
@@ -469,6 +471,7 @@ impl Link {
 
     fn leave_office(&mut self, until: Instant) {
         lock(&self.core).coordinator.end();
+        self.backlogs.leave_office();
         self.listener.coordinates(false);
         self.office = Office::From(until);
     }
@@ -531,14 +534,11 @@ impl Link {
     fn decide(&mut self, now: Instant) {
         self.backlogs.take_in();
         let core = Arc::clone(&self.core);
-        self.backlogs.renew(now, || {
+        let unheld = {
             let core = lock(&core);
-            let leases = core.registry.leases().values();
-            let read =
-                |lease: &&Lease| matches!(lease.state, ServerState::Live | ServerState::Draining);
-            let read: HashSet<_> = leases.filter(read).map(|lease| lease.partition).collect();
-            core.coordinator.policy().pool().filter(|free| !read.contains(free)).collect()
-        });
+            core.coordinator.policy().unheld(core.registry.leases().values())
+        };
+        self.backlogs.look_after(unheld, now);
         if std::mem::take(&mut self.refused) {
             self.held_back = now + HOLD_BACK;
         }

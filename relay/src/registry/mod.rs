@@ -28,6 +28,7 @@ mod state;
 mod status;
 #[cfg(test)]
 mod tests;
+mod unheld;
 
 pub use coordinator::Coordinator;
 pub use decision::{Facts, Write};

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::config::{Config, Server};
 use crate::model::Partition;
 
-use super::record::{self, Problem, Registration};
+use super::record::{self, Lease, Problem, Registration};
 
 /// A server that the configuration declares.
 #[derive(Clone, Debug)]
@@ -72,6 +72,15 @@ impl Policy {
     /// Partitions that no declared server has.
     pub fn pool(&self) -> impl Iterator<Item = Partition> {
         (0..self.partitions).map(Partition).filter(|partition| !self.is_declared(*partition))
+    }
+
+    /// Partitions that nobody holds.
+    pub fn unheld<'a>(&self, leases: impl IntoIterator<Item = &'a Lease>) -> BTreeSet<Partition> {
+        let (held, gone): (Vec<_>, Vec<_>) = leases.into_iter().partition(|of| of.is_in_force());
+        // One that this relay would not lease may have had a holder all the same.
+        let gone = gone.iter().map(|lease| lease.partition).filter(|of| !self.is_declared(*of));
+        let held: BTreeSet<_> = held.iter().map(|lease| lease.partition).collect();
+        self.pool().chain(gone).filter(|partition| !held.contains(partition)).collect()
     }
 
     /// What is wrong with a registration, whoever else is registered.

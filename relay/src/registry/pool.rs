@@ -129,6 +129,10 @@ impl Pool {
             }
             match facts.unread(partition, rested) {
                 Some(Unread { records: 0, end, .. }) => {
+                    if !facts.claim(partition) {
+                        unsure += 1;
+                        continue;
+                    }
                     self.full.remove(&partition);
                     return Search::Found(Free { partition, end });
                 }

@@ -1,6 +1,6 @@
 //! A log in memory, a coordinator that writes to it, and whoever else does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
@@ -32,6 +32,7 @@ struct World {
     clients: BTreeMap<String, u32>,
     balances: BTreeMap<String, Balance>,
     buried: Vec<Partition>,
+    busy: BTreeSet<Partition>,
     slow: Option<Slow>,
 }
 
@@ -51,6 +52,9 @@ impl Facts for World {
     fn bury(&mut self, partition: Partition) -> bool {
         self.buried.push(partition);
         true
+    }
+    fn claim(&mut self, partition: Partition) -> bool {
+        !self.busy.contains(&partition)
     }
 }
 

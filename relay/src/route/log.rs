@@ -14,8 +14,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _,
 use crate::config::Config;
 use crate::kafka::client::writer_config;
 use crate::kafka::{
-    Known, LogContext, NO_TIME, OpenError, TopicReader, is_news, logs_as_ours, record_header,
-    rejoin,
+    Known, LogContext, NO_TIME, OpenError, TopicReader, logs_as_ours, record_header, rejoin,
 };
 use crate::model::Incarnation;
 use crate::stop::{StopPart, StopTime};
@@ -229,9 +228,7 @@ impl AssociationLog {
     fn read(&mut self) {
         let associations = &self.associations;
         let read = self.reader.read(POLL, MOST_READ, |record| take(associations, record));
-        if let Err(error) = read
-            && is_news(&format!("associations {error}"))
-        {
+        if let Err(error) = read {
             tracing::warn!(%error, "reading associations; trying on");
         }
     }

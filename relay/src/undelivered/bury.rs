@@ -44,13 +44,14 @@ pub enum BuryError {
 }
 
 /// Writes what the partition's group has not committed to the dead letters, then commits its end: the
-/// partition is free then. Blocks; may be repeated after an error, or a kill, and then writes again
+/// partition is free then. `may_commit` is asked right before that. Blocks; may be repeated after an error, or a kill, and then writes again
 /// what was not committed. The number of records.
 pub fn bury(
     config: &Config,
     incarnation: Incarnation,
     partition: Partition,
     stop: &AtomicBool,
+    may_commit: impl FnOnce() -> bool,
 ) -> Result<u64, BuryError> {
     let failed = |source| BuryError::Kafka { partition, source };
     let unread = |problem: String| BuryError::Unread { partition, problem };
@@ -64,6 +65,9 @@ pub fn bury(
         .map_err(|error| unread(error.to_string()))?;
     let mut list = TopicPartitionList::new();
     list.add_partition_offset(place.0, place.1, Offset::Offset(end)).map_err(failed)?;
+    if !may_commit() {
+        return Err(unread("it may have a holder by now".to_owned()));
+    }
     group.commit(&list, CommitMode::Sync).map_err(failed)?;
     Ok(buried)
 }

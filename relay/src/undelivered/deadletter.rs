@@ -49,6 +49,8 @@ reasons! {
         HoldLimit = "hold_limit",
         /// A reply that has waited too long for its client.
         HoldAge = "hold_age",
+        /// A reply to a client who is away, which Kafka refused at first, and took a newer one of.
+        Overtaken = "overtaken",
         /// A message larger than Kafka allows.
         TooLarge = "too_large",
         /// A message for a topic that the relay may not write to.

@@ -10,7 +10,6 @@ use rdkafka::message::{BorrowedMessage, Message as _};
 use crate::codec::Protocol;
 use crate::config::Config;
 use crate::kafka::clock::brokers_clock;
-use crate::kafka::context::is_news;
 use crate::kafka::fetch::{FetchError, Fetcher};
 use crate::kafka::ffi::{add_headers, header as header_of};
 use crate::kafka::inspect::command;
@@ -113,9 +112,7 @@ impl Deliveries {
             });
         let any = read.unwrap_or_else(|error| {
             stats.errors.fetch_add(1, Ordering::Relaxed);
-            if is_news(&format!("held {error}")) {
-                tracing::warn!(%error, "reading the held replies; trying on");
-            }
+            tracing::warn!(%error, "reading the held replies; trying on");
             false
         });
         let unreadable = self.reader.take_unreadable();

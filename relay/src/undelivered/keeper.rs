@@ -21,6 +21,7 @@ use crate::undelivered::deadletter::{Letter, Reason, Refused, Sender};
 use crate::undelivered::delivery::{Deliveries, Order};
 use crate::undelivered::desk::Desk;
 use crate::undelivered::held::{Entry, held_header, print_offsets};
+use crate::undelivered::lines::{Lines, Turn};
 use crate::undelivered::outbox::{Outbox, Outcome};
 use crate::undelivered::presence::Presence;
 use crate::undelivered::reread::Postponed;
@@ -80,8 +81,11 @@ pub struct Keeper {
     postponed: Postponed,
     fetcher: Fetcher,
     outbox: Outbox<Job>,
+    lines: Lines,
     /// To be tried again, then.
     later: Vec<Job>,
+    /// Replies among those have not been read: whoever they are for, newer ones wait.
+    is_unread: bool,
     retry_at: Option<Instant>,
     stats: Arc<KeeperStats>,
 }
@@ -108,7 +112,9 @@ impl Keeper {
             desk,
             fetcher: Fetcher::new(&config.kafka)?,
             outbox: Outbox::noting(config, stats.ends.clone())?,
+            lines: Lines::default(),
             later: Vec::new(),
+            is_unread: false,
             retry_at: None,
             stats,
         })
@@ -118,20 +124,7 @@ impl Keeper {
     pub fn run(mut self, stop: &AtomicBool) -> Result<(), String> {
         let mut patience = Duration::ZERO;
         while !stop.load(Ordering::SeqCst) {
-            let folded = self.deliveries.fold(patience, &self.stats.held);
-            let stats = self.stats.clone();
-            let stopped = || stop.load(Ordering::SeqCst);
-            let orders = self.deliveries.step(&mut self.fetcher, stopped, &stats.held);
-            let mut busy = folded || !orders.is_empty();
-            busy |= self.postponed.step(&self.desk, &stats, stop);
-            self.take_orders(orders, stop);
-            // Whether a reply may wait is known when all is known that waits.
-            if self.deliveries.is_ready() {
-                busy |= self.take_jobs(stop);
-            }
-            for outcome in self.outbox.outcomes(Duration::ZERO) {
-                self.on_outcome(outcome);
-            }
+            let busy = self.round(patience, stop);
             if let Some(error) = self.outbox.fatal() {
                 return Err(format!("keeper: {error}"));
             }
@@ -144,6 +137,25 @@ impl Keeper {
         // Closing its clients would wait for a cluster that does not answer. The process ends now.
         std::mem::forget(self);
         Ok(())
+    }
+
+    /// True if there was something to do.
+    fn round(&mut self, patience: Duration, stop: &AtomicBool) -> bool {
+        let folded = self.deliveries.fold(patience, &self.stats.held);
+        let stats = self.stats.clone();
+        let stopped = || stop.load(Ordering::SeqCst);
+        let orders = self.deliveries.step(&mut self.fetcher, stopped, &stats.held);
+        let mut busy = folded || !orders.is_empty();
+        busy |= self.postponed.step(&self.desk, &stats, stop);
+        self.take_orders(orders, stop);
+        // Whether a reply may wait is known when all is known that waits.
+        if self.deliveries.is_ready() {
+            busy |= self.take_jobs(stop);
+        }
+        for outcome in self.outbox.outcomes(Duration::ZERO) {
+            self.on_outcome(outcome);
+        }
+        busy
     }
 
     fn take_orders(&mut self, orders: Vec<Order>, stop: &AtomicBool) {
@@ -169,7 +181,7 @@ impl Keeper {
         let (handed_in, refused) = self.desk.take();
         let mut jobs = Vec::new();
         if self.retry_at.is_some_and(|at| at <= Instant::now()) {
-            self.retry_at = None;
+            (self.retry_at, self.is_unread) = (None, false);
             jobs = std::mem::take(&mut self.later);
         }
         let reply = |(offset, reason)| Job::Reply(Reply { offset, reason, cut: false });
@@ -185,7 +197,13 @@ impl Keeper {
                 Job::Reply(reply) if reply.reason == Reason::Unreadable => {
                     self.keep_unreadable(reply, stop);
                 }
-                Job::Reply(reply) | Job::Hold { reply, .. } => replies.push(reply),
+                Job::Reply(reply) | Job::Hold { reply, .. } => {
+                    if self.is_unread || self.lines.must_wait(reply.offset) {
+                        self.try_later(Job::Reply(reply));
+                    } else {
+                        replies.push(reply);
+                    }
+                }
                 Job::Refused { refused, cut } => self.keep_refused(&refused, cut, stop),
                 Job::Mark { holder, partition, offsets } => {
                     self.mark(holder, partition, offsets, stop);
@@ -260,8 +278,9 @@ impl Keeper {
 
     /// Reads replies again, in the log's order, and sends each where it belongs.
     fn keep_replies(&mut self, replies: &[Reply], stop: &AtomicBool) {
-        let Self { fetcher, outbox, deliveries, sender, desk, stats, .. } = self;
+        let Self { fetcher, outbox, deliveries, sender, desk, stats, lines, .. } = self;
         let (held_topic, deadletter_topic) = (&self.held_topic, &self.deadletter_topic);
+        let mut behind = Vec::new();
         let mut rest = replies.iter();
         let place = (&*self.downlink.0, self.downlink.1);
         let stopped = || stop.load(Ordering::SeqCst);
@@ -272,6 +291,7 @@ impl Keeper {
                 let offset = reply.offset.0;
                 tracing::error!(offset, "a reply to be kept is not in the log any more");
                 stats.vanished.fetch_add(1, Ordering::Relaxed);
+                lines.leave(reply.offset);
                 return desk.done(reply.offset);
             };
             if is_order(record) {
@@ -283,8 +303,14 @@ impl Keeper {
             }
             let bytes = record.payload_len();
             if let Some(holder) = holder(record, reply, &deliveries.presence) {
-                match deliveries.index.admit(holder, bytes) {
+                let admitted = match lines.turn(holder, reply.offset) {
+                    Turn::Wait => return behind.push(Job::Reply(reply)),
+                    Turn::Overtaken => Err(Reason::Overtaken),
+                    Turn::Now => deliveries.index.admit(holder, bytes),
+                };
+                match admitted {
                     Ok(()) => {
+                        lines.sent(holder, reply.offset);
                         let job = Job::Hold { reply, holder: holder.to_owned(), bytes };
                         let waited = desk.arrivals.age(reply.offset.0, Instant::now());
                         let held = held_record(record, holder, held_topic, (sender, waited), job);
@@ -293,11 +319,15 @@ impl Keeper {
                     Err(reason) => reply.reason = reason,
                 }
             }
+            lines.leave(reply.offset);
             let letter = Letter::of_record(record, reply.reason, sender);
             let letter = if reply.cut { letter.cut() } else { letter };
             outbox.send(letter.record(deadletter_topic, Box::new(Job::Reply(reply))));
         });
         let rest: Vec<_> = rest.copied().collect();
+        for job in behind {
+            self.try_later(job);
+        }
         self.after_read(read, || rest.into_iter().map(Job::Reply).collect());
     }
 
@@ -310,6 +340,7 @@ impl Keeper {
                     tracing::error!(%error, "replies to be kept cannot be read; trying on");
                 }
                 for job in unread() {
+                    self.is_unread |= matches!(job, Job::Reply(_));
                     self.try_later(job);
                 }
             }
@@ -333,13 +364,15 @@ impl Keeper {
             if let Job::Hold { reply, holder, bytes } = job {
                 // It became too large by its headers, or the topic allows less than the downlink.
                 self.deliveries.index.withdraw(&holder, bytes);
+                self.lines.left(&holder, reply.offset);
                 self.later.push(Job::Reply(Reply { reason: Reason::TooLarge, ..reply }));
                 self.retry_at = Some(Instant::now());
                 return;
             }
         }
-        if let Job::Hold { holder, bytes, .. } = &job {
+        if let Job::Hold { reply, holder, bytes } = &job {
             self.deliveries.index.withdraw(holder, *bytes);
+            self.lines.refused(holder, reply.offset);
         }
         if self.later.is_empty() {
             let (held, letters) = (&*self.held_topic, &*self.deadletter_topic);
@@ -358,7 +391,8 @@ impl Keeper {
                 self.stats.reply_letters.count(reason);
                 self.desk.done(offset);
             }
-            Job::Hold { reply, .. } => {
+            Job::Hold { reply, holder, .. } => {
+                self.lines.taken(&holder, reply.offset);
                 self.stats.held.held.fetch_add(1, Ordering::Release);
                 self.desk.done(reply.offset);
             }
@@ -420,3 +454,6 @@ fn held_record<'a>(
 fn name(name: &'static std::ffi::CStr) -> &'static str {
     name.to_str().expect("ASCII")
 }
+
+#[cfg(test)]
+mod tests;

@@ -19,6 +19,7 @@ pub(crate) mod desk;
 pub(crate) mod held;
 pub(crate) mod keeper;
 mod kept;
+mod lines;
 pub(crate) mod note;
 pub(crate) mod outbox;
 pub(crate) mod presence;

@@ -57,6 +57,8 @@ pub struct Report {
 pub enum ProduceError {
     /// Not now; again after a report.
     Full,
+    /// Not yet, nor what comes after it for the same partition; others may be.
+    Later,
     /// Never.
     Refused(DeliveryFailure),
 }
@@ -247,8 +249,11 @@ impl Producer for RdKafkaProducer {
         payload: &[u8],
         unix_ms: i64,
     ) -> Result<(), ProduceError> {
-        if (identity.epoch > 0 && !self.may_write) || self.mending.is_active() {
+        if self.mending.is_active() {
             return Err(ProduceError::Full);
+        }
+        if identity.epoch > 0 && !self.may_write {
+            return Err(ProduceError::Later);
         }
         let number;
         let (name, more) = match kind {

@@ -1,8 +1,11 @@
 //! The producer's thread: batches from the workers' rings to Kafka, and reports back.
 
+mod parked;
+mod silence;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::model::{ConnectionKey, DeliveryFailure, Incarnation, Partition, RelayId};
 use crate::ring::{
@@ -10,7 +13,9 @@ use crate::ring::{
 };
 use crate::stop::{StopPart, StopTime};
 use crate::uplink::producer::{ProduceError, Producer, Report};
-use crate::uplink::token::Token;
+use crate::uplink::pump::parked::{Lot, Record};
+use crate::uplink::pump::silence::{Silence, Word};
+use crate::uplink::token::{Token, token};
 
 /// How often an idle pump looks whether the producer has failed for good.
 const IDLE_TICK: Duration = Duration::from_millis(200);
@@ -33,6 +38,10 @@ pub struct PumpStats {
     pub control_refused: AtomicU64,
     /// Batches taken from the rings.
     pub batches: AtomicU64,
+    /// Records that have no report yet.
+    pub waiting: AtomicU64,
+    /// For how many milliseconds some wait while Kafka acknowledges none.
+    pub silent_ms: AtomicU64,
 }
 
 /// A batch that the producer has not taken whole.
@@ -53,6 +62,8 @@ pub struct Pump<P> {
     stats: Arc<PumpStats>,
     wake: Wake,
     unfinished: Option<Unfinished>,
+    lot: Lot,
+    silence: Silence,
     ledger: Ledger,
     stop_time: StopTime,
 }
@@ -71,6 +82,10 @@ struct Ledger {
     news: Vec<Vec<(Token, Command)>>,
     /// Records that have no report yet.
     outstanding: u64,
+    /// Kafka has said something about one since the last look.
+    heard: bool,
+    /// Messages that the producer has taken since that was counted last.
+    produced: u64,
 }
 
 impl<P: Producer> Pump<P> {
@@ -94,6 +109,8 @@ impl<P: Producer> Pump<P> {
             touched: Vec::with_capacity(partitions),
             news: vec![Vec::new(); downlinks.len()],
             outstanding: 0,
+            heard: false,
+            produced: 0,
         };
         Self {
             producer,
@@ -105,6 +122,8 @@ impl<P: Producer> Pump<P> {
             stats,
             wake,
             unfinished: None,
+            lot: Lot::default(),
+            silence: Silence::default(),
             ledger,
             stop_time,
         }
@@ -146,13 +165,35 @@ impl<P: Producer> Pump<P> {
     /// Takes what the workers have handed over and what the producer reports; false if there was
     /// nothing. For tests that own the loop.
     pub fn step(&mut self) -> bool {
-        let busy = self.take_batches();
-        self.take_reports() || busy
+        let busy = self.take_batches() | self.take_reports();
+        self.listen(Instant::now());
+        busy
+    }
+
+    /// Says that Kafka says nothing. All else goes on as if it were only slow.
+    fn listen(&mut self, now: Instant) {
+        let records = self.ledger.outstanding;
+        let heard = std::mem::take(&mut self.ledger.heard);
+        match self.silence.look(records > 0, heard, now) {
+            Some(Word::Nothing(lasted)) => tracing::warn!(
+                "Kafka has acknowledged nothing for {} s ({records} records wait, and their clients \
+                 with them). A broker that can be reached and does not answer may have a full disk, or \
+                 stand still: its own log tells",
+                lasted.as_secs()
+            ),
+            Some(Word::Again(lasted)) => {
+                tracing::warn!("Kafka acknowledges records again, after {} s", lasted.as_secs());
+            }
+            None => {}
+        }
+        let silent = u64::try_from(self.silence.duration(now).as_millis()).unwrap_or(u64::MAX);
+        self.stats.waiting.store(records, Ordering::Relaxed);
+        self.stats.silent_ms.store(silent, Ordering::Relaxed);
     }
 
     /// True if every record that was taken from the rings has its report.
     pub fn is_settled(&self) -> bool {
-        self.unfinished.is_none() && self.ledger.outstanding == 0
+        self.unfinished.is_none() && self.lot.is_empty() && self.ledger.outstanding == 0
     }
 
     /// The producer, for tests that own the loop.
@@ -165,7 +206,9 @@ impl<P: Producer> Pump<P> {
         // What the producer could not take comes before what follows it.
         let blocked = self.unfinished.is_some();
         if blocked || !self.uplinks.iter().any(UplinkReceiver::has_batch) {
-            let owes = blocked || self.ledger.news.iter().any(|of_worker| !of_worker.is_empty());
+            let owes = blocked
+                || !self.lot.is_empty()
+                || self.ledger.news.iter().any(|of_worker| !of_worker.is_empty());
             let is_busy = owes || self.stop_time.has_begun();
             self.wake.wait(if is_busy { BUSY_TICK } else { IDLE_TICK });
         }
@@ -179,7 +222,7 @@ impl<P: Producer> Pump<P> {
         {
             return false;
         }
-        let mut any = false;
+        let Some(mut any) = self.take_parked() else { return false };
         for worker in 0..self.uplinks.len() {
             if let Some(batch) = self.uplinks[worker].pop() {
                 any = true;
@@ -192,45 +235,60 @@ impl<P: Producer> Pump<P> {
         any
     }
 
-    /// Gives a batch to the producer; false if it could not take all of it now.
+    /// Gives a batch to the producer; false if it could not take all of it now. What may not be written yet
+    /// is put aside.
     fn produce(&mut self, mut unfinished: Unfinished) -> bool {
-        let (mut produced, mut full) = (0, false);
+        let mut full = false;
         self.producer.look();
-        let records = unfinished.batch.records().skip(unfinished.next);
-        for (identity, kind, headers, payload, unix_ms) in records {
-            let token = crate::uplink::token::token(identity, kind, headers);
-            match self.producer.produce(identity, kind, headers, payload, unix_ms) {
-                Ok(()) => {
-                    self.ledger.outstanding += 1;
-                    produced += u64::from(!token.control);
-                }
-                Err(ProduceError::Full) => {
-                    full = true;
-                    break;
-                }
-                Err(ProduceError::Refused(failure)) => {
-                    self.ledger.outstanding += 1;
-                    self.ledger.report(
-                        &self.stats,
-                        Report {
-                            partition: identity.partition,
-                            booked_bytes: payload.len() + headers.weight(),
-                            token,
-                            message: kind.message_number(),
-                            result: Err(failure),
-                        },
-                    );
+        for record in unfinished.batch.records().skip(unfinished.next) {
+            if self.lot.is_before(record.0) {
+                self.lot.park(record);
+            } else {
+                match give(&mut self.producer, &mut self.ledger, &self.stats, record) {
+                    Given::Taken => {}
+                    Given::Later => self.lot.park(record),
+                    Given::Full => {
+                        full = true;
+                        break;
+                    }
                 }
             }
             unfinished.next += 1;
         }
-        self.stats.produced.fetch_add(produced, Ordering::Relaxed);
+        self.count_produced();
         if full {
             self.unfinished = Some(unfinished);
         } else {
             self.uplinks[unfinished.worker].recycle(unfinished.batch);
         }
         !full
+    }
+
+    /// Gives what was put aside to the producer, as far as it may be written by now; true if there was
+    /// some. None if the producer is full.
+    fn take_parked(&mut self) -> Option<bool> {
+        if self.lot.is_empty() {
+            return Some(false);
+        }
+        self.producer.look();
+        let mut any = false;
+        let mut full = false;
+        while let Some(parked) = self.lot.pop() {
+            let given = give(&mut self.producer, &mut self.ledger, &self.stats, parked.record());
+            if given != Given::Taken {
+                full = given == Given::Full;
+                self.lot.put_back(parked);
+                break;
+            }
+            any = true;
+        }
+        self.count_produced();
+        (!full).then_some(any)
+    }
+
+    fn count_produced(&mut self) {
+        let produced = std::mem::take(&mut self.ledger.produced);
+        self.stats.produced.fetch_add(produced, Ordering::Relaxed);
     }
 
     fn take_reports(&mut self) -> bool {
@@ -240,6 +298,8 @@ impl<P: Producer> Pump<P> {
             if report.result.is_ok() && !report.token.control {
                 acknowledged += 1;
             }
+            // What is given up at a stop says nothing of Kafka.
+            ledger.heard |= report.result != Err(DeliveryFailure::Purged);
             ledger.report(stats, report);
         });
         self.stats.acknowledged.fetch_add(acknowledged, Ordering::Relaxed);
@@ -298,6 +358,45 @@ impl<P: Producer> Pump<P> {
             generation: token.generation,
         }
     }
+}
+
+/// What became of a record that was given to the producer.
+#[derive(PartialEq, Eq)]
+enum Given {
+    /// It has it, or has refused it.
+    Taken,
+    /// It may not be written yet; others may.
+    Later,
+    /// No other one is taken now either.
+    Full,
+}
+
+fn give(
+    producer: &mut impl Producer,
+    ledger: &mut Ledger,
+    stats: &PumpStats,
+    (identity, kind, headers, payload, unix_ms): Record<'_>,
+) -> Given {
+    match producer.produce(identity, kind, headers, payload, unix_ms) {
+        Ok(()) => {
+            ledger.outstanding += 1;
+            ledger.produced += u64::from(kind.is_message());
+        }
+        Err(ProduceError::Later) => return Given::Later,
+        Err(ProduceError::Full) => return Given::Full,
+        Err(ProduceError::Refused(failure)) => {
+            ledger.outstanding += 1;
+            let report = Report {
+                partition: identity.partition,
+                booked_bytes: payload.len() + headers.weight(),
+                token: token(identity, kind, headers),
+                message: kind.message_number(),
+                result: Err(failure),
+            };
+            ledger.report(stats, report);
+        }
+    }
+    Given::Taken
 }
 
 impl Ledger {

@@ -12,7 +12,9 @@ use super::connection::{Link, State};
 
 /// What a reply that is postponed counts as beside its payload.
 const POSTPONED_OVERHEAD_BYTES: usize = 128;
-/// Most replies that are postponed at a time, of all connections of the relay.
+/// Most replies that are postponed at a time, of all connections of the relay. A connection may have as many
+/// as there are left for others: one alone half of them, and whoever comes after any number of those always
+/// some.
 const MOST_POSTPONED: u64 = 1_000_000;
 
 impl Link {
@@ -36,16 +38,22 @@ impl<E: Engine> Worker<E> {
     /// are noted as those are that are postponed, unless there are too many of these; with the connection's
     /// end they go where others go.
     pub(super) fn leave_unconfirmed(&mut self, socket: SocketId, overdue: ReplyOffset) {
-        if self.shared.postponed.load(Ordering::Relaxed) >= MOST_POSTPONED {
+        let left = self.left_for_others();
+        let link = &mut self.connection(socket).link;
+        if link.kept.below(overdue) > left {
             return;
         }
-        let link = &mut self.connection(socket).link;
         let key = link.key;
         for offset in link.kept.leave_below(overdue) {
             self.shared.postponed.fetch_add(1, Ordering::Relaxed);
             let returned = Return::Unconfirmed { key, offset };
             self.settlement.give_back(returned, Some(offset), &self.downlink);
         }
+    }
+
+    /// How many replies more may be postponed.
+    fn left_for_others(&self) -> u64 {
+        MOST_POSTPONED.saturating_sub(self.shared.postponed.load(Ordering::Relaxed))
     }
 
     /// The client may have confirmed something: there may be room for more.
@@ -59,16 +67,17 @@ impl<E: Engine> Worker<E> {
     /// closed for that.
     pub(super) fn postpone(&mut self, socket: SocketId, offset: ReplyOffset, bytes: usize) -> bool {
         let most = self.shared.limits.reply_backlog_bytes;
-        let full = self.shared.postponed.load(Ordering::Relaxed) >= MOST_POSTPONED;
+        let left = self.left_for_others();
         let link = &mut self.connection(socket).link;
         let key = link.key;
         let behind = link.behind.get_or_insert_default();
         let counted = bytes + POSTPONED_OVERHEAD_BYTES;
-        if full || behind.bytes + counted > most {
+        if behind.replies >= left || behind.bytes + counted > most {
             self.close(socket, CloseReason::SlowReader);
             return false;
         }
         behind.bytes += counted;
+        behind.replies += 1;
         behind.last = Some(offset);
         self.shared.postponed.fetch_add(1, Ordering::Relaxed);
         self.stats.replies_postponed.add(1);
@@ -90,6 +99,7 @@ impl<E: Engine> Worker<E> {
         let connection = self.connection(socket);
         let Some(behind) = &mut connection.link.behind else { return };
         behind.bytes = behind.bytes.saturating_sub(bytes + POSTPONED_OVERHEAD_BYTES);
+        behind.replies = behind.replies.saturating_sub(1);
         behind.asked &= !last;
         if behind.last == Some(offset) {
             behind.last = None;

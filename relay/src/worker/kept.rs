@@ -54,6 +54,12 @@ impl Kept {
         self.replies.remove(index).map(|(_, receipt)| receipt)
     }
 
+    /// How many replies of the downlink are kept below an offset.
+    pub(super) fn below(&self, overdue: ReplyOffset) -> u64 {
+        let is_below = |receipt: &Receipt| matches!(receipt, Receipt::Offset(of) if *of < overdue);
+        self.replies.iter().filter(|(_, receipt)| is_below(receipt)).count() as u64
+    }
+
     /// Replies of the downlink below an offset that nobody shall wait for any more: their receipts are from
     /// now on those of postponed ones.
     pub(super) fn leave_below(&mut self, overdue: ReplyOffset) -> Vec<ReplyOffset> {

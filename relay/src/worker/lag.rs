@@ -9,6 +9,8 @@ pub(super) struct Behind {
     pub(super) last: Option<ReplyOffset>,
     /// What is postponed, as it is counted.
     pub(super) bytes: usize,
+    /// How many replies that are.
+    pub(super) replies: u64,
     /// More is on its way.
     pub(super) asked: bool,
 }

@@ -2,7 +2,7 @@
 //! was. What [`place`] says of it is done and told.
 
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
@@ -15,14 +15,11 @@ use crate::downlink::place::{self, Break, Found, Place};
 use crate::kafka::again::{PAUSE, watermarks};
 use crate::kafka::ffi::rejoin;
 use crate::kafka::log_watch::LogWatch;
-use crate::kafka::said::Said;
 use crate::model::ReplyOffset;
 use crate::ring::DownlinkSender;
 use crate::undelivered::deadletter::Reason;
 use crate::undelivered::desk::Desk;
 use crate::undelivered::note;
-
-static SAID: Said = Said::new();
 
 /// Where a run begins.
 pub(super) struct Beginning {
@@ -79,9 +76,7 @@ impl Consumer {
             return;
         }
         if let Err(error) = self.try_mend() {
-            if SAID.is_news(&error.to_string(), Instant::now()) {
-                tracing::warn!(%error, "where the downlink can be read on is not told; asking again");
-            }
+            tracing::warn!(%error, "where the downlink can be read on is not told; asking again");
             std::thread::sleep(PAUSE);
         }
     }

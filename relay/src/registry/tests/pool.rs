@@ -141,3 +141,43 @@ fn a_partition_rests_after_a_start_because_nobody_knows_since_when_it_is_free() 
     bench.pass(policy().relay_timeout / 2);
     assert_eq!(bench.lease("c").partition, Partition(1));
 }
+
+#[test]
+fn nobody_gets_a_partition_while_something_is_committed_there() {
+    let mut bench = Bench::new();
+    bench.register("a", &registration("one", 7));
+    let mut leaving = registration("one", 7);
+    leaving["state"] = "gone".into();
+    bench.register("a", &leaving);
+    // Its former holder comes back, and another one is new: there are two partitions.
+    bench.world.busy = [Partition(1), Partition(2)].into();
+    bench.register("a", &registration("two", 7));
+    bench.register("b", &registration("one", 8));
+    assert_eq!(bench.lease("a").state, ServerState::Gone);
+    assert!(!bench.registry.leases().contains_key("b"));
+    bench.world.busy.clear();
+    bench.settle();
+    let got = |bench: &Bench, id: &str| (bench.lease(id).partition, bench.lease(id).epoch);
+    assert_eq!((got(&bench, "a"), got(&bench, "b")), ((Partition(1), 2), (Partition(2), 1)));
+    // Another one that is free does as well.
+    let mut bench = Bench::new();
+    bench.world.busy = [Partition(1)].into();
+    bench.register("a", &registration("one", 7));
+    assert_eq!(bench.lease("a").partition, Partition(2));
+}
+
+#[test]
+fn partitions_without_a_holder_are_those_that_nobody_has_declared_or_leased() {
+    let mut bench = Bench::new();
+    let unheld = |bench: &Bench| {
+        let leases = bench.registry.leases().values();
+        bench.coordinator.policy().unheld(leases).iter().map(|of| of.0).collect::<Vec<_>>()
+    };
+    assert_eq!(unheld(&bench), [1, 2]);
+    bench.register("a", &registration("one", 7));
+    assert_eq!(unheld(&bench), [2]);
+    bench.pass(LEASE);
+    assert_eq!((bench.lease("a").state, unheld(&bench)), (ServerState::Away, vec![2]));
+    bench.pass(FORGET);
+    assert_eq!((bench.lease("a").state, unheld(&bench)), (ServerState::Gone, vec![1, 2]));
+}

@@ -4,10 +4,14 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::mpsc;
 use std::time::Instant;
 
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::mocking::MockCluster;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::Config;
+use crate::kafka::client::client_config;
+use crate::kafka::record_origin;
 use crate::model::{Association, Begin, Headers, Identity, Kind, ServerId};
 use crate::ring::{Origin, UplinkSender, downlink, uplink};
 use crate::undelivered::Desk;
@@ -37,9 +41,13 @@ fn config(brokers: &str) -> Config {
 }
 
 fn identity(epoch: u64) -> Arc<Identity> {
+    identity_at(Partition(0), epoch)
+}
+
+fn identity_at(partition: Partition, epoch: u64) -> Arc<Identity> {
     let incarnation = Incarnation::new(1);
     let key = ConnectionKey { relay: RelayId(0), incarnation, worker: 0, slot: 0, generation: 1 };
-    let (server, name, partition) = (ServerId(0), "server".into(), Partition(0));
+    let (server, name) = (ServerId(0), "server".into());
     let association = Association { server, name, partition, epoch };
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 7000));
     Arc::new(Identity::new(key, None, &association, address, address, Begin::default()))
@@ -125,4 +133,75 @@ fn a_stop_with_stale_leases_ends_in_its_time() {
     assert!(took <= rig.stop_time.timeout(), "{took:?}");
     let purged = &rig.stats.refused[DeliveryFailure::Purged as usize];
     assert_eq!(purged.load(Ordering::Relaxed), MESSAGES, "each is counted");
+}
+
+/// What is in a partition of the uplink: the numbers of its messages.
+fn written(config: &Config, partition: i32, records: usize) -> Vec<u64> {
+    let reader: BaseConsumer =
+        client_config(&config.kafka).set("group.id", "reader").create().expect("a consumer");
+    let mut list = TopicPartitionList::new();
+    let topic = config.kafka.uplink_topic();
+    list.add_partition_offset(&topic, partition, Offset::Beginning).expect("an offset");
+    reader.assign(&list).expect("assigned");
+    let record = |_| reader.poll(PATIENCE).expect("a record").expect("no error");
+    (0..records).map(record).map(|record| record_origin(&record).expect("ours").sequence).collect()
+}
+
+#[test]
+fn ordinary_servers_go_on_while_it_is_not_known_whether_leases_are_in_force() {
+    let cluster = MockCluster::new(1).expect("a cluster");
+    let mut config = config(&cluster.bootstrap_servers());
+    config.kafka.uplink_partitions = 2;
+    cluster.create_topic(&config.kafka.uplink_topic(), 2, 1).expect("a topic");
+    let wake = || Wake::new().expect("an eventfd");
+    let (mut sender, receiver) = uplink(wake(), wake());
+    let (downlink, _downlink) = downlink(wake(), wake());
+    let (desk, leases) = (Arc::<Desk>::default(), Arc::new(Leases::new(&config)));
+    let producer = RdKafkaProducer::new(&config, None, wake(), desk, leases.clone());
+    let stats = Arc::<PumpStats>::default();
+    let mut pump = Pump::new(
+        producer.expect("a producer"),
+        (RelayId(0), Incarnation::new(1)),
+        vec![receiver],
+        vec![downlink],
+        2,
+        Arc::new(Credit::new(2, usize::MAX / 2)),
+        stats.clone(),
+        wake(),
+        StopTime::new(&config.relay),
+    );
+    let (registered, ordinary) = (identity_at(Partition(0), 3), identity_at(Partition(1), 0));
+    let (mut first, mut second) = (Origin::default(), Origin::default());
+    let mut push = |pump: &mut Pump<RdKafkaProducer>, numbers: std::ops::RangeInclusive<u64>| {
+        for sequence in numbers {
+            let kind = Kind::Message { sequence };
+            sender.push(&mut first, &registered, kind, Headers::NONE, &MESSAGE);
+            sender.push(&mut second, &ordinary, kind, Headers::NONE, &MESSAGE);
+            let begun = Instant::now();
+            while !sender.hand_over() {
+                assert!(begun.elapsed() < PATIENCE, "the ring stays full");
+                pump.step();
+            }
+        }
+    };
+    let run_until = |pump: &mut Pump<RdKafkaProducer>, acknowledged: u64| {
+        let begun = Instant::now();
+        while stats.acknowledged.load(Ordering::Relaxed) < acknowledged {
+            assert!(begun.elapsed() < PATIENCE, "waited in vain for {acknowledged}");
+            pump.step();
+        }
+    };
+    // Everything that a relay knows is stale after a millisecond.
+    std::thread::sleep(2 * BUSY_TICK);
+    push(&mut pump, 1..=100);
+    run_until(&mut pump, 100);
+    assert!(written(&config, 1, 100).into_iter().eq(1..=100), "in order");
+    assert!(!pump.is_settled(), "the others wait");
+    // It knows again, for an hour; what comes then is behind them.
+    push(&mut pump, 101..=101);
+    leases.known(Instant::now() + Duration::from_hours(1));
+    push(&mut pump, 102..=110);
+    run_until(&mut pump, 220);
+    assert!(pump.is_settled());
+    assert!(written(&config, 0, 110).into_iter().eq(1..=110), "in order");
 }

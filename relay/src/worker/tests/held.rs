@@ -1,5 +1,6 @@
 //! Connections that are held, and what is bounded while Kafka does not answer.
 
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use crate::model::Partition;
@@ -205,4 +206,30 @@ fn a_worker_that_nobody_listens_to_takes_no_more_replies() {
     }
     assert_eq!(i64::try_from(returned).expect("few"), offset, "then it goes on");
     assert_eq!(stage.downlink.settled(), ReplyOffset(offset));
+}
+
+#[test]
+fn one_client_that_reads_nothing_leaves_room_for_what_waits_for_others() {
+    let mut config = config("", PLAIN);
+    (config.relay.reply_pause_bytes, config.relay.reply_limit_bytes) = (10, 20);
+    let mut stage = Stage::new(&config);
+    let clients = ["192.0.2.1:1", "192.0.2.2:1", "192.0.2.3:1"];
+    let sockets = clients.map(|client| stage.accept(LINES, client));
+    for socket in sockets {
+        stage.worker.engine().set_peer(socket, Peer::Stalls);
+    }
+    // Of the relay's million so many are left.
+    stage.shared.postponed.store(1_000_000 - 20, Ordering::Relaxed);
+    let mut offsets = 0..;
+    let mut send = |stage: &mut Stage, client: u32, replies: usize| {
+        let socket = sockets[client as usize];
+        let offsets: Vec<i64> = offsets.by_ref().take(replies).collect();
+        stage.reply(key(socket, client + 1), &offsets, &[b'x'; 30]);
+        stage.settle();
+        stage.worker.engine().is_open(socket)
+    };
+    assert!(!send(&mut stage, 0, 30), "one wants everything, and is closed");
+    assert!(send(&mut stage, 1, 4), "others have their part");
+    assert!(send(&mut stage, 2, 3));
+    assert_eq!(stage.closed(CloseReason::SlowReader), 1);
 }
