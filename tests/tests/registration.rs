@@ -405,8 +405,10 @@ fn operators_list_drain_resume_and_forget() {
     assert_eq!((still.state, still.epoch), (ServerState::Gone, gone.epoch));
     let _anew = relays.leased(Language::Python, "a", 7, &[]).unwrap();
     assert_eq!(relays.server_status(0, "a").unwrap().epoch, gone.epoch + 1);
-    wait_until(PATIENCE, "the refusal to be taken back", || Ok(relays.status(0)?.refusals.is_empty()))
-        .unwrap();
+    wait_until(PATIENCE, "the refusal to be taken back", || {
+        Ok(relays.status(0)?.refusals.is_empty())
+    })
+    .unwrap();
 }
 
 #[test]
