@@ -3,7 +3,7 @@
 //! the gateway's end. [`trace`] has what is added to them while a client is watched: then other
 //! programs run, and these know nothing of it.
 //!
-//! What is decided and why stands in `ARCHITECTURE.md`; every decision is one [`Verdict`], counted
+//! `docs/design/gateway.md` says what is decided and why; every decision is one [`Verdict`], counted
 //! per CPU and turned into an XDP action in one place, [`conclude`].
 #![no_std]
 #![no_main]

@@ -21,6 +21,8 @@ pub use service::{Server, Service};
 
 /// Longest instance name: `NAME-gw` must fit an interface name (15 bytes).
 const MAX_INSTANCE_LENGTH: usize = 12;
+/// Longest `kafka.topic_prefix`: Kafka's names of topics have at most 249 characters.
+const MAX_PREFIX_LENGTH: usize = 200;
 /// Most worker threads; the token of a delivery report has 7 bits for them.
 pub const MAX_WORKERS: usize = 128;
 /// Most connections of a worker; the token of a delivery report has 22 bits for them.
@@ -437,6 +439,17 @@ impl Config {
                 return Err(invalid("kafka.brokers", format!("`{broker}` is not HOST:PORT")));
             }
         }
+        let is_legal = |character: char| {
+            character.is_ascii_alphanumeric() || matches!(character, '.' | '_' | '-')
+        };
+        let prefix = &self.kafka.topic_prefix;
+        if prefix.len() > MAX_PREFIX_LENGTH || !prefix.chars().all(is_legal) {
+            let problem = format!(
+                "`{prefix}` must be up to {MAX_PREFIX_LENGTH} of a-z, A-Z, 0-9, `.`, `_` and `-`: it \
+                 begins the names of topics"
+            );
+            return Err(invalid("kafka.topic_prefix", problem));
+        }
         if self.kafka.partition_in_flight_bytes < 1 << 16 {
             return Err(invalid("kafka.partition_in_flight_bytes", "at least 65536"));
         }
@@ -461,8 +474,15 @@ impl Config {
                 let problem = "a name has no `/`: it ends there in the keys of records";
                 return Err(invalid(key, problem));
             }
-            if service.port == 0 || !ports.insert(service.port) {
-                return Err(invalid(key, format!("port {} is 0 or taken", service.port)));
+            if service.port == 0 {
+                return Err(invalid(key, "needs a port from 1 to 65535"));
+            }
+            if !ports.insert(service.port) {
+                let problem = format!(
+                    "port {} is another service's; each has a port of its own",
+                    service.port
+                );
+                return Err(invalid(key, problem));
             }
             if service.destinations.is_empty() && self.gateway.rules.is_none() {
                 let problem = "needs at least one destination prefix, or gateway.rules a file";
@@ -482,7 +502,11 @@ impl Config {
             }
             for server in &service.servers {
                 if server.id.is_empty() || !servers.insert(&server.id) {
-                    return Err(invalid(key, format!("server `{}`: the id is taken", server.id)));
+                    let problem = format!(
+                        "server `{}`: needs an id that no other server has, of whatever service",
+                        server.id
+                    );
+                    return Err(invalid(key, problem));
                 }
                 if !partitions.insert(server.partition) {
                     return Err(invalid(

@@ -68,7 +68,7 @@ pub(super) fn run(
 
 impl FullStatus {
     fn take(config: &Config) -> anyhow::Result<Self> {
-        let snapshot = || control::read_snapshot(config).context("ask the running relay");
+        let snapshot = || control::read_snapshot(config).context("cannot ask the running relay");
         let (gateway, relay) = match gateway::status(config) {
             // A relay may run without one.
             Err(error @ GatewayError::NotLoaded { .. }) => (None, Some(snapshot()?.ok_or(error)?)),

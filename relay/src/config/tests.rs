@@ -20,3 +20,25 @@ fn a_stop_has_some_time() {
     sample("workers = 0", "stop_timeout_ms = 1000").expect("a second");
     sample("workers = 0", "stop_timeout_ms = 999").expect_err("less");
 }
+
+#[test]
+fn mistakes_are_told_with_what_would_be_right() {
+    let told = |piece: &str, other: &str| sample(piece, other).expect_err(other).to_string();
+    let prefix = "topic_prefix = \"millrace.\"";
+    sample(prefix, "topic_prefix = \"Edge_1-eu.\"").expect("a prefix");
+    for wrong in ["a b.", "a/", "\u{fc}.", &"x".repeat(201)] {
+        let told = told(prefix, &format!("topic_prefix = \"{wrong}\""));
+        assert!(told.starts_with("kafka.topic_prefix: ") && told.contains("a-z"), "{told}");
+    }
+    assert!(told("port = 7000", "port = 0").ends_with("needs a port from 1 to 65535"));
+    let twice = told("[[service.server]]\nid = \"chat-2\"", "[[service.server]]\nid = \"chat-1\"");
+    assert!(twice.contains("`chat-1`: needs an id that no other server has"), "{twice}");
+    let other = "[[service]]\nname = \"other\"\ndestinations = [\"203.0.113.0/24\"]\nport = 7000\n\
+                 framing = { type = \"lines\" }\n\n# Clients of HTTP";
+    let taken = told("# Clients of HTTP", other);
+    assert!(taken.contains("`other`: port 7000 is another service's"), "{taken}");
+    let text = include_str!("../../../docs/millrace.toml");
+    let framing = text.replace("{ type = \"length\", bytes = 4, order = \"big\" }", "\"lines\"");
+    let told = toml::from_str::<Config>(&framing).expect_err("no table").to_string();
+    assert!(told.contains("{ type = \"lines\" }"), "{told}");
+}

@@ -18,6 +18,9 @@ use crate::worker::{Counter, Served, WorkerStats};
 
 use super::waiting::{Waiting, WaitingWatch};
 
+/// So long may Kafka take to acknowledge something before people are told.
+const SILENCE_MS: u64 = 1000;
+
 /// Processor time of the process in microseconds, in steps of the kernel's clock tick (10 ms).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CpuTime {
@@ -80,6 +83,12 @@ pub struct Snapshot {
     /// Bytes between the two, which are not counted but booked and released: each message's own and
     /// 512 more.
     pub bytes_in_flight: u64,
+    /// Records that were given to Kafka's client and have no answer.
+    #[serde(default)]
+    pub records_waiting: u64,
+    /// For how many milliseconds some wait while Kafka acknowledges none.
+    #[serde(default)]
+    pub kafka_silent_ms: u64,
     /// Messages that Kafka will never have, by reason.
     pub messages_refused: BTreeMap<String, u64>,
     /// Messages among the dead letters, by reason; Kafka has refused them before.
@@ -254,6 +263,13 @@ impl Observer {
         nonzero(counters.map(|(name, counter)| (name, counter.load(Ordering::Acquire))))
     }
 
+    fn undelivered(&self, reason: UndeliveredReason) -> (&'static str, u64) {
+        let of_workers = self.sum(|worker| &worker.replies_undelivered[reason as usize]);
+        let is_lost = reason == UndeliveredReason::ConnectionLost;
+        let abandoned = if is_lost { self.desk.abandoned() } else { 0 };
+        (reason.name(), of_workers + abandoned)
+    }
+
     /// The counters now. What a message reaches later is read first, so that a message on its way
     /// is never counted twice.
     pub(super) fn snapshot(&self) -> Snapshot {
@@ -271,12 +287,7 @@ impl Observer {
         let closed = CloseReason::ALL
             .iter()
             .map(|reason| (reason.name(), self.sum(|worker| &worker.closed[*reason as usize])));
-        let undelivered = UndeliveredReason::ALL.iter().map(|reason| {
-            let of_workers = self.sum(|worker| &worker.replies_undelivered[*reason as usize]);
-            let is_lost = *reason == UndeliveredReason::ConnectionLost;
-            let abandoned = if is_lost { self.desk.abandoned() } else { 0 };
-            (reason.name(), of_workers + abandoned)
-        });
+        let undelivered = UndeliveredReason::ALL.iter().map(|reason| self.undelivered(*reason));
         let log = self.associations.log_stats();
         let log_refused = RecordRefusal::ALL
             .iter()
@@ -299,6 +310,8 @@ impl Observer {
             messages_acknowledged: acknowledged,
             messages_in_flight: received.saturating_sub(acknowledged + refused_sum),
             bytes_in_flight: self.credit.used() as u64,
+            records_waiting: load(&self.pump.waiting),
+            kafka_silent_ms: load(&self.pump.silent_ms),
             messages_refused: nonzero(refused),
             messages_to_bury: to_bury,
             messages_dead_lettered: letters(&self.keeper.message_letters),
@@ -414,6 +427,14 @@ impl std::fmt::Display for Snapshot {
             self.messages_in_flight,
             self.messages_truncated,
         )?;
+        if self.kafka_silent_ms >= SILENCE_MS {
+            writeln!(
+                f,
+                "    WARNING: Kafka has acknowledged nothing for {} s ({} records wait)",
+                self.kafka_silent_ms / 1000,
+                self.records_waiting
+            )?;
+        }
         writeln!(f, "    refused    {}", list(&self.messages_refused))?;
         writeln!(f, "    dead letters {}", list(&self.messages_dead_lettered))?;
         writeln!(

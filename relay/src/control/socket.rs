@@ -67,8 +67,15 @@ impl ControlSocket {
     /// Claims the instance: no other relay of the same name runs on this host.
     pub(super) fn claim(config: &Config) -> Result<Self, RunError> {
         let directory = config.run_directory();
-        std::fs::create_dir_all(&directory)
-            .map_err(RunError::io(format!("create {}", directory.display())))?;
+        std::fs::create_dir_all(&directory).map_err(|source| {
+            let hint = match source.kind() {
+                io::ErrorKind::PermissionDenied => {
+                    " (be root, or name a directory of yours in XDG_RUNTIME_DIR)"
+                }
+                _ => "",
+            };
+            RunError::io(format!("create {}{hint}", directory.display()))(source)
+        })?;
         let lock_path = directory.join("relay.lock");
         let lock = lock(&lock_path)?;
         let path = config.control_socket();
@@ -135,7 +142,16 @@ pub fn read_snapshot(config: &Config) -> io::Result<Option<Snapshot>> {
     };
     stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
     let mut text = Vec::new();
-    stream.read_to_end(&mut text)?;
+    stream.read_to_end(&mut text).map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock => io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!(
+                "it has not answered within {ANSWER_TIMEOUT:?}: it is stopped (`kill -STOP`), or so busy \
+                 that it may need more processors"
+            ),
+        ),
+        _ => error,
+    })?;
     serde_json::from_slice(&text).map(Some).map_err(io::Error::from)
 }
 

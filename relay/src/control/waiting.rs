@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
-use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::KafkaResult;
 use rdkafka::message::Message as _;
@@ -15,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::kafka::client::client_config;
-use crate::kafka::{BrokersClock, brokers_clock, committed, observer, watermarks};
+use crate::kafka::{BrokersClock, LogContext, brokers_clock, committed, observer, watermarks};
 use crate::model::Partition;
 use crate::registry::RegistryObserver;
 use crate::route::ServerState;
@@ -29,7 +28,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// How long the cluster may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(100);
-/// Messages that will be deleted within this time are a warning.
+/// Messages that will be deleted within this time are a warning, unless a young message is: then half of
+/// how long it is kept counts.
 const SOON_MS: u64 = 86_400_000;
 
 /// Messages that wait for a server.
@@ -44,10 +44,11 @@ pub struct Waiting {
 }
 
 impl Waiting {
-    /// In how many milliseconds the oldest may be deleted, if that is within a day.
+    /// In how many milliseconds the oldest may be deleted, if that is soon.
     pub fn deleted_in_ms(&self) -> Option<u64> {
-        let left = self.retention_ms?.saturating_sub(self.oldest_ms);
-        (self.messages > 0 && left <= SOON_MS).then_some(left)
+        let retention_ms = self.retention_ms?;
+        let left = retention_ms.saturating_sub(self.oldest_ms);
+        (self.messages > 0 && left <= SOON_MS.min(retention_ms / 2)).then_some(left)
     }
 }
 
@@ -124,7 +125,7 @@ impl Looker {
                 retention_ms,
                 left_ms,
                 "messages wait for a server, and the uplink's retention will delete the oldest of them \
-                 within a day: bring the server back, or raise the topic's retention.ms"
+                 soon: bring the server back, or raise the topic's retention.ms"
             );
         }
         seen.insert(name, waiting);
@@ -155,8 +156,9 @@ impl Looker {
 
     fn retention_ms(&self) -> Option<u64> {
         let topic = self.config.kafka.uplink_topic();
-        let admin: AdminClient<DefaultClientContext> =
-            client_config(&self.config.kafka).create().ok()?;
+        let kafka = &self.config.kafka;
+        let admin: AdminClient<LogContext> =
+            client_config(kafka).create_with_context(LogContext::new(kafka)).ok()?;
         let options = AdminOptions::new().request_timeout(Some(TIMEOUT));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().ok()?;
         let topics = [ResourceSpecifier::Topic(&topic)];
@@ -183,7 +185,7 @@ fn has_ended(ended: &mpsc::Receiver<()>, pause: Duration) -> bool {
 
 /// The time of a record, in Unix milliseconds, if it comes.
 fn time_of(
-    client: &BaseConsumer,
+    client: &BaseConsumer<LogContext>,
     (topic, partition): (&str, i32),
     offset: i64,
 ) -> KafkaResult<Option<i64>> {
@@ -218,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn what_will_be_deleted_within_a_day_is_told() {
+    fn what_will_be_deleted_soon_is_told() {
         let deleted_in = |messages, oldest_ms, retention_ms| {
             Waiting { messages, oldest_ms, retention_ms }.deleted_in_ms()
         };
@@ -228,5 +230,8 @@ mod tests {
         assert_eq!(deleted_in(1, week + 1, Some(week)), Some(0), "it may be by now");
         assert_eq!(deleted_in(0, week, Some(week)), None, "nothing waits");
         assert_eq!(deleted_in(1, week, None), None, "it is kept for ever");
+        // Of a topic that keeps messages for a day, none is old when it comes.
+        assert_eq!(deleted_in(1, 0, Some(SOON_MS)), None);
+        assert_eq!(deleted_in(1, SOON_MS / 2, Some(SOON_MS)), Some(SOON_MS / 2));
     }
 }

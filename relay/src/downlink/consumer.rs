@@ -226,6 +226,11 @@ impl Consumer {
             // Where to read on is not librdkafka's to choose.
             .set("auto.offset.reset", "error")
             .set("fetch.error.backoff.ms", "50")
+            // While a broker is away librdkafka (2.12.1) connects to it anew without any pause, thousands of
+            // times a second, as long as a question like the watch's waits for it: each failure has the
+            // question look for its broker again, and that orders the next connection at once. It does so
+            // only where connections are made on demand.
+            .set("enable.sparse.connections", "false")
             // Replies are small and many; librdkafka's default holds up to 64 MiB of them.
             .set("queued.max.messages.kbytes", "16384");
         let consumer: BaseConsumer<Context> = client.create_with_context(Context {

@@ -13,7 +13,7 @@ pub(super) const OBJECT_VARIABLE: &str = "MILLRACE_BPF_OBJECT";
 #[derive(Debug, thiserror::Error)]
 pub enum GatewayError {
     /// Not root.
-    #[error("{action} changes network devices and BPF objects and needs root; run it with sudo")]
+    #[error("{action} uses network devices and BPF objects, which takes root: run it with sudo")]
     NotRoot {
         /// What was asked for.
         action: &'static str,
@@ -317,7 +317,10 @@ pub enum FlowError {
     },
 }
 
-/// An error and its causes in one line: the libraries below keep the kernel's answer in the cause.
+/// Most lines of an error; the verifier says thousands about a program.
+const MOST_LINES: usize = 20;
+
+/// An error and its causes: the libraries below keep the kernel's answer in the cause.
 pub(super) fn causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -325,7 +328,18 @@ pub(super) fn causes(error: &dyn Error) -> String {
         let _ = write!(text, ": {error}");
         cause = error.source();
     }
-    text
+    shortened(&text)
+}
+
+/// The first line, and the last ones: what the verifier refuses stands at its end.
+fn shortened(text: &str) -> String {
+    let lines: Vec<_> = text.lines().collect();
+    let Some(out) = lines.len().checked_sub(MOST_LINES).filter(|out| *out > 0) else {
+        return text.to_owned();
+    };
+    tracing::debug!("{text}");
+    let (first, last) = (lines[0], lines[1 + out..].join("\n"));
+    format!("{first}\n… {out} lines, which RUST_LOG=debug shows …\n{last}")
 }
 
 /// The kernel's error number somewhere among the causes.
@@ -346,4 +360,19 @@ fn joined(findings: &[Finding]) -> String {
 
 fn list(paths: &[PathBuf]) -> String {
     paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_long_answer_the_beginning_and_the_end_are_told() {
+        let lines = |count: usize| (0..count).map(|n| n.to_string()).collect::<Vec<_>>().join("\n");
+        assert_eq!(shortened("short"), "short");
+        assert_eq!(shortened(&lines(MOST_LINES)), lines(MOST_LINES));
+        let told = shortened(&lines(2000));
+        assert_eq!(told.lines().count(), MOST_LINES + 1);
+        assert!(told.starts_with("0\n… 1980 lines") && told.ends_with("\n1999"), "{told}");
+    }
 }

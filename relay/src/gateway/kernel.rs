@@ -35,7 +35,7 @@ impl Version {
 /// Something that Millrace needs.
 #[derive(Debug)]
 struct Feature {
-    /// As in ARCHITECTURE.md, where the source of `since` stands.
+    /// As in docs/design/gateway.md, where the source of `since` stands.
     name: &'static str,
     since: Version,
     probe: Probe,
@@ -239,10 +239,10 @@ mod tests {
 
     #[test]
     fn the_documents_date_every_feature_alike() {
-        let architecture = include_str!("../../../ARCHITECTURE.md");
+        let document = include_str!("../../../docs/design/gateway.md");
         for feature in FEATURES {
             let row = format!("| {} | {} |", feature.name, feature.since);
-            assert!(architecture.contains(&row), "ARCHITECTURE.md has no row `{row}`");
+            assert!(document.contains(&row), "docs/design/gateway.md has no row `{row}`");
         }
         let readme = include_str!("../../../README.md");
         assert!(readme.contains(&format!("Linux {} or later", minimum())));

@@ -75,7 +75,7 @@ fn throttling(statistics: &[u8]) -> Option<(String, u64)> {
 
 /// Passes librdkafka's log to ours, and notices that a client has lost all brokers.
 #[derive(Debug)]
-pub(crate) struct LogContext {
+pub struct LogContext {
     brokers: CString,
     lost: AtomicBool,
     rejoined: Mutex<Option<Instant>>,

@@ -11,17 +11,18 @@ use crate::config::KafkaSection;
 use crate::kafka::client::client_config;
 use crate::model::Partition;
 
+use super::context::LogContext;
 use super::retention::Retention;
 
 /// A consumer that looks; `group` is whose commits it can see. It commits nothing by itself.
-pub fn observer(kafka: &KafkaSection, group: &str) -> KafkaResult<BaseConsumer> {
+pub fn observer(kafka: &KafkaSection, group: &str) -> KafkaResult<BaseConsumer<LogContext>> {
     client_config(kafka)
         .set("group.id", group)
         .set("enable.auto.commit", "false")
         .set("auto.offset.reset", "earliest")
         // Behind the last record there may be marks of transactions.
         .set("enable.partition.eof", "true")
-        .create()
+        .create_with_context(LogContext::new(kafka))
 }
 
 /// The offset that a consumer's group has committed, if it ever has. Blocks for up to `patience`.

@@ -7,10 +7,11 @@
 use std::time::Duration;
 
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
-use rdkafka::client::DefaultClientContext;
 
 use crate::config::KafkaSection;
 use crate::kafka::client::client_config;
+
+use super::context::LogContext;
 
 /// The property.
 const PROPERTY: &str = "offsets.retention.minutes";
@@ -58,8 +59,9 @@ impl Retention {
 }
 
 async fn minutes(kafka: &KafkaSection) -> Result<u64, String> {
-    let admin: AdminClient<DefaultClientContext> =
-        client_config(kafka).create().map_err(|error| error.to_string())?;
+    let admin: AdminClient<LogContext> = client_config(kafka)
+        .create_with_context(LogContext::new(kafka))
+        .map_err(|error| error.to_string())?;
     // Of no topic, so that none is made; the answer comes from a broker that is there.
     let metadata =
         admin.inner().fetch_metadata(None, TIMEOUT).map_err(|error| error.to_string())?;

@@ -45,7 +45,15 @@ impl Written {
         };
         if offset >= 0 {
             if offset < part.end.load(Ordering::Relaxed) {
-                add(&self.gone, part.messages.load(Ordering::Relaxed));
+                let (before, most) =
+                    (part.end.load(Ordering::Relaxed), part.messages.load(Ordering::Relaxed));
+                tracing::error!(
+                    %partition, before, offset, messages = most,
+                    "a record was acknowledged at an offset that another one had: the cluster has lost \
+                     what was acknowledged there (an unclean election, a broker without its data), or the \
+                     topic was deleted and made again. `relay ledger` counts what is gone of the messages"
+                );
+                add(&self.gone, most);
                 part.messages.store(0, Ordering::Release);
             }
             part.end.store(offset + 1, Ordering::Release);

@@ -49,7 +49,7 @@ impl Limiter {
     /// Whether a line should be said.
     fn admits(&self, text: String, now: Instant) -> bool {
         let mut kinds = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut key = without_numbers(&text);
+        let mut key = kind_of(&text);
         if kinds.len() >= MOST_KINDS && !kinds.contains_key(&key) {
             key.clear();
         }
@@ -82,10 +82,27 @@ impl Limiter {
     }
 }
 
+/// How librdkafka's lines begin: with the thread that says it, which makes no other kind.
+const THREAD: (&str, &str) = ("[thrd:", "]: ");
+/// And how some end: with how often it was not said.
+const AGAIN: (&str, &str) = (", ", " identical error(s) suppressed");
+
 /// Addresses, ports, times and counts make no other kind.
-fn without_numbers(text: &str) -> String {
+fn kind_of(text: &str) -> String {
     let mut kind = String::with_capacity(text.len());
-    for character in text.chars() {
+    let mut rest = text;
+    if let Some((before, behind)) = text.split_once(THREAD.0)
+        && let Some((_, behind)) = behind.split_once(THREAD.1)
+    {
+        kind.push_str(before);
+        rest = behind;
+    }
+    if let Some((before, _)) = rest.rsplit_once(AGAIN.1)
+        && let Some((before, _)) = before.rsplit_once(AGAIN.0)
+    {
+        rest = before;
+    }
+    for character in rest.trim_end_matches([')', '"']).chars() {
         match character {
             '0'..='9' if kind.ends_with('#') => {}
             '0'..='9' => kind.push('#'),
@@ -167,6 +184,23 @@ mod tests {
         // It is over, and forgotten; the next time it is said again.
         assert_eq!(limiter.take_left_out(now + 3 * WINDOW, false), []);
         assert!(say(200, 9092));
+    }
+
+    #[test]
+    fn what_several_clients_say_of_one_broker_is_one_kind() {
+        let refused =
+            "127.0.0.1:9092: Connect failed: Connection refused (after 1ms in state CONNECT";
+        let kind = kind_of(&format!("\"FAIL\", \"{refused})\""));
+        for text in [
+            format!("\"FAIL\", \"[thrd:127.0.0.1:9092/bootstrap]: {refused})\""),
+            format!(
+                "\"FAIL\", \"[thrd:GroupCoordinator]: {refused}, 31 identical error(s) suppressed)\""
+            ),
+            format!("\"FAIL\", \"{refused}, 1 identical error(s) suppressed)\""),
+        ] {
+            assert_eq!(kind_of(&text), kind, "{text}");
+        }
+        assert_ne!(kind_of(&refused.replace("refused", "timed out")), kind_of(refused));
     }
 
     #[test]

@@ -248,7 +248,7 @@ mod tests {
     use rdkafka::{Offset, TopicPartitionList};
 
     use super::*;
-    use crate::kafka::{committed, observer};
+    use crate::kafka::{LogContext, committed, observer};
 
     const PATIENCE: Duration = Duration::from_secs(30);
     const PARTITION: Partition = Partition(1);
@@ -258,7 +258,7 @@ mod tests {
         config: Config,
         backlogs: Backlogs,
         /// The partition's holder, which is connected.
-        holder: BaseConsumer,
+        holder: BaseConsumer<LogContext>,
     }
 
     impl Rig<'_> {

@@ -1,10 +1,11 @@
 //! The producer's thread: batches from the workers' rings to Kafka, and reports back.
 
 mod parked;
+mod silence;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::model::{ConnectionKey, DeliveryFailure, Incarnation, Partition, RelayId};
 use crate::ring::{
@@ -13,6 +14,7 @@ use crate::ring::{
 use crate::stop::{StopPart, StopTime};
 use crate::uplink::producer::{ProduceError, Producer, Report};
 use crate::uplink::pump::parked::{Lot, Record};
+use crate::uplink::pump::silence::{Silence, Word};
 use crate::uplink::token::{Token, token};
 
 /// How often an idle pump looks whether the producer has failed for good.
@@ -36,6 +38,10 @@ pub struct PumpStats {
     pub control_refused: AtomicU64,
     /// Batches taken from the rings.
     pub batches: AtomicU64,
+    /// Records that have no report yet.
+    pub waiting: AtomicU64,
+    /// For how many milliseconds some wait while Kafka acknowledges none.
+    pub silent_ms: AtomicU64,
 }
 
 /// A batch that the producer has not taken whole.
@@ -57,6 +63,7 @@ pub struct Pump<P> {
     wake: Wake,
     unfinished: Option<Unfinished>,
     lot: Lot,
+    silence: Silence,
     ledger: Ledger,
     stop_time: StopTime,
 }
@@ -75,6 +82,8 @@ struct Ledger {
     news: Vec<Vec<(Token, Command)>>,
     /// Records that have no report yet.
     outstanding: u64,
+    /// Kafka has said something about one since the last look.
+    heard: bool,
     /// Messages that the producer has taken since that was counted last.
     produced: u64,
 }
@@ -100,6 +109,7 @@ impl<P: Producer> Pump<P> {
             touched: Vec::with_capacity(partitions),
             news: vec![Vec::new(); downlinks.len()],
             outstanding: 0,
+            heard: false,
             produced: 0,
         };
         Self {
@@ -113,6 +123,7 @@ impl<P: Producer> Pump<P> {
             wake,
             unfinished: None,
             lot: Lot::default(),
+            silence: Silence::default(),
             ledger,
             stop_time,
         }
@@ -154,8 +165,30 @@ impl<P: Producer> Pump<P> {
     /// Takes what the workers have handed over and what the producer reports; false if there was
     /// nothing. For tests that own the loop.
     pub fn step(&mut self) -> bool {
-        let busy = self.take_batches();
-        self.take_reports() || busy
+        let busy = self.take_batches() | self.take_reports();
+        self.listen(Instant::now());
+        busy
+    }
+
+    /// Says that Kafka says nothing. All else goes on as if it were only slow.
+    fn listen(&mut self, now: Instant) {
+        let records = self.ledger.outstanding;
+        let heard = std::mem::take(&mut self.ledger.heard);
+        match self.silence.look(records > 0, heard, now) {
+            Some(Word::Nothing(lasted)) => tracing::warn!(
+                "Kafka has acknowledged nothing for {} s ({records} records wait, and their clients \
+                 with them). A broker that can be reached and does not answer may have a full disk, or \
+                 stand still: its own log tells",
+                lasted.as_secs()
+            ),
+            Some(Word::Again(lasted)) => {
+                tracing::warn!("Kafka acknowledges records again, after {} s", lasted.as_secs());
+            }
+            None => {}
+        }
+        let silent = u64::try_from(self.silence.duration(now).as_millis()).unwrap_or(u64::MAX);
+        self.stats.waiting.store(records, Ordering::Relaxed);
+        self.stats.silent_ms.store(silent, Ordering::Relaxed);
     }
 
     /// True if every record that was taken from the rings has its report.
@@ -265,6 +298,8 @@ impl<P: Producer> Pump<P> {
             if report.result.is_ok() && !report.token.control {
                 acknowledged += 1;
             }
+            // What is given up at a stop says nothing of Kafka.
+            ledger.heard |= report.result != Err(DeliveryFailure::Purged);
             ledger.report(stats, report);
         });
         self.stats.acknowledged.fetch_add(acknowledged, Ordering::Relaxed);

@@ -12,7 +12,7 @@ use millrace_harness::relay::cluster::{Cluster, ClusterPlan};
 use millrace_harness::relay::direct::Direct;
 use millrace_harness::relay::judged_run::{Outcome, RunPlan, Snapshot, run};
 use millrace_harness::system::privilege;
-use millrace_harness::system::process::wait_until;
+use millrace_harness::system::process::{run as run_command, wait_until};
 use rustix::process::Signal;
 use socket2::SockRef;
 
@@ -156,5 +156,41 @@ fn who_leaves_while_the_broker_hangs_does_not_stay_as_a_connection() {
     broker.signal(Signal::CONT).unwrap();
     wait("connections", 1);
     wait("messages_acknowledged", 300 + 5 * EACH as u64);
+    relay.instance.stop().unwrap();
+}
+
+#[test]
+fn that_a_broker_acknowledges_nothing_is_told_and_that_it_does_again() {
+    const PATIENCE: Duration = Duration::from_mins(1);
+    let broker = OwnBroker::start(&directory("silent")).unwrap();
+    let mut relay = Direct::at(broker.address(), "silent", |_| {}).unwrap();
+    relay.instance.start().unwrap();
+    let mut client = relay.connect().unwrap();
+    client.send(b"before").unwrap();
+    let count = |what: &str| relay.instance.stats().and_then(|stats| stats.count(what));
+    let acknowledged = |messages| move |count: u64| count == messages;
+    let wait = |what: &str, holds: &dyn Fn(u64) -> bool| {
+        wait_until(PATIENCE, what, || Ok(holds(count(what)?))).unwrap();
+    };
+    wait("messages_acknowledged", &acknowledged(1));
+    wait("kafka_silent_ms", &|ms| ms == 0);
+
+    broker.signal(Signal::STOP).unwrap();
+    client.send(b"meanwhile").unwrap();
+    wait("kafka_silent_ms", &|ms| ms >= 1000);
+    assert_eq!(count("records_waiting").unwrap(), 1);
+    let mut command = relay.instance.command("status", false);
+    let status = run_command("relay status", &mut command, PATIENCE).unwrap().stdout;
+    assert!(status.contains("WARNING: Kafka has acknowledged nothing for "), "{status}");
+    let says = |what: &str| {
+        wait_until(PATIENCE, what, || Ok(relay.instance.relay_stderr().contains(what))).unwrap();
+    };
+    says("Kafka has acknowledged nothing for 10 s (1 records wait");
+    says("Kafka has acknowledged nothing for 20 s (1 records wait");
+
+    broker.signal(Signal::CONT).unwrap();
+    says("Kafka acknowledges records again, after ");
+    wait("messages_acknowledged", &acknowledged(2));
+    wait("kafka_silent_ms", &|ms| ms == 0);
     relay.instance.stop().unwrap();
 }

@@ -256,7 +256,8 @@ fn a_stop_without_a_broker_ends_in_its_time_and_the_log_stays_readable() {
     let Some(_right) = privilege::exclusive() else { return };
     let directory = std::env::temp_dir().join(format!("millrace-endings-{}", std::process::id()));
     let broker = OwnBroker::start(&directory).unwrap();
-    for signal in [Signal::STOP, Signal::KILL] {
+    // It stands still, stops in good order, is killed.
+    for signal in [Signal::STOP, Signal::TERM, Signal::KILL] {
         let direct = Direct::build("outage", |config| {
             broker.address().clone_into(&mut config.kafka.brokers);
             config.relay.stop_timeout_ms = STOP_MS;
@@ -271,13 +272,24 @@ fn a_stop_without_a_broker_ends_in_its_time_and_the_log_stays_readable() {
             Ok(direct.instance.stats()?.count("messages_acknowledged")? == 1)
         })
         .unwrap();
-        broker.signal(signal).unwrap();
+        match signal {
+            Signal::TERM => broker.stop().unwrap(),
+            _ => broker.signal(signal).unwrap(),
+        }
         client.send(b"after").unwrap();
         wait_until(PATIENCE, "a message to be read", || received(2)).unwrap();
-        if signal == Signal::KILL {
+        if signal != Signal::STOP {
+            let used = || {
+                let (user, system) = direct.instance.stats().unwrap().cpu_us().unwrap();
+                Duration::from_micros(user + system)
+            };
             let (begun, before) = (Instant::now(), relay.stderr().lines().count());
+            let used_before = used();
             wait_until(PATIENCE, "ten seconds", || Ok(begun.elapsed() >= Duration::from_secs(10)))
                 .unwrap();
+            let busy =
+                used().saturating_sub(used_before).as_secs_f64() / begun.elapsed().as_secs_f64();
+            assert!(busy < 0.2, "who only waits for a broker takes {busy:.2} of a processor");
             let more = relay.stderr().lines().count() - before;
             assert!(more < 60, "{more} lines in ten seconds:\n{}", relay.stderr());
         }
@@ -289,8 +301,10 @@ fn a_stop_without_a_broker_ends_in_its_time_and_the_log_stays_readable() {
         assert!(finished.status.success(), "{signal:?} {took:?}: {finished:?}");
         let last = finished.stdout.lines().next_back().unwrap_or_default();
         assert!(last.contains("\"unacknowledged_at_stop\":1"), "{last}");
-        if signal == Signal::STOP {
-            broker.signal(Signal::CONT).unwrap();
+        match signal {
+            Signal::STOP => broker.signal(Signal::CONT).unwrap(),
+            Signal::TERM => broker.restart().unwrap(),
+            _ => {}
         }
     }
 }

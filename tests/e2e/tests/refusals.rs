@@ -96,7 +96,7 @@ fn no_root() {
     let program = std::env::temp_dir().join(format!("millrace-relay-{}", std::process::id()));
     std::fs::copy(paths::relay().unwrap(), &program).unwrap();
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
-    for verb in ["load", "unload", "run"] {
+    for verb in ["load", "unload", "run", "status"] {
         let mut command = Command::new("nsenter");
         command
             .arg(format!("--net={}", cluster.hosts.gateway.namespace().display()))

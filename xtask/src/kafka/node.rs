@@ -141,7 +141,7 @@ impl Node {
             jars::present(&self.jars(), &self.version),
             "Kafka's jars are missing: run `cargo xtask setup`"
         );
-        if !self.dir.exists() {
+        if port.is_some() && !self.dir.exists() {
             // Asked before anything is made, so that a refusal leaves nothing behind.
             self.choose_port(port)?;
         }

@@ -14,6 +14,7 @@ pub use framed::Framed;
 /// How the bytes of a connection become messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(tag = "type", rename_all = "lowercase", deny_unknown_fields)]
+#[serde(expecting = "`{ type = \"lines\" }`, or `{ type = \"length\", bytes = 4 }`")]
 pub enum Framing {
     /// A length, then so many bytes; the length does not count itself.
     Length {

@@ -12,8 +12,9 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::{Config, KafkaSection};
 use crate::kafka::{
-    Difference, LogEnd, RecordOrigin, TIMESTAMP_TYPE, committed, committed_with_note, header_text,
-    is_unreadable, observer, record_origin, unreadable_at, watermarks, watermarks_from,
+    Difference, LogContext, LogEnd, RecordOrigin, TIMESTAMP_TYPE, committed, committed_with_note,
+    header_text, is_unreadable, observer, record_origin, unreadable_at, watermarks,
+    watermarks_from,
 };
 use crate::model::Partition;
 use crate::undelivered::{Reason, letter, postponed_before};
@@ -52,7 +53,7 @@ pub(super) struct Found {
 /// Looks at all partitions.
 pub(super) fn look(
     config: &Config,
-    client: &BaseConsumer,
+    client: &BaseConsumer<LogContext>,
     at: &Snapshot,
 ) -> Result<Found, LedgerError> {
     let mut found = Found::default();
@@ -132,7 +133,7 @@ fn written_to(at: &Snapshot, kafka: &KafkaSection, topic: &str, partition: i32) 
 
 /// Looks at all records of a topic that were written since the run began, up to its present end.
 fn scan(
-    reader: (&KafkaSection, &BaseConsumer),
+    reader: (&KafkaSection, &BaseConsumer<LogContext>),
     topic: &str,
     at: &Snapshot,
     unreadable: &mut u64,
@@ -169,7 +170,7 @@ fn scan(
 
 /// Reads a part of a partition; how many offsets cannot be read.
 fn read(
-    (kafka, client): (&KafkaSection, &BaseConsumer),
+    (kafka, client): (&KafkaSection, &BaseConsumer<LogContext>),
     (topic, partition): (&str, i32),
     offsets: Range<i64>,
     mut look: impl FnMut(&BorrowedMessage<'_>),

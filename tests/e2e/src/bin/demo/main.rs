@@ -105,7 +105,11 @@ fn demo(arguments: &Arguments) -> Result<bool> {
         show::relay_log(&cluster);
     }
     let stopped = cluster.instance.stop()?;
-    progress.line(&format!("the relay has stopped: {stopped}"));
+    if arguments.json {
+        progress.line(&format!("the relay has stopped: {stopped}"));
+    } else {
+        progress.line("the relay has stopped in good order");
+    }
     drop(cluster);
     show::summary(&report, &progress);
     if arguments.json {
