@@ -112,15 +112,41 @@ pub struct Hand(TcpStream);
 impl Hand {
     /// Connects with a session that outlives the connection; whether it was there.
     pub fn connect(address: SocketAddr, client: &str) -> Result<(Self, bool)> {
+        Self::greet(address, client, None)?.connected()
+    }
+
+    /// Says who it is, with a name and a password if it has them, and does not wait for the answer.
+    pub fn greet(
+        address: SocketAddr,
+        client: &str,
+        credentials: Option<(&str, &str)>,
+    ) -> Result<Self> {
         let stream = TcpStream::connect(address)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let mut hand = Self(stream);
-        let length = u8::try_from(client.len())?;
-        let connect = [&[0x10, 12 + length, 0, 4][..], b"MQTT\x04\0\0\0\0", &[length]].concat();
-        hand.send(&[&connect, client.as_bytes()].concat())?;
-        let connack = hand.read()?;
+        let flags = if credentials.is_some() { 0xc0 } else { 0 };
+        let mut rest = [&b"\0\x04MQTT\x04"[..], &[flags, 0, 0]].concat();
+        let (user, password) = credentials.unzip();
+        for field in [Some(client), user, password].into_iter().flatten() {
+            rest.extend(u16::try_from(field.len())?.to_be_bytes());
+            rest.extend(field.as_bytes());
+        }
+        ensure!(rest.len() < 0x80, "too long for this client");
+        hand.send(&[&[0x10, u8::try_from(rest.len())?], &rest[..]].concat())?;
+        Ok(hand)
+    }
+
+    /// Waits no longer than this for what comes next.
+    pub fn set_patience(&self, patience: Duration) -> Result<()> {
+        Ok(self.0.set_read_timeout(Some(patience))?)
+    }
+
+    /// Waits until it may go on; whether its session was there.
+    pub fn connected(mut self) -> Result<(Self, bool)> {
+        let connack = self.read()?;
         ensure!(connack[0] == 0x20 && connack[3] == 0, "{connack:?}");
-        Ok((hand, connack[2] == 1))
+        let present = connack[2] == 1;
+        Ok((self, present))
     }
 
     /// Publishes something with QoS 2.
