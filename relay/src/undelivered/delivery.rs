@@ -160,7 +160,7 @@ impl Deliveries {
                 self.turns.ask(holder);
             }
         }
-        stats.late.store(self.turns.late() as u64, Ordering::Relaxed);
+        stats.late.store(self.turns.late(Instant::now()) as u64, Ordering::Relaxed);
         if self.next_expiry <= Instant::now() {
             // The time of the records is the broker's.
             let now = brokers_clock().unix_ms();

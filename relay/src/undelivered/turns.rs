@@ -60,8 +60,8 @@ impl<D> Turns<D> {
         self.waiting.len()
     }
 
-    /// Whose turn it is, if there is room for another delivery.
-    pub(crate) fn next(&mut self, now: Instant) -> Option<String> {
+    /// Takes their places from those whose time is over.
+    fn give_up_places(&mut self, now: Instant) {
         while let Some((begun, number)) = self.begun.front().copied()
             && now.saturating_duration_since(begun) >= PROMPT
         {
@@ -71,6 +71,11 @@ impl<D> Turns<D> {
                 self.prompt -= 1;
             }
         }
+    }
+
+    /// Whose turn it is, if there is room for another delivery.
+    pub(crate) fn next(&mut self, now: Instant) -> Option<String> {
+        self.give_up_places(now);
         if self.prompt >= MOST_PROMPT {
             return None;
         }
@@ -111,8 +116,9 @@ impl<D> Turns<D> {
         self.busy.contains(holder)
     }
 
-    /// Deliveries that have given their places up.
-    pub(crate) fn late(&self) -> usize {
+    /// Deliveries that have given their places up, whether others ask for them or not.
+    pub(crate) fn late(&mut self, now: Instant) -> usize {
+        self.give_up_places(now);
         self.under_way.len() - self.prompt
     }
 }
@@ -142,14 +148,22 @@ mod tests {
         turns.ask("honest".to_owned());
         assert_eq!(go_on(&mut turns, begun + PROMPT / 2), []);
         let [(number, holder)] = &go_on(&mut turns, begun + PROMPT)[..] else { panic!("one") };
-        assert_eq!((&**holder, turns.late()), ("honest", MOST_PROMPT));
+        assert_eq!((&**holder, turns.late(begun + PROMPT)), ("honest", MOST_PROMPT));
         // It confirms, and has the next one at once, however many do not.
         assert_eq!(turns.end(*number).unwrap().0, "honest");
         assert_eq!(go_on(&mut turns, begun + PROMPT)[0].1, "honest");
         // Who is late and confirms at last gets what follows.
         turns.end(1).unwrap();
-        assert_eq!(turns.late(), MOST_PROMPT - 1);
+        assert_eq!(turns.late(begun + PROMPT), MOST_PROMPT - 1);
         assert_eq!(go_on(&mut turns, begun + PROMPT)[0].1, "deaf 0");
+    }
+
+    #[test]
+    fn who_is_late_is_counted_though_nobody_waits() {
+        let (mut turns, begun) = (Turns::new(), Instant::now());
+        turns.ask("deaf".to_owned());
+        assert_eq!(go_on(&mut turns, begun).len(), 1);
+        assert_eq!([turns.late(begun + PROMPT / 2), turns.late(begun + PROMPT)], [0, 1]);
     }
 
     #[test]
