@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::registry::Write;
 use crate::registry::candidate::Standing;
 use crate::registry::facts::World;
 use crate::registry::record::{Coordination, Key, Term, VERSION};
-use crate::registry::Write;
 
 use super::{Link, lock};
 
