@@ -8,7 +8,7 @@ use super::*;
 use crate::registry::record::Term;
 use crate::route::Balance;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// librdkafka's mock takes no shorter one.
 const SESSION_TIMEOUT_MS: u32 = 6000;
 
