@@ -16,6 +16,7 @@ pub(crate) mod log_watch;
 pub(crate) mod position;
 pub(crate) mod reader;
 pub(crate) mod retention;
+mod retry;
 mod rights;
 mod topics;
 pub(crate) mod unreadable;
@@ -35,6 +36,7 @@ pub use position::{Unread, committed, committed_with_note, has_read, observer, u
 pub use reader::OpenError;
 pub(crate) use reader::{Known, TopicReader};
 pub use retention::Retention;
+pub(crate) use retry::Retry;
 pub use rights::{RightsError, Topics as TopicsThere, check_rights};
 pub(crate) use topics::TIMESTAMP_TYPE;
 pub use topics::{Difference, TopicError, Topics, check_properties, ensure_topics, look_at_topics};
