@@ -393,6 +393,22 @@ fn operators_list_drain_resume_and_forget() {
     assert_ended(server, false, "gone");
     let text = relays.servers(&["list"]).unwrap();
     assert!(text.stdout.contains("an operator's order"), "{}", text.stdout);
+    // A renewal that the forgotten process had written before it read of its end.
+    let gone = relays.server_status(0, "a").unwrap();
+    relays.register_by_hand("a", &gone.instance, 7).unwrap();
+    wait_until(PATIENCE, "it to be refused", || {
+        let refusals = relays.status(0)?.refusals;
+        Ok(refusals.get("a").is_some_and(|reason| reason.contains("another `instance`")))
+    })
+    .unwrap();
+    let still = relays.server_status(0, "a").unwrap();
+    assert_eq!((still.state, still.epoch), (ServerState::Gone, gone.epoch));
+    let _anew = relays.leased(Language::Python, "a", 7, &[]).unwrap();
+    assert_eq!(relays.server_status(0, "a").unwrap().epoch, gone.epoch + 1);
+    wait_until(PATIENCE, "the refusal to be taken back", || {
+        Ok(relays.status(0)?.refusals.is_empty())
+    })
+    .unwrap();
 }
 
 #[test]

@@ -46,8 +46,8 @@ pub(super) enum Servers {
     Resume(About),
     /// Take a registered server out of the registry at once, whatever waits for it.
     ///
-    /// Its partition goes to another server only when it is read to the end. If the server still
-    /// runs, it registers again.
+    /// Its partition goes to another server only when it is read to the end. A process that still
+    /// runs gets no lease again, whatever it writes; one that starts anew does.
     #[command(after_help = "Example:\n  relay servers forget chat-7 --config millrace.toml")]
     Forget(About),
     /// Move clients of fuller servers to emptier ones, a few at a time, until the loads are even.

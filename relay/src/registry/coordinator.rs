@@ -19,9 +19,6 @@ use super::rebalance::Rebalancings;
 use super::record::{Command, Key, Lease, Registration, RelayState, Term, VERSION, Wish};
 use super::state::{Change, Outcome, Registry};
 
-/// How many former processes of a server are remembered, so that they cannot take it back.
-const MAX_SUPERSEDED: usize = 8;
-
 /// Looks at the clock in a lease.
 const SCANS_PER_LEASE: u32 = 10;
 /// A coordinator that has not looked for so long cannot tell who was silent from whom it did not hear.
@@ -34,6 +31,8 @@ pub struct Coordinator {
     term: Option<(Term, Instant)>,
     /// When a registration of the right process was read last.
     renewed: BTreeMap<String, Instant>,
+    /// When it was read that a server's lease is over.
+    over: BTreeMap<String, Instant>,
     /// When a relay's word was read last.
     relays: BTreeMap<RelayId, Instant>,
     /// Servers to be looked at.
@@ -65,6 +64,7 @@ impl Coordinator {
             policy: Arc::new(policy),
             term: None,
             renewed: BTreeMap::new(),
+            over: BTreeMap::new(),
             relays: BTreeMap::new(),
             dirty: BTreeSet::new(),
             spoilt: BTreeSet::new(),
@@ -153,12 +153,7 @@ impl Coordinator {
         self.observe_past(outcome);
         match outcome {
             Outcome::Changed(Change::Server(id)) => self.observe_server(registry, id, now),
-            Outcome::Changed(Change::Lease(id)) => {
-                if let Some(lease) = registry.leases().get(id).filter(|of| !of.is_declared()) {
-                    self.pool.observe(lease.partition, lease.is_in_force(), now);
-                }
-                self.dirty.insert(id.clone());
-            }
+            Outcome::Changed(Change::Lease(id)) => self.observe_lease(registry, id, now),
             Outcome::Changed(Change::Order(id)) => {
                 self.dirty.insert(id.clone());
             }
@@ -172,6 +167,23 @@ impl Coordinator {
         if self.term.is_none() {
             self.dirty.clear();
         }
+    }
+
+    fn observe_lease(&mut self, registry: &Registry, id: &str, now: Instant) {
+        match registry.leases().get(id).filter(|lease| !lease.is_declared()) {
+            Some(lease) => {
+                self.pool.observe(lease.partition, lease.is_in_force(), now);
+                if lease.is_in_force() {
+                    self.over.remove(id);
+                } else {
+                    self.over.entry(id.to_owned()).or_insert(now);
+                }
+            }
+            None => {
+                self.over.remove(id);
+            }
+        }
+        self.dirty.insert(id.to_owned());
     }
 
     fn observe_server(&mut self, registry: &Registry, id: &str, now: Instant) {
@@ -318,13 +330,12 @@ impl Coordinator {
             return;
         }
         let mut wanted = plan.lease(registration, lease.partition, lease.epoch, state);
-        wanted.superseded.clone_from(&lease.superseded);
         wanted.from = lease.from;
-        if !same {
+        if same {
+            wanted.superseded.clone_from(&lease.superseded);
+        } else {
             wanted.epoch = lease.epoch.saturating_add(1);
-            wanted.superseded.push(lease.instance.clone());
-            let spare = wanted.superseded.len().saturating_sub(MAX_SUPERSEDED);
-            wanted.superseded.drain(..spare);
+            wanted.succeed(lease);
             self.renewed.insert(id.to_owned(), now);
         }
         plan.set_lease(id, Some(lease), &wanted);
@@ -360,11 +371,13 @@ impl Coordinator {
         (registration, former, order): (&Registration, Option<&Lease>, Option<Command>),
         now: Instant,
     ) -> Judged {
-        let known = former.is_some_and(|lease| lease.instance == registration.instance);
+        let is_over = former.is_some_and(|lease| lease.is_former(&registration.instance));
         let unfit = match registration.state {
             Wish::Gone => return Judged::Done,
             // Its lease says that it is gone already.
-            Wish::Draining if known => return Judged::Done,
+            Wish::Draining if is_over => return Judged::Done,
+            // A renewal that was on its way, of a process that will end when it reads on.
+            Wish::Live if is_over => Some(Unfit::Over),
             Wish::Draining => Some(Unfit::NothingToDrain),
             Wish::Live if order.is_some() => Some(Unfit::Drained),
             Wish::Live => self.policy.check(id, registration).err(),
@@ -433,6 +446,7 @@ impl Coordinator {
                 continue;
             }
             let silent = self.silent(id, now).unwrap_or_default();
+            let over = self.over.get(id).map_or(silent, |at| now.saturating_duration_since(*at));
             match lease.state {
                 ServerState::Draining if self.is_drained(id, lease, facts, now) => {
                     self.empty.remove(id);
@@ -448,6 +462,10 @@ impl Coordinator {
                 }
                 ServerState::Gone if plan.registry.holds(id, lease.partition) => {
                     self.look_after(lease.partition, facts, now);
+                }
+                // It remembers no epoch, and whoever held it is taken for dead.
+                ServerState::Gone if !lease.is_declared() && silent.min(over) >= forget => {
+                    plan.remove(Key::Lease(id.clone()), id);
                 }
                 _ => {}
             }

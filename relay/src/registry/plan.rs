@@ -89,11 +89,14 @@ impl<'a> Plan<'a> {
         if !same {
             self.push(id, Write::new(Key::Lease(id.to_owned()), wanted));
         }
+        // Who has a lease is not refused; and when another process gets it, nobody reads what a former
+        // one was told.
+        let is_new = present.is_none_or(|present| present.instance != wanted.instance);
         if self
             .registry
             .refusals()
             .get(id)
-            .is_some_and(|refusal| refusal.instance == wanted.instance)
+            .is_some_and(|refusal| is_new || refusal.instance == wanted.instance)
         {
             self.remove(Key::Refusal(id.to_owned()), id);
         }
@@ -161,7 +164,7 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// Gives a free partition to a server, and takes away what is left of its last holder's lease.
+    /// Gives a free partition to a server.
     pub(super) fn grant(&mut self, id: &str, registration: &Registration, free: Free) {
         let (registry, partition) = (self.registry, free.partition);
         let epoch = registry.epoch(partition).saturating_add(1);
@@ -171,15 +174,11 @@ impl<'a> Plan<'a> {
         taken.addresses.insert(address, id.to_owned());
         let mut wanted = self.lease(registration, partition, epoch, ServerState::Live);
         wanted.from = free.end;
-        self.set_lease(id, registry.leases().get(id), &wanted);
-        let last = registry.leases().iter().find(|(other, lease)| {
-            *other != id && lease.partition == partition && !lease.is_declared()
-        });
-        if let Some((other, _)) = last
-            && !self.touched.contains(other)
-        {
-            self.remove(Key::Lease(other.clone()), other);
+        let former = registry.leases().get(id);
+        if let Some(former) = former.filter(|former| !former.is_declared()) {
+            wanted.succeed(former);
         }
+        self.set_lease(id, former, &wanted);
     }
 
     /// An operator's order: gone, and nothing is left of it but what remembers an epoch.

@@ -148,6 +148,11 @@ pub enum Unfit {
         /// How much may be.
         max: u32,
     },
+    /// The process had a lease that is over.
+    #[error(
+        "the lease of this `instance` is over; a process that starts anew takes another `instance`"
+    )]
+    Over,
     /// An operator's order stands against it.
     #[error("an operator has ordered this server drained; `relay servers resume` takes that back")]
     Drained,

@@ -24,6 +24,8 @@ pub const MAX_VALUE_BYTES: usize = 16 << 10;
 pub const MAX_ID_LENGTH: usize = 64;
 /// Most labels of a server; with the longest of all, a lease stays below [`MAX_VALUE_BYTES`].
 pub const MAX_LABELS: usize = 16;
+/// How many former processes of a server are remembered, so that they cannot take it back.
+const MAX_SUPERSEDED: usize = 8;
 /// Longest name or value of a label, and longest name of an instance, in bytes.
 pub const MAX_TEXT_BYTES: usize = 128;
 
@@ -294,6 +296,20 @@ impl Lease {
     /// Whether its partition is its own.
     pub fn is_in_force(&self) -> bool {
         self.state != ServerState::Gone
+    }
+
+    /// Whether a process held it and may not have it back.
+    pub(super) fn is_former(&self, instance: &str) -> bool {
+        !self.is_in_force() && self.instance == instance
+            || self.superseded.iter().any(|former| former == instance)
+    }
+
+    /// Remembers who held the server's lease before.
+    pub(super) fn succeed(&mut self, former: &Self) {
+        self.superseded.clone_from(&former.superseded);
+        self.superseded.push(former.instance.clone());
+        let spare = self.superseded.len().saturating_sub(MAX_SUPERSEDED);
+        self.superseded.drain(..spare);
     }
 }
 
