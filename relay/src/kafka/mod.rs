@@ -4,7 +4,6 @@
 //!
 //! The contract with the servers is `docs/kafka-contract.md`.
 
-pub(crate) mod again;
 mod catch_up;
 pub(crate) mod client;
 pub(crate) mod clock;
@@ -16,13 +15,12 @@ pub(crate) mod log_watch;
 pub(crate) mod position;
 pub(crate) mod reader;
 pub(crate) mod retention;
+pub(crate) mod retry;
 mod rights;
 mod topics;
 pub(crate) mod unreadable;
 pub(crate) mod written;
 
-pub use again::watermarks;
-pub(crate) use again::watermarks_from;
 pub use client::producer_config;
 pub use clock::{BrokersClock, brokers_clock};
 pub(crate) use clock::{NO_TIME, own_unix_ms};
@@ -35,6 +33,8 @@ pub use position::{Unread, committed, committed_with_note, has_read, observer, u
 pub use reader::OpenError;
 pub(crate) use reader::{Known, TopicReader};
 pub use retention::Retention;
+pub use retry::watermarks;
+pub(crate) use retry::watermarks_from;
 pub use rights::{RightsError, Topics as TopicsThere, check_rights};
 pub(crate) use topics::TIMESTAMP_TYPE;
 pub use topics::{Difference, TopicError, Topics, check_properties, ensure_topics, look_at_topics};

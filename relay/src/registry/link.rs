@@ -103,7 +103,7 @@ impl RegistryLink {
         watch: impl FnOnce(&mut dyn FnMut() -> Result<(), String>) + Send + 'static,
     ) -> Result<Self, RegistryError> {
         let listener = Box::new(Arc::clone(associations));
-        let mut link = Link::open(config, incarnation, listener, leases, retention)?;
+        let mut link = Participant::open(config, incarnation, listener, leases, retention)?;
         link.claim()?;
         let observer = RegistryObserver {
             core: Arc::clone(&link.core),
@@ -151,7 +151,7 @@ enum Office {
     Held,
 }
 
-struct Link {
+struct Participant {
     me: (RelayId, Incarnation),
     place: String,
     services: HashMap<String, ServiceId>,
@@ -181,7 +181,7 @@ struct Link {
     unanswered: bool,
 }
 
-impl Link {
+impl Participant {
     fn open(
         config: &Config,
         incarnation: Incarnation,
