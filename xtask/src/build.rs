@@ -19,10 +19,10 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
-/// Builds everything: eBPF object, relay, and the programs of the tests crate.
+/// Builds everything: eBPF object, relay, and the programs of demo, tests and benchmarks.
 pub(crate) fn all() -> Result<()> {
     ebpf()?;
-    userspace(&["-p", "millrace-relay", "-p", "millrace-tests"])
+    userspace(&["-p", "millrace-relay", "-p", "millrace-bench", "-p", "millrace-e2e"])
 }
 
 /// Builds what an operator needs: eBPF object and relay.

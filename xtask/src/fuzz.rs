@@ -29,7 +29,7 @@ const PLATFORM: &str = "x86_64-unknown-linux-gnu";
 /// What to fuzz, and for how long.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// A target: see tests/src/fuzz.rs
+    /// A target: see tests/harness/src/fuzz
     target: String,
     /// When to stop if nothing is found
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]

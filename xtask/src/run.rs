@@ -194,7 +194,7 @@ pub(crate) fn require_root() -> Result<()> {
     Ok(())
 }
 
-/// What the programs of the tests crate learn from their environment.
+/// What the programs of demo, tests and benchmarks learn from their environment.
 pub(crate) fn environment(command: &mut Command, brokers: &str) -> Result<()> {
     command
         .env("MILLRACE_BROKERS", brokers)

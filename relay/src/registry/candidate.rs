@@ -51,7 +51,7 @@ pub(super) struct Candidate {
 impl Candidate {
     pub(super) fn new(config: &Config) -> KafkaResult<Self> {
         let session = config.registry.session_timeout_ms;
-        let group = format!("{}coordinator", config.kafka.topic_prefix);
+        let group = config.kafka.coordinator_group();
         let mut client = client_config(&config.kafka);
         client
             .set("group.id", &group)

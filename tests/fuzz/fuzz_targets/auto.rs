@@ -1,4 +1,4 @@
-//! [`millrace_tests::fuzz_protocols::auto`] under libFuzzer.
+//! [`millrace_harness::fuzz::protocols::auto`] under libFuzzer.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| millrace_tests::fuzz_protocols::auto(input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| millrace_harness::fuzz::protocols::auto(input));

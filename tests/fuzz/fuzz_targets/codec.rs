@@ -1,4 +1,4 @@
-//! [`millrace_tests::fuzz::codec`] under libFuzzer.
+//! [`millrace_harness::fuzz::framing::codec`] under libFuzzer.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| millrace_tests::fuzz::codec(input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| millrace_harness::fuzz::framing::codec(input));

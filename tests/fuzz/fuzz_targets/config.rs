@@ -1,4 +1,4 @@
-//! [`millrace_tests::fuzz_records::config`] under libFuzzer.
+//! [`millrace_harness::fuzz::records::config`] under libFuzzer.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| millrace_tests::fuzz_records::config(input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| millrace_harness::fuzz::records::config(input));

@@ -1,4 +1,4 @@
-//! [`millrace_tests::fuzz_http::http`] under libFuzzer.
+//! [`millrace_harness::fuzz::http::http`] under libFuzzer.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| millrace_tests::fuzz_http::http(input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| millrace_harness::fuzz::http::http(input));

@@ -1,4 +1,4 @@
-//! [`millrace_tests::fuzz::key`] under libFuzzer.
+//! [`millrace_harness::fuzz::records::key`] under libFuzzer.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| millrace_tests::fuzz::key(input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| millrace_harness::fuzz::records::key(input));

@@ -1,4 +1,4 @@
-//! [`millrace_tests::fuzz_mqtt::mqtt`] under libFuzzer.
+//! [`millrace_harness::fuzz::mqtt::mqtt`] under libFuzzer.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| millrace_tests::fuzz_mqtt::mqtt(input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| millrace_harness::fuzz::mqtt::mqtt(input));

@@ -1,4 +1,4 @@
-//! [`millrace_tests::fuzz_records::registry`] under libFuzzer.
+//! [`millrace_harness::fuzz::records::registry`] under libFuzzer.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| millrace_tests::fuzz_records::registry(input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| millrace_harness::fuzz::records::registry(input));

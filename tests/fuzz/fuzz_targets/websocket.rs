@@ -1,4 +1,4 @@
-//! [`millrace_tests::fuzz_protocols::websocket`] under libFuzzer.
+//! [`millrace_harness::fuzz::protocols::websocket`] under libFuzzer.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| millrace_tests::fuzz_protocols::websocket(input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| millrace_harness::fuzz::protocols::websocket(input));

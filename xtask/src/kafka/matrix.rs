@@ -54,7 +54,7 @@ pub(crate) struct Options {
     /// Some of 3.6.2, 3.9.1, 4.0.1, 4.3.1, three-nodes [default: all]
     #[arg(value_name = "CLUSTER")]
     clusters: Vec<String>,
-    /// A test of tests/tests; may be given several times
+    /// A test of tests/e2e/tests; may be given several times
     #[arg(long = "test", value_name = "NAME")]
     tests: Vec<String>,
 }
@@ -112,7 +112,7 @@ fn test(brokers: &str, tests: &[&str], arguments: &[&str]) -> Result<bool> {
         return Ok(true);
     }
     let mut command = build::cargo();
-    command.args(["test", "--release", "--no-fail-fast", "-p", "millrace-tests"]);
+    command.args(["test", "--release", "--no-fail-fast", "-p", "millrace-e2e"]);
     for test in tests {
         command.args(["--test", test]);
     }

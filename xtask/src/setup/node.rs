@@ -1,4 +1,4 @@
-//! Clients in JavaScript that the tests run, from npm: what `tests/peers/node/package-lock.json` names.
+//! Clients in JavaScript that the tests run, from npm: what `tests/harness/peers/node/package-lock.json` names.
 
 use std::{
     fs,
@@ -13,7 +13,7 @@ use crate::{paths, process};
 const LOCK: &str = "package-lock.json";
 
 fn wanted() -> PathBuf {
-    paths::root().join("tests/peers/node")
+    paths::root().join("tests/harness/peers/node")
 }
 
 /// Whether what is there was installed from the lock file as it is now.

@@ -1,0 +1,354 @@
+//! Every verdict of the real eBPF object, by `BPF_PROG_TEST_RUN`.
+
+use std::net::{SocketAddr, TcpStream};
+
+use anyhow::ensure;
+use aya::maps::Array;
+use aya::maps::xdp::DevMapHash;
+use millrace_common::abi::{ABI_VERSION, GatewayConfig, map};
+use millrace_common::verdict::Verdict;
+use millrace_harness::gateway::test_run::{
+    Bench, CLIENT_MAC, CLIENT_PORT, CLOSED_PORT, DROP, Family, GATEWAY_MAC, GENERATION, HASH, PASS,
+    Programs, REDIRECT, RELAY_MAC, RULES, flow, now_ns, with_pending,
+};
+use millrace_harness::net::frames::flag::{ACK, FIN, RST, SYN};
+use millrace_harness::net::frames::{Frame, SERVICE_TAG, TAG, Transport};
+use millrace_harness::net::netns::{Host, bpf_object};
+use millrace_harness::net::raw_socket;
+use millrace_harness::system::privilege::privileged;
+
+fn unsupported(programs: &mut Programs) -> anyhow::Result<()> {
+    let ipv4 = Family::Ipv4.from_client(SYN).bytes();
+    let ipv6 = Family::Ipv6.from_client(SYN).bytes();
+    let with = |frame: &[u8], offset: usize, bytes: &[u8]| {
+        let mut frame = frame.to_vec();
+        frame[offset..offset + bytes.len()].copy_from_slice(bytes);
+        frame
+    };
+    let three = Family::Ipv4.from_client(SYN).tagged(&[TAG; 3]).bytes();
+    for (frame, verdict) in [
+        (ipv4[..33].to_vec(), Verdict::PassTruncated),
+        (ipv4[..53].to_vec(), Verdict::PassTruncated),
+        (ipv6[..53].to_vec(), Verdict::PassTruncated),
+        (ipv6[..73].to_vec(), Verdict::PassTruncated),
+        (with(&ipv4, 12, &[0x08, 0x06]), Verdict::PassEtherType),
+        (three, Verdict::PassTooManyTags),
+        (with(&ipv4, 14, &[0x65]), Verdict::PassMalformedIpv4),
+        (with(&ipv4, 14, &[0x44]), Verdict::PassMalformedIpv4),
+        (with(&ipv4, 14, &[0x46]), Verdict::PassIpv4Options),
+        (with(&ipv6, 14, &[0x45]), Verdict::PassMalformedIpv6),
+        (with(&ipv6, 20, &[0]), Verdict::PassIpv6Extension),
+        (with(&ipv6, 20, &[44]), Verdict::PassFragment),
+        (with(&ipv4, 20, &[0x20, 0]), Verdict::PassFragment),
+        (with(&ipv4, 20, &[0, 1]), Verdict::PassFragment),
+        (with(&ipv4, 23, &[1]), Verdict::PassProtocol),
+        (with(&ipv6, 20, &[58]), Verdict::PassProtocol),
+        (with(&ipv4, 46, &[0x40]), Verdict::PassMalformedTcp),
+        (with(&ipv4, 46, &[0xf0]), Verdict::PassMalformedTcp),
+        (with(&ipv4, 23, &[17]), Verdict::PassMalformedUdp),
+    ] {
+        let out = programs.expect("ingress", &frame, verdict, PASS)?;
+        ensure!(out == frame, "{}: the frame was changed", verdict.name());
+    }
+    Ok(())
+}
+
+/// What a diverted frame must look like: the relay's address, no tags, nothing else.
+fn is_diverted(out: &[u8], frame: &Frame) -> anyhow::Result<()> {
+    let bare = frame.tagged(&[]).bytes();
+    ensure!(out[..6] == RELAY_MAC, "to the relay's hardware address");
+    ensure!(out[6..] == bare[6..], "nothing but the destination and the tags changes");
+    Ok(())
+}
+
+fn beginning(programs: &mut Programs, nsid: u32, syn: &Frame) -> anyhow::Result<()> {
+    programs.ingress(&syn.to_port(9), Verdict::PassNoRule, PASS)?;
+
+    programs.config(ABI_VERSION + 1, nsid)?;
+    programs.ingress(syn, Verdict::PassUnconfigured, PASS)?;
+    programs.config(ABI_VERSION, nsid)?;
+
+    programs.heartbeat(0, 0)?;
+    programs.ingress(syn, Verdict::PassNoHeartbeat, PASS)?;
+    programs.heartbeat(1, GENERATION)?;
+    let mut map: Array<_, GatewayConfig> = Array::try_from(programs.map(map::CONFIG)?)?;
+    let config = map.get(&0, 0)?;
+    map.set(0, GatewayConfig { heartbeat_timeout_ns: 1, ..config }, 0)?;
+    programs.ingress(syn, Verdict::PassNoHeartbeat, PASS)?;
+    programs.config(ABI_VERSION, nsid)?;
+    programs.heartbeat(now_ns(), GENERATION)?;
+
+    // What a SYN that is passed leaves of an earlier connection between the same ends: nothing.
+    let closed = syn.to_port(CLOSED_PORT);
+    programs.begin(flow(&closed))?;
+    programs.accept(flow(&closed))?;
+    programs.ingress(&closed, Verdict::PassNoListener, PASS)?;
+    ensure!(programs.has(&flow(&closed))? == (false, false), "the passed flow is still there");
+    let excluded = if syn.source.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 }.host(1, 66);
+    programs.ingress(&syn.from(excluded), Verdict::PassExcluded, PASS)?;
+
+    // An answer to a SYN, or a contradiction, opens nothing.
+    for flags in [SYN | ACK, SYN | RST, SYN | FIN] {
+        let frame = Frame::tcp(syn.source, syn.destination, flags, 7).tagged(&syn.tags);
+        programs.ingress(&frame, Verdict::PassNoFlow, PASS)?;
+    }
+
+    is_diverted(&programs.ingress(syn, Verdict::DivertNew, REDIRECT)?, syn)?;
+    ensure!(programs.has(&flow(syn))? == (true, false), "the flow is pending and not accepted");
+    Ok(())
+}
+
+fn following(programs: &mut Programs, segment: &Frame) -> anyhow::Result<()> {
+    let key = flow(segment);
+    programs.ingress(&segment.to_port(CLOSED_PORT), Verdict::PassNoFlow, PASS)?;
+    is_diverted(&programs.ingress(segment, Verdict::DivertPending, REDIRECT)?, segment)?;
+
+    programs.accept(key)?;
+    is_diverted(&programs.ingress(segment, Verdict::DivertEstablished, REDIRECT)?, segment)?;
+    let reset = Frame::tcp(segment.source, segment.destination, RST, 7);
+    programs.ingress(&reset, Verdict::DivertEstablished, REDIRECT)?;
+
+    // A relay that has stopped beating keeps what it has; another run of it does not inherit it.
+    programs.heartbeat(0, GENERATION)?;
+    programs.ingress(segment, Verdict::DivertEstablished, REDIRECT)?;
+    programs.heartbeat(now_ns(), GENERATION + 1)?;
+    programs.ingress(segment, Verdict::PassNoFlow, PASS)?;
+    programs.heartbeat(now_ns(), GENERATION)?;
+
+    // Neither do other rules end it: not at a port without any, and not where a rule drops.
+    for rules in ["", "drop tcp 0.0.0.0/0 port any\ndrop tcp ::/0 port any"] {
+        programs.rules(rules, false)?;
+        programs.ingress(segment, Verdict::DivertEstablished, REDIRECT)?;
+    }
+    programs.rules(RULES, false)?;
+    Ok(())
+}
+
+/// Connections that `PENDING` has lost, as in a flood of SYNs, and the relay's stack has not.
+fn lost_flows(programs: &mut Programs, bench: &Bench) -> anyhow::Result<()> {
+    for family in Family::BOTH {
+        let connection = TcpStream::connect(family.server())?;
+        let listener = &bench.listeners[usize::from(family == Family::Ipv6)];
+        let accepted = listener.accept()?;
+        let segment = |flags| Frame::tcp(accepted.1, family.server(), flags, 7);
+        programs.ingress(&segment(RST), Verdict::PassNoFlow, PASS)?;
+        let ack = segment(ACK);
+        is_diverted(&programs.ingress(&ack, Verdict::DivertSocket, REDIRECT)?, &ack)?;
+        // It is found again from then on.
+        programs.ingress(&ack, Verdict::DivertPending, REDIRECT)?;
+        programs.pending()?.remove(&flow(&ack))?;
+        // A dead relay's socket, of which the stack has yet to take leave, is not honoured.
+        drop(accepted);
+        programs.ingress(&ack, Verdict::PassNoFlow, PASS)?;
+        drop(connection);
+    }
+
+    // A stack that always answers with a cookie keeps nothing of a SYN.
+    bench.relay.sysctl("net/ipv4/tcp_syncookies", "2")?;
+    let client = SocketAddr::from(([10, 77, 1, 1], 50_000));
+    let syn = Frame::tcp(client, Family::Ipv4.server(), SYN, 1000);
+    let cookie = raw_socket::syn_ack_number(&syn)?;
+    let transport = |acknowledgment| Transport::Tcp { flags: ACK, sequence: 1001, acknowledgment };
+    let forged = Frame { transport: transport(cookie.wrapping_add(9)), ..syn.clone() };
+    programs.ingress(&forged, Verdict::PassNoFlow, PASS)?;
+    let ack = Frame { transport: transport(cookie.wrapping_add(1)), ..syn };
+    is_diverted(&programs.ingress(&ack, Verdict::DivertCookie, REDIRECT)?, &ack)?;
+    programs.ingress(&ack, Verdict::DivertPending, REDIRECT)?;
+    Ok(())
+}
+
+fn datagrams(programs: &mut Programs, datagram: &Frame) -> anyhow::Result<()> {
+    is_diverted(&programs.ingress(datagram, Verdict::DivertDatagram, REDIRECT)?, datagram)?;
+    programs.ingress(&datagram.to_port(CLOSED_PORT), Verdict::PassNoListener, PASS)?;
+    programs.ingress(&datagram.to_port(9), Verdict::PassNoRule, PASS)?;
+    programs.heartbeat(0, GENERATION)?;
+    programs.ingress(datagram, Verdict::PassNoHeartbeat, PASS)?;
+    programs.heartbeat(now_ns(), GENERATION)?;
+    Ok(())
+}
+
+/// Which rule decides, and on what.
+fn ruling(programs: &mut Programs) -> anyhow::Result<()> {
+    let (syn, segment) = (Family::Ipv4.from_client(SYN), Family::Ipv4.from_client(RST));
+    let datagram = Frame::udp(syn.source, syn.destination);
+    programs.rules(
+        "pass tcp 10.77.2.11 port 7000\npass udp 10.77.2.11 port 7000\n\
+         divert tcp 10.77.2.0/24 port any\ndrop tcp 10.77.0.0/16 port 7002\n\
+         drop udp 10.77.0.0/16 port 7002\ndivert tcp 10.77.2.0/24 port 7003-7005",
+        false,
+    )?;
+    programs.ingress(&syn, Verdict::PassRule, PASS)?;
+    programs.ingress(&datagram, Verdict::PassRule, PASS)?;
+    // The longer prefix is decisive before the narrower port.
+    programs.ingress(&syn.to_port(7002), Verdict::PassNoListener, PASS)?;
+    programs.rules("drop tcp 10.77.0.0/16 port 7002\ndrop udp 10.77.0.0/16 port 7002", false)?;
+    programs.ingress(&segment.to_port(7003), Verdict::PassNoFlow, PASS)?;
+    ensure!(programs.close_ports()? == 65_535, "all ports but one have lost their rules");
+    // Every packet, not only one that opens.
+    for frame in [syn, segment, datagram] {
+        programs.ingress(&frame.to_port(7002), Verdict::DropRule, DROP)?;
+        programs.ingress(&frame.to_port(7003), Verdict::PassNoRule, PASS)?;
+    }
+    programs.rules(RULES, false)?;
+    Ok(())
+}
+
+/// Mode `all`: by rule alone.
+fn by_rule(programs: &mut Programs, family: Family) -> anyhow::Result<()> {
+    programs.rules(RULES, true)?;
+    let (syn, segment) = (family.from_client(SYN), family.from_client(ACK));
+    let (syn, segment) = (syn.from_port(50_000), segment.from_port(50_000));
+    for frame in [&syn, &segment] {
+        is_diverted(&programs.ingress(frame, Verdict::DivertRule, REDIRECT)?, frame)?;
+        programs.ingress(&frame.from(family.host(1, 66)), Verdict::PassExcluded, PASS)?;
+        programs.heartbeat(0, GENERATION)?;
+        programs.ingress(frame, Verdict::PassNoHeartbeat, PASS)?;
+        programs.heartbeat(now_ns(), GENERATION)?;
+    }
+    ensure!(programs.has(&flow(&syn))? == (false, false), "no flow is kept");
+    programs.ingress(&syn.to_port(CLOSED_PORT), Verdict::PassNoListener, PASS)?;
+    programs.ingress(&segment.to_port(CLOSED_PORT), Verdict::DivertRule, REDIRECT)?;
+    // What the relay has accepted stays with it while it hangs.
+    programs.accept(flow(&segment))?;
+    programs.heartbeat(0, GENERATION)?;
+    programs.ingress(&segment, Verdict::DivertEstablished, REDIRECT)?;
+    programs.heartbeat(now_ns(), GENERATION)?;
+    programs.rules(RULES, false)?;
+    Ok(())
+}
+
+fn returning(programs: &mut Programs, family: Family) -> anyhow::Result<()> {
+    let client = family.client().ip();
+    let answer = family.from_relay(client, ACK, 7);
+    let out = programs.egress(&answer, Verdict::ReturnForwarded, REDIRECT)?;
+    ensure!(out[..6] == CLIENT_MAC, "to the client's hardware address");
+    ensure!(out[6..12] == GATEWAY_MAC, "from the device's hardware address");
+    ensure!(out[12..] == answer.bytes()[12..], "nothing else changes");
+    let datagram = Frame::udp(answer.source, answer.destination);
+    programs.egress(&datagram, Verdict::ReturnForwarded, REDIRECT)?;
+
+    let stranger = family.from_relay(family.host(1, 99), ACK, 7);
+    let out = programs.egress(&stranger, Verdict::ReturnNoNeighbour, PASS)?;
+    ensure!(out == stranger.bytes(), "what the stack gets is as it was");
+    let unrouted = family.from_relay(family.host(3, 1), ACK, 7);
+    programs.egress(&unrouted, Verdict::ReturnNoRoute, PASS)?;
+    programs.egress(&answer.tagged(&[TAG]), Verdict::ReturnStack, PASS)?;
+    let mut icmp = answer.bytes();
+    icmp[if family == Family::Ipv4 { 23 } else { 20 }] = 1;
+    programs.expect("egress", &icmp, Verdict::ReturnStack, PASS)?;
+
+    // A reset that refuses a SYN is held back, and the flow is forgotten, so that the client's next
+    // SYN finds its server; a reset of a connection that is there goes out.
+    let refusal = family.from_relay(client, RST | ACK, 0);
+    let key = flow(&refusal).reversed();
+    programs.egress(&refusal, Verdict::ReturnForwarded, REDIRECT)?;
+    programs.established()?.remove(&key)?;
+    ensure!(programs.has(&key)? == (true, false), "still pending");
+    programs.egress(&refusal, Verdict::ReturnResetHeld, DROP)?;
+    ensure!(programs.has(&key)? == (false, false), "no longer pending");
+    programs.egress(&family.from_relay(client, RST, 7), Verdict::ReturnForwarded, REDIRECT)?;
+    Ok(())
+}
+
+/// What keeps an answer from its client, each by its own reason.
+fn kept_from_the_client(
+    programs: &mut Programs,
+    gateway: &Host,
+    family: Family,
+) -> anyhow::Result<()> {
+    let (length, client) =
+        if family == Family::Ipv4 { (32, "10.77.1.11") } else { (128, "fd77:1::11") };
+    let ip = format!("-{}", if family == Family::Ipv4 { 4 } else { 6 });
+    let away = |host: u8| family.host(3, host);
+    for (host, kind, verdict) in [
+        (1, "blackhole", Verdict::ReturnBlackhole),
+        (2, "unreachable", Verdict::ReturnUnreachable),
+        (3, "prohibit", Verdict::ReturnProhibited),
+    ] {
+        gateway.ip(&format!("{ip} route add {kind} {}/{length}", away(host)))?;
+        let frame = family.from_relay(away(host), ACK, 7);
+        let out = programs.egress(&frame, verdict, PASS)?;
+        ensure!(out == frame.bytes(), "what the stack gets is as it was");
+    }
+
+    gateway
+        .ip(&format!("{ip} route add {}/{length} via {client} dev eth1 mtu lock 1300", away(4)))?;
+    let mut frame = family.from_relay(away(4), ACK, 7).bytes();
+    programs.expect("egress", &frame, Verdict::ReturnForwarded, REDIRECT)?;
+    let length_at = if family == Family::Ipv4 { 16 } else { 18 };
+    frame[length_at..length_at + 2].copy_from_slice(&1301u16.to_be_bytes());
+    programs.expect("egress", &frame, Verdict::ReturnTooLong, PASS)?;
+
+    let version = if family == Family::Ipv4 { "ipv4" } else { "ipv6" };
+    // A test run comes in by the loopback device.
+    let forwarding = format!("net/{version}/conf/lo/forwarding");
+    let frame = family.from_relay(family.client().ip(), ACK, 7);
+    gateway.sysctl(&forwarding, "0")?;
+    programs.egress(&frame, Verdict::ReturnForwardingOff, PASS)?;
+    gateway.sysctl(&forwarding, "1")?;
+    programs.egress(&frame, Verdict::ReturnForwarded, REDIRECT)?;
+    Ok(())
+}
+
+/// The links are gone: everything goes up, unchanged.
+fn without_links(programs: &mut Programs, bench: &Bench) -> anyhow::Result<()> {
+    DevMapHash::try_from(programs.map(map::CLIENT_LINKS)?)?.remove(bench.client_ifindex)?;
+    let frame = Family::Ipv4.from_relay(Family::Ipv4.client().ip(), ACK, 7);
+    let out = programs.egress(&frame, Verdict::ReturnNoRedirect, PASS)?;
+    ensure!(out == frame.bytes(), "what the stack gets is as it was");
+
+    bench.relay.ip("link delete dev relay0")?;
+    for tags in [&[][..], &[TAG], &[SERVICE_TAG, TAG]] {
+        let syn = Family::Ipv4.from_client(SYN).tagged(tags);
+        programs.ingress(&syn, Verdict::PassNoLink, PASS)?;
+        ensure!(programs.has(&flow(&syn))? == (false, false), "the flow is forgotten");
+    }
+    Ok(())
+}
+
+#[test]
+fn every_verdict() -> anyhow::Result<()> {
+    if !privileged("every_verdict") {
+        return Ok(());
+    }
+    let bytes = std::fs::read(bpf_object()?)?;
+    let bench = Bench::new()?;
+    let mut seen = bench.with_programs(&bytes, |programs| {
+        unsupported(programs)?;
+        for (family, port) in [(Family::Ipv4, 41_000), (Family::Ipv6, 42_000)] {
+            for (tags, port) in [&[][..], &[TAG], &[SERVICE_TAG, TAG]].into_iter().zip(port..) {
+                let frame = |flags| family.from_client(flags).from_port(port).tagged(tags);
+                beginning(programs, bench.nsid, &frame(SYN))?;
+                following(programs, &frame(ACK))?;
+                let datagram = Frame::udp(family.client(), family.server()).tagged(tags);
+                datagrams(programs, &datagram)?;
+            }
+            by_rule(programs, family)?;
+            programs.ingress(&family.from_client(SYN), Verdict::DivertNew, REDIRECT)?;
+            programs.accept(flow(&family.from_client(SYN)))?;
+            returning(programs, family)?;
+            kept_from_the_client(programs, &bench.gateway, family)?;
+        }
+        ruling(programs)?;
+        lost_flows(programs, &bench)?;
+        without_links(programs, &bench)?;
+        Ok(std::mem::take(&mut programs.seen))
+    })?;
+
+    // The LRU hash of the real object makes room by evicting, and is refused memory only by a kernel
+    // in distress.
+    let bench = Bench::new()?;
+    seen.extend(bench.with_programs(&with_pending(&bytes, HASH, 1)?, |programs| {
+        let first = Family::Ipv4.from_client(SYN);
+        let second = first.from_port(CLIENT_PORT + 1);
+        programs.ingress(&first, Verdict::DivertNew, REDIRECT)?;
+        programs.ingress(&second, Verdict::PassTableFull, PASS)?;
+        programs.ingress(&first, Verdict::DivertNew, REDIRECT)?;
+        Ok(std::mem::take(&mut programs.seen))
+    })?);
+
+    let missing: Vec<_> =
+        Verdict::ALL.iter().filter(|verdict| !seen.contains(verdict)).map(|v| v.name()).collect();
+    ensure!(missing.is_empty(), "never seen: {missing:?}");
+    Ok(())
+}

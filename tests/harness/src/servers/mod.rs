@@ -1,0 +1,4 @@
+//! Servers behind Kafka.
+
+pub mod by_hand;
+pub mod checking;
