@@ -216,7 +216,7 @@ fn what_waits_for_a_gone_server_becomes_dead_letters_from_its_committed_offset_o
     relay.commit_uplink(0, 2).unwrap();
     let bury = || {
         let stop = std::sync::atomic::AtomicBool::new(false);
-        millrace_relay::undelivered::abandoned(
+        millrace_relay::undelivered::bury(
             config,
             Incarnation::new(7),
             Partition(0),
