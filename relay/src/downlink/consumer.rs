@@ -19,8 +19,8 @@ use crate::kafka::ffi::{self, add_headers, rejoin};
 use crate::kafka::inspect::command;
 use crate::kafka::log_watch::LogWatch;
 use crate::kafka::position::{committed_with_note, is_late};
+use crate::kafka::questions::{PAUSE, ask_again};
 use crate::kafka::retention::Retention;
-use crate::kafka::retry::{PAUSE, ask_again};
 use crate::kafka::unreadable::{is_unreadable, unreadable_at};
 use crate::model::{
     ConnectionKey, HeaderList, Incarnation, RelayId, Reply, ReplyOffset, ReplyOrigin,

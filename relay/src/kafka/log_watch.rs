@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
-use crate::kafka::retry::{a_broker, ask_again};
+use crate::kafka::questions::{a_broker, ask_again};
 
 use super::ffi::IdQuestion;
 

@@ -10,7 +10,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::KafkaSection;
 use crate::kafka::client::client_config;
-use crate::kafka::retry::{ask_again, described, is_unknown_topic, watermarks};
+use crate::kafka::questions::{ask_again, described, is_unknown_topic, watermarks};
 
 use super::catch_up::CatchUp;
 use super::unreadable::{is_unreadable, unreadable_at};

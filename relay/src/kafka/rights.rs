@@ -13,7 +13,7 @@ use rdkafka::error::RDKafkaErrorCode;
 use crate::config::{Config, KafkaSection};
 use crate::kafka::client::client_config;
 use crate::kafka::ffi::Operation;
-use crate::kafka::retry::a_broker;
+use crate::kafka::questions::a_broker;
 
 use super::ffi::{DescribedGroup, DescribedTopic, describe_group, describe_rights};
 

@@ -11,7 +11,7 @@ use rdkafka::admin::{AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use crate::config::Config;
-use crate::kafka::retry::{ask_again, described, watermarks};
+use crate::kafka::questions::{ask_again, described, watermarks};
 
 use cluster::{Cluster, TIMEOUT};
 use fit::Wanted;

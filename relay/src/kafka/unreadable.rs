@@ -14,7 +14,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::KafkaSection;
 use crate::kafka::client::client_config;
-use crate::kafka::retry::watermarks;
+use crate::kafka::questions::watermarks;
 
 use super::context::LogContext;
 use super::ffi::{self, Look};

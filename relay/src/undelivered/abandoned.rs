@@ -11,7 +11,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use crate::config::Config;
 use crate::kafka::fetch::{FetchError, Fetcher};
 use crate::kafka::position::{committed, observer};
-use crate::kafka::retry::watermarks;
+use crate::kafka::questions::watermarks;
 use crate::model::{Incarnation, Partition, RelayId};
 use crate::undelivered::deadletter::{Letter, Reason, Sender};
 use crate::undelivered::outbox::Outbox;

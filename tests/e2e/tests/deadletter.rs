@@ -216,14 +216,8 @@ fn what_waits_for_a_gone_server_becomes_dead_letters_from_its_committed_offset_o
     relay.commit_uplink(0, 2).unwrap();
     let bury = || {
         let stop = std::sync::atomic::AtomicBool::new(false);
-        millrace_relay::undelivered::bury(
-            config,
-            Incarnation::new(7),
-            Partition(0),
-            &stop,
-            || true,
-        )
-        .unwrap()
+        millrace_relay::undelivered::bury(config, Incarnation::new(7), Partition(0), &stop, || true)
+            .unwrap()
     };
     assert_eq!(bury(), 2);
     let letters = Letters::read(&relay, 2).unwrap();

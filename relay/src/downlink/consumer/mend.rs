@@ -14,7 +14,7 @@ use crate::downlink::consumer::{
 use crate::downlink::place::{self, Break, Found, Place};
 use crate::kafka::ffi::rejoin;
 use crate::kafka::log_watch::LogWatch;
-use crate::kafka::retry::{PAUSE, watermarks};
+use crate::kafka::questions::{PAUSE, watermarks};
 use crate::model::ReplyOffset;
 use crate::ring::DownlinkSender;
 use crate::undelivered::deadletter::Reason;

@@ -11,7 +11,7 @@ use rdkafka::producer::BaseProducer;
 
 use crate::config::Config;
 use crate::kafka::client::{client_config, producer_config};
-use crate::kafka::retry::a_broker;
+use crate::kafka::questions::a_broker;
 
 use super::super::context::LogContext;
 use super::TopicError;
