@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use clap::{Args, Subcommand};
-use millrace_relay::registry::record::Command;
+use millrace_relay::registry::record::OrderKind;
 use millrace_relay::registry::{
     Change, MAX_PER_SECOND, Policy, RebalanceStatus, RegistryStatus, order, read, rebalance,
 };
@@ -105,14 +105,14 @@ pub(super) struct About {
 struct Ordered<'a> {
     server: &'a str,
     /// Null: the former order was taken back.
-    order: Option<Command>,
+    order: Option<OrderKind>,
 }
 
 impl std::fmt::Display for Ordered<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let what = match self.order {
-            Some(Command::Drain) => "is to be drained",
-            Some(Command::Forget) => "is to be forgotten",
+            Some(OrderKind::Drain) => "is to be drained",
+            Some(OrderKind::Forget) => "is to be forgotten",
             None => "is not under an order any more",
         };
         write!(f, "server `{}` {what}; `relay servers list` shows its state", self.server)
@@ -170,7 +170,7 @@ impl Rebalance {
 }
 
 impl About {
-    fn give(&self, command: Option<Command>) -> anyhow::Result<()> {
+    fn give(&self, command: Option<OrderKind>) -> anyhow::Result<()> {
         order(&self.config.read()?, &self.id, command)?;
         show(&Ordered { server: &self.id, order: command }, self.json)
     }
@@ -184,9 +184,9 @@ impl Servers {
                 let registry = read(&config)?;
                 show(&RegistryStatus::new(&registry, &Policy::new(&config), None), *json)
             }
-            Self::Drain(about) => about.give(Some(Command::Drain)),
+            Self::Drain(about) => about.give(Some(OrderKind::Drain)),
             Self::Resume(about) => about.give(None),
-            Self::Forget(about) => about.give(Some(Command::Forget)),
+            Self::Forget(about) => about.give(Some(OrderKind::Forget)),
             Self::Rebalance(rebalance) => rebalance.run(),
         }
     }
