@@ -4,7 +4,6 @@
 //!
 //! The contract with the servers is `docs/kafka-contract.md`.
 
-pub(crate) mod again;
 mod catch_up;
 pub(crate) mod client;
 pub(crate) mod clock;
@@ -14,6 +13,7 @@ pub(crate) mod ffi;
 pub(crate) mod inspect;
 pub(crate) mod log_watch;
 pub(crate) mod position;
+pub(crate) mod questions;
 pub(crate) mod reader;
 pub(crate) mod retention;
 mod retry;
@@ -22,8 +22,6 @@ mod topics;
 pub(crate) mod unreadable;
 pub(crate) mod written;
 
-pub use again::watermarks;
-pub(crate) use again::watermarks_from;
 pub use client::producer_config;
 pub use clock::{BrokersClock, brokers_clock};
 pub(crate) use clock::{NO_TIME, own_unix_ms};
@@ -33,6 +31,8 @@ pub(crate) use ffi::{header as record_header, rejoin};
 pub use inspect::{RecordOrigin, header_text, record_origin};
 pub(crate) use position::renew;
 pub use position::{Unread, committed, committed_with_note, has_read, observer, unread};
+pub use questions::watermarks;
+pub(crate) use questions::watermarks_from;
 pub use reader::OpenError;
 pub(crate) use reader::{Known, TopicReader};
 pub use retention::Retention;

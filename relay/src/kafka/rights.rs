@@ -13,8 +13,8 @@ use rdkafka::error::RDKafkaErrorCode;
 use crate::config::{Config, KafkaSection};
 use crate::kafka::client::client_config;
 use crate::kafka::ffi::Operation;
+use crate::kafka::questions::a_broker;
 
-use super::again::a_broker;
 use super::ffi::{DescribedGroup, DescribedTopic, describe_group, describe_rights};
 
 /// How long the cluster may take to tell.

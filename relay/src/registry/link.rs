@@ -106,7 +106,7 @@ impl RegistryLink {
         watch: impl FnOnce(&mut dyn FnMut() -> Result<(), String>) + Send + 'static,
     ) -> Result<Self, RegistryError> {
         let listener = Box::new(Arc::clone(associations));
-        let mut link = Link::open(config, incarnation, listener, leases, retention)?;
+        let mut link = Participant::open(config, incarnation, listener, leases, retention)?;
         link.claim()?;
         let observer = RegistryObserver {
             core: Arc::clone(&link.core),
@@ -144,7 +144,7 @@ impl Drop for RegistryLink {
     }
 }
 
-struct Link {
+struct Participant {
     me: (RelayId, Incarnation),
     place: String,
     services: HashMap<String, ServiceId>,
@@ -178,7 +178,7 @@ struct Link {
     unanswered: bool,
 }
 
-impl Link {
+impl Participant {
     fn open(
         config: &Config,
         incarnation: Incarnation,

@@ -517,7 +517,7 @@ impl Client {
     }
 
     /// Bytes kept in memory.
-    pub(super) fn held(&self) -> usize {
+    pub(super) fn kept_bytes(&self) -> usize {
         size_of::<Self>()
             + self.waiting.bytes()
             + self.unmatched.bytes()

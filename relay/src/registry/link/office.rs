@@ -8,7 +8,7 @@ use crate::registry::candidate::Standing;
 use crate::registry::facts::World;
 use crate::registry::record::{Coordination, Key, Term, VERSION};
 
-use super::{Link, lock};
+use super::{Participant, lock};
 
 /// Least time between decisions while records are refused: one of the coordinator's own may be
 /// among them, and it would be written again.
@@ -24,7 +24,7 @@ pub(super) enum Office {
     Held,
 }
 
-impl Link {
+impl Participant {
     fn leave_office(&mut self, until: Instant) {
         lock(&self.core).coordinator.end();
         self.backlogs.leave_office();
