@@ -13,7 +13,7 @@ use crate::{build, paths, process, setup};
 pub(crate) const HELP: &str = "\
 Changes on the host: installs what is missing (see `setup --check`); writes below target/fuzz, and a
 failing input to tests/fuzz/artifacts/TARGET. The committed corpus in tests/fuzz/corpus/TARGET is only
-read, but with --keep: then what was found goes there, as few inputs as cover what all of them do.
+read. With --keep, what was found is added to it: the fewest inputs that cover what all of them cover.
 `cargo xtask test --test fuzz` runs the same targets over a million generated inputs.
 
 Example:
@@ -29,15 +29,15 @@ const PLATFORM: &str = "x86_64-unknown-linux-gnu";
 /// What to fuzz, and for how long.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// A target: see tests/harness/src/fuzz
+    /// A target; see tests/harness/src/fuzz
     target: String,
-    /// When to stop if nothing is found
+    /// Seconds after which to stop if nothing is found
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
     seconds: u32,
-    /// Longest input in bytes
+    /// Length of the longest input, in bytes
     #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
     max_bytes: u32,
-    /// Finds nothing new: takes what was found into the committed corpus
+    /// Do not fuzz: add what was found to the committed corpus
     #[arg(long, conflicts_with = "seconds")]
     keep: bool,
 }
