@@ -32,31 +32,31 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Make the relay namespace and attach the XDP programs; changes this host, needs root.
+    /// Create the relay namespace and attach the XDP programs; changes this host, needs root.
     ///
-    /// Every change is printed before it is made. A load that fails undoes what it has done.
-    /// Nothing is diverted until a relay runs.
+    /// Prints every change before making it. A load that fails undoes what it has done. Nothing is
+    /// diverted until a relay runs.
     ///
-    /// With --check it says what a load would find: what would refuse it (exit code 1), what makes
-    /// it slow, and what to type against either. With --replace the programs of a loaded instance
-    /// are replaced by those of the present eBPF object, each device in one atomic step: no packet
-    /// is lost; rules, flows and counters stay.
+    /// --check reports what would make a load fail (exit code 1) and what would make it slow, with the
+    /// command that fixes each. --replace replaces the programs of a loaded instance by those of the
+    /// current eBPF object, each device in one atomic step: no packet is lost, and rules, flows and
+    /// counters stay.
     #[command(after_help = "Examples:\n  relay load --check --config docs/millrace.toml\n  \
         sudo relay load --config /etc/millrace/millrace.toml\n  sudo relay load --replace")]
     Load {
         #[command(flatten)]
         config: ConfigFile,
-        /// Say what stands in the way, and change nothing; exit code 1 if something does.
+        /// Report what would make a load fail, and change nothing; exit code 1 if anything would.
         #[arg(long)]
         check: bool,
-        /// Swap the programs of an instance that is loaded, and keep its maps.
+        /// Replace the programs of a loaded instance, and keep its maps.
         #[arg(long, conflicts_with = "check")]
         replace: bool,
-        /// One JSON document instead of text.
+        /// Print one JSON document instead of text.
         #[arg(long)]
         json: bool,
     },
-    /// Remove everything that `load` has made; needs root.
+    /// Remove everything that `load` has created; needs root.
     #[command(after_help = "Example:\n  sudo relay unload --config /etc/millrace/millrace.toml")]
     Unload(ConfigFile),
     /// Show devices, rules, packets by verdict, and the running relay's counters; needs root.
@@ -65,86 +65,93 @@ enum Command {
     Status {
         #[command(flatten)]
         config: ConfigFile,
-        /// One JSON document instead of text.
+        /// Print one JSON document instead of text.
         #[arg(long)]
         json: bool,
-        /// Look twice, so many seconds apart, and show packets and messages a second too.
+        /// Look twice, SECONDS apart, and also show packets and messages per second.
         #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=3600))]
         interval: Option<u32>,
-        /// Go on, once in each interval (default: 1 s), until interrupted; with --json a document
-        /// a line.
+        /// Repeat once per interval (default: 1 s) until interrupted; with --json, one document per
+        /// line.
         #[arg(long)]
         watch: bool,
     },
-    /// Check that everything is accounted for: counters of the running relay against Kafka's partitions.
+    /// Check that everything is accounted for: the running relay's counters against Kafka's partitions.
     ///
-    /// Uplink: received = acknowledged + waiting + dead letters + refused, and as many records of
-    /// this run in the partitions as were acknowledged. Downlink: what was produced since the run
-    /// began, without marks of transactions = sent + not wanted + orders + held + dead letters +
-    /// vanished + waiting, and no offset committed past what is settled (which it has a second for).
-    /// What waits to be acknowledged is the rest, and is compared with the bytes that are booked for it while nothing moves. For each server: records in its partition = committed + waiting. Under traffic
-    /// the counters are taken before and after the partitions are looked at, and what lies between is
-    /// right. Records that retention may have deleted, or that went with a topic, are told and not missed;
-    /// messages and replies that were deleted before they were read are a problem.
-    /// It reads every record since the relay's start. Exit code 1 if a line does not balance.
+    /// Uplink: received = acknowledged + waiting + dead letters + refused, and the partitions hold as
+    /// many records of this run as were acknowledged. "Waiting" is what remains; while nothing moves, it
+    /// is compared with the bytes that are booked for it.
+    ///
+    /// Downlink: what was produced since the run began, without marks of transactions = sent + not
+    /// wanted + orders + held + dead letters + vanished + waiting, and no offset is committed past what
+    /// is settled (the relay has a second for this).
+    ///
+    /// For each server: records in its partition = committed + waiting.
+    ///
+    /// Under traffic, the counters are taken before and after the partitions are read, and a count
+    /// between the two is correct. Records that retention may have deleted, or that went with a topic,
+    /// are reported but do not count as missing. Messages and replies that were deleted before they
+    /// were read are a problem.
+    ///
+    /// Reads every record since the relay's start. Exit code 1 if a line does not balance.
     #[command(after_help = "Examples:\n  relay ledger --config /etc/millrace/millrace.toml\n  \
         relay ledger --json | jq .balanced")]
     Ledger {
         #[command(flatten)]
         config: ConfigFile,
-        /// One JSON document instead of text.
+        /// Print one JSON document instead of text.
         #[arg(long)]
         json: bool,
     },
-    /// Show each packet of one client and what becomes of it; needs root.
+    /// Show each packet of one client and what happens to it; needs root.
     ///
-    /// While it runs, the devices run traced variants of the programs, put there and taken off
-    /// again in atomic steps: no packet is lost, and an instance that is not traced pays nothing.
-    /// After a tracer that was killed, `relay load --replace` puts the usual programs back.
+    /// Meanwhile the devices run traced variants of the programs, which are installed and removed in
+    /// atomic steps: no packet is lost, and an instance that is not traced pays nothing. If a trace was
+    /// killed, `relay load --replace` puts the usual programs back.
     #[command(after_help = "Examples:\n  sudo relay trace 198.51.100.7\n  \
         sudo relay trace 198.51.100.7 --seconds 10 --json | \
         jq -r '.verdict // empty' | sort | uniq -c")]
     Trace(trace::Arguments),
     /// Check a configuration file and its rules; changes nothing and needs no privilege.
     ///
-    /// With --brokers it asks Kafka too, and compares the topics that are there with what they should
-    /// be: partitions, replicas, clean-up, retention, longest record, whose clock. Exit code 1 if
-    /// something differs that matters.
+    /// With --brokers it also asks Kafka, and compares the existing topics with what they should be:
+    /// partitions, replicas, clean-up policy, retention, longest record, source of timestamps. Exit code
+    /// 1 if a difference matters.
     #[command(after_help = "Examples:\n  relay check --config docs/millrace.toml\n  \
         relay check --brokers --config /etc/millrace/millrace.toml")]
     Check {
         #[command(flatten)]
         config: ConfigFile,
-        /// Compare the topics of kafka.brokers, too.
+        /// Also compare the topics of kafka.brokers.
         #[arg(long)]
         brokers: bool,
     },
-    /// Check steering rules, put them into force while traffic flows, show them.
+    /// Check steering rules, put them into force while traffic flows, or show them.
     #[command(subcommand, after_help = rules::HELP)]
     Rules(rules::Rules),
-    /// Show the servers of all relays, drain one, forget one, spread their clients evenly.
+    /// Show the servers of all relays, drain or forget one, or spread clients evenly.
     #[command(subcommand, after_help = servers::HELP)]
     Servers(servers::Servers),
-    /// Serve clients until SIGTERM, SIGINT or SIGHUP; then deliver what was read, and end. Needs root.
+    /// Serve clients until SIGTERM, SIGINT or SIGHUP; then deliver what was read, and stop. Needs root.
     ///
-    /// The end takes no longer than `relay.stop_timeout_ms`. Exit code 1 if the relay could not go on, or
-    /// did not end in that time.
+    /// The stop takes no longer than `relay.stop_timeout_ms`. Exit code 1 if the relay could not
+    /// continue, or did not stop in that time.
     ///
-    /// Prints `relay ready: …` when clients are served, and at the end its counters as one line of
-    /// JSON. The log goes to standard error; `RUST_LOG` sets its level (default: info).
+    /// Prints `relay ready: …` when it serves clients, and its counters as one line of JSON at the end.
+    /// The log goes to standard error; `RUST_LOG` sets its level (default: info).
     #[command(
         after_help = "Examples:\n  sudo relay run --config /etc/millrace/millrace.toml\n  relay run --config millrace.toml --no-gateway 127.0.0.1\n  sudo relay run --config millrace.toml --no-gateway --transparent --netns /run/netns/gateway"
     )]
     Run {
         #[command(flatten)]
         config: ConfigFile,
-        /// Listen at this address, for clients that connect directly; no XDP, no root.
+        /// Listen on this address, for clients that connect directly; no XDP, no root.
         #[arg(long, value_name = "ADDRESS", num_args = 0..=1, default_missing_value = "0.0.0.0")]
         no_gateway: Option<IpAddr>,
-        /// Take connections to addresses of other hosts, too, which a TPROXY rule sends here.
+        /// Also accept connections to addresses of other hosts, which a TPROXY rule sends here.
         #[arg(long, requires = "no_gateway")]
         transparent: bool,
-        /// Listen in this network namespace; Kafka is reached from the present one. Needs root.
+        /// Listen in this network namespace, and reach Kafka from the current one. Needs root.
         #[arg(long, value_name = "FILE", requires = "no_gateway")]
         netns: Option<PathBuf>,
     },
@@ -182,7 +189,7 @@ impl Cli {
             Command::Load { config, check: true, json, .. } => {
                 let found = gateway::preflight(&config.read()?)?;
                 let shown = show(&found, json);
-                ensure!(found.passes(), "{} thing(s) stand in the way", found.refusals().count());
+                ensure!(found.passes(), "{} finding(s) prevent a load", found.refusals().count());
                 shown?;
             }
             Command::Load { config, replace: true, json, .. } => {
@@ -213,7 +220,7 @@ impl Cli {
                 let rules = gateway::rules::command::check(&config)?;
                 kafka::check_properties(&config)?;
                 print(format_args!(
-                    "{}: instance `{}`, {} service(s): no mistake found\n{rules}",
+                    "{}: instance `{}`, {} service(s): no mistakes found\n{rules}",
                     file.config.display(),
                     config.gateway.instance,
                     config.services.len()
@@ -229,12 +236,12 @@ impl Cli {
     }
 }
 
-/// The steps go to standard error: standard output is for what was asked.
+/// The steps go to standard error: standard output is for the answer.
 fn step(step: &str) {
     logging::say(&format!("+ {step}"));
 }
 
-/// Whoever reads the answer has read enough, as `head` does.
+/// The reader of the answer has read enough, as `head` does.
 #[derive(Debug, thiserror::Error)]
 #[error("nobody reads standard output any more")]
 pub(crate) struct Unread;
@@ -263,11 +270,14 @@ fn check_topics(config: &Config) -> anyhow::Result<()> {
         .context("start the runtime")?;
     let topics = runtime.block_on(kafka::look_at_topics(config))?;
     for topic in &topics.missing {
-        print(format_args!("topic {topic} is not there; `relay run` makes it"))?;
+        print(format_args!("topic {topic} does not exist; `relay run` creates it"))?;
     }
     topics.differences.iter().try_for_each(print)?;
     let differences = topics.differences.len();
-    ensure!(differences == 0, "{differences} thing(s) about the topics should be otherwise");
+    ensure!(
+        differences == 0,
+        "the topics differ from what they should be in {differences} point(s)"
+    );
     print(format_args!("{}: the topics are as they should be", config.kafka.brokers))
 }
 

@@ -292,6 +292,11 @@ impl KafkaSection {
         format!("{}relay-{relay}", self.topic_prefix)
     }
 
+    /// The consumer group whose member with the registry's partition coordinates.
+    pub fn coordinator_group(&self) -> String {
+        format!("{}coordinator", self.topic_prefix)
+    }
+
     /// The consumer group under which the reader of an uplink partition commits its position.
     pub fn server_group(&self, partition: Partition) -> String {
         format!("{}server-{partition}", self.topic_prefix)

@@ -13,7 +13,10 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let command = cli::Cli::parse();
-    logging::init(command.purpose());
+    if let Err(error) = logging::init(command.purpose()) {
+        logging::finish(Some(&format!("relay: start the log's thread: {error}")));
+        return ExitCode::FAILURE;
+    }
     match command.run() {
         Err(error) if !error.is::<cli::Unread>() => {
             logging::finish(Some(&format!("relay: {}", in_words(&error))));

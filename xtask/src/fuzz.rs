@@ -17,22 +17,20 @@ use millrace_corpus::{Corpus, EXTENSION};
 use crate::{build, paths, process, setup};
 
 pub(crate) const HELP: &str = "\
-Without --merge and --keep it looks for inputs that the target fails on, and for inputs that reach code
-which no other one reaches. It begins with the committed corpus, tests/fuzz/corpus/TARGET.tar, and with
-what former runs have found, which stays below target/fuzz/found. It ends at the first failure; the failing
-input is in tests/fuzz/artifacts/TARGET.
+Without --merge or --keep: looks for inputs that make the target fail, and for inputs that reach new code.
+Starts from the committed corpus, tests/fuzz/corpus/TARGET.tar, and from what earlier runs have found, in
+target/fuzz/found. Stops at the first failure and writes the failing input to tests/fuzz/artifacts/TARGET.
 
---merge takes what was found into the committed corpus: as few inputs as reach all code that they reach
-and the corpus does not. --keep FILE takes inputs as they are, under the names of their files: one that
-failed, so that it is tried by every `cargo xtask test` from now on; one written by hand. Both leave what is
-in the corpus.
+With --merge: adds what was found to the committed corpus: the fewest inputs that reach all of the new
+code. With --keep: adds the given inputs as they are, under the names of their files. An input that has
+failed is tested by every `cargo xtask test` from then on. Neither removes anything from the corpus.
 
-A corpus is a tar file, of which git cannot merge two versions. Take one version, and add the other one
+A corpus is a tar file, and git cannot merge two versions of it. Take one version, and add the other one
 with --keep OTHER.tar.
 
-Changes on the host: installs what is missing (see `setup --check`); writes below target/fuzz, failing
-inputs to tests/fuzz/artifacts, and with --merge or --keep the corpus. `cargo xtask test -p millrace-e2e
---test fuzz` runs all targets over their corpora and a million generated inputs.
+Changes on the host: installs what is missing (see `setup --check`); writes below target/fuzz, and failing
+inputs to tests/fuzz/artifacts; with --merge or --keep writes the corpus. `cargo xtask test -p millrace-e2e
+--test fuzz` runs all targets over their corpora and over a million generated inputs.
 
 Examples:
   cargo xtask fuzz codec --seconds 600
@@ -48,18 +46,18 @@ const PLATFORM: &str = "x86_64-unknown-linux-gnu";
 /// What to fuzz, and for how long.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// A target: a file of tests/fuzz/fuzz_targets
+    /// A target; see tests/fuzz/fuzz_targets
     target: String,
-    /// When to stop if nothing fails
+    /// Seconds after which to stop if nothing is found
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
     seconds: u32,
-    /// Longest input in bytes
+    /// Length of the longest input, in bytes
     #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
     max_bytes: u32,
-    /// Finds nothing new: takes what was found into the committed corpus
+    /// Do not fuzz: add what was found to the committed corpus
     #[arg(long, conflicts_with_all = ["seconds", "keep"])]
     merge: bool,
-    /// Runs nothing: takes these inputs, or all those of a corpus (*.tar), into the committed corpus
+    /// Do not fuzz: add these inputs to the committed corpus, or all inputs of another corpus (*.tar)
     #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["seconds", "max_bytes"])]
     keep: Vec<PathBuf>,
 }
@@ -131,7 +129,7 @@ impl Target {
         Corpus::read(&self.archive)?.unpack(&committed)?;
         make(&found)?;
         process::say(format!(
-            "What is found goes to {}; `cargo xtask fuzz {} --merge` takes it into the corpus.",
+            "What is found goes to {}; `cargo xtask fuzz {} --merge` adds it to the corpus.",
             found.display(),
             self.name
         ));

@@ -37,7 +37,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Install what is missing to build and run everything
+    /// Install what is missing for building and running everything
     #[command(after_help = "Changes on the host: installs Debian packages, bpf-linker into \
         ~/.cargo/bin, and Kafka's jars below target/; it lists them first. Nothing is removed.\n\n\
         Examples:\n  cargo xtask setup --check\n  cargo xtask setup --bench")]
@@ -51,15 +51,15 @@ enum Command {
     #[command(after_help = "Changes on the host: installs what is missing (see `setup --check`); \
         writes below target/.\n\nExample:\n  cargo xtask build")]
     Build,
-    /// Run an Apache Kafka for demo, tests and benchmarks
+    /// Run Apache Kafka for demo, tests and benchmarks
     #[command(
         subcommand,
-        after_help = "Changes on the host: a Java process on 127.0.0.1 with 512 MB of heap at \
-            most; its data is below target/kafka.\n\n\
+        after_help = "Changes on the host: a Java process on 127.0.0.1 with at most 512 MB \
+            of heap; its data is below target/kafka.\n\n\
             Examples:\n  cargo xtask kafka start\n  cargo xtask kafka logs --follow"
     )]
     Kafka(kafka::Action),
-    /// Build, then `relay load`: make the relay namespace and attach the XDP programs
+    /// Build, then `relay load`: create the relay namespace and attach the XDP programs
     #[command(after_help = "Changes on the host: a network namespace, a veth, routes in that \
         namespace, pins in /sys/fs/bpf, XDP programs on the configured devices. `unload` removes \
         all of it. With --check: nothing. With --replace: the programs of a loaded instance, in \
@@ -67,73 +67,73 @@ enum Command {
         cargo xtask load --config docs/millrace.toml\n  \
         cargo xtask load --replace --config docs/millrace.toml")]
     Load(run::Passed),
-    /// Build, then `relay unload`: remove all that `load` made
-    #[command(after_help = "Changes on the host: takes back what `load` made, and nothing \
+    /// Build, then `relay unload`: remove everything that `load` created
+    #[command(after_help = "Changes on the host: removes what `load` created, and nothing \
         else.\n\nExample:\n  cargo xtask unload --config docs/millrace.toml")]
     Unload(run::Passed),
-    /// Build, then `relay status`: say what is loaded and what the relay is doing
-    #[command(after_help = "Changes nothing on the host but target/.\n\n\
+    /// Build, then `relay status`: show what is loaded and what the relay is doing
+    #[command(after_help = "Changes nothing on the host except target/.\n\n\
         Examples:\n  cargo xtask status --config docs/millrace.toml\n  \
         cargo xtask status --watch --config docs/millrace.toml")]
     Status(run::Passed),
     /// Build, then `relay ledger`: check that every message and every reply is accounted for
-    #[command(after_help = "Changes nothing on the host but target/.\n\n\
+    #[command(after_help = "Changes nothing on the host except target/.\n\n\
         Examples:\n  cargo xtask ledger --config docs/millrace.toml\n  \
         cargo xtask ledger --json --config docs/millrace.toml")]
     Ledger(run::Passed),
-    /// Build, then `relay trace`: show each packet of one client and what becomes of it
-    #[command(after_help = "Changes on the host: the programs of a loaded instance, in atomic \
-        steps, and back at its end.\n\n\
+    /// Build, then `relay trace`: show each packet of one client and what happens to it
+    #[command(after_help = "Changes on the host: replaces the programs of a loaded instance, in \
+        atomic steps, and puts them back at the end.\n\n\
         Example:\n  cargo xtask trace 198.51.100.7 --seconds 10 --config docs/millrace.toml")]
     Trace(run::Passed),
-    /// Build, then `relay rules`: check steering rules, put them into force, show them
+    /// Build, then `relay rules`: check steering rules, put them into force, or show them
     #[command(after_help = "Changes on the host: `apply` replaces the instance's rules in the \
-        kernel, all at once; the others change nothing but target/.\n\n\
+        kernel, all at once; the others change nothing except target/.\n\n\
         Examples:\n  cargo xtask rules check --config docs/millrace.toml docs/example.rules\n  \
         cargo xtask rules apply --config millrace.toml\n  \
         cargo xtask rules show --config millrace.toml --json")]
     Rules(run::Passed),
-    /// Build, then `relay servers`: show the servers of all relays, drain one, forget one, rebalance
+    /// Build, then `relay servers`: show the servers of all relays, drain or forget one, rebalance
     #[command(
-        after_help = "Changes on the host: nothing but target/; an order is a record in the \
+        after_help = "Changes on the host: nothing except target/; an order is a record in the \
         configured Kafka's registry.\n\n\
         Examples:\n  cargo xtask servers list --config docs/millrace.toml\n  \
         cargo xtask servers drain chat-7 --config docs/millrace.toml"
     )]
     Servers(run::Passed),
-    /// Build, then `relay run`: take the diverted connections, until SIGINT or SIGTERM
+    /// Build, then `relay run`: serve the diverted connections, until SIGINT or SIGTERM
     #[command(after_help = "Changes on the host: writes topics of the configured Kafka, and a \
         socket in /run/millrace.\n\nExample:\n  cargo xtask run --config docs/millrace.toml")]
     Run(run::Passed),
     /// Show the whole path on this machine, with real clients, and check every message
     #[command(after_help = run::DEMO_HELP)]
     Demo(run::Passed),
-    /// Measure
+    /// Run a benchmark
     #[command(
         subcommand,
         after_help = "Examples:\n  cargo xtask bench relay --json\n  cargo \
         xtask bench path --plot path.svg"
     )]
     Bench(run::Bench),
-    /// Measure packets a second through the gateway's XDP program
+    /// Measure packets per second through the gateway's XDP program
     #[command(after_help = run::PKTGEN_HELP)]
     Pktgen(run::Passed),
     /// Run the unit, property and end-to-end tests
     #[command(after_help = test::HELP)]
     Test(run::Passed),
-    /// Run end-to-end tests with other releases of Kafka, and with a cluster of three nodes
+    /// Run end-to-end tests against other releases of Kafka, and against a cluster of three nodes
     #[command(after_help = kafka::matrix::HELP)]
     TestBrokers(kafka::matrix::Options),
-    /// Fuzz a target, guided by coverage
+    /// Run a coverage-guided fuzz target
     #[command(after_help = fuzz::HELP)]
     Fuzz(fuzz::Options),
-    /// Test under other kernels, Debian's 6.1, 6.12 and 5.10, in QEMU
+    /// Test under other kernels in QEMU: Debian's 6.1, 6.12 and 5.10
     #[command(after_help = vm::HELP)]
     VmTest(vm::Options),
     /// Run all checks that a change must pass: format, lints, docs, tests, demo, other
     /// kernels
     #[command(
-        after_help = "Changes on the host: as `test`, `demo` and `vm-test`, and as they, it \
+        after_help = "Changes on the host: those of `test`, `demo` and `vm-test`; like them, it \
         cleans up.\n\nExample:\n  cargo xtask ci"
     )]
     Ci,

@@ -12,14 +12,14 @@ use crate::{
 
 pub(crate) const DEMO_HELP: &str = "\
 Arguments go to the demo:
-  --clients N --servers N --messages N --size BYTES   how much
+  --clients N --servers N --messages N --size BYTES   size of the run
   --json           the last line of standard output is one JSON object
-  --hold           keep everything up, and say how to type into it by hand
-  --brokers LIST   an existing Kafka instead of the one on 127.0.0.1
+  --hold           keep everything up, and explain how to send messages by hand
+  --brokers LIST   use an existing Kafka instead of the one on 127.0.0.1
 
-Changes on the host: installs what is missing (see `setup --check`); needs root; makes network
-namespaces and removes them at its end; leaves Kafka running (`cargo xtask kafka stop`). No device
-of the host is touched.
+Changes on the host: installs what is missing (see `setup --check`); needs root; creates network
+namespaces and removes them at the end; leaves Kafka running (`cargo xtask kafka stop`). It touches no
+network device of the host.
 
 Examples:
   cargo xtask demo
@@ -28,22 +28,22 @@ Examples:
 const BENCH_HELP: &str = "\
 Arguments go to the benchmark:
   --json           the last line of standard output is one JSON object
-  --brokers LIST   an existing Kafka instead of the one on 127.0.0.1
+  --brokers LIST   use an existing Kafka instead of the one on 127.0.0.1
 
-Changes on the host: as `demo`; and installs rsyslog, masked as a service if it was not there.
+Changes on the host: as `demo`; also installs rsyslog, masked as a service if it was not installed.
 
 Example:
   cargo xtask bench relay --json";
 
 const BENCH_GATEWAY_HELP: &str = "\
-The same clients and the same work by several roads through a gateway: forwarded without a program,
-past the XDP programs in native and in generic mode, taken by TPROXY, and diverted; to the same TCP
-server, and to the relay. Arguments go to the benchmark:
-  --rounds N --connections N --messages N --megabytes N   how much
-  --quick            one round of very little, to see that everything works
-  --plot FILE.svg    draws the report
+The same clients do the same work over several roads through a gateway: forwarded without a program,
+forwarded through the XDP programs in native and in generic mode, redirected by TPROXY, and diverted;
+to the same TCP server, and to the relay. Arguments go to the benchmark:
+  --rounds N --connections N --messages N --megabytes N   size of the run
+  --quick            one small round, to check that everything works
+  --plot FILE.svg    draw the report
   --json             the last line of standard output is one JSON object
-  --brokers LIST     an existing Kafka instead of the one on 127.0.0.1
+  --brokers LIST     use an existing Kafka instead of the one on 127.0.0.1
 
 Changes on the host: as `demo`. It takes about three minutes.
 
@@ -51,14 +51,14 @@ Example:
   cargo xtask bench gateway --plot gateway.svg";
 
 const BENCH_PATH_HELP: &str = "\
-Packets at all hosts, processor time, latency and sockets of messages and of idle connections: by the
-conventional chain client, gateway, core router, distributed router, server; and with Millrace at
-the same gateway. Arguments go to the benchmark:
-  --rounds N --messages N --connections N --idle-seconds N   how much
-  --quick            one round of very little, to see that everything works
-  --plot FILE.svg    draws the report
+Measures packets at all hosts, processor time, latency and sockets, for messages and for idle
+connections: over the conventional chain client, gateway, core router, distributed router, server; and
+with Millrace at the same gateway. Arguments go to the benchmark:
+  --rounds N --messages N --connections N --idle-seconds N   size of the run
+  --quick            one small round, to check that everything works
+  --plot FILE.svg    draw the report
   --json             the last line of standard output is one JSON object
-  --brokers LIST     an existing Kafka instead of the one on 127.0.0.1
+  --brokers LIST     use an existing Kafka instead of the one on 127.0.0.1
 
 Changes on the host: as `demo`. It takes about three minutes.
 
@@ -66,37 +66,39 @@ Example:
   cargo xtask bench path --plot path.svg";
 
 const BENCH_CLASSIFY_HELP: &str = "\
-Processor time of a packet in the gateway's programs, for every way through them, by test run of the
-real object; as a ratio to a program that only passes. Arguments go to the benchmark:
-  --rounds N --packets N --flows N --rules N   how much
-  --only TEXT        only what has this in its name
-  --quick            one round of very little, to see that everything works
-  --plot FILE.svg    draws the report
+Measures the processor time of a packet in the gateway's programs, for every path through them, by test
+runs of the real object, and its ratio to a program that only passes. Arguments go to the benchmark:
+  --rounds N --packets N --flows N --rules N   size of the run
+  --only TEXT        only rows whose name contains TEXT
+  --quick            one small round, to check that everything works
+  --plot FILE.svg    draw the report
   --json             the last line of standard output is one JSON object
 
-Changes on the host: installs what is missing (see `setup --check`); needs root; makes network
-namespaces and removes them at its end. It takes about two minutes, and no Kafka.
+Changes on the host: installs what is missing (see `setup --check`); needs root; creates network
+namespaces and removes them at the end. It takes about two minutes, and needs no Kafka.
 
 Examples:
   cargo xtask bench classify --json
   cargo xtask bench classify --only established";
 
 pub(crate) const PKTGEN_HELP: &str = "\
-Packets a second through the gateway's ingress program, beside programs that only drop and only pass.
-Arguments go to the program:
+Measures packets per second through the gateway's ingress program, compared with programs that only drop
+and only pass. Arguments go to the program:
   SCENARIO           drop, pass, no-rule, flows-1, flows-1000, flows-1000000, rules-10000, syn-flood,
-                     mixture; several, or none for all
+                     mixture; give several, or none for all
   --engine kernel|live-frames   the kernel's pktgen, or BPF_PROG_RUN with live frames
-  --size BYTES       of a frame; may be given several times
-  --rounds N --packets N   how much
-  --quick            one round of very little, to see that everything works
-  --plot FILE.svg    draws the report
+  --size BYTES       size of a frame; may be given several times
+  --rounds N --packets N   size of the run
+  --quick            one small round, to check that everything works
+  --plot FILE.svg    draw the report
   --json             the last line of standard output is one JSON object
 
-Without --engine it is the kernel's where the module is there: it is loaded (`modprobe pktgen`) and
-stays. Changes on the host else: installs what is missing (see `setup --check`); needs root; makes
-network namespaces, sends within them only, and removes them at its end. It takes about two minutes,
-and no Kafka.
+Without --engine, the kernel's engine is used if its module exists. The module is then loaded
+(`modprobe pktgen`) and stays loaded.
+
+Other changes on the host: installs what is missing (see `setup --check`); needs root; creates network
+namespaces, sends only within them, and removes them at the end. It takes about two minutes, and needs
+no Kafka.
 
 Examples:
   cargo xtask pktgen
@@ -105,7 +107,7 @@ Examples:
 /// Arguments that are passed on as they are.
 #[derive(Debug, Args)]
 pub(crate) struct Passed {
-    /// Passed on to the program that is run
+    /// Arguments for the program
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
     arguments: Vec<OsString>,
 }
@@ -116,17 +118,17 @@ const BPF_OBJECT: &str = "MILLRACE_BPF_OBJECT";
 /// What to measure.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Bench {
-    /// Messages from many connections through the relay to Kafka, beside rsyslog and two floors; and
-    /// what each protocol costs
+    /// Messages from many connections through the relay to Kafka, compared with rsyslog and two floors;
+    /// and the cost of each protocol
     #[command(after_help = BENCH_HELP)]
     Relay(Passed),
-    /// What it costs to divert connections, beside TPROXY and plain forwarding
+    /// What diversion of connections costs, compared with TPROXY and plain forwarding
     #[command(after_help = BENCH_GATEWAY_HELP)]
     Gateway(Passed),
     /// What a message and an idle connection cost on the whole path, with Millrace and without
     #[command(after_help = BENCH_PATH_HELP)]
     Path(Passed),
-    /// What a packet costs in the gateway's programs, for every way through them
+    /// What a packet costs in the gateway's programs, for every path through them
     #[command(after_help = BENCH_CLASSIFY_HELP)]
     Classify(Passed),
 }

@@ -14,13 +14,13 @@ use crate::{
 };
 
 pub(crate) const HELP: &str = "\
-Arguments go to `cargo test`, but for --brokers LIST, which names an existing Kafka to use instead
-of the one on 127.0.0.1.
+Arguments go to `cargo test`, except --brokers LIST, which names an existing Kafka to use instead of the
+one on 127.0.0.1.
 
-Changes on the host: installs what is missing (see `setup --check`); as root, makes network
+Changes on the host: installs what is missing (see `setup --check`); as root, creates network
 namespaces and removes them, and turns the kernel's autogroups off until the end (sched(7), sysctl
-kernel.sched_autogroup_enabled); starts Kafka unless it runs, and then stops it at the end. Without
-root the end-to-end tests are skipped, and say so.
+kernel.sched_autogroup_enabled). If Kafka does not run, it is started, and stopped at the end. Without
+root, the end-to-end tests are skipped, and say so.
 
 Examples:
   cargo xtask test

@@ -173,7 +173,7 @@ impl AnyCodec {
     }
 
     /// See [`Codec::held`].
-    pub fn held(&self) -> usize {
-        whichever!(self, codec => codec.held())
+    pub fn kept_bytes(&self) -> usize {
+        whichever!(self, codec => codec.kept_bytes())
     }
 }

@@ -106,7 +106,7 @@ pub trait Actions {
 /// One connection's protocol.
 ///
 /// None of it may panic or loop for ever, whatever a client or server sends. What a codec keeps in
-/// memory is bounded, and said by [`held`](Self::held).
+/// memory is bounded, and said by [`kept_bytes`](Self::kept_bytes).
 pub trait Codec: Send {
     /// For people.
     fn name(&self) -> &'static str;
@@ -220,5 +220,5 @@ pub trait Codec: Send {
     }
 
     /// Bytes kept in memory for this connection.
-    fn held(&self) -> usize;
+    fn kept_bytes(&self) -> usize;
 }

@@ -9,16 +9,16 @@ use millrace_relay::gateway::rules::command;
 use super::{ConfigFile, show};
 
 pub(super) const HELP: &str = "\
-A file of rules, named by gateway.rules in the configuration, has one rule a line:
+gateway.rules in the configuration names a file with one rule per line:
 
   # ACTION PROTOCOL DESTINATION port PORTS
   divert tcp 203.0.113.0/24 port 7000-7010
-  pass   tcp 203.0.113.7    port 7000         # this one goes to its server
+  pass   tcp 203.0.113.7    port 7000         # this server keeps its own clients
   drop   udp 2001:db8::/32  port any
   exclude 198.51.100.0/24                     # clients that are never diverted
 
-Of the rules whose protocol and ports fit a packet, the one with the longest destination prefix
-decides; among equal prefixes, the one with the fewest ports. Packets without a rule are passed.
+Of the rules whose protocol and ports match a packet, the one with the longest destination prefix
+decides; among equal prefixes, the one with the fewest ports. Packets that match no rule are passed.
 
 Examples:
   relay rules check new.rules
@@ -32,11 +32,13 @@ pub(super) enum Rules {
     Check(Written),
     /// Put the rules into force, all at once; needs root.
     ///
-    /// No packet meets a mixture of the former rules and these. Connections that are diverted go
-    /// on until they end, whatever the rules say. If a line is wrong, nothing changes. Run it in
-    /// the network namespace in which `load` ran.
-    #[command(after_help = "Changes on the host: maps of the instance, and its rules.json below \
-        /run/millrace.\n\nExample:\n  sudo relay rules apply --config millrace.toml")]
+    /// No packet meets a mixture of old and new rules. Diverted connections continue until they end,
+    /// whatever the rules say. If a line is wrong, nothing changes. Run this in the network namespace
+    /// in which `load` ran.
+    #[command(
+        after_help = "Changes on the host: the maps of the instance, and its rules.json below \
+        /run/millrace.\n\nExample:\n  sudo relay rules apply --config millrace.toml"
+    )]
     Apply(Written),
     /// Show the rules in force, and check that the programs have them; needs root.
     #[command(after_help = "Example:\n  sudo relay rules show --config millrace.toml")]
@@ -53,7 +55,7 @@ pub(super) enum Rules {
 pub(super) struct Written {
     #[command(flatten)]
     config: ConfigFile,
-    /// Rules to take instead of the configuration's.
+    /// Use these rules instead of the configuration's.
     file: Option<PathBuf>,
     #[command(flatten)]
     output: Output,
@@ -61,7 +63,7 @@ pub(super) struct Written {
 
 #[derive(Args, Debug)]
 pub(super) struct Output {
-    /// One JSON document instead of text.
+    /// Print one JSON document instead of text.
     #[arg(long)]
     json: bool,
 }
@@ -86,8 +88,8 @@ impl Rules {
                 show(&shown, output.json)?;
                 shown.difference.map_or(Ok(()), |difference| {
                     anyhow::bail!(
-                        "the programs have other rules than these: {difference}; put that right \
-                         with `relay rules apply`"
+                        "the programs have other rules than these: {difference}; fix this with \
+                         `relay rules apply`"
                     )
                 })
             }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use clap::{Args, Subcommand};
-use millrace_relay::registry::record::Command;
+use millrace_relay::registry::record::OrderKind;
 use millrace_relay::registry::{
     Change, MAX_PER_SECOND, Policy, RebalanceStatus, RegistryStatus, order, read, rebalance,
 };
@@ -17,8 +17,8 @@ use super::{ConfigFile, show};
 const LOOK: Duration = Duration::from_millis(200);
 
 pub(super) const HELP: &str = "\
-The registry is read from Kafka, so that these work on any host that has the configuration. Clients
-and the age of a registration are known to running relays: `relay status` shows them.
+These commands read the registry from Kafka, so they work on any host that has the configuration.
+Only running relays know the clients and the age of a registration: `relay status` shows them.
 
 Examples:
   relay servers list --json | jq '.servers[] | {id, state, partition}'
@@ -27,42 +27,40 @@ Examples:
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Servers {
-    /// Show every server with its state, partition and epoch; who coordinates; what was refused.
+    /// Show every server with its state, partition and epoch, which relay coordinates, and refusals.
     #[command(after_help = "Example:\n  relay servers list --config millrace.toml")]
     List {
         #[command(flatten)]
         config: ConfigFile,
-        /// One JSON document instead of text.
+        /// Print one JSON document instead of text.
         #[arg(long)]
         json: bool,
     },
-    /// Give a server no new clients; it is gone when its partition is read to the end and its
-    /// clients have left.
+    /// Give a server no new clients; it is gone when its partition is read to the end and its clients
+    /// have left or moved.
     #[command(after_help = "The order stays until `relay servers resume`.\n\n\
         Example:\n  relay servers drain chat-7 --config millrace.toml")]
     Drain(About),
-    /// Take back what was ordered about a server.
+    /// Cancel the order about a server.
     #[command(after_help = "Example:\n  relay servers resume chat-7 --config millrace.toml")]
     Resume(About),
-    /// Take a registered server out of the registry at once, whatever waits for it.
+    /// Remove a registered server from the registry at once, whatever waits for it.
     ///
-    /// Its partition goes to another server only when it is read to the end. A process that still
-    /// runs gets no lease again, whatever it writes; one that starts anew does.
+    /// Another server gets its partition only when it is read to the end. A process that still runs
+    /// gets no lease again, whatever it writes; a process that starts again does.
     #[command(after_help = "Example:\n  relay servers forget chat-7 --config millrace.toml")]
     Forget(About),
-    /// Move clients of fuller servers to emptier ones, a few at a time, until the loads are even.
+    /// Move clients from fuller to emptier servers, a few at a time, until the loads are even.
     ///
-    /// For when servers have joined: new clients go to them, and those who are there stay where they
-    /// are without this. A load is clients in proportion to capacity. A client moves between two of
-    /// its messages, when its server has read and committed what it sent before: nothing is lost,
-    /// doubled or reordered. It ends by itself when no move would make two loads more even, or when
-    /// nothing has moved for a minute. Clients with several connections to one relay stay.
-    #[command(
-        after_help = "Changes: one record in the registry, which every relay carries out.\n\n\
+    /// Use it when servers have joined: new clients go to them, but existing clients stay where they
+    /// are. The load of a server is its clients in proportion to its capacity. A client moves between
+    /// two of its messages, when its server has read and committed what it sent before: nothing is
+    /// lost, duplicated or reordered. The rebalancing ends when no move would make two loads more even,
+    /// or when nothing has moved for a minute. Clients with several connections to one relay stay.
+    #[command(after_help = "Changes: one record in the registry, which every relay acts on.\n\n\
         Examples:\n  relay servers rebalance chat --config millrace.toml\n  \
         relay servers rebalance chat --per-second 20 --wait --json\n  \
-        relay servers rebalance chat --stop"
-    )]
+        relay servers rebalance chat --stop")]
     Rebalance(Rebalance),
 }
 
@@ -72,19 +70,19 @@ pub(super) struct Rebalance {
     /// Name of the service.
     #[arg(value_name = "SERVICE")]
     service: String,
-    /// Most clients that move in a second, through all relays together.
+    /// Maximum number of clients that move per second, through all relays together.
     #[arg(long, value_name = "N", default_value_t = 50,
         value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_PER_SECOND)))]
     per_second: u32,
-    /// Return when it is over, and say what has moved; fails if the loads are not even then.
+    /// Return when it is over, and report what has moved; fails if the loads are not even then.
     #[arg(long)]
     wait: bool,
-    /// Take the order back; who has moved stays moved.
+    /// Cancel the order; clients that have moved stay where they are.
     #[arg(long, conflicts_with_all = ["wait", "per_second"])]
     stop: bool,
     #[command(flatten)]
     config: ConfigFile,
-    /// One JSON document instead of text.
+    /// Print one JSON document instead of text.
     #[arg(long)]
     json: bool,
 }
@@ -97,7 +95,7 @@ pub(super) struct About {
     id: String,
     #[command(flatten)]
     config: ConfigFile,
-    /// One JSON document instead of text.
+    /// Print one JSON document instead of text.
     #[arg(long)]
     json: bool,
 }
@@ -107,15 +105,15 @@ pub(super) struct About {
 struct Ordered<'a> {
     server: &'a str,
     /// Null: the former order was taken back.
-    order: Option<Command>,
+    order: Option<OrderKind>,
 }
 
 impl std::fmt::Display for Ordered<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let what = match self.order {
-            Some(Command::Drain) => "is to be drained",
-            Some(Command::Forget) => "is to be forgotten",
-            None => "is under no order any more",
+            Some(OrderKind::Drain) => "is to be drained",
+            Some(OrderKind::Forget) => "is to be forgotten",
+            None => "is not under an order any more",
         };
         write!(f, "server `{}` {what}; `relay servers list` shows its state", self.server)
     }
@@ -133,9 +131,12 @@ impl std::fmt::Display for Rebalanced<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let service = self.service;
         match &self.rebalance {
-            None => write!(f, "the rebalancing of `{service}` is to stop"),
+            None => write!(f, "the rebalancing of `{service}` will stop"),
             Some(of) => {
-                write!(f, "rebalancing of `{service}` {of}; `relay servers list` shows how it is")
+                write!(
+                    f,
+                    "rebalancing of `{service}` {of}; `relay servers list` shows its progress"
+                )
             }
         }
     }
@@ -169,7 +170,7 @@ impl Rebalance {
 }
 
 impl About {
-    fn give(&self, command: Option<Command>) -> anyhow::Result<()> {
+    fn give(&self, command: Option<OrderKind>) -> anyhow::Result<()> {
         order(&self.config.read()?, &self.id, command)?;
         show(&Ordered { server: &self.id, order: command }, self.json)
     }
@@ -183,9 +184,9 @@ impl Servers {
                 let registry = read(&config)?;
                 show(&RegistryStatus::new(&registry, &Policy::new(&config), None), *json)
             }
-            Self::Drain(about) => about.give(Some(Command::Drain)),
+            Self::Drain(about) => about.give(Some(OrderKind::Drain)),
             Self::Resume(about) => about.give(None),
-            Self::Forget(about) => about.give(Some(Command::Forget)),
+            Self::Forget(about) => about.give(Some(OrderKind::Forget)),
             Self::Rebalance(rebalance) => rebalance.run(),
         }
     }

@@ -1,4 +1,4 @@
-//! `relay status`: gateway and relay, once or again and again, with rates between two looks.
+//! `relay status`: gateway and relay, once or repeatedly, with rates between two looks.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -138,7 +138,7 @@ impl fmt::Display for FullStatus {
 
 impl fmt::Display for Rates {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "a second, over {} ms:", self.interval_ms)?;
+        write!(f, "per second, over {} ms:", self.interval_ms)?;
         let relay = self.relay_per_s.iter().flatten();
         let mut seen = false;
         for (name, rate) in self.packets_per_s.iter().chain(relay).filter(|(_, rate)| **rate > 0.0)

@@ -23,17 +23,17 @@ pub(super) struct Arguments {
     client: IpAddr,
     #[command(flatten)]
     config: ConfigFile,
-    /// End after so many seconds.
+    /// End after N seconds.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     seconds: Option<u64>,
-    /// End after so many packets.
+    /// End after N packets.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
-    /// Most packets a second that each processor tells; how many were more is said at the end.
+    /// Maximum packets per second that each processor reports; the end says how many more there were.
     #[arg(long, value_name = "N", default_value_t = 1000,
         value_parser = clap::value_parser!(u32).range(1..=100_000))]
     per_second: u32,
-    /// One JSON object a line, the last of them the summary.
+    /// Print one JSON object per line, the last one a summary.
     #[arg(long)]
     json: bool,
 }

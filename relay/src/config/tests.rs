@@ -34,8 +34,8 @@ fn mistakes_are_told_with_what_would_be_right() {
     let twice = told("[[service.server]]\nid = \"chat-2\"", "[[service.server]]\nid = \"chat-1\"");
     assert!(twice.contains("`chat-1`: needs an id that no other server has"), "{twice}");
     let other = "[[service]]\nname = \"other\"\ndestinations = [\"203.0.113.0/24\"]\nport = 7000\n\
-                 framing = { type = \"lines\" }\n\n# Clients of HTTP";
-    let taken = told("# Clients of HTTP", other);
+                 framing = { type = \"lines\" }\n\n# HTTP clients";
+    let taken = told("# HTTP clients", other);
     assert!(taken.contains("`other`: port 7000 is another service's"), "{taken}");
     let text = include_str!("../../../docs/millrace.toml");
     let framing = text.replace("{ type = \"length\", bytes = 4, order = \"big\" }", "\"lines\"");

@@ -12,7 +12,7 @@ use crate::model::{CloseReason, DeliveryFailure, UndeliveredReason};
 use crate::registry::{RegistryObserver, RegistryStatus};
 use crate::ring::Credit;
 use crate::route::{Associations, RecordRefusal};
-use crate::undelivered::{Desk, HeldRefusal, KeeperStats, LetterCounts};
+use crate::undelivered::{HeldRefusal, Intake, KeeperStats, LetterCounts};
 use crate::uplink::PumpStats;
 use crate::worker::{Counter, Served, WorkerStats};
 
@@ -217,7 +217,7 @@ pub(super) struct Observer {
     pub(super) written: Arc<Written>,
     pub(super) waiting: WaitingWatch,
     pub(super) credit: Arc<Credit>,
-    pub(super) desk: Arc<Desk>,
+    pub(super) intake: Arc<Intake>,
     pub(super) associations: Arc<Associations>,
     pub(super) registry: RegistryObserver,
     pub(super) topics: Arc<[Difference]>,
@@ -266,7 +266,7 @@ impl Observer {
     fn undelivered(&self, reason: UndeliveredReason) -> (&'static str, u64) {
         let of_workers = self.sum(|worker| &worker.replies_undelivered[reason as usize]);
         let is_lost = reason == UndeliveredReason::ConnectionLost;
-        let abandoned = if is_lost { self.desk.abandoned() } else { 0 };
+        let abandoned = if is_lost { self.intake.abandoned() } else { 0 };
         (reason.name(), of_workers + abandoned)
     }
 
@@ -276,7 +276,7 @@ impl Observer {
         let load = |counter: &AtomicU64| counter.load(Ordering::Acquire);
         // What is read after it is counted as read and as not read yet.
         let downlink_position = self.consumer.position.load(Ordering::Acquire);
-        let to_bury = self.desk.refused_undone() as u64;
+        let to_bury = self.intake.refused_undone() as u64;
         let acknowledged = load(&self.pump.acknowledged);
         let refused: Vec<_> = DeliveryFailure::ALL
             .iter()
@@ -325,7 +325,7 @@ impl Observer {
             replies_received: load(&self.consumer.received),
             replies_sent: self.sum(|worker| &worker.replies_sent),
             replies_postponed: self.sum(|worker| &worker.replies_postponed),
-            replies_backlog: self.desk.postponed() as u64,
+            replies_backlog: self.intake.postponed() as u64,
             replies_filtered: self.sum(|worker| &worker.replies_filtered),
             replies_undelivered: nonzero(undelivered.chain([
                 ("malformed_key", load(&self.consumer.malformed_key)),

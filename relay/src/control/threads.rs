@@ -19,7 +19,7 @@ use crate::ring::{
 };
 use crate::route::{AssociationLog, Associations};
 use crate::stop::StopTime;
-use crate::undelivered::{Desk, Keeper, KeeperStats};
+use crate::undelivered::{Intake, Keeper, KeeperStats};
 use crate::uplink::{Pump, PumpStats, RdKafkaProducer};
 use crate::uring::{self, EngineLimits, UringEngine};
 use crate::worker::{Flows, NoGateway, OrderReceiver, Orders, Shared, Worker, WorkerStats};
@@ -206,13 +206,13 @@ impl Threads {
         let wake = || Wake::new().map_err(RunError::io("make an eventfd"));
         let incarnation = shared.incarnation;
         let (producer_wake, consumer_wake) = (wake()?, wake()?);
-        let desk = Arc::new(Desk::new(shared.postponed.clone(), shared.arrivals.clone()));
+        let intake = Arc::new(Intake::new(shared.postponed.clone(), shared.arrivals.clone()));
         // The clients of Kafka first: they can fail, and nothing is running yet.
         let producer = RdKafkaProducer::new(
             config,
             topics.uplink_batch_bytes,
             producer_wake.clone(),
-            desk.clone(),
+            intake.clone(),
             shared.leases.clone(),
         )?;
         // Who belongs to whom must be known before the first client is taken.
@@ -227,7 +227,7 @@ impl Threads {
             incarnation,
             downlinks.clone(),
             consumer_stats.clone(),
-            desk.clone(),
+            intake.clone(),
             consumer_wake,
             stop_time.clone(),
         )?
@@ -235,7 +235,7 @@ impl Threads {
         let keeper = Keeper::new(
             config,
             &shared.kept(),
-            desk.clone(),
+            intake.clone(),
             downlinks.clone(),
             keeper_stats.clone(),
         )?;
@@ -262,7 +262,7 @@ impl Threads {
             written: written.clone(),
             waiting: WaitingWatch::start(config, registry.clone())?,
             credit: shared.credit.clone(),
-            desk,
+            intake,
             associations: shared.associations.clone(),
             registry,
             topics: topics.differences.into(),

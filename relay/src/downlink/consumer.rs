@@ -13,13 +13,13 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::{Config, KafkaSection};
 use crate::downlink::place::Break;
-use crate::kafka::again::{PAUSE, ask_again};
 use crate::kafka::client::data_config;
 use crate::kafka::context::{LogContext, logs_as_ours};
 use crate::kafka::ffi::{self, add_headers, rejoin};
 use crate::kafka::inspect::command;
 use crate::kafka::log_watch::LogWatch;
 use crate::kafka::position::{committed_with_note, is_late};
+use crate::kafka::questions::{PAUSE, ask_again};
 use crate::kafka::retention::Retention;
 use crate::kafka::unreadable::{is_unreadable, unreadable_at};
 use crate::model::{
@@ -29,7 +29,7 @@ use crate::model::{
 use crate::ring::{Command, DownlinkBatch, DownlinkSender, Receipt, Wake};
 use crate::stop::{StopPart, StopTime};
 use crate::undelivered::deadletter::Reason;
-use crate::undelivered::desk::Desk;
+use crate::undelivered::intake::Intake;
 use crate::undelivered::note;
 
 use mend::{Beginning, begin, is_out_of_range};
@@ -140,7 +140,7 @@ impl ConsumerContext for Context {
 fn empty_batch(
     downlinks: &[DownlinkSender],
     worker: usize,
-    desk: &Desk,
+    intake: &Intake,
     wake: &Wake,
     stop: &AtomicBool,
 ) -> Option<Box<DownlinkBatch>> {
@@ -148,7 +148,7 @@ fn empty_batch(
     loop {
         let mut batch = downlink.take_empty();
         if batch.is_none() && !stop.load(Ordering::SeqCst) {
-            desk.collect(downlinks);
+            intake.collect(downlinks);
             wake.announce_sleep();
             batch = downlink.take_empty();
             if batch.is_none() {
@@ -193,7 +193,7 @@ pub struct Consumer {
     /// decides whether that is so.
     doubt: Option<i64>,
     stats: Arc<ConsumerStats>,
-    desk: Arc<Desk>,
+    intake: Arc<Intake>,
     wake: Wake,
     stop_time: StopTime,
     /// Of the record being read.
@@ -212,7 +212,7 @@ impl Consumer {
         incarnation: Incarnation,
         downlinks: Vec<DownlinkSender>,
         stats: Arc<ConsumerStats>,
-        desk: Arc<Desk>,
+        intake: Arc<Intake>,
         wake: Wake,
         stop_time: StopTime,
     ) -> Result<Self, ConsumerError> {
@@ -253,7 +253,7 @@ impl Consumer {
             }
         })
         .map_err(|source| ConsumerError::Offset { group, source })?;
-        let found = begin(&consumer, (&topic, partition), committed, &desk, &stats)?;
+        let found = begin(&consumer, (&topic, partition), committed, &intake, &stats)?;
         let Beginning { start, doubt, watch } = found;
         stats.position.store(start, Ordering::Relaxed);
         let mut assignment = TopicPartitionList::new();
@@ -281,7 +281,7 @@ impl Consumer {
             is_broken: false,
             doubt,
             stats,
-            desk,
+            intake,
             wake,
             stop_time,
             headers: HeaderList::default(),
@@ -308,16 +308,16 @@ impl Consumer {
                 self.mend();
                 continue;
             }
-            if self.desk.is_full() {
+            if self.intake.is_full() {
                 // The log has what comes meanwhile.
-                self.desk.wait_done(POLL);
+                self.intake.wait_done(POLL);
                 continue;
             }
             self.read_round(stop);
         }
-        self.desk.collect(&self.downlinks);
-        self.desk.abandon_rest();
-        if !self.desk.wait_done(self.stop_time.left_of(StopPart::Connections)) {
+        self.intake.collect(&self.downlinks);
+        self.intake.abandon_rest();
+        if !self.intake.wait_done(self.stop_time.left_of(StopPart::Connections)) {
             tracing::warn!("replies could not be kept in time; the next run sees to them");
         }
         self.commit_last();
@@ -391,8 +391,8 @@ impl Consumer {
                 Ok(key) => {
                     let worker = usize::from(key.worker);
                     if self.open[worker].is_none() {
-                        let (downlinks, desk) = (&self.downlinks, &self.desk);
-                        let batch = empty_batch(downlinks, worker, desk, &self.wake, stop);
+                        let (downlinks, intake) = (&self.downlinks, &self.intake);
+                        let batch = empty_batch(downlinks, worker, intake, &self.wake, stop);
                         let Some(batch) = batch else { return };
                         self.open[worker] = Some(batch);
                     }
@@ -418,7 +418,7 @@ impl Consumer {
                 }
                 Err((counter, reason)) => {
                     counter.fetch_add(1, Ordering::Relaxed);
-                    self.desk.hand_in(ReplyOffset(message.offset()), reason);
+                    self.intake.hand_in(ReplyOffset(message.offset()), reason);
                 }
             }
             end = Some(next);
@@ -449,7 +449,7 @@ impl Consumer {
         for offset in range.clone() {
             self.stats.received.fetch_add(1, Ordering::Relaxed);
             self.stats.unreadable.fetch_add(1, Ordering::Relaxed);
-            self.desk.hand_in(ReplyOffset(offset), Reason::Unreadable);
+            self.intake.hand_in(ReplyOffset(offset), Reason::Unreadable);
         }
         self.position = ReplyOffset(range.end);
         Ok(())
@@ -476,7 +476,7 @@ impl Consumer {
 
     fn finish_round(&mut self, end: i64) {
         // Before the workers have them, who may ask.
-        self.desk.arrivals.read_to(end, Instant::now());
+        self.intake.arrivals.read_to(end, Instant::now());
         let workers = self.open.iter_mut().zip(&self.downlinks).zip(&mut self.handed_over);
         for ((batch, downlink), handed_over) in workers {
             if let Some(batch) = batch.take() {
@@ -506,9 +506,9 @@ impl Consumer {
             // It counts in a log that is not there. What there is begins with the next place.
             return ReplyOffset(0);
         }
-        // In this order: what a worker has settled by returning it is at the desk then.
+        // In this order: what a worker has settled by returning it is at the intake then.
         let settled = self.settled();
-        self.desk.collect(&self.downlinks);
+        self.intake.collect(&self.downlinks);
         if self.client.context().commit_failed.swap(false, Ordering::Relaxed) {
             self.committed = None;
         }
@@ -516,7 +516,7 @@ impl Consumer {
             self.most_note_bytes /= 2;
         }
         let most = self.most_note_bytes;
-        let (end, note) = self.desk.to_commit(self.watch.id(), self.start, settled, most);
+        let (end, note) = self.intake.to_commit(self.watch.id(), self.start, settled, most);
         let is_same = |(at, beside): &(ReplyOffset, String)| (*at, beside) == (end, &note);
         if self.committed.as_ref().is_some_and(is_same) && self.asked.elapsed() < self.renewal {
             return end;

@@ -8,6 +8,7 @@
 //! it has with a [`FlowTable`] per thread; [`unload`] removes everything. The programs, maps and
 //! links are pinned, and go on without any process of ours.
 
+mod attached;
 mod error;
 mod facts;
 mod finding;
@@ -22,7 +23,6 @@ pub mod object;
 mod preflight;
 mod replace;
 pub mod rules;
-mod running;
 mod state;
 mod status;
 mod topology;
@@ -49,12 +49,12 @@ pub use self::kernel::{Version, minimum as minimum_kernel};
 pub use self::load::{LoadReport, load, load_object_file};
 pub use self::preflight::AttachMode;
 pub use self::replace::{ReplaceReport, Replaced, replace, replace_by};
-pub use self::running::{DeviceStatus, ProgramStatus};
 pub use self::status::{RelayStatus, Status, status};
 pub use self::topology::{RELAY_DEVICE, gateway_device};
 pub use self::trace::{TraceEnd, TraceOptions, TraceSummary, trace, trace_by};
 pub use self::traced::Traced;
 pub use self::unload::unload;
+pub use crate::gateway::attached::{DeviceStatus, ProgramStatus};
 
 /// A running relay's hold on a loaded instance.
 #[derive(Debug)]

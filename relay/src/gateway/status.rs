@@ -10,13 +10,13 @@ use millrace_common::verdict::Verdict;
 use serde::Serialize;
 
 use crate::config::Config;
+use crate::gateway::attached::{DeviceStatus, ProgramStatus, programs};
 use crate::gateway::rules::in_force::InForce;
 
 use super::error::GatewayError;
 use super::flows::{Established, open_pending};
 use super::heartbeat::monotonic_ns;
 
-use super::running::{DeviceStatus, ProgramStatus, programs};
 use super::state::{self, State};
 use super::{open_map, read_config};
 

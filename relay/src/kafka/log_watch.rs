@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
-use super::again::{a_broker, ask_again};
+use crate::kafka::questions::{a_broker, ask_again};
+
 use super::ffi::IdQuestion;
 
 /// How often it is asked. For so long a log that was made again may be read at the former offset; what is

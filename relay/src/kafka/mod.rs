@@ -4,7 +4,6 @@
 //!
 //! The contract with the servers is `docs/kafka-contract.md`.
 
-pub(crate) mod again;
 mod catch_up;
 pub(crate) mod client;
 pub(crate) mod clock;
@@ -14,15 +13,15 @@ pub(crate) mod ffi;
 pub(crate) mod inspect;
 pub(crate) mod log_watch;
 pub(crate) mod position;
+pub(crate) mod questions;
 pub(crate) mod reader;
 pub(crate) mod retention;
+mod retry;
 mod rights;
 mod topics;
 pub(crate) mod unreadable;
 pub(crate) mod written;
 
-pub use again::watermarks;
-pub(crate) use again::watermarks_from;
 pub use client::producer_config;
 pub use clock::{BrokersClock, brokers_clock};
 pub(crate) use clock::{NO_TIME, own_unix_ms};
@@ -32,9 +31,12 @@ pub(crate) use ffi::{header as record_header, rejoin};
 pub use inspect::{RecordOrigin, header_text, record_origin};
 pub(crate) use position::renew;
 pub use position::{Unread, committed, committed_with_note, has_read, observer, unread};
+pub use questions::watermarks;
+pub(crate) use questions::watermarks_from;
 pub use reader::OpenError;
 pub(crate) use reader::{Known, TopicReader};
 pub use retention::Retention;
+pub(crate) use retry::Retry;
 pub use rights::{RightsError, Topics as TopicsThere, check_rights};
 pub(crate) use topics::TIMESTAMP_TYPE;
 pub use topics::{Difference, TopicError, Topics, check_properties, ensure_topics, look_at_topics};

@@ -10,8 +10,8 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::KafkaSection;
 use crate::kafka::client::client_config;
+use crate::kafka::questions::{ask_again, described, is_unknown_topic, watermarks};
 
-use super::again::{ask_again, described, is_unknown_topic, watermarks};
 use super::catch_up::CatchUp;
 use super::unreadable::{is_unreadable, unreadable_at};
 use super::{LogContext, rejoin};

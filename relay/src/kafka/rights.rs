@@ -13,8 +13,8 @@ use rdkafka::error::RDKafkaErrorCode;
 use crate::config::{Config, KafkaSection};
 use crate::kafka::client::client_config;
 use crate::kafka::ffi::Operation;
+use crate::kafka::questions::a_broker;
 
-use super::again::a_broker;
 use super::ffi::{DescribedGroup, DescribedTopic, describe_group, describe_rights};
 
 /// How long the cluster may take to tell.
@@ -75,12 +75,14 @@ pub fn check_rights(config: &Config) -> Result<Topics, RightsError> {
         .and_then(|metadata| describe_rights(client.client(), &names, a_broker(&metadata), left()));
     let Ok(told) = told.map_err(not_told) else { return Ok(Topics::Unknown) };
     let mut missing = missing(&needed, &told);
-    let group = kafka.relay_group(config.relay.id);
-    if let Ok(Some(told)) = describe_group(client.client(), &group, left()).map_err(not_told) {
-        missing.extend(missing_on_group(&group, &told));
-    }
+    let on_group = |group: String| {
+        let told = describe_group(client.client(), &group, left()).map_err(not_told).ok()??;
+        missing_on_group(&group, &told)
+    };
+    missing.extend(on_group(kafka.relay_group(config.relay.id)));
+    let office = on_group(kafka.coordinator_group());
     if !missing.is_empty() {
-        let all: Vec<_> = missing.iter().map(ToString::to_string).collect();
+        let all: Vec<_> = missing.iter().chain(&office).map(ToString::to_string).collect();
         return Err(RightsError { missing: all.join(", ") });
     }
     let uplink = [(kafka.uplink_topic(), Operation::Read)];
@@ -92,6 +94,14 @@ pub fn check_rights(config: &Config) -> Result<Topics, RightsError> {
         );
     }
     let all_there = told.iter().all(|topic| topic.error.is_none());
+    // Said once: where a topic is not there, the rights are asked for again when it is.
+    if let Some(missing) = office.filter(|_| all_there) {
+        tracing::error!(
+            %missing,
+            "Kafka does not allow this: this relay will not coordinate, and without another one that \
+             does no server can register or drain"
+        );
+    }
     Ok(if all_there { Topics::There } else { Topics::Unknown })
 }
 
@@ -125,7 +135,7 @@ fn missing(needed: &[(String, Operation)], told: &[DescribedTopic]) -> Vec<Missi
     missing
 }
 
-/// READ, which includes DESCRIBE, on the group whose offset the relay asks for and commits.
+/// READ, which includes DESCRIBE, on a group in which the relay commits, or is a member.
 fn missing_on_group(group: &str, told: &DescribedGroup) -> Option<Missing> {
     let forbidden = told.error == Some(RDKafkaErrorCode::GroupAuthorizationFailed);
     let granted = told.operations.as_ref();

@@ -11,8 +11,8 @@ use rdkafka::admin::{AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use crate::config::Config;
+use crate::kafka::questions::{ask_again, described, watermarks};
 
-use super::again::{ask_again, described, watermarks};
 use cluster::{Cluster, TIMEOUT};
 use fit::Wanted;
 use refusal::Refused;

@@ -14,8 +14,8 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::KafkaSection;
 use crate::kafka::client::client_config;
+use crate::kafka::questions::watermarks;
 
-use super::again::watermarks;
 use super::context::LogContext;
 use super::ffi::{self, Look};
 

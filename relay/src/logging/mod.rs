@@ -7,6 +7,8 @@
 mod limit;
 mod writer;
 
+use std::env;
+use std::ffi::OsString;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{LazyLock, OnceLock};
@@ -40,9 +42,28 @@ pub enum Purpose {
     Service,
 }
 
-/// Begins to write the log. Once in a process.
-pub fn init(purpose: Purpose) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+/// What is said if nobody wants anything else.
+const USUAL: &str = "info";
+
+/// What `RUST_LOG` asks for; and what is wrong with it, if it cannot be understood.
+fn wanted(rust_log: Option<OsString>) -> (EnvFilter, Option<String>) {
+    let text = match rust_log.map(OsString::into_string) {
+        None => return (USUAL.into(), None),
+        Some(Ok(text)) if text.is_empty() => return (USUAL.into(), None),
+        Some(Ok(text)) => text,
+        Some(Err(other)) => {
+            return (USUAL.into(), Some(format!("{} is not UTF-8", other.display())));
+        }
+    };
+    match EnvFilter::try_new(&text) {
+        Ok(filter) => (filter, None),
+        Err(error) => (USUAL.into(), Some(format!("`{text}`: {error}"))),
+    }
+}
+
+/// Begins to write the log. Once in a process. An error is that a service's thread for it does not start.
+pub fn init(purpose: Purpose) -> io::Result<()> {
+    let (filter, problem) = wanted(env::var_os(EnvFilter::DEFAULT_ENV));
     let lines = tracing_subscriber::fmt::layer()
         .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
         .log_internal_errors(false)
@@ -52,10 +73,20 @@ pub fn init(purpose: Purpose) {
         // Of what it is about, all is said.
         Purpose::Command => log.with(Limit { limiter: &LIMITER, only_kafka: true }).init(),
         Purpose::Service => {
-            QUEUE.get_or_init(|| Queue::start(writer::standard_error(), LOOK, tell_left_out));
+            let thread = std::thread::Builder::new();
+            let queue = Queue::start(thread, writer::standard_error(), LOOK, tell_left_out)?;
+            QUEUE.get_or_init(|| queue);
             log.with(Limit { limiter: &LIMITER, only_kafka: false }).init();
         }
     }
+    if let Some(problem) = problem {
+        tracing::warn!(
+            problem,
+            "RUST_LOG cannot be understood; the log's level is `{USUAL}`. Right is for example \
+             RUST_LOG=debug, or RUST_LOG=warn,millrace_relay=debug"
+        );
+    }
+    Ok(())
 }
 
 /// Says one line to people, beside the log.
@@ -135,5 +166,27 @@ impl Drop for Line {
         if !self.0.is_empty() {
             write(std::mem::take(&mut self.0));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStringExt as _;
+
+    use super::*;
+
+    #[test]
+    fn what_rust_log_asks_for_is_done_or_its_fault_is_named() {
+        let read = |text: &str| wanted(Some(text.into()));
+        for (text, level) in [("debug", "debug"), ("warn,a=trace", "a=trace,warn"), ("", USUAL)] {
+            let (filter, problem) = read(text);
+            assert_eq!((filter.to_string().as_str(), problem), (level, None));
+        }
+        assert_eq!(wanted(None).1, None);
+        let (filter, problem) = read("millrace_relay=loud");
+        assert_eq!(filter.to_string(), USUAL);
+        assert!(problem.expect("there is no such level").contains("`millrace_relay=loud`: "));
+        let (filter, problem) = wanted(Some(OsString::from_vec(vec![0xff])));
+        assert!(filter.to_string() == USUAL && problem.is_some());
     }
 }

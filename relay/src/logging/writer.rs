@@ -63,12 +63,13 @@ struct State {
 pub(super) struct Queue(Arc<(Mutex<State>, Condvar)>);
 
 impl Queue {
-    /// Starts the thread; each `interval` it does something else, too. Without one nothing is written.
+    /// Starts the thread; each `interval` it does something else, too.
     pub(super) fn start(
+        thread: std::thread::Builder,
         mut to: Box<dyn Write + Send>,
         interval: Duration,
         mut each: impl FnMut() + Send + 'static,
-    ) -> Self {
+    ) -> io::Result<Self> {
         let queue = Self::default();
         let of_thread = queue.clone();
         let body = move || {
@@ -84,8 +85,8 @@ impl Queue {
                 }
             }
         };
-        let _ = std::thread::Builder::new().name("log".to_owned()).spawn(body);
-        queue
+        thread.name("log".to_owned()).spawn(body)?;
+        Ok(queue)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -127,6 +128,7 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use std::io::{PipeReader, Read as _, pipe};
+    use std::thread::Builder;
 
     use super::*;
 
@@ -134,7 +136,16 @@ mod tests {
 
     fn queue() -> (PipeReader, Queue) {
         let (reader, writer) = pipe().expect("a pipe");
-        (reader, Queue::start(Box::new(writer), PATIENCE, || {}))
+        let queue = Queue::start(Builder::new(), Box::new(writer), PATIENCE, || {});
+        (reader, queue.expect("a thread"))
+    }
+
+    #[test]
+    fn that_no_thread_starts_is_an_error() {
+        // More than there is of addresses.
+        let thread = Builder::new().stack_size(1 << 50);
+        let queue = Queue::start(thread, Box::new(io::sink()), PATIENCE, || {});
+        assert!(queue.is_err(), "nobody would write a line");
     }
 
     #[test]

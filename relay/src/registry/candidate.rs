@@ -1,7 +1,7 @@
 //! The relay as a member of the consumer group that chooses who coordinates.
 
 use std::cell::Cell;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, Rebalance};
@@ -14,14 +14,40 @@ use crate::kafka::{LogContext, logs_as_ours, rejoin};
 /// Heartbeats in a session's timeout; Kafka's advice is no fewer than three.
 const HEARTBEATS: u32 = 3;
 
+/// What the group makes of this relay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It is to coordinate.
+    Chosen,
+    /// Another one is, or nobody yet.
+    NotChosen,
+    /// It was, and has lost the group since: nobody may be.
+    Lost,
+}
+
 struct Assigned {
     log: LogContext,
-    coordinates: AtomicBool,
+    standing: Mutex<Standing>,
+}
+
+impl Assigned {
+    fn standing(&self) -> MutexGuard<'_, Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 logs_as_ours!(Assigned);
 
 impl ConsumerContext for Assigned {
+    fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        if let Rebalance::Revoke(partitions) = rebalance
+            && partitions.count() > 0
+        {
+            let lost = consumer.assignment_lost();
+            *self.standing() = if lost { Standing::Lost } else { Standing::NotChosen };
+        }
+    }
+
     fn post_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
         match rebalance {
             Rebalance::Assign(partitions) if partitions.count() > 0 => {
@@ -29,10 +55,7 @@ impl ConsumerContext for Assigned {
                 if let Err(error) = consumer.pause(partitions) {
                     tracing::warn!(%error, "the registry is read twice");
                 }
-                self.coordinates.store(true, Ordering::SeqCst);
-            }
-            Rebalance::Revoke(partitions) if partitions.count() > 0 => {
-                self.coordinates.store(false, Ordering::SeqCst);
+                *self.standing() = Standing::Chosen;
             }
             Rebalance::Assign(_) | Rebalance::Revoke(_) => {}
             Rebalance::Error(error) => tracing::warn!(%error, "choosing the coordinator"),
@@ -51,7 +74,7 @@ pub(super) struct Candidate {
 impl Candidate {
     pub(super) fn new(config: &Config) -> KafkaResult<Self> {
         let session = config.registry.session_timeout_ms;
-        let group = format!("{}coordinator", config.kafka.topic_prefix);
+        let group = config.kafka.coordinator_group();
         let mut client = client_config(&config.kafka);
         client
             .set("group.id", &group)
@@ -63,14 +86,14 @@ impl Candidate {
             .set("auto.offset.reset", "latest");
         let consumer: BaseConsumer<Assigned> = client.create_with_context(Assigned {
             log: LogContext::new(&config.kafka),
-            coordinates: AtomicBool::new(false),
+            standing: Mutex::new(Standing::NotChosen),
         })?;
         consumer.subscribe(&[&config.kafka.registry_topic()])?;
         Ok(Self { consumer, group, is_refused: Cell::new(false) })
     }
 
-    /// Serves the group's events; true while the office is this relay's.
-    pub(super) fn poll(&self) -> bool {
+    /// Serves the group's events.
+    pub(super) fn poll(&self) -> Standing {
         match self.consumer.poll(Duration::ZERO) {
             Some(Err(error)) if is_refused(&error) => {
                 if !self.is_refused.replace(true) {
@@ -88,7 +111,22 @@ impl Candidate {
             Some(Ok(_)) | None => {}
         }
         rejoin(self.consumer.client());
-        self.consumer.context().coordinates.load(Ordering::SeqCst)
+        *self.consumer.context().standing()
+    }
+
+    /// Says why the office is not this relay's any more.
+    pub(super) fn tell_loss(&self, standing: Standing) {
+        let group = &*self.group;
+        if standing == Standing::Lost {
+            tracing::warn!(
+                group,
+                "this relay coordinates no longer: it is no member of the group any more, whose broker \
+                 did not answer for registry.session_timeout_ms, or took it for gone. It joins again; \
+                 until the group has chosen, registrations wait"
+            );
+        } else {
+            tracing::info!(group, "this relay coordinates no longer: the group chooses anew");
+        }
     }
 }
 

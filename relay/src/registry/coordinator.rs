@@ -16,7 +16,7 @@ use super::plan::Plan;
 use super::policy::{Declared, Policy, Unfit};
 use super::pool::{Free, GoesOn, Pool, Search};
 use super::rebalance::Rebalancings;
-use super::record::{Command, Key, Lease, Registration, RelayState, Term, VERSION, Wish};
+use super::record::{Key, Lease, OrderKind, Registration, RelayState, Term, VERSION, Wish};
 use super::state::{Change, Outcome, Registry};
 
 /// Looks at the clock in a lease.
@@ -247,7 +247,7 @@ impl Coordinator {
     ) -> Judged {
         let registry = plan.registry;
         let order = registry.orders().get(id).map(|order| order.order);
-        if order == Some(Command::Forget) {
+        if order == Some(OrderKind::Forget) {
             plan.forget(id);
             return Judged::Done;
         }
@@ -303,7 +303,7 @@ impl Coordinator {
         plan: &mut Plan<'_>,
         id: &str,
         registration: &Registration,
-        (lease, order): (&Lease, Option<Command>),
+        (lease, order): (&Lease, Option<OrderKind>),
         now: Instant,
     ) {
         let same = lease.instance == registration.instance;
@@ -347,7 +347,7 @@ impl Coordinator {
         plan: &mut Plan<'_>,
         facts: &mut impl Facts,
         id: &str,
-        (registration, former, order): (&Registration, Option<&Lease>, Option<Command>),
+        (registration, former, order): (&Registration, Option<&Lease>, Option<OrderKind>),
         now: Instant,
     ) -> Judged {
         // From before this relay's time, perhaps of a process that is no more.
@@ -368,7 +368,7 @@ impl Coordinator {
         plan: &mut Plan<'_>,
         facts: &mut impl Facts,
         id: &str,
-        (registration, former, order): (&Registration, Option<&Lease>, Option<Command>),
+        (registration, former, order): (&Registration, Option<&Lease>, Option<OrderKind>),
         now: Instant,
     ) -> Judged {
         let is_over = former.is_some_and(|lease| lease.is_former(&registration.instance));
@@ -536,7 +536,7 @@ impl Coordinator {
 }
 
 /// A declared server has a lease only while an operator has it drained.
-fn judge_declared(plan: &mut Plan<'_>, id: &str, declared: &Declared, order: Option<Command>) {
+fn judge_declared(plan: &mut Plan<'_>, id: &str, declared: &Declared, order: Option<OrderKind>) {
     let lease = plan.registry.leases().get(id);
     if order.is_none() {
         match lease {

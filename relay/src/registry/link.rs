@@ -1,6 +1,10 @@
 //! The registry's thread: reads it, tells who listens what has changed, and while the relay
 //! coordinates, writes.
 
+mod office;
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,19 +12,21 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
-use crate::kafka::{Known, Retention};
+use crate::kafka::{Known, Retention, Retry};
 use crate::model::{Incarnation, RelayId, ServiceId};
 use crate::registry::Listener;
 use crate::route::{Associations, ServerLink, ServerState};
 use crate::stop::{StopPart, StopTime};
 use crate::uplink::Leases;
 
+use office::Office;
+
 use super::author::Author;
 use super::candidate::{Candidate, place};
-use super::facts::{Backlogs, World};
+use super::facts::Backlogs;
 use super::follow::Follower;
 use super::orders::MAX_PER_SECOND;
-use super::record::{Coordination, Key, RelayRecord, RelayState, Term, VERSION};
+use super::record::{Key, RelayRecord, RelayState, VERSION};
 use super::status::RegistryStatus;
 use super::{Change, Coordinator, Outcome, Policy, Registry, RegistryError, Write};
 
@@ -30,9 +36,6 @@ const POLL: Duration = Duration::from_millis(50);
 const BEATS_PER_TIMEOUT: u32 = 3;
 /// A fact is true for so many parts of a lease; longer than two looks at the clock are apart.
 const FACTS_PER_LEASE: u32 = 4;
-/// Least time between decisions while records are refused: one of the coordinator's own may be
-/// among them, and it would be written again.
-const HOLD_BACK: Duration = Duration::from_millis(200);
 /// How long the last records may take when the relay stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -103,7 +106,7 @@ impl RegistryLink {
         watch: impl FnOnce(&mut dyn FnMut() -> Result<(), String>) + Send + 'static,
     ) -> Result<Self, RegistryError> {
         let listener = Box::new(Arc::clone(associations));
-        let mut link = Link::open(config, incarnation, listener, leases, retention)?;
+        let mut link = Participant::open(config, incarnation, listener, leases, retention)?;
         link.claim()?;
         let observer = RegistryObserver {
             core: Arc::clone(&link.core),
@@ -141,17 +144,7 @@ impl Drop for RegistryLink {
     }
 }
 
-/// How far this relay is with taking office.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Office {
-    /// It may be tried from then on.
-    From(Instant),
-    /// The record is written and not yet read back.
-    Asked,
-    Held,
-}
-
-struct Link {
+struct Participant {
     me: (RelayId, Incarnation),
     place: String,
     services: HashMap<String, ServiceId>,
@@ -165,6 +158,10 @@ struct Link {
     told: HashMap<String, ServerLink>,
     backlogs: Backlogs,
     office: Office,
+    /// Taking office needs a term of its own, although the last one is this relay's.
+    needs_term: bool,
+    /// When office may be taken after a record was not written.
+    retry: Retry,
     /// A record was refused since the last decision.
     refused: bool,
     /// Nothing is decided before then.
@@ -181,7 +178,7 @@ struct Link {
     unanswered: bool,
 }
 
-impl Link {
+impl Participant {
     fn open(
         config: &Config,
         incarnation: Incarnation,
@@ -220,6 +217,8 @@ impl Link {
             told: HashMap::new(),
             backlogs,
             office: Office::From(now),
+            needs_term: false,
+            retry: Retry::default(),
             refused: false,
             held_back: now,
             spoken: now,
@@ -294,10 +293,9 @@ impl Link {
     fn run(&mut self, stop: &AtomicBool, stop_time: &StopTime) -> Result<(), String> {
         while !stop.load(Ordering::SeqCst) {
             self.read(Self::watch_own);
-            let chosen = self.candidate.poll();
+            let standing = self.candidate.poll();
             if self.author.poll() {
-                // What was decided has not come to be; everything is looked at again.
-                self.leave_office(Instant::now());
+                self.put_off_office();
             }
             if let Some(error) = self.author.fatal() {
                 return Err(error);
@@ -308,7 +306,7 @@ impl Link {
                     self.beat();
                 }
             }
-            self.coordinate(chosen);
+            self.coordinate(standing);
         }
         self.backlogs.stop(stop_time.left_of(StopPart::Registry) / 2);
         self.say(RelayState::Gone);
@@ -451,7 +449,7 @@ impl Link {
     fn write(&mut self, write: &Write) {
         if let Err(error) = self.author.write(write) {
             tracing::warn!(%error, key = %write.key, "a record of the registry was not taken");
-            self.leave_office(Instant::now() + HOLD_BACK);
+            self.put_off_office();
         }
     }
 
@@ -467,90 +465,5 @@ impl Link {
         let record =
             RelayRecord { version: VERSION, incarnation, state, place: self.place.clone() };
         self.write(&Write::new(Key::Relay(relay), &record));
-    }
-
-    fn leave_office(&mut self, until: Instant) {
-        lock(&self.core).coordinator.end();
-        self.backlogs.leave_office();
-        self.listener.coordinates(false);
-        self.office = Office::From(until);
-    }
-
-    /// Takes office if the group has chosen this relay, and answers while it has it.
-    fn coordinate(&mut self, chosen: bool) {
-        let now = Instant::now();
-        if !chosen {
-            if !matches!(self.office, Office::From(_)) {
-                tracing::info!("another relay coordinates from now on");
-                self.leave_office(now);
-            }
-            return;
-        }
-        if now < self.held_back || !self.is_read_back() {
-            return;
-        }
-        match self.office {
-            Office::From(from) if now >= from => {
-                let (relay, incarnation) = self.me;
-                let record = Coordination { version: VERSION, relay, incarnation };
-                self.office = Office::Asked;
-                self.write(&Write::new(Key::Coordinator, &record));
-            }
-            Office::From(_) => {}
-            Office::Asked => match self.own_term() {
-                Some(term) => {
-                    let core = &mut *lock(&self.core);
-                    core.coordinator.begin(term, &core.registry, now);
-                    self.office = Office::Held;
-                    self.listener.coordinates(true);
-                    tracing::info!(term = term.0, "this relay coordinates from now on");
-                }
-                None => self.leave_office(now + self.reflection),
-            },
-            Office::Held => {
-                let (term, is_spoilt) = {
-                    let core = lock(&self.core);
-                    (core.coordinator.term(), core.coordinator.is_office_spoilt())
-                };
-                if self.own_term() != term {
-                    tracing::warn!("another relay says that it coordinates");
-                    self.leave_office(now + self.reflection);
-                } else if is_spoilt {
-                    self.leave_office(now);
-                } else {
-                    self.decide(now);
-                }
-            }
-        }
-    }
-
-    /// The term, if it is this relay's.
-    fn own_term(&self) -> Option<Term> {
-        let core = lock(&self.core);
-        let (term, of) = core.registry.coordination()?;
-        ((of.relay, of.incarnation) == self.me).then_some(*term)
-    }
-
-    fn decide(&mut self, now: Instant) {
-        self.backlogs.take_in();
-        let core = Arc::clone(&self.core);
-        let unheld = {
-            let core = lock(&core);
-            core.coordinator.policy().unheld(core.registry.leases().values())
-        };
-        self.backlogs.look_after(unheld, now);
-        if std::mem::take(&mut self.refused) {
-            self.held_back = now + HOLD_BACK;
-        }
-        let writes = {
-            let core = &mut *lock(&self.core);
-            core.coordinator.look(now);
-            let mut facts = World { backlogs: &mut self.backlogs, listener: &*self.listener };
-            core.coordinator.decide(&core.registry, &mut facts, now)
-        };
-        for write in &writes {
-            tracing::debug!(key = %write.key, "the coordinator writes");
-            self.write(write);
-        }
     }
 }

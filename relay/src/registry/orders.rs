@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::config::Config;
 
 use super::author::Author;
-use super::record::{Command, Key, Order, Rebalance, VERSION};
+use super::record::{Key, OrderKind, Rebalance, ServerOrder, VERSION};
 use super::{Registry, RegistryError, Watch, Write, read};
 
 /// How long the cluster may take to acknowledge an order.
@@ -59,12 +59,12 @@ pub enum OrderError {
 
 /// Gives an order about a server, or takes it back. Returns when the cluster has it; the coordinator
 /// carries it out.
-pub fn order(config: &Config, id: &str, command: Option<Command>) -> Result<(), OrderError> {
+pub fn order(config: &Config, id: &str, command: Option<OrderKind>) -> Result<(), OrderError> {
     let registry = read(config)?;
     check(config, &registry, id, command)?;
     let key = Key::Order(id.to_owned());
     let write = match command {
-        Some(order) => Write::new(key, &Order { version: VERSION, order }),
+        Some(order) => Write::new(key, &ServerOrder { version: VERSION, order }),
         None => Write::remove(key),
     };
     give(config, &write)
@@ -114,7 +114,7 @@ fn check(
     config: &Config,
     registry: &Registry,
     id: &str,
-    command: Option<Command>,
+    command: Option<OrderKind>,
 ) -> Result<(), OrderError> {
     let declared = || config.services.iter().flat_map(|service| &service.servers);
     let is_declared = declared().any(|server| server.id == id);
@@ -131,7 +131,7 @@ fn check(
     }
     match command {
         None => Err(OrderError::NoOrder(id.to_owned())),
-        Some(Command::Forget) if is_declared => Err(OrderError::Declared(id.to_owned())),
+        Some(OrderKind::Forget) if is_declared => Err(OrderError::Declared(id.to_owned())),
         Some(_) => Ok(()),
     }
 }

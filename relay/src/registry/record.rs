@@ -38,7 +38,7 @@ pub enum Key {
     Lease(String),
     /// The coordinator's other answer: [`Refusal`].
     Refusal(String),
-    /// An operator about a server: [`Order`].
+    /// An operator about a server: [`ServerOrder`].
     Order(String),
     /// An operator about a service, and what has come of it: [`Rebalance`].
     Rebalance(String),
@@ -329,7 +329,7 @@ pub struct Refusal {
 /// What an operator wants of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Command {
+pub enum OrderKind {
     /// No new clients; gone when its partition is read to the end.
     Drain,
     /// Gone at once, and out of the registry.
@@ -338,11 +338,11 @@ pub enum Command {
 
 /// An operator about a server; in force until the record is taken away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-pub struct Order {
+pub struct ServerOrder {
     /// Of this value.
     pub version: u32,
     /// What is to be done.
-    pub order: Command,
+    pub order: OrderKind,
 }
 
 /// An operator's order to spread the clients of a service over its live servers as the allotment

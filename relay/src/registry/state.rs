@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::model::{Partition, RelayId};
 
 use super::record::{
-    self, Coordination, Key, Lease, Malformed, Order, Rebalance, Refusal, Registration,
-    RelayRecord, Term,
+    self, Coordination, Key, Lease, Malformed, Rebalance, Refusal, Registration, RelayRecord,
+    ServerOrder, Term,
 };
 
 /// Most ids of each kind of record; a record of one more is refused.
@@ -111,7 +111,7 @@ pub struct Registry {
     registrations: BTreeMap<String, Result<Registration, Malformed>>,
     leases: BTreeMap<String, Lease>,
     refusals: BTreeMap<String, Refusal>,
-    orders: BTreeMap<String, Order>,
+    orders: BTreeMap<String, ServerOrder>,
     rebalances: BTreeMap<String, Rebalance>,
     coordination: Option<(Term, Coordination)>,
     relays: BTreeMap<RelayId, RelayRecord>,
@@ -328,7 +328,7 @@ impl Registry {
     }
 
     /// Orders, by server id.
-    pub fn orders(&self) -> &BTreeMap<String, Order> {
+    pub fn orders(&self) -> &BTreeMap<String, ServerOrder> {
         &self.orders
     }
 

@@ -19,7 +19,7 @@ const BATCH_RECORDS: usize = 4096;
 
 /// A connection's place in the batch that is being filled; stale for any other batch.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Origin {
+pub struct BatchPlace {
     batch: u64,
     index: u32,
 }
@@ -162,7 +162,7 @@ impl UplinkSender {
     /// read after [`has_room`](Self::has_room) said yes.
     pub fn push(
         &mut self,
-        origin: &mut Origin,
+        origin: &mut BatchPlace,
         identity: &Arc<Identity>,
         kind: Kind,
         headers: Headers<'_>,
@@ -176,7 +176,7 @@ impl UplinkSender {
         }
         if origin.batch != batch.number {
             let index = u32::try_from(batch.origins.len()).expect("fewer origins than records");
-            *origin = Origin { batch: batch.number, index };
+            *origin = BatchPlace { batch: batch.number, index };
             batch.origins.push(identity.clone());
         }
         let offset = u32::try_from(batch.payloads.len()).expect("a batch is far below 4 GiB");
@@ -295,7 +295,7 @@ mod tests {
     fn what_comes_while_a_batch_must_wait_has_its_own_time() {
         let wake = || Wake::new().unwrap();
         let (mut sender, receiver) = uplink(wake(), wake());
-        let (mut origin, identity) = (Origin::default(), identity());
+        let (mut origin, identity) = (BatchPlace::default(), identity());
         let mut push = |sender: &mut UplinkSender| {
             sender.push(&mut origin, &identity, Kind::Open, Headers::NONE, &[]);
         };

@@ -89,7 +89,7 @@ pub(super) enum Fate {
 
 /// A service's live servers.
 #[derive(Debug, Default)]
-struct Order {
+struct Ranking {
     /// With all labels that the service prefers.
     preferred: BTreeSet<Rank>,
     others: BTreeSet<Rank>,
@@ -105,7 +105,7 @@ pub(super) struct Servers {
     /// Numbers of servers that were, for others.
     vacant: Vec<ServerId>,
     /// By service.
-    order: Vec<Order>,
+    order: Vec<Ranking>,
     allotments: u64,
 }
 
@@ -115,7 +115,7 @@ impl Servers {
             all: Vec::new(),
             by_name: HashMap::new(),
             vacant: Vec::new(),
-            order: (0..services).map(|_| Order::default()).collect(),
+            order: (0..services).map(|_| Ranking::default()).collect(),
             allotments: 0,
         }
     }

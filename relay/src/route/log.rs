@@ -14,7 +14,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _,
 use crate::config::Config;
 use crate::kafka::client::writer_config;
 use crate::kafka::{
-    Known, LogContext, NO_TIME, OpenError, TopicReader, logs_as_ours, record_header, rejoin,
+    Known, LogContext, NO_TIME, OpenError, Retry, TopicReader, logs_as_ours, record_header, rejoin,
 };
 use crate::model::Incarnation;
 use crate::stop::{StopPart, StopTime};
@@ -34,10 +34,6 @@ const MOST_TAKEN: usize = 64;
 const MOST_IN_FLIGHT: i32 = 10_000;
 /// How long the cluster may be silent while the topic is read at the start.
 const START_SILENCE: Duration = Duration::from_secs(30);
-/// How long nothing is tried after a refusal; twice as long after each further one.
-const LEAST_PAUSE: Duration = Duration::from_millis(100);
-/// And at most.
-const MOST_PAUSE: Duration = Duration::from_secs(5);
 /// How often the table is asked who is away for long enough.
 const EXPIRE_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -97,32 +93,6 @@ impl Reports {
 
     fn take_refusal(&self) -> Option<KafkaError> {
         self.refusal.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-}
-
-/// When something that was refused is tried again: later each time, until it succeeds.
-#[derive(Debug, Default)]
-struct Retry {
-    pause: Duration,
-    at: Option<Instant>,
-}
-
-impl Retry {
-    /// Whether it may be tried now.
-    fn is_due(&self, now: Instant) -> bool {
-        self.at.is_none_or(|at| at <= now)
-    }
-
-    /// It was refused: how long nothing is tried from now on.
-    fn refused(&mut self, now: Instant) -> Duration {
-        self.pause = (self.pause * 2).clamp(LEAST_PAUSE, MOST_PAUSE);
-        self.at = Some(now + self.pause);
-        self.pause
-    }
-
-    /// Something has succeeded.
-    fn reset(&mut self) {
-        *self = Self::default();
     }
 }
 
@@ -399,16 +369,5 @@ mod tests {
         let running = Running::start(&cluster);
         let told = running.thread.join().expect("no panic").expect_err("nothing can be written");
         assert!(told.starts_with("associations: "), "{told}");
-    }
-
-    #[test]
-    fn pauses_grow_up_to_a_bound_and_success_ends_them() {
-        let (mut retry, now) = (Retry::default(), Instant::now());
-        assert!(retry.is_due(now));
-        let pauses: Vec<_> = (0..8).map(|_| retry.refused(now).as_millis()).collect();
-        assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 5000, 5000]);
-        assert!(!retry.is_due(now + MOST_PAUSE / 2) && retry.is_due(now + MOST_PAUSE));
-        retry.reset();
-        assert!(retry.is_due(now));
     }
 }

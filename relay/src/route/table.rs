@@ -29,7 +29,7 @@ use expiries::Expiries;
 pub(super) type Holder = (RelayId, Incarnation);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Presence {
+enum Whereabouts {
     Connected,
     /// Kept until then, Unix milliseconds.
     Away {
@@ -43,7 +43,7 @@ enum Presence {
     },
 }
 
-impl Presence {
+impl Whereabouts {
     /// How long one who is away is kept.
     fn until(self) -> Option<u64> {
         match self {
@@ -54,12 +54,12 @@ impl Presence {
 }
 
 /// Before and after.
-const CONNECTED: (Presence, Presence) = (Presence::Connected, Presence::Connected);
+const CONNECTED: (Whereabouts, Whereabouts) = (Whereabouts::Connected, Whereabouts::Connected);
 
 #[derive(Debug)]
 struct Entry {
     generation: u64,
-    presence: Presence,
+    presence: Whereabouts,
     /// The relay that has the client, or had it last.
     holder: Holder,
     /// Connections of this relay, whoever is the holder.
@@ -77,7 +77,7 @@ struct Entry {
 impl Entry {
     /// Its relay is gone.
     fn is_orphan(&self) -> bool {
-        matches!(self.presence, Presence::Orphan { .. })
+        matches!(self.presence, Whereabouts::Orphan { .. })
     }
 }
 
@@ -222,13 +222,13 @@ impl Table {
         let me = self.me;
         if let Some(entry) = self.entries.get_mut(&key) {
             entry.connections += connections;
-            if entry.server == server && entry.presence == Presence::Connected {
+            if entry.server == server && entry.presence == Whereabouts::Connected {
                 return;
             }
             let former = entry.counted.then_some(entry.server);
             entry.server = server;
             entry.counted = true;
-            entry.presence = Presence::Connected;
+            entry.presence = Whereabouts::Connected;
             entry.holder = me;
             entry.generation += 1;
             entry.settled = false;
@@ -246,7 +246,7 @@ impl Table {
             };
             let entry = Entry {
                 generation: ended.unwrap_or_default() + 1,
-                presence: Presence::Connected,
+                presence: Whereabouts::Connected,
                 holder: me,
                 connections,
                 server,
@@ -283,9 +283,9 @@ impl Table {
             if leaves { now } else { now + self.policies[key.service.index()].keep_ms }
         });
         entry.presence = match entry.presence {
-            _ if !orphan => Presence::Away { until },
-            Presence::Orphan { connected, .. } => Presence::Orphan { until, connected },
-            was => Presence::Orphan { until, connected: was == Presence::Connected },
+            _ if !orphan => Whereabouts::Away { until },
+            Whereabouts::Orphan { connected, .. } => Whereabouts::Orphan { until, connected },
+            was => Whereabouts::Orphan { until, connected: was == Whereabouts::Connected },
         };
         if entry.connections > 0 {
             // Its other relay is gone, and here it still is.
@@ -337,7 +337,7 @@ impl Table {
 
     /// Connected clients: their relays and their servers. Looks at all clients.
     pub(super) fn connected(&self) -> impl Iterator<Item = (RelayId, ServerId)> {
-        let connected = |entry: &&Entry| entry.presence == Presence::Connected && entry.counted;
+        let connected = |entry: &&Entry| entry.presence == Whereabouts::Connected && entry.counted;
         self.entries.values().filter(connected).map(|entry| (entry.holder.0, entry.server))
     }
 
@@ -353,7 +353,7 @@ impl Table {
     pub(super) fn server_leaves(&mut self, server: ServerId) {
         let of_it = |table: &Self, entry: &Entry| {
             entry.server == server
-                && entry.presence != Presence::Connected
+                && entry.presence != Whereabouts::Connected
                 && (entry.holder == table.me || entry.is_orphan())
         };
         for key in self.keys(of_it) {
@@ -440,8 +440,8 @@ impl Table {
     fn take(&mut self, key: &Key, value: &Value<'_>, to: (Holder, ServerId), now: u64) {
         let (holder, server) = to;
         let presence = match (value.state, value.until_unix_ms) {
-            (State::Away, Some(until)) => Presence::Away { until },
-            _ => Presence::Connected,
+            (State::Away, Some(until)) => Whereabouts::Away { until },
+            _ => Whereabouts::Connected,
         };
         let former = self.entries.get(key);
         let connections = former.map_or(0, |entry| entry.connections);
@@ -467,15 +467,15 @@ impl Table {
             },
         );
         match presence {
-            Presence::Away { .. } if connections > 0 => self.claim(key.clone(), server, 0),
-            Presence::Away { until } | Presence::Orphan { until, .. } => {
+            Whereabouts::Away { .. } if connections > 0 => self.claim(key.clone(), server, 0),
+            Whereabouts::Away { until } | Whereabouts::Orphan { until, .. } => {
                 self.expiries.note(key, until);
             }
             // Ours after all, and gone meanwhile.
-            Presence::Connected if holder == self.me && connections == 0 => {
+            Whereabouts::Connected if holder == self.me && connections == 0 => {
                 self.leave(key.clone(), now, false);
             }
-            Presence::Connected => {}
+            Whereabouts::Connected => {}
         }
         self.disown(key, now);
     }
@@ -491,7 +491,7 @@ impl Table {
         }
         let server = entry.server;
         if entry.connections > 0 {
-            entry.presence = Presence::Away { until: 0 };
+            entry.presence = Whereabouts::Away { until: 0 };
             self.claim(key.clone(), server, 0);
         } else {
             if entry.counted {

@@ -44,7 +44,7 @@ struct Delivery {
 
 /// What is to be written about replies that waited.
 #[derive(Debug)]
-pub(crate) enum Order {
+pub(crate) enum HeldNote {
     /// They were sent, or are nobody's.
     Mark { holder: String, partition: i32, offsets: Vec<i64> },
     /// It cannot be sent to its client.
@@ -129,7 +129,7 @@ impl Deliveries {
         fetcher: &mut Fetcher,
         stopped: impl Fn() -> bool,
         stats: &HeldStats,
-    ) -> Vec<Order> {
+    ) -> Vec<HeldNote> {
         let mut orders = self.take_delivered(stats);
         // After those: whoever was lost has left by now.
         for change in self.presence.take() {
@@ -171,13 +171,13 @@ impl Deliveries {
             self.next_expiry =
                 Instant::now() + if more { EXPIRY_INTERVAL[0] } else { self.expiry_interval };
             orders.extend(
-                expired.into_iter().map(|(holder, entry)| Order::Expired { holder, entry }),
+                expired.into_iter().map(|(holder, entry)| HeldNote::Expired { holder, entry }),
             );
         }
         orders
     }
 
-    fn take_delivered(&mut self, stats: &HeldStats) -> Vec<Order> {
+    fn take_delivered(&mut self, stats: &HeldStats) -> Vec<HeldNote> {
         let mut delivered = Vec::new();
         for downlink in &self.downlinks {
             downlink.take_delivered(|one| delivered.push(one));
@@ -192,13 +192,13 @@ impl Deliveries {
                     offsets.push(entry.offset);
                 } else if unencodable.has(part) {
                     self.index.leave(&holder, &entry);
-                    orders.push(Order::Unencodable { holder: holder.clone(), entry });
+                    orders.push(HeldNote::Unencodable { holder: holder.clone(), entry });
                 }
             }
             if !offsets.is_empty() {
                 stats.delivered.fetch_add(offsets.len() as u64, Ordering::Release);
                 self.index.remove(&holder, partition, &offsets);
-                orders.push(Order::Mark { holder, partition, offsets });
+                orders.push(HeldNote::Mark { holder, partition, offsets });
             }
         }
         orders
@@ -210,7 +210,7 @@ impl Deliveries {
         holder: &str,
         fetcher: &mut Fetcher,
         stopped: impl Fn() -> bool,
-        orders: &mut Vec<Order>,
+        orders: &mut Vec<HeldNote>,
         stats: &HeldStats,
     ) -> Result<(), FetchError> {
         let key = self.here.get(holder).and_then(|keys| keys.last()).copied();
@@ -251,7 +251,7 @@ impl Deliveries {
                 sent.push(entry);
             } else {
                 index.leave(holder, &entry);
-                orders.push(Order::Unencodable { holder: holder.to_owned(), entry });
+                orders.push(HeldNote::Unencodable { holder: holder.to_owned(), entry });
             }
         });
         if !gone.is_empty() {
@@ -262,7 +262,7 @@ impl Deliveries {
         if !nobodys.is_empty() {
             self.index.remove(holder, partition, &nobodys);
             let holder = holder.to_owned();
-            orders.push(Order::Mark { holder, partition, offsets: nobodys });
+            orders.push(HeldNote::Mark { holder, partition, offsets: nobodys });
         }
         let number = self.turns.number();
         for (part, (origin, headers, value, time)) in (0..).zip(&replies) {

@@ -18,9 +18,9 @@ use crate::model::{HeaderList, RelayId, ReplyOffset, split_reply_key};
 use crate::ring::{Command, DownlinkSender};
 use crate::undelivered::Kept;
 use crate::undelivered::deadletter::{Letter, Reason, Refused, Sender};
-use crate::undelivered::delivery::{Deliveries, Order};
-use crate::undelivered::desk::Desk;
+use crate::undelivered::delivery::{Deliveries, HeldNote};
 use crate::undelivered::held::{Entry, held_header, print_offsets};
+use crate::undelivered::intake::Intake;
 use crate::undelivered::lines::{Lines, Turn};
 use crate::undelivered::outbox::{Outbox, Outcome};
 use crate::undelivered::presence::Presence;
@@ -76,7 +76,7 @@ pub struct Keeper {
     deadletter_topic: String,
     held_topic: String,
     sender: Sender,
-    desk: Arc<Desk>,
+    intake: Arc<Intake>,
     deliveries: Deliveries,
     postponed: Postponed,
     fetcher: Fetcher,
@@ -91,11 +91,11 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// A keeper for what is handed in at the desk, and for the clients of the workers.
+    /// A keeper for what is handed in at the intake, and for the clients of the workers.
     pub fn new(
         config: &Config,
         kept: &Kept,
-        desk: Arc<Desk>,
+        intake: Arc<Intake>,
         downlinks: Vec<DownlinkSender>,
         stats: Arc<KeeperStats>,
     ) -> Result<Self, OpenError> {
@@ -109,7 +109,7 @@ impl Keeper {
             postponed: Postponed::new(config, kept, downlinks.clone())?,
             deliveries: Deliveries::new(config, kept, sender.clone(), downlinks)?,
             sender,
-            desk,
+            intake,
             fetcher: Fetcher::new(&config.kafka)?,
             outbox: Outbox::noting(config, stats.ends.clone())?,
             lines: Lines::default(),
@@ -128,7 +128,7 @@ impl Keeper {
             if let Some(error) = self.outbox.fatal() {
                 return Err(format!("keeper: {error}"));
             }
-            patience = match self.desk.has_queue() {
+            patience = match self.intake.has_queue() {
                 _ if busy => Duration::ZERO,
                 true => SHORT_TICK,
                 false => TICK,
@@ -146,7 +146,7 @@ impl Keeper {
         let stopped = || stop.load(Ordering::SeqCst);
         let orders = self.deliveries.step(&mut self.fetcher, stopped, &stats.held);
         let mut busy = folded || !orders.is_empty();
-        busy |= self.postponed.step(&self.desk, &stats, stop);
+        busy |= self.postponed.step(&self.intake, &stats, stop);
         self.take_orders(orders, stop);
         // Whether a reply may wait is known when all is known that waits.
         if self.deliveries.is_ready() {
@@ -158,17 +158,17 @@ impl Keeper {
         busy
     }
 
-    fn take_orders(&mut self, orders: Vec<Order>, stop: &AtomicBool) {
+    fn take_orders(&mut self, orders: Vec<HeldNote>, stop: &AtomicBool) {
         for order in orders {
             match order {
-                Order::Mark { holder, partition, offsets } => {
+                HeldNote::Mark { holder, partition, offsets } => {
                     self.mark(holder, partition, offsets, stop);
                 }
-                Order::Unencodable { holder, entry } => {
+                HeldNote::Unencodable { holder, entry } => {
                     let reason = Reason::Unencodable;
                     self.leave(Job::Leave { holder, entry, reason, cut: false }, stop);
                 }
-                Order::Expired { holder, entry } => {
+                HeldNote::Expired { holder, entry } => {
                     let reason = Reason::HoldAge;
                     self.leave(Job::Leave { holder, entry, reason, cut: false }, stop);
                 }
@@ -178,7 +178,7 @@ impl Keeper {
 
     /// Begins what was handed in and what is to be tried again; true if there was something.
     fn take_jobs(&mut self, stop: &AtomicBool) -> bool {
-        let (handed_in, refused) = self.desk.take();
+        let (handed_in, refused) = self.intake.take();
         let mut jobs = Vec::new();
         if self.retry_at.is_some_and(|at| at <= Instant::now()) {
             (self.retry_at, self.is_unread) = (None, false);
@@ -278,7 +278,7 @@ impl Keeper {
 
     /// Reads replies again, in the log's order, and sends each where it belongs.
     fn keep_replies(&mut self, replies: &[Reply], stop: &AtomicBool) {
-        let Self { fetcher, outbox, deliveries, sender, desk, stats, lines, .. } = self;
+        let Self { fetcher, outbox, deliveries, sender, intake, stats, lines, .. } = self;
         let (held_topic, deadletter_topic) = (&self.held_topic, &self.deadletter_topic);
         let mut behind = Vec::new();
         let mut rest = replies.iter();
@@ -292,11 +292,11 @@ impl Keeper {
                 tracing::error!(offset, "a reply to be kept is not in the log any more");
                 stats.vanished.fetch_add(1, Ordering::Relaxed);
                 lines.leave(reply.offset);
-                return desk.done(reply.offset);
+                return intake.done(reply.offset);
             };
             if is_order(record) {
                 stats.orders.fetch_add(1, Ordering::Relaxed);
-                return desk.done(reply.offset);
+                return intake.done(reply.offset);
             }
             if !outbox.wait_room(stop) {
                 return;
@@ -312,7 +312,7 @@ impl Keeper {
                     Ok(()) => {
                         lines.sent(holder, reply.offset);
                         let job = Job::Hold { reply, holder: holder.to_owned(), bytes };
-                        let waited = desk.arrivals.age(reply.offset.0, Instant::now());
+                        let waited = intake.arrivals.age(reply.offset.0, Instant::now());
                         let held = held_record(record, holder, held_topic, (sender, waited), job);
                         return outbox.send(held);
                     }
@@ -389,16 +389,16 @@ impl Keeper {
         match job {
             Job::Reply(Reply { offset, reason, .. }) => {
                 self.stats.reply_letters.count(reason);
-                self.desk.done(offset);
+                self.intake.done(offset);
             }
             Job::Hold { reply, holder, .. } => {
                 self.lines.taken(&holder, reply.offset);
                 self.stats.held.held.fetch_add(1, Ordering::Release);
-                self.desk.done(reply.offset);
+                self.intake.done(reply.offset);
             }
             Job::Refused { refused, .. } => {
                 self.stats.message_letters.count(refused.failure.into());
-                self.desk.refused_done(&refused);
+                self.intake.refused_done(&refused);
             }
             Job::Mark { .. } => {}
             Job::Leave { holder, entry, reason, .. } => {

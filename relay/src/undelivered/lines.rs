@@ -41,7 +41,7 @@ impl Line {
     }
 }
 
-/// By client (`SERVICE/IDENTITY`). No more than the desk has replies.
+/// By client (`SERVICE/IDENTITY`). No more than the intake has replies.
 #[derive(Debug, Default)]
 pub(super) struct Lines {
     lines: HashMap<String, Line>,

@@ -2,21 +2,21 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | `desk` | where consumer and producer hand it in, and hear when it is kept |
+//! | `intake` | where consumer and producer hand it in, and hear when it is kept |
 //! | `keeper`, `kept` | the thread that keeps it, and for whom |
 //! | `outbox` | what it writes, and writes again |
-//! | `deadletter`, `bury` | records for people: what, whose, why; of a whole partition |
+//! | `deadletter`, `abandoned` | records for people: what, whose, why; of a whole partition |
 //! | `held`, `delivery`, `turns`, `presence` | replies that wait for clients who are away, and come when they are back |
 //! | `backlog`, `reread`, `note`, `arrivals` | replies that stay in the log until a slow client has read on |
 //! | `stats` | what is counted |
 
+pub(crate) mod abandoned;
 pub(crate) mod arrivals;
 pub(crate) mod backlog;
-pub(crate) mod bury;
 pub(crate) mod deadletter;
 pub(crate) mod delivery;
-pub(crate) mod desk;
 pub(crate) mod held;
+pub(crate) mod intake;
 pub(crate) mod keeper;
 mod kept;
 mod lines;
@@ -27,11 +27,11 @@ pub(crate) mod reread;
 pub(crate) mod stats;
 pub(crate) mod turns;
 
+pub use abandoned::{BuryError, bury};
 pub use arrivals::Arrivals;
-pub use bury::{BuryError, bury};
 pub use deadletter::{CUT_BYTES, LetterCounts, Reason, letter};
-pub use desk::Desk;
 pub use held::HeldRefusal;
+pub use intake::Intake;
 pub use keeper::Keeper;
 pub use kept::Kept;
 pub use note::postponed_before;

@@ -14,7 +14,7 @@ use crate::kafka::inspect::command;
 use crate::model::{ConnectionKey, HeaderList, RelayId, Reply, ReplyOrigin, split_reply_key};
 use crate::ring::{Command, DownlinkBatch, DownlinkSender, Receipt};
 use crate::undelivered::backlog::Next;
-use crate::undelivered::desk::Desk;
+use crate::undelivered::intake::Intake;
 use crate::undelivered::kept::Kept;
 use crate::undelivered::stats::KeeperStats;
 
@@ -54,11 +54,11 @@ impl Postponed {
     }
 
     /// A round of those who have asked; true if there was one.
-    pub(crate) fn step(&mut self, desk: &Desk, stats: &KeeperStats, stop: &AtomicBool) -> bool {
-        desk.collect(&self.downlinks);
-        let round = desk.take_postponed(self.most_bytes);
+    pub(crate) fn step(&mut self, intake: &Intake, stats: &KeeperStats, stop: &AtomicBool) -> bool {
+        intake.collect(&self.downlinks);
+        let round = intake.take_postponed(self.most_bytes);
         if round.is_empty() {
-            if !desk.has_queue() {
+            if !intake.has_queue() {
                 self.fetcher.rest();
             }
             return false;
@@ -76,14 +76,14 @@ impl Postponed {
             if record.is_none() {
                 tracing::error!(offset, "a reply that was postponed is not in the log any more");
                 stats.vanished.fetch_add(1, Ordering::Relaxed);
-                desk.vanished(next.offset);
+                intake.vanished(next.offset);
             }
             headers.clear();
             let worker = usize::from(key.worker);
             let batch =
-                open[worker].take().or_else(|| empty_batch(downlinks, worker, desk, stopped));
-            let Some(mut batch) = batch else { return desk.abandon(&[(next, key)]) };
-            let waited = desk.arrivals.age(offset, Instant::now());
+                open[worker].take().or_else(|| empty_batch(downlinks, worker, intake, stopped));
+            let Some(mut batch) = batch else { return intake.abandon(&[(next, key)]) };
+            let waited = intake.arrivals.age(offset, Instant::now());
             push(&mut batch, *relay, (next, key), record, waited, &mut headers);
             if batch.is_full() {
                 downlinks[worker].hand_over(batch);
@@ -98,14 +98,14 @@ impl Postponed {
         match read {
             Ok(()) => {}
             // Nobody is there to take them.
-            Err(FetchError::Stopped) => desk.abandon(unread),
+            Err(FetchError::Stopped) => intake.abandon(unread),
             Err(FetchError::Resting) => {
-                desk.put_back(unread);
+                intake.put_back(unread);
                 return false;
             }
             Err(error) => {
                 tracing::error!(%error, "replies that were postponed cannot be read; trying on");
-                desk.put_back(unread);
+                intake.put_back(unread);
             }
         }
         true
@@ -117,7 +117,7 @@ impl Postponed {
 fn empty_batch(
     downlinks: &[DownlinkSender],
     worker: usize,
-    desk: &Desk,
+    intake: &Intake,
     stopped: impl Fn() -> bool,
 ) -> Option<Box<DownlinkBatch>> {
     loop {
@@ -125,7 +125,7 @@ fn empty_batch(
         if batch.is_some() || stopped() {
             return batch;
         }
-        desk.collect(downlinks);
+        intake.collect(downlinks);
         std::thread::sleep(PAUSE);
     }
 }

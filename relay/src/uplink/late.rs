@@ -23,7 +23,7 @@ use rdkafka::message::{BorrowedMessage, Message as _};
 use crate::config::Config;
 use crate::kafka::inspect::{header_text, record_origin};
 use crate::model::{Incarnation, Partition, RelayId};
-use crate::undelivered::bury::write_letters;
+use crate::undelivered::abandoned::write_letters;
 use crate::uplink::leases::Leases;
 
 /// How long the rescue may go on when the relay stops.

@@ -17,7 +17,7 @@ use crate::model::{
 };
 use crate::ring::Wake;
 use crate::undelivered::deadletter::Refused;
-use crate::undelivered::desk::Desk;
+use crate::undelivered::intake::Intake;
 use crate::uplink::late::{Lateness, Rescue};
 use crate::uplink::leases::Leases;
 use crate::uplink::mending::{Again, Mending, Next};
@@ -92,7 +92,7 @@ pub trait Producer: Send {
 /// librdkafka.
 pub struct RdKafkaProducer {
     native: NativeProducer<LogContext>,
-    desk: Arc<Desk>,
+    intake: Arc<Intake>,
     leases: Arc<Leases>,
     lateness: Lateness,
     rescue: Rescue,
@@ -107,12 +107,12 @@ pub struct RdKafkaProducer {
 
 impl RdKafkaProducer {
     /// A producer for the uplink, which takes batches of `batch_bytes`; `wake` is woken when reports
-    /// come. Messages that Kafka refuses for good are handed in at the desk.
+    /// come. Messages that Kafka refuses for good are handed in at the intake.
     pub fn new(
         config: &Config,
         batch_bytes: Option<u32>,
         wake: Wake,
-        desk: Arc<Desk>,
+        intake: Arc<Intake>,
         leases: Arc<Leases>,
     ) -> Result<Self, KafkaError> {
         let topic = config.kafka.uplink_topic();
@@ -124,10 +124,10 @@ impl RdKafkaProducer {
         )?;
         let lateness = Lateness::new(config.partitions());
         let rescue = Rescue::new(config, leases.clone());
-        desk.tell_of_room(wake);
+        intake.tell_of_room(wake);
         Ok(Self {
             native,
-            desk,
+            intake,
             leases,
             lateness,
             rescue,
@@ -145,7 +145,7 @@ impl RdKafkaProducer {
             for again in self.mending.give_up() {
                 let error = Some((RDKafkaErrorCode::PurgeQueue, again.record));
                 let report = NativeReport { error, ..again.report };
-                Self::settle((&self.desk, &self.written), report, on_report);
+                Self::settle((&self.intake, &self.written), report, on_report);
             }
             return;
         }
@@ -155,7 +155,7 @@ impl RdKafkaProducer {
                 Next::Refuse(again) => {
                     let error = Some((again.code, again.record));
                     let report = NativeReport { error, ..again.report };
-                    Self::settle((&self.desk, &self.written), report, on_report);
+                    Self::settle((&self.intake, &self.written), report, on_report);
                 }
                 Next::Send(again) => {
                     if self.send_again(&again) {
@@ -187,7 +187,7 @@ impl RdKafkaProducer {
 
     /// Passes a report on that is final.
     fn settle(
-        (desk, written): (&Desk, &Written),
+        (intake, written): (&Intake, &Written),
         report: NativeReport,
         on_report: &mut dyn FnMut(Report),
     ) {
@@ -200,7 +200,7 @@ impl RdKafkaProducer {
             if failure != DeliveryFailure::Purged && !token.control {
                 let NativeRecord { key, value, headers } = record;
                 let partition = i32::from(report.partition.0);
-                desk.hand_in_refused(Refused { failure, partition, key, value, headers });
+                intake.hand_in_refused(Refused { failure, partition, key, value, headers });
             }
             Err(failure)
         });
@@ -221,10 +221,10 @@ impl RdKafkaProducer {
         self.written.clone()
     }
 
-    /// Whether a refused message may be handed in. While the desk is full no report is taken, so what
+    /// Whether a refused message may be handed in. While the intake is full no report is taken, so what
     /// they are about stays booked, and the clients wait; when the stop's time is over, nothing does.
     fn has_room(&self) -> bool {
-        self.purged || self.desk.has_room_for_refused()
+        self.purged || self.intake.has_room_for_refused()
     }
 }
 
@@ -296,7 +296,7 @@ impl Producer for RdKafkaProducer {
             Err(_) if kind.is_message() && !self.has_room() => Err(ProduceError::Full),
             Err(failure) => {
                 if kind.is_message() {
-                    self.desk
+                    self.intake
                         .hand_in_refused(Refused::at_once(failure, identity, payload, headers));
                 }
                 Err(ProduceError::Refused(failure))
@@ -305,15 +305,15 @@ impl Producer for RdKafkaProducer {
     }
 
     fn poll(&mut self, on_report: &mut dyn FnMut(Report)) -> bool {
-        let Self { native, desk, written, mending, purged, lateness, .. } = self;
-        let room = || *purged || desk.has_room_for_refused();
+        let Self { native, intake, written, mending, purged, lateness, .. } = self;
+        let room = || *purged || intake.has_room_for_refused();
         let weighed = |token| Token::unpack(token).weighed;
         let was_active = mending.is_active();
         let events = native.poll(room, weighed, |report| {
             let is_there = report.error.is_none() && report.offset >= 0;
             lateness.reported(report.partition, is_there.then_some(report.offset));
             if let Some(report) = mending.report(report) {
-                Self::settle((desk, written), report, on_report);
+                Self::settle((intake, written), report, on_report);
             }
         });
         if let Some(run) = self.run {

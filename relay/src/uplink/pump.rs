@@ -64,12 +64,12 @@ pub struct Pump<P> {
     unfinished: Option<Unfinished>,
     lot: Lot,
     silence: Silence,
-    ledger: Ledger,
+    tally: Tally,
     stop_time: StopTime,
 }
 
 /// What reports bring, until it is passed on once for many of them.
-struct Ledger {
+struct Tally {
     /// Bytes to release, by partition.
     released: Vec<usize>,
     /// Of those, such as Kafka has acknowledged.
@@ -102,7 +102,7 @@ impl<P: Producer> Pump<P> {
         wake: Wake,
         stop_time: StopTime,
     ) -> Self {
-        let ledger = Ledger {
+        let tally = Tally {
             released: vec![0; partitions],
             written: vec![0; partitions],
             control: vec![0; partitions],
@@ -124,7 +124,7 @@ impl<P: Producer> Pump<P> {
             unfinished: None,
             lot: Lot::default(),
             silence: Silence::default(),
-            ledger,
+            tally,
             stop_time,
         }
     }
@@ -172,8 +172,8 @@ impl<P: Producer> Pump<P> {
 
     /// Says that Kafka says nothing. All else goes on as if it were only slow.
     fn listen(&mut self, now: Instant) {
-        let records = self.ledger.outstanding;
-        let heard = std::mem::take(&mut self.ledger.heard);
+        let records = self.tally.outstanding;
+        let heard = std::mem::take(&mut self.tally.heard);
         match self.silence.look(records > 0, heard, now) {
             Some(Word::Nothing(lasted)) => tracing::warn!(
                 "Kafka has acknowledged nothing for {} s ({records} records wait, and their clients \
@@ -193,7 +193,7 @@ impl<P: Producer> Pump<P> {
 
     /// True if every record that was taken from the rings has its report.
     pub fn is_settled(&self) -> bool {
-        self.unfinished.is_none() && self.lot.is_empty() && self.ledger.outstanding == 0
+        self.unfinished.is_none() && self.lot.is_empty() && self.tally.outstanding == 0
     }
 
     /// The producer, for tests that own the loop.
@@ -208,7 +208,7 @@ impl<P: Producer> Pump<P> {
         if blocked || !self.uplinks.iter().any(UplinkReceiver::has_batch) {
             let owes = blocked
                 || !self.lot.is_empty()
-                || self.ledger.news.iter().any(|of_worker| !of_worker.is_empty());
+                || self.tally.news.iter().any(|of_worker| !of_worker.is_empty());
             let is_busy = owes || self.stop_time.has_begun();
             self.wake.wait(if is_busy { BUSY_TICK } else { IDLE_TICK });
         }
@@ -244,7 +244,7 @@ impl<P: Producer> Pump<P> {
             if self.lot.is_before(record.0) {
                 self.lot.park(record);
             } else {
-                match give(&mut self.producer, &mut self.ledger, &self.stats, record) {
+                match give(&mut self.producer, &mut self.tally, &self.stats, record) {
                     Given::Taken => {}
                     Given::Later => self.lot.park(record),
                     Given::Full => {
@@ -274,7 +274,7 @@ impl<P: Producer> Pump<P> {
         let mut any = false;
         let mut full = false;
         while let Some(parked) = self.lot.pop() {
-            let given = give(&mut self.producer, &mut self.ledger, &self.stats, parked.record());
+            let given = give(&mut self.producer, &mut self.tally, &self.stats, parked.record());
             if given != Given::Taken {
                 full = given == Given::Full;
                 self.lot.put_back(parked);
@@ -287,20 +287,20 @@ impl<P: Producer> Pump<P> {
     }
 
     fn count_produced(&mut self) {
-        let produced = std::mem::take(&mut self.ledger.produced);
+        let produced = std::mem::take(&mut self.tally.produced);
         self.stats.produced.fetch_add(produced, Ordering::Relaxed);
     }
 
     fn take_reports(&mut self) -> bool {
-        let (ledger, stats) = (&mut self.ledger, &*self.stats);
+        let (tally, stats) = (&mut self.tally, &*self.stats);
         let mut acknowledged = 0;
         let any = self.producer.poll(&mut |report| {
             if report.result.is_ok() && !report.token.control {
                 acknowledged += 1;
             }
             // What is given up at a stop says nothing of Kafka.
-            ledger.heard |= report.result != Err(DeliveryFailure::Purged);
-            ledger.report(stats, report);
+            tally.heard |= report.result != Err(DeliveryFailure::Purged);
+            tally.report(stats, report);
         });
         self.stats.acknowledged.fetch_add(acknowledged, Ordering::Relaxed);
         self.settle();
@@ -311,10 +311,10 @@ impl<P: Producer> Pump<P> {
     /// connections concerned.
     fn settle(&mut self) {
         let mut tell = false;
-        for partition in self.ledger.touched.drain(..) {
-            let bytes = std::mem::take(&mut self.ledger.released[partition.index()]);
-            let written = std::mem::take(&mut self.ledger.written[partition.index()]);
-            let control = std::mem::take(&mut self.ledger.control[partition.index()]);
+        for partition in self.tally.touched.drain(..) {
+            let bytes = std::mem::take(&mut self.tally.released[partition.index()]);
+            let written = std::mem::take(&mut self.tally.written[partition.index()]);
+            let control = std::mem::take(&mut self.tally.control[partition.index()]);
             self.credit.release_control(partition, control);
             if bytes == 0 {
                 continue;
@@ -332,11 +332,11 @@ impl<P: Producer> Pump<P> {
     /// connection, and what was acknowledged before it does.
     fn pass_on_news(&mut self) {
         for worker in 0..self.downlinks.len() {
-            while !self.ledger.news[worker].is_empty() {
+            while !self.tally.news[worker].is_empty() {
                 // None: the worker has its hands full; the next round tries again.
                 let Some(mut batch) = self.downlinks[worker].take_empty() else { break };
                 let mut taken = 0;
-                for (token, news) in &self.ledger.news[worker] {
+                for (token, news) in &self.tally.news[worker] {
                     if batch.is_full() {
                         break;
                     }
@@ -344,7 +344,7 @@ impl<P: Producer> Pump<P> {
                     taken += 1;
                 }
                 self.downlinks[worker].hand_over(batch);
-                self.ledger.news[worker].drain(..taken);
+                self.tally.news[worker].drain(..taken);
             }
         }
     }
@@ -373,19 +373,19 @@ enum Given {
 
 fn give(
     producer: &mut impl Producer,
-    ledger: &mut Ledger,
+    tally: &mut Tally,
     stats: &PumpStats,
     (identity, kind, headers, payload, unix_ms): Record<'_>,
 ) -> Given {
     match producer.produce(identity, kind, headers, payload, unix_ms) {
         Ok(()) => {
-            ledger.outstanding += 1;
-            ledger.produced += u64::from(kind.is_message());
+            tally.outstanding += 1;
+            tally.produced += u64::from(kind.is_message());
         }
         Err(ProduceError::Later) => return Given::Later,
         Err(ProduceError::Full) => return Given::Full,
         Err(ProduceError::Refused(failure)) => {
-            ledger.outstanding += 1;
+            tally.outstanding += 1;
             let report = Report {
                 partition: identity.partition,
                 booked_bytes: payload.len() + headers.weight(),
@@ -393,13 +393,13 @@ fn give(
                 message: kind.message_number(),
                 result: Err(failure),
             };
-            ledger.report(stats, report);
+            tally.report(stats, report);
         }
     }
     Given::Taken
 }
 
-impl Ledger {
+impl Tally {
     fn report(&mut self, stats: &PumpStats, report: Report) {
         self.outstanding -= 1;
         let (place, bytes) =

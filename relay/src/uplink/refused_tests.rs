@@ -15,11 +15,11 @@ use crate::model::{
     Partition, RelayId, ServerId,
 };
 use crate::ring::Wake;
-use crate::undelivered::desk::Desk;
+use crate::undelivered::intake::Intake;
 use crate::uplink::leases::Leases;
 use crate::uplink::producer::{ProduceError, Producer as _, RdKafkaProducer};
 
-/// More than the desk has room for.
+/// More than the intake has room for.
 const MESSAGES: u64 = 5000;
 
 fn config(brokers: &str) -> Config {
@@ -55,18 +55,18 @@ fn identity(epoch: u64) -> Identity {
 }
 
 struct Bench {
-    desk: Arc<Desk>,
+    intake: Arc<Intake>,
     leases: Arc<Leases>,
     producer: RdKafkaProducer,
 }
 
 impl Bench {
     fn new(config: &Config) -> Self {
-        let (desk, leases) = (Arc::<Desk>::default(), Arc::new(Leases::new(config)));
+        let (intake, leases) = (Arc::<Intake>::default(), Arc::new(Leases::new(config)));
         let wake = Wake::new().unwrap();
         let producer =
-            RdKafkaProducer::new(config, None, wake, desk.clone(), leases.clone()).unwrap();
-        Self { desk, leases, producer }
+            RdKafkaProducer::new(config, None, wake, intake.clone(), leases.clone()).unwrap();
+        Self { intake, leases, producer }
     }
 
     fn produce(&mut self, identity: &Identity, sequence: u64) -> Result<(), ProduceError> {
@@ -76,11 +76,11 @@ impl Bench {
 
     /// What a keeper does, whose letters are acknowledged: the numbers of the messages.
     fn bury(&self) -> Vec<u64> {
-        let (_, refused) = self.desk.take();
+        let (_, refused) = self.intake.take();
         let number = |value: &[u8]| std::str::from_utf8(value).unwrap().parse().unwrap();
         let numbers = refused.iter().map(|refused| number(&refused.value)).collect();
         for refused in &refused {
-            self.desk.refused_done(refused);
+            self.intake.refused_done(refused);
         }
         numbers
     }
@@ -109,7 +109,7 @@ fn reports_of_refusals_wait_until_there_is_room_for_what_they_are_about() {
             came += 1;
         });
         reports += came;
-        let waiting = bench.desk.refused_undone();
+        let waiting = bench.intake.refused_undone();
         assert!(waiting < 1000 + 256, "{waiting} are in memory twice");
         // The keeper is slow: it begins when nothing more comes.
         quiet = if came == 0 { quiet + 1 } else { 0 };

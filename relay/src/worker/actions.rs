@@ -11,7 +11,7 @@ use crate::engine::{Engine, SocketId};
 use crate::model::{
     Begin, CloseReason, ConnectionKey, Headers, Identity, Kind, Refusal, ReplyOrigin,
 };
-use crate::ring::{Credit, MESSAGE_OVERHEAD_BYTES, Origin, Receipt, UplinkSender};
+use crate::ring::{BatchPlace, Credit, MESSAGE_OVERHEAD_BYTES, Receipt, UplinkSender};
 
 use super::connection::{Link, State};
 use super::kept::Settled;
@@ -48,7 +48,7 @@ pub(super) struct CodecActions<'a> {
 pub(super) fn push_control(
     uplink: &mut UplinkSender,
     credit: &Credit,
-    origin: &mut Origin,
+    origin: &mut BatchPlace,
     identity: &Arc<Identity>,
     kind: Kind,
     headers: Headers<'_>,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::codec::AnyCodec;
 use crate::model::{ClientIdentity, CloseReason, ConnectionKey, Identity, ReplyOffset, ServiceId};
-use crate::ring::{Origin, Receipt};
+use crate::ring::{BatchPlace, Receipt};
 
 use super::kept::Kept;
 use super::lag::Behind;
@@ -154,7 +154,7 @@ pub(super) struct Link {
     /// Kafka has refused one: what it acknowledges after that cannot be counted.
     pub(super) refused: bool,
     /// Place in the batch being filled.
-    pub(super) origin: Origin,
+    pub(super) origin: BatchPlace,
     pub(super) output: Output,
     /// Sent to a client that had ended its side, and that may have gone: whether it has them is known when
     /// its kernel has acknowledged them. None are here of clients whose replies do not wait for them.
@@ -232,7 +232,7 @@ impl Connection {
             sequence: 0,
             acknowledged: 0,
             refused: false,
-            origin: Origin::default(),
+            origin: BatchPlace::default(),
             output: Output::default(),
             doubtful: VecDeque::new(),
             kept: Kept::default(),
@@ -298,7 +298,7 @@ impl Connection {
     pub(super) fn kept_bytes(&self) -> usize {
         match self.state {
             State::Open | State::HalfClosed | State::Flushing(_) => {
-                self.codec.held() + self.stash.len() + self.link.output.bytes()
+                self.codec.kept_bytes() + self.stash.len() + self.link.output.bytes()
             }
             State::HandingOn | State::Draining | State::Closing => 0,
         }

@@ -19,10 +19,10 @@ use super::connection::{Connection, Link};
 
 /// By slot and generation.
 #[derive(Debug, Default)]
-pub(super) struct Departed(HashMap<(u32, u32), Owed>);
+pub(super) struct Departed(HashMap<(u32, u32), Unacknowledged>);
 
 #[derive(Debug)]
-struct Owed {
+struct Unacknowledged {
     codec: AnyCodec,
     sequence: u64,
     acknowledged: u64,
@@ -39,7 +39,7 @@ impl Departed {
         let Link { key, identity, sequence, acknowledged, refused, .. } = link;
         let asks = identity.is_some_and(|identity| identity.acknowledge) && !refused;
         if asks && acknowledged < sequence {
-            self.0.insert(place(key), Owed { codec, sequence, acknowledged });
+            self.0.insert(place(key), Unacknowledged { codec, sequence, acknowledged });
         }
     }
 

@@ -18,7 +18,7 @@ use crossbeam_queue::ArrayQueue;
 
 use crate::engine::{Engine, SocketId};
 use crate::model::{CloseReason, Headers, Kind, ServerId};
-use crate::ring::{Origin, Wake};
+use crate::ring::{BatchPlace, Wake};
 
 use super::Worker;
 use super::actions::push_control;
@@ -227,7 +227,7 @@ impl<E: Engine> Worker<E> {
                 let (origin, close) = (&mut link.origin, Kind::Close(MOVED));
                 push_control(uplink, credit, origin, identity, close, Headers::NONE);
                 *identity = Arc::new(identity.moved_to(&association));
-                *origin = Origin::default();
+                *origin = BatchPlace::default();
                 push_control(uplink, credit, origin, identity, Kind::Open, identity.begin());
             }
         }

@@ -95,7 +95,7 @@ mod tests {
     use crate::model::{Association, Partition, ServerId, ServiceId};
     use crate::model::{Begin, Headers};
     use crate::model::{ConnectionKey, Identity, Incarnation, RelayId};
-    use crate::ring::{Origin, UplinkReceiver, Wake, downlink, uplink};
+    use crate::ring::{BatchPlace, UplinkReceiver, Wake, downlink, uplink};
 
     /// A kernel in which nothing happens.
     struct Quiet;
@@ -159,7 +159,7 @@ mod tests {
             ConnectionKey { relay: RelayId(0), incarnation, worker: 0, slot: 0, generation: 1 };
         let begin = Begin::default();
         let identity = Arc::new(Identity::new(key, None, &association, address, address, begin));
-        let mut origin = Origin::default();
+        let mut origin = BatchPlace::default();
         for sequence in 1..=400 {
             let kind = Kind::Message { sequence };
             sender.push(&mut origin, &identity, kind, Headers::NONE, &[b'x'; 16 << 10]);

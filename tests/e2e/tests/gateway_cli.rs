@@ -166,7 +166,7 @@ fn status_tells_rates_and_programs() -> anyhow::Result<()> {
     ensure!(ingress["loaded_unix_s"].as_u64() > Some(1_500_000_000), "{ingress}");
 
     let text = status(&["--interval", "1"])?;
-    for words in ["a second, over", "program      egress: id ", "loaded ", "native"] {
+    for words in ["per second, over", "program      egress: id ", "loaded ", "native"] {
         ensure!(text.contains(words), "no `{words}` in {text}");
     }
     let without = status(&[])?;

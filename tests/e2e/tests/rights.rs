@@ -249,14 +249,32 @@ fn a_missing_right_is_named() {
     }
     allow(admin, "relay", std::slice::from_ref(&group)).unwrap();
 
-    let group = Right::new(Resource::Group, format!("{prefix}coordinator"), Operation::Read);
+    // Without the other group the relay runs. It has said so when it does, and once.
+    let office = Right::new(Resource::Group, format!("{prefix}coordinator"), Operation::Read);
+    let named = format!("READ on group {}", office.name);
+    forbid(admin, "relay", &office).unwrap();
+    for may_look in [false, true] {
+        if may_look {
+            allow(admin, "relay", std::slice::from_ref(&look)).unwrap();
+        }
+        relay.instance.start().unwrap();
+        let said = relay.instance.relay_stderr();
+        let warned = said.lines().filter(|line| {
+            line.contains(&named) && line.contains("this relay will not coordinate")
+        });
+        assert_eq!(warned.count(), 1, "{said}");
+        wait_until(PATIENCE, "the relay to be refused by its group", || {
+            let said = relay.instance.relay_stderr();
+            Ok(said.contains(&format!("does not allow this relay {named}")))
+        })
+        .unwrap();
+        relay.instance.stop().unwrap();
+    }
+    // A start that is refused names it with the others.
     forbid(admin, "relay", &group).unwrap();
-    relay.instance.start().unwrap();
-    let named = format!("READ on group {}", group.name);
-    wait_until(PATIENCE, "the relay to name the right", || {
-        Ok(relay.instance.relay_stderr().contains(&named))
-    })
-    .unwrap();
+    let finished = refused(&relay);
+    let all = format!("READ on group {}, {named};", group.name);
+    assert!(!finished.status.success() && finished.stderr.contains(&all), "{finished:?}");
 }
 
 fn refused(relay: &Direct) -> Finished {

@@ -14,8 +14,8 @@ use crate::{
 };
 
 pub(crate) const HELP: &str = "\
-Each cluster is started on 127.0.0.1, is given to the tests, and is stopped; its data and logs are below
-target/kafka/matrix until the next run. docs/brokers.md has the result.
+Starts each cluster on 127.0.0.1, runs the tests against it, and stops it. Its data and logs stay below
+target/kafka/matrix until the next run. docs/brokers.md has the results.
 
 Changes on the host: installs what is missing (see `setup --check`), and the jars of older releases of
 Kafka below target/kafka (60 MB each); otherwise as `test`. It takes a quarter of an hour.
@@ -51,7 +51,7 @@ const KINDS: [Kind; 5] = [
 /// What to run.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Some of 3.6.2, 3.9.1, 4.0.1, 4.3.1, three-nodes [default: all]
+    /// Any of 3.6.2, 3.9.1, 4.0.1, 4.3.1, three-nodes [default: all]
     #[arg(value_name = "CLUSTER")]
     clusters: Vec<String>,
     /// A test of tests/e2e/tests; may be given several times

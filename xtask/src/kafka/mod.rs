@@ -26,48 +26,48 @@ const SESSION_TIMEOUT_MS: u32 = 30_000;
 /// What to do with the broker.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Action {
-    /// Start it and print its address when it serves; nothing if it runs already
+    /// Start Kafka and print its address when it serves; do nothing else if it already runs
     #[command(after_help = "Example:\n  cargo xtask kafka start\n  \
         cargo xtask kafka start --dir /tmp/second --port 0     # another one, on any free port")]
     Start {
         #[command(flatten)]
         place: Place,
-        /// Port for clients, on 127.0.0.1; 0 takes any free one [default: the one it had, else
-        /// 9092, else any free one]
+        /// Port for clients, on 127.0.0.1; 0 takes any free port [default: its former port, else 9092,
+        /// else any free port]
         #[arg(long)]
         port: Option<u16>,
-        /// How long the broker may be silent until its controller takes it for gone, in milliseconds.
-        /// One that was killed serves again when that is over, and one that the machine did not let
-        /// run for so long loses its partitions for a moment
+        /// Time for which the broker may be silent before its controller presumes it gone, in
+        /// milliseconds. A broker that was killed serves again after this time. A broker that the machine
+        /// did not run for this long loses its partitions for a moment
         #[arg(long, default_value_t = SESSION_TIMEOUT_MS, value_name = "MS",
             value_parser = clap::value_parser!(u32).range(2000..=60_000))]
         session_timeout_ms: u32,
-        /// A property of the broker, in place of ours; may be given several times. Not kept for the
+        /// A property of the broker that overrides ours; may be given several times. Not kept for the
         /// next start
         #[arg(long = "set", value_name = "NAME=VALUE")]
         properties: Vec<String>,
     },
-    /// Stop it; its data stays
+    /// Stop Kafka; its data stays
     #[command(after_help = "Example:\n  cargo xtask kafka stop")]
     Stop {
         #[command(flatten)]
         place: Place,
     },
-    /// Say whether it runs, and where; exit code 1 if it does not serve
+    /// Report whether Kafka runs, and where; exit code 1 if it does not serve
     #[command(after_help = "Example:\n  cargo xtask kafka status")]
     Status {
         #[command(flatten)]
         place: Place,
     },
-    /// Show the end of its log
+    /// Show the end of Kafka's log
     #[command(after_help = "Example:\n  cargo xtask kafka logs --follow")]
     Logs {
         #[command(flatten)]
         place: Place,
-        /// Go on showing what is written
+        /// Keep showing what is written
         #[arg(long, short)]
         follow: bool,
-        /// How many lines
+        /// Number of lines
         #[arg(long, short = 'n', default_value_t = 40)]
         lines: u32,
     },
@@ -99,11 +99,11 @@ pub(crate) fn run(action: &Action) -> Result<()> {
             };
             let broker = match place.node()?.start(&options)? {
                 Started::Before(broker) => {
-                    process::say(format!("Kafka already runs (pid {}).", broker.pid()));
+                    process::say(format!("Kafka is already running (pid {}).", broker.pid()));
                     broker
                 }
                 Started::Now(broker) => {
-                    process::say(format!("Kafka runs (pid {}).", broker.pid()));
+                    process::say(format!("Kafka is running (pid {}).", broker.pid()));
                     broker
                 }
             };
@@ -117,7 +117,9 @@ pub(crate) fn run(action: &Action) -> Result<()> {
             State::Ready(broker) => {
                 println!("Kafka serves on {} (pid {}).", broker.address(), broker.pid());
             }
-            State::Stopped => bail!("Kafka does not run: `cargo xtask kafka start` starts it"),
+            State::Stopped => {
+                bail!("Kafka is not running: start it with `cargo xtask kafka start`")
+            }
             State::Held(broker) => bail!(
                 "Kafka (pid {0}) is held by SIGSTOP: `kill -CONT {0}` lets it go on",
                 broker.pid()

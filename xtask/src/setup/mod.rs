@@ -25,16 +25,16 @@ const ROUNDS: u32 = 4;
 #[derive(Debug, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub(crate) struct Options {
-    /// Change nothing: say what is missing; exit code 1 if anything is
+    /// Change nothing: list what is missing; exit code 1 if anything is
     #[arg(long)]
     check: bool,
-    /// Also what `cargo xtask bench` needs: rsyslog, kept from running as a service
+    /// Also install what `cargo xtask bench` needs: rsyslog, which is kept from running as a service
     #[arg(long)]
     bench: bool,
-    /// Also what `cargo xtask vm-test` needs: QEMU
+    /// Also install what `cargo xtask vm-test` needs: QEMU
     #[arg(long)]
     vm: bool,
-    /// With --check: report as JSON
+    /// With --check: print the report as JSON
     #[arg(long, requires = "check")]
     json: bool,
 }

@@ -64,8 +64,7 @@ pub(crate) enum Choice {
     /// Debian 11's, which is too old: `relay load` must refuse it and say why
     #[value(name = "5.10")]
     V5_10,
-    /// All of them; of the latter two, one that Debian's archive does not offer is skipped, and that
-    /// is said
+    /// All of them; if Debian's archive does not offer 6.12 or 5.10, that one is skipped, with a message
     #[value(name = "all")]
     All,
 }

@@ -18,13 +18,14 @@ use crate::{build, paths, process, setup};
 use kernel::{Kernel, Series};
 
 pub(crate) const HELP: &str = "\
-Boots the kernel in QEMU, emulated in software and without any network, and there: loads every XDP
-program through the verifier, diverts a TCP connection, replaces and traces the programs below it,
-runs the relay, kills it, runs the kernel's pktgen against the loaded program, unloads, and runs the
-scenarios of `cargo xtask pktgen` by that generator. Under 5.10 `relay load` must refuse, say why, and leave nothing. Needs no root once its packages are installed.
+Boots the kernel in QEMU, emulated in software and without any network. There it loads every XDP
+program through the verifier, diverts a TCP connection, replaces and traces the programs meanwhile, runs
+the relay, kills it, runs the kernel's pktgen against the loaded program, unloads, and runs the
+scenarios of `cargo xtask pktgen` with that generator. Under 5.10, `relay load` must refuse, say why, and
+leave nothing behind. Root is not needed once the packages are installed.
 
 Changes on the host: installs what is missing (see `setup --vm --check`); fetches Debian's kernel
-packages, without installing them, into target/vm. Delete that folder to have newer ones.
+packages into target/vm, without installing them. Delete that folder to get newer ones.
 
 Examples:
   cargo xtask vm-test
@@ -39,7 +40,7 @@ pub(crate) struct Options {
     /// Print the results as one JSON object; progress goes to standard error
     #[arg(long)]
     json: bool,
-    /// Seconds that a machine may take before it is ended
+    /// Seconds after which a machine is ended
     #[arg(long, default_value_t = 240, value_parser = clap::value_parser!(u64).range(10..))]
     limit_s: u64,
 }

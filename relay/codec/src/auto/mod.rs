@@ -366,10 +366,10 @@ impl Codec for Auto {
         }
     }
 
-    fn held(&self) -> usize {
+    fn kept_bytes(&self) -> usize {
         match &self.state {
             State::Sniffing { first, .. } => first.capacity(),
-            State::Known(codec) => codec.held(),
+            State::Known(codec) => codec.kept_bytes(),
             State::Over => 0,
         }
     }

@@ -39,7 +39,7 @@ impl Decoder {
 
     /// Bytes held back because their message is not complete.
     #[inline]
-    pub fn held(&self) -> usize {
+    pub fn kept_bytes(&self) -> usize {
         self.carry.len()
     }
 

@@ -83,7 +83,7 @@ impl Codec for Framed {
             .map_err(|_| Unencodable)
     }
 
-    fn held(&self) -> usize {
-        self.decoder.held()
+    fn kept_bytes(&self) -> usize {
+        self.decoder.kept_bytes()
     }
 }

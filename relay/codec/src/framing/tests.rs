@@ -18,7 +18,7 @@ fn decode_in_pieces<'a>(
         if let Err(error) = decoder.decode(piece, |message| messages.push(message.to_vec())) {
             return (messages, Err(error));
         }
-        assert!(decoder.held() <= LIMIT as usize + 4, "a decoder holds at most one message");
+        assert!(decoder.kept_bytes() <= LIMIT as usize + 4, "a decoder holds at most one message");
     }
     let end = decoder.finish();
     (messages, end)

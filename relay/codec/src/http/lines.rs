@@ -27,7 +27,7 @@ impl Lines {
     }
 
     /// Bytes in memory.
-    pub(super) fn held(&self) -> usize {
+    pub(super) fn kept_bytes(&self) -> usize {
         self.bytes.len()
     }
 

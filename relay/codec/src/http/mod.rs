@@ -479,7 +479,7 @@ impl Codec for Http {
         !self.closed && self.backlog.len() < READ_AHEAD_BYTES
     }
 
-    fn held(&self) -> usize {
-        self.lines.held() + self.body.len() + self.backlog.len() + self.exchanges.kept_bytes()
+    fn kept_bytes(&self) -> usize {
+        self.lines.kept_bytes() + self.body.len() + self.backlog.len() + self.exchanges.kept_bytes()
     }
 }

@@ -167,7 +167,7 @@ fn large_bodies_come_in_parts() {
         line.receive(b"PUT / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: Chunked\r\n\r\n");
         line.receive(body.as_bytes());
         assert_eq!(line.records(), records);
-        assert!(line.http.held() < 8);
+        assert!(line.http.kept_bytes() < 8);
     }
 }
 
@@ -176,7 +176,7 @@ fn replies_are_sent_in_the_order_of_the_requests() {
     let mut line = Line::new();
     line.receive(&GET.repeat(5));
     assert_eq!(line.records().len(), 3, "as many as may wait");
-    assert_eq!(line.http.held(), 2 * GET.len(), "the others are read ahead");
+    assert_eq!(line.http.kept_bytes(), 2 * GET.len(), "the others are read ahead");
     assert_eq!(line.reply(&[("http.request", "3")], "c"), Ok(Sending::Kept));
     assert_eq!(line.reply(&[("http.request", "2")], "b"), Ok(Sending::Kept));
     assert_eq!(line.sent(), "");
@@ -188,7 +188,7 @@ fn replies_are_sent_in_the_order_of_the_requests() {
     let origin = |offset| Action::Release(ReplyOrigin { relay: RelayId(0), offset });
     assert_eq!(settled, [&origin(1), &origin(0)]);
     assert_eq!(line.records().len(), 2, "the backlog");
-    assert_eq!(line.http.held(), 0);
+    assert_eq!(line.http.kept_bytes(), 0);
     line.reply(&[("http.request", "5")], &"x".repeat(1000)).unwrap();
     assert_eq!(line.closed(), Some(CloseReason::SlowReader), "too much is kept");
 }
@@ -295,9 +295,9 @@ fn an_error_waits_for_the_replies_before_it() {
     let mut line = Line::new();
     line.receive(GET);
     line.receive(b"nonsense\r\n\r\n");
-    let held = line.http.held();
+    let held = line.http.kept_bytes();
     line.receive(GET);
-    assert_eq!(line.http.held(), held, "what follows it is thrown away");
+    assert_eq!(line.http.kept_bytes(), held, "what follows it is thrown away");
     assert_eq!(line.sent(), "");
     line.reply(&[("http.request", "1")], "a").unwrap();
     let sent = line.sent();
@@ -481,7 +481,7 @@ fn outcome<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> (Vec<Action>, Vec<
     for piece in pieces {
         line.receive(piece);
         let bound = 256 + 8 + line.http.backlog.len() + 1000;
-        assert!(line.http.held() <= bound, "{} bytes are held", line.http.held());
+        assert!(line.http.kept_bytes() <= bound, "{} bytes are held", line.http.kept_bytes());
     }
     if !line.script.is_closed() {
         line.http.end_of_stream(line.now, &mut line.script);

@@ -91,12 +91,12 @@ impl Queue {
 }
 
 #[derive(Debug, Default)]
-struct Desk {
+struct Intake {
     queue: Mutex<Queue>,
     changed: Condvar,
 }
 
-impl Desk {
+impl Intake {
     /// Every step leaves the queue whole.
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
@@ -119,12 +119,12 @@ impl Desk {
 
 /// The workers' end of the thread, which ends with it.
 #[derive(Debug)]
-pub(super) struct Checker(Arc<Desk>);
+pub(super) struct Checker(Arc<Intake>);
 
 impl Checker {
     pub(super) fn start(check: impl Check) -> Self {
-        let desk = Arc::<Desk>::default();
-        let here = desk.clone();
+        let intake = Arc::<Intake>::default();
+        let here = intake.clone();
         let answer = move || {
             while let Some(question) = here.next() {
                 let Question { client, user, password, ticket } = question;
@@ -135,7 +135,7 @@ impl Checker {
             .name("mqtt-check".to_owned())
             .spawn(answer)
             .expect("a thread can be started when the relay starts");
-        Self(desk)
+        Self(intake)
     }
 
     /// Asks about a client; nothing if too many wait already.

@@ -195,7 +195,7 @@ impl Client {
         }
         let alias = self.remember_alias(message)?;
         if message.qos == Qos::Two
-            && let Some(after) = self.received_before(publish.id)?
+            && let Some(after) = self.received_before(publish.id, mqtt)?
         {
             self.owe(publish.id, AckKind::Pubrec, after, Reason::SUCCESS, mqtt);
             return self.acknowledge(actions).map(|()| Next::GoOn);
@@ -272,13 +272,19 @@ impl Client {
 
     /// If a message of QoS 2 came before, what the PUBREC that is owed to it once more waits for: "MUST
     /// acknowledge any subsequent PUBLISH packet with the same Packet Identifier by sending a PUBREC"
-    /// (MQTT-4.3.3-10).
-    fn received_before(&self, id: u16) -> Parsed<Option<After>> {
+    /// (MQTT-4.3.3-10). If it is new, it is refused to a client that has begun more than it was granted,
+    /// and there is no room: the connection ends (section 3.3.4 of 5.0, "Receive Maximum exceeded").
+    fn received_before(&self, id: u16, mqtt: &Mqtt) -> Parsed<Option<After>> {
         let session = self.session.lock_as(self.key)?;
-        Ok(session.received(id).map(|received| match received {
-            Received::Pending(key) if key != self.key => After::Former,
-            Received::Pending(_) | Received::Safe => After::Own(self.sequence),
-        }))
+        match session.received(id) {
+            Some(Received::Pending(key)) if key != self.key => Ok(Some(After::Former)),
+            Some(Received::Pending(_) | Received::Safe) => Ok(Some(After::Own(self.sequence))),
+            None => {
+                let (granted, most) = (mqtt.section.receive_maximum, mqtt.sessions.most_bytes());
+                let may_begin = session.may_begin(granted, most);
+                may_begin.then_some(None).ok_or(Reason::RECEIVE_MAXIMUM_EXCEEDED)
+            }
+        }
     }
 
     /// Sends the acknowledgements whose messages Kafka has, in order.
@@ -511,7 +517,7 @@ impl Client {
     }
 
     /// Bytes kept in memory.
-    pub(super) fn held(&self) -> usize {
+    pub(super) fn kept_bytes(&self) -> usize {
         size_of::<Self>()
             + self.waiting.bytes()
             + self.unmatched.bytes()

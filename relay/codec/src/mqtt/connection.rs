@@ -362,9 +362,9 @@ impl Codec for Connection {
         }
     }
 
-    fn held(&self) -> usize {
+    fn kept_bytes(&self) -> usize {
         let client = match &self.state {
-            State::Open(client) => client.held(),
+            State::Open(client) => client.kept_bytes(),
             State::Checking(checking) => checking.connect.len(),
             State::Entering(entering) => entering.connect.len(),
             State::Opening(_) | State::Over(_) => 0,

@@ -22,6 +22,7 @@ mod client;
 mod connection;
 mod encode;
 mod entry;
+mod ids;
 mod packet;
 mod passwords;
 mod properties;

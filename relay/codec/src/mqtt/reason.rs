@@ -25,6 +25,7 @@ impl Reason {
     pub(super) const TOPIC_FILTER_INVALID: Self = Self(0x8F);
     pub(super) const TOPIC_NAME_INVALID: Self = Self(0x90);
     pub(super) const PACKET_ID_NOT_FOUND: Self = Self(0x92);
+    pub(super) const RECEIVE_MAXIMUM_EXCEEDED: Self = Self(0x93);
     pub(super) const TOPIC_ALIAS_INVALID: Self = Self(0x94);
     pub(super) const PACKET_TOO_LARGE: Self = Self(0x95);
     pub(super) const QUOTA_EXCEEDED: Self = Self(0x97);
@@ -49,6 +50,7 @@ impl Reason {
         match self {
             Self::PACKET_TOO_LARGE => CloseReason::OversizedMessage,
             Self::BAD_USER_OR_PASSWORD => CloseReason::NotAuthorized,
+            Self::RECEIVE_MAXIMUM_EXCEEDED => CloseReason::MemoryLimit,
             Self::UNSUPPORTED_VERSION
             | Self::BAD_AUTHENTICATION_METHOD
             | Self::SERVER_BUSY

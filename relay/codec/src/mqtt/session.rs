@@ -11,12 +11,13 @@
 //! A connection that takes over waits until its predecessor has said its last, the will included, and
 //! Kafka has all of that; then what the client says next comes behind it.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use millrace_model::{ConnectionKey, ReplyOrigin};
 
+use super::ids::PacketIds;
 use super::packet::{Qos, Wanted};
 use super::reason::Reason;
 use super::topic;
@@ -169,9 +170,9 @@ pub(super) struct Session {
     filter_bytes: usize,
     /// Messages of QoS 2 without PUBREL that Kafka does not have yet, and whose connections sent them.
     pending: HashMap<u16, ConnectionKey>,
-    /// Those that it has. A packet identifier is all that is kept of one, and there are no more of those
-    /// than the standard has: a client that keeps no window of its own is not cut off for it.
-    safe: HashSet<u16>,
+    /// Those that it has. A packet identifier is all that is kept of one: a client that keeps no window of
+    /// its own is not cut off while there is room (see [`Session::may_begin`]).
+    safe: PacketIds,
     pub(super) sent: VecDeque<Sent>,
     next_id: u16,
     books: Books,
@@ -195,7 +196,7 @@ impl Session {
             subscriptions: Vec::new(),
             filter_bytes: 0,
             pending: HashMap::new(),
-            safe: HashSet::new(),
+            safe: PacketIds::default(),
             sent: VecDeque::new(),
             next_id: 1,
             books,
@@ -212,7 +213,7 @@ impl Session {
         let bytes = self.filter_bytes
             + self.subscriptions.capacity() * size_of::<Subscription>()
             + self.pending.capacity() * size_of::<(u16, ConnectionKey)>()
-            + self.safe.capacity() * size_of::<u16>()
+            + self.safe.bytes()
             + self.sent.capacity() * size_of::<Sent>();
         self.books.set(bytes);
     }
@@ -280,7 +281,15 @@ impl Session {
     /// Where a message of QoS 2 is, if its PUBREL has not come.
     pub(super) fn received(&self, id: u16) -> Option<Received> {
         let pending = self.pending.get(&id).map(|key| Received::Pending(*key));
-        pending.or_else(|| self.safe.contains(&id).then_some(Received::Safe))
+        pending.or_else(|| self.safe.contains(id).then_some(Received::Safe))
+    }
+
+    /// Whether the client may begin one more message of QoS 2: up to the number that it was granted, and
+    /// beyond that while half of the memory for all sessions is free. So it is never this that crowds out
+    /// an absent client.
+    pub(super) fn may_begin(&self, granted: u16, most_bytes: usize) -> bool {
+        self.pending.len() + self.safe.len() < usize::from(granted)
+            || self.books.total.load(Ordering::Relaxed) <= most_bytes / 2
     }
 
     /// Notes a message of QoS 2 on its way to Kafka.
@@ -296,9 +305,9 @@ impl Session {
     pub(super) fn note_safe(&mut self, id: u16, sender: ConnectionKey) {
         if self.pending.get(&id) == Some(&sender) {
             self.pending.remove(&id);
-            let capacity = self.safe.capacity();
+            let bytes = self.safe.bytes();
             self.safe.insert(id);
-            if self.safe.capacity() != capacity {
+            if self.safe.bytes() != bytes {
                 self.book();
             }
         }
@@ -306,7 +315,12 @@ impl Session {
 
     /// PUBREL has come for one that Kafka has; false if there is none.
     pub(super) fn release(&mut self, id: u16) -> bool {
-        self.safe.remove(&id)
+        let bytes = self.safe.bytes();
+        let was_there = self.safe.remove(id);
+        if self.safe.bytes() != bytes {
+            self.book();
+        }
+        was_there
     }
 
     /// What of this connection Kafka does not have has to come again.

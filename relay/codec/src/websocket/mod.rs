@@ -374,10 +374,10 @@ impl Codec for WebSocket {
         true
     }
 
-    fn held(&self) -> usize {
+    fn kept_bytes(&self) -> usize {
         match &self.state {
             State::Handshake(head) => head.capacity(),
-            State::Open(stream) => stream.held(),
+            State::Open(stream) => stream.kept_bytes(),
             State::Closed => 0,
         }
     }

@@ -114,7 +114,7 @@ impl Stream {
         self.header_bytes == 0 && self.frame.is_none() && self.unfinished.is_none()
     }
 
-    pub(super) fn held(&self) -> usize {
+    pub(super) fn kept_bytes(&self) -> usize {
         size_of::<Self>() + self.message.capacity() + self.control.capacity()
     }
 

@@ -12,13 +12,13 @@ use crate::downlink::consumer::{
     ANSWER, Consumer, ConsumerError, ConsumerStats, Context, START_TIMEOUT,
 };
 use crate::downlink::place::{self, Break, Found, Place};
-use crate::kafka::again::{PAUSE, watermarks};
 use crate::kafka::ffi::rejoin;
 use crate::kafka::log_watch::LogWatch;
+use crate::kafka::questions::{PAUSE, watermarks};
 use crate::model::ReplyOffset;
 use crate::ring::DownlinkSender;
 use crate::undelivered::deadletter::Reason;
-use crate::undelivered::desk::Desk;
+use crate::undelivered::intake::Intake;
 use crate::undelivered::note;
 
 /// Where a run begins.
@@ -34,7 +34,7 @@ pub(super) fn begin(
     consumer: &BaseConsumer<Context>,
     (topic, partition): (&str, i32),
     committed: Option<(i64, String)>,
-    desk: &Desk,
+    intake: &Intake,
     stats: &ConsumerStats,
 ) -> Result<Beginning, ConsumerError> {
     let (oldest, end) = watermarks(consumer.client(), topic, partition, START_TIMEOUT)
@@ -57,7 +57,7 @@ pub(super) fn begin(
         doubt = Some(end);
     }
     if !matches!(place.wrong, Some((Break::MadeAnew, _))) {
-        take_note(told.runs.into_iter().flatten(), end, desk, stats);
+        take_note(told.runs.into_iter().flatten(), end, intake, stats);
     }
     place::tell(place, &found, topic, partition);
     stats.count(place);
@@ -70,8 +70,8 @@ impl Consumer {
     /// Finds the place to read on, as soon as nothing is on its way that the former log had: the
     /// offsets of another one may be the same.
     pub(super) fn mend(&mut self) {
-        self.desk.collect(&self.downlinks);
-        if self.settled() != self.position || !self.desk.is_clear() {
+        self.intake.collect(&self.downlinks);
+        if self.settled() != self.position || !self.intake.is_clear() {
             std::thread::sleep(PAUSE);
             return;
         }
@@ -129,11 +129,11 @@ pub(super) fn is_out_of_range(error: &KafkaError) -> bool {
 }
 
 /// What the former run had postponed is nobody's now.
-fn take_note(offsets: impl Iterator<Item = i64>, end: i64, desk: &Desk, stats: &ConsumerStats) {
+fn take_note(offsets: impl Iterator<Item = i64>, end: i64, intake: &Intake, stats: &ConsumerStats) {
     let (mut count, mut lost) = (0, 0_u64);
     for offset in offsets {
         if offset < end {
-            desk.hand_in(ReplyOffset(offset), Reason::FormerRun);
+            intake.hand_in(ReplyOffset(offset), Reason::FormerRun);
             count += 1;
         } else {
             lost += 1;

@@ -11,8 +11,8 @@ use rdkafka::producer::BaseProducer;
 
 use crate::config::Config;
 use crate::kafka::client::{client_config, producer_config};
+use crate::kafka::questions::a_broker;
 
-use super::super::again::a_broker;
 use super::super::context::LogContext;
 use super::TopicError;
 use super::fit::Found;

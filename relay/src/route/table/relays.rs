@@ -2,7 +2,7 @@
 
 use crate::model::{Incarnation, RelayId};
 
-use super::{Entry, Holder, Key, Presence, Table, Unwritten};
+use super::{Entry, Holder, Key, Table, Unwritten, Whereabouts};
 
 impl Table {
     /// Everything is read that was written before: who was connected through a former run of this
@@ -62,8 +62,9 @@ impl Table {
     /// relay writes it anew.
     fn restore(&mut self, key: &Key) {
         let entry = self.entries.get_mut(key).expect("just seen");
-        let Presence::Orphan { until, connected } = entry.presence else { return };
-        entry.presence = if connected { Presence::Connected } else { Presence::Away { until } };
+        let Whereabouts::Orphan { until, connected } = entry.presence else { return };
+        entry.presence =
+            if connected { Whereabouts::Connected } else { Whereabouts::Away { until } };
         if connected && !entry.counted {
             entry.counted = true;
             self.servers.add_client(entry.server, &self.policies);

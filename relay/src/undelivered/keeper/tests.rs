@@ -73,7 +73,7 @@ impl Rig<'_> {
 
     fn hand_in(&self, offsets: std::ops::Range<i64>) {
         for offset in offsets {
-            self.keeper.desk.hand_in(ReplyOffset(offset), Reason::Stale);
+            self.keeper.intake.hand_in(ReplyOffset(offset), Reason::Stale);
         }
     }
 
@@ -114,7 +114,7 @@ fn what_comes_after_a_reply_that_was_refused_waits_behind_it() {
     rig.hand_in(0..1);
     rig.run_until("it is refused", |keeper| !keeper.later.is_empty());
     rig.hand_in(1..6);
-    rig.run_until("all are held", |keeper| keeper.desk.is_clear());
+    rig.run_until("all are held", |keeper| keeper.intake.is_clear());
     let held = rig.held();
     assert_eq!(
         (&*held[a], &*held[b]),
@@ -129,10 +129,10 @@ fn what_comes_after_a_reply_that_could_not_be_read_waits_as_long() {
     rig.run_until("it is ready", |keeper| keeper.deliveries.is_ready());
     let reply = Reply { offset: ReplyOffset(0), reason: Reason::Stale, cut: false };
     rig.hand_in(0..1);
-    rig.keeper.desk.take();
+    rig.keeper.intake.take();
     let unread = || vec![Job::Reply(reply)];
     rig.keeper.after_read(Err(FetchError::Resting), unread);
     rig.hand_in(1..2);
-    rig.run_until("both are held", |keeper| keeper.desk.is_clear());
+    rig.run_until("both are held", |keeper| keeper.intake.is_clear());
     assert_eq!(*rig.held()[a], ["0", "1"].map(str::to_owned));
 }

@@ -13,8 +13,8 @@ use crate::config::Config;
 use crate::kafka::client::client_config;
 use crate::kafka::record_origin;
 use crate::model::{Association, Begin, Headers, Identity, Kind, ServerId};
-use crate::ring::{Origin, UplinkSender, downlink, uplink};
-use crate::undelivered::Desk;
+use crate::ring::{BatchPlace, UplinkSender, downlink, uplink};
+use crate::undelivered::Intake;
 use crate::uplink::pump::*;
 use crate::uplink::{Leases, RdKafkaProducer};
 
@@ -69,8 +69,8 @@ impl Rig {
         let (wake_of_pump, stats) = (wake(), Arc::<PumpStats>::default());
         let (mut sender, receiver) = uplink(wake(), wake_of_pump.clone());
         let (downlink, _) = downlink(wake(), wake());
-        let (desk, leases) = (Arc::<Desk>::default(), Arc::new(Leases::new(&config)));
-        let producer = RdKafkaProducer::new(&config, None, wake_of_pump.clone(), desk, leases);
+        let (intake, leases) = (Arc::<Intake>::default(), Arc::new(Leases::new(&config)));
+        let producer = RdKafkaProducer::new(&config, None, wake_of_pump.clone(), intake, leases);
         let stop_time = StopTime::new(&config.relay);
         let pump = Pump::new(
             producer.expect("a producer"),
@@ -83,7 +83,7 @@ impl Rig {
             wake_of_pump,
             stop_time.clone(),
         );
-        let (identity, mut origin) = (identity(epoch), Origin::default());
+        let (identity, mut origin) = (identity(epoch), BatchPlace::default());
         for sequence in 1..=MESSAGES {
             let kind = Kind::Message { sequence };
             sender.push(&mut origin, &identity, kind, Headers::NONE, &MESSAGE);
@@ -156,8 +156,8 @@ fn ordinary_servers_go_on_while_it_is_not_known_whether_leases_are_in_force() {
     let wake = || Wake::new().expect("an eventfd");
     let (mut sender, receiver) = uplink(wake(), wake());
     let (downlink, _downlink) = downlink(wake(), wake());
-    let (desk, leases) = (Arc::<Desk>::default(), Arc::new(Leases::new(&config)));
-    let producer = RdKafkaProducer::new(&config, None, wake(), desk, leases.clone());
+    let (intake, leases) = (Arc::<Intake>::default(), Arc::new(Leases::new(&config)));
+    let producer = RdKafkaProducer::new(&config, None, wake(), intake, leases.clone());
     let stats = Arc::<PumpStats>::default();
     let mut pump = Pump::new(
         producer.expect("a producer"),
@@ -171,7 +171,7 @@ fn ordinary_servers_go_on_while_it_is_not_known_whether_leases_are_in_force() {
         StopTime::new(&config.relay),
     );
     let (registered, ordinary) = (identity_at(Partition(0), 3), identity_at(Partition(1), 0));
-    let (mut first, mut second) = (Origin::default(), Origin::default());
+    let (mut first, mut second) = (BatchPlace::default(), BatchPlace::default());
     let mut push = |pump: &mut Pump<RdKafkaProducer>, numbers: std::ops::RangeInclusive<u64>| {
         for sequence in numbers {
             let kind = Kind::Message { sequence };

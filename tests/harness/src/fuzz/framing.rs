@@ -48,7 +48,7 @@ fn decode<'a>(framing: Framing, limit: u32, pieces: impl IntoIterator<Item = &'a
         if let Err(error) = decoder.decode(piece, |message| messages.push(message.to_vec())) {
             return Decoded { messages, end: Err(error) };
         }
-        assert!(decoder.held() <= limit as usize + 4, "more than one message is held");
+        assert!(decoder.kept_bytes() <= limit as usize + 4, "more than one message is held");
     }
     Decoded { messages, end: decoder.finish() }
 }

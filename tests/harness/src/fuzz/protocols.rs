@@ -82,7 +82,7 @@ fn outcome<'a>(
             late.extend_from_slice(piece);
         } else {
             codec.receive(piece, now, &mut script);
-            assert!(codec.held() <= MOST_HELD_BYTES, "{} bytes are held", codec.held());
+            assert!(codec.kept_bytes() <= MOST_HELD_BYTES, "{} bytes are held", codec.kept_bytes());
         }
     }
     // What comes after a connection is handed on goes the same way.

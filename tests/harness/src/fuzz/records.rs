@@ -42,7 +42,11 @@ pub fn config(input: &[u8]) {
     for service in &config.services {
         let protocol = Protocol::from(&service.codec());
         let codec = protocol.codec(now);
-        assert!(codec.held() <= 1 << 20, "an idle connection holds {} bytes", codec.held());
+        assert!(
+            codec.kept_bytes() <= 1 << 20,
+            "an idle connection holds {} bytes",
+            codec.kept_bytes()
+        );
         let _ = protocol.check_reply(HeaderList::default().headers(), b"reply");
     }
 }

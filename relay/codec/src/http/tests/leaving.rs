@@ -27,7 +27,7 @@ fn who_is_answered_is_read_from_so_that_it_is_seen_to_leave() {
     }
     assert!(!many.http.reads());
     assert!(last.http.reads());
-    assert_eq!(last.http.held(), 0);
+    assert_eq!(last.http.kept_bytes(), 0);
 }
 
 #[test]

@@ -336,8 +336,9 @@ fn a_client_that_sends_more_than_it_may_is_slowed_and_not_cut_off() {
 #[test]
 fn any_number_of_messages_of_qos_2_may_be_begun_before_the_first_is_ended() {
     for v5 in BOTH {
-        let mut peer = client(v5);
-        let all: Vec<u8> = (1..=5000).flat_map(|id| publish(v5, 4, id, "a", "")).collect();
+        let mqtt = service(|_| {});
+        let (mut peer, _) = Peer::connected(&mqtt, &connect(v5, "a"));
+        let all: Vec<u8> = (1..=60_000).flat_map(|id| publish(v5, 4, id, "a", "")).collect();
         let mut answers = peer.send(&all);
         let mut count = 0;
         loop {
@@ -349,10 +350,37 @@ fn any_number_of_messages_of_qos_2_may_be_begun_before_the_first_is_ended() {
             count += messages.len();
             answers.extend(peer.delivered(count as u64));
         }
-        assert_eq!((count, answers.len()), (5000, 5000));
-        for id in 1..=5000 {
+        assert_eq!((count, answers.len()), (60_000, 60_000));
+        // A bit for each identifier, and what is on its way to Kafka.
+        assert!(mqtt.sessions().1 < 64_000, "{:?}", mqtt.sessions());
+        for id in 1..=60_000 {
             assert_eq!(peer.send(&ack(PUBREL, id)), [Sent::ack(PUBCOMP, id)]);
         }
+    }
+}
+
+#[test]
+fn beyond_what_was_granted_they_may_be_begun_only_while_there_is_room() {
+    for v5 in BOTH {
+        let mqtt = service(|section| {
+            section.receive_maximum = 4;
+            section.max_session_bytes = 1;
+        });
+        let (mut peer, _) = Peer::connected(&mqtt, &connect(v5, "a"));
+        for id in 1..=4 {
+            peer.send(&publish(v5, 4, id, "a", ""));
+            assert_eq!(peer.delivered(id.into()), [Sent::ack(PUBREC, id)]);
+        }
+        // One that comes again is none more, and one that has ended makes room.
+        assert_eq!(peer.send(&publish(v5, 4, 4, "a", "")), [Sent::ack(PUBREC, 4)]);
+        assert_eq!(peer.send(&ack(PUBREL, 1)), [Sent::ack(PUBCOMP, 1)]);
+        assert!(peer.send(&publish(v5, 4, 5, "a", "")).is_empty());
+        assert_eq!(peer.delivered(5), [Sent::ack(PUBREC, 5)]);
+        peer.actions();
+        let told = peer.send(&publish(v5, 4, 6, "a", ""));
+        let expected: &[Sent] = if v5 { &[Sent::disconnect(0x93)] } else { &[] };
+        assert_eq!(told, expected);
+        assert_eq!(peer.actions(), [Action::Close(CloseReason::MemoryLimit)]);
     }
 }
 

@@ -15,7 +15,7 @@ fn run<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> (Vec<Action>, Vec<u8>)
     peer.script.key.generation = 1;
     for piece in pieces {
         peer.codec.receive(piece, peer.now, &mut peer.script);
-        assert!(peer.codec.held() < 64 << 10, "more than a packet is held");
+        assert!(peer.codec.kept_bytes() < 64 << 10, "more than a packet is held");
     }
     peer.codec.delivered(u64::MAX, peer.now, &mut peer.script);
     peer.codec.end_of_stream(peer.now, &mut peer.script);

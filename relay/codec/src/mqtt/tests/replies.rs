@@ -166,13 +166,13 @@ fn beyond_a_bound_replies_stay_in_the_log_until_there_is_room() {
     let mqtt = service(|section| (section.send_maximum, section.max_waiting_bytes) = (1, 200));
     let (mut peer, _) = Peer::connected(&mqtt, &connect(true, "a"));
     peer.subscribe("a/b", 1);
-    let before = peer.codec.held();
+    let before = peer.codec.kept_bytes();
     let taken = (0..10).find(|offset| {
         assert_eq!(peer.reply(*offset, &[TOPIC, QOS1]), Ok(Sending::Kept));
         peer.codec.is_full()
     });
     assert!(taken.is_some_and(|replies| replies > 1));
-    assert!(peer.codec.held() > before && !peer.codec.has_room());
+    assert!(peer.codec.kept_bytes() > before && !peer.codec.has_room());
     for id in 1..=10 {
         peer.send(&ack(PUBACK, id));
         if peer.codec.has_room() {

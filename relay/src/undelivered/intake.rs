@@ -1,4 +1,4 @@
-//! The desk between those who cannot deliver something and the keeper, who sees to it.
+//! The intake: between those who cannot deliver something and the keeper, who sees to it.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -35,7 +35,7 @@ struct Heap {
 
 /// What could not be delivered and is neither held nor a dead letter yet.
 #[derive(Debug, Default)]
-pub struct Desk {
+pub struct Intake {
     heap: Mutex<Heap>,
     changed: Condvar,
     /// How many replies are postponed, for those who postpone.
@@ -71,8 +71,8 @@ impl Heap {
     }
 }
 
-impl Desk {
-    /// An empty desk that keeps account of what is postponed, and of when the consumer reads what.
+impl Intake {
+    /// An empty intake that keeps account of what is postponed, and of when the consumer reads what.
     pub fn new(postponed: Arc<AtomicU64>, arrivals: Arc<Arrivals>) -> Self {
         Self { postponed, arrivals, ..Self::default() }
     }
@@ -308,14 +308,14 @@ mod tests {
         Return::Undelivered { key: key(), offset: ReplyOffset(offset), reason }
     }
 
-    /// A desk whose connection has four replies postponed, 1 to 4, and was given the first two of them.
-    fn desk(say: impl Fn(Return)) -> Desk {
-        let desk = Desk::new(Arc::new(AtomicU64::new(4)), Arc::default());
+    /// A intake whose connection has four replies postponed, 1 to 4, and was given the first two of them.
+    fn intake(say: impl Fn(Return)) -> Intake {
+        let intake = Intake::new(Arc::new(AtomicU64::new(4)), Arc::default());
         for offset in (1..=4).map(ReplyOffset) {
             say(Return::Postponed { key: key(), offset, bytes: 10 });
         }
         say(Return::Resume(key()));
-        desk
+        intake
     }
 
     #[test]
@@ -324,12 +324,12 @@ mod tests {
         let (sender, worker) = downlink(wake(), wake());
         let downlinks = [sender];
         let say = |returned| assert!(worker.give_back(returned));
-        let desk = desk(say);
-        desk.collect(&downlinks);
-        assert_eq!(desk.take_postponed(20).len(), 2);
+        let intake = intake(say);
+        intake.collect(&downlinks);
+        assert_eq!(intake.take_postponed(20).len(), 2);
         let handed_in = || {
-            desk.collect(&downlinks);
-            desk.take().0.into_iter().map(|(offset, _)| offset.0).collect::<Vec<_>>()
+            intake.collect(&downlinks);
+            intake.take().0.into_iter().map(|(offset, _)| offset.0).collect::<Vec<_>>()
         };
         // The connection ends before its worker has seen those two, and a newer one is in their way.
         say(Return::Left(key()));
@@ -338,7 +338,7 @@ mod tests {
         assert_eq!(handed_in(), [8], "of a dead letter nobody wants the order");
         let (start, settled) = (ReplyOffset(0), ReplyOffset(10));
         assert_eq!(
-            desk.to_commit(None, start, settled, 100).0,
+            intake.to_commit(None, start, settled, 100).0,
             ReplyOffset(3),
             "they are not forgotten"
         );
@@ -346,7 +346,7 @@ mod tests {
         assert!(handed_in().is_empty());
         say(undelivered(2, UndeliveredReason::Closing));
         assert_eq!(handed_in(), [1, 2, 3, 4, 9]);
-        assert_eq!((desk.postponed(), desk.postponed.load(Ordering::Relaxed)), (0, 0));
+        assert_eq!((intake.postponed(), intake.postponed.load(Ordering::Relaxed)), (0, 0));
         say(undelivered(11, UndeliveredReason::Stale));
         assert_eq!(handed_in(), [11], "nothing is before it any more");
     }
@@ -355,14 +355,14 @@ mod tests {
     fn what_waits_behind_older_replies_is_handed_in_when_the_relay_stops() {
         let wake = || Wake::new().unwrap();
         let (sender, worker) = downlink(wake(), wake());
-        let desk = desk(|returned| assert!(worker.give_back(returned)));
-        desk.collect(std::slice::from_ref(&sender));
-        desk.take_postponed(20);
+        let intake = intake(|returned| assert!(worker.give_back(returned)));
+        intake.collect(std::slice::from_ref(&sender));
+        intake.take_postponed(20);
         assert!(worker.give_back(undelivered(9, UndeliveredReason::Stale)));
-        desk.collect(&[sender]);
-        desk.abandon_rest();
-        let handed_in = desk.take().0.into_iter().map(|(offset, _)| offset.0);
+        intake.collect(&[sender]);
+        intake.abandon_rest();
+        let handed_in = intake.take().0.into_iter().map(|(offset, _)| offset.0);
         assert!(handed_in.eq([1, 2, 3, 4, 9]));
-        assert_eq!(desk.postponed.load(Ordering::Relaxed), 0);
+        assert_eq!(intake.postponed.load(Ordering::Relaxed), 0);
     }
 }

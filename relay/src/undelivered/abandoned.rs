@@ -9,9 +9,9 @@ use rdkafka::message::BorrowedMessage;
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::Config;
-use crate::kafka::again::watermarks;
 use crate::kafka::fetch::{FetchError, Fetcher};
 use crate::kafka::position::{committed, observer};
+use crate::kafka::questions::watermarks;
 use crate::model::{Incarnation, Partition, RelayId};
 use crate::undelivered::deadletter::{Letter, Reason, Sender};
 use crate::undelivered::outbox::Outbox;

@@ -9,11 +9,11 @@ use aya::maps::{Map, MapError};
 use millrace_common::abi::map;
 use serde::Serialize;
 
-use super::error::GatewayError;
-use super::host::Device;
-use super::links::{info_of, linked_program, pinned_info, program_pin};
-use super::load::PROGRAMS;
-use super::open_map;
+use crate::gateway::error::GatewayError;
+use crate::gateway::host::Device;
+use crate::gateway::links::{info_of, linked_program, pinned_info, program_pin};
+use crate::gateway::load::PROGRAMS;
+use crate::gateway::open_map;
 
 /// A client-facing device.
 #[derive(Debug, Serialize)]
