@@ -46,7 +46,7 @@ const PLATFORM: &str = "x86_64-unknown-linux-gnu";
 /// What to fuzz, and for how long.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// A target; see tests/fuzz/fuzz_targets
+    /// A target: a file of `tests/fuzz/fuzz_targets`, without its extension
     target: String,
     /// Seconds after which to stop if nothing is found
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]

@@ -123,7 +123,12 @@ impl Corpus {
     }
 
     fn sums(&self) -> String {
-        self.inputs().map(|(name, input)| format!("{}  {name}\n", sum(input))).collect()
+        self.inputs().fold(String::new(), |mut sums, (name, input)| {
+            for part in [&sum(input), "  ", name, "\n"] {
+                sums.push_str(part);
+            }
+            sums
+        })
     }
 
     /// Reads the archive in a file; without a file there are no inputs.
