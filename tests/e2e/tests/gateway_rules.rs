@@ -125,7 +125,7 @@ fn a_wrong_line_changes_nothing() -> anyhow::Result<()> {
         text
     });
     for (text, said) in [
-        ("divert tcp 10.77.2.0/24 port 70000", ":1: `70000` is no port"),
+        ("divert tcp 10.77.2.0/24 port 70000", ":1: `70000` is not a port"),
         (&too_many, "more than 131072 combinations"),
     ] {
         let error = rules.apply(text).err().context("it was not refused")?.to_string();
