@@ -80,7 +80,7 @@ fn a_downlink_that_has_lost_its_tail_is_told_and_read_on_from_its_end() {
 
     let ledger = run("relay ledger", &mut relay.instance.command("ledger", false), PATIENCE);
     let ledger = ledger.unwrap();
-    let lost = format!("{EACH} replies that had been read are lost to the cluster");
+    let lost = format!("{EACH} replies that the relay had read are lost from the cluster");
     assert!(!ledger.status.success() && ledger.stdout.contains(&lost), "{ledger:?}");
     let wrong = ledger.stdout.matches("WRONG").count();
     assert_eq!(wrong, 1, "all else is right: {ledger:?}");
