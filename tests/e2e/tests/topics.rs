@@ -34,7 +34,7 @@ fn topics_are_made_as_they_should_be_where_a_broker_makes_them_by_itself() {
     let mut relay = Direct::at(broker.address(), "auto", |_| {}).unwrap();
     for _ in 0..2 {
         let looked = check(&relay.instance);
-        let missing = looked.stdout.matches("is not there").count();
+        let missing = looked.stdout.matches("does not exist").count();
         assert_eq!((missing, looked.status.success()), (ALL.len(), true), "{looked:?}");
     }
     relay.instance.start().unwrap();
