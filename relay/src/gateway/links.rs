@@ -12,9 +12,10 @@ use crate::config::Config;
 use crate::gateway::finding::Finding;
 
 use super::error::{GatewayError, causes, errno};
+use super::facts;
 use super::host::{Device, Report};
 use super::kernel;
-use super::preflight::AttachMode;
+use super::preflight::{AttachMode, Occupant};
 
 use super::state::State;
 use super::topology::{self, RELAY_DEVICE};
@@ -197,7 +198,9 @@ fn attach_error(program: &'static str, name: &str, error: &ProgramError) -> Gate
             Finding::mtu(name, mtu, "its driver does not run XDP programs at this MTU")
         }
         Some(libc::EBUSY | libc::EEXIST) => {
-            Finding::foreign_program(name, device.and_then(|device| device.program()).unwrap_or(0))
+            let occupant = device.as_ref().and_then(facts::occupant);
+            let occupant = occupant.unwrap_or(Occupant { id: 0, instance: None });
+            Finding::foreign_program(name, &occupant)
         }
         Some(libc::ENODEV) => Finding::no_device(name),
         _ => {
