@@ -4,7 +4,7 @@
 use std::sync::atomic::Ordering;
 
 use crate::engine::{Engine, SocketId};
-use crate::model::{CloseReason, ReplyOffset};
+use crate::model::ReplyOffset;
 use crate::ring::Return;
 
 use super::Worker;
@@ -73,7 +73,7 @@ impl<E: Engine> Worker<E> {
         let behind = link.behind.get_or_insert_default();
         let counted = bytes + POSTPONED_OVERHEAD_BYTES;
         if behind.replies >= left || behind.bytes + counted > most {
-            self.close(socket, CloseReason::SlowReader);
+            self.give_up(socket);
             return false;
         }
         behind.bytes += counted;

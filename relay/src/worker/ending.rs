@@ -79,6 +79,10 @@ impl<E: Engine> Worker<E> {
 
     /// Lets the codec say its last words, reads no more, sends what is there, closes.
     pub(super) fn flush_and_close(&mut self, socket: SocketId, reason: CloseReason) {
+        if self.connection(socket).reads() {
+            // The client's kernel was told that it is here.
+            self.deliver_stash(socket);
+        }
         if self.connection(socket).writes() {
             self.act(socket, |codec, now, actions| codec.farewell(reason, now, actions));
             self.finish(socket, reason);
@@ -157,6 +161,14 @@ impl<E: Engine> Worker<E> {
             return self.give_back(socket);
         }
         self.look_again(socket, until);
+    }
+
+    /// The client does not read what it is sent: nothing more can be told to it.
+    pub(super) fn give_up(&mut self, socket: SocketId) {
+        if self.connection(socket).reads() {
+            self.deliver_stash(socket);
+        }
+        self.close(socket, CloseReason::SlowReader);
     }
 
     /// The connection has failed. What came before was sent, and counts.

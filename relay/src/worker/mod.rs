@@ -372,7 +372,6 @@ impl<E: Engine> Worker<E> {
                 self.hold(socket);
             }
             if self.book_memory(socket) {
-                self.deliver_stash(socket);
                 self.flush_and_close(socket, CloseReason::MemoryLimit);
             }
             return;
@@ -471,9 +470,7 @@ impl<E: Engine> Worker<E> {
             let connection = self.connections[socket.index()].as_mut().expect("just seen");
             let served = &self.shared.services[connection.link.service.index()];
             match connection.deadline(served, patience).filter(|(at, _)| *at <= self.now) {
-                Some((_, Some(CloseReason::SlowReader))) => {
-                    self.close(socket, CloseReason::SlowReader);
-                }
+                Some((_, Some(CloseReason::SlowReader))) => self.give_up(socket),
                 Some((_, Some(reason))) => self.flush_and_close(socket, reason),
                 Some((_, None)) => {
                     self.act(socket, |codec, now, actions| codec.elapsed(now, actions));

@@ -278,7 +278,7 @@ impl<E: Engine> Worker<E> {
         }
         let oldest = self.connection(socket).link.oldest_offset();
         if oldest.is_some_and(|oldest| oldest < overdue) {
-            self.close(socket, CloseReason::SlowReader);
+            self.give_up(socket);
         }
     }
 

@@ -131,3 +131,27 @@ fn what_was_received_counts_when_a_send_fails() {
     records.extend(stage.records());
     assert!(records.iter().any(|record| record.payload == b"a line"));
 }
+
+#[test]
+fn what_was_received_counts_whoever_ends_the_connection() {
+    let tasks: [fn(&mut Stage, SocketId); 2] = [
+        |stage, _| drop(stage.orders.give(crate::model::ServerId(0), Task::Close).expect("room")),
+        |stage, socket| {
+            stage.command(key(socket, 1), &[(Command::TakenOver, Receipt::None, b"")]);
+        },
+    ];
+    for (end, reason) in tasks.into_iter().zip([CloseReason::ServerAway, CloseReason::TakenOver]) {
+        let mut stage = Stage::new(&config("", PLAIN));
+        let socket = stage.accept(LINES, "192.0.2.1:1");
+        stage.shared.credit.book(FIRST, LIMIT);
+        // The second is there before the hold takes effect.
+        stage.worker.engine().bring(socket, b"a line\n");
+        stage.worker.engine().bring(socket, b"another\n");
+        stage.settle();
+        assert_eq!(lines(&mut stage).0, ["a line"]);
+        end(&mut stage, socket);
+        stage.settle();
+        assert!(!stage.worker.engine().is_open(socket));
+        assert_eq!(lines(&mut stage), (vec!["another".into()], Some(reason.name())));
+    }
+}
