@@ -8,10 +8,10 @@ use crate::gateway::finding::{Finding, Severity};
 use super::error::GatewayError;
 use super::host::{self, Device, Offloads};
 use super::kernel;
-use super::links::linked_program;
+use super::links::occupant;
 use super::netdev::{self, XdpFeatures};
 use super::object::ObjectFile;
-use super::preflight::{self, AttachMode, Facts, LinkFacts, Occupant, Peer};
+use super::preflight::{self, AttachMode, Facts, LinkFacts, Peer};
 
 use super::rules::RuleSet;
 use super::rules::compile::Compiled;
@@ -168,20 +168,6 @@ pub(super) fn link(name: &str, device: &Device) -> Result<LinkFacts, GatewayErro
         gro_hw: offloads.is_on("rx-gro-hw"),
         peer: device.is_veth().then(|| peer(device)).transpose()?,
     })
-}
-
-/// The program that runs there, and whose it is.
-pub(super) fn occupant(device: &Device) -> Option<Occupant> {
-    device.program().map(|id| Occupant { id, instance: instance_of(id) })
-}
-
-/// The instance whose link holds a program on one of its devices.
-fn instance_of(program: u32) -> Option<String> {
-    let runs = |state: &State| {
-        let mut devices = state.devices.iter();
-        devices.any(|device| linked_program(&state.pin_directory, device).ok() == Some(program))
-    };
-    State::all().into_iter().find(runs).map(|state| state.instance)
 }
 
 /// What a device can do with XDP; `None` if the kernel is too old to say.
