@@ -21,13 +21,13 @@ pub use service::{Server, Service};
 
 /// Longest instance name: `NAME-gw` must fit an interface name (15 bytes).
 const MAX_INSTANCE_LENGTH: usize = 12;
-/// Longest `kafka.topic_prefix`: Kafka's names of topics have at most 249 characters.
+/// Longest `kafka.topic_prefix`: a topic's name in Kafka has at most 249 characters.
 const MAX_PREFIX_LENGTH: usize = 200;
-/// Most worker threads; the token of a delivery report has 7 bits for them.
+/// Maximum number of worker threads; the token of a delivery report has 7 bits for them.
 pub const MAX_WORKERS: usize = 128;
-/// Most connections of a worker; the token of a delivery report has 22 bits for them.
+/// Maximum number of connections of a worker; the token of a delivery report has 22 bits for them.
 pub const MAX_CONNECTIONS: u32 = 1 << 22;
-/// Largest message in bytes; above it librdkafka wants other limits at the brokers too.
+/// Largest message in bytes; beyond it, librdkafka needs other limits at the brokers too.
 pub const MAX_MESSAGE_BYTES: u32 = 16 << 20;
 
 /// Why a configuration was refused.
@@ -78,10 +78,10 @@ pub struct Config {
     /// Servers that register.
     #[serde(default)]
     pub registry: RegistrySection,
-    /// Replies for clients who are away.
+    /// Replies for clients that are away.
     #[serde(default)]
     pub hold: HoldSection,
-    /// What is diverted, and to whom.
+    /// What is diverted, and which servers it belongs to.
     #[serde(rename = "service")]
     pub services: Vec<Service>,
 }
@@ -90,7 +90,7 @@ pub struct Config {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct GatewaySection {
-    /// Name of everything the instance puts on the host.
+    /// Names everything that the instance puts on the host.
     #[serde(default = "default_instance")]
     pub instance: String,
     /// Client-facing network devices.
@@ -98,20 +98,20 @@ pub struct GatewaySection {
     /// Where on these devices the program may run.
     #[serde(default)]
     pub xdp: XdpPolicy,
-    /// A relay that has not stamped its heartbeat for so long gets no new connections.
+    /// A relay that has sent no heartbeat for this long gets no new connections. Milliseconds.
     #[serde(default = "default_heartbeat_timeout_ms")]
     pub heartbeat_timeout_ms: u32,
     /// Which packets a `divert` rule diverts.
     #[serde(default)]
     pub mode: Mode,
-    /// File of steering rules, relative to the configuration; without one, every service's
-    /// destinations are diverted at its port.
+    /// File of steering rules, relative to the configuration. Without one, the destinations of every
+    /// service are diverted at its port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rules: Option<PathBuf>,
 }
 
 impl GatewaySection {
-    /// An instance on these devices, everything else with its default.
+    /// An instance on these devices, with defaults for everything else.
     pub fn new(instance: impl Into<String>, devices: &[&str]) -> Self {
         Self {
             instance: instance.into(),
@@ -128,10 +128,10 @@ impl GatewaySection {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// Those of connections that begin after the rule is in force, until they end.
+    /// Packets of connections that begin after the rule is in force, until they end.
     #[default]
     New,
-    /// All that it covers: by rule alone, without a table of flows.
+    /// Every packet that the rule matches: by rule alone, without a table of flows.
     All,
 }
 
@@ -149,12 +149,12 @@ impl Mode {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum XdpPolicy {
-    /// In the drivers only: a device whose driver cannot is refused.
+    /// Only in the drivers: a device whose driver cannot run it is refused.
     #[default]
     Native,
-    /// In the kernel's stack: slower, with any device.
+    /// In the kernel's stack: slower, but on any device.
     Generic,
-    /// In the driver where it can, else in the kernel's stack, which `load` and `status` say.
+    /// In the driver if it can run it, else in the kernel's stack; `load` and `status` say which.
     NativeOrGeneric,
 }
 
@@ -164,38 +164,38 @@ pub enum XdpPolicy {
 pub struct RelaySection {
     /// This relay's number: its partition of the downlink.
     pub id: u16,
-    /// Worker threads; 0: one for each processor.
+    /// Worker threads; 0: one per processor.
     pub workers: usize,
-    /// Most connections of one worker; one more is closed at once.
+    /// Maximum number of connections of one worker; a further one is closed at once.
     pub max_connections: u32,
-    /// Receive buffers of one worker, a power of two.
+    /// Number of receive buffers of one worker, a power of two.
     pub receive_buffers: u16,
     /// Size of one receive buffer in bytes.
     pub receive_buffer_bytes: u32,
-    /// How long a busy worker collects what the kernel has for it before it looks. Microseconds; a
-    /// bound on the delay it adds; 0: not at all. Needs Linux 6.12, and has no effect before.
+    /// How long a busy worker lets the kernel collect completions before it looks, which bounds the
+    /// delay that this adds. Microseconds; 0: no wait. Needs Linux 6.12; no effect on older kernels.
     pub batch_wait_us: u32,
-    /// Replies waiting for one client, in bytes: above it the client is not read from.
+    /// Bytes of replies that wait for one client, beyond which the client is not read from.
     pub reply_pause_bytes: usize,
-    /// Replies waiting for one client, in bytes: above it further ones stay in Kafka until the client
-    /// has read on.
+    /// Bytes of replies that wait for one client, beyond which further replies stay in Kafka until the
+    /// client has read on.
     pub reply_limit_bytes: usize,
-    /// Replies that stay in Kafka for one client, in bytes and 128 more for each: above it the
-    /// connection is closed. 0: above `reply_limit_bytes`.
+    /// Bytes of replies that stay in Kafka for one client, plus 128 for each, beyond which the connection
+    /// is closed. 0: it is closed beyond `reply_limit_bytes`.
     pub reply_backlog_bytes: usize,
-    /// All that is kept in memory for one connection (what came in pieces, what was received while it
-    /// was not read from, replies that wait), in bytes: above it the connection is closed. The other
-    /// bounds come first with their defaults: this one holds whatever they are set to.
+    /// Bytes kept in memory for one connection (unfinished messages, what was received while it was not
+    /// read from, waiting replies), beyond which it is closed. With the defaults the other limits are
+    /// reached first; this one holds whatever they are set to.
     pub max_connection_bytes: usize,
-    /// How long a client may leave a reply unread before its connection is closed: the downlink's
-    /// offset is not committed past it.
+    /// How long a client may leave a reply unread before its connection is closed; meanwhile the
+    /// downlink's offset is not committed past the reply. Milliseconds.
     pub reply_timeout_ms: u32,
-    /// How long replies are still sent to a client that has ended its side.
+    /// How long replies are still sent to a client that has ended its side. Milliseconds.
     pub half_close_ms: u32,
-    /// How long a stop may take in all, whatever is the matter. The last part of it, at most 6 s, is kept
-    /// for what follows the messages; what Kafka has not acknowledged until then is given up and counted.
-    /// A relay that has not ended by itself when all of it is over ends all the same, says what it has
-    /// waited for, and fails.
+    /// Maximum time of a whole stop, in any case. Milliseconds. The last part of it, at most 6 s, is
+    /// reserved for what follows the messages; what Kafka has not acknowledged by then is given up and
+    /// counted. A relay that has not ended when the time is over ends anyway, says what it waited for, and
+    /// fails.
     pub stop_timeout_ms: u32,
 }
 
@@ -223,18 +223,18 @@ impl Default for RelaySection {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct KafkaSection {
-    /// Bootstrap brokers, `HOST:PORT` with commas between.
+    /// Bootstrap brokers, `HOST:PORT`, separated by commas.
     pub brokers: String,
-    /// Put before `uplink` and `downlink`.
+    /// Prefix of the names of all topics and groups.
     pub topic_prefix: String,
-    /// How long the producer waits for a batch to fill. Microseconds; a floor under latency.
+    /// How long the producer waits for a batch to fill; a lower bound of the latency. Microseconds.
     pub linger_us: u32,
-    /// Unacknowledged bytes of one partition: of messages, above which its clients are not read from, and
-    /// of `open` and `close` records, above which connections that would begin are refused. Each record
-    /// counts 512 beside its own.
+    /// Limit of unacknowledged bytes of one partition. Beyond it in messages, the partition's clients are
+    /// not read from; beyond it in `open` and `close` records, new connections are refused. Each record
+    /// counts 512 bytes in addition to its own.
     pub partition_in_flight_bytes: usize,
-    /// Partitions of the uplink, at least: those that no declared server has are leased to servers
-    /// that register.
+    /// Minimum number of partitions of the uplink. Those that no declared server has are leased to
+    /// servers that register.
     pub uplink_partitions: u16,
     /// Replication factor of topics that the relay creates; -1: the broker's default.
     pub replication: i32,
@@ -257,12 +257,12 @@ impl Default for KafkaSection {
 }
 
 impl KafkaSection {
-    /// Client to server: one partition a server.
+    /// Client to server: one partition per server.
     pub fn uplink_topic(&self) -> String {
         format!("{}uplink", self.topic_prefix)
     }
 
-    /// Server to client: one partition a relay.
+    /// Server to client: one partition per relay.
     pub fn downlink_topic(&self) -> String {
         format!("{}downlink", self.topic_prefix)
     }
@@ -292,7 +292,7 @@ impl KafkaSection {
         format!("{}relay-{relay}", self.topic_prefix)
     }
 
-    /// The consumer group whose member with the registry's partition coordinates.
+    /// The consumer group that chooses the coordinator: the member with the registry's partition.
     pub fn coordinator_group(&self) -> String {
         format!("{}coordinator", self.topic_prefix)
     }
@@ -303,16 +303,16 @@ impl KafkaSection {
     }
 }
 
-/// Replies for clients who are away: those of services whose clients have an identity that outlives
-/// their connection. What is beyond a bound becomes a dead letter.
+/// Replies for clients that are away, of services whose clients have an identity that outlives their
+/// connection. A reply beyond a limit becomes a dead letter.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct HoldSection {
-    /// How long a reply waits. Kafka must keep the records of the topic for longer than twice that.
+    /// How long a reply waits. Milliseconds. Kafka must keep the topic's records for more than twice that.
     pub max_age_ms: u64,
-    /// Replies that wait for one client.
+    /// Maximum number of replies that wait for one client.
     pub max_per_client: u32,
-    /// Replies that wait for all clients, in bytes of their values and 128 for each.
+    /// Maximum bytes of replies that wait for all clients: their values, plus 128 for each.
     pub max_bytes: u64,
 }
 
@@ -353,7 +353,7 @@ impl Config {
         Ok(config)
     }
 
-    /// What a type cannot say.
+    /// Checks what the types cannot express.
     pub fn check(&self) -> Result<(), ConfigError> {
         self.check_gateway()?;
         self.check_relay()?;
@@ -373,7 +373,7 @@ impl Config {
             return Err(invalid(
                 "gateway.instance",
                 format!(
-                    "`{instance}` must be 1 to {MAX_INSTANCE_LENGTH} of a-z, 0-9 and `-`, not starting with `-`"
+                    "`{instance}` must have 1 to {MAX_INSTANCE_LENGTH} of a-z, 0-9 and `-`, and not start with `-`"
                 ),
             ));
         }
@@ -401,25 +401,28 @@ impl Config {
     fn check_relay(&self) -> Result<(), ConfigError> {
         let relay = &self.relay;
         if relay.workers > MAX_WORKERS {
-            return Err(invalid("relay.workers", format!("at most {MAX_WORKERS}")));
+            return Err(invalid("relay.workers", format!("must be at most {MAX_WORKERS}")));
         }
         if relay.max_connections == 0 || relay.max_connections > MAX_CONNECTIONS {
-            return Err(invalid("relay.max_connections", format!("from 1 to {MAX_CONNECTIONS}")));
+            return Err(invalid(
+                "relay.max_connections",
+                format!("must be from 1 to {MAX_CONNECTIONS}"),
+            ));
         }
         if !relay.receive_buffers.is_power_of_two() || relay.receive_buffers > 32_768 {
-            return Err(invalid("relay.receive_buffers", "a power of two up to 32768"));
+            return Err(invalid("relay.receive_buffers", "must be a power of two up to 32768"));
         }
         if !(64..=1 << 20).contains(&relay.receive_buffer_bytes) {
-            return Err(invalid("relay.receive_buffer_bytes", "from 64 to 1048576"));
+            return Err(invalid("relay.receive_buffer_bytes", "must be from 64 to 1048576"));
         }
         if relay.batch_wait_us > 100_000 {
-            return Err(invalid("relay.batch_wait_us", "at most 100000"));
+            return Err(invalid("relay.batch_wait_us", "must be at most 100000"));
         }
         if relay.stop_timeout_ms < 1000 {
-            return Err(invalid("relay.stop_timeout_ms", "at least 1000"));
+            return Err(invalid("relay.stop_timeout_ms", "must be at least 1000"));
         }
         if relay.reply_timeout_ms < 1000 {
-            return Err(invalid("relay.reply_timeout_ms", "at least 1000"));
+            return Err(invalid("relay.reply_timeout_ms", "must be at least 1000"));
         }
         if relay.reply_pause_bytes >= relay.reply_limit_bytes {
             return Err(invalid(
@@ -430,7 +433,7 @@ impl Config {
         if relay.max_connection_bytes < relay.reply_limit_bytes {
             return Err(invalid(
                 "relay.max_connection_bytes",
-                "must not be below relay.reply_limit_bytes, which is a part of it",
+                "must not be below relay.reply_limit_bytes, which is part of it",
             ));
         }
         Ok(())
@@ -450,23 +453,23 @@ impl Config {
         let prefix = &self.kafka.topic_prefix;
         if prefix.len() > MAX_PREFIX_LENGTH || !prefix.chars().all(is_legal) {
             let problem = format!(
-                "`{prefix}` must be up to {MAX_PREFIX_LENGTH} of a-z, A-Z, 0-9, `.`, `_` and `-`: it \
-                 begins the names of topics"
+                "`{prefix}` must have at most {MAX_PREFIX_LENGTH} of a-z, A-Z, 0-9, `.`, `_` and `-`: the \
+                 names of topics begin with it"
             );
             return Err(invalid("kafka.topic_prefix", problem));
         }
         if self.kafka.partition_in_flight_bytes < 1 << 16 {
-            return Err(invalid("kafka.partition_in_flight_bytes", "at least 65536"));
+            return Err(invalid("kafka.partition_in_flight_bytes", "must be at least 65536"));
         }
         if !matches!(self.kafka.replication, -1 | 1..=32_767) {
-            return Err(invalid("kafka.replication", "-1, or from 1 to 32767"));
+            return Err(invalid("kafka.replication", "must be -1, or from 1 to 32767"));
         }
         Ok(())
     }
 
     fn check_services(&self) -> Result<(), ConfigError> {
         if self.services.is_empty() {
-            return Err(invalid("service", "there is none; add a [[service]]"));
+            return Err(invalid("service", "no service is configured; add a [[service]]"));
         }
         let (mut names, mut ports) = (HashSet::new(), HashSet::new());
         let (mut servers, mut partitions) = (HashSet::new(), HashSet::new());
@@ -476,7 +479,7 @@ impl Config {
                 return Err(invalid(key, "needs a name that no other service has"));
             }
             if service.name.contains('/') {
-                let problem = "a name has no `/`: it ends there in the keys of records";
+                let problem = "the name must not contain `/`: in the keys of records it ends there";
                 return Err(invalid(key, problem));
             }
             if service.port == 0 {
@@ -484,19 +487,20 @@ impl Config {
             }
             if !ports.insert(service.port) {
                 let problem = format!(
-                    "port {} is another service's; each has a port of its own",
+                    "port {} is another service's; each service needs its own port",
                     service.port
                 );
                 return Err(invalid(key, problem));
             }
             if service.destinations.is_empty() && self.gateway.rules.is_none() {
-                let problem = "needs at least one destination prefix, or gateway.rules a file";
+                let problem =
+                    "needs at least one destination prefix, unless gateway.rules names a file";
                 return Err(invalid(key, problem));
             }
             if !(1..=MAX_MESSAGE_BYTES).contains(&service.max_message_bytes) {
                 return Err(invalid(
                     key,
-                    format!("max_message_bytes goes from 1 to {MAX_MESSAGE_BYTES}"),
+                    format!("max_message_bytes must be from 1 to {MAX_MESSAGE_BYTES}"),
                 ));
             }
             service.check_protocol().map_err(|problem| invalid(key.clone(), problem))?;
@@ -508,7 +512,7 @@ impl Config {
             for server in &service.servers {
                 if server.id.is_empty() || !servers.insert(&server.id) {
                     let problem = format!(
-                        "server `{}`: needs an id that no other server has, of whatever service",
+                        "server `{}`: needs an id that no other server has, in any service",
                         server.id
                     );
                     return Err(invalid(key, problem));
@@ -534,15 +538,15 @@ impl Config {
         })
     }
 
-    /// Partitions that the uplink needs: one more than the highest that a server has.
+    /// Number of partitions that the uplink needs: at least one more than the highest declared one.
     pub fn partitions(&self) -> usize {
         let servers = self.services.iter().flat_map(|service| &service.servers);
         let declared = servers.map(|server| server.partition.index() + 1).max().unwrap_or_default();
         declared.max(usize::from(self.kafka.uplink_partitions))
     }
 
-    /// Directory of run-time files: `/run/millrace/INSTANCE`; for a relay without gateway that is
-    /// not root's, `$XDG_RUNTIME_DIR/millrace/INSTANCE` (XDG Base Directory Specification).
+    /// Directory of run-time files: `/run/millrace/INSTANCE`; for a relay without a gateway that does not
+    /// run as root, `$XDG_RUNTIME_DIR/millrace/INSTANCE` (XDG Base Directory Specification).
     pub fn run_directory(&self) -> PathBuf {
         let own = std::env::var_os("XDG_RUNTIME_DIR").filter(|own| !own.is_empty());
         let base = match own {

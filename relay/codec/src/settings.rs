@@ -10,11 +10,11 @@ use super::http::HttpSection;
 use super::mqtt::MqttSection;
 use super::websocket::WebSocketSection;
 
-/// What the clients of a service speak.
+/// The protocol of a service's clients.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ProtocolKind {
-    /// Messages of the service's `framing`.
+    /// Plain messages in the service's `framing`.
     #[default]
     Framing,
     /// HTTP/1.1 and 1.0.
@@ -23,22 +23,22 @@ pub enum ProtocolKind {
     Mqtt,
     /// WebSocket (RFC 6455).
     WebSocket,
-    /// Whatever of the service's protocols a client's first bytes are of.
+    /// Recognised by a client's first bytes.
     Auto,
 }
 
-/// A service, as far as its codecs depend on it. Checked by who makes it.
+/// What codecs know of their service. Whoever makes it checks it.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// What the clients speak.
+    /// The clients' protocol.
     pub protocol: ProtocolKind,
-    /// How bytes become messages, if they are nothing but messages.
+    /// How plain framing separates messages.
     pub framing: Option<Framing>,
     /// What makes two connections the same client's.
     pub identity: IdentityKind,
-    /// Longest message.
+    /// Longest message in bytes.
     pub max_message_bytes: u32,
-    /// How long a client may take to say who it is and what it wants. Milliseconds.
+    /// Time for a client to say who it is and what it wants. Milliseconds.
     pub handshake_timeout_ms: u32,
     /// Recognition of the protocol.
     pub auto: AutoSection,
@@ -51,7 +51,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Those of a service that speaks `protocol`, everything else with its default.
+    /// The settings of a service that speaks `protocol`, with defaults for everything else.
     pub fn new(protocol: ProtocolKind) -> Self {
         Self {
             protocol,

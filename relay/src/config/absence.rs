@@ -1,17 +1,17 @@
-//! `[service.absence]`: what becomes of clients whose server is away.
+//! `[service.absence]`: what happens to clients whose server is away.
 
 use serde::{Deserialize, Serialize};
 
-/// What becomes of the clients of a server that stays away.
+/// What happens to the clients of a server that stays away.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Then {
-    /// They wait, and their messages with them.
+    /// They wait, and so do their messages.
     #[default]
     Keep,
-    /// They go to others. What waits in the partition stays there.
+    /// They move to other servers. What waits in the partition stays there.
     Reassign,
-    /// Their connections are closed, and those that they begin anew are refused.
+    /// Their connections are closed, and new ones are refused.
     Refuse,
 }
 
@@ -19,12 +19,12 @@ pub enum Then {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Absence {
-    /// How long a server may be away before `then` applies.
+    /// How long a server may be away before `then` applies. Milliseconds.
     pub after_ms: u32,
-    /// What then.
+    /// What happens then.
     pub then: Then,
-    /// How long a server that drains may take to read what its clients sent, before they go on
-    /// elsewhere; if it is away, `then` decides whether they do.
+    /// How long a draining server may take to read what its clients sent, before they move to other
+    /// servers; after that time, `then` decides whether they do. Milliseconds.
     pub drain_ms: u32,
 }
 

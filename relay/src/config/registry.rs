@@ -11,19 +11,20 @@ const MAX_SESSION_TIMEOUT_MS: u32 = 300_000;
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RegistrySection {
-    /// A server that has not renewed its registration for so long is away. It renews it three times
-    /// as often.
+    /// A server that has not renewed its registration for this long is away. Servers renew it three
+    /// times as often. Milliseconds.
     pub lease_ms: u32,
-    /// A server that has been away for so long is gone.
+    /// A server that has been away for this long is gone. Milliseconds.
     pub forget_ms: u32,
     /// Largest capacity that a server may register with.
     pub max_capacity: u32,
-    /// A relay that has not written for so long is gone.
+    /// A relay that has not written for this long is gone. Milliseconds.
     pub relay_timeout_ms: u32,
-    /// A relay that the brokers have not heard for so long coordinates no more (`session.timeout.ms`;
-    /// the brokers' `group.min.session.timeout.ms`, 6000 by default, is the least).
+    /// A relay from which the brokers have heard nothing for this long no longer coordinates
+    /// (`session.timeout.ms`; the minimum is the brokers' `group.min.session.timeout.ms`, 6000 by
+    /// default). Milliseconds.
     pub session_timeout_ms: u32,
-    /// How long the registry may take to be read when a relay starts.
+    /// Maximum time for reading the registry when a relay starts. Milliseconds.
     pub start_timeout_ms: u32,
 }
 
@@ -41,7 +42,7 @@ impl Default for RegistrySection {
 }
 
 impl RegistrySection {
-    /// What a type cannot say.
+    /// Checks what the types cannot express.
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         for (name, value, least) in [
             ("lease_ms", self.lease_ms, 300),

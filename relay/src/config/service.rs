@@ -13,41 +13,41 @@ use crate::config::Absence;
 use crate::model::{IdentityKind, Partition};
 use crate::prefix::Prefix;
 
-/// One port of a set of destinations, the way bytes become messages there, and its servers.
+/// One port of a set of destinations, its clients' protocol, and its servers.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Service {
-    /// For people and counters.
+    /// Its name, for people and counters.
     pub name: String,
-    /// Destination prefixes that are diverted, unless [`GatewaySection::rules`](super::GatewaySection::rules) says what is.
+    /// Destination prefixes that are diverted, unless [`GatewaySection::rules`](super::GatewaySection::rules) names rules.
     #[serde(default)]
     pub destinations: Vec<Prefix>,
     /// TCP port.
     pub port: u16,
-    /// What the clients speak.
+    /// The clients' protocol.
     #[serde(default)]
     pub protocol: ProtocolKind,
-    /// How bytes become messages, if they are nothing but messages.
+    /// How plain framing separates messages.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub framing: Option<Framing>,
-    /// What clients are granted who speak MQTT.
+    /// Settings and limits of `protocol = "mqtt"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mqtt: Option<MqttSection>,
-    /// Longest message; a longer one closes its connection.
+    /// Longest message in bytes; a longer one closes its connection.
     #[serde(default = "default_max_message_bytes")]
     pub max_message_bytes: u32,
-    /// How long a client may take to say who it is and what it wants. Milliseconds.
+    /// Time for a client to say who it is and what it wants. Milliseconds.
     #[serde(default = "default_handshake_timeout_ms")]
     pub handshake_timeout_ms: u32,
-    /// How long nothing may come from a client before its connection is closed. Milliseconds; 0: for
-    /// as long as it likes.
+    /// Idle timeout: a connection on which nothing comes from its client for this long is closed.
+    /// Milliseconds; 0: never.
     #[serde(default)]
     pub idle_timeout_ms: u32,
-    /// Connections that one client address may have to the service through this relay; 0: any number.
+    /// Maximum number of connections of one client address to the service through this relay; 0: any.
     #[serde(default)]
     pub max_connections_per_address: u32,
-    /// Messages that a connection may send in a second, and at once after a pause; beyond, it is read
-    /// from no faster. 0: any number.
+    /// Maximum number of messages per second of a connection, and at once after a pause; a client that
+    /// sends more is read no faster. 0: any number.
     #[serde(default)]
     pub max_messages_per_second: u32,
     /// Recognition of the protocol.
@@ -59,26 +59,26 @@ pub struct Service {
     /// What makes two connections the same client's.
     #[serde(default)]
     pub identity: IdentityKind,
-    /// How long a client's association outlives its last connection.
+    /// How long a client's association outlives its last connection. Milliseconds.
     #[serde(default)]
     pub association_keep_ms: u32,
-    /// Labels of the servers that get new clients first: one with all of them before one without,
-    /// however loaded; the others only while no live server has all of them.
+    /// Labels of the servers that get new clients first. While a live server has all of these labels,
+    /// only such servers get new clients, however loaded they are.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub prefer: BTreeMap<String, String>,
-    /// What becomes of clients whose server is away, or does not drain.
+    /// What happens to clients whose server is away, or does not drain.
     #[serde(default)]
     pub absence: Absence,
-    /// Bounds of `protocol = "http"`.
+    /// Limits of `protocol = "http"`.
     #[serde(default)]
     pub http: HttpSection,
-    /// Who reads them, beside those that register.
+    /// Declared servers; others may register.
     #[serde(rename = "server", default)]
     pub servers: Vec<Server>,
 }
 
 impl Service {
-    /// One whose messages are divided so, everything else with its default.
+    /// A service with this framing, and defaults for everything else.
     pub fn new(name: impl Into<String>, port: u16, framing: Framing) -> Self {
         Self {
             name: name.into(),
@@ -103,7 +103,7 @@ impl Service {
         }
     }
 
-    /// What its codecs get to know of it.
+    /// What its codecs need to know.
     pub fn codec(&self) -> Settings {
         Settings {
             protocol: self.protocol,
@@ -118,7 +118,7 @@ impl Service {
         }
     }
 
-    /// What the protocol needs.
+    /// Checks what the protocol needs.
     pub(super) fn check_protocol(&self) -> Result<(), String> {
         self.websocket.check()?;
         self.http.check()?;
@@ -134,18 +134,18 @@ impl Service {
             }
             (ProtocolKind::Http | ProtocolKind::Mqtt | ProtocolKind::WebSocket, None) => Ok(()),
             (ProtocolKind::Http | ProtocolKind::Mqtt | ProtocolKind::WebSocket, Some(_)) => {
-                Err("`framing` is for `protocol = \"framing\"`; other protocols have their own"
+                Err("`framing` belongs to `protocol = \"framing\"`; other protocols have their own"
                     .to_owned())
             }
         }
     }
 }
 
-/// A server, declared.
+/// A declared server.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Server {
-    /// For people and counters; unique.
+    /// Its id, for people and counters; unique.
     pub id: String,
     /// Its own network address, for the association records.
     pub address: IpAddr,
@@ -154,13 +154,13 @@ pub struct Server {
     /// Share of the service's clients, in proportion to the other servers' capacities.
     #[serde(default = "default_capacity")]
     pub capacity: NonZeroU32,
-    /// What tells it from other servers of the service.
+    /// Labels, which distinguish it from other servers of the service.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
 }
 
 impl Server {
-    /// One like any other.
+    /// A server with defaults for everything else.
     pub fn new(id: impl Into<String>, address: IpAddr, partition: Partition) -> Self {
         let (capacity, labels) = (default_capacity(), BTreeMap::new());
         Self { id: id.into(), address, partition, capacity, labels }

@@ -236,7 +236,7 @@ impl Threads {
         .renewing(retention);
         let keeper = Keeper::new(
             config,
-            &shared.kept(),
+            &shared.kept(topics.kept_batch_bytes),
             intake.clone(),
             downlinks.clone(),
             keeper_stats.clone(),

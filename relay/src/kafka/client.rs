@@ -88,7 +88,7 @@ pub fn producer_config(config: &Config) -> ClientConfig {
 
 /// The same for a topic that takes batches of `most_bytes` (`max.message.bytes`): larger ones would be
 /// refused whole, with every record in them.
-pub(crate) fn uplink_config(config: &Config, most_bytes: Option<u32>) -> ClientConfig {
+pub(crate) fn fitting_config(config: &Config, most_bytes: Option<u32>) -> ClientConfig {
     let mut client = producer_config(config);
     if let Some(most_bytes) = most_bytes {
         let asked = client.get("batch.size").and_then(|size| size.parse().ok());
@@ -107,7 +107,7 @@ mod tests {
         let text = include_str!("../../../docs/millrace.toml");
         let mut config: Config = toml::from_str(text).expect("the sample");
         let size = |config: &Config, most| {
-            uplink_config(config, most).get("batch.size").map(str::to_owned)
+            fitting_config(config, most).get("batch.size").map(str::to_owned)
         };
         assert_eq!(size(&config, None), None, "librdkafka's own");
         assert_eq!(size(&config, Some(262_144)).as_deref(), Some("262144"));

@@ -92,6 +92,8 @@ pub struct Topics {
     pub differences: Vec<Difference>,
     /// Longest batch that the uplink takes, if that is known.
     pub uplink_batch_bytes: Option<u32>,
+    /// Longest batch that both `held` and `deadletter` take, if that is known.
+    pub kept_batch_bytes: Option<u32>,
 }
 
 /// Compares the topics with what they must be; changes nothing.
@@ -102,6 +104,7 @@ pub async fn look_at_topics(config: &Config) -> Result<Topics, TopicError> {
 async fn look(config: &Config, cluster: &Cluster) -> Result<Topics, TopicError> {
     let mut topics = Topics::default();
     let all = Wanted::all(config);
+    let kept = [config.kafka.held_topic(), config.kafka.deadletter_topic()];
     let names: Vec<&str> = all.iter().map(|wanted| &*wanted.name).collect();
     for (wanted, found) in all.iter().zip(cluster.find(&names).await?) {
         let Some(found) = found else {
@@ -109,9 +112,13 @@ async fn look(config: &Config, cluster: &Cluster) -> Result<Topics, TopicError> 
             continue;
         };
         topics.differences.extend(fit::compare(wanted, &found));
+        let limit = found.setting("max.message.bytes").and_then(|limit| limit.parse().ok());
+        let Some(limit) = limit else { continue };
         if wanted.name == config.kafka.uplink_topic() {
-            let limit = found.setting("max.message.bytes");
-            topics.uplink_batch_bytes = limit.and_then(|limit| limit.parse().ok());
+            topics.uplink_batch_bytes = Some(limit);
+        } else if kept.contains(&wanted.name) {
+            let least = topics.kept_batch_bytes.map_or(limit, |other| other.min(limit));
+            topics.kept_batch_bytes = Some(least);
         }
     }
     Ok(topics)

@@ -44,10 +44,11 @@ impl Arrivals {
             _ => marks.push_back(Mark { end, began: now, ended: now }),
         }
         if marks.len() > MOST_MARKS {
-            let mut odd = false;
+            // The newest stays in any case.
+            let mut stays = marks.len().is_multiple_of(2);
             marks.retain(|_| {
-                odd = !odd;
-                !odd
+                stays = !stays;
+                stays
             });
         }
     }
@@ -81,7 +82,10 @@ mod tests {
         let (arrivals, start) = (Arrivals::default(), Instant::now());
         let count = 3 * MOST_MARKS as u64;
         for second in 0..count {
-            arrivals.read_to(second.cast_signed() + 1, start + Duration::from_secs(second));
+            let read = start + Duration::from_secs(second);
+            arrivals.read_to(second.cast_signed() + 1, read);
+            let age = arrivals.age(second.cast_signed(), read + Duration::from_secs(9));
+            assert_eq!(age.as_secs(), 9, "{second}: the newest is known exactly");
         }
         let now = start + Duration::from_secs(count);
         for offset in (0..count).step_by(97) {

@@ -9,7 +9,7 @@ use rdkafka::message::Message as _;
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext};
 
 use crate::config::Config;
-use crate::kafka::client::producer_config;
+use crate::kafka::client::fitting_config;
 use crate::kafka::clock::{NO_TIME, brokers_clock};
 use crate::kafka::context::{LogContext, logs_as_ours};
 use crate::kafka::ffi::rejoin;
@@ -72,11 +72,18 @@ pub(crate) struct Outbox<J: Send + Sync + 'static>(BaseProducer<Reports<J>>);
 
 impl<J: Send + Sync + 'static> Outbox<J> {
     pub(crate) fn new(config: &Config) -> Result<Self, KafkaError> {
-        Self::noting(config, Arc::default())
+        Self::noting(config, None, Arc::default())
     }
 
     /// One that notes how far it has written.
-    pub(crate) fn noting(config: &Config, ends: Arc<LogEnds>) -> Result<Self, KafkaError> {
+    ///
+    /// `most_bytes`: the longest batch that its topics take, if that is known. A longer one would be
+    /// refused whole, with every record in it.
+    pub(crate) fn noting(
+        config: &Config,
+        most_bytes: Option<u32>,
+        ends: Arc<LogEnds>,
+    ) -> Result<Self, KafkaError> {
         let reports = Reports {
             log: LogContext::new(&config.kafka),
             outcomes: Mutex::default(),
@@ -85,7 +92,7 @@ impl<J: Send + Sync + 'static> Outbox<J> {
             timeless: AtomicBool::new(false),
         };
         // Java's partitioner: a key has one partition, whoever writes it.
-        let mut client = producer_config(config);
+        let mut client = fitting_config(config, most_bytes);
         client.set("partitioner", "murmur2_random").create_with_context(reports).map(Self)
     }
 

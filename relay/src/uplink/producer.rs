@@ -7,7 +7,7 @@ use std::time::Instant;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use crate::config::Config;
-use crate::kafka::client::uplink_config;
+use crate::kafka::client::fitting_config;
 use crate::kafka::clock::{NO_TIME, brokers_clock};
 use crate::kafka::context::LogContext;
 use crate::kafka::ffi::{NativeProducer, NativeRecord, NativeReport};
@@ -119,7 +119,7 @@ impl RdKafkaProducer {
     ) -> Result<Self, KafkaError> {
         let topic = config.kafka.uplink_topic();
         let native = NativeProducer::new(
-            &uplink_config(config, batch_bytes),
+            &fitting_config(config, batch_bytes),
             LogContext::new(&config.kafka),
             &topic,
             wake.clone(),

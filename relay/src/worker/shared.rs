@@ -52,9 +52,9 @@ impl Flows for NoGateway {
 pub struct Served {
     /// What its clients speak.
     pub protocol: Protocol,
-    /// How long a client may take to say who it is.
+    /// Time for a client to say who it is.
     pub handshake: Duration,
-    /// How long nothing may come from a client.
+    /// Idle timeout of a client.
     pub idle: Option<Duration>,
     /// How long the server may take to accept a connection that is handed on.
     pub connect: Duration,
@@ -112,8 +112,9 @@ pub struct Shared {
 
 impl Shared {
     /// As much of it as the keeper has to know.
-    pub fn kept(&self) -> Kept {
+    pub fn kept(&self, batch_bytes: Option<u32>) -> Kept {
         Kept {
+            batch_bytes,
             incarnation: self.incarnation,
             protocols: self.services.iter().map(|service| service.protocol.clone()).collect(),
             presence: self.presence.clone(),

@@ -2,9 +2,11 @@
 //!
 //! `MILLRACE_FUZZ_ITERATIONS` changes the million, `MILLRACE_SEED` repeats one input.
 
+use std::path::Path;
+
 use millrace_harness::dice::Dice;
-use millrace_harness::fuzz::{TARGETS, generate};
-use millrace_harness::system::paths;
+use millrace_harness::fuzz::{TARGETS, corpora, corpus, generate};
+use millrace_harness::system::paths::workspace;
 
 const ITERATIONS: u64 = 1_000_000;
 
@@ -13,21 +15,26 @@ fn number(variable: &str) -> Option<u64> {
     Some(value.parse().unwrap_or_else(|_| panic!("{variable}={value} is not a number")))
 }
 
-fn corpus(target: &str) -> Vec<Vec<u8>> {
-    let folder = paths::workspace().join("tests/fuzz/corpus").join(target);
-    let mut files: Vec<_> = std::fs::read_dir(&folder)
-        .unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
-        .map(|entry| entry.unwrap().path())
-        .collect();
-    files.sort();
-    assert!(!files.is_empty(), "{} is empty", folder.display());
-    files.iter().map(|file| std::fs::read(file).unwrap()).collect()
+/// Names of the files in a folder, without extension, sorted.
+fn names(folder: &Path) -> Vec<String> {
+    let files = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().path());
+    let mut names: Vec<_> =
+        files.map(|file| file.file_stem().unwrap().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn every_target_has_its_program_and_its_corpus() {
+    let targets: Vec<_> = TARGETS.iter().map(|(name, _)| *name).collect();
+    assert_eq!(names(&workspace().join("tests/fuzz/fuzz_targets")), targets);
+    assert_eq!(names(&corpora()), targets);
 }
 
 #[test]
 fn the_committed_corpora_are_understood() {
     for (name, target) in TARGETS {
-        for input in corpus(name) {
+        for input in corpus(name).unwrap() {
             target(&input);
         }
     }
@@ -37,7 +44,7 @@ fn the_committed_corpora_are_understood() {
 fn a_million_inputs_find_nothing() {
     let iterations = number("MILLRACE_FUZZ_ITERATIONS").unwrap_or(ITERATIONS);
     for (name, target) in TARGETS {
-        let corpus = corpus(name);
+        let corpus = corpus(name).unwrap();
         let mut input = Vec::new();
         let seeds = match number("MILLRACE_SEED") {
             Some(seed) => seed..seed + 1,

@@ -76,6 +76,19 @@ fn a_thousand_replies_wait_and_come_in_order_through_the_other_relay() {
 }
 
 #[test]
+fn what_waits_is_written_in_batches_that_its_topic_takes() {
+    let mut relay = Direct::build("fitting", identified).unwrap();
+    relay.topics.create_with("held", 8, &[("max.message.bytes", "20000")]).unwrap();
+    relay.instance.start().unwrap();
+    let server = HandServer::on(&relay.brokers, relay.topics.prefix(), &[0]).unwrap();
+    let open = visit(&relay, &server);
+    let long = |number: u32| format!("reply {number:0100}").into_bytes();
+    server.reply_many(&open, (0..1000).map(long)).unwrap();
+    wait_for(&relay, "replies_held", 1000);
+    assert_eq!(relay.record_count("deadletter").unwrap(), 0);
+}
+
+#[test]
 fn what_waits_outlives_the_relay_and_what_came_while_it_was_down_waits_too() {
     let mut relay = Direct::build("restart", identified).unwrap();
     relay.instance.start().unwrap();

@@ -9,15 +9,15 @@ use serde::{Deserialize, Serialize};
 pub struct AutoSection {
     /// What is recognised.
     pub recognise: Vec<Recognised>,
-    /// How long the first bytes may take. A client that waits for its server to speak first says
-    /// nothing until then. The head of a request may take the service's `handshake_timeout_ms`.
+    /// Time for the first bytes. A client that waits for its server to speak first waits this long. The
+    /// head of a request may take the service's `handshake_timeout_ms`.
     /// Milliseconds.
     pub wait_ms: u32,
-    /// What becomes of a connection that is none of these, or says nothing in time.
+    /// What happens to a connection that is none of these, or sends nothing in time.
     pub otherwise: Otherwise,
-    /// How long the server may take to accept a connection that is handed on; then its client is
-    /// reset. Left to itself, Linux goes on asking for two minutes (`tcp_syn_retries` of `tcp(7)`),
-    /// in which the client believes to be connected. Milliseconds.
+    /// Time for the server to accept a connection that is handed on; after it, the client is reset. By
+    /// default Linux keeps trying for two minutes (`tcp_syn_retries` in `tcp(7)`), during which the
+    /// client is already connected to the relay. Milliseconds.
     pub connect_timeout_ms: u32,
 }
 
@@ -27,7 +27,7 @@ pub struct AutoSection {
 pub enum Recognised {
     /// A request for a WebSocket.
     WebSocket,
-    /// Any other request of HTTP.
+    /// Any other HTTP request.
     Http,
     /// MQTT 3.1.1 and 5.0.
     Mqtt,
@@ -35,14 +35,14 @@ pub enum Recognised {
     Framing,
 }
 
-/// What becomes of a connection that is not recognised.
+/// What happens to a connection that is not recognised.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Otherwise {
     /// It goes to the server that the client addressed, unchanged.
     #[default]
     HandOn,
-    /// It is taken to be of the service's `framing`.
+    /// It is treated as the service's `framing`.
     Framing,
     /// It is closed.
     Close,
@@ -60,10 +60,10 @@ impl Default for AutoSection {
 }
 
 impl AutoSection {
-    /// What a type cannot say. `has_framing`: the service has one.
+    /// Checks what the types cannot express. `has_framing`: the service has `framing`.
     pub fn check(&self, has_framing: bool) -> Result<(), String> {
         if self.recognise.is_empty() {
-            return Err("auto.recognise is empty: name what is recognised".to_owned());
+            return Err("auto.recognise is empty; name the protocols to recognise".to_owned());
         }
         if self.wait_ms == 0 {
             return Err("auto.wait_ms must be at least 1".to_owned());

@@ -4,28 +4,29 @@ use serde::{Deserialize, Serialize};
 
 use super::head::MAX_REQUEST_FIELDS;
 
-/// Bounds of HTTP. Each is answered with a status that names it.
+/// Limits of HTTP. The status of the answer says which one was exceeded.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct HttpSection {
-    /// Longest head of a request: its line and its fields, in bytes. Beyond: 414 or 431. Bounds the
-    /// trailer section of a chunked body as well.
+    /// Longest head of a request (its line and its fields) in bytes; a longer one gets 414 or 431. The
+    /// limit also holds for the trailer section of a chunked body.
     pub max_head_bytes: u32,
-    /// Most fields of a request. Beyond: 431.
+    /// Maximum number of fields of a request; more get 431.
     pub max_fields: u16,
-    /// Longest body of a request, in bytes. Beyond: 413. It comes in parts of the service's
-    /// `max_message_bytes`.
+    /// Longest body of a request in bytes; a longer one gets 413. A body is divided into parts of the
+    /// service's `max_message_bytes`.
     pub max_body_bytes: u64,
-    /// Requests of one connection that wait for their replies; further ones are read ahead a little,
-    /// and then not read.
+    /// Maximum number of requests of one connection that wait for their replies; a few bytes of further
+    /// ones are read ahead.
     pub max_pipelined: u16,
-    /// Replies to later requests than the one whose turn it is, in bytes of one connection. Beyond,
-    /// the connection is closed.
+    /// Maximum bytes of one connection's replies that wait for the replies before them; beyond it, the
+    /// connection is closed.
     pub max_kept_bytes: u32,
-    /// How long the server may take until a reply begins. Milliseconds. Then: 504. To a client that has
-    /// ended its side, also between two parts of a reply; then the connection is closed.
+    /// Time until the server's reply begins; after it, the client gets 504. For a client that has ended
+    /// its side, also the time between two parts of a reply; after it, the connection is closed.
+    /// Milliseconds.
     pub request_timeout_ms: u32,
-    /// How long nothing may come of a body that has begun. Milliseconds. Then: 408.
+    /// Time without a byte of a body that has begun; after it, the client gets 408. Milliseconds.
     pub body_timeout_ms: u32,
     /// How long a connection stays open between two requests. Milliseconds.
     pub keep_alive_ms: u32,
@@ -47,18 +48,18 @@ impl Default for HttpSection {
 }
 
 impl HttpSection {
-    /// Refuses what makes no sense.
+    /// Refuses values that make no sense.
     pub fn check(&self) -> Result<(), String> {
         if !(256..=1 << 20).contains(&self.max_head_bytes) {
-            return Err("http.max_head_bytes goes from 256 to 1048576".to_owned());
+            return Err("http.max_head_bytes must be from 256 to 1048576".to_owned());
         }
         if !(1..=MAX_REQUEST_FIELDS).contains(&usize::from(self.max_fields)) {
             return Err(format!(
-                "http.max_fields goes from 1 to {MAX_REQUEST_FIELDS}: each is a header of a record"
+                "http.max_fields must be from 1 to {MAX_REQUEST_FIELDS}: each field is a header of a record"
             ));
         }
         if self.max_pipelined == 0 {
-            return Err("http.max_pipelined is at least 1".to_owned());
+            return Err("http.max_pipelined must be at least 1".to_owned());
         }
         let times = [
             ("request_timeout_ms", self.request_timeout_ms),
@@ -66,7 +67,7 @@ impl HttpSection {
             ("keep_alive_ms", self.keep_alive_ms),
         ];
         match times.iter().find(|(_, time)| *time == 0) {
-            Some((name, _)) => Err(format!("http.{name} is at least 1")),
+            Some((name, _)) => Err(format!("http.{name} must be at least 1")),
             None => Ok(()),
         }
     }

@@ -36,25 +36,25 @@ impl Passwords {
             let problem = |problem: String| (number, problem);
             let (user, hash) = line
                 .split_once(':')
-                .ok_or_else(|| problem("needs a user, a colon and a hash".to_owned()))?;
+                .ok_or_else(|| problem("must have a user, a colon and a hash".to_owned()))?;
             let hash = PasswordHashString::new(hash).map_err(|error| {
                 problem(format!("not a PHC string ({error}); `argon2 SALT -id -e` makes one"))
             })?;
             if !hash.algorithm().as_str().starts_with("argon2") {
-                return Err(problem(format!("{}, but only Argon2 is known", hash.algorithm())));
+                return Err(problem(format!("{} is not supported; use Argon2", hash.algorithm())));
             }
             let parsed = hash.password_hash();
             if parsed.salt.is_none() || parsed.hash.is_none() {
                 return Err(problem(
-                    "the hash is cut off: it needs a salt and what follows".to_owned(),
+                    "the hash is cut off: it needs a salt and the hash itself".to_owned(),
                 ));
             }
             if let Err(error) = Params::try_from(&parsed) {
-                return Err(problem(format!("a hash that cannot be computed ({error})")));
+                return Err(problem(format!("this hash cannot be computed ({error})")));
             }
             hashes.push(hash.clone());
             if users.insert(user.into(), hash).is_some() {
-                return Err(problem(format!("user `{user}` is there twice")));
+                return Err(problem(format!("user `{user}` occurs twice")));
             }
         }
         Ok(Self { users, hashes, secret: RandomState::new() })

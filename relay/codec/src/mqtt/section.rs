@@ -6,35 +6,36 @@ use serde::{Deserialize, Serialize};
 
 use super::passwords::Passwords;
 
-/// What a service with `protocol = "mqtt"` grants its clients.
+/// Settings and limits of a service with `protocol = "mqtt"`.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MqttSection {
-    /// File of users and hashes of their passwords, relative to the configuration; without one,
+    /// File of users and hashes of their passwords, relative to the configuration. Without one,
     /// everybody may connect.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub passwords: Option<PathBuf>,
     /// What is in it.
     #[serde(skip)]
     pub users: Option<Passwords>,
-    /// How long a session outlives its connection at most, in seconds; a client of MQTT 3.1.1, which
-    /// cannot say for how long it wants its session kept, gets all of it.
+    /// Maximum time for which a session outlives its connection, in seconds. A client of MQTT 3.1.1, which
+    /// cannot ask for a time, gets all of it.
     pub session_expiry_s: u32,
-    /// Most sessions; above it those go whose clients are away, the first to expire first.
+    /// Maximum number of sessions. Beyond it, sessions of absent clients are removed, the first to expire
+    /// first.
     pub max_sessions: u32,
-    /// What all sessions take of memory, in bytes. Above it those go whose clients are away; if that is not
+    /// Memory of all sessions, in bytes. Beyond it, sessions of absent clients are removed; if that is not
     /// enough, no further subscription is granted.
     pub max_session_bytes: usize,
-    /// Messages of QoS 1 and 2 that a client may have sent and not seen acknowledged.
+    /// Maximum number of messages of QoS 1 and 2 that a client has sent and that are not acknowledged.
     pub receive_maximum: u16,
-    /// Replies of QoS 1 and 2 that a client may have been sent and not have acknowledged; a client of
-    /// MQTT 5.0 may want fewer. Further ones wait in the relay.
+    /// Maximum number of replies of QoS 1 and 2 that were sent to a client and that it has not acknowledged;
+    /// a client of MQTT 5.0 may ask for fewer. Further replies wait in the relay.
     pub send_maximum: u16,
-    /// Replies that wait for those to be acknowledged, in bytes; further ones stay in Kafka.
+    /// Maximum bytes of the replies that wait for those; further replies stay in Kafka.
     pub max_waiting_bytes: usize,
     /// Longest keep-alive of a client of MQTT 5.0, in seconds; 0: any, and none.
     pub max_keep_alive_s: u16,
-    /// Subscriptions of one client.
+    /// Maximum number of subscriptions of one client.
     pub max_subscriptions: u16,
     /// Whether servers get a record of each SUBSCRIBE and UNSUBSCRIBE.
     pub tell_subscriptions: bool,
@@ -67,7 +68,7 @@ impl Default for MqttSection {
 const MAX_RECEIVE_MAXIMUM: u16 = 1024;
 
 impl MqttSection {
-    /// Reads what stands in other files.
+    /// Reads the other files that this names.
     pub fn load(&mut self, folder: &Path) -> Result<(), String> {
         if let Some(passwords) = &mut self.passwords {
             *passwords = folder.join(&*passwords);
@@ -76,13 +77,13 @@ impl MqttSection {
         Ok(())
     }
 
-    /// What a type cannot say.
+    /// Checks what the types cannot express.
     pub fn check(&self) -> Result<(), String> {
         for (name, value) in
             [("receive_maximum", self.receive_maximum), ("send_maximum", self.send_maximum)]
         {
             if !(1..=MAX_RECEIVE_MAXIMUM).contains(&value) {
-                return Err(format!("mqtt.{name} goes from 1 to {MAX_RECEIVE_MAXIMUM}"));
+                return Err(format!("mqtt.{name} must be from 1 to {MAX_RECEIVE_MAXIMUM}"));
             }
         }
         if self.max_sessions == 0 {

@@ -2,33 +2,33 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Longest head of a request that may be asked for; httparse and the codec keep it whole.
+/// Largest `max_head_bytes`; httparse and the codec keep the head whole.
 const MAX_HEAD_BYTES: u32 = 1 << 20;
 
 /// WebSocket (RFC 6455) of a service.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct WebSocketSection {
-    /// Subprotocols that the service speaks. Of those a client offers, the first one that stands here
-    /// is chosen; if none does, none is.
+    /// Subprotocols that the service speaks. The first one that the client offers and that this list
+    /// contains is chosen; if there is none, no subprotocol is used.
     pub subprotocols: Vec<String>,
     /// Origins whose pages may connect, as browsers write them (`https://example.org`); none: all.
-    /// A client that sends no origin is no browser, and is let in.
+    /// A client that sends no origin is not a browser, and is let in.
     pub origins: Vec<String>,
     /// Longest head of the request, in bytes.
     pub max_head_bytes: u32,
-    /// A client that has been silent for so long is sent a ping, and closed if nothing comes for as
-    /// long again. Milliseconds; 0: never.
+    /// A client that has been silent for this long gets a ping, and is closed if it stays silent for the
+    /// same time again. Milliseconds; 0: never.
     pub ping_interval_ms: u32,
     /// Whether messages may be compressed (RFC 7692).
     pub compression: bool,
     /// Replies shorter than this are not compressed. Bytes.
     pub compress_min_bytes: u32,
-    /// What a reply is that does not say it by its header `websocket.opcode`.
+    /// The opcode of a reply without the header `websocket.opcode`.
     pub reply_opcode: ReplyOpcode,
 }
 
-/// Text or binary, where the server does not say.
+/// Text or binary, if the server does not say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ReplyOpcode {
@@ -56,10 +56,10 @@ impl Default for WebSocketSection {
 }
 
 impl WebSocketSection {
-    /// What a type cannot say.
+    /// Checks what the types cannot express.
     pub fn check(&self) -> Result<(), String> {
         if !(256..=MAX_HEAD_BYTES).contains(&self.max_head_bytes) {
-            return Err(format!("websocket.max_head_bytes goes from 256 to {MAX_HEAD_BYTES}"));
+            return Err(format!("websocket.max_head_bytes must be from 256 to {MAX_HEAD_BYTES}"));
         }
         if (1..1000).contains(&self.ping_interval_ms) {
             return Err("websocket.ping_interval_ms must be 0, for never, or at least 1000".into());
@@ -72,7 +72,7 @@ impl WebSocketSection {
         };
         if let Some(bad) = self.subprotocols.iter().find(|name| !token(name)) {
             return Err(format!(
-                "websocket.subprotocols: `{bad}` is no token (RFC 9110 section 5.6.2)"
+                "websocket.subprotocols: `{bad}` is not a token (RFC 9110 section 5.6.2)"
             ));
         }
         if let Some(bad) = self.origins.iter().find(|origin| !origin.contains("://")) {

@@ -57,6 +57,7 @@ impl Rig<'_> {
         }
         producer.flush(PATIENCE).expect("written");
         let kept = Kept {
+            batch_bytes: None,
             incarnation: Incarnation::new(2),
             protocols: config
                 .services

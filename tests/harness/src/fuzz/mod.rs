@@ -9,9 +9,15 @@ pub mod packet;
 pub mod protocols;
 pub mod records;
 
-use crate::dice::Dice;
+use std::path::PathBuf;
 
-/// A target: its name, which is its corpus's folder too, and what it does with an input.
+use anyhow::{Result, ensure};
+use millrace_corpus::Corpus;
+
+use crate::dice::Dice;
+use crate::system::paths::workspace;
+
+/// A target: its name, which is its corpus's too, and what it does with an input.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
@@ -28,6 +34,19 @@ pub const TARGETS: &[Target] = &[
     ("registry", records::registry),
     ("websocket", protocols::websocket),
 ];
+
+/// Where the corpora are committed.
+pub fn corpora() -> PathBuf {
+    workspace().join("tests/fuzz/corpus")
+}
+
+/// The committed inputs of a target, in the order of their names.
+pub fn corpus(target: &str) -> Result<Vec<Vec<u8>>> {
+    let file = corpora().join(target).with_extension(millrace_corpus::EXTENSION);
+    let corpus = Corpus::read(&file)?;
+    ensure!(!corpus.is_empty(), "{} is missing or empty", file.display());
+    Ok(corpus.inputs().map(|(_, input)| input.to_vec()).collect())
+}
 
 /// An input from a seed: for a target's sake it is often nearly right.
 pub fn generate(dice: &mut Dice, corpus: &[Vec<u8>], input: &mut Vec<u8>) {
