@@ -204,7 +204,6 @@ impl Threads {
         (registry, retention, topics): (RegistryObserver, Retention, Topics),
         faults: &Faults,
     ) -> Result<Self, RunError> {
-        let wake = || Wake::new().map_err(RunError::io("make an eventfd"));
         let incarnation = shared.incarnation;
         let (producer_wake, consumer_wake) = (wake()?, wake()?);
         let intake = Arc::new(Intake::new(shared.postponed.clone(), shared.arrivals.clone()));
@@ -362,6 +361,10 @@ impl Awaited {
         self.is_for(&format!("thread `{}`", thread.thread().name().unwrap_or("without a name")));
         let _ = thread.join();
     }
+}
+
+fn wake() -> Result<Wake, RunError> {
+    Wake::new().map_err(RunError::io("make an eventfd"))
 }
 
 fn watch_rescue(faults: &Faults, stop_time: &StopTime) -> RescueWatch {

@@ -405,14 +405,14 @@ mod tests {
     );
 
     /// A network card with nothing to say about it.
-    fn occupant(id: u32, instance: Option<&str>) -> Option<Occupant> {
-        Some(Occupant { id, instance: instance.map(ToOwned::to_owned) })
+    fn occupant(id: u32, instance: Option<&str>) -> Occupant {
+        Occupant { id, instance: instance.map(ToOwned::to_owned) }
     }
 
     #[test]
     fn a_program_of_another_instance_is_not_to_be_torn_off() {
         let remedy = |instance| {
-            let link = LinkFacts { program: occupant(7, instance), ..card() };
+            let link = LinkFacts { program: Some(occupant(7, instance)), ..card() };
             let mut findings = Vec::new();
             judge_device("eth1", &link, 4096, XdpPolicy::Native, &mut findings);
             let Finding { what, remedy, .. } = findings.remove(0);
@@ -480,7 +480,7 @@ mod tests {
 
     #[test]
     fn another_program_is_in_the_way() {
-        let link = LinkFacts { program: occupant(7, None), ..card() };
+        let link = LinkFacts { program: Some(occupant(7, None)), ..card() };
         assert_eq!(said(XdpPolicy::Native, link), [(Severity::Refuses, "foreign_program")]);
     }
 
@@ -561,7 +561,7 @@ mod tests {
 
     #[test]
     fn what_refuses_comes_first() {
-        let link = LinkFacts { up: false, lro: true, program: occupant(1, None), ..card() };
+        let link = LinkFacts { up: false, lro: true, program: Some(occupant(1, None)), ..card() };
         let severities: Vec<_> =
             said(XdpPolicy::Native, link).into_iter().map(|(severity, _)| severity).collect();
         assert_eq!(severities, [Severity::Refuses, Severity::Costs, Severity::Note]);
