@@ -27,8 +27,8 @@ pub enum RunError {
     Registry(#[from] RegistryError),
     /// The instance has a relay already.
     #[error(
-        "another relay of this instance is running (it holds {lock}); stop it first, or give this \
-         one another gateway.instance"
+        "another relay of this instance is running (it holds {lock}); stop it first, or set \
+         another gateway.instance for this one"
     )]
     Running {
         /// The lock file.
@@ -70,8 +70,8 @@ pub enum RunError {
     },
     /// One of the threads has ended before it was told to.
     #[error(
-        "the relay's thread `{thread}` {end}; what was not acknowledged is lost with this run, start \
-         the relay again; the log before this may say more"
+        "the relay's thread `{thread}` {end}; messages that were not acknowledged are lost with \
+         this run; start the relay again; the log above may say more"
     )]
     Thread {
         /// Its name.
@@ -81,8 +81,8 @@ pub enum RunError {
     },
     /// The time of a stop is over, and something has not ended.
     #[error(
-        "the stop was not finished within relay.stop_timeout_ms ({timeout:?}): {waiting} did not end; \
-         {unacknowledged} message(s) that were read are not acknowledged"
+        "the stop was not finished within relay.stop_timeout_ms ({timeout:?}): {waiting} did not \
+         end; {unacknowledged} message(s) that were read are not acknowledged"
     )]
     StopTimeOver {
         /// How long it was waited.
@@ -93,12 +93,12 @@ pub enum RunError {
         unacknowledged: u64,
     },
     /// The relay was told to stop before it served anybody.
-    #[error("told to stop while the relay started: it has served nobody")]
+    #[error("told to stop while the relay started: it has served no client")]
     StoppedAtStart,
     /// Kafka's client will never deliver anything again.
     #[error(
-        "the Kafka producer has failed for good: {0}; what was not acknowledged is lost with this \
-         run, start the relay again"
+        "the Kafka producer has failed for good: {0}; messages that were not acknowledged are \
+         lost with this run; start the relay again"
     )]
     Producer(String),
     /// Anything else that the system refused.

@@ -26,7 +26,7 @@ struct Inner {
 impl Faults {
     /// A fault of a thread. The first is why the relay ends; what follows may be due to it.
     pub(crate) fn report(&self, error: RunError) {
-        tracing::error!(%error, "the relay cannot go on, and stops");
+        tracing::error!(%error, "the relay cannot continue, and stops");
         self.0.first.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         self.0.seen.notify_one();
     }

@@ -16,7 +16,7 @@ pub(super) fn raise_limit() -> Option<u64> {
         match setrlimit(Resource::Nofile, raised) {
             Ok(()) => return maximum,
             Err(error) => {
-                tracing::warn!(%error, ?current, "the limit of open files stays as it is");
+                tracing::warn!(%error, ?current, "the limit of open files could not be raised");
             }
         }
     }
@@ -35,8 +35,8 @@ pub(super) fn fit(config: &mut Config, workers: usize, limit: Option<u64>) {
         open_files = limit,
         workers,
         configured,
-        "too few files may be open for relay.max_connections of each worker: each takes only {most}; \
-         raise the hard limit (`ulimit -Hn`, LimitNOFILE=), or lower relay.max_connections"
+        "too few files may be open for relay.max_connections of each worker: each accepts only \
+         {most}; raise the hard limit (`ulimit -Hn`, LimitNOFILE=), or lower relay.max_connections"
     );
 }
 

@@ -33,13 +33,13 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
     /// The relay.
-    #[error("no relay of this instance runs; its counters end with it: start it with `relay run`")]
+    #[error("no relay of this instance runs, so there are no counters; start it with `relay run`")]
     NoRelay,
     /// Its socket.
     #[error("cannot ask the running relay: {0}")]
     Socket(#[from] io::Error),
     /// The cluster.
-    #[error("cannot look at the partitions: {0}; see kafka.brokers")]
+    #[error("cannot read the partitions: {0}; see kafka.brokers")]
     Kafka(#[from] KafkaError),
     /// A partition that could not be read to its end.
     #[error("{topic} [{partition}] could not be read to its end within {TIMEOUT:?}")]
@@ -215,11 +215,12 @@ impl Ledger {
             if !(least..=most).contains(&found) {
                 let expected =
                     if least == most { least.to_string() } else { format!("{least} to {most}") };
-                problems.push(format!("{what}: {found}, and the relay has counted {expected}"));
+                problems.push(format!("{what}: {found}, but the relay has counted {expected}"));
             }
         };
         if before.incarnation != after.incarnation {
-            self.problems.push("the relay was restarted meanwhile: ask again".to_owned());
+            self.problems
+                .push("the relay was restarted meanwhile: run the command again".to_owned());
             return;
         }
         let uplink = &self.uplink;
@@ -232,7 +233,7 @@ impl Ledger {
         let deleted = after.messages_gone + found.messages_deleted;
         let least = before.messages_acknowledged.saturating_sub(deleted);
         within("uplink: messages of this run in the partitions", least, found.messages, most);
-        within("uplink: messages that stand there more than once", 0, found.repeated, 0);
+        within("uplink: messages that occur there more than once", 0, found.repeated, 0);
         let letters = |at: &Snapshot| {
             sum(&at.messages_dead_lettered)
                 + sum(&at.replies_dead_lettered)
@@ -256,7 +257,7 @@ impl Ledger {
         if found.unreadable > 0 {
             let unreadable = found.unreadable;
             problems.push(format!(
-                "{unreadable} record(s) cannot be read, and are not counted: their batches are \
+                "{unreadable} record(s) cannot be read and are not counted: their batches are \
                  damaged, or compressed in a way that this program does not know"
             ));
         }
@@ -264,12 +265,13 @@ impl Ledger {
         self.problems.append(&mut problems);
         for (name, server) in &self.servers {
             if server.committed > server.in_partition {
-                self.problems.push(format!("server {name} has committed more than there is"));
+                self.problems.push(format!("server {name} has committed more than is there"));
             }
             if server.deleted > 0 {
                 self.problems.push(format!(
-                    "server {name}: {} messages were deleted before it had read them; its topic keeps \
-                     them for too short a time, or too few bytes (retention.ms, retention.bytes)",
+                    "server {name}: {} messages were deleted before it had read them; its topic \
+                     keeps messages for too short a time, or too few bytes of them (retention.ms, \
+                     retention.bytes)",
                     server.deleted
                 ));
             }
@@ -288,7 +290,7 @@ fn waiting_problem(before: &Snapshot, after: &Snapshot) -> Option<String> {
     let least = messages.saturating_mul(MESSAGE_OVERHEAD_BYTES as u64);
     let wrong = (messages == 0) != (bytes == 0) || bytes < least;
     (wrong && counters(before) == counters(after)).then(|| {
-        format!("uplink: {bytes} bytes wait, and by the relay's counters {messages} messages do")
+        format!("uplink: {bytes} bytes wait, but by the relay's counters {messages} messages wait")
     })
 }
 
@@ -297,10 +299,18 @@ fn losses(at: &Snapshot) -> Vec<String> {
     let breaks = |of: Break| at.downlink_breaks.get(of.name()).copied().unwrap_or_default();
     let (deleted, tail) = (breaks(Break::Deleted), breaks(Break::TailLost));
     let lost = [
-        (tail, "replies that had been read are lost to the cluster, and any behind them unread"),
+        (
+            tail,
+            "replies that the relay had read are lost from the cluster, and so is anything \
+            unread after them",
+        ),
         (deleted, "replies were deleted before the relay had read them"),
         (at.replies_vanished, "replies were deleted before they were sent or kept"),
-        (at.held_vanished, "replies that waited for their clients were deleted before these came"),
+        (
+            at.held_vanished,
+            "replies that waited for their clients were deleted before the clients \
+            came back",
+        ),
     ];
     let lost = lost.into_iter().filter(|(count, _)| *count > 0);
     lost.map(|(count, what)| format!("{count} {what}; the relay's log says which")).collect()
@@ -356,7 +366,8 @@ impl fmt::Display for Ledger {
         if uplink.deleted > 0 {
             writeln!(
                 f,
-                "            {} acknowledged before, and gone: by retention, with the topic, or lost by the cluster",
+                "            {} acknowledged before, and gone: deleted by retention or with the \
+                 topic, or lost by the cluster",
                 uplink.deleted
             )?;
         }

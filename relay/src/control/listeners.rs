@@ -83,12 +83,13 @@ fn open_services(
                         .unwrap_or_default(),
                     hint: match source.kind() {
                         io::ErrorKind::AddrInUse => {
-                            "; find who has the port with `ss -ltnp`, there with `ip netns exec`"
+                            "; find the process that has the port with `ss -ltnp`, in the \
+                             namespace with `ip netns exec`"
                         }
                         io::ErrorKind::PermissionDenied if place.transparent => {
-                            "; a transparent listener wants root"
+                            "; a transparent listener needs root"
                         }
-                        io::ErrorKind::PermissionDenied => "; a port below 1024 wants root",
+                        io::ErrorKind::PermissionDenied => "; a port below 1024 needs root",
                         _ => "",
                     },
                     source,

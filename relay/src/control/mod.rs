@@ -176,7 +176,7 @@ async fn stop(
         acknowledged = snapshot.messages_acknowledged,
         refused = snapshot.messages_refused.values().sum::<u64>(),
         in_flight = snapshot.messages_in_flight,
-        "messages at the end"
+        "messages when the relay stopped"
     );
     Err(fault)
 }

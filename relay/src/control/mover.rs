@@ -244,7 +244,7 @@ impl Mover {
         {
             Ok((end, reader)) => Phase::Reading { end, reader },
             Err(error) => {
-                tracing::warn!(%error, %partition, "the end of a partition is not told");
+                tracing::warn!(%error, %partition, "the end of a partition is unknown");
                 out_of_time(concern, began).unwrap_or(Phase::Acknowledging(mark))
             }
         }
@@ -263,7 +263,7 @@ impl Mover {
             Ok(false) => {}
             Err(error) => {
                 let group = self.kafka.server_group(partition);
-                tracing::warn!(%error, group, "what a server has read is not told");
+                tracing::warn!(%error, group, "how far a server has read is unknown");
             }
         }
         out_of_time(concern, began).unwrap_or(Phase::Reading { end, reader })
@@ -308,7 +308,8 @@ fn known_end(
     if told < known {
         tracing::warn!(
             %partition, told, known,
-            "a broker says that a partition ends before what was acknowledged there; it is not believed"
+            "a broker reports an end of a partition before what was acknowledged there; the \
+             report is ignored"
         );
     }
     Ok(told.max(known))
@@ -326,7 +327,7 @@ fn out_of_time(concern: &Concern, began: Instant) -> Option<Phase> {
         return None;
     }
     let server = &*concern.name;
-    tracing::warn!(server, within_ms, ?then, "has not read what its clients sent in time");
+    tracing::warn!(server, within_ms, ?then, "a server has not read in time what its clients sent");
     Some(Phase::Deciding(match then {
         Then::Keep => Task::Release,
         Then::Reassign => Task::Move,

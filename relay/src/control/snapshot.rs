@@ -452,7 +452,7 @@ impl std::fmt::Display for Snapshot {
         writeln!(f, "    dead letters {}", list(&self.replies_dead_lettered))?;
         writeln!(
             f,
-            "  waiting      {} replies for {} clients who are away, {} held and {} delivered here",
+            "  waiting      {} replies for {} clients that are away, {} held and {} delivered here",
             self.held_waiting, self.held_clients, self.replies_held, self.held_delivered
         )?;
         writeln!(f, "    dead letters {}", list(&self.held_dead_lettered))?;
@@ -480,7 +480,7 @@ impl std::fmt::Display for Snapshot {
         }
         if self.log_lines_lost > 0 {
             let lines = self.log_lines_lost;
-            writeln!(f, "  log          {lines} lines LOST: standard error has not taken them")?;
+            writeln!(f, "  log          {lines} lines LOST: standard error did not accept them")?;
         }
         write!(f, "{}", self.registry)
     }

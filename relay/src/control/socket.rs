@@ -70,7 +70,7 @@ impl ControlSocket {
         std::fs::create_dir_all(&directory).map_err(|source| {
             let hint = match source.kind() {
                 io::ErrorKind::PermissionDenied => {
-                    " (be root, or name a directory of yours in XDG_RUNTIME_DIR)"
+                    " (run it as root, or set XDG_RUNTIME_DIR to a directory of your own)"
                 }
                 _ => "",
             };
@@ -100,7 +100,9 @@ impl ControlSocket {
                     Ok((stream, _)) => stream,
                     // As long as there is no file left, for one; who has connected waits.
                     Err(error) => {
-                        tracing::warn!(%error, "the control socket takes nobody now; trying on");
+                        tracing::warn!(
+                            %error, "the control socket cannot accept connections now; retrying"
+                        );
                         tokio::time::sleep(ACCEPT_RETRY).await;
                         continue;
                     }
@@ -146,8 +148,8 @@ pub fn read_snapshot(config: &Config) -> io::Result<Option<Snapshot>> {
         io::ErrorKind::WouldBlock => io::Error::new(
             io::ErrorKind::TimedOut,
             format!(
-                "it has not answered within {ANSWER_TIMEOUT:?}: it is stopped (`kill -STOP`), or so busy \
-                 that it may need more processors"
+                "it did not answer within {ANSWER_TIMEOUT:?}: it is stopped (`kill -STOP`), or \
+                 too busy and needs more processors"
             ),
         ),
         _ => error,

@@ -39,7 +39,7 @@ impl Flows for FlowTable {
 
     fn closed(&mut self, client: SocketAddr, server: SocketAddr) {
         if let Err(error) = Self::closed(self, client, server) {
-            tracing::warn!(%error, %client, "the flow of a closed connection stays in the table");
+            tracing::warn!(%error, %client, "a closed connection's flow could not be removed");
         }
     }
 
@@ -122,7 +122,8 @@ impl WorkerParts {
         }
         let _ = ready.send(Ok(()));
         drop(ready);
-        faults.watch(&stop_time, || worker.run().map_err(RunError::io("go on with an io_uring")));
+        faults
+            .watch(&stop_time, || worker.run().map_err(RunError::io("continue with an io_uring")));
     }
 }
 

@@ -104,7 +104,9 @@ impl Looker {
                     Ok((messages, oldest_ms)) => {
                         self.see(name, Waiting { messages, oldest_ms, retention_ms });
                     }
-                    Err(error) => tracing::debug!(%error, name, "what waits is not told"),
+                    Err(error) => tracing::debug!(
+                        %error, name, "the number of waiting messages is unknown"
+                    ),
                 }
                 if has_ended(ended, pause.max(PAUSE)) {
                     return;
@@ -124,8 +126,8 @@ impl Looker {
                 oldest_ms,
                 retention_ms,
                 left_ms,
-                "messages wait for a server, and the uplink's retention will delete the oldest of them \
-                 soon: bring the server back, or raise the topic's retention.ms"
+                "messages wait for a server, and the uplink's retention will soon delete the \
+                 oldest of them: bring the server back, or raise the topic's retention.ms"
             );
         }
         seen.insert(name, waiting);

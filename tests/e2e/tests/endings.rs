@@ -152,7 +152,7 @@ fn a_stop_during_the_start_is_one_at_once() {
     .unwrap();
     let begun = Instant::now();
     let finished = told_to_stop(relay, Signal::TERM);
-    assert!(finished.stderr.contains("it has served nobody"), "{finished:?}");
+    assert!(finished.stderr.contains("it has served no client"), "{finished:?}");
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
 }
 
@@ -169,7 +169,7 @@ fn files_may_run_out_for_a_while() {
     std::thread::scope(|scope| {
         let asked = scope.spawn(|| direct.instance.stats());
         wait_until(PATIENCE, "the relay to say that it takes nobody", || {
-            Ok(relay.stderr().contains("the control socket takes nobody now"))
+            Ok(relay.stderr().contains("the control socket cannot accept connections now"))
         })
         .unwrap();
         prlimit(id, Resource::Nofile, Rlimit { current: hard, maximum: hard }).unwrap();
