@@ -13,7 +13,7 @@ pub(super) const OBJECT_VARIABLE: &str = "MILLRACE_BPF_OBJECT";
 #[derive(Debug, thiserror::Error)]
 pub enum GatewayError {
     /// Not root.
-    #[error("{action} uses network devices and BPF objects, which takes root: run it with sudo")]
+    #[error("{action} uses network devices and BPF objects, which needs root: run it with sudo")]
     NotRoot {
         /// What was asked for.
         action: &'static str,
@@ -48,8 +48,8 @@ pub enum GatewayError {
     },
     /// Loader and programs of different versions.
     #[error(
-        "{what} has ABI version {found}, but this executable has {ours}; use a pair of one version \
-         (`relay unload` with the old executable, `relay load` with the new one)"
+        "{what} has ABI version {found}, but this executable has {ours}; use the same version of \
+         both (`relay unload` with the old executable, `relay load` with the new one)"
     )]
     AbiMismatch {
         /// The object file or the loaded instance.
@@ -88,7 +88,7 @@ pub enum GatewayError {
     /// It was loaded for services that hand no connection on.
     #[error(
         "instance `{instance}` was loaded when none of its services handed connections on; unload \
-         it and load it again"
+         it, then load it again"
     )]
     HandsNothingOn {
         /// Its name.
@@ -109,7 +109,7 @@ pub enum GatewayError {
     /// `load --replace` with another set of devices.
     #[error(
         "the instance was loaded for the devices {loaded}, but the configuration says \
-         {configured}; replacing programs attaches none anew: set gateway.devices back, or use \
+         {configured}; a replacement attaches no new programs: restore gateway.devices, or use \
          `relay unload` and `relay load`"
     )]
     DevicesDiffer {
@@ -120,8 +120,8 @@ pub enum GatewayError {
     },
     /// Another tracer is at work.
     #[error(
-        "instance `{instance}` is being traced already, and one trace at a time is possible: end \
-         the other `relay trace`"
+        "instance `{instance}` is already being traced, and only one trace at a time is possible: \
+         end the other `relay trace`"
     )]
     AlreadyTraced {
         /// Its name.
@@ -129,8 +129,8 @@ pub enum GatewayError {
     },
     /// Somebody has removed a pin.
     #[error(
-        "the pin {path} is missing, so the instance is damaged; `relay unload` removes the rest of \
-         it, then `relay load`"
+        "the pin {path} is missing, so the instance is damaged; remove the rest of it with `relay \
+         unload`, then use `relay load`"
     )]
     PinMissing {
         /// Which.
@@ -158,8 +158,8 @@ pub enum GatewayError {
     },
     /// The BPF file system cannot be mounted.
     #[error(
-        "cannot mount the BPF file system, which keeps the programs, on {path}: {source}; it takes \
-         CAP_SYS_ADMIN: `mount -t bpf bpf {path}` as the host's root, then load again"
+        "cannot mount the BPF file system, which keeps the programs, on {path}: {source}; this \
+         needs CAP_SYS_ADMIN: run `mount -t bpf bpf {path}` as the host's root, then load again"
     )]
     NoBpffs {
         /// Where it belongs.
@@ -169,8 +169,8 @@ pub enum GatewayError {
     },
     /// The host does not forward IPv6.
     #[error(
-        "there are rules for IPv6, but this host does not forward it, so it is no gateway for it: \
-         set it with `sysctl -w net.ipv6.conf.all.forwarding=1`"
+        "there are rules for IPv6, but this host does not forward IPv6, so it is not a gateway \
+         for it; turn forwarding on with `sysctl -w net.ipv6.conf.all.forwarding=1`"
     )]
     NoIpv6Forwarding,
     /// Lines of rules that are wrong.
@@ -180,7 +180,7 @@ pub enum GatewayError {
         mistakes: Vec<RuleMistake>,
     },
     /// More rules than may be.
-    #[error("{count} {what} are more than the {limit} that the gateway holds; merge prefixes")]
+    #[error("{count} {what} are more than the {limit} that the gateway can hold; merge prefixes")]
     TooManyRules {
         /// Of what there are too many.
         what: &'static str,
@@ -191,26 +191,26 @@ pub enum GatewayError {
     },
     /// The rules have too many combinations of ports and prefixes.
     #[error(
-        "the rules have more than {limit} combinations of ports and prefixes, for a rule counts \
-         once for every different set of rules that its ports meet; give wide ranges of ports \
-         fewer prefixes, or prefixes the same ranges of ports"
+        "the rules have more than {limit} combinations of ports and prefixes, because a rule \
+         counts once for each different set of rules that covers its ports; use fewer prefixes \
+         for wide ranges of ports, or the same ranges of ports for all prefixes"
     )]
     RulesTooLarge {
         /// [`millrace_common::abi::MAX_SET_ENTRIES`].
         limit: u32,
     },
     /// The kernel has no memory for the rules.
-    #[error("the kernel has no room for the rules; the former ones are in force")]
+    #[error("the kernel has no room for the rules; the former rules stay in force")]
     RulesFull,
     /// No way to know when the programs have ended that use the former rules.
     #[error(
-        "this kernel cannot wait for running programs (membarrier(2) has no MEMBARRIER_CMD_GLOBAL: \
-         it is built without it or runs with nohz_full), so rules cannot be replaced; boot without \
-         nohz_full"
+        "this kernel cannot wait for running programs (membarrier(2) has no \
+         MEMBARRIER_CMD_GLOBAL: the kernel was built without it, or runs with nohz_full), so \
+         rules cannot be replaced; boot without nohz_full"
     )]
     NoGracePeriod,
     /// More devices than the map holds.
-    #[error("{devices} devices are more than the {limit} that the gateway holds")]
+    #[error("{devices} devices are more than the {limit} that the gateway can hold")]
     TooManyDevices {
         /// Devices in the configuration.
         devices: usize,
@@ -362,7 +362,7 @@ fn shortened(text: &str) -> String {
     };
     tracing::debug!("{text}");
     let (first, last) = (lines[0], lines[1 + out..].join("\n"));
-    format!("{first}\n… {out} lines, which RUST_LOG=debug shows …\n{last}")
+    format!("{first}\n… {out} lines left out; RUST_LOG=debug shows them …\n{last}")
 }
 
 /// The kernel's error number somewhere among the causes.

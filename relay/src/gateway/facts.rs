@@ -76,7 +76,7 @@ impl std::fmt::Display for Preflight {
         }
         let refusals = self.refusals().count();
         match refusals {
-            0 => write!(f, "nothing stands in the way of instance `{}`", self.instance),
+            0 => write!(f, "nothing prevents a load of instance `{}`", self.instance),
             _ => write!(f, "instance `{}` cannot be loaded ({refusals} reason(s))", self.instance),
         }
     }
@@ -172,7 +172,8 @@ pub(super) fn link(name: &str, device: &Device) -> Result<LinkFacts, GatewayErro
 
 /// What a device can do with XDP; `None` if the kernel is too old to say.
 pub(super) fn features(name: &str, ifindex: u32) -> Result<Option<XdpFeatures>, GatewayError> {
-    netdev::features(ifindex).map_err(GatewayError::io(format!("ask what {name} can do with XDP")))
+    netdev::features(ifindex)
+        .map_err(GatewayError::io(format!("query what {name} can do with XDP")))
 }
 
 fn peer(device: &Device) -> Result<Peer, GatewayError> {

@@ -27,8 +27,8 @@ impl Heartbeat {
         namespace: &Path,
     ) -> Result<Self, GatewayError> {
         let life = in_namespace(namespace, life_socket)?.map_err(GatewayError::io(format!(
-            "bind UDP port {LIFE_PORT} of 127.0.0.1 in the relay namespace, which says that the relay \
-             lives"
+            "bind UDP port {LIFE_PORT} of 127.0.0.1 in the relay namespace, which shows that the \
+             relay lives"
         )))?;
         Ok(Self { map, generation, _life: life })
     }

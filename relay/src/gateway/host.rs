@@ -185,7 +185,7 @@ pub(super) fn namespace_id(name: &str) -> Result<Option<u32>, GatewayError> {
 fn parse<T: serde::de::DeserializeOwned>(what: &str, answer: &str) -> Result<T, GatewayError> {
     serde_json::from_str(answer).map_err(|error| GatewayError::Command {
         command: what.to_owned(),
-        output: format!("an answer that is not understood ({error}): {}", answer.trim()),
+        output: format!("an answer that cannot be understood ({error}): {}", answer.trim()),
     })
 }
 

@@ -128,7 +128,7 @@ fn ask(probe: &Probe, report: Report<'_>) -> Option<bool> {
         },
         Probe::None => return None,
     };
-    answer.map_err(|error| report(&format!("the kernel was asked and did not say: {error}"))).ok()
+    answer.map_err(|error| report(&format!("the kernel did not answer the probe: {error}"))).ok()
 }
 
 fn judge(release: &str, mut ask: impl FnMut(&Feature) -> Option<bool>) -> Result<(), GatewayError> {
@@ -147,7 +147,7 @@ fn judge(release: &str, mut ask: impl FnMut(&Feature) -> Option<bool>) -> Result
         remedy: if old {
             format!("use Linux {} or newer", minimum())
         } else {
-            "it is new enough, but was built without that".to_owned()
+            "the kernel is new enough, but was built without it".to_owned()
         },
     })
 }
@@ -158,7 +158,8 @@ fn hint_for(release: &str) -> String {
         return String::new();
     }
     format!(
-        "; Linux {release} lacks, unless its distribution has added it: {}; use Linux {} or newer",
+        "; Linux {release} lacks this, unless its distribution has added it: {}; use Linux {} or \
+         newer",
         list(&lacking),
         minimum()
     )
@@ -214,7 +215,7 @@ mod tests {
         judge("5.14.0-503.el9.x86_64", plain(Version(6, 1))).unwrap();
         let bare = judge("6.12.0", |feature| Some(!matches!(feature.probe, Probe::Ring)));
         let bare = bare.unwrap_err().to_string();
-        assert!(bare.ends_with("it is new enough, but was built without that"), "{bare}");
+        assert!(bare.ends_with("the kernel is new enough, but was built without it"), "{bare}");
         assert!(bare.contains("io_uring") && !bare.contains("LPM"), "{bare}");
         // Who does not answer is not accused.
         judge("6.1.0", |_| None).unwrap();

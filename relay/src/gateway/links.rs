@@ -113,7 +113,7 @@ pub(super) fn swap(swaps: Vec<Swap<'_>>, report: Report<'_>) -> Result<(), Gatew
         match step {
             Ok(former) => done.push((slot, former)),
             Err(error) => {
-                report(&format!("failed: {error}; going back to the programs before"));
+                report(&format!("failed: {error}; going back to the former programs"));
                 for (slot, mut former) in done.into_iter().rev() {
                     if let Err(second) = slot.update(&mut former) {
                         report(&format!("could not go back: {second}"));
@@ -208,7 +208,7 @@ fn attach_error(program: &'static str, name: &str, error: &ProgramError) -> Gate
         }
         Some(libc::ERANGE | libc::EMSGSIZE) => {
             let mtu = device.map_or(0, |device| device.mtu);
-            Finding::mtu(name, mtu, "its driver does not run XDP programs at this MTU")
+            Finding::mtu(name, mtu, "its driver does not run XDP programs with this MTU")
         }
         Some(libc::EBUSY | libc::EEXIST) => {
             let found = device.as_ref().and_then(occupant);
@@ -240,7 +240,7 @@ mod tests {
     #[test]
     fn a_drivers_refusal_is_explained() {
         assert!(refused(libc::EOPNOTSUPP).contains("has no native XDP"));
-        assert!(refused(libc::ERANGE).contains("does not run XDP programs at this MTU"));
+        assert!(refused(libc::ERANGE).contains("does not run XDP programs with this MTU"));
         assert!(refused(libc::EBUSY).contains("already runs an XDP program"));
         assert!(refused(libc::ENODEV).contains("there is no network device"));
         let other = refused(libc::ENOMEM);

@@ -237,7 +237,8 @@ fn aim_answers(
         {
             report(&format!(
                 "{name} cannot send redirected frames: answers go through the host's stack, which \
-                 is slower (on a veth: `ethtool -K PEER gro on` at its other end, then load again)"
+                 is slower (on a veth: run `ethtool -K PEER gro on` at its other end, then load \
+                 again)"
             ));
             continue;
         }

@@ -112,7 +112,7 @@ impl Finding {
             "no_device",
             format!(
                 "there is no network device `{device}` in this network namespace; set \
-                 gateway.devices to what is there"
+                 gateway.devices to devices that exist"
             ),
             "ip -brief link",
         )
@@ -136,8 +136,9 @@ impl Finding {
             device,
             Self::FOREIGN_PROGRAM,
             format!(
-                "device `{device}` already runs an XDP program (id {id}, see `bpftool prog show id \
-                 {id}`), and there is room for one; remove it with the tool that attached it, or"
+                "device `{device}` already runs an XDP program (id {id}, see `bpftool prog show \
+                 id {id}`), and there is room for only one; remove it with the tool that attached \
+                 it, or"
             ),
             format!("ip link set dev {device} xdp off"),
         )
@@ -149,7 +150,7 @@ impl Finding {
             Self::NO_NATIVE_XDP,
             format!(
                 "device `{device}` (driver {driver}) has no native XDP that can redirect; use a \
-                 device whose driver has it, or say that the slow generic mode will do"
+                 device whose driver has it, or allow the slow generic mode"
             ),
             "gateway.xdp = \"native-or-generic\"",
         )
@@ -179,7 +180,8 @@ impl Finding {
             Severity::Note,
             "host",
             "kernel_unanswered",
-            "the kernel did not say whether it has all that a load needs; it tells root",
+            "the kernel did not say whether it has everything that a load needs; it answers only \
+             root",
             "sudo relay load --check",
         )
     }
@@ -190,8 +192,8 @@ impl Finding {
             device,
             "device_gone",
             format!(
-                "device `{device}` has gone since the instance was loaded, and its program with \
-                 it, even if it is back by now; when it is there"
+                "device `{device}` was removed after the instance was loaded, and its program \
+                 with it, even if the device is back now; when it is there"
             ),
             "relay unload && relay load",
         )
@@ -232,7 +234,7 @@ fn judge_host(facts: &Facts, findings: &mut Vec<Finding>) {
         findings.push(Finding::refuses(
             "host",
             "no_forwarding",
-            "this host does not forward IPv4 packets, so it is no gateway",
+            "this host does not forward IPv4 packets, so it is not a gateway",
             "sysctl -w net.ipv4.ip_forward=1",
         ));
     }
@@ -262,7 +264,7 @@ fn judge_host(facts: &Facts, findings: &mut Vec<Finding>) {
                 "mtu_differs",
                 format!(
                     "diverted connections use segments for MTU {least}, that of {smallest}, also \
-                     on {name} with its MTU {mtu}; give both the same"
+                     on {name} with its MTU {mtu}; give both the same MTU"
                 ),
                 format!("ip link set dev {smallest} mtu {mtu}"),
             ));
@@ -292,7 +294,7 @@ fn judge_device(
             Severity::Note,
             name,
             "down",
-            format!("device `{name}` is down; no packet comes in until it is up"),
+            format!("device `{name}` is down; no packet arrives until it is up"),
             format!("ip link set dev {name} up"),
         ));
     }
@@ -332,8 +334,8 @@ fn judge_native(name: &str, link: &LinkFacts, page_size: u32, findings: &mut Vec
             name,
             "mtu_without_frags",
             format!(
-                "driver {} does not say that it gives programs packets of several buffers: with \
-                 MTU {} it may refuse them (one page holds {room} bytes)",
+                "driver {} does not report that it supports packets in several buffers: with MTU \
+                 {} it may refuse the program (one page holds {room} bytes)",
                 link.driver, link.mtu
             ),
             format!("ip link set dev {name} mtu 1500"),
@@ -351,8 +353,8 @@ fn judge_merging(name: &str, link: &LinkFacts, findings: &mut Vec<Finding>) {
                 name,
                 code,
                 format!(
-                    "device `{name}` merges received packets ({feature}): some drivers refuse XDP \
-                     then, others turn it off by themselves"
+                    "device `{name}` merges received packets ({feature}): some drivers then \
+                     refuse XDP, others turn merging off by themselves"
                 ),
                 format!("ethtool -K {name} {feature} off"),
             ));
@@ -371,17 +373,17 @@ fn judge_veth(name: &str, link: &LinkFacts, peer: &Peer, findings: &mut Vec<Find
             name,
             "veth_peer_without_napi",
             format!(
-                "device `{name}` is a veth whose other end does not poll, and so takes no \
-                 redirected frames: answers go through the host's stack; at the other end"
+                "device `{name}` is a veth whose other end does not poll, and so accepts no \
+                 redirected frames: answers go through the host's stack; at the other end, run"
             ),
             format!("ethtool -K {other} gro on"),
         ));
     }
     let (severity, what) = match peer {
         Peer::Here { completes_checksums: true, .. } => return,
-        Peer::Here { .. } => (Severity::Costs, "leaves checksums to hardware that is not there"),
+        Peer::Here { .. } => (Severity::Costs, "leaves checksums to hardware that does not exist"),
         Peer::Elsewhere => {
-            (Severity::Note, "cannot be asked from here whether it leaves checksums")
+            (Severity::Note, "may leave checksums to hardware, which cannot be checked from here")
         }
     };
     findings.push(Finding::new(
@@ -389,8 +391,8 @@ fn judge_veth(name: &str, link: &LinkFacts, peer: &Peer, findings: &mut Vec<Find
         name,
         "veth_checksums",
         format!(
-            "device `{name}` is a veth, and its other end {what}: such packets arrive at the relay \
-             as corrupt and are dropped; at the other end"
+            "device `{name}` is a veth, and its other end {what}: such packets arrive at the \
+             relay as corrupt and are dropped; at the other end, run"
         ),
         format!("ethtool -K {other} tx off tso off"),
     ));

@@ -84,7 +84,7 @@ impl State {
     pub(super) fn remove(config: &Config, report: Report<'_>) -> Result<(), GatewayError> {
         let directory = config.run_directory();
         if std::os::unix::net::UnixStream::connect(config.control_socket()).is_ok() {
-            report("a relay is still running: its clients have lost their path, stop it too");
+            report("a relay is still running, and its clients have lost their path: stop it too");
             return ignore_missing(std::fs::remove_file(Self::path(config)))
                 .map_err(GatewayError::io("remove the state file"));
         }

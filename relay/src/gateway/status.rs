@@ -126,20 +126,20 @@ impl Status {
         if device.mode == "none" && program_id.is_some() {
             return writeln!(
                 f,
-                "  GONE       nothing is diverted from {name}: the device of this name is another \
-                 than that of the load; `relay unload` and `relay load` put it right"
+                "  GONE       nothing is diverted from {name}: the device of this name is not the \
+                 one that was loaded; fix it with `relay unload` and `relay load`"
             );
         }
         match (self.programs.get("ingress"), program_id) {
             (_, None) => writeln!(
                 f,
-                "  MISSING    nothing is diverted from {name}: its link is gone; `relay unload` and \
-                 `relay load` put it right"
+                "  MISSING    nothing is diverted from {name}: its link is gone; fix it with \
+                 `relay unload` and `relay load`"
             ),
             (Some(ingress), Some(_)) if !device.is_right(ingress) => writeln!(
                 f,
-                "  REPLACED   {name} runs `{}`, as while `relay trace` runs; after one that was \
-                 killed, `relay load --replace` puts it right",
+                "  REPLACED   {name} runs `{}`, as it does while `relay trace` runs; if a trace \
+                 was killed, fix it with `relay load --replace`",
                 program.as_deref().unwrap_or("another program")
             ),
             _ => Ok(()),

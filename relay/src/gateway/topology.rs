@@ -100,7 +100,7 @@ pub(super) fn create(
     run(report, &["ip", "netns", "set", instance, "auto"])?;
     let nsid = host::namespace_id(instance)?.ok_or_else(|| GatewayError::Command {
         command: format!("ip netns set {instance} auto"),
-        output: "the namespace has no identifier afterwards".to_owned(),
+        output: "the namespace still has no identifier".to_owned(),
     })?;
 
     let gateway_device = gateway_device(config);

@@ -334,7 +334,9 @@ impl log::Log for Collector {
 
     fn log(&self, record: &log::Record<'_>) {
         let Some(event) = decode(&record.args().to_string()) else {
-            tracing::warn!(line = %record.args(), "the traced programs said what is no event");
+            tracing::warn!(
+                line = %record.args(), "the traced programs logged something that is not an event"
+            );
             return;
         };
         let sender = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -60,7 +60,7 @@ fn detach(state: &State, device: &str, report: Report<'_>) -> Result<(), Gateway
         if Instant::now() > deadline {
             return Err(GatewayError::Bpf {
                 what: failed(),
-                reason: format!("somebody else holds the link of program {program}"),
+                reason: format!("another process holds the link of program {program}"),
             });
         }
         std::thread::sleep(Duration::from_millis(5));

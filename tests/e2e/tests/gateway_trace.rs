@@ -371,7 +371,7 @@ fn signals_end_it_in_good_order_and_a_killed_one_is_put_right() -> anyhow::Resul
     ensure!(is_traced(config)?, "a killed tracer cannot have cleaned up");
     let status = run_ok("status", &mut cli.command(&topology, &["status"])?, PATIENCE)?;
     ensure!(status.stdout.contains("REPLACED   eth1 runs `ingress_traced`"), "{}", status.stdout);
-    ensure!(status.stdout.contains("`relay load --replace` puts it right"));
+    ensure!(status.stdout.contains("fix it with `relay load --replace`"));
     // Traffic goes on meanwhile, and the next trace and its end put things right, as --replace does.
     diverts(&topology, config, 100_000)?;
     run_ok("load", &mut cli.command(&topology, &["load", "--replace"])?, PATIENCE)?;

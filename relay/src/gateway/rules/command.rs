@@ -203,7 +203,7 @@ fn closing(f: &mut fmt::Formatter<'_>, ports: &[u16]) -> fmt::Result {
     if ports.is_empty() {
         return Ok(());
     }
-    write!(f, "\nwithout a rule, but with connections that go on: tcp port ")?;
+    write!(f, "\nwithout a rule, but with connections that continue: tcp port ")?;
     f.write_str(&ports.join(", "))
 }
 

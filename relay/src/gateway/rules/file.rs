@@ -44,11 +44,11 @@ impl RuleSet {
                     == (second.protocol, second.destination, second.ports.width());
                 (alike && first.ports.last >= second.ports.first).then(|| {
                     let reason = if first == second {
-                        format!("`{second}` stands in {there} already; remove one of them")
+                        format!("`{second}` is already in {there}; remove one of them")
                     } else {
                         format!(
-                            "`{second}` and `{first}` ({there}) have the same prefix and as many \
-                             ports, so that neither comes before the other at port {}; narrow one \
+                            "`{second}` and `{first}` ({there}) have the same prefix and the same \
+                             number of ports, so neither takes precedence at port {}; narrow one \
                              of them",
                             second.ports.first
                         )
@@ -71,13 +71,13 @@ fn statement(words: &[&str]) -> Result<Option<Statement>, String> {
         Some(&"exclude") => {
             return match words[1..] {
                 [prefix] => Ok(Some(Statement::Exclusion(prefix.parse()?))),
-                _ => Err(format!("`exclude` wants one prefix; {FORM}")),
+                _ => Err(format!("`exclude` needs one prefix; {FORM}")),
             };
         }
         Some(&"divert") => Action::Divert,
         Some(&"pass") => Action::Pass,
         Some(&"drop") => Action::Drop,
-        Some(word) => return Err(format!("`{word}` is no action; {FORM}")),
+        Some(word) => return Err(format!("`{word}` is not an action; {FORM}")),
     };
     let [protocol, destination, port, ports] = words[1..] else {
         return Err(format!("{} words, but a rule has 5; {FORM}", words.len()));
@@ -88,7 +88,7 @@ fn statement(words: &[&str]) -> Result<Option<Statement>, String> {
     let protocol = Protocol::ALL
         .into_iter()
         .find(|known| known.name() == protocol)
-        .ok_or_else(|| format!("`{protocol}` is no protocol that has rules: tcp or udp"))?;
+        .ok_or_else(|| format!("`{protocol}` is not a protocol for rules: use tcp or udp"))?;
     let (destination, ports) = (destination.parse()?, self::ports(ports)?);
     Ok(Some(Statement::Rule(Rule { action, protocol, destination, ports })))
 }
@@ -98,11 +98,11 @@ fn ports(text: &str) -> Result<Ports, String> {
         return Ok(Ports::ANY);
     }
     let (first, last) = text.split_once('-').unwrap_or((text, text));
-    let wrong = || format!("`{text}` is no port: one from 0 to 65535, FIRST-LAST, or any");
+    let wrong = || format!("`{text}` is not a port: use 0 to 65535, FIRST-LAST, or any");
     let first = first.parse().map_err(|_| wrong())?;
     let last = last.parse().map_err(|_| wrong())?;
     if first > last {
-        return Err(format!("`{text}`: the first port is above the last"));
+        return Err(format!("`{text}`: the first port is greater than the last"));
     }
     Ok(Ports { first, last })
 }
@@ -150,14 +150,14 @@ mod tests {
              10.0.0.0/8 port 9-3\ndivert tcp 10.0.0.0/8\ndivert tcp 10.0.0.0/8 ports 1\nexclude\n",
         );
         for (line, said) in [
-            (1, "`steer` is no action; a line is `divert|pass|drop"),
+            (1, "`steer` is not an action; a line is `divert|pass|drop"),
             (3, "tcp or udp"),
             (4, "did you mean 10.0.0.0/8?"),
-            (5, "one from 0 to 65535, FIRST-LAST, or any"),
-            (6, "the first port is above the last"),
+            (5, "use 0 to 65535, FIRST-LAST, or any"),
+            (6, "the first port is greater than the last"),
             (7, "3 words"),
             (8, "should be `port`"),
-            (9, "wants one prefix"),
+            (9, "needs one prefix"),
         ] {
             let place = format!("rules:{line}: ");
             assert!(
@@ -177,7 +177,7 @@ mod tests {
         assert_eq!(found.len(), 1, "{found:#?}");
         assert!(found[0].starts_with("rules:3: ") && found[0].contains("(rules:1)"), "{found:?}");
         let found = mistakes("pass udp ::/0 port any\npass udp ::/0 port 0-65535\n");
-        assert!(found[0].contains("stands in rules:1 already"), "{found:?}");
+        assert!(found[0].contains("is already in rules:1"), "{found:?}");
         // The narrower decides, and so does the longer prefix or the protocol.
         let text = "divert tcp 10.0.0.0/8 port 10-20\npass tcp 10.0.0.0/8 port 20-31\ndrop tcp \
                     10.0.0.0/9 port 10-20\npass udp 10.0.0.0/8 port 10-20\n";

@@ -96,7 +96,7 @@ impl<T: Borrow<MapData>> RuleTables<T> {
         let active = self.active()?;
         let set = active.set();
         if active.flags() != SetFlags::new(present.compiled.has_exclusions(), by_rule) {
-            return Ok(Some("the set's properties are others".to_owned()));
+            return Ok(Some("the set has other properties".to_owned()));
         }
         let wanted = present.held(set);
         for protocol in Protocol::ALL {
@@ -109,7 +109,7 @@ impl<T: Borrow<MapData>> RuleTables<T> {
         }
         let (entries, wanted) = (self.keys(set)?.len(), wanted.keys.len());
         if entries != wanted {
-            return Ok(Some(format!("there are {entries} entries and should be {wanted}")));
+            return Ok(Some(format!("there are {entries} entries, but there should be {wanted}")));
         }
         for (bits, key, value) in present.compiled.trie(set) {
             // The longest match of a prefix's own address and length is the prefix itself.
