@@ -20,6 +20,7 @@ use crate::ring::{
 use crate::route::{AssociationLog, Associations};
 use crate::stop::StopTime;
 use crate::undelivered::{Intake, Keeper, KeeperStats};
+use crate::uplink::late::RescueWatch;
 use crate::uplink::{Pump, PumpStats, RdKafkaProducer};
 use crate::uring::{self, EngineLimits, UringEngine};
 use crate::worker::{Flows, NoGateway, OrderReceiver, Orders, Shared, Worker, WorkerStats};
@@ -204,7 +205,6 @@ impl Threads {
         (registry, retention, topics): (RegistryObserver, Retention, Topics),
         faults: &Faults,
     ) -> Result<Self, RunError> {
-        let wake = || Wake::new().map_err(RunError::io("make an eventfd"));
         let incarnation = shared.incarnation;
         let (producer_wake, consumer_wake) = (wake()?, wake()?);
         let intake = Arc::new(Intake::new(shared.postponed.clone(), shared.arrivals.clone()));
@@ -215,6 +215,7 @@ impl Threads {
             producer_wake.clone(),
             intake.clone(),
             shared.leases.clone(),
+            watch_rescue(faults, &shared.stop_time),
         )?;
         // Who belongs to whom must be known before the first client is taken.
         let (stop_time, known) = (shared.stop_time.clone(), shared.associations.clone());
@@ -361,6 +362,20 @@ impl Awaited {
         self.is_for(&format!("thread `{}`", thread.thread().name().unwrap_or("without a name")));
         let _ = thread.join();
     }
+}
+
+fn wake() -> Result<Wake, RunError> {
+    Wake::new().map_err(RunError::io("make an eventfd"))
+}
+
+fn watch_rescue(faults: &Faults, stop_time: &StopTime) -> RescueWatch {
+    let (faults, stop_time) = (faults.clone(), stop_time.clone());
+    Arc::new(move |body| {
+        faults.watch(&stop_time, || {
+            body();
+            Ok(())
+        });
+    })
 }
 
 /// The producer's thread says that it has failed when it does: it still has something to do then.

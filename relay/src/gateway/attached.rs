@@ -26,8 +26,9 @@ pub struct DeviceStatus {
     pub program_id: Option<u32>,
     /// That program's name in the kernel.
     pub program: Option<String>,
-    /// Whether answers are redirected to it; if not, they go through the host's stack.
-    pub redirects_answers: bool,
+    /// Whether answers are redirected to it; if not, they go through the host's stack. Null if the device
+    /// is not in this network namespace: then it cannot be told.
+    pub redirects_answers: Option<bool>,
 }
 
 /// A loaded program.
@@ -57,7 +58,7 @@ impl DeviceStatus {
             || GatewayError::bpf::<MapError>(format!("read the map {}", map::CLIENT_LINKS));
         let links = DevMapHash::try_from(Map::DevMapHash(open_map(pins, map::CLIENT_LINKS)?))
             .map_err(failed())?;
-        let redirects_answers = found.is_some_and(|found| links.get(found.ifindex, 0).is_ok());
+        let redirects_answers = found.map(|found| links.get(found.ifindex, 0).is_ok());
         // Without its link, what runs there is not ours.
         let program_id = linked_program(pins, name).ok();
         let program = program_id.and_then(|id| info_of(id)?.name_as_str().map(str::to_owned));

@@ -74,6 +74,17 @@ pub enum GatewayError {
         /// Its name.
         instance: String,
     },
+    /// There is none to unload.
+    #[error(
+        "instance `{instance}` is not loaded, so nothing is to be unloaded; {}",
+        loaded_names(.loaded)
+    )]
+    NothingToUnload {
+        /// Its name.
+        instance: String,
+        /// Those that are loaded.
+        loaded: Vec<String>,
+    },
     /// It was loaded for services that hand no connection on.
     #[error(
         "instance `{instance}` was loaded when none of its services handed connections on; unload \
@@ -294,6 +305,18 @@ impl std::fmt::Display for RuleMistake {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}: {}", self.place, self.reason)
     }
+}
+
+fn loaded_names(loaded: &[String]) -> String {
+    if loaded.is_empty() {
+        return "no instance is loaded on this host".to_owned();
+    }
+    let names: Vec<_> = loaded.iter().map(|name| format!("`{name}`")).collect();
+    format!(
+        "loaded here: {}. Name the configuration (--config) whose gateway.instance is the one that you \
+         mean",
+        names.join(", ")
+    )
 }
 
 fn places(mistakes: &[RuleMistake]) -> String {

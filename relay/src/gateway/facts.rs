@@ -8,6 +8,7 @@ use crate::gateway::finding::{Finding, Severity};
 use super::error::GatewayError;
 use super::host::{self, Device, Offloads};
 use super::kernel;
+use super::links::occupant;
 use super::netdev::{self, XdpFeatures};
 use super::object::ObjectFile;
 use super::preflight::{self, AttachMode, Facts, LinkFacts, Peer};
@@ -161,7 +162,7 @@ pub(super) fn link(name: &str, device: &Device) -> Result<LinkFacts, GatewayErro
         driver: device.driver(name)?,
         mtu: device.mtu,
         up: device.flags.iter().any(|flag| flag == "UP"),
-        program: device.program(),
+        program: occupant(device),
         features: features(name, device.ifindex)?,
         lro: offloads.is_on("large-receive-offload"),
         gro_hw: offloads.is_on("rx-gro-hw"),

@@ -14,7 +14,7 @@ use crate::gateway::finding::Finding;
 use super::error::{GatewayError, causes, errno};
 use super::host::{Device, Report};
 use super::kernel;
-use super::preflight::AttachMode;
+use super::preflight::{AttachMode, Occupant};
 
 use super::state::State;
 use super::topology::{self, RELAY_DEVICE};
@@ -78,6 +78,20 @@ impl Slot {
 /// The program that an instance's link holds on a client-facing device.
 pub(super) fn linked_program(pins: &Path, device: &str) -> Result<u32, LinkError> {
     program_of(&pins.join(link_pin(device)))
+}
+
+/// The program that runs there, and whose it is.
+pub(super) fn occupant(device: &Device) -> Option<Occupant> {
+    device.program().map(|id| Occupant { id, instance: instance_of(id) })
+}
+
+/// The instance whose link holds a program on one of its devices.
+fn instance_of(program: u32) -> Option<String> {
+    let runs = |state: &State| {
+        let mut devices = state.devices.iter();
+        devices.any(|device| linked_program(&state.pin_directory, device).ok() == Some(program))
+    };
+    State::all().into_iter().find(runs).map(|state| state.instance)
 }
 
 fn program_of(pin: &Path) -> Result<u32, LinkError> {
@@ -197,7 +211,9 @@ fn attach_error(program: &'static str, name: &str, error: &ProgramError) -> Gate
             Finding::mtu(name, mtu, "its driver does not run XDP programs with this MTU")
         }
         Some(libc::EBUSY | libc::EEXIST) => {
-            Finding::foreign_program(name, device.and_then(|device| device.program()).unwrap_or(0))
+            let found = device.as_ref().and_then(occupant);
+            let occupant = found.unwrap_or(Occupant { id: 0, instance: None });
+            Finding::foreign_program(name, &occupant)
         }
         Some(libc::ENODEV) => Finding::no_device(name),
         _ => {

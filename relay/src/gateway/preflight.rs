@@ -64,13 +64,22 @@ pub(super) struct LinkFacts {
     pub driver: String,
     pub mtu: u32,
     pub up: bool,
-    pub program: Option<u32>,
+    pub program: Option<Occupant>,
     /// `None`: the kernel is too old to say (Linux 6.3).
     pub features: Option<XdpFeatures>,
     pub lro: bool,
     pub gro_hw: bool,
     /// Of a veth.
     pub peer: Option<Peer>,
+}
+
+/// An XDP program that a device runs already.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Occupant {
+    /// The kernel's id.
+    pub id: u32,
+    /// The instance of ours whose program it is.
+    pub instance: Option<String>,
 }
 
 /// A veth's other end.
@@ -109,7 +118,20 @@ impl Finding {
         )
     }
 
-    pub(super) fn foreign_program(device: &str, id: u32) -> Self {
+    pub(super) fn foreign_program(device: &str, occupant: &Occupant) -> Self {
+        let id = occupant.id;
+        if let Some(instance) = &occupant.instance {
+            return Self::refuses(
+                device,
+                Self::FOREIGN_PROGRAM,
+                format!(
+                    "device `{device}` already runs an XDP program (id {id}): that of the Millrace \
+                     instance `{instance}`, and there is room for one. Take another device, or unload \
+                     that instance with its own configuration (gateway.instance = \"{instance}\")"
+                ),
+                "relay unload --config THAT_CONFIGURATION",
+            );
+        }
         Self::refuses(
             device,
             Self::FOREIGN_PROGRAM,
@@ -257,8 +279,8 @@ fn judge_device(
     policy: XdpPolicy,
     findings: &mut Vec<Finding>,
 ) {
-    if let Some(id) = link.program {
-        findings.push(Finding::foreign_program(name, id));
+    if let Some(occupant) = &link.program {
+        findings.push(Finding::foreign_program(name, occupant));
     }
     if link.mtu > MAX_LINK_MTU {
         let reason = format!("the link to the relay carries at most {MAX_LINK_MTU}");
@@ -385,6 +407,25 @@ mod tests {
     );
 
     /// A network card with nothing to say about it.
+    fn occupant(id: u32, instance: Option<&str>) -> Occupant {
+        Occupant { id, instance: instance.map(ToOwned::to_owned) }
+    }
+
+    #[test]
+    fn a_program_of_another_instance_is_not_to_be_torn_off() {
+        let remedy = |instance| {
+            let link = LinkFacts { program: Some(occupant(7, instance)), ..card() };
+            let mut findings = Vec::new();
+            judge_device("eth1", &link, 4096, XdpPolicy::Native, &mut findings);
+            let Finding { what, remedy, .. } = findings.remove(0);
+            (what, remedy.expect("a command"))
+        };
+        assert_eq!(remedy(None).1, "ip link set dev eth1 xdp off");
+        let (what, command) = remedy(Some("blue"));
+        assert!(what.contains("the Millrace instance `blue`"), "{what}");
+        assert_eq!(command, "relay unload --config THAT_CONFIGURATION");
+    }
+
     fn card() -> LinkFacts {
         LinkFacts {
             driver: "mlx5_core".to_owned(),
@@ -441,7 +482,7 @@ mod tests {
 
     #[test]
     fn another_program_is_in_the_way() {
-        let link = LinkFacts { program: Some(7), ..card() };
+        let link = LinkFacts { program: Some(occupant(7, None)), ..card() };
         assert_eq!(said(XdpPolicy::Native, link), [(Severity::Refuses, "foreign_program")]);
     }
 
@@ -522,7 +563,7 @@ mod tests {
 
     #[test]
     fn what_refuses_comes_first() {
-        let link = LinkFacts { up: false, lro: true, program: Some(1), ..card() };
+        let link = LinkFacts { up: false, lro: true, program: Some(occupant(1, None)), ..card() };
         let severities: Vec<_> =
             said(XdpPolicy::Native, link).into_iter().map(|(severity, _)| severity).collect();
         assert_eq!(severities, [Severity::Refuses, Severity::Costs, Severity::Note]);

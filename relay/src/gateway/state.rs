@@ -1,6 +1,6 @@
 //! What an instance leaves on the host outside the network: its state file, and the bpffs mount.
 
-use std::fs::File;
+use std::fs::{DirEntry, File};
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -18,6 +18,8 @@ use super::preflight::Bpffs;
 
 /// Where every instance has its directory.
 const RUN: &str = "/run/millrace";
+/// An instance's state there.
+const STATE: &str = "gateway.json";
 /// Where the kernel's BPF file system belongs.
 const BPFFS: &str = "/sys/fs/bpf";
 /// Present while the bpffs mount is ours to undo: shared, for instances come and go in any order.
@@ -46,12 +48,21 @@ impl State {
     }
 
     fn path(config: &Config) -> PathBuf {
-        config.run_directory().join("gateway.json")
+        config.run_directory().join(STATE)
     }
 
     /// Reads the state of a loaded instance; `None` if it is not loaded.
     pub(super) fn read(config: &Config) -> Result<Option<Self>, GatewayError> {
         read_json(&Self::path(config))
+    }
+
+    /// Those of all loaded instances, as far as they can be read.
+    pub(super) fn all() -> Vec<Self> {
+        let instances = std::fs::read_dir(RUN).into_iter().flatten().flatten();
+        let state = |entry: DirEntry| read_json(&entry.path().join(STATE)).ok().flatten();
+        let mut all: Vec<Self> = instances.filter_map(state).collect();
+        all.sort_by(|one, other| one.instance.cmp(&other.instance));
+        all
     }
 
     /// [`Self::read`] of an instance that should be loaded.

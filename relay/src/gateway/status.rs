@@ -154,10 +154,13 @@ impl fmt::Display for Status {
             let program = device
                 .program_id
                 .map_or_else(|| "no program".to_owned(), |id| format!("program {id}"));
-            let answers =
-                if device.redirects_answers { "redirected" } else { "by the host's stack" };
+            let answers = match device.redirects_answers {
+                Some(true) => ", answers redirected",
+                Some(false) => ", answers by the host's stack",
+                None => "",
+            };
             let (name, mode) = (&device.name, device.mode);
-            writeln!(f, "device       {name}: {mode}, {program}, answers {answers}")?;
+            writeln!(f, "device       {name}: {mode}, {program}{answers}")?;
             self.warn(device, f)?;
         }
         for (name, program) in &self.programs {

@@ -18,7 +18,12 @@ const DETACH: Duration = Duration::from_secs(5);
 pub fn unload(config: &Config, report: Report<'_>) -> Result<(), GatewayError> {
     super::require_root("`relay unload`")?;
     let _lock = Lock::take()?;
-    undo(config, &State::of_loaded(config)?, report)
+    let Some(state) = State::read(config)? else {
+        let instance = config.gateway.instance.clone();
+        let loaded = State::all().into_iter().map(|state| state.instance).collect();
+        return Err(GatewayError::NothingToUnload { instance, loaded });
+    };
+    undo(config, &state, report)
 }
 
 /// What `load` did, undone in reverse. The state file goes last, so that this can be repeated.

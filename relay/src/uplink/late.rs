@@ -14,7 +14,7 @@
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Receiver, SendError, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -163,6 +163,9 @@ impl Written {
 /// What is to be looked through.
 type Task = (Partition, RangeInclusive<i64>);
 
+/// Calls the rescue's body on its thread; that it returns before the relay stops is a fault.
+pub(crate) type RescueWatch = Arc<dyn Fn(&mut dyn FnMut()) + Send + Sync>;
+
 /// Writes to the dead letters what came too late; on a thread of its own, which begins when there is
 /// something to look through.
 pub(crate) struct Rescue {
@@ -170,11 +173,12 @@ pub(crate) struct Rescue {
     leases: Arc<Leases>,
     work: Option<(Sender<Task>, JoinHandle<()>)>,
     stop: Arc<AtomicBool>,
+    watch: RescueWatch,
 }
 
 impl Rescue {
-    pub(crate) fn new(config: &Config, leases: Arc<Leases>) -> Self {
-        Self { config: config.clone(), leases, work: None, stop: Arc::default() }
+    pub(crate) fn new(config: &Config, leases: Arc<Leases>, watch: RescueWatch) -> Self {
+        Self { config: config.clone(), leases, work: None, stop: Arc::default(), watch }
     }
 
     /// Looks through what this run of the relay has written there.
@@ -192,28 +196,30 @@ impl Rescue {
                 incarnation,
                 stop: Arc::clone(&self.stop),
             };
-            match std::thread::Builder::new()
-                .name("late".to_owned())
-                .spawn(move || searcher.run(&work))
-            {
+            let watch = Arc::clone(&self.watch);
+            let body = move || watch(&mut || searcher.run(&work));
+            match std::thread::Builder::new().name("late".to_owned()).spawn(body) {
                 Ok(thread) => self.work = Some((sender, thread)),
-                Err(error) => {
-                    let (first, last) = offsets.into_inner();
-                    tracing::error!(
-                        %error,
-                        partition = partition.0,
-                        first,
-                        last,
-                        "no thread to look for messages that came after their server's lease"
-                    );
-                    return;
-                }
+                Err(error) => return tell_left((partition, offsets), &error.to_string()),
             }
         }
-        if let Some((sender, _)) = &self.work {
-            let _ = sender.send((partition, offsets));
+        if let Some((sender, _)) = &self.work
+            && let Err(SendError(task)) = sender.send((partition, offsets))
+        {
+            tell_left(task, "its thread has ended");
         }
     }
+}
+
+/// Says what nobody looks through.
+fn tell_left((partition, offsets): Task, why: &str) {
+    let (first, last) = offsets.into_inner();
+    tracing::error!(
+        partition = partition.0,
+        first,
+        last,
+        "not looked through for messages that came after their server's lease: {why}"
+    );
 }
 
 /// Lets what is under way come to its end, for a while.
@@ -246,15 +252,8 @@ impl Searcher {
         for (partition, offsets) in work {
             if let Some(left) = self.look_through(partition, &offsets) {
                 // And what has not been begun.
-                for (partition, offsets) in std::iter::once((partition, left)).chain(work) {
-                    let (first, last) = offsets.into_inner();
-                    tracing::error!(
-                        partition = partition.0,
-                        first,
-                        last,
-                        "not looked through for messages that came after their server's lease: the relay \
-                         stops"
-                    );
+                for task in std::iter::once((partition, left)).chain(work) {
+                    tell_left(task, "the relay stops");
                 }
                 return;
             }
@@ -353,6 +352,27 @@ mod tests {
     }
 
     fn nothing(_: &Leases) {}
+
+    #[test]
+    fn its_thread_is_watched_and_what_comes_after_its_end_harms_nobody() {
+        let text = include_str!("../../../docs/millrace.toml");
+        let config: Config = toml::from_str(text).expect("valid");
+        let (ended, told) = mpsc::channel();
+        let ended = std::sync::Mutex::new(ended);
+        // One that ends before its time: it takes no work.
+        let watch: RescueWatch = Arc::new(move |_| {
+            let name = std::thread::current().name().map(ToOwned::to_owned);
+            ended.lock().unwrap().send(name).unwrap();
+        });
+        let mut rescue = Rescue::new(&config, Arc::new(leases()), watch);
+        rescue.look_through(Incarnation::new(1), PARTITION, 1..=2);
+        let name = told.recv_timeout(Duration::from_secs(30)).expect("it is watched");
+        assert_eq!(name.as_deref(), Some("late"));
+        while !rescue.work.as_ref().is_some_and(|(_, thread)| thread.is_finished()) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        rescue.look_through(Incarnation::new(1), PARTITION, 3..=4);
+    }
 
     #[test]
     fn what_is_acknowledged_under_a_lease_in_force_is_nobody_s_concern() {

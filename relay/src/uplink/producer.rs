@@ -18,7 +18,7 @@ use crate::model::{
 use crate::ring::Wake;
 use crate::undelivered::deadletter::Refused;
 use crate::undelivered::intake::Intake;
-use crate::uplink::late::{Lateness, Rescue};
+use crate::uplink::late::{Lateness, Rescue, RescueWatch};
 use crate::uplink::leases::Leases;
 use crate::uplink::mending::{Again, Mending, Next};
 use crate::uplink::token::{Token, token};
@@ -107,13 +107,15 @@ pub struct RdKafkaProducer {
 
 impl RdKafkaProducer {
     /// A producer for the uplink, which takes batches of `batch_bytes`; `wake` is woken when reports
-    /// come. Messages that Kafka refuses for good are handed in at the intake.
+    /// come. Messages that Kafka refuses for good are handed in at the intake. The thread that
+    /// looks for late messages runs under `watch`.
     pub fn new(
         config: &Config,
         batch_bytes: Option<u32>,
         wake: Wake,
         intake: Arc<Intake>,
         leases: Arc<Leases>,
+        watch: RescueWatch,
     ) -> Result<Self, KafkaError> {
         let topic = config.kafka.uplink_topic();
         let native = NativeProducer::new(
@@ -123,7 +125,7 @@ impl RdKafkaProducer {
             wake.clone(),
         )?;
         let lateness = Lateness::new(config.partitions());
-        let rescue = Rescue::new(config, leases.clone());
+        let rescue = Rescue::new(config, leases.clone(), watch);
         intake.tell_of_room(wake);
         Ok(Self {
             native,

@@ -64,8 +64,15 @@ impl Bench {
     fn new(config: &Config) -> Self {
         let (intake, leases) = (Arc::<Intake>::default(), Arc::new(Leases::new(config)));
         let wake = Wake::new().unwrap();
-        let producer =
-            RdKafkaProducer::new(config, None, wake, intake.clone(), leases.clone()).unwrap();
+        let producer = RdKafkaProducer::new(
+            config,
+            None,
+            wake,
+            intake.clone(),
+            leases.clone(),
+            Arc::new(|body| body()),
+        )
+        .unwrap();
         Self { intake, leases, producer }
     }
 

@@ -36,7 +36,7 @@ fn unload_leaves_nothing() -> anyhow::Result<()> {
     let after = traces(&topology.gateway, &config)?;
     ensure!(after == before, "before {before:#?}\nafter {after:#?}");
     let second = gateway::unload(&config, &mut |_| {});
-    ensure!(matches!(second, Err(GatewayError::NotLoaded { .. })), "{second:?}");
+    ensure!(matches!(second, Err(GatewayError::NothingToUnload { .. })), "{second:?}");
     Ok(())
 }
 
@@ -204,6 +204,16 @@ fn a_second_load_and_a_foreign_program_are_refused() -> anyhow::Result<()> {
     // Another instance's program on the device is as foreign as anybody's.
     let other = topology.config(OTHER_PORT, Framing::Lines);
     refused(&topology.gateway, &other, "device `eth1` already runs an XDP program (id ")?;
+    let whose = format!("the Millrace instance `{}`", loaded.config.gateway.instance);
+    refused(&topology.gateway, &other, &whose)?;
+    // Seen from elsewhere, a device cannot be asked.
+    let status = topology.clients[0].run(|| gateway::status(&loaded.config))??;
+    ensure!(status.devices[0].redirects_answers.is_none(), "{status}");
+    ensure!(!status.to_string().contains("answers"), "{status}");
+    // What is not loaded is not unloaded, and what is loaded is named.
+    let nothing = gateway::unload(&other, &mut |_| {}).err().context("it was not refused")?;
+    let loaded_one = format!("`{}`", loaded.config.gateway.instance);
+    ensure!(nothing.to_string().contains(&loaded_one), "{nothing}");
 
     // Both refusals have left the instance at work.
     let mut client = connect(&topology.clients[0], Topology::server_address(0), PORT)?;
@@ -217,14 +227,13 @@ fn what_is_not_loaded_cannot_be_used() -> anyhow::Result<()> {
         return Ok(());
     }
     let config = Topology::new(1, 1)?.config(PORT, Framing::Lines);
-    for error in [
-        Gateway::open(&config).err(),
-        gateway::status(&config).err(),
-        gateway::unload(&config, &mut |_| {}).err(),
-    ] {
+    for error in [Gateway::open(&config).err(), gateway::status(&config).err()] {
         let error = error.context("it was not refused")?.to_string();
         ensure!(error.contains("is not loaded; load it with `relay load`"), "{error}");
     }
+    let error =
+        gateway::unload(&config, &mut |_| {}).err().context("it was not refused")?.to_string();
+    ensure!(error.contains("is not loaded, so nothing is to be unloaded"), "{error}");
     Ok(())
 }
 

@@ -70,7 +70,14 @@ impl Rig {
         let (mut sender, receiver) = uplink(wake(), wake_of_pump.clone());
         let (downlink, _) = downlink(wake(), wake());
         let (intake, leases) = (Arc::<Intake>::default(), Arc::new(Leases::new(&config)));
-        let producer = RdKafkaProducer::new(&config, None, wake_of_pump.clone(), intake, leases);
+        let producer = RdKafkaProducer::new(
+            &config,
+            None,
+            wake_of_pump.clone(),
+            intake,
+            leases,
+            Arc::new(|body| body()),
+        );
         let stop_time = StopTime::new(&config.relay);
         let pump = Pump::new(
             producer.expect("a producer"),
@@ -157,7 +164,14 @@ fn ordinary_servers_go_on_while_it_is_not_known_whether_leases_are_in_force() {
     let (mut sender, receiver) = uplink(wake(), wake());
     let (downlink, _downlink) = downlink(wake(), wake());
     let (intake, leases) = (Arc::<Intake>::default(), Arc::new(Leases::new(&config)));
-    let producer = RdKafkaProducer::new(&config, None, wake(), intake, leases.clone());
+    let producer = RdKafkaProducer::new(
+        &config,
+        None,
+        wake(),
+        intake,
+        leases.clone(),
+        Arc::new(|body| body()),
+    );
     let stats = Arc::<PumpStats>::default();
     let mut pump = Pump::new(
         producer.expect("a producer"),

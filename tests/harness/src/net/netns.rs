@@ -361,7 +361,7 @@ fn remove_stale() {
         let config: Config = toml::from_str(&text).expect("a configuration");
         let removed = match gateway::unload(&config, &mut |_| {}) {
             // A relay without a gateway has only this.
-            Err(gateway::GatewayError::NotLoaded { .. }) => {
+            Err(gateway::GatewayError::NothingToUnload { .. }) => {
                 std::fs::remove_dir_all(config.run_directory()).map_err(anyhow::Error::from)
             }
             removed => removed.map_err(anyhow::Error::from),

@@ -111,7 +111,7 @@ fn demo(arguments: &Arguments) -> Result<bool> {
         progress.line("the relay has stopped in good order");
     }
     drop(cluster);
-    show::summary(&report, &progress);
+    show::summary(&report, (arguments.clients, arguments.window), &progress);
     if arguments.json {
         println!("{}", serde_json::to_string(&report)?);
     }

@@ -102,7 +102,7 @@ pub(crate) fn relay_log(cluster: &Cluster) {
 }
 
 /// The end, for people.
-pub(crate) fn summary(report: &Report, progress: &Progress) {
+pub(crate) fn summary(report: &Report, (clients, window): (u32, u32), progress: &Progress) {
     let outcome = &report.outcome;
     let latency = &outcome.latency_us;
     for error in &outcome.errors {
@@ -123,14 +123,15 @@ pub(crate) fn summary(report: &Report, progress: &Progress) {
         outcome.disconnected,
     ));
     progress.line(&format!(
-        "{:.2} s, {:.0} messages/s; round trip p50 {} µs, p99 {} µs, longest {} µs; relay {:.2} µs \
-         of processor time a message",
-        outcome.seconds,
-        outcome.messages_per_second,
+        "{:.2} s, {:.0} messages/s; relay {:.2} µs of processor time a message",
+        outcome.seconds, outcome.messages_per_second, outcome.relay_cpu_us_per_message,
+    ));
+    progress.line(&format!(
+        "{}: p50 {} µs, p99 {} µs, longest {} µs",
+        what_round_trips_are(clients, window),
         latency.p50,
         latency.p99,
         latency.max,
-        outcome.relay_cpu_us_per_message,
     ));
     progress.line(&format!(
         "the servers' own ports saw {} connections and {} packets of {} diverted connections",
@@ -138,4 +139,28 @@ pub(crate) fn summary(report: &Report, progress: &Progress) {
     ));
     progress.line(&format!("associations {:?}", outcome.associations));
     progress.line(&format!("verdicts {}", verdicts(&report.verdicts)));
+}
+
+/// A round trip is mostly the wait behind what was sent before: that is said beside the numbers.
+fn what_round_trips_are(clients: u32, window: u32) -> String {
+    let under_way = u64::from(clients) * u64::from(window);
+    let advice =
+        if window > 1 { "; --window 1 measures them without a queue of their own" } else { "" };
+    format!(
+        "round trips while each of {clients} clients keeps up to {window} messages unanswered (up to \
+         {under_way} under way at a time, and each waits behind them{advice})"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::what_round_trips_are;
+
+    #[test]
+    fn what_is_under_way_is_said_beside_the_round_trips() {
+        let said = what_round_trips_are(200, 64);
+        assert!(said.contains("up to 64 messages") && said.contains("12800 under way"), "{said}");
+        assert!(said.contains("--window 1"), "{said}");
+        assert!(!what_round_trips_are(200, 1).contains("--window"));
+    }
 }
