@@ -84,8 +84,8 @@ pub enum ConsumerError {
     Client(#[from] KafkaError),
     /// The cluster does not tell where the last run has stopped reading.
     #[error(
-        "the cluster does not tell the committed offset of consumer group {group} ({source}); the \
-         relay needs the right READ on group {group}, and the brokers' logs may say more"
+        "the cluster did not report the committed offset of consumer group {group} ({source}); \
+         the relay needs the right READ on group {group}, and the brokers' logs may say more"
     )]
     Offset {
         /// The relay's group.
@@ -95,8 +95,8 @@ pub enum ConsumerError {
     },
     /// The cluster does not tell where the relay's partition begins.
     #[error(
-        "the cluster does not tell the oldest offset of {topic} [{partition}] ({source}); has the \
-         partition a leader?"
+        "the cluster did not report the oldest offset of {topic} [{partition}] ({source}); does \
+         the partition have a leader?"
     )]
     Oldest {
         /// The downlink.
@@ -124,8 +124,8 @@ impl ConsumerContext for Context {
         if let Err(error) = result {
             let group = &*self.group;
             tracing::warn!(
-                %error, group, "the downlink's offset was not committed; it will be again (it takes the \
-                right READ on the group)"
+                %error, group, "the downlink's offset was not committed; the relay will retry (it \
+                needs the right READ on the group)"
             );
             if error.rdkafka_error_code() == Some(RDKafkaErrorCode::OffsetMetadataTooLarge) {
                 self.note_refused.store(true, Ordering::Relaxed);
@@ -318,7 +318,7 @@ impl Consumer {
         self.intake.collect(&self.downlinks);
         self.intake.abandon_rest();
         if !self.intake.wait_done(self.stop_time.left_of(StopPart::Connections)) {
-            tracing::warn!("replies could not be kept in time; the next run sees to them");
+            tracing::warn!("replies could not be kept in time; the next run handles them");
         }
         self.commit_last();
         // Closing it would wait for answers, however long the cluster is away. It is in no group that it
@@ -344,7 +344,7 @@ impl Consumer {
             }
             if Instant::now() >= deadline {
                 return tracing::warn!(
-                    "the downlink's offset was not committed: replies will come again"
+                    "the downlink's offset was not committed: replies will be sent again"
                 );
             }
             self.committed = None;
@@ -362,7 +362,7 @@ impl Consumer {
                 None => break,
                 Some(Ok(message)) => message,
                 Some(Err(error)) if is_out_of_range(&error) => {
-                    tracing::warn!(%error, "the downlink is not there any more where it is read");
+                    tracing::warn!(%error, "the position in the downlink does not exist any more");
                     self.is_broken = true;
                     break;
                 }
@@ -371,7 +371,7 @@ impl Consumer {
                     if is_unreadable(&error) {
                         unreadable = Some(error);
                     } else {
-                        tracing::warn!(%error, "reading the downlink; trying on");
+                        tracing::warn!(%error, "the downlink cannot be read; retrying");
                     }
                     break;
                 }
@@ -429,7 +429,9 @@ impl Consumer {
         if let Some(error) = unreadable
             && let Err(problem) = self.pass_unreadable(&error)
         {
-            tracing::warn!(%error, %problem, "replies cannot be read; trying to go past them");
+            tracing::warn!(
+                %error, %problem, "replies cannot be read; the relay tries to skip them"
+            );
         }
     }
 
@@ -531,7 +533,9 @@ impl Consumer {
         match result {
             Ok(()) => (self.committed, self.asked) = (Some((end, note)), Instant::now()),
             Err(error) => {
-                tracing::warn!(%error, "the downlink's offset was not committed; it will be again");
+                tracing::warn!(
+                    %error, "the downlink's offset was not committed; the relay will retry"
+                );
             }
         }
         end

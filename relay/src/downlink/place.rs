@@ -74,10 +74,10 @@ pub(crate) fn tell(place: Place, found: &Found, topic: &str, partition: i32) {
             partition,
             start,
             records,
-            "the cluster has no committed offset of this relay, and its partition has records: they \
-             are read from the oldest on, and those that were dealt with before become dead letters, or \
-             are sent again to clients that come back. The group, or the topic, is new or was \
-             deleted, or the relay was down for longer than the brokers keep offsets \
+            "the cluster has no committed offset of this relay, but its partition has records: \
+             the relay reads them from the oldest on, and those that were handled before become \
+             dead letters, or are sent again to clients that come back. The group or the topic is \
+             new or was deleted, or the relay was down for longer than the brokers keep offsets \
              (offsets.retention.minutes)"
         ),
         Break::MadeAnew => tracing::error!(
@@ -86,8 +86,8 @@ pub(crate) fn tell(place: Place, found: &Found, topic: &str, partition: i32) {
             start,
             records,
             read,
-            "the topic was deleted and made again since it was read last: it is read from its \
-             beginning, and what had not been read of the former one is lost"
+            "the topic was deleted and recreated since the relay last read it: the relay reads it \
+             from its beginning, and what it had not read of the former topic is lost"
         ),
         Break::TailLost => tracing::error!(
             topic,
@@ -95,9 +95,9 @@ pub(crate) fn tell(place: Place, found: &Found, topic: &str, partition: i32) {
             start,
             records,
             read,
-            "the partition ends before what was read of it: it is read on from the end that is \
-             there. The cluster has lost records (an unclean election, a broker without its data, an \
-             old copy); replies among them that waited for their clients are lost"
+            "the partition ends before what the relay has read of it: the relay reads on from the \
+             end that exists. The cluster has lost records (an unclean election, a broker without \
+             its data, an old copy); replies among them that waited for their clients are lost"
         ),
         Break::Deleted => tracing::error!(
             topic,

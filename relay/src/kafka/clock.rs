@@ -69,7 +69,7 @@ impl BrokersClock {
             match difference.signum() {
                 -1 => tracing::warn!(seconds, "this host's clock is ahead of the broker's: set it"),
                 1 => tracing::warn!(seconds, "this host's clock is behind the broker's: set it"),
-                _ => tracing::info!("this host's clock is the broker's again"),
+                _ => tracing::info!("this host's clock agrees with the broker's again"),
             }
         }
     }

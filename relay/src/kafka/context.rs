@@ -42,8 +42,8 @@ impl Throttled {
         tracing::warn!(
             broker,
             throttle_ms,
-            "the brokers throttle clients for {client}: a quota of their client.id or their user is used \
-             up; `status` counts for how long"
+            "the brokers throttle clients for {client}: a quota of their client.id or their user \
+             is used up; `relay status` shows for how long"
         );
     }
 }

@@ -42,7 +42,7 @@ pub(crate) enum FetchError {
     #[error("{0}")]
     Kafka(#[from] KafkaError),
     /// Nothing came for a long time.
-    #[error("offset {offset} of {topic} [{partition}] did not come within {patience:?}")]
+    #[error("offset {offset} of {topic} [{partition}] did not arrive within {patience:?}")]
     Late {
         /// Where.
         topic: String,
@@ -191,7 +191,10 @@ impl Fetcher {
                 && let Some(range) = unreadable_at(&self.kafka, (topic, partition), next)?
             {
                 let (first, last) = (range.start, range.end - 1);
-                tracing::error!(%error, topic, partition, first, last, "cannot be read: left out");
+                tracing::error!(
+                    %error, topic, partition, first, last, "a record cannot be read, and is \
+                    skipped"
+                );
                 while let Some(lost) = wanted.next_if(|offset| *offset < range.end) {
                     take(lost, None);
                 }

@@ -114,7 +114,7 @@ pub(crate) fn rejoin<C: Watched>(client: &Client<C>) {
     if let Some(brokers) = watch.to_rejoin(Instant::now()) {
         // SAFETY: the client lives, and librdkafka copies the list.
         let count = unsafe { sys::rd_kafka_brokers_add(client.native_ptr(), brokers.as_ptr()) };
-        tracing::debug!(count, "a client had lost all brokers");
+        tracing::debug!(count, "a Kafka client had lost all brokers and was given them again");
     }
 }
 

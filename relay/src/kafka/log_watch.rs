@@ -52,7 +52,9 @@ impl LogWatch {
             answer.unwrap_or(Err(KafkaError::MetadataFetch(RDKafkaErrorCode::OperationTimedOut)))
         });
         told.unwrap_or_else(|error| {
-            tracing::debug!(%error, topic = self.topic, "the topic's id is not told");
+            tracing::debug!(
+                %error, topic = self.topic, "the brokers did not report the topic's id"
+            );
             None
         })
     }

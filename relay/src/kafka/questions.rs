@@ -24,7 +24,7 @@ pub(crate) fn ask_again<T>(
     loop {
         match ask(deadline.saturating_duration_since(Instant::now())) {
             Err(error) if passes(&error) && Instant::now() + PAUSE < deadline => {
-                tracing::debug!(%error, "the cluster is not ready to answer; asking again");
+                tracing::debug!(%error, "the cluster is not ready to answer; retrying");
                 std::thread::sleep(PAUSE);
             }
             answer => return answer,
@@ -67,7 +67,11 @@ fn at_least(
         if end >= known || Instant::now() + PAUSE > deadline {
             return Ok((oldest, end));
         }
-        tracing::debug!(end, known, "a partition is said to end before what was acknowledged");
+        tracing::debug!(
+            end,
+            known,
+            "a broker reports an end of a partition before what was acknowledged"
+        );
         std::thread::sleep(PAUSE);
     }
 }

@@ -32,8 +32,8 @@ pub enum OpenError {
     Client(#[from] KafkaError),
     /// The cluster does not say what there is to read.
     #[error(
-        "the cluster does not tell the partitions of topic {topic} and their ends ({source}); is a \
-         broker of kafka.brokers running, and has each partition of the topic a leader?"
+        "the cluster did not report the partitions of topic {topic} and their ends ({source}); is \
+         a broker of kafka.brokers running, and does each partition of the topic have a leader?"
     )]
     Untold {
         /// Which topic.
@@ -153,7 +153,7 @@ impl TopicReader {
             topic = self.topic,
             before = self.partitions,
             partitions = there.len(),
-            "the topic has more partitions than before; they are read from their beginning"
+            "the topic has more partitions than before; the new ones are read from their beginning"
         );
         self.partitions = there.len();
         Ok(())
@@ -205,7 +205,9 @@ impl TopicReader {
             let Some(range) = unreadable_at(&self.kafka, place, *next)? else { continue };
             let (first, last) = (range.start, range.end - 1);
             let topic = &self.topic;
-            tracing::error!(%error, topic, partition, first, last, "cannot be read: left out");
+            tracing::error!(
+                %error, topic, partition, first, last, "a record cannot be read, and is skipped"
+            );
             self.unreadable += u64::try_from(range.end - range.start).unwrap_or_default();
             *next = range.end;
             self.catch_up.read_to(*partition, range.end);

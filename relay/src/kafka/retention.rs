@@ -41,7 +41,10 @@ impl Retention {
         match minutes(kafka).await {
             Ok(minutes) => Self(Duration::from_mins(minutes.max(1))),
             Err(problem) => {
-                tracing::debug!(problem, "{PROPERTY} is not told; the default is taken");
+                tracing::debug!(
+                    problem,
+                    "the brokers did not report {PROPERTY}; the relay assumes the default"
+                );
                 Self::default()
             }
         }

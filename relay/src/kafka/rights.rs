@@ -39,8 +39,8 @@ impl fmt::Display for Missing {
 /// The relay may not do what it has to do.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "Kafka does not allow this relay what it needs: {missing}; grant it (docs/brokers.md has the whole \
-     list), or use another user in kafka.properties"
+    "Kafka does not grant this relay the rights that it needs: {missing}; grant them \
+     (docs/brokers.md has the whole list), or use another user in kafka.properties"
 )]
 pub struct RightsError {
     missing: String,
@@ -68,7 +68,7 @@ pub fn check_rights(config: &Config) -> Result<Topics, RightsError> {
     };
     let deadline = Instant::now() + TIMEOUT;
     let left = || deadline.saturating_duration_since(Instant::now());
-    let not_told = |error| tracing::debug!(%error, "the cluster does not tell the relay's rights");
+    let not_told = |error| tracing::debug!(%error, "the cluster did not report the relay's rights");
     // librdkafka would ask the controller, which not every cluster names; and every broker knows them.
     let broker = client.fetch_metadata(names.first().copied(), left());
     let told = broker
@@ -89,8 +89,8 @@ pub fn check_rights(config: &Config) -> Result<Topics, RightsError> {
     for missing in self::missing(&uplink, &told) {
         tracing::warn!(
             %missing,
-            "Kafka does not allow this: `relay ledger` cannot look, and what waits for a server that is \
-             gone cannot become dead letters"
+            "Kafka does not grant this right: `relay ledger` cannot read the uplink, and what \
+             waits for a server that is gone cannot become dead letters"
         );
     }
     let all_there = told.iter().all(|topic| topic.error.is_none());
@@ -98,8 +98,8 @@ pub fn check_rights(config: &Config) -> Result<Topics, RightsError> {
     if let Some(missing) = office.filter(|_| all_there) {
         tracing::error!(
             %missing,
-            "Kafka does not allow this: this relay will not coordinate, and without another one that \
-             does no server can register or drain"
+            "Kafka does not grant this right: this relay will not coordinate, and unless another \
+             relay does, no server can register or drain"
         );
     }
     Ok(if all_there { Topics::There } else { Topics::Unknown })

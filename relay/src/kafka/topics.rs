@@ -37,8 +37,8 @@ pub enum TopicError {
     },
     /// A broker is reached, and TLS or SASL comes to nothing.
     #[error(
-        "kafka.properties: {brokers} cannot be spoken to with these settings for TLS and SASL: \
-         {reason}"
+        "kafka.properties: the relay cannot talk to {brokers} with these settings for TLS and \
+         SASL: {reason}"
     )]
     Unspoken {
         /// The bootstrap brokers.
@@ -48,8 +48,8 @@ pub enum TopicError {
     },
     /// Nobody answers.
     #[error(
-        "no Kafka broker answers at {brokers} ({reason}); start one (`cargo xtask kafka \
-         start`) or set kafka.brokers, and kafka.properties if it wants TLS or SASL"
+        "no Kafka broker answers at {brokers} ({reason}); start one (`cargo xtask kafka start`) \
+         or set kafka.brokers, and kafka.properties if it needs TLS or SASL"
     )]
     NoBroker {
         /// The bootstrap brokers.
@@ -59,7 +59,8 @@ pub enum TopicError {
     },
     /// The cluster does not make what is missing.
     #[error(
-        "the cluster does not make for this relay what is missing of its topics: {missing}. {remedy}"
+        "the cluster did not create the missing topics and partitions for this relay: {missing}. \
+         {remedy}"
     )]
     Refused {
         /// Each topic with what it needs, and why it is refused.
@@ -176,8 +177,8 @@ async fn ensure(cluster: &Cluster, all: &[Wanted]) -> Result<(), TopicError> {
         if let Some(wanted) = too_few.first() {
             if began.elapsed() >= BROKERS_TIMEOUT {
                 return Err(wanted.problem(format!(
-                    "fewer brokers are there than it should have replicas (`kafka.replication` is \
-                     {}; -1 is what the brokers say)",
+                    "the cluster has fewer brokers than the topic should have replicas \
+                     (`kafka.replication` is {}; -1 uses the brokers' default)",
                     wanted.replication
                 )));
             }
@@ -209,8 +210,8 @@ fn await_leaders(cluster: &Cluster, wanted: &Wanted, patience: Duration) -> Resu
     let left = || deadline.saturating_duration_since(Instant::now());
     let unled = |error: KafkaError| {
         wanted.problem(format!(
-            "not every partition has a leader that answers, {LEADERS_TIMEOUT:?} after it was made \
-             ({error}); the brokers' logs may say why"
+            "not every partition has a leader that answers, {LEADERS_TIMEOUT:?} after it was \
+             created ({error}); the brokers' logs may say why"
         ))
     };
     let partitions = ask_again(left(), |left| described(client, topic, left)).map_err(unled)?;

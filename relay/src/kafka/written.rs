@@ -49,9 +49,10 @@ impl Written {
                     (part.end.load(Ordering::Relaxed), part.messages.load(Ordering::Relaxed));
                 tracing::error!(
                     %partition, before, offset, messages = most,
-                    "a record was acknowledged at an offset that another one had: the cluster has lost \
-                     what was acknowledged there (an unclean election, a broker without its data), or the \
-                     topic was deleted and made again. `relay ledger` counts what is gone of the messages"
+                    "a record was acknowledged at an offset that another record had: the cluster \
+                     has lost what was acknowledged there (an unclean election, a broker without \
+                     its data), or the topic was deleted and recreated. `relay ledger` counts the \
+                     messages that are gone"
                 );
                 add(&self.gone, most);
                 part.messages.store(0, Ordering::Release);

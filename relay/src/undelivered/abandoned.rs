@@ -66,7 +66,7 @@ pub fn bury(
     let mut list = TopicPartitionList::new();
     list.add_partition_offset(place.0, place.1, Offset::Offset(end)).map_err(failed)?;
     if !may_commit() {
-        return Err(unread("it may have a holder by now".to_owned()));
+        return Err(unread("the partition may have a holder by now".to_owned()));
     }
     group.commit(&list, CommitMode::Sync).map_err(failed)?;
     Ok(buried)

@@ -112,7 +112,7 @@ impl Deliveries {
             });
         let any = read.unwrap_or_else(|error| {
             stats.errors.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(%error, "reading the held replies; trying on");
+            tracing::warn!(%error, "held replies cannot be read; retrying");
             false
         });
         let unreadable = self.reader.take_unreadable();
@@ -154,7 +154,7 @@ impl Deliveries {
                     // Its partition was complained about; others have theirs elsewhere.
                     FetchError::Resting | FetchError::Stopped => {}
                     error => {
-                        tracing::error!(%error, holder, "held replies cannot be read; trying on");
+                        tracing::error!(%error, holder, "held replies cannot be read; retrying");
                     }
                 }
                 self.turns.ask(holder);
@@ -256,7 +256,7 @@ impl Deliveries {
         });
         if !gone.is_empty() {
             stats.vanished.fetch_add(gone.len() as u64, Ordering::Relaxed);
-            tracing::error!(holder, count = gone.len(), "held replies are not in the log any more");
+            tracing::error!(holder, count = gone.len(), "held replies are no longer in the log");
             self.index.remove(holder, partition, &gone);
         }
         if !nobodys.is_empty() {

@@ -211,8 +211,8 @@ impl Intake {
         if full && !self.refused_full.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 waiting = heap.refused_undone,
-                "Kafka refuses messages faster than they become dead letters; the relay takes no more \
-                 until these are written"
+                "Kafka refuses messages faster than they become dead letters; the relay accepts \
+                 no more until the dead letters are written"
             );
         }
     }

@@ -269,7 +269,7 @@ impl Keeper {
             Some(_) => {}
             None => {
                 stats.held.vanished.fetch_add(1, Ordering::Relaxed);
-                tracing::error!(holder, offset, "a held reply is not in the log any more");
+                tracing::error!(holder, offset, "a held reply is no longer in the log");
                 deliveries.index.remove(&holder, entry.partition, &[offset]);
             }
         });
@@ -289,7 +289,7 @@ impl Keeper {
             let mut reply = *rest.next().expect("one for each offset");
             let Some(record) = record else {
                 let offset = reply.offset.0;
-                tracing::error!(offset, "a reply to be kept is not in the log any more");
+                tracing::error!(offset, "a reply that should be kept is no longer in the log");
                 stats.vanished.fetch_add(1, Ordering::Relaxed);
                 lines.leave(reply.offset);
                 return intake.done(reply.offset);
@@ -337,7 +337,7 @@ impl Keeper {
             Err(FetchError::Stopped) => {}
             Err(error) => {
                 if !matches!(error, FetchError::Resting) {
-                    tracing::error!(%error, "replies to be kept cannot be read; trying on");
+                    tracing::error!(%error, "replies that should be kept cannot be read; retrying");
                 }
                 for job in unread() {
                     self.is_unread |= matches!(job, Job::Reply(_));
@@ -378,8 +378,8 @@ impl Keeper {
             let (held, letters) = (&*self.held_topic, &*self.deadletter_topic);
             tracing::error!(
                 %code,
-                "{held} or {letters} refuses records; what they are about stays where it is, and is \
-                 tried again; the relay must be allowed to write to both"
+                "{held} or {letters} refuses records; the replies and messages concerned stay \
+                 where they are, and the relay retries; it needs the right to write to both topics"
             );
         }
         self.try_later(job);

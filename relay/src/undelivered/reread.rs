@@ -74,7 +74,7 @@ impl Postponed {
             // A topic that was made anew has somebody else's there.
             let record = record.filter(|record| is_for(record, key));
             if record.is_none() {
-                tracing::error!(offset, "a reply that was postponed is not in the log any more");
+                tracing::error!(offset, "a postponed reply is no longer in the log");
                 stats.vanished.fetch_add(1, Ordering::Relaxed);
                 intake.vanished(next.offset);
             }
@@ -104,7 +104,7 @@ impl Postponed {
                 return false;
             }
             Err(error) => {
-                tracing::error!(%error, "replies that were postponed cannot be read; trying on");
+                tracing::error!(%error, "postponed replies cannot be read; retrying");
                 intake.put_back(unread);
             }
         }

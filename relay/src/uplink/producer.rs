@@ -196,7 +196,7 @@ impl RdKafkaProducer {
         let token = Token::unpack(report.token);
         let mut message = 0;
         let result = report.error.map_or(Ok(()), |(code, record)| {
-            tracing::debug!(%code, partition = report.partition.0, "record not delivered");
+            tracing::debug!(%code, partition = report.partition.0, "a record was not delivered");
             let failure = delivery_failure(code);
             message = record.message_number();
             if failure != DeliveryFailure::Purged && !token.control {
@@ -327,8 +327,8 @@ impl Producer for RdKafkaProducer {
         if mending.is_active() {
             if !was_active {
                 tracing::warn!(
-                    "the uplink refuses a batch: its records are sent again one by one. If its \
-                     max.message.bytes was made smaller, start the relay again"
+                    "the uplink refuses a batch: the relay sends its records again one by one. If \
+                     the topic's max.message.bytes was lowered, start the relay again"
                 );
             }
             self.mend(on_report);

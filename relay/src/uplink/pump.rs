@@ -176,9 +176,9 @@ impl<P: Producer> Pump<P> {
         let heard = std::mem::take(&mut self.tally.heard);
         match self.silence.look(records > 0, heard, now) {
             Some(Word::Nothing(lasted)) => tracing::warn!(
-                "Kafka has acknowledged nothing for {} s ({records} records wait, and their clients \
-                 with them). A broker that can be reached and does not answer may have a full disk, or \
-                 stand still: its own log tells",
+                "Kafka has acknowledged nothing for {} s ({records} records wait, and their \
+                 clients with them). A broker that can be reached but does not answer may have a \
+                 full disk, or hang: its own log says why",
                 lasted.as_secs()
             ),
             Some(Word::Again(lasted)) => {

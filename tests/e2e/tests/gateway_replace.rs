@@ -102,7 +102,10 @@ fn a_swap_that_fails_half_way_goes_back() -> anyhow::Result<()> {
     .err()
     .context("the replacement went on without its device")?
     .to_string();
-    ensure!(error.contains("device `gone0` was removed") && error.contains("relay unload"), "{error}");
+    ensure!(
+        error.contains("device `gone0` was removed") && error.contains("relay unload"),
+        "{error}"
+    );
     ensure!(steps.contains(&"replace XDP program ingress on eth1".to_owned()), "{steps:?}");
     ensure!(!steps.iter().any(|step| step.starts_with("could not go back")), "{steps:?}");
     let after = gateway.run(|| gateway::status(&config))??;

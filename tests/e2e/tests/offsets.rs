@@ -142,7 +142,7 @@ fn an_offset_beyond_the_end_of_the_log_goes_back_to_that_end() {
     wait_until(PATIENCE, "the end to be committed", || Ok(relay.committed_downlink()? == Some(4)))
         .unwrap();
     let said = relay.instance.relay_stderr();
-    assert!(said.contains("ends before what was read of it"), "{said}");
+    assert!(said.contains("ends before what the relay has read of it"), "{said}");
     assert_eq!(relay.record_count("deadletter").unwrap(), 0, "nothing was read again");
 }
 

@@ -243,8 +243,10 @@ fn a_missing_right_is_named() {
             forbid(admin, "relay", &look).unwrap();
         }
         let finished = refused(&relay);
-        let named =
-            format!("does not allow this relay what it needs: READ on group {}", group.name);
+        let named = format!(
+            "does not grant this relay the rights that it needs: READ on group {}",
+            group.name
+        );
         assert!(!finished.status.success() && finished.stderr.contains(&named), "{finished:?}");
     }
     allow(admin, "relay", std::slice::from_ref(&group)).unwrap();

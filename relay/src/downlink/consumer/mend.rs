@@ -43,7 +43,7 @@ pub(super) fn begin(
     let read = committed.as_ref().map(|(offset, _)| *offset);
     let note = committed.map(|(_, note)| note).unwrap_or_default();
     let told = note::parse(&note, read.unwrap_or_default()).unwrap_or_else(|| {
-        tracing::warn!(note, "beside the downlink's offset stands what no relay has written");
+        tracing::warn!(note, "the note beside the downlink's offset was not written by a relay");
         note::Told::default()
     });
     let log_read = told.log.map(str::to_owned);
@@ -76,7 +76,9 @@ impl Consumer {
             return;
         }
         if let Err(error) = self.try_mend() {
-            tracing::warn!(%error, "where the downlink can be read on is not told; asking again");
+            tracing::warn!(
+                %error, "the cluster did not report where the downlink can be read on; retrying"
+            );
             std::thread::sleep(PAUSE);
         }
     }
@@ -143,7 +145,7 @@ fn take_note(offsets: impl Iterator<Item = i64>, end: i64, intake: &Intake, stat
         tracing::error!(
             lost,
             end,
-            "replies that waited for their clients are not in the log any more"
+            "replies that waited for their clients are no longer in the log"
         );
     }
     stats.carried.store(count, Ordering::Relaxed);

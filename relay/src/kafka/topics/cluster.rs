@@ -111,14 +111,14 @@ impl Cluster {
         }
         let options = AdminOptions::new().request_timeout(Some(TIMEOUT)).broker_id(broker);
         let told = self.admin.describe_configs(&there, &options).await.unwrap_or_else(|error| {
-            tracing::debug!(%error, "the topics' configuration is not told");
+            tracing::debug!(%error, "the cluster did not report the topics' configuration");
             Vec::new()
         });
         for resource in told {
             let resource = match resource {
                 Ok(resource) => resource,
                 Err(code) => {
-                    tracing::debug!(%code, "a topic's configuration is not told");
+                    tracing::debug!(%code, "the cluster did not report a topic's configuration");
                     continue;
                 }
             };

@@ -179,11 +179,11 @@ pub(crate) fn compare(wanted: &Wanted, found: &Found) -> Vec<Difference> {
     let partitions = i32::try_from(found.replicas.len()).unwrap_or(i32::MAX);
     if partitions < wanted.partitions || (wanted.role == Role::Registry && partitions != 1) {
         let why = match wanted.role {
-            Role::Registry => "its order is what relays agree on; delete it, a relay makes it anew",
+            Role::Registry => "relays agree by its order; delete it, and a relay creates it again",
             Role::Uplink | Role::Downlink => "`relay run` adds what is missing",
             _ => {
-                "all clients share what there is; to be made anew only while nothing is in it, \
-                  because a client's partition is the hash of its name"
+                "all clients share the partitions that exist; recreate the topic only while it is \
+                 empty, because a client's partition is the hash of its name"
             }
         };
         differs("partitions", partitions.to_string(), wanted.partitions.to_string(), why);
@@ -192,12 +192,12 @@ pub(crate) fn compare(wanted: &Wanted, found: &Found) -> Vec<Difference> {
     if let Ok(replication) = usize::try_from(wanted.replication)
         && found.replicas.iter().any(|replicas| *replicas != replication)
     {
-        let why = "kafka.replication counts for topics that the relay makes; \
-                   kafka-reassign-partitions.sh changes one that is there";
+        let why = "kafka.replication applies to topics that the relay creates; \
+                   kafka-reassign-partitions.sh changes an existing one";
         differs("replicas", fewest.to_string(), replication.to_string(), why);
     }
     if found.settings.is_none() {
-        let why = "the relay may not look at its configuration (DESCRIBE_CONFIGS), so the rest is \
+        let why = "the relay may not read its configuration (DESCRIBE_CONFIGS), so the rest is \
                    not compared";
         differs("configuration", "not told".to_owned(), "described".to_owned(), why);
         return differences;
@@ -216,9 +216,9 @@ fn compare_settings(
     let policy = if wanted.role.is_compacted() { "compact" } else { "delete" };
     if found.setting("cleanup.policy").is_some_and(|there| there != policy) {
         let why = if wanted.role.is_compacted() {
-            "Kafka deletes what is older than retention.ms, though it still counts"
+            "Kafka deletes what is older than retention.ms, although it is still valid"
         } else {
-            "of records with one key only the last would stay, and the others be lost"
+            "of several records with one key, only the last would stay"
         };
         differs("cleanup.policy", text("cleanup.policy"), policy.to_owned(), why);
     }
@@ -232,16 +232,17 @@ fn compare_settings(
         let name = "min.insync.replicas";
         let there = i64::try_from(replicas).unwrap_or(i64::MAX);
         if least > there {
-            let why = "more than there are replicas: no record is ever acknowledged";
+            let why = "this is more than there are replicas: no record is ever acknowledged";
             differs(name, least.to_string(), format!("at most {there}"), why);
         } else if least == 1 && replicas >= SEVERAL_REPLICAS {
-            let why =
-                "a record is acknowledged while a single broker has it, and lost with that one";
+            let why = "a record is acknowledged while a single broker has it, and is lost with that \
+                 broker";
             differs(name, "1".to_owned(), (replicas / 2 + 1).to_string(), why);
         }
     }
     if found.setting("unclean.leader.election.enable") == Some("true") {
-        let why = "a broker that lacks acknowledged records may become leader, and they are lost";
+        let why = "a broker that lacks acknowledged records may become leader, and the records \
+            are lost";
         differs("unclean.leader.election.enable", "true".to_owned(), "false".to_owned(), why);
     }
     if wanted.retention_ms > 0 {
@@ -255,7 +256,7 @@ fn compare_settings(
             differs("retention.ms", text("retention.ms"), format!("at least {least}"), why);
         }
         if found.number("retention.bytes").is_some_and(|there| there >= 0) {
-            let why = "Kafka deletes the oldest records beyond it, whether they were read or not";
+            let why = "Kafka deletes the oldest records beyond this, whether they were read or not";
             differs("retention.bytes", text("retention.bytes"), "-1".to_owned(), why);
         }
     }
@@ -265,12 +266,12 @@ fn compare_settings(
     if is_whole && found.number("max.message.bytes").is_some_and(|there| there < needs) {
         let why = match wanted.role {
             Role::Uplink => {
-                "the longest max_message_bytes of a service, with key and headers, needs as much: \
-                 longer messages are refused, and their connections closed"
+                "the longest max_message_bytes of a service, with key and headers, needs this \
+                 much: longer messages are refused, and their connections closed"
             }
             _ => {
-                "the longest max_message_bytes of a service, with key and headers, needs as much: \
-                  longer replies are refused"
+                "the longest max_message_bytes of a service, with key and headers, needs this \
+                 much: longer replies are refused"
             }
         };
         differs("max.message.bytes", text("max.message.bytes"), format!("at least {needs}"), why);

@@ -49,10 +49,10 @@ pub(super) fn told(refused: &[Refused]) -> TopicError {
     let each = refused.iter().map(|refused| format!("{}: {}", refused.topic, refused.reason));
     let missing = each.collect::<Vec<_>>().join("; ");
     let remedy = if refused.iter().any(|refused| refused.forbidden) {
-        "Grant this relay's user CREATE and ALTER on them (docs/brokers.md), or have them made as \
-         listed here by somebody who may"
+        "Grant this relay's user CREATE and ALTER on them (docs/brokers.md), or have somebody \
+         with these rights create them as listed here"
     } else {
-        "Have them made as listed here by the cluster's own means (docs/brokers.md)"
+        "Have them created as listed here by the cluster's own tools (docs/brokers.md)"
     };
     TopicError::Refused { missing, remedy }
 }
