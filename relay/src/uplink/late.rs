@@ -200,22 +200,7 @@ impl Rescue {
             let body = move || watch(&mut || searcher.run(&work));
             match std::thread::Builder::new().name("late".to_owned()).spawn(body) {
                 Ok(thread) => self.work = Some((sender, thread)),
-<<<<<<< ours
                 Err(error) => return tell_left((partition, offsets), &error.to_string()),
-=======
-                Err(error) => {
-                    let (first, last) = offsets.into_inner();
-                    tracing::error!(
-                        %error,
-                        partition = partition.0,
-                        first,
-                        last,
-                        "cannot start a thread to look for messages that came after their \
-                         server's lease"
-                    );
-                    return;
-                }
->>>>>>> theirs
             }
         }
         if let Some((sender, _)) = &self.work
@@ -267,20 +252,8 @@ impl Searcher {
         for (partition, offsets) in work {
             if let Some(left) = self.look_through(partition, &offsets) {
                 // And what has not been begun.
-<<<<<<< ours
                 for task in std::iter::once((partition, left)).chain(work) {
                     tell_left(task, "the relay stops");
-=======
-                for (partition, offsets) in std::iter::once((partition, left)).chain(work) {
-                    let (first, last) = offsets.into_inner();
-                    tracing::error!(
-                        partition = partition.0,
-                        first,
-                        last,
-                        "the relay stops, so this partition is not searched for messages that \
-                         came after their server's lease"
-                    );
->>>>>>> theirs
                 }
                 return;
             }

@@ -63,7 +63,7 @@ fn a_downlink_that_has_lost_its_tail_is_told_and_read_on_from_its_end() {
     })
     .unwrap();
     let said = relay.instance.relay_stderr();
-    assert!(said.contains("ends before what was read of it"), "{said}");
+    assert!(said.contains("ends before what the relay has read of it"), "{said}");
 
     client.send(b"again").unwrap();
     let living = [follower.address(), cluster.node(3).unwrap().address()].join(",");

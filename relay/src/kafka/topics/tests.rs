@@ -43,6 +43,9 @@ fn what_a_cluster_does_not_make_is_named_after_one_time_out() {
         let named = format!("{} ({} partition", wanted.name, wanted.partitions);
         assert!(said.contains(&named), "{named}: {said}");
     }
-    assert!(said.contains("cleanup.policy=compact") && said.contains("Have them created"), "{said}");
+    assert!(
+        said.contains("cleanup.policy=compact") && said.contains("Have them created"),
+        "{said}"
+    );
     assert!(took < 2 * TIMEOUT, "each was waited for: {took:?}");
 }
