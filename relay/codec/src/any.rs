@@ -172,7 +172,7 @@ impl AnyCodec {
         whichever!(self, codec => codec.reads())
     }
 
-    /// See [`Codec::held`].
+    /// See [`Codec::kept_bytes`].
     pub fn kept_bytes(&self) -> usize {
         whichever!(self, codec => codec.kept_bytes())
     }
