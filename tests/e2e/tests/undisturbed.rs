@@ -7,12 +7,11 @@ use std::time::Instant;
 use anyhow::{Context as _, ensure};
 use millrace_harness::clients::tcp::Client;
 use millrace_harness::clients::wire::lines;
-use millrace_harness::gateway::counted_traffic::{
-    Datagrams, EchoRelay, Stream, retransmissions, retransmit_losses_only,
-};
+use millrace_harness::gateway::counted_traffic::{Datagrams, EchoRelay, Stream};
 use millrace_harness::gateway::fake_relay::{PORT, connect, transfer, within};
 use millrace_harness::net::netns::{Host, Topology, bpf_object, link};
 use millrace_harness::net::ordinary::{BANNER, OrdinaryServer};
+use millrace_harness::net::tcp::{retransmissions, retransmit_losses_only};
 use millrace_harness::relay::cluster::{Cluster, ClusterPlan, LINES_PORT, ORDINARY_PORT};
 use millrace_harness::system::privilege;
 use millrace_relay::codec::Framing;

@@ -1,7 +1,7 @@
 //! What end-to-end tests, demo, benchmarks and fuzz targets have in common: hosts made of network
 //! namespaces, relays, Kafka, clients and servers.
 //!
-//! From the ground up; a module imports only from the lines above its own:
+//! From the ground up. `docs/design/testing.md` says which of them may import which, and a test holds it.
 //!
 //! | module | what |
 //! |---|---|

@@ -93,6 +93,20 @@ fn the_relay_keeps_to_its_floors() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn the_harness_keeps_to_its_floors() -> Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace")?;
+    let floors = floors(&fs::read_to_string(root.join("docs/design/testing.md"))?)?;
+    let folder = root.join("tests/harness/src");
+    let harness = Source::read(&|file| fs::read_to_string(folder.join(file)).ok())?;
+    for module in harness.modules.keys().filter_map(|path| path.first()) {
+        assert!(floors.contains_key(module), "testing.md gives `{module}` no floor");
+    }
+    let breaches = breaches(&imports(&harness), &floors);
+    assert!(breaches.is_empty(), "{} breaches:\n{}", breaches.len(), breaches.join("\n"));
+    Ok(())
+}
+
 /// What breaks the rule in a crate of these files, whose floors are `low`, `middle`, `high`.
 fn of(files: &[(&str, &str)]) -> Result<Vec<String>> {
     let text = |file: &Path| {

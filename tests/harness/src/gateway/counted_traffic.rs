@@ -4,7 +4,6 @@
 use std::collections::HashSet;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -12,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use millrace_relay::config::Config;
-use millrace_relay::gateway::{FlowTable, in_namespace};
+use millrace_relay::gateway::FlowTable;
 
 use crate::gateway::fake_relay::{FakeRelay, Pulse, accept_now};
-use crate::net::netns::{Host, tcp_counter};
+use crate::net::netns::Host;
 
 /// Between two datagrams.
 const DATAGRAM_EVERY: Duration = Duration::from_micros(500);
@@ -28,22 +27,6 @@ const WRITE_BYTES: usize = 8192;
 /// How long the last echoes may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(5);
-
-/// Makes a namespace's TCP retransmit only what was lost, and not what is late on a busy machine:
-/// no tail loss probes, and a retransmission timeout of ten seconds at least (Linux 6.11).
-pub fn retransmit_losses_only(namespace: &Path) -> Result<()> {
-    for (name, value) in [("tcp_early_retrans", "0"), ("tcp_rto_min_us", "10000000")] {
-        let path = Path::new("/proc/sys/net/ipv4").join(name);
-        in_namespace(namespace, || std::fs::write(path, value))?
-            .with_context(|| format!("set {name} to {value}"))?;
-    }
-    Ok(())
-}
-
-/// Segments that the TCP of these namespaces has sent again.
-pub fn retransmissions(namespaces: &[&Path]) -> Result<u64> {
-    namespaces.iter().map(|namespace| tcp_counter(namespace, "RetransSegs")).sum()
-}
 
 /// A thread that works until it is told to stop.
 #[derive(Debug)]

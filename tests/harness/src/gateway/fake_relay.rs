@@ -14,8 +14,8 @@ use millrace_relay::config::Config;
 use millrace_relay::gateway::{self, FlowTable, Gateway, Heartbeat};
 use socket2::{Domain, Socket, Type};
 
-use crate::gateway::counted_traffic::retransmissions;
 use crate::net::netns::{Host, Loaded, Topology};
+use crate::net::tcp::retransmissions;
 
 /// The port with a rule.
 pub const PORT: u16 = 7000;

@@ -19,6 +19,7 @@ use millrace_relay::gateway::object::ObjectFile;
 use millrace_relay::gateway::{self, LoadReport};
 use millrace_relay::model::Partition;
 
+use crate::net::tcp::tcp_counter;
 use crate::system::paths;
 
 /// Start of the names of namespaces; the number of their process follows.
@@ -289,16 +290,6 @@ impl Drop for Loaded {
             eprintln!("cannot unload {}: {error}", self.config.gateway.instance);
         }
     }
-}
-
-/// A counter of a network namespace's TCP, by its name in RFC 4022 without the `tcp`.
-pub fn tcp_counter(namespace: &Path, name: &str) -> anyhow::Result<u64> {
-    let read = || std::fs::read_to_string("/proc/thread-self/net/snmp");
-    let text = gateway::in_namespace(namespace, read)??;
-    let mut lines = text.lines().filter_map(|line| line.strip_prefix("Tcp: "));
-    let (names, values) = lines.next().zip(lines.next()).context("no `Tcp:` in snmp")?;
-    let position = names.split(' ').position(|known| known == name).context(name.to_owned())?;
-    Ok(values.split(' ').nth(position).context(name.to_owned())?.parse()?)
 }
 
 fn address(network: u8, index: usize) -> Ipv4Addr {

@@ -1,0 +1,32 @@
+//! TCP of a network namespace: what it counts, and how it retransmits.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use millrace_relay::gateway::in_namespace;
+
+/// Makes a namespace's TCP retransmit only what was lost, and not what is late on a busy machine:
+/// no tail loss probes, and a retransmission timeout of ten seconds at least (Linux 6.11).
+pub fn retransmit_losses_only(namespace: &Path) -> Result<()> {
+    for (name, value) in [("tcp_early_retrans", "0"), ("tcp_rto_min_us", "10000000")] {
+        let path = Path::new("/proc/sys/net/ipv4").join(name);
+        in_namespace(namespace, || std::fs::write(path, value))?
+            .with_context(|| format!("set {name} to {value}"))?;
+    }
+    Ok(())
+}
+
+/// Segments that the TCP of these namespaces has sent again.
+pub fn retransmissions(namespaces: &[&Path]) -> Result<u64> {
+    namespaces.iter().map(|namespace| tcp_counter(namespace, "RetransSegs")).sum()
+}
+
+/// A counter of a network namespace's TCP, by its name in RFC 4022 without the `tcp`.
+pub fn tcp_counter(namespace: &Path, name: &str) -> Result<u64> {
+    let read = || std::fs::read_to_string("/proc/thread-self/net/snmp");
+    let text = in_namespace(namespace, read)??;
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("Tcp: "));
+    let (names, values) = lines.next().zip(lines.next()).context("no `Tcp:` in snmp")?;
+    let position = names.split(' ').position(|known| known == name).context(name.to_owned())?;
+    Ok(values.split(' ').nth(position).context(name.to_owned())?.parse()?)
+}
