@@ -1,6 +1,6 @@
 //! The ledger cries no wolf, and is not silent: transactions, retention, topics made anew.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, ensure};
 use millrace_harness::kafka;
@@ -146,18 +146,28 @@ fn an_uplink_that_was_made_anew_is_not_missed() -> Result<()> {
 fn the_age_of_what_waits_is_told_with_its_retention() -> Result<()> {
     let mut relay = Direct::build("waiting", |_| {})?;
     relay.topics.create_with("uplink", 1, &[("retention.ms", "3600000")])?;
+    // More than half of how long its topic keeps it: less would be no warning.
+    let written = SystemTime::now().duration_since(UNIX_EPOCH)? - Duration::from_mins(40);
+    let topic = format!("{}uplink", relay.topics.prefix());
+    let producer: BaseProducer = kafka::client(&relay.brokers).create()?;
+    let record = BaseRecord::<str, str>::to(&topic).partition(0).payload("nobody reads it");
+    producer
+        .send(record.timestamp(i64::try_from(written.as_millis())?))
+        .map_err(|(error, _)| error)?;
+    producer.flush(PATIENCE)?;
     relay.instance.start()?;
     let mut client = relay.connect()?;
-    client.send(b"nobody reads it")?;
+    client.send(b"nor this")?;
     let mut seen = Value::Null;
     wait_until(2 * PATIENCE, "what waits to be seen", || {
         seen = relay.instance.stats()?.0["waiting"]["server"].clone();
-        Ok(seen["messages"] == 2)
+        Ok(seen["messages"] == 3)
     })?;
     ensure!(seen["retention_ms"] == 3_600_000, "{seen}");
-    ensure!(seen["oldest_ms"].as_u64().is_some_and(|age| age < 120_000), "{seen}");
+    let minutes = seen["oldest_ms"].as_u64().map(|age| age / 60_000);
+    ensure!(minutes.is_some_and(|minutes| (40..45).contains(&minutes)), "{seen}");
     let status = run("relay status", &mut relay.instance.command("status", false), PATIENCE)?;
-    ensure!(status.stdout.contains("server server: 2 messages wait"), "{}", status.stdout);
+    ensure!(status.stdout.contains("server server: 3 messages wait"), "{}", status.stdout);
     ensure!(status.stdout.contains("WARNING: the oldest will be deleted in"), "{}", status.stdout);
     let said = relay.instance.relay_stderr();
     ensure!(said.contains("will soon delete the oldest of them"), "{said}");
