@@ -147,7 +147,7 @@ fn the_age_of_what_waits_is_told_with_its_retention() -> Result<()> {
     let mut relay = Direct::build("waiting", |_| {})?;
     relay.topics.create_with("uplink", 1, &[("retention.ms", "3600000")])?;
     // More than half of how long its topic keeps it: less would be no warning.
-    let written = SystemTime::now().duration_since(UNIX_EPOCH)? - Duration::from_mins(40);
+    let written = (SystemTime::now() - Duration::from_mins(40)).duration_since(UNIX_EPOCH)?;
     let topic = format!("{}uplink", relay.topics.prefix());
     let producer: BaseProducer = kafka::client(&relay.brokers).create()?;
     let record = BaseRecord::<str, str>::to(&topic).partition(0).payload("nobody reads it");
