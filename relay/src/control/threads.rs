@@ -30,6 +30,7 @@ use super::faults::Faults;
 use super::listeners::{self, Listeners};
 use super::mover::Mover;
 use super::snapshot::Observer;
+use super::standing::Standing;
 use super::waiting::WaitingWatch;
 
 impl Flows for FlowTable {
@@ -268,6 +269,7 @@ impl Threads {
             associations: shared.associations.clone(),
             registry,
             topics: topics.differences.into(),
+            standing: Standing::default(),
         };
         for part in &mut parts {
             part.peers.clone_from(&downlinks);
@@ -321,6 +323,16 @@ impl Threads {
 
     pub(super) fn observer(&self) -> Observer {
         self.observer.clone()
+    }
+
+    /// What each worker counts, and how to wake it.
+    pub(super) fn watched(&self) -> impl Iterator<Item = (Arc<WorkerStats>, Wake)> + '_ {
+        self.observer.workers.iter().cloned().zip(self.wakes.iter().cloned())
+    }
+
+    /// What stands against new connections.
+    pub(super) fn standing(&self) -> Standing {
+        self.observer.standing.clone()
     }
 
     /// Ends the workers, then the producer when everything is delivered, then the consumer. Each has
