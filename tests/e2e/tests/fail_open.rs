@@ -120,7 +120,9 @@ fn a_worker_that_hangs_costs_new_connections_nothing_and_those_that_are_there_st
     };
     answer_one();
     drop(frozen);
-    (1..12).for_each(|_| answer_one());
+    for _ in 1..12 {
+        answer_one();
+    }
     for (client, number) in old.iter_mut().zip(0..) {
         assert_eq!(client.receive().unwrap(), [b'A' + number]);
     }
