@@ -29,6 +29,7 @@ use super::RunError;
 use super::faults::Faults;
 use super::listeners::{self, Listeners};
 use super::mover::Mover;
+use super::proof::Proof;
 use super::snapshot::Observer;
 use super::standing::Standing;
 use super::waiting::WaitingWatch;
@@ -64,6 +65,8 @@ pub struct Threads {
     consumer: JoinHandle<()>,
     log: JoinHandle<()>,
     mover: JoinHandle<()>,
+    /// Of a relay behind a gateway.
+    proof: Option<JoinHandle<()>>,
     /// Set when the workers have ended and what they read is settled.
     stop_others: Arc<AtomicBool>,
     keeper: JoinHandle<()>,
@@ -84,6 +87,8 @@ struct WorkerParts {
     orders: OrderReceiver,
     stats: Arc<WorkerStats>,
     listeners: Listeners,
+    /// Whether connections that it cannot take can go elsewhere.
+    is_behind_gateway: bool,
     /// Where it makes sockets for connections that are handed on, if it does.
     namespace: Option<PathBuf>,
     peers: Vec<DownlinkSender>,
@@ -97,7 +102,10 @@ impl WorkerParts {
             let _ = ready.send(Err(io::Error::other(error)));
             return;
         }
-        let limits = EngineLimits::from(&self.shared.limits);
+        let mut limits = EngineLimits::from(&self.shared.limits);
+        if self.is_behind_gateway {
+            limits.sockets += self.shared.limits.overshoot();
+        }
         let engine = match UringEngine::new(limits, self.wake.clone()) {
             Ok(engine) => engine,
             Err(error) => {
@@ -186,6 +194,7 @@ fn connect_workers(
             downlink: downlink_receiver,
             stats: Arc::default(),
             listeners,
+            is_behind_gateway: gateway.is_some(),
             namespace: gateway.filter(|_| hands_on).map(|gateway| gateway.namespace().to_owned()),
             peers: Vec::new(),
         });
@@ -294,6 +303,16 @@ impl Threads {
             mover.run(stop);
             Ok(())
         })?;
+        let proof = match gateway {
+            Some(gateway) => {
+                let proof = Proof::new(gateway.diversion()?, observer.standing.clone());
+                Some(spawn_other("proof", watch, &stop_others, |stop| {
+                    proof.run(stop);
+                    Ok(())
+                })?)
+            }
+            None => None,
+        };
         let stop_keeper = Arc::new(AtomicBool::new(false));
         let keeper = spawn_other("keeper", watch, &stop_keeper, |stop| keeper.run(stop))?;
         Ok(Self {
@@ -303,6 +322,7 @@ impl Threads {
             consumer,
             log,
             mover,
+            proof,
             stop_others,
             keeper,
             stop_keeper,
@@ -346,7 +366,7 @@ impl Threads {
         }
         awaited.join(self.pump);
         self.stop_others.store(true, Ordering::SeqCst);
-        for thread in [self.consumer, self.log, self.mover] {
+        for thread in [self.consumer, self.log, self.mover].into_iter().chain(self.proof) {
             awaited.join(thread);
         }
         self.stop_keeper.store(true, Ordering::SeqCst);

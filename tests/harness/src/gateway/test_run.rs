@@ -8,8 +8,8 @@ use aya::maps::xdp::{DevMap, DevMapHash};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
-use millrace_common::abi::{ABI_VERSION, GatewayConfig, Heartbeat, LIFE_PORT, map};
-use millrace_common::flow::{FlowKey, FlowState};
+use millrace_common::abi::{ABI_VERSION, GatewayConfig, Heartbeat, Intake, LIFE_PORT, map};
+use millrace_common::flow::{FlowKey, FlowState, PendingState};
 use millrace_common::verdict::Verdict;
 use millrace_relay::gateway::Established;
 use millrace_relay::gateway::object::verify;
@@ -206,12 +206,12 @@ impl Programs {
 
     /// Says what a relay says.
     pub fn heartbeat(&mut self, stamp_ns: u64, generation: u64) -> anyhow::Result<()> {
-        let value = Heartbeat { stamp_ns, generation };
+        let value = Heartbeat { stamp_ns, generation, intake: Intake::default() };
         Ok(Array::try_from(self.map(map::HEARTBEAT)?)?.set(0, value, 0)?)
     }
 
     /// The flows on their way.
-    pub fn pending(&mut self) -> anyhow::Result<HashMap<&mut MapData, FlowKey, FlowState>> {
+    pub fn pending(&mut self) -> anyhow::Result<HashMap<&mut MapData, FlowKey, PendingState>> {
         Ok(HashMap::try_from(self.map(map::PENDING)?)?)
     }
 
@@ -227,7 +227,8 @@ impl Programs {
 
     /// Lets a flow of the present relay be on its way.
     pub fn begin(&mut self, flow: FlowKey) -> anyhow::Result<()> {
-        Ok(self.pending()?.insert(flow, FlowState { generation: GENERATION }, 0)?)
+        let state = PendingState { generation: GENERATION, offered_ns: 0 };
+        Ok(self.pending()?.insert(flow, state, 0)?)
     }
 
     /// Whether a flow is on its way, and whether it is accepted.
