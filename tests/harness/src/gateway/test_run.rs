@@ -8,7 +8,7 @@ use aya::maps::xdp::{DevMap, DevMapHash};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
-use millrace_common::abi::{ABI_VERSION, GatewayConfig, Heartbeat, Intake, LIFE_PORT, map};
+use millrace_common::abi::{self, ABI_VERSION, GatewayConfig, Heartbeat, Intake, LIFE_PORT, map};
 use millrace_common::flow::{FlowKey, FlowState, PendingState};
 use millrace_common::verdict::Verdict;
 use millrace_relay::gateway::Established;
@@ -210,6 +210,23 @@ impl Programs {
         Ok(Array::try_from(self.map(map::HEARTBEAT)?)?.set(0, value, 0)?)
     }
 
+    /// Says what keeps new connections away from a relay that lives: bits of [`Intake`].
+    pub fn intake(&mut self, bits: u64) -> anyhow::Result<()> {
+        let value =
+            Heartbeat { stamp_ns: now_ns(), generation: GENERATION, intake: Intake(bits) };
+        Ok(Array::try_from(self.map(map::HEARTBEAT)?)?.set(0, value, 0)?)
+    }
+
+    /// What became of SYNs, by the way that they came. No entry is there at first.
+    pub fn offers(&mut self) -> anyhow::Result<HashMap<&mut MapData, abi::Path, abi::Offers>> {
+        Ok(HashMap::try_from(self.map(map::OFFERS)?)?)
+    }
+
+    /// Ways by which new connections pass.
+    pub fn closed_paths(&mut self) -> anyhow::Result<HashMap<&mut MapData, abi::Path, u32>> {
+        Ok(HashMap::try_from(self.map(map::CLOSED_PATHS)?)?)
+    }
+
     /// The flows on their way.
     pub fn pending(&mut self) -> anyhow::Result<HashMap<&mut MapData, FlowKey, PendingState>> {
         Ok(HashMap::try_from(self.map(map::PENDING)?)?)
@@ -231,9 +248,11 @@ impl Programs {
         Ok(self.pending()?.insert(flow, state, 0)?)
     }
 
-    /// Whether a flow is on its way, and whether it is accepted.
+    /// Whether a flow is on its way to the relay, and whether it is accepted.
     pub fn has(&mut self, flow: &FlowKey) -> anyhow::Result<(bool, bool)> {
-        Ok((self.pending()?.get(flow, 0).is_ok(), self.established()?.get(flow).is_ok()))
+        let pending = self.pending()?.get(flow, 0);
+        let pending = pending.is_ok_and(|state| state != PendingState::SERVERS);
+        Ok((pending, self.established()?.get(flow).is_ok()))
     }
 
     /// Packets by verdict.
