@@ -7,8 +7,8 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, DevMap, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use millrace_common::abi::{
-    ABI_VERSION, GatewayConfig, Heartbeat, IN_VAIN_NS, MAX_CLIENT_LINKS, MAX_ESTABLISHED, MAX_PATHS,
-    MAX_PENDING, MAX_SET_ENTRIES, Offers, PORT_SLOTS, Path, SENT_AGAIN_NS,
+    ABI_VERSION, GatewayConfig, Heartbeat, IN_VAIN_NS, MAX_CLIENT_LINKS, MAX_ESTABLISHED,
+    MAX_PATHS, MAX_PENDING, MAX_SET_ENTRIES, Offers, PORT_SLOTS, Path, SENT_AGAIN_NS,
 };
 use millrace_common::flow::{FlowKey, FlowState, PendingState, ShortKey};
 use millrace_common::packet::{Family, Headers};

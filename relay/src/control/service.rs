@@ -98,7 +98,7 @@ impl Service {
     /// over the workers evenly, so the others are as good as full, and it cannot be told to spare one.
     fn is_full(&mut self, now: Instant) -> bool {
         let full = self.workers.iter().filter(|(stats, _)| stats.full.get() > 0).count();
-        let failures = self.workers.iter().map(|(stats, _)| stats.accept_starved.get()).sum();
+        let failures: u64 = self.workers.iter().map(|(stats, _)| stats.accept_starved.get()).sum();
         if failures > self.starved.0 {
             self.starved = (failures, Some(now));
         }

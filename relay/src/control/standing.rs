@@ -38,8 +38,7 @@ impl Standing {
     /// Whether nothing that is diverted arrives, or nothing is answered on some paths.
     pub(super) fn set_unanswered(&self, cut: bool, paths_closed: bool) {
         let bit = |bit, is_set: bool| if is_set { bit } else { 0 };
-        self.state().unanswered =
-            bit(Intake::CUT, cut) | bit(Intake::PATHS_CLOSED, paths_closed);
+        self.state().unanswered = bit(Intake::CUT, cut) | bit(Intake::PATHS_CLOSED, paths_closed);
     }
 
     /// What the programs are to be told.

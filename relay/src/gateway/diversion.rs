@@ -208,7 +208,8 @@ impl Evidence {
         let forwarded = self.forwarded.saturating_sub(before.forwarded);
         let left = self.left_to_stack.saturating_sub(before.left_to_stack);
         if forwarded == 0 && left == 0 {
-            return "the relay's stack answers nothing; see `nstat` in the relay namespace".to_owned();
+            return "the relay's stack answers nothing; see `nstat` in the relay namespace"
+                .to_owned();
         }
         if left > forwarded {
             return format!(

@@ -41,9 +41,9 @@ use millrace_common::abi::{self, ABI_VERSION, GatewayConfig, map};
 
 use crate::config::Config;
 
-use self::error::errno;
 pub use self::counters::Link;
 pub use self::diversion::{Diversion, Evidence, PathEvidence};
+use self::error::errno;
 pub use self::error::{FlowError, GatewayError, RuleMistake};
 pub use self::facts::{DevicePlan, Preflight, preflight};
 pub use self::finding::{Finding, Severity};

@@ -112,7 +112,11 @@ fn what_does_not_arrive_at_the_relay_is_passed_with_its_cause() {
     let cut = |cluster: &Cluster| of_gateway(cluster, "relay")["cut"] == true;
     wait_until(PATIENCE, "the loss to be seen", || Ok(cut(&cluster))).unwrap();
     let remedy = format!("`ip link set dev {device} up`");
-    assert!(cluster.instance.relay_stderr().contains(&remedy), "{}", cluster.instance.relay_stderr());
+    assert!(
+        cluster.instance.relay_stderr().contains(&remedy),
+        "{}",
+        cluster.instance.relay_stderr()
+    );
     wait_until(PATIENCE, "a status between two trials", || {
         let status = status_text(&cluster);
         Ok(status.contains("  CUT ") && status.contains(&remedy))

@@ -212,8 +212,7 @@ impl Programs {
 
     /// Says what keeps new connections away from a relay that lives: bits of [`Intake`].
     pub fn intake(&mut self, bits: u64) -> anyhow::Result<()> {
-        let value =
-            Heartbeat { stamp_ns: now_ns(), generation: GENERATION, intake: Intake(bits) };
+        let value = Heartbeat { stamp_ns: now_ns(), generation: GENERATION, intake: Intake(bits) };
         Ok(Array::try_from(self.map(map::HEARTBEAT)?)?.set(0, value, 0)?)
     }
 
