@@ -120,7 +120,9 @@ mod tests {
             let mut look = None;
             for _ in 0..steps {
                 self.now += STEP;
-                moving.iter().for_each(|worker| self.loops[*worker] += 1);
+                for worker in moving {
+                    self.loops[*worker] += 1;
+                }
                 look = Some(self.rounds.look(self.now, TIMEOUT, self.loops));
             }
             look.expect("a step at least")

@@ -77,7 +77,9 @@ impl Service {
         self.next = now + (self.timeout / LOOKS_PER_TIMEOUT).min(LONGEST_PAUSE);
         let loops = self.workers.iter().map(|(stats, _)| stats.loops.get());
         let Look { served, ask, hanging } = self.rounds.look(now, self.timeout, loops);
-        ask.iter().for_each(|index| self.workers[*index].1.wake());
+        for index in ask {
+            self.workers[index].1.wake();
+        }
         self.tell(&hanging);
         let full = self.is_full(now);
         if let Some(heartbeat) = &mut self.heartbeat {

@@ -62,11 +62,7 @@ pub struct Threads {
     workers: Vec<JoinHandle<()>>,
     wakes: Vec<Wake>,
     pump: JoinHandle<()>,
-    consumer: JoinHandle<()>,
-    log: JoinHandle<()>,
-    mover: JoinHandle<()>,
-    /// Of a relay behind a gateway.
-    proof: Option<JoinHandle<()>>,
+    others: Vec<JoinHandle<()>>,
     /// Set when the workers have ended and what they read is settled.
     stop_others: Arc<AtomicBool>,
     keeper: JoinHandle<()>,
@@ -294,35 +290,18 @@ impl Threads {
             orders,
         );
         let watch = (faults, &stop_time);
-        let consumer = spawn_other("consumer", watch, &stop_others, |stop| {
-            consumer.run(stop);
-            Ok(())
-        })?;
-        let log = spawn_other("associations", watch, &stop_others, |stop| log.run(stop))?;
-        let mover = spawn_other("mover", watch, &stop_others, |stop| {
-            mover.run(stop);
-            Ok(())
-        })?;
-        let proof = match gateway {
-            Some(gateway) => {
-                let proof = Proof::new(gateway.diversion()?, observer.standing.clone());
-                Some(spawn_other("proof", watch, &stop_others, |stop| {
-                    proof.run(stop);
-                    Ok(())
-                })?)
-            }
-            None => None,
-        };
+        let standing = observer.standing.clone();
+        let proof = gateway
+            .map(|gateway| Ok::<_, RunError>(Proof::new(gateway.diversion()?, standing)))
+            .transpose()?;
+        let others = start_others(watch, &stop_others, (consumer, log, mover, proof))?;
         let stop_keeper = Arc::new(AtomicBool::new(false));
         let keeper = spawn_other("keeper", watch, &stop_keeper, |stop| keeper.run(stop))?;
         Ok(Self {
             workers,
             wakes,
             pump,
-            consumer,
-            log,
-            mover,
-            proof,
+            others,
             stop_others,
             keeper,
             stop_keeper,
@@ -366,7 +345,7 @@ impl Threads {
         }
         awaited.join(self.pump);
         self.stop_others.store(true, Ordering::SeqCst);
-        for thread in [self.consumer, self.log, self.mover].into_iter().chain(self.proof) {
+        for thread in self.others {
             awaited.join(thread);
         }
         self.stop_keeper.store(true, Ordering::SeqCst);
@@ -394,6 +373,31 @@ impl Awaited {
         self.is_for(&format!("thread `{}`", thread.thread().name().unwrap_or("without a name")));
         let _ = thread.join();
     }
+}
+
+/// In the order in which they are waited for.
+fn start_others(
+    watch: (&Faults, &StopTime),
+    stop: &Arc<AtomicBool>,
+    (consumer, log, mover, proof): (Consumer, AssociationLog, Mover, Option<Proof>),
+) -> Result<Vec<JoinHandle<()>>, RunError> {
+    let consumer = spawn_other("consumer", watch, stop, |stop| {
+        consumer.run(stop);
+        Ok(())
+    })?;
+    let log = spawn_other("associations", watch, stop, |stop| log.run(stop))?;
+    let mover = spawn_other("mover", watch, stop, |stop| {
+        mover.run(stop);
+        Ok(())
+    })?;
+    let mut others = vec![consumer, log, mover];
+    if let Some(proof) = proof {
+        others.push(spawn_other("proof", watch, stop, |stop| {
+            proof.run(stop);
+            Ok(())
+        })?);
+    }
+    Ok(others)
 }
 
 fn wake() -> Result<Wake, RunError> {

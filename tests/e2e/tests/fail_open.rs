@@ -114,14 +114,17 @@ fn a_worker_that_hangs_costs_new_connections_nothing_and_those_that_are_there_st
     for (client, number) in old.iter_mut().zip(0..) {
         client.send(&[b'A' + number]).unwrap();
     }
-    server.next("a message", |record| record.kind() == "message").unwrap();
-
+    let answer_one = || {
+        let record = server.next("a message", |record| record.kind() == "message").unwrap();
+        server.reply(&record, &record.value).unwrap();
+    };
+    answer_one();
     drop(frozen);
-    for number in 0..12 {
-        let said = [b'A' + number];
-        let record = server.next("the message", |record| record.value == said).unwrap();
-        server.reply(&record, &said).unwrap();
-        assert_eq!(old[usize::from(number)].receive().unwrap(), said);
+    for _ in 1..12 {
+        answer_one();
+    }
+    for (client, number) in old.iter_mut().zip(0..) {
+        assert_eq!(client.receive().unwrap(), [b'A' + number]);
     }
     wait_until(Duration::from_secs(20), "the relay to serve again", || {
         Ok(!Client::connect(&cluster.clients(), cluster.targets(LINES_PORT)[0], lines())?
