@@ -6,7 +6,7 @@ use crate::rule::ActiveSet;
 ///
 /// It stands in the object file ([`SECTION`]) and in [`GatewayConfig`]; whoever finds another
 /// number refuses to go on and names both. Raise it whenever a map, a key or a value changes.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 /// ELF section of the eBPF object that holds [`ABI_VERSION`] as a little-endian `u32`.
 pub const SECTION: &str = ".millrace.abi";
@@ -21,7 +21,8 @@ pub mod map {
     pub const PORT_CLASSES: &str = "PORT_CLASSES";
     /// LPM trie: [`crate::rule::RuleKey`] to [`crate::rule::Action`] as `u32`.
     pub const RULES: &str = "RULES";
-    /// LRU hash: [`crate::flow::FlowKey`] to [`crate::flow::FlowState`]; flows seen but not accepted.
+    /// LRU hash: [`crate::flow::FlowKey`] to [`crate::flow::PendingState`]; flows seen but not
+    /// accepted.
     pub const PENDING: &str = "PENDING";
     /// Hash: [`crate::flow::ShortKey`] to [`crate::flow::FlowState`]; flows of IPv4 that the relay
     /// has accepted.
@@ -35,6 +36,11 @@ pub mod map {
     /// Hash of devices by interface index: the client-facing ones, to which answers may be
     /// redirected. A device that is not here may not be able to send what XDP hands it.
     pub const CLIENT_LINKS: &str = "CLIENT_LINKS";
+    /// Hash: [`super::Path`] to [`super::Offers`]; one entry for each that `load` has made.
+    pub const OFFERS: &str = "OFFERS";
+    /// Hash: [`super::Path`] to anything; where new connections pass, while
+    /// [`super::Intake::PATHS_CLOSED`] is set.
+    pub const CLOSED_PATHS: &str = "CLOSED_PATHS";
 }
 
 /// Most steering rules of a set, as they are written.
@@ -60,6 +66,16 @@ pub const MAX_ESTABLISHED: u32 = 2_097_152;
 
 /// Most client-facing devices of an instance.
 pub const MAX_CLIENT_LINKS: u32 = 64;
+/// Most [paths](Path): two families of each of them.
+pub const MAX_PATHS: u32 = 2 * MAX_CLIENT_LINKS;
+
+/// A SYN that comes so long after the first of its flow, which was diverted, was sent again because
+/// nothing was answered: clients wait for a second (RFC 6298 section 2), and what a network doubles
+/// comes at once. Nanoseconds.
+pub const SENT_AGAIN_NS: u64 = 500_000_000;
+/// One that comes so long after it is the last that is waited for: it goes to the server. The third of
+/// a client that doubles its wait comes after 3 seconds. Nanoseconds.
+pub const IN_VAIN_NS: u64 = 2_500_000_000;
 
 /// What the loader tells the programs, and which rules are in force: each packet looks it up once.
 #[repr(C)]
@@ -85,9 +101,65 @@ pub struct Heartbeat {
     pub stamp_ns: u64,
     /// Which run of the relay this is; a flow of another run is not honoured.
     pub generation: u64,
+    /// What keeps new connections away although it lives.
+    pub intake: Intake,
 }
 
-const _: () = assert!(size_of::<GatewayConfig>() == 24 && size_of::<Heartbeat>() == 16);
+/// What keeps new connections away from a relay that lives: none of these bits, as a rule.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Intake(pub u64);
+
+impl Intake {
+    /// It has as many connections as it may have, or cannot accept more.
+    pub const FULL: u64 = 1 << 0;
+    /// What is diverted does not arrive at its device.
+    pub const CUT: u64 = 1 << 1;
+    /// On some paths nothing is answered: see [`map::CLOSED_PATHS`].
+    pub const PATHS_CLOSED: u64 = 1 << 2;
+
+    /// Nothing.
+    #[inline(always)]
+    pub const fn is_open(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether it is one of these bits.
+    #[inline(always)]
+    pub const fn has(self, bit: u64) -> bool {
+        self.0 & bit != 0
+    }
+}
+
+/// A way to clients and back.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Path {
+    /// The client-facing device.
+    pub ifindex: u32,
+    /// 4 or 6.
+    pub family: u32,
+}
+
+/// What became of SYNs that were diverted from a [`Path`]. Only what is seldom is counted, or what comes
+/// once in a connection: by all processors together.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offers {
+    /// Flows whose clients have answered the relay's answer.
+    pub answered: u64,
+    /// SYNs that were sent again ([`SENT_AGAIN_NS`]), and diverted again.
+    pub repeated: u64,
+    /// SYNs that were sent again for too long ([`IN_VAIN_NS`]), and passed.
+    pub in_vain: u64,
+    /// How often such a SYN came from another source than the one before.
+    pub sources: u64,
+    /// That source, or what is left of it.
+    pub last_source: u64,
+}
+
+const _: () = assert!(size_of::<GatewayConfig>() == 24 && size_of::<Heartbeat>() == 24);
+const _: () = assert!(size_of::<Path>() == 8 && size_of::<Offers>() == 40);
 
 #[cfg(feature = "user")]
 mod pod {
@@ -96,12 +168,18 @@ mod pod {
     unsafe impl aya::Pod for super::GatewayConfig {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Heartbeat {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Path {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Offers {}
     // SAFETY: repr(C), integers and byte arrays only, no padding (size asserted beside it).
     unsafe impl aya::Pod for crate::flow::FlowKey {}
     // SAFETY: repr(C), integers and byte arrays only, no padding (size asserted beside it).
     unsafe impl aya::Pod for crate::flow::ShortKey {}
     // SAFETY: one u64.
     unsafe impl aya::Pod for crate::flow::FlowState {}
+    // SAFETY: two u64.
+    unsafe impl aya::Pod for crate::flow::PendingState {}
     // SAFETY: repr(C), integers, byte arrays and words only, no padding (sizes asserted beside it).
     unsafe impl aya::Pod for crate::trace::Desk {}
     // SAFETY: repr(C), integers only, no padding (size asserted beside it).

@@ -209,10 +209,27 @@ impl From<ShortKey> for FlowKey {
     }
 }
 
-/// Value of all flow maps.
+/// Value of the maps of accepted flows.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FlowState {
     /// [`crate::abi::Heartbeat::generation`] of the relay that owns the flow.
     pub generation: u64,
+}
+
+/// Value of the map of flows that are not accepted.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PendingState {
+    /// As in [`FlowState`]; 0: the connection is the server's, whose SYN was passed after one had been
+    /// diverted. The relay's stack may still know the latter, and must not be asked.
+    pub generation: u64,
+    /// `CLOCK_MONOTONIC` of its first SYN that was diverted, in nanoseconds; 0 once its client has
+    /// answered.
+    pub offered_ns: u64,
+}
+
+impl PendingState {
+    /// Of a connection that the server has.
+    pub const SERVERS: Self = Self { generation: 0, offered_ns: 0 };
 }

@@ -110,6 +110,12 @@ impl TcpFlags {
         self.0 & Self::RST != 0
     }
 
+    /// Accepts a connection: SYN and ACK.
+    #[inline(always)]
+    pub const fn accepts(self) -> bool {
+        self.0 & (Self::SYN | Self::ACK | Self::RST | Self::FIN) == Self::SYN | Self::ACK
+    }
+
     /// May be what completes a connection that began with a SYN cookie: it acknowledges.
     #[inline(always)]
     pub const fn acknowledges(self) -> bool {

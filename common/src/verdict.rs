@@ -61,6 +61,13 @@ verdicts! {
     PassNoHeartbeat = "pass/no_heartbeat",
     /// Ingress: a SYN or datagram to a port on which no socket in the relay namespace waits.
     PassNoListener = "pass/no_listener",
+    /// Ingress: a SYN that would be diverted, but the relay has as many connections as it may have, or
+    /// cannot accept more.
+    PassRelayFull = "pass/relay_full",
+    /// Ingress: a SYN that would be diverted, but such SYNs are not answered: this one was sent again
+    /// and again, or nothing arrives at the relay, or no client of this device and family has got an
+    /// answer.
+    PassUnanswered = "pass/unanswered",
     /// Ingress: a SYN for which the table of pending flows had no room.
     PassTableFull = "pass/table_full",
     /// Ingress: would be diverted, but the link to the relay namespace is gone.
@@ -113,6 +120,22 @@ verdicts! {
     /// Egress: a reset for a connection that the relay never accepted, dropped, so that the client
     /// tries again and reaches its server in the ordinary way.
     ReturnResetHeld = "return/reset_held",
+    /// Egress: the relay's answer to a SYN, dropped, because the client has sent the SYN again meanwhile
+    /// and its server has it.
+    ReturnAnswerHeld = "return/answer_held",
+}
+
+impl Verdict {
+    /// Whether the packet was aimed at the relay's device.
+    pub fn is_diversion(self) -> bool {
+        self.name().starts_with("divert/")
+    }
+
+    /// Whether the packet is the relay's, and went up to the host's stack.
+    pub fn leaves_answer_to_stack(self) -> bool {
+        let others = [Self::ReturnForwarded, Self::ReturnResetHeld, Self::ReturnAnswerHeld];
+        self.name().starts_with("return/") && !others.contains(&self)
+    }
 }
 
 impl From<Unsupported> for Verdict {

@@ -24,6 +24,9 @@ pub fn verdict(ctx: &XdpContext) -> Verdict {
             return Verdict::ReturnResetHeld;
         }
     }
+    if headers.protocol == TCP && headers.flags.accepts() && maps::is_servers(&flow.reversed()) {
+        return Verdict::ReturnAnswerHeld;
+    }
     match kernel::route(ctx, &headers, &flow) {
         Route::Direct { ifindex, source, destination } => {
             if maps::aim_at_client(ifindex).is_none() {

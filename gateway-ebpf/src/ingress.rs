@@ -1,14 +1,14 @@
 //! From the clients: divert, pass or drop.
 
 use aya_ebpf::programs::XdpContext;
-use millrace_common::abi::{GatewayConfig, Heartbeat};
-use millrace_common::flow::FlowKey;
+use millrace_common::abi::{GatewayConfig, Heartbeat, Intake};
+use millrace_common::flow::{FlowKey, PendingState};
 use millrace_common::packet::{Headers, TCP, parse};
 use millrace_common::rule::{Action, ActiveSet, PortClass};
 use millrace_common::verdict::Verdict;
 
 use crate::kernel::{self, Known};
-use crate::maps;
+use crate::maps::{self, Offer, Pending};
 use crate::packet::Packet;
 
 /// What becomes of a packet that came in on a client-facing device.
@@ -142,7 +142,7 @@ impl Steering<'_> {
     fn open(&self) -> Verdict {
         let verdict = self.offer();
         if !matches!(verdict, Verdict::DivertNew | Verdict::DivertRule | Verdict::DropRule) {
-            maps::forget(self.flow);
+            maps::leave_to_server(self.flow);
         }
         verdict
     }
@@ -150,7 +150,8 @@ impl Steering<'_> {
     /// Is there a relay, does it want the connection, is there room for it?
     #[inline(always)]
     fn offer(&self) -> Verdict {
-        if let Some(verdict) = self.turned_away() {
+        let now_ns = kernel::monotonic_ns();
+        if let Some(verdict) = self.turned_away(now_ns).or_else(|| self.refused()) {
             return verdict;
         }
         let nsid = self.ruled.config.relay_nsid;
@@ -161,10 +162,32 @@ impl Steering<'_> {
         if self.ruled.active.flags().by_rule() {
             return self.ruled.divert(Verdict::DivertRule);
         }
-        if maps::begin(self.flow, self.ruled.heartbeat.generation).is_none() {
-            return Verdict::PassTableFull;
+        match maps::offer(self.flow, self.ruled.heartbeat.generation, now_ns, self.ifindex()) {
+            Offer::Made => self.ruled.divert(Verdict::DivertNew),
+            Offer::InVain => Verdict::PassUnanswered,
+            Offer::NoRoom => Verdict::PassTableFull,
         }
-        self.ruled.divert(Verdict::DivertNew)
+    }
+
+    /// Why a relay that lives does not get this connection.
+    #[inline(always)]
+    fn refused(&self) -> Option<Verdict> {
+        let intake = self.ruled.heartbeat.intake;
+        if intake.is_open() {
+            None
+        } else if intake.has(Intake::FULL) {
+            Some(Verdict::PassRelayFull)
+        } else if intake.has(Intake::CUT) || maps::is_closed(self.flow, self.ifindex()) {
+            Some(Verdict::PassUnanswered)
+        } else {
+            None
+        }
+    }
+
+    /// The device on which it came in.
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        self.ruled.ctx.ingress_ifindex() as u32
     }
 
     /// A later segment of a connection that the relay has not accepted, or no longer has.
@@ -172,23 +195,26 @@ impl Steering<'_> {
     fn follow(&self) -> Verdict {
         let mut kept_away = None;
         if self.ruled.active.flags().by_rule() && self.action() == Some(Action::Divert) {
-            kept_away = self.kept_away();
+            kept_away = self.kept_away(kernel::monotonic_ns());
             if kept_away.is_none() {
                 return self.ruled.divert(Verdict::DivertRule);
             }
         }
-        if maps::is_pending(self.flow, self.ruled.heartbeat.generation) {
-            return self.ruled.divert(Verdict::DivertPending);
-        }
-        kept_away.unwrap_or_else(|| self.stray())
+        let servers =
+            match maps::pending(self.flow, self.ruled.heartbeat.generation, self.ifindex()) {
+                Pending::Relay => return self.ruled.divert(Verdict::DivertPending),
+                Pending::Server => true,
+                Pending::Unknown => false,
+            };
+        kept_away.unwrap_or_else(|| self.stray(servers))
     }
 
-    /// A segment that belongs to no flow we know of.
+    /// A segment that belongs to no flow we know of, or to one that the server has.
     #[inline(always)]
-    fn stray(&self) -> Verdict {
+    fn stray(&self, servers: bool) -> Verdict {
         // Its flow was lost, if it was ours; then it acknowledges. Everything else is asked for its
         // rule only if it may be dropped by it.
-        let acknowledges = self.ruled.headers.flags.acknowledges();
+        let acknowledges = !servers && self.ruled.headers.flags.acknowledges();
         if !acknowledges && !self.ruled.class.has_drop() {
             return Verdict::PassNoFlow;
         }
@@ -207,15 +233,17 @@ impl Steering<'_> {
             Known::Socket => Verdict::DivertSocket,
             Known::Cookie => Verdict::DivertCookie,
         };
+        maps::answered(self.flow, self.ifindex());
+        let generation = self.ruled.heartbeat.generation;
         // If there is no room, the next segment is looked for in the same way.
-        let _ = maps::begin(self.flow, self.ruled.heartbeat.generation);
+        let _ = maps::begin(self.flow, PendingState { generation, offered_ns: 0 });
         self.ruled.divert(verdict)
     }
 
     /// A UDP datagram: each is decided by itself.
     #[inline(always)]
     fn datagram(&self) -> Verdict {
-        if let Some(verdict) = self.turned_away() {
+        if let Some(verdict) = self.turned_away(kernel::monotonic_ns()) {
             return verdict;
         }
         if !kernel::receives(self.ruled.ctx, self.flow, self.ruled.config.relay_nsid) {
@@ -232,26 +260,26 @@ impl Steering<'_> {
 
     /// What becomes of a packet that is not for the relay: by its rule, or although one diverts it.
     #[inline(always)]
-    fn turned_away(&self) -> Option<Verdict> {
+    fn turned_away(&self, now_ns: u64) -> Option<Verdict> {
         match self.action() {
             None => Some(Verdict::PassNoRule),
             Some(Action::Pass) => Some(Verdict::PassRule),
             Some(Action::Drop) => Some(Verdict::DropRule),
-            Some(Action::Divert) => self.kept_away(),
+            Some(Action::Divert) => self.kept_away(now_ns),
         }
     }
 
     /// Why a packet that a rule diverts is passed all the same, if it is: its source, or that the
     /// relay has not beaten for too long.
     #[inline(always)]
-    fn kept_away(&self) -> Option<Verdict> {
+    fn kept_away(&self, now_ns: u64) -> Option<Verdict> {
         if self.ruled.active.flags().has_exclusions()
             && maps::excludes(self.ruled.active.set(), self.flow)
         {
             return Some(Verdict::PassExcluded);
         }
         let stamp_ns = self.ruled.heartbeat.stamp_ns;
-        let age_ns = kernel::monotonic_ns().saturating_sub(stamp_ns);
+        let age_ns = now_ns.saturating_sub(stamp_ns);
         if stamp_ns == 0 || age_ns >= self.ruled.config.heartbeat_timeout_ns {
             return Some(Verdict::PassNoHeartbeat);
         }

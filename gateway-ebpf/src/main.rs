@@ -76,6 +76,8 @@ fn conclude(verdict: Verdict) -> u32 {
         | Verdict::PassUnconfigured
         | Verdict::PassNoHeartbeat
         | Verdict::PassNoListener
+        | Verdict::PassRelayFull
+        | Verdict::PassUnanswered
         | Verdict::PassTableFull
         | Verdict::PassNoLink
         | Verdict::PassNoFlow
@@ -96,7 +98,9 @@ fn conclude(verdict: Verdict) -> u32 {
         | Verdict::DivertRule
         | Verdict::DivertDatagram
         | Verdict::ReturnForwarded => xdp_action::XDP_REDIRECT,
-        Verdict::DropRule | Verdict::ReturnResetHeld => xdp_action::XDP_DROP,
+        Verdict::DropRule | Verdict::ReturnResetHeld | Verdict::ReturnAnswerHeld => {
+            xdp_action::XDP_DROP
+        }
     }
 }
 

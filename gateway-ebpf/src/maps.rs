@@ -5,10 +5,10 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, DevMap, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use millrace_common::abi::{
-    ABI_VERSION, GatewayConfig, Heartbeat, MAX_CLIENT_LINKS, MAX_ESTABLISHED, MAX_PENDING,
-    MAX_SET_ENTRIES, PORT_SLOTS,
+    ABI_VERSION, GatewayConfig, Heartbeat, IN_VAIN_NS, MAX_CLIENT_LINKS, MAX_ESTABLISHED,
+    MAX_PATHS, MAX_PENDING, MAX_SET_ENTRIES, Offers, PORT_SLOTS, Path, SENT_AGAIN_NS,
 };
-use millrace_common::flow::{FlowKey, FlowState, ShortKey};
+use millrace_common::flow::{FlowKey, FlowState, PendingState, ShortKey};
 use millrace_common::packet::{Family, Headers};
 use millrace_common::rule::{Action, PortClass, RuleKey, SetIndex};
 use millrace_common::verdict::Verdict;
@@ -24,7 +24,7 @@ static PORT_CLASSES: Array<u32> = Array::with_max_entries(PORT_SLOTS, 0);
 #[map]
 static RULES: LpmTrie<RuleKey, u32> = LpmTrie::with_max_entries(2 * MAX_SET_ENTRIES, 0);
 #[map]
-static PENDING: LruHashMap<FlowKey, FlowState> = LruHashMap::with_max_entries(MAX_PENDING, 0);
+static PENDING: LruHashMap<FlowKey, PendingState> = LruHashMap::with_max_entries(MAX_PENDING, 0);
 /// Not preallocated: its size is a limit, and few hosts come near it.
 #[map]
 static ESTABLISHED_IPV4: HashMap<ShortKey, FlowState> =
@@ -39,6 +39,10 @@ static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Verdict::ALL.l
 static RELAY_LINK: DevMap = DevMap::with_max_entries(1, 0);
 #[map]
 static CLIENT_LINKS: DevMapHash = DevMapHash::with_max_entries(MAX_CLIENT_LINKS, 0);
+#[map]
+static OFFERS: HashMap<Path, Offers> = HashMap::with_max_entries(MAX_PATHS, 0);
+#[map]
+static CLOSED_PATHS: HashMap<Path, u32> = HashMap::with_max_entries(MAX_PATHS, 0);
 
 /// Counts a verdict.
 #[inline(always)]
@@ -116,11 +120,48 @@ pub fn has_accepted(packet: &Packet<'_>, headers: &Headers, generation: u64) -> 
     state.is_some_and(|state| unsafe { is_present(state, generation) })
 }
 
+/// Where a segment belongs whose flow the relay has not accepted, or no longer has.
+pub enum Pending {
+    /// To the relay's present run: its flow is on its way, or was just closed.
+    Relay,
+    /// To the server, whatever the relay's stack knows.
+    Server,
+    /// Nobody knows.
+    Unknown,
+}
+
+/// Looks a flow up at a segment that continues it. The first one is its client's answer to what the
+/// relay's stack has answered to its SYN.
+#[inline(always)]
+pub fn pending(flow: &FlowKey, generation: u64, ifindex: u32) -> Pending {
+    let Some(state) = PENDING.get_ptr_mut(flow) else { return Pending::Unknown };
+    // SAFETY: an element of a flow map, whose two aligned u64 are read and written whole. It may be
+    // reused for another flow meanwhile: that one then counts as answered, once.
+    let state = unsafe { &mut *state };
+    if state.generation == PendingState::SERVERS.generation {
+        return Pending::Server;
+    }
+    if state.generation != generation {
+        return Pending::Unknown;
+    }
+    if state.offered_ns != 0 {
+        state.offered_ns = 0;
+        answered(flow, ifindex);
+    }
+    Pending::Relay
+}
+
 /// Whether a flow of the relay's present run is on its way, or was just closed.
 #[inline(always)]
 pub fn is_pending(flow: &FlowKey, generation: u64) -> bool {
-    // SAFETY: an element of a flow map.
-    PENDING.get_ptr(flow).is_some_and(|state| unsafe { is_present(state, generation) })
+    // SAFETY: an element of a flow map; see [`is_present`].
+    PENDING.get_ptr(flow).is_some_and(|state| unsafe { (*state).generation == generation })
+}
+
+/// Whether a connection is the server's, although its SYN was diverted before.
+#[inline(always)]
+pub fn is_servers(flow: &FlowKey) -> bool {
+    is_pending(flow, PendingState::SERVERS.generation)
 }
 
 /// Whether a relay has accepted a flow.
@@ -132,11 +173,96 @@ pub fn is_established(flow: &FlowKey) -> bool {
     }
 }
 
-/// Takes a flow up at its SYN; `None` if there is no room.
+/// A flow at its SYN.
+pub enum Offer {
+    /// To be diverted.
+    Made,
+    /// It was diverted before, and for so long in vain that the server should have it.
+    InVain,
+    /// There is no room for it.
+    NoRoom,
+}
+
+/// Takes a flow up at its SYN.
 #[inline(always)]
 #[must_use]
-pub fn begin(flow: &FlowKey, generation: u64) -> Option<()> {
-    PENDING.insert(flow, FlowState { generation }, u64::from(BPF_ANY)).ok()
+pub fn offer(flow: &FlowKey, generation: u64, now_ns: u64, ifindex: u32) -> Offer {
+    if let Some(state) = PENDING.get_ptr(flow) {
+        // SAFETY: an element of a flow map; see [`pending`].
+        let PendingState { generation: present, offered_ns } = unsafe { *state };
+        if present == generation && offered_ns != 0 {
+            return offer_again(flow, now_ns.saturating_sub(offered_ns), ifindex);
+        }
+    }
+    match begin(flow, PendingState { generation, offered_ns: now_ns }) {
+        Some(()) => Offer::Made,
+        None => Offer::NoRoom,
+    }
+}
+
+/// Takes a flow up.
+#[inline(always)]
+#[must_use]
+pub fn begin(flow: &FlowKey, state: PendingState) -> Option<()> {
+    PENDING.insert(flow, state, u64::from(BPF_ANY)).ok()
+}
+
+/// A SYN that comes after another one of its flow, which nobody has answered so far.
+#[inline(never)]
+fn offer_again(flow: &FlowKey, age_ns: u64, ifindex: u32) -> Offer {
+    if age_ns < SENT_AGAIN_NS {
+        return Offer::Made;
+    }
+    let in_vain = age_ns >= IN_VAIN_NS;
+    if let Some(offers) = OFFERS.get_ptr_mut(path(flow, ifindex)) {
+        // SAFETY: an element of the map, which is never taken out; all of it is read and written by
+        // aligned words.
+        let offers = unsafe { &mut *offers };
+        add(if in_vain { &mut offers.in_vain } else { &mut offers.repeated });
+        let [a, b, c, d] = flow.client.words();
+        let source = (u64::from(a ^ c) << 32 | u64::from(b ^ d)).rotate_left(1) | 1;
+        if offers.last_source != source {
+            if offers.last_source != 0 {
+                add(&mut offers.sources);
+            }
+            offers.last_source = source;
+        }
+    }
+    if in_vain { Offer::InVain } else { Offer::Made }
+}
+
+/// The client of a flow has answered.
+#[inline(never)]
+pub fn answered(flow: &FlowKey, ifindex: u32) {
+    if let Some(offers) = OFFERS.get_ptr_mut(path(flow, ifindex)) {
+        // SAFETY: as above.
+        add(unsafe { &mut (*offers).answered });
+    }
+}
+
+/// Adds one to what other processors add to as well.
+#[inline(always)]
+fn add(counter: &mut u64) {
+    // SAFETY: one atomic addition (RFC 9669 section 5.3) to a valid, aligned u64. The target has no
+    // atomics in Rust's library.
+    unsafe {
+        core::arch::asm!(
+            "lock *(u64 *)({counter} + 0) += {one}",
+            counter = in(reg) counter,
+            one = in(reg) 1_u64,
+        );
+    }
+}
+
+#[inline(always)]
+fn path(flow: &FlowKey, ifindex: u32) -> Path {
+    Path { ifindex, family: if flow.client.is_mapped() { 4 } else { 6 } }
+}
+
+/// Whether nothing that is diverted from where this flow comes is answered.
+#[inline(never)]
+pub fn is_closed(flow: &FlowKey, ifindex: u32) -> bool {
+    CLOSED_PATHS.get_ptr(path(flow, ifindex)).is_some()
 }
 
 /// Takes a flow out of `PENDING`. That it is not there is as good.
@@ -145,10 +271,14 @@ pub fn forget_pending(flow: &FlowKey) {
     let _ = PENDING.remove(flow);
 }
 
-/// Takes a flow out wherever it is.
+/// The server will have a connection: what an earlier one between the same ends has left must not
+/// divert its packets, and what the relay's stack may have of an earlier SYN of its own neither.
 #[inline(always)]
-pub fn forget(flow: &FlowKey) {
-    forget_pending(flow);
+pub fn leave_to_server(flow: &FlowKey) {
+    if let Some(state) = PENDING.get_ptr_mut(flow) {
+        // SAFETY: an element of a flow map; see [`pending`].
+        unsafe { *state = PendingState::SERVERS };
+    }
     let _ = match flow.short() {
         Some(key) => ESTABLISHED_IPV4.remove(key),
         None => ESTABLISHED_IPV6.remove(flow),

@@ -167,7 +167,9 @@ pub struct RelaySection {
     pub id: u16,
     /// Worker threads; 0: one per processor.
     pub workers: usize,
-    /// Maximum number of connections of one worker; a further one is closed at once.
+    /// Maximum number of connections of one worker. Behind a gateway, further ones take the ordinary path
+    /// as soon as one worker has so many; what was on its way then is still accepted, up to a sixteenth
+    /// more (16 at least). Otherwise a further one is closed at once.
     pub max_connections: u32,
     /// Number of receive buffers of one worker, a power of two.
     pub receive_buffers: u16,
@@ -198,6 +200,14 @@ pub struct RelaySection {
     /// counted. A relay that has not ended when the time is over ends anyway, says what it waited for, and
     /// fails.
     pub stop_timeout_ms: u32,
+}
+
+impl RelaySection {
+    /// Connections that a worker may have beyond `max_connections`: those that were on their way when the
+    /// gateway was told.
+    pub fn overshoot(&self) -> u32 {
+        (self.max_connections / 16).max(16)
+    }
 }
 
 impl Default for RelaySection {

@@ -43,7 +43,9 @@ pub(super) fn fit(config: &mut Config, workers: usize, limit: Option<u64>) {
 /// The connections that a worker may have, if that is fewer than configured.
 fn most_connections(limit: u64, workers: usize, configured: u32) -> Option<u32> {
     let left = limit - OTHERS.min(limit / 2);
-    let most = left / u64::try_from(workers.max(1)).unwrap_or(u64::MAX);
+    let each = left / u64::try_from(workers.max(1)).unwrap_or(u64::MAX);
+    // What is on its way when a worker is full is accepted too: `RelaySection::overshoot`.
+    let most = (each - each / 17).min(each.saturating_sub(16));
     let most = u32::try_from(most.max(1)).unwrap_or(u32::MAX);
     (most < configured).then_some(most)
 }
@@ -56,9 +58,9 @@ mod tests {
     fn connections_leave_files_for_the_rest() {
         assert_eq!(most_connections(1 << 20, 8, 8192), None);
         assert_eq!(most_connections(20_000, 2, 8192), None);
-        assert_eq!(most_connections(20_000, 4, 8192), Some(4750));
-        assert_eq!(most_connections(4096, 1, 8192), Some(3096));
-        assert_eq!(most_connections(1024, 2, 8192), Some(256), "half of few");
+        assert_eq!(most_connections(20_000, 4, 8192), Some(4471));
+        assert_eq!(most_connections(4096, 1, 8192), Some(2914));
+        assert_eq!(most_connections(1024, 2, 8192), Some(240), "half of few");
         assert_eq!(most_connections(0, 2, 8192), Some(1));
     }
 }

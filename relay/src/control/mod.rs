@@ -9,16 +9,19 @@
 //!  associations   route::AssociationLog
 //!  mover          connections from servers that drain to others
 //!  keeper         kafka::Keeper
+//!  proof          looks whether diverted packets are answered
 //!  waiting        looks how long messages have waited for their servers
 //!  log            logging
 //! ```
 
+mod answers;
 mod error;
 mod faults;
 mod files;
 mod ledger;
 mod listeners;
 mod mover;
+mod proof;
 mod rounds;
 mod service;
 mod signals;
@@ -113,7 +116,7 @@ async fn run_async(
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let incarnation = Incarnation::new(u64::try_from(now.as_millis()).unwrap_or_default());
     let shared = Shared::new(config, incarnation);
-    let stop_time = shared.stop_time.clone();
+    let (stop_time, intake) = (shared.stop_time.clone(), shared.intake.clone());
     let starter =
         Starter { config: config.clone(), gateway, place, shared, faults: faults.clone() };
     let Started { gateway, threads, registry } = starter.start(&mut signals).await?;
@@ -127,7 +130,7 @@ async fn run_async(
 
     while !stop_time.has_begun() {
         tokio::select! {
-            () = service.next_look() => {
+            () = service.next_look(&intake) => {
                 if let Err(error) = service.look() {
                     faults.report(error);
                 }

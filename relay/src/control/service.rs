@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
+
 use crate::gateway::{Gateway, Heartbeat};
 use crate::ring::Wake;
 use crate::worker::WorkerStats;
@@ -17,6 +19,8 @@ use super::threads::Threads;
 const LOOKS_PER_TIMEOUT: u32 = 10;
 /// And so often at least: the timeout may become shorter at any time.
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+/// So long after an accept that failed for want of files or memory no connection is wanted.
+const STARVED_FOR: Duration = Duration::from_secs(1);
 /// Of a relay without a gateway, which is watched all the same.
 const TIMEOUT_WITHOUT_GATEWAY: Duration = Duration::from_secs(2);
 
@@ -27,6 +31,9 @@ pub(super) struct Service {
     next: Instant,
     workers: Vec<(Arc<WorkerStats>, Wake)>,
     rounds: Rounds,
+    full: bool,
+    /// Accepts that failed for want of something, and when the last one was seen.
+    starved: (u64, Option<Instant>),
     standing: Standing,
 }
 
@@ -42,13 +49,19 @@ impl Service {
             next: now,
             rounds: Rounds::new(workers.len(), now),
             workers,
+            full: false,
+            starved: (0, None),
             standing: threads.standing(),
         })
     }
 
-    /// Waits until it is time to look.
-    pub(super) async fn next_look(&self) {
-        tokio::time::sleep_until(self.next.into()).await;
+    /// Waits until it is time to look, or a worker says that it can take no more connections, or can
+    /// again.
+    pub(super) async fn next_look(&self, intake: &Notify) {
+        tokio::select! {
+            () = tokio::time::sleep_until(self.next.into()) => {}
+            () = intake.notified() => {}
+        }
     }
 
     /// Looks at the workers, wakes those that seem idle, and tells the gateway whether all go round.
@@ -68,9 +81,10 @@ impl Service {
             self.workers[index].1.wake();
         }
         self.tell(&hanging);
+        let full = self.is_full(now);
         if let Some(heartbeat) = &mut self.heartbeat {
             match served {
-                Some(ago) => heartbeat.beat_of(ago)?,
+                Some(ago) => heartbeat.beat_of(ago, self.standing.intake(full))?,
                 None => heartbeat.stop()?,
             }
         }
@@ -82,8 +96,32 @@ impl Service {
         Ok(self.heartbeat.as_mut().map_or(Ok(()), Heartbeat::stop)?)
     }
 
+    /// Whether a worker can take no more connections. One is enough: the kernel spreads connections
+    /// over the workers evenly, so the others are as good as full, and it cannot be told to spare one.
+    fn is_full(&mut self, now: Instant) -> bool {
+        let full = self.workers.iter().filter(|(stats, _)| stats.full.get() > 0).count();
+        let failures: u64 = self.workers.iter().map(|(stats, _)| stats.accept_starved.get()).sum();
+        if failures > self.starved.0 {
+            self.starved = (failures, Some(now));
+        }
+        let starved = self.starved.1.is_some_and(|last| now - last < STARVED_FOR);
+        let is_full = full > 0 || starved;
+        if is_full && !self.full && self.heartbeat.is_some() {
+            tracing::warn!(
+                workers = full,
+                "{}: new connections take the ordinary path until there is room",
+                if full > 0 { "a worker has relay.max_connections" } else { "accepts fail" }
+            );
+        }
+        if !is_full && self.full && self.heartbeat.is_some() {
+            tracing::info!("there is room again: new connections are diverted");
+        }
+        self.full = is_full;
+        is_full
+    }
+
     fn tell(&self, hanging: &BTreeMap<usize, Duration>) {
-        let before = self.standing.replace(hanging.clone());
+        let before = self.standing.set_hanging(hanging.clone());
         let consequence = match self.heartbeat {
             Some(_) => "new connections take the ordinary path until it goes on",
             None => "its clients get no answer until it goes on",

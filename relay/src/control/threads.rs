@@ -29,6 +29,7 @@ use super::RunError;
 use super::faults::Faults;
 use super::listeners::{self, Listeners};
 use super::mover::Mover;
+use super::proof::Proof;
 use super::snapshot::Observer;
 use super::standing::Standing;
 use super::waiting::WaitingWatch;
@@ -82,6 +83,8 @@ struct WorkerParts {
     orders: OrderReceiver,
     stats: Arc<WorkerStats>,
     listeners: Listeners,
+    /// Whether connections that it cannot take can go elsewhere.
+    is_behind_gateway: bool,
     /// Where it makes sockets for connections that are handed on, if it does.
     namespace: Option<PathBuf>,
     peers: Vec<DownlinkSender>,
@@ -95,7 +98,10 @@ impl WorkerParts {
             let _ = ready.send(Err(io::Error::other(error)));
             return;
         }
-        let limits = EngineLimits::from(&self.shared.limits);
+        let mut limits = EngineLimits::from(&self.shared.limits);
+        if self.is_behind_gateway {
+            limits.sockets += self.shared.limits.overshoot();
+        }
         let engine = match UringEngine::new(limits, self.wake.clone()) {
             Ok(engine) => engine,
             Err(error) => {
@@ -184,6 +190,7 @@ fn connect_workers(
             downlink: downlink_receiver,
             stats: Arc::default(),
             listeners,
+            is_behind_gateway: gateway.is_some(),
             namespace: gateway.filter(|_| hands_on).map(|gateway| gateway.namespace().to_owned()),
             peers: Vec::new(),
         });
@@ -283,7 +290,11 @@ impl Threads {
             orders,
         );
         let watch = (faults, &stop_time);
-        let others = start_others(watch, &stop_others, consumer, log, mover)?;
+        let standing = observer.standing.clone();
+        let proof = gateway
+            .map(|gateway| Ok::<_, RunError>(Proof::new(gateway.diversion()?, standing)))
+            .transpose()?;
+        let others = start_others(watch, &stop_others, (consumer, log, mover, proof))?;
         let stop_keeper = Arc::new(AtomicBool::new(false));
         let keeper = spawn_other("keeper", watch, &stop_keeper, |stop| keeper.run(stop))?;
         Ok(Self {
@@ -368,9 +379,7 @@ impl Awaited {
 fn start_others(
     watch: (&Faults, &StopTime),
     stop: &Arc<AtomicBool>,
-    consumer: Consumer,
-    log: AssociationLog,
-    mover: Mover,
+    (consumer, log, mover, proof): (Consumer, AssociationLog, Mover, Option<Proof>),
 ) -> Result<Vec<JoinHandle<()>>, RunError> {
     let consumer = spawn_other("consumer", watch, stop, |stop| {
         consumer.run(stop);
@@ -381,7 +390,14 @@ fn start_others(
         mover.run(stop);
         Ok(())
     })?;
-    Ok(vec![consumer, log, mover])
+    let mut others = vec![consumer, log, mover];
+    if let Some(proof) = proof {
+        others.push(spawn_other("proof", watch, stop, |stop| {
+            proof.run(stop);
+            Ok(())
+        })?);
+    }
+    Ok(others)
 }
 
 fn wake() -> Result<Wake, RunError> {

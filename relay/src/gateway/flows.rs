@@ -7,13 +7,13 @@ use std::path::Path;
 use aya::Ebpf;
 use aya::maps::{HashMap, Map, MapData, MapError};
 use millrace_common::abi::{MAX_ESTABLISHED, map};
-use millrace_common::flow::{Address, FlowKey, FlowState, ShortKey};
+use millrace_common::flow::{Address, FlowKey, FlowState, PendingState, ShortKey};
 
 use super::error::{FlowError, GatewayError, causes, errno};
 use super::{open_map, unusable};
 
 /// Flows that are on their way, or were just closed.
-pub(super) type Pending = HashMap<MapData, FlowKey, FlowState>;
+pub(super) type Pending = HashMap<MapData, FlowKey, PendingState>;
 
 pub(super) fn open_pending(pins: &Path) -> Result<Pending, GatewayError> {
     let map = Map::LruHashMap(open_map(pins, map::PENDING)?);
@@ -135,7 +135,8 @@ impl FlowTable {
     pub fn closed(&mut self, client: SocketAddr, server: SocketAddr) -> Result<(), FlowError> {
         let key = key(client, server);
         // Without it the flow's last segments go astray, but the flow must leave the table anyway.
-        let pending = self.pending.insert(key, self.state, 0);
+        let FlowState { generation } = self.state;
+        let pending = self.pending.insert(key, PendingState { generation, offered_ns: 0 }, 0);
         // A SYN that was passed may have taken it out already.
         self.established.remove(&key).map_err(|error| FlowError::Map { reason: causes(&error) })?;
         pending.map_err(|error| FlowError::Map { reason: causes(&error) })

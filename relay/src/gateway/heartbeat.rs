@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use aya::maps::{Array, MapData};
-use millrace_common::abi::{self, GatewayConfig, LIFE_PORT, map};
+use millrace_common::abi::{self, GatewayConfig, Intake, LIFE_PORT, map};
 use rustix::time::{ClockId, clock_gettime};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -39,13 +39,14 @@ impl Heartbeat {
     /// "Serving now". Call it several times per heartbeat timeout, from a thread that stops when the
     /// relay hangs.
     pub fn beat(&mut self) -> Result<(), GatewayError> {
-        self.beat_of(Duration::ZERO)
+        self.beat_of(Duration::ZERO, Intake::default())
     }
 
-    /// "Serving so long ago": the programs reckon the heartbeat's age from then.
-    pub fn beat_of(&mut self, ago: Duration) -> Result<(), GatewayError> {
+    /// "Serving so long ago": the programs reckon the heartbeat's age from then. And what keeps new
+    /// connections away all the same.
+    pub fn beat_of(&mut self, ago: Duration, intake: Intake) -> Result<(), GatewayError> {
         let ago_ns = u64::try_from(ago.as_nanos()).unwrap_or(u64::MAX);
-        self.write(monotonic_ns().saturating_sub(ago_ns).max(1))
+        self.write(monotonic_ns().saturating_sub(ago_ns).max(1), intake)
     }
 
     /// From this age on the programs take a heartbeat for that of a dead relay. It may change while
@@ -59,11 +60,11 @@ impl Heartbeat {
     /// New connections take the ordinary path from now on; those that the relay has stay with it.
     /// For a graceful stop.
     pub fn stop(&mut self) -> Result<(), GatewayError> {
-        self.write(0)
+        self.write(0, Intake::default())
     }
 
-    fn write(&mut self, stamp_ns: u64) -> Result<(), GatewayError> {
-        let value = abi::Heartbeat { stamp_ns, generation: self.generation };
+    fn write(&mut self, stamp_ns: u64, intake: Intake) -> Result<(), GatewayError> {
+        let value = abi::Heartbeat { stamp_ns, generation: self.generation, intake };
         self.map.set(0, value, 0).map_err(GatewayError::bpf("write the heartbeat"))
     }
 }

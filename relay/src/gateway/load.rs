@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use aya::maps::xdp::{DevMap, DevMapHash};
-use aya::maps::{Array, Map, MapError};
+use aya::maps::{Array, HashMap, Map, MapError};
 use aya::programs::Xdp;
 use aya::programs::links::FdLink;
 use aya::{Ebpf, EbpfLoader};
-use millrace_common::abi::{ABI_VERSION, GatewayConfig, MAX_CLIENT_LINKS, map};
+use millrace_common::abi::{self, ABI_VERSION, GatewayConfig, MAX_CLIENT_LINKS, Offers, map};
 use millrace_common::rule::ActiveSet;
 use serde::Serialize;
 
@@ -35,7 +35,7 @@ use super::unload::undo;
 /// The programs, by their names in the object.
 pub(super) const PROGRAMS: [&str; 3] = ["ingress", "egress", "pass"];
 /// The maps that programs and relay share: those that are pinned.
-pub(super) const MAPS: [&str; 10] = [
+pub(super) const MAPS: [&str; 12] = [
     map::CONFIG,
     map::HEARTBEAT,
     map::PORT_CLASSES,
@@ -46,6 +46,8 @@ pub(super) const MAPS: [&str; 10] = [
     map::COUNTERS,
     map::RELAY_LINK,
     map::CLIENT_LINKS,
+    map::OFFERS,
+    map::CLOSED_PATHS,
 ];
 
 /// What was loaded.
@@ -142,6 +144,7 @@ fn build(
 
     report(&format!("{} class(es) of ports with rules", rules.class_count()));
     fill(&mut ebpf, config, &topology)?;
+    count_offers(&mut ebpf, devices)?;
     RuleTables::of(&mut ebpf).expect("load_object has checked the maps").replace(
         Some(&Present { compiled: &Compiled::of(&RuleSet::default())?, closing: &[] }),
         rules,
@@ -245,6 +248,19 @@ fn aim_answers(
         links
             .insert(device.ifindex, device.ifindex, None, 0)
             .map_err(GatewayError::bpf(format!("fill the map {}", map::CLIENT_LINKS)))?;
+    }
+    Ok(())
+}
+
+/// Has what becomes of SYNs counted on every way to clients.
+fn count_offers(ebpf: &mut Ebpf, devices: &[(String, Device)]) -> Result<(), GatewayError> {
+    let failed = || GatewayError::bpf::<MapError>(format!("fill the map {}", map::OFFERS));
+    let mut offers = HashMap::try_from(map_mut(ebpf, map::OFFERS)).map_err(failed())?;
+    for (_, device) in devices {
+        for family in [4, 6] {
+            let path = abi::Path { ifindex: device.ifindex, family };
+            offers.insert(path, Offers::default(), 0).map_err(failed())?;
+        }
     }
     Ok(())
 }

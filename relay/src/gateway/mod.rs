@@ -9,6 +9,8 @@
 //! links are pinned, and go on without any process of ours.
 
 mod attached;
+mod counters;
+mod diversion;
 mod error;
 mod facts;
 mod finding;
@@ -34,10 +36,13 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use aya::maps::{Array, Map, MapData, MapError};
+pub use millrace_common::abi::Intake;
 use millrace_common::abi::{self, ABI_VERSION, GatewayConfig, map};
 
 use crate::config::Config;
 
+pub use self::counters::Link;
+pub use self::diversion::{Diversion, Evidence, PathEvidence};
 use self::error::errno;
 pub use self::error::{FlowError, GatewayError, RuleMistake};
 pub use self::facts::{DevicePlan, Preflight, preflight};
@@ -107,6 +112,15 @@ impl Gateway {
         let config = self.map(map::CONFIG, Map::Array)?;
         let config = Array::try_from(config).map_err(unusable(map::CONFIG))?;
         Heartbeat::new(map, config, self.generation(), &self.namespace)
+    }
+
+    /// What becomes of diverted packets. No path is closed.
+    pub fn diversion(&self) -> Result<Diversion, GatewayError> {
+        let mut diversion = Diversion::open(&self.pins, &self.namespace)?;
+        for path in diversion.look()?.paths {
+            diversion.set_closed(path.key(), false)?;
+        }
+        Ok(diversion)
     }
 
     /// A handle on the flow maps for one thread.

@@ -13,6 +13,8 @@ use crate::config::Config;
 use crate::gateway::attached::{DeviceStatus, ProgramStatus, programs};
 use crate::gateway::rules::in_force::InForce;
 
+use super::counters::Link;
+use super::diversion::{Diversion, Evidence, PathEvidence};
 use super::error::GatewayError;
 use super::flows::{Established, open_pending};
 use super::heartbeat::monotonic_ns;
@@ -40,6 +42,8 @@ pub struct Status {
     pub verdicts: BTreeMap<&'static str, u64>,
     /// The relay's sign of life.
     pub relay: RelayStatus,
+    /// What became of diverted packets.
+    pub diversion: Evidence,
     /// Flows in `PENDING`: begun and not accepted, accepted, or closed a while ago.
     pub pending: u64,
     /// Flows that the relay has accepted and not closed.
@@ -51,6 +55,10 @@ pub struct Status {
 pub struct RelayStatus {
     /// Whether new connections are offered to it.
     pub alive: bool,
+    /// Whether it has as many connections as it may have, or cannot accept more: new ones pass.
+    pub full: bool,
+    /// Whether nothing that is diverted arrives there: new connections pass.
+    pub cut: bool,
     /// Since all of its workers have last gone round their loop, as far as it was told; absent if there
     /// is no relay, or it says itself that new connections should not come: it has stopped in good
     /// order, or a worker hangs.
@@ -81,6 +89,7 @@ pub fn status(config: &Config) -> Result<Status, GatewayError> {
         rules: state::read_rules(config)?,
         verdicts: verdicts(pins)?,
         relay: relay(config, pins, &value)?,
+        diversion: Diversion::open(pins, &config.namespace())?.look()?,
         pending: count(open_pending(pins)?.iter())?,
         established: count(Established::open(pins)?.iter())?,
     })
@@ -103,13 +112,15 @@ fn relay(config: &Config, pins: &Path, value: &GatewayConfig) -> Result<RelaySta
     let failed = || GatewayError::bpf::<MapError>(format!("read the map {}", map::HEARTBEAT));
     let heartbeat: Array<_, abi::Heartbeat> =
         Array::try_from(Map::Array(open_map(pins, map::HEARTBEAT)?)).map_err(failed())?;
-    let abi::Heartbeat { stamp_ns, generation } = heartbeat.get(&0, 0).map_err(failed())?;
+    let abi::Heartbeat { stamp_ns, generation, intake } = heartbeat.get(&0, 0).map_err(failed())?;
     let configured_ms = u64::from(config.gateway.heartbeat_timeout_ms);
     let loaded_ms = value.heartbeat_timeout_ns / 1_000_000;
     let age_ns = (stamp_ns != 0).then(|| monotonic_ns().saturating_sub(stamp_ns));
     Ok(RelayStatus {
         alive: age_ns.is_some_and(|age| age < value.heartbeat_timeout_ns),
         heartbeat_age_ms: age_ns.map(|age| age / 1_000_000),
+        full: intake.has(abi::Intake::FULL),
+        cut: intake.has(abi::Intake::CUT),
         heartbeat_timeout_ms: loaded_ms,
         configured_heartbeat_timeout_ms: (configured_ms != loaded_ms).then_some(configured_ms),
         generation,
@@ -151,6 +162,59 @@ impl Status {
             ),
             _ => Ok(()),
         }
+    }
+}
+
+impl Status {
+    /// Whether what is diverted is answered.
+    fn write_diversion(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let evidence = &self.diversion;
+        if self.relay.full {
+            writeln!(
+                f,
+                "  FULL       the relay has as many connections as it may have, or cannot accept more: \
+                 new ones take the ordinary path; see `relay.max_connections` and the log"
+            )?;
+        }
+        if self.relay.cut {
+            writeln!(
+                f,
+                "  CUT        nothing that is diverted arrives at the relay, and new connections take \
+                 the ordinary path: {}",
+                evidence.cause_of_loss()
+            )?;
+        }
+        for path in evidence.paths.iter().filter(|path| path.closed) {
+            writeln!(
+                f,
+                "  SILENT     no client of {} gets an answer, and new connections take the ordinary \
+                 path there; the relay's log has the cause",
+                path.name()
+            )?;
+        }
+        let Evidence { diverted, received, forwarded, left_to_stack, .. } = evidence;
+        writeln!(
+            f,
+            "diversion    {diverted} packets diverted, {received} received by the relay's device ({} \
+             lost or on their way); {forwarded} answers redirected, {left_to_stack} left to the host's \
+             stack",
+            evidence.lost()
+        )?;
+        for Link { name, sent, send_dropped, .. } in &evidence.devices {
+            writeln!(f, "  {name:<22} has sent {sent} packets, and dropped {send_dropped}")?;
+        }
+        for path in &evidence.paths {
+            let PathEvidence { answered, repeated, in_vain, .. } = path;
+            if answered + repeated + in_vain > 0 {
+                writeln!(
+                    f,
+                    "  {:<22} {answered} handshakes answered; {repeated} SYNs sent again, {in_vain} \
+                     passed in the end",
+                    path.name()
+                )?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -204,6 +268,7 @@ impl fmt::Display for Status {
             let difference = heartbeat_timeout_difference(configured_ms, loaded_ms);
             writeln!(f, "  TIMEOUT    {difference}")?;
         }
+        self.write_diversion(f)?;
         writeln!(f, "flows        {} established, {} pending", self.established, self.pending)?;
         write!(f, "packets")?;
         let seen: Vec<_> = self.verdicts.iter().filter(|(_, packets)| **packets > 0).collect();

@@ -1,11 +1,15 @@
 //! What one client may have of a service: connections of an address, messages in a second.
 
 use std::collections::HashMap;
+use std::io;
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::engine::Engine;
 use crate::model::ServiceId;
+
+use super::Worker;
 
 /// How many connections each address has to each service, over all workers. Asked for twice a
 /// connection, and only where the service has a bound.
@@ -30,6 +34,29 @@ impl Addresses {
             if *count == 0 {
                 connections.remove(&(service, address));
             }
+        }
+    }
+}
+
+impl<E: Engine> Worker<E> {
+    /// Says when there is no room for more connections, and when there is again: for some of them, so
+    /// that one that comes and one that goes do not change it each time.
+    pub(super) fn say_room(&self) {
+        let most = self.shared.limits.max_connections as usize;
+        let was_full = self.stats.full.get() > 0;
+        let is_full = self.open >= if was_full { most - (most / 16).min(most - 1) } else { most };
+        if is_full != was_full {
+            self.stats.full.replace(usize::from(was_full), usize::from(is_full));
+            self.shared.intake.notify_one();
+        }
+    }
+
+    /// An accept has failed: says so if that was for want of files or memory.
+    pub(super) fn say_starved(&self, error: &io::Error) {
+        let wanting = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
+        if error.raw_os_error().is_some_and(|error| wanting.contains(&error)) {
+            self.stats.accept_starved.add(1);
+            self.shared.intake.notify_one();
         }
     }
 }

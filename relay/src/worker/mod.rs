@@ -218,6 +218,7 @@ impl<E: Engine> Worker<E> {
         self.hand_on_asked();
         self.start_sends();
         self.settlement.publish(&self.downlink);
+        self.say_room();
         if self.uplink.hand_over() {
             self.give_answers();
         }
@@ -343,6 +344,7 @@ impl<E: Engine> Worker<E> {
             io::ErrorKind::NotConnected => self.stats.accept_failed.add(1),
             _ => {
                 self.stats.accept_failed.add(1);
+                self.say_starved(error);
                 tracing::warn!(%error, "a connection could not be accepted");
             }
         }

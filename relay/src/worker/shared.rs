@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
+use tokio::sync::Notify;
+
 use crate::codec::Protocol;
 use crate::config::{Config, RelaySection, Service};
 use crate::model::{Incarnation, RelayId};
@@ -104,6 +106,8 @@ pub struct Shared {
     pub arrivals: Arc<Arrivals>,
     /// Which partitions have become other servers'.
     pub leases: Arc<Leases>,
+    /// Told when a worker can take no more connections, and when it can again.
+    pub intake: Arc<Notify>,
     /// Set when the relay should stop; each worker's [`Wake`](crate::ring::Wake) is woken after it.
     pub stop: Arc<AtomicBool>,
     /// How long that may take; begins before `stop` is set.
@@ -144,6 +148,7 @@ impl Shared {
             postponed: Arc::default(),
             arrivals: Arc::default(),
             leases: Arc::new(Leases::new(config)),
+            intake: Arc::default(),
             stop: Arc::default(),
             stop_time: StopTime::new(&config.relay),
         }

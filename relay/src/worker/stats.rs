@@ -48,6 +48,10 @@ pub struct WorkerStats {
     pub connection_bytes: Gauge,
     /// Connections refused because the worker has all it may have.
     pub connection_limit: Counter,
+    /// 1 while it has all that it may have, or nearly so.
+    pub full: Gauge,
+    /// Connections that could not be accepted for want of files or memory; they wait.
+    pub accept_starved: Counter,
     /// Connections that could not be accepted for another reason.
     pub accept_failed: Counter,
     /// Connections handed on to the servers that their clients addressed.

@@ -5,7 +5,8 @@ use std::net::{SocketAddr, TcpStream};
 use anyhow::ensure;
 use aya::maps::Array;
 use aya::maps::xdp::DevMapHash;
-use millrace_common::abi::{ABI_VERSION, GatewayConfig, map};
+use millrace_common::abi::{self, ABI_VERSION, GatewayConfig, Intake, map};
+use millrace_common::flow::PendingState;
 use millrace_common::verdict::Verdict;
 use millrace_harness::gateway::test_run::{
     Bench, CLIENT_MAC, CLIENT_PORT, CLOSED_PORT, DROP, Family, GATEWAY_MAC, GENERATION, HASH, PASS,
@@ -121,6 +122,67 @@ fn following(programs: &mut Programs, segment: &Frame) -> anyhow::Result<()> {
         programs.ingress(segment, Verdict::DivertEstablished, REDIRECT)?;
     }
     programs.rules(RULES, false)?;
+    Ok(())
+}
+
+/// What keeps a new connection from a relay that lives, and what becomes of a SYN that is sent again.
+fn unanswered(programs: &mut Programs, family: Family) -> anyhow::Result<()> {
+    let (syn, ack) = (family.from_client(SYN), family.from_client(ACK));
+    let (syn, ack) = (syn.from_port(51_000), ack.from_port(51_000));
+    // A test run comes in by the loopback device.
+    let number = if family == Family::Ipv4 { 4 } else { 6 };
+    let path = |number| abi::Path { ifindex: 1, family: number };
+    programs.offers()?.insert(path(number), abi::Offers::default(), 0)?;
+    let offers = |programs: &mut Programs| -> anyhow::Result<abi::Offers> {
+        Ok(programs.offers()?.get(&path(number), 0)?)
+    };
+
+    programs.intake(Intake::FULL)?;
+    programs.ingress(&syn, Verdict::PassRelayFull, PASS)?;
+    programs.intake(Intake::CUT)?;
+    programs.ingress(&syn, Verdict::PassUnanswered, PASS)?;
+    programs.intake(Intake::PATHS_CLOSED)?;
+    programs.closed_paths()?.insert(path(10 - number), 0, 0)?;
+    programs.ingress(&syn.from_port(51_001), Verdict::DivertNew, REDIRECT)?;
+    programs.closed_paths()?.insert(path(number), 0, 0)?;
+    programs.ingress(&syn, Verdict::PassUnanswered, PASS)?;
+    for number in [4, 6] {
+        programs.closed_paths()?.remove(&path(number))?;
+    }
+    programs.intake(0)?;
+
+    // What is doubled on the way is not sent again; the client's answer counts once.
+    for _ in 0..2 {
+        programs.ingress(&syn, Verdict::DivertNew, REDIRECT)?;
+        ensure!(offers(programs)? == abi::Offers::default());
+    }
+    for _ in 0..2 {
+        programs.ingress(&ack, Verdict::DivertPending, REDIRECT)?;
+        ensure!(offers(programs)? == abi::Offers { answered: 1, ..abi::Offers::default() });
+    }
+    // The same ends again, and no answer.
+    let offered_ago = |programs: &mut Programs, frame: &Frame, ago_ns: u64| {
+        let state = PendingState { generation: GENERATION, offered_ns: now_ns() - ago_ns };
+        anyhow::Ok(programs.pending()?.insert(flow(frame), state, 0)?)
+    };
+    offered_ago(programs, &syn, abi::SENT_AGAIN_NS)?;
+    programs.ingress(&syn, Verdict::DivertNew, REDIRECT)?;
+    offered_ago(programs, &syn, abi::IN_VAIN_NS)?;
+    programs.ingress(&syn, Verdict::PassUnanswered, PASS)?;
+    let counted = offers(programs)?;
+    ensure!((counted.repeated, counted.in_vain, counted.sources) == (1, 1, 0), "{counted:?}");
+    let other = syn.from(family.host(1, 12));
+    offered_ago(programs, &other, abi::SENT_AGAIN_NS)?;
+    programs.ingress(&other, Verdict::DivertNew, REDIRECT)?;
+    ensure!(offers(programs)?.sources == 1);
+    // It is the server's now: so are its segments, and the relay's late answer comes to nothing.
+    programs.ingress(&ack, Verdict::PassNoFlow, PASS)?;
+    let answer = Frame::tcp(syn.destination, syn.source, SYN | ACK, 7);
+    programs.egress(&answer, Verdict::ReturnAnswerHeld, DROP)?;
+    // Until it is opened anew.
+    programs.ingress(&syn, Verdict::DivertNew, REDIRECT)?;
+    programs.egress(&answer, Verdict::ReturnForwarded, REDIRECT)?;
+    programs.heartbeat(now_ns(), GENERATION)?;
     Ok(())
 }
 
@@ -328,6 +390,7 @@ fn every_verdict() -> anyhow::Result<()> {
             programs.accept(flow(&family.from_client(SYN)))?;
             returning(programs, family)?;
             kept_from_the_client(programs, &bench.gateway, family)?;
+            unanswered(programs, family)?;
         }
         ruling(programs)?;
         lost_flows(programs, &bench)?;

@@ -160,9 +160,12 @@ fn close(
     let failed = || GatewayError::bpf::<MapError>("read the table of flows");
     // In this order: a flow is in `PENDING` before it is accepted.
     let pending = open_pending(&pins)?;
-    for flow in pending.iter().chain(Established::open(&pins)?.iter()) {
-        let (key, state) = flow.map_err(failed())?;
-        if state.generation == generation {
+    let pending = pending.iter().map(|flow| flow.map(|(key, state)| (key, state.generation)));
+    let accepted = Established::open(&pins)?;
+    let accepted = accepted.iter().map(|flow| flow.map(|(key, state)| (key, state.generation)));
+    for flow in pending.chain(accepted) {
+        let (key, of) = flow.map_err(failed())?;
+        if of == generation {
             busy.insert(u16::from_be_bytes(key.ports.destination()));
         }
     }

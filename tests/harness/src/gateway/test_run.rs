@@ -8,8 +8,8 @@ use aya::maps::xdp::{DevMap, DevMapHash};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
-use millrace_common::abi::{ABI_VERSION, GatewayConfig, Heartbeat, LIFE_PORT, map};
-use millrace_common::flow::{FlowKey, FlowState};
+use millrace_common::abi::{self, ABI_VERSION, GatewayConfig, Heartbeat, Intake, LIFE_PORT, map};
+use millrace_common::flow::{FlowKey, FlowState, PendingState};
 use millrace_common::verdict::Verdict;
 use millrace_relay::gateway::Established;
 use millrace_relay::gateway::object::verify;
@@ -206,12 +206,28 @@ impl Programs {
 
     /// Says what a relay says.
     pub fn heartbeat(&mut self, stamp_ns: u64, generation: u64) -> anyhow::Result<()> {
-        let value = Heartbeat { stamp_ns, generation };
+        let value = Heartbeat { stamp_ns, generation, intake: Intake::default() };
         Ok(Array::try_from(self.map(map::HEARTBEAT)?)?.set(0, value, 0)?)
     }
 
+    /// Says what keeps new connections away from a relay that lives: bits of [`Intake`].
+    pub fn intake(&mut self, bits: u64) -> anyhow::Result<()> {
+        let value = Heartbeat { stamp_ns: now_ns(), generation: GENERATION, intake: Intake(bits) };
+        Ok(Array::try_from(self.map(map::HEARTBEAT)?)?.set(0, value, 0)?)
+    }
+
+    /// What became of SYNs, by the way that they came. No entry is there at first.
+    pub fn offers(&mut self) -> anyhow::Result<HashMap<&mut MapData, abi::Path, abi::Offers>> {
+        Ok(HashMap::try_from(self.map(map::OFFERS)?)?)
+    }
+
+    /// Ways by which new connections pass.
+    pub fn closed_paths(&mut self) -> anyhow::Result<HashMap<&mut MapData, abi::Path, u32>> {
+        Ok(HashMap::try_from(self.map(map::CLOSED_PATHS)?)?)
+    }
+
     /// The flows on their way.
-    pub fn pending(&mut self) -> anyhow::Result<HashMap<&mut MapData, FlowKey, FlowState>> {
+    pub fn pending(&mut self) -> anyhow::Result<HashMap<&mut MapData, FlowKey, PendingState>> {
         Ok(HashMap::try_from(self.map(map::PENDING)?)?)
     }
 
@@ -227,12 +243,15 @@ impl Programs {
 
     /// Lets a flow of the present relay be on its way.
     pub fn begin(&mut self, flow: FlowKey) -> anyhow::Result<()> {
-        Ok(self.pending()?.insert(flow, FlowState { generation: GENERATION }, 0)?)
+        let state = PendingState { generation: GENERATION, offered_ns: 0 };
+        Ok(self.pending()?.insert(flow, state, 0)?)
     }
 
-    /// Whether a flow is on its way, and whether it is accepted.
+    /// Whether a flow is on its way to the relay, and whether it is accepted.
     pub fn has(&mut self, flow: &FlowKey) -> anyhow::Result<(bool, bool)> {
-        Ok((self.pending()?.get(flow, 0).is_ok(), self.established()?.get(flow).is_ok()))
+        let pending = self.pending()?.get(flow, 0);
+        let pending = pending.is_ok_and(|state| state != PendingState::SERVERS);
+        Ok((pending, self.established()?.get(flow).is_ok()))
     }
 
     /// Packets by verdict.
