@@ -115,7 +115,10 @@ impl Answers {
     /// Judges what was counted since the last look.
     pub(super) fn look(&mut self, now: Instant, counted: Counted) -> Decision {
         let mut decision = Decision::default();
-        let Some(before) = self.before.replace(counted.clone()) else { return decision };
+        let Some(before) = self.before.take() else {
+            self.before = Some(counted);
+            return decision;
+        };
         if counted.received > before.received {
             if self.link.succeed() {
                 decision.changes.push(Change::Joined);
@@ -148,6 +151,7 @@ impl Answers {
                 decision.silent.insert(*path, tried);
             }
         }
+        self.before = Some(counted);
         decision
     }
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with,
 };
 use serde::Serialize;
 
@@ -58,12 +58,8 @@ pub(super) struct Links(OwnedFd);
 impl Links {
     pub(super) fn open(namespace: &Path) -> Result<Self, GatewayError> {
         let socket = || {
-            socket_with(
-                AddressFamily::NETLINK,
-                SocketType::RAW,
-                SocketFlags::CLOEXEC,
-                Some(netlink::ROUTE),
-            )
+            // Protocol 0 is `NETLINK_ROUTE`.
+            socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)
         };
         let socket = in_namespace(namespace, socket)?
             .map_err(|error| GatewayError::io("open a netlink socket")(error.into()))?;

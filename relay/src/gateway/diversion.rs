@@ -11,12 +11,11 @@ use millrace_common::verdict::Verdict;
 use serde::Serialize;
 
 use super::counters::{Link, Links};
-use super::error::GatewayError;
+use super::error::{GatewayError, errno};
 use super::topology::RELAY_DEVICE;
 use super::{open_map, unusable};
 
 /// A handle on these counters, and on what closes paths.
-#[derive(Debug)]
 pub struct Diversion {
     links: Links,
     gateway_ifindex: u32,
@@ -110,7 +109,7 @@ impl Diversion {
             ..Evidence::default()
         };
         let mut devices = BTreeMap::new();
-        for entry in self.offers.iter() {
+        for entry in &self.offers {
             let (path, offers) = entry.map_err(failed(map::OFFERS))?;
             let Offers { answered, repeated, in_vain, sources, .. } = offers;
             let abi::Path { ifindex, family } = path;
@@ -161,6 +160,7 @@ impl Diversion {
         }
         match self.closed.remove(&path) {
             Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            Err(error) if errno(&error) == Some(libc::ENOENT) => Ok(()),
             Err(error) => Err(failed(map::CLOSED_PATHS)(error)),
         }
     }
