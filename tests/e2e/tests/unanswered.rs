@@ -142,7 +142,13 @@ fn answers_that_no_client_gets_end_diversion_on_that_path_until_one_does() {
     client.ip(&format!("address add {}/24 dev eth0", sources[1])).unwrap();
     client.ethtool("-K eth0 gro on").unwrap();
     cluster.start().unwrap();
-    wait_diverted(&cluster);
+    // The gateway knows both as neighbours from then on, or answers would go by its stack.
+    for source in sources {
+        wait_until(PATIENCE, "a connection to be diverted", || {
+            Ok(!connect_from(&cluster, source).is_greeted(Duration::from_millis(500)))
+        })
+        .unwrap();
+    }
 
     let client = &cluster.hosts.clients[0];
     client.ethtool("-K eth0 gro off").unwrap();
@@ -186,6 +192,13 @@ fn one_client_alone_reaches_its_server_though_its_answers_are_lost() {
     let address = Topology::server_address(0);
     gateway.ip(&format!("address add {address}/32 dev lo")).unwrap();
     let _own = OrdinaryServer::start(&gateway.namespace(), address, &[LINES_PORT]).unwrap();
+    // The client must not ask for the gateway, which would tell the latter where the client is.
+    let device: serde_json::Value =
+        serde_json::from_str(&gateway.ip("-json link show dev eth1").unwrap()).unwrap();
+    let hardware = device[0]["address"].as_str().unwrap();
+    cluster.hosts.clients[0]
+        .ip(&format!("neigh replace 10.77.1.1 lladdr {hardware} dev eth0 nud permanent"))
+        .unwrap();
     gateway.ip("neigh flush dev eth1").unwrap();
     let start = Instant::now();
     let mut client = connect(&cluster);
