@@ -232,11 +232,11 @@ mod tests {
     #[test]
     fn a_way_back_on_which_nothing_is_answered_is_closed_and_tried_again() {
         let mut stage = Stage::new();
-        let decision = stage.go(7, repeated);
+        let decision = stage.go(8, repeated);
         assert!(decision.silent.is_empty() && decision.changes.is_empty(), "{decision:?}");
         let decision = stage.go(1, repeated);
         assert_eq!(decision.silent, BTreeMap::from([(PATH, false)]));
-        assert_eq!(decision.changes, [Change::Silent(PATH, 8)]);
+        assert_eq!(decision.changes, [Change::Silent(PATH, 9)]);
         assert!(!stage.go(24, |_| {}).silent[&PATH]);
         assert!(stage.go(1, |_| {}).silent[&PATH], "it is tried");
         assert!(stage.go(2, repeated).silent[&PATH], "for as long as a SYN is not sent again");
