@@ -196,8 +196,8 @@ impl Status {
         writeln!(
             f,
             "diversion    {diverted} packets diverted, {received} received by the relay's device ({} \
-             lost or on their way); {forwarded} answers redirected, {left_to_stack} left to the host's \
-             stack",
+             lost or on their way); {forwarded} packets of the relay redirected, {left_to_stack} left to \
+             the host's stack",
             evidence.lost()
         )?;
         for Link { name, sent, send_dropped, .. } in &evidence.devices {
