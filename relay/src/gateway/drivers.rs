@@ -5,7 +5,7 @@
 //! same table with the source of every limit, and a test compares the two.
 
 use super::finding::{Finding, Severity};
-use super::preflight::LinkFacts;
+use super::preflight::{Channels, LinkFacts};
 
 /// How a driver finds the queue for what XDP hands it (`ndo_xdp_xmit`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,7 +95,7 @@ pub(super) fn judge(
     if all_processors_send(link, processors) {
         return;
     }
-    let channels = link.channels.as_ref().map_or(0, |channels| channels.sending());
+    let channels = link.channels.as_ref().map_or(0, Channels::sending);
     findings.push(Finding::new(
         Severity::Costs,
         name,

@@ -72,6 +72,7 @@ pub enum Bpffs {
 /// What is known of a device that is there.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
+#[expect(clippy::struct_excessive_bools, reason = "facts, each on its own")]
 pub struct LinkFacts {
     /// As `ethtool -i` names it.
     pub driver: String,

@@ -222,8 +222,8 @@ fn send_frame(host: &Host, frame: &Frame) -> anyhow::Result<()> {
                    out = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)\n\
                    out.bind(('eth0', 0))\n\
                    out.send(bytes.fromhex(sys.argv[1]))";
-    let digits: String = frame.bytes().iter().map(|byte| format!("{byte:02x}")).collect();
-    let output = host.command("python3").args(["-c", program, &digits]).output()?;
+    let digits: Vec<_> = frame.bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+    let output = host.command("python3").args(["-c", program, &digits.concat()]).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(())
 }
