@@ -5,7 +5,7 @@
 //! same table with the source of every limit, and a test compares the two.
 
 use super::finding::{Finding, Severity};
-use super::preflight::{Channels, LinkFacts};
+use super::known::{Channels, LinkFacts};
 
 /// How a driver finds the queue for what XDP hands it (`ndo_xdp_xmit`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,10 +11,11 @@ use crate::gateway::finding::{Finding, Severity};
 use super::error::GatewayError;
 use super::host::{self, Device, Offloads};
 use super::kernel;
+use super::known::{Facts, LinkFacts, Peer};
 use super::links::occupant;
 use super::netdev::{self, XdpFeatures};
 use super::object::ObjectFile;
-use super::preflight::{self, AttachMode, Facts, LinkFacts, Peer};
+use super::preflight::{self, AttachMode};
 
 use super::rules::RuleSet;
 use super::rules::compile::Compiled;

@@ -8,7 +8,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde::Deserialize;
 
 use super::error::GatewayError;
-use super::preflight::Channels;
+use super::known::Channels;
 
 /// Told of every change to the host before it is made, in words that an operator could type.
 pub type Report<'a> = &'a mut dyn FnMut(&str);

@@ -14,7 +14,8 @@ use crate::gateway::finding::Finding;
 use super::error::{GatewayError, causes, errno};
 use super::host::{Device, Report, command};
 use super::kernel;
-use super::preflight::{AttachMode, Occupant};
+use super::known::Occupant;
+use super::preflight::AttachMode;
 
 use super::state::State;
 use super::topology::{self, RELAY_DEVICE};

@@ -19,10 +19,11 @@ use super::error::{GatewayError, causes};
 use super::facts::{self, features};
 use super::host::{self, Device, Report, in_namespace};
 use super::kernel;
+use super::known::LinkFacts;
 use super::links::{attach, pin_link, program_pin};
 use super::object::{ObjectFile, verify};
 use super::preflight;
-use super::preflight::{AttachMode, LinkFacts};
+use super::preflight::AttachMode;
 
 use super::lock::Lock;
 use super::rules::RuleSet;

@@ -14,7 +14,7 @@ use crate::gateway::rules::in_force::InForce;
 
 use super::error::GatewayError;
 use super::host::Report;
-use super::preflight::Bpffs;
+use super::known::Bpffs;
 
 /// Where every instance has its directory.
 pub(super) const RUN: &str = "/run/millrace";

@@ -1,5 +1,8 @@
 //! Facts in, findings out.
 
+use serde::Deserialize;
+
+use super::super::known::Channels;
 use super::*;
 
 const ALL: XdpFeatures = XdpFeatures(
