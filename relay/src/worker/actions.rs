@@ -118,7 +118,7 @@ impl Actions for CodecActions<'_> {
     }
 
     fn output(&mut self) -> &mut Vec<u8> {
-        &mut self.link.output.waiting
+        &mut self.link.output.buffer.waiting
     }
 
     fn settle(&mut self, reply: ReplyOrigin) {

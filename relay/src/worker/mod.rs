@@ -16,6 +16,7 @@ mod lists;
 mod onward;
 mod orders;
 mod replies;
+mod send_buffer;
 mod settlement;
 mod shared;
 mod stats;
