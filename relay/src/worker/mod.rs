@@ -71,6 +71,29 @@ fn of(connections: &[Option<Connection>], (socket, generation): Whose) -> Option
     connections[socket.index()].as_ref().filter(|one| one.generation() == generation)
 }
 
+/// What a worker is made from, beside its engine.
+pub struct WorkerParts {
+    /// Its number, from 0.
+    pub index: u8,
+    /// What it shares with the others.
+    pub shared: Shared,
+    /// The wake that its engine and both its rings were made with.
+    pub wake: Wake,
+    /// Whom it tells about its connections.
+    pub flows: Box<dyn Flows>,
+    /// To the producer.
+    pub uplink: UplinkSender,
+    /// From the Kafka threads.
+    pub downlink: DownlinkReceiver,
+    /// From the control plane.
+    pub orders: OrderReceiver,
+    /// What it counts.
+    pub stats: Arc<WorkerStats>,
+    /// The rings to all workers in their order, this one included: a client that connects again may have
+    /// been at any of them.
+    pub peers: Vec<DownlinkSender>,
+}
+
 /// A worker.
 pub struct Worker<E> {
     index: u8,
@@ -120,19 +143,10 @@ pub struct Worker<E> {
 }
 
 impl<E: Engine> Worker<E> {
-    /// A worker. `wake` is the one that its engine and both its rings were made with.
-    #[allow(clippy::too_many_arguments)]
-    pub fn new(
-        index: u8,
-        shared: Shared,
-        engine: E,
-        wake: Wake,
-        flows: Box<dyn Flows>,
-        uplink: UplinkSender,
-        downlink: DownlinkReceiver,
-        orders: OrderReceiver,
-        stats: Arc<WorkerStats>,
-    ) -> Self {
+    /// A worker without connections.
+    pub fn new(engine: E, parts: WorkerParts) -> Self {
+        let WorkerParts { index, shared, wake, flows, uplink, downlink, orders, stats, peers } =
+            parts;
         Self {
             index,
             shared,
@@ -156,7 +170,7 @@ impl<E: Engine> Worker<E> {
             owing: Timers::default(),
             lingering: Timers::default(),
             timers: Timers::default(),
-            peers: Vec::new(),
+            peers,
             to_evict: Vec::new(),
             settled: Vec::new(),
             onward: Onward::default(),
@@ -164,12 +178,6 @@ impl<E: Engine> Worker<E> {
             stopping: false,
             out_of_time: false,
         }
-    }
-
-    /// Takes the rings to all workers, in their order: a client that connects again may have been at
-    /// any of them.
-    pub fn set_peers(&mut self, peers: Vec<DownlinkSender>) {
-        self.peers = peers;
     }
 
     /// Accepts the connections of a listening socket for a service.

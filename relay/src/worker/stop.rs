@@ -87,7 +87,7 @@ mod tests {
     use std::time::{Duration, Instant};
     use std::{io, thread};
 
-    use super::super::{NoGateway, Orders, Shared, WorkerStats};
+    use super::super::{NoGateway, Orders, Shared, WorkerParts, WorkerStats};
     use super::*;
     use crate::config::Config;
     use crate::engine::{BufferId, Event};
@@ -166,17 +166,18 @@ mod tests {
             sender.has_room();
         }
         let stats = Arc::<WorkerStats>::default();
-        let worker = Worker::new(
-            0,
-            shared.clone(),
-            Quiet,
-            wake(),
-            Box::new(NoGateway),
-            sender,
-            from_kafka,
-            Orders::default().add_worker(wake()),
-            stats.clone(),
-        );
+        let parts = WorkerParts {
+            index: 0,
+            shared: shared.clone(),
+            wake: wake(),
+            flows: Box::new(NoGateway),
+            uplink: sender,
+            downlink: from_kafka,
+            orders: Orders::default().add_worker(wake()),
+            stats: stats.clone(),
+            peers: Vec::new(),
+        };
+        let worker = Worker::new(Quiet, parts);
         shared.stop_time.begin();
         shared.stop.store(true, Ordering::SeqCst);
         (worker, receiver, shared, stats)

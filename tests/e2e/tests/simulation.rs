@@ -21,7 +21,7 @@ use millrace_relay::ring::{Command, DownlinkSender, Receipt, Return, Wake, downl
 use millrace_relay::route::{ServerLink, ServerState};
 use millrace_relay::uplink::{Pump, PumpStats};
 use millrace_relay::worker::{
-    Counter, NoGateway, OrderAnswer, Orders, Shared, Task, Worker, WorkerStats,
+    Counter, NoGateway, OrderAnswer, Orders, Shared, Task, Worker, WorkerParts, WorkerStats,
 };
 
 const SEEDS: u64 = 2000;
@@ -156,17 +156,18 @@ impl Run {
         let clients = (0..=dice.below(30)).map(|number| client(&mut dice, number)).collect();
         let mut orders = Orders::default();
         let stats = Arc::<WorkerStats>::default();
-        let worker = Worker::new(
-            0,
-            shared.clone(),
-            FaultyEngine::new(Dice::new(seed ^ 0xe), clients),
-            worker_wake.clone(),
-            Box::new(NoGateway),
-            uplink_sender,
-            downlink_receiver,
-            orders.add_worker(worker_wake),
-            stats.clone(),
-        );
+        let parts = WorkerParts {
+            index: 0,
+            shared: shared.clone(),
+            wake: worker_wake.clone(),
+            flows: Box::new(NoGateway),
+            uplink: uplink_sender,
+            downlink: downlink_receiver,
+            orders: orders.add_worker(worker_wake),
+            stats: stats.clone(),
+            peers: Vec::new(),
+        };
+        let worker = Worker::new(FaultyEngine::new(Dice::new(seed ^ 0xe), clients), parts);
         let pump_stats = Arc::<PumpStats>::default();
         let refuse_one_in = if dice.one_in(3) { 100 } else { 0 };
         let pump = Pump::new(
