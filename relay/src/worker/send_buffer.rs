@@ -34,6 +34,11 @@ impl SendBuffer {
         self.waiting.len() + self.sending_bytes
     }
 
+    /// True while a send is going on.
+    pub(super) fn is_sending(&self) -> bool {
+        self.sending_bytes > 0
+    }
+
     /// The buffer of the next send, if one should begin.
     pub(super) fn begin_send(&mut self) -> Option<Vec<u8>> {
         if self.sending_bytes > 0 || self.waiting.is_empty() {
@@ -86,13 +91,12 @@ mod tests {
 
     #[test]
     fn a_large_buffer_is_given_back_and_a_failed_send_stays() {
-        let mut output = SendBuffer::default();
-        output.waiting = vec![0; 4 * KEPT_BYTES];
+        let waiting = vec![0; 4 * KEPT_BYTES];
+        let mut output = SendBuffer { waiting, ..SendBuffer::default() };
         let sent = output.begin_send().expect("there is something");
         let bytes = sent.len();
         assert_eq!(output.end_send(sent, &Ok(bytes)), Taken::All);
         assert!(output.spare.capacity() <= 2 * KEPT_BYTES);
-        output.waiting.push(0);
         for result in [Ok(0), Err(io::ErrorKind::ConnectionReset.into())] {
             let mut output = SendBuffer { waiting: vec![0], ..SendBuffer::default() };
             let sent = output.begin_send().expect("there is something");
