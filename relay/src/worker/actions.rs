@@ -15,6 +15,7 @@ use crate::ring::{BatchPlace, Credit, MESSAGE_OVERHEAD_BYTES, Receipt, UplinkSen
 
 use super::connection::{Link, State};
 use super::kept::Settled;
+use super::reasons::Reasons;
 use super::stats::WorkerStats;
 use super::{Shared, Worker};
 
@@ -206,22 +207,24 @@ impl<E: Engine> Worker<E> {
             self.list_at_server(socket);
         }
         let connection = self.connections[socket.index()].as_mut().expect("known to the engine");
-        let (is_open, was_held) = (connection.state == State::Open, connection.held);
-        let mut hold = !connection.codec.reads();
+        let mut has_credit = true;
         if wishes.booked > 0 {
             let identity = connection.link.identity.as_ref().expect("there was a message");
-            hold |= !self.shared.credit.book(identity.partition, wishes.booked);
+            has_credit = self.shared.credit.book(identity.partition, wishes.booked);
         }
         let rate = self.shared.services[connection.link.service.index()].rate;
         if let (Some(rate), 1..) = (rate, wishes.messages) {
             connection.throttled_until = connection.pace.take(wishes.messages, rate, self.now);
-            if connection.throttled_until.is_some() {
-                self.stats.throttles.add(1);
-                hold = true;
-            }
+            self.stats.throttles.add(u64::from(connection.throttled_until.is_some()));
         }
-        let bytes = connection.link.output.bytes();
-        if wishes.was_idle && bytes > 0 {
+        let reasons = if connection.reads() {
+            let pause_bytes = self.shared.limits.reply_pause_bytes;
+            connection.begins_to_pause(pause_bytes, self.now, has_credit)
+        } else {
+            Reasons::NONE
+        };
+        let was_paused = !connection.paused.is_empty();
+        if wishes.was_idle && connection.link.output.bytes() > 0 {
             connection.link.output.moved = Some(self.now);
             self.to_send.push(socket);
         }
@@ -236,6 +239,7 @@ impl<E: Engine> Worker<E> {
             self.to_evict.push(other);
         }
         if let Some(received) = wishes.hand_on {
+            self.end_reading(socket);
             self.connection(socket).state = State::HandingOn;
             self.book_memory(socket);
             self.onward.asked.push((socket, received));
@@ -249,10 +253,10 @@ impl<E: Engine> Worker<E> {
             return self.flush_and_close(socket, CloseReason::MemoryLimit);
         }
         self.has_confirmed(socket);
-        if is_open && (hold || bytes > self.shared.limits.reply_pause_bytes) {
-            self.hold(socket);
+        if !reasons.is_empty() {
+            self.pause(socket, reasons);
         }
-        if was_held {
+        if was_paused {
             self.look_at(socket);
         }
         self.set_timer(socket);

@@ -13,6 +13,7 @@ use crate::ring::{BatchPlace, Receipt};
 use super::kept::Kept;
 use super::lag::Behind;
 use super::limits::Pace;
+use super::reasons::Reasons;
 use super::send_buffer::{SendBuffer, Taken};
 use super::shared::Served;
 
@@ -200,11 +201,9 @@ pub(super) struct Connection {
     pub(super) lingers_until: Option<Instant>,
     /// How long it may stay draining at most, while its client goes on sending.
     pub(super) drains_until: Option<Instant>,
-    /// Not read from, because of a bound further on; the worker's list has it.
-    pub(super) held: bool,
-    /// Not read from, because it is about to go on at another server.
-    pub(super) quiesced: bool,
-    /// What was received before the hold took effect.
+    /// Why it is not read from, if it is not.
+    pub(super) paused: Reasons,
+    /// What was received before its pause took effect.
     pub(super) stash: Vec<u8>,
     /// Bytes of memory that it is booked with.
     pub(super) booked_bytes: usize,
@@ -250,8 +249,7 @@ impl Connection {
             in_doubt_since: None,
             lingers_until: None,
             drains_until: None,
-            held: false,
-            quiesced: false,
+            paused: Reasons::NONE,
             stash: Vec::new(),
             booked_bytes: 0,
         }
@@ -314,6 +312,16 @@ impl Connection {
     /// True while what the client sends counts.
     pub(super) fn reads(&self) -> bool {
         self.state == State::Open
+    }
+
+    /// True if what the client sends now is decoded at once.
+    pub(super) fn is_read(&self) -> bool {
+        self.reads() && self.paused.is_empty()
+    }
+
+    /// True while an order has it wait for the next one.
+    pub(super) fn moves(&self) -> bool {
+        self.paused.has(Reasons::MOVE)
     }
 
     /// True while replies are taken for the client.

@@ -8,6 +8,7 @@ use crate::ring::{Receipt, Return};
 
 use super::actions::push_control;
 use super::connection::{Receive, State};
+use super::reasons::Reasons;
 use super::{Worker, of};
 
 /// How long it takes a client's kernel to acknowledge something, about.
@@ -16,6 +17,7 @@ const DOUBT_INTERVAL: Duration = Duration::from_millis(20);
 impl<E: Engine> Worker<E> {
     /// The client has ended its side, and everything before that is decoded.
     pub(super) fn end_stream(&mut self, socket: SocketId) {
+        self.end_reading(socket);
         self.connection(socket).state = State::HalfClosed;
         let whole = self.act(socket, |codec, now, actions| codec.end_of_stream(now, actions));
         self.stats.truncated.add(u64::from(!whole));
@@ -79,10 +81,8 @@ impl<E: Engine> Worker<E> {
 
     /// Lets the codec say its last words, reads no more, sends what is there, closes.
     pub(super) fn flush_and_close(&mut self, socket: SocketId, reason: CloseReason) {
-        if self.connection(socket).reads() {
-            // The client's kernel was told that it is here.
-            self.deliver_stash(socket);
-        }
+        // The client's kernel was told that it is here.
+        self.deliver_stash(socket);
         if self.connection(socket).writes() {
             self.act(socket, |codec, now, actions| codec.farewell(reason, now, actions));
             self.finish(socket, reason);
@@ -101,6 +101,7 @@ impl<E: Engine> Worker<E> {
             return self.close(socket, reason);
         }
         connection.state = State::Flushing(reason);
+        self.end_reading(socket);
         if all_sent {
             // Its client may still have to read it.
             return self.end_flushing(socket, reason);
@@ -165,17 +166,13 @@ impl<E: Engine> Worker<E> {
 
     /// The client does not read what it is sent: nothing more can be told to it.
     pub(super) fn give_up(&mut self, socket: SocketId) {
-        if self.connection(socket).reads() {
-            self.deliver_stash(socket);
-        }
+        self.deliver_stash(socket);
         self.close(socket, CloseReason::SlowReader);
     }
 
     /// The connection has failed. What came before was sent, and counts.
     pub(super) fn end_failed(&mut self, socket: SocketId) {
-        if self.connection(socket).reads() {
-            self.deliver_stash(socket);
-        }
+        self.deliver_stash(socket);
         self.close(socket, CloseReason::ConnectionFailed);
     }
 
@@ -203,9 +200,11 @@ impl<E: Engine> Worker<E> {
 
     /// Takes a connection out of the books.
     pub(super) fn leave(&mut self, socket: SocketId, reason: CloseReason) {
-        self.waiting.remove(socket);
+        self.end_reading(socket);
         self.at_servers.remove(socket);
-        self.connection(socket).stash = Vec::new();
+        let connection = self.connection(socket);
+        connection.paused = Reasons::NONE;
+        connection.stash = Vec::new();
         self.act(socket, |codec, now, actions| codec.ended(reason, now, actions));
         let connection = self.connections[socket.index()].as_mut().expect("just seen");
         let link = &mut connection.link;

@@ -8,17 +8,19 @@ mod behind;
 mod connection;
 mod departed;
 mod ending;
-mod held;
 mod kept;
 mod lag;
 mod limits;
 mod lists;
 mod onward;
 mod orders;
+mod reading;
+mod reasons;
 mod replies;
 mod send_buffer;
 mod settlement;
 mod shared;
+mod stash;
 mod stats;
 mod stop;
 #[cfg(test)]
@@ -44,7 +46,9 @@ use departed::Departed;
 use kept::Settled;
 use lists::Lists;
 use onward::Onward;
+use reasons::Reasons;
 use settlement::Settlement;
+use stash::SpareStashes;
 use timers::Timers;
 use waiting::Waiting;
 
@@ -57,11 +61,6 @@ pub use stats::{Counter, Gauge, WorkerStats};
 const TICK: Duration = Duration::from_secs(1);
 /// And while the relay stops: not all that it waits for then wakes it.
 const STOP_TICK: Duration = Duration::from_millis(10);
-
-/// Most stashes that a worker keeps for held connections to come.
-const MAX_SPARE_STASHES: usize = 64;
-/// A larger one is given back to the allocator.
-const MAX_SPARE_STASH_BYTES: usize = 256 << 10;
 
 /// A connection: its socket, and which user of that it is.
 type Whose = (SocketId, u32);
@@ -105,7 +104,7 @@ pub struct Worker<E> {
     downlink: DownlinkReceiver,
     settlement: Settlement,
     orders: OrderReceiver,
-    /// Connections by server: those that are read from, and those that are quiesced.
+    /// Connections by server: those that are read from, and those that may be moved.
     at_servers: Lists,
     /// Receipts of orders that are carried out once everything is handed over.
     unanswered: Vec<Arc<OrderAnswer>>,
@@ -114,10 +113,9 @@ pub struct Worker<E> {
     open: usize,
     departed: Departed,
     next_generation: u32,
-    /// Connections that are held, by what they wait for.
+    /// Connections that are paused for a bound, by what they wait for.
     waiting: Waiting,
-    /// Empty, for the next connections that are held with something received.
-    spare_stashes: Vec<Vec<u8>>,
+    spare_stashes: SpareStashes,
     /// Connections with output and no send going on.
     to_send: Vec<SocketId>,
     /// Connections that may have replies of the downlink to read or to confirm, and when the first of
@@ -165,7 +163,7 @@ impl<E: Engine> Worker<E> {
             departed: Departed::default(),
             next_generation: 0,
             waiting: Waiting::default(),
-            spare_stashes: Vec::new(),
+            spare_stashes: SpareStashes::default(),
             to_send: Vec::new(),
             owing: Timers::default(),
             lingering: Timers::default(),
@@ -215,7 +213,7 @@ impl<E: Engine> Worker<E> {
         }
         self.take_replies();
         self.take_orders();
-        self.resume_held();
+        self.resume_paused();
         self.end_lingering();
         self.run_timers();
         self.end_late_connects();
@@ -371,34 +369,20 @@ impl<E: Engine> Worker<E> {
             return;
         }
         connection.heard = self.now;
-        let bytes = self.engine.bytes(buffer, length);
-        if connection.held || connection.quiesced || !self.uplink.has_room() {
-            if connection.stash.capacity() == 0 {
-                connection.stash = self.spare_stashes.pop().unwrap_or_default();
-            }
-            connection.stash.extend_from_slice(bytes);
-            if !connection.quiesced {
-                self.hold(socket);
-            }
-            if self.book_memory(socket) {
-                self.flush_and_close(socket, CloseReason::MemoryLimit);
-            }
-            return;
+        if !connection.paused.is_empty() {
+            return self.keep_back(socket, buffer, length);
         }
+        if !self.uplink.has_room() {
+            self.pause(socket, Reasons::RING);
+            return self.keep_back(socket, buffer, length);
+        }
+        let bytes = self.engine.bytes(buffer, length);
         let Connection { link, codec, .. } = connection;
         let mut actions =
             CodecActions::new(&self.shared, &mut self.uplink, link, &mut self.settled);
         codec.receive(bytes, self.now, &mut actions);
         let wishes = actions.finish(&self.stats);
         self.fulfil(socket, wishes);
-    }
-
-    fn stop_receiving(&mut self, socket: SocketId) {
-        let connection = self.connections[socket.index()].as_mut().expect("known to the engine");
-        if connection.receive == Receive::Armed {
-            connection.receive = Receive::Stopping;
-            self.engine.stop_receiving(socket);
-        }
     }
 
     fn on_receive_ended(&mut self, socket: SocketId, end: &ReceiveEnd) {
@@ -426,7 +410,7 @@ impl<E: Engine> Worker<E> {
         }
         if stopping {
             self.stop_connection(socket);
-        } else if !connection.held && !connection.quiesced {
+        } else if connection.paused.is_empty() {
             self.read_on(socket);
         } else {
             self.take_end(socket);
@@ -471,7 +455,7 @@ impl<E: Engine> Worker<E> {
                 continue;
             }
             connection.timer = None;
-            if connection.held || connection.quiesced {
+            if !connection.paused.is_empty() {
                 connection.not_read(self.now);
                 // It may be the end of its pause.
                 self.look_at(socket);

@@ -204,7 +204,6 @@ impl<E: Engine> Worker<E> {
             return self.close(socket, CloseReason::Unsupported);
         };
         self.open += 1;
-        self.waiting.remove(socket);
         self.connections[socket.index()] = None;
         self.stats.closed[CloseReason::HandedOn as usize].add(1);
         self.stats.handed_on.add(1);

@@ -380,7 +380,7 @@ impl Run {
             }
         }
         if !stop_early {
-            self.check_held();
+            self.check_paused();
         }
         self.shared.stop.store(true, Ordering::SeqCst);
         for _ in 0..MOST_STEPS {
@@ -404,12 +404,12 @@ impl Run {
     }
 
     /// With nothing under way, nothing keeps a connection from being read from.
-    fn check_held(&mut self) {
+    fn check_paused(&mut self) {
         for _ in 0..50 {
             self.step();
         }
         if self.used() == 0 && self.pump.is_settled() {
-            assert_eq!(self.worker.held(), 0, "they are not woken");
+            assert_eq!(self.worker.paused(), 0, "they are not woken");
             self.quiet += 1;
         }
     }
