@@ -1,7 +1,8 @@
 //! What a connection's codec asks for, carried out.
 //!
 //! Messages, bytes and the association take effect at once, in the codec's order. What concerns the
-//! connection as a whole (its end, the bounds) is noted and done when the codec has returned.
+//! connection as a whole (the bounds, its end) is noted. When the codec has returned, the bounds are looked
+//! at, and its end becomes [steps](super::step::Step), which are carried out after that.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,6 +18,7 @@ use super::connection::{Link, State};
 use super::kept::Settled;
 use super::reasons::Reasons;
 use super::stats::WorkerStats;
+use super::step::Step;
 use super::{Shared, Worker};
 
 /// What is left to do when the codec has returned.
@@ -165,8 +167,21 @@ impl Actions for CodecActions<'_> {
 }
 
 impl<E: Engine> Worker<E> {
-    /// Lets a connection's codec act, and does what it wants.
+    /// Lets a connection's codec act, and carries out what it wants and what follows. Not for a
+    /// [step](super::step::Step).
     pub(super) fn act<R>(
+        &mut self,
+        socket: SocketId,
+        call: impl FnOnce(&mut AnyCodec, Instant, &mut CodecActions<'_>) -> R,
+    ) -> R {
+        debug_assert!(self.steps.is_empty(), "a step starts the loop");
+        let result = self.call(socket, call);
+        self.carry_out(socket);
+        result
+    }
+
+    /// Lets a connection's codec act. If it wants an end, steps towards that are left to be carried out.
+    pub(super) fn call<R>(
         &mut self,
         socket: SocketId,
         call: impl FnOnce(&mut AnyCodec, Instant, &mut CodecActions<'_>) -> R,
@@ -201,7 +216,7 @@ impl<E: Engine> Worker<E> {
         before <= most && now > most
     }
 
-    /// Does what a codec wants, and what follows from it.
+    /// Does what a codec wants, but for the steps towards its connection's end.
     pub(super) fn fulfil(&mut self, socket: SocketId, wishes: Wishes) {
         if wishes.begun {
             self.list_at_server(socket);
@@ -247,10 +262,10 @@ impl<E: Engine> Worker<E> {
         }
         let exceeds = self.book_memory(socket);
         if let Some(reason) = wishes.close {
-            return self.finish(socket, reason);
+            return self.steps.push(Step::Finish(reason));
         }
         if exceeds {
-            return self.flush_and_close(socket, CloseReason::MemoryLimit);
+            return self.steps.extend(Step::last_words(CloseReason::MemoryLimit));
         }
         self.has_confirmed(socket);
         if !reasons.is_empty() {

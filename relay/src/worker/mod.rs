@@ -5,6 +5,7 @@
 
 mod actions;
 mod behind;
+mod check;
 mod connection;
 mod departed;
 mod ending;
@@ -22,6 +23,7 @@ mod settlement;
 mod shared;
 mod stash;
 mod stats;
+mod step;
 mod stop;
 #[cfg(test)]
 mod tests;
@@ -49,6 +51,7 @@ use onward::Onward;
 use reasons::Reasons;
 use settlement::Settlement;
 use stash::SpareStashes;
+use step::Step;
 use timers::Timers;
 use waiting::Waiting;
 
@@ -131,6 +134,9 @@ pub struct Worker<E> {
     to_evict: Vec<ConnectionKey>,
     /// Receipts of replies that their clients have; empty between two steps.
     settled: Vec<Settled>,
+    /// What is left to be done towards the end of the connection that is dealt with, the next one last; empty
+    /// between two connections.
+    steps: Vec<Step>,
     /// Connections that are handed on.
     onward: Onward,
     /// The time of this step.
@@ -171,6 +177,7 @@ impl<E: Engine> Worker<E> {
             peers,
             to_evict: Vec::new(),
             settled: Vec::new(),
+            steps: Vec::new(),
             onward: Onward::default(),
             now: Instant::now(),
             stopping: false,
@@ -383,6 +390,7 @@ impl<E: Engine> Worker<E> {
         codec.receive(bytes, self.now, &mut actions);
         let wishes = actions.finish(&self.stats);
         self.fulfil(socket, wishes);
+        self.carry_out(socket);
     }
 
     fn on_receive_ended(&mut self, socket: SocketId, end: &ReceiveEnd) {

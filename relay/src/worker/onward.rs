@@ -119,6 +119,11 @@ impl Onward {
         self.deadlines.first()
     }
 
+    /// How many sockets of the engine the pipes have. For the checks between two turns.
+    pub(super) fn sockets(&self) -> usize {
+        self.places.len()
+    }
+
     fn pipe(&mut self, index: usize) -> &mut Pipe {
         self.pipes[index].as_mut().expect("a pipe is there until both its sockets are gone")
     }

@@ -122,7 +122,7 @@ impl OrderReceiver {
 }
 
 /// The list of connections to a server that may be moved now, or of those that are read from.
-fn list(server: ServerId, moves: bool) -> usize {
+pub(super) fn list(server: ServerId, moves: bool) -> usize {
     2 * server.index() + usize::from(moves)
 }
 
@@ -140,7 +140,7 @@ impl<E: Engine> Worker<E> {
             let concerned: Vec<_> = lists.flat_map(|list| self.at_servers.iter(list)).collect();
             let mut connections = 0;
             for socket in concerned {
-                connections += u64::from(self.carry_out(socket, &order));
+                connections += u64::from(self.obey(socket, &order));
             }
             order.answer.connections.fetch_add(connections, Ordering::Relaxed);
             self.unanswered.push(order.answer);
@@ -163,7 +163,7 @@ impl<E: Engine> Worker<E> {
     }
 
     /// True if the connection is one of those that the order is about.
-    fn carry_out(&mut self, socket: SocketId, order: &Order) -> bool {
+    fn obey(&mut self, socket: SocketId, order: &Order) -> bool {
         let stopping = self.stopping;
         let Some(connection) = self.connections[socket.index()].as_mut() else { return false };
         match order.task {

@@ -14,6 +14,7 @@ use super::connection::{Link, State};
 use super::departed::Nothing;
 use super::kept::Settled;
 use super::send_buffer::Taken;
+use super::step::Step;
 use super::{Worker, of};
 
 impl<E: Engine> Worker<E> {
@@ -338,7 +339,7 @@ impl<E: Engine> Worker<E> {
                 let connection = self.connection(socket);
                 match connection.state {
                     State::Flushing(reason) if connection.link.output.bytes() == 0 => {
-                        self.end_flushing(socket, reason);
+                        self.take_steps(socket, [Step::Flushed(reason)]);
                     }
                     _ => self.start_send(socket),
                 }

@@ -34,6 +34,11 @@ impl SendBuffer {
         self.waiting.len() + self.sending_bytes
     }
 
+    /// True while a send is going on.
+    pub(super) fn is_sending(&self) -> bool {
+        self.sending_bytes > 0
+    }
+
     /// The buffer of the next send, if one should begin.
     pub(super) fn begin_send(&mut self) -> Option<Vec<u8>> {
         if self.sending_bytes > 0 || self.waiting.is_empty() {

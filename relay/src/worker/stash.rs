@@ -92,7 +92,7 @@ impl<E: Engine> Worker<E> {
             return;
         }
         let stash = std::mem::take(&mut connection.stash);
-        self.act(socket, |codec, now, actions| codec.receive(&stash, now, actions));
+        self.call(socket, |codec, now, actions| codec.receive(&stash, now, actions));
         self.spare_stashes.keep(stash);
     }
 }

@@ -6,6 +6,7 @@ use crate::stop::StopPart;
 
 use super::Worker;
 use super::connection::{Receive, State};
+use super::step::Step;
 
 impl<E: Engine> Worker<E> {
     /// Begins to stop; and when the time for connections is over, ends them as they are.
@@ -46,7 +47,7 @@ impl<E: Engine> Worker<E> {
 
     /// Delivers what was read of a connection, then closes it.
     pub(super) fn stop_connection(&mut self, socket: SocketId) {
-        self.deliver_stash(socket);
+        self.take_steps(socket, [Step::Deliver]);
         if self.connection(socket).reads() {
             // It is not the client that ends it: its codec hears of that by the reason alone.
             let whole = self.connection(socket).codec.is_between_messages();

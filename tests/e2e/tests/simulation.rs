@@ -208,6 +208,7 @@ impl Run {
     fn step(&mut self) {
         self.worker.engine().wait(Duration::ZERO).expect("no kernel, no error");
         self.worker.step();
+        self.worker.check();
         if !self.dice.one_in(4) {
             self.pump.step();
         }

@@ -18,6 +18,9 @@ use crate::worker::{Flows, Orders, Shared, Worker, WorkerParts, WorkerStats};
 /// How long a test waits for a worker that looks at the real clock.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// With more sockets a worker is not checked after each turn.
+const CHECKED: usize = 100;
+
 /// A socket, as its peer sees it.
 #[derive(Debug, Default)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a request that is going on, or not")]
@@ -348,6 +351,9 @@ impl Stage {
     pub(super) fn step(&mut self) {
         self.worker.engine().wait(Duration::ZERO).expect("no kernel, no error");
         self.worker.step();
+        if self.worker.engine().sockets.len() <= CHECKED {
+            self.worker.check();
+        }
     }
 
     /// Some turns: as many as anything takes that needs no clock.
