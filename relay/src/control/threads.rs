@@ -21,7 +21,7 @@ use crate::undelivered::{Intake, Keeper, KeeperStats};
 use crate::uplink::late::RescueWatch;
 use crate::uplink::{Pump, PumpStats, RdKafkaProducer};
 use crate::uring::{self, EngineLimits, UringEngine};
-use crate::worker::{Flows, NoGateway, Orders, Shared, Worker, WorkerParts};
+use crate::worker::{Flows, NoGateway, Orders, Shared, Worker, WorkerParts, WorkerStats};
 
 use super::RunError;
 use super::faults::Faults;
