@@ -21,7 +21,7 @@ use crate::route::{AssociationLog, Associations};
 use crate::stop::StopTime;
 use crate::undelivered::{Intake, Keeper, KeeperStats};
 use crate::uplink::late::RescueWatch;
-use crate::uplink::{Pump, PumpStats, RdKafkaProducer};
+use crate::uplink::{Pump, PumpParts, PumpStats, RdKafkaProducer};
 use crate::uring::{self, EngineLimits, UringEngine};
 use crate::worker::{Flows, NoGateway, OrderReceiver, Orders, Shared, Worker, WorkerStats};
 
@@ -242,17 +242,17 @@ impl Threads {
             keeper_stats.clone(),
         )?;
         let written = producer.written();
-        let pump = Pump::new(
+        let pump = Pump::new(PumpParts {
             producer,
-            (RelayId(config.relay.id), incarnation),
+            relay: RelayId(config.relay.id),
+            incarnation,
             uplinks,
-            downlinks.clone(),
-            config.partitions(),
-            shared.credit.clone(),
-            pump_stats.clone(),
-            producer_wake,
-            stop_time.clone(),
-        );
+            downlinks: downlinks.clone(),
+            credit: shared.credit.clone(),
+            stats: pump_stats.clone(),
+            wake: producer_wake,
+            stop_time: stop_time.clone(),
+        });
         let observer = Observer {
             relay: config.relay.id,
             incarnation: incarnation.value(),
