@@ -10,7 +10,7 @@ use tokio::task::{JoinError, JoinHandle};
 use crate::config::Config;
 use crate::gateway::Gateway;
 use crate::kafka::{Retention, TopicsThere, check_properties, check_rights, ensure_topics};
-use crate::registry::RegistryLink;
+use crate::registry::{RegistryLink, RegistryParts};
 use crate::stop::StopTime;
 use crate::worker::Shared;
 
@@ -84,11 +84,14 @@ impl Starter {
         let (of_registry, stop_time) = (faults.clone(), shared.stop_time.clone());
         let registry = RegistryLink::start(
             &config,
-            shared.incarnation,
-            &shared.associations,
-            shared.leases.clone(),
-            retention,
-            shared.stop_time.clone(),
+            RegistryParts {
+                incarnation: shared.incarnation,
+                associations: shared.associations.clone(),
+                leases: shared.leases.clone(),
+                retention,
+                letter_batch_bytes: topics.batch_limits.kept,
+                stop_time: shared.stop_time.clone(),
+            },
             move |run| {
                 let failed = |reason| RunError::Producer(format!("registry: {reason}"));
                 of_registry.watch(&stop_time, || run().map_err(failed));

@@ -211,7 +211,7 @@ impl Threads {
         // The clients of Kafka first: they can fail, and nothing is running yet.
         let producer = RdKafkaProducer::new(
             config,
-            topics.uplink_batch_bytes,
+            topics.batch_limits,
             producer_wake.clone(),
             intake.clone(),
             shared.leases.clone(),
@@ -236,7 +236,7 @@ impl Threads {
         .renewing(retention);
         let keeper = Keeper::new(
             config,
-            &shared.kept(topics.kept_batch_bytes),
+            &shared.kept(topics.batch_limits.kept),
             intake.clone(),
             downlinks.clone(),
             keeper_stats.clone(),

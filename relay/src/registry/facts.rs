@@ -11,11 +11,11 @@ use rdkafka::error::KafkaResult;
 
 use crate::config::Config;
 use crate::kafka::{Retention, Unread, renew, unread};
-use crate::model::{Incarnation, Partition};
+use crate::model::Partition;
 use crate::registry::listener::Listener;
 use crate::registry::unheld::{Busy, Unheld};
 use crate::route::Balance;
-use crate::undelivered::bury;
+use crate::undelivered::Undertaker;
 use crate::uplink::Leases;
 
 use super::Facts;
@@ -58,7 +58,7 @@ type Look = (Partition, Instant, KafkaResult<Unread>);
 /// registry is read and the relay's word renewed meanwhile, however long the cluster takes.
 pub(super) struct Backlogs {
     config: Config,
-    incarnation: Incarnation,
+    undertaker: Undertaker,
     leases: Arc<Leases>,
     unheld: Unheld,
     valid: Duration,
@@ -81,7 +81,7 @@ pub(super) struct Backlogs {
 impl Backlogs {
     pub(super) fn new(
         config: &Config,
-        incarnation: Incarnation,
+        undertaker: Undertaker,
         leases: Arc<Leases>,
         valid: Duration,
         retention: Retention,
@@ -104,7 +104,7 @@ impl Backlogs {
         Ok(Self {
             retention,
             config: config.clone(),
-            incarnation,
+            undertaker,
             leases,
             unheld: Unheld::default(),
             valid,
@@ -197,12 +197,12 @@ impl Backlogs {
         if self.is_busy() {
             return false;
         }
-        let (config, incarnation) = (self.config.clone(), self.incarnation);
+        let undertaker = self.undertaker.clone();
         let (free, may_commit) = (self.unheld.clone(), self.may_commit());
         let stop = Arc::clone(&self.stop);
         let burial = std::thread::Builder::new().name("burial".to_owned()).spawn(move || {
             let Some(busy) = free.enter(partition) else { return };
-            match bury(&config, incarnation, partition, &stop, || may_commit(&busy)) {
+            match undertaker.bury(partition, &stop, || may_commit(&busy)) {
                 Ok(records) => tracing::info!(
                     partition = partition.0,
                     records,
@@ -249,6 +249,7 @@ mod tests {
 
     use super::*;
     use crate::kafka::{LogContext, committed, observer};
+    use crate::model::Incarnation;
 
     const PATIENCE: Duration = Duration::from_secs(30);
     const PARTITION: Partition = Partition(1);
@@ -271,8 +272,9 @@ mod tests {
             cluster.create_topic(&config.kafka.uplink_topic(), 2, 1).expect("a topic");
             let leases = Arc::new(Leases::new(&config));
             leases.known(Instant::now());
-            let (incarnation, retention) = (Incarnation::new(1), Retention::default());
-            let backlogs = Backlogs::new(&config, incarnation, leases, PATIENCE, retention);
+            let undertaker = Undertaker::new(&config, Incarnation::new(1), None);
+            let retention = Retention::default();
+            let backlogs = Backlogs::new(&config, undertaker, leases, PATIENCE, retention);
             let kafka = &config.kafka;
             let holder = observer(kafka, &kafka.server_group(PARTITION)).expect("a consumer");
             let rig =

@@ -17,6 +17,7 @@ use crate::model::{Incarnation, RelayId, ServiceId};
 use crate::registry::Listener;
 use crate::route::{Associations, ServerLink, ServerState};
 use crate::stop::{StopPart, StopTime};
+use crate::undelivered::Undertaker;
 use crate::uplink::Leases;
 
 use office::Office;
@@ -85,6 +86,22 @@ impl RegistryObserver {
     }
 }
 
+/// What a [`RegistryLink`] is made from.
+pub struct RegistryParts {
+    /// This run of the relay.
+    pub incarnation: Incarnation,
+    /// Which servers there are, and which clients they have.
+    pub associations: Arc<Associations>,
+    /// Which partitions are leased to whom.
+    pub leases: Arc<Leases>,
+    /// How long the brokers keep committed offsets.
+    pub retention: Retention,
+    /// Longest batch in bytes that the topic of dead letters takes, if that is known.
+    pub letter_batch_bytes: Option<u32>,
+    /// How long a stop may take.
+    pub stop_time: StopTime,
+}
+
 /// The registry of a running relay.
 pub struct RegistryLink {
     observer: RegistryObserver,
@@ -94,24 +111,27 @@ pub struct RegistryLink {
 }
 
 impl RegistryLink {
-    /// Reads the registry to its end, tells `listener` which servers there are, and claims the
-    /// relay's id; then follows it from a thread, which `watch` calls and learns the end of. Blocks.
+    /// Reads the registry to its end, enters the servers in the associations, and claims the relay's id.
+    /// Then a thread follows the registry; `watch` runs on it, and learns of its end. Blocks.
     pub fn start(
         config: &Config,
-        incarnation: Incarnation,
-        associations: &Arc<Associations>,
-        leases: Arc<Leases>,
-        retention: Retention,
-        stop_time: StopTime,
+        parts: RegistryParts,
         watch: impl FnOnce(&mut dyn FnMut() -> Result<(), String>) + Send + 'static,
     ) -> Result<Self, RegistryError> {
-        let listener = Box::new(Arc::clone(associations));
-        let mut link = Participant::open(config, incarnation, listener, leases, retention)?;
+        let RegistryParts {
+            incarnation,
+            associations,
+            leases,
+            retention,
+            letter_batch_bytes,
+            stop_time,
+        } = parts;
+        let listener = Box::new(Arc::clone(&associations));
+        let undertaker = Undertaker::new(config, incarnation, letter_batch_bytes);
+        let mut link =
+            Participant::open(config, incarnation, listener, leases, undertaker, retention)?;
         link.claim()?;
-        let observer = RegistryObserver {
-            core: Arc::clone(&link.core),
-            associations: Arc::clone(associations),
-        };
+        let observer = RegistryObserver { core: Arc::clone(&link.core), associations };
         let stop = Arc::<AtomicBool>::default();
         let (stopped, time) = (Arc::clone(&stop), stop_time.clone());
         let thread = std::thread::Builder::new()
@@ -184,6 +204,7 @@ impl Participant {
         incarnation: Incarnation,
         listener: Box<dyn Listener>,
         leases: Arc<Leases>,
+        undertaker: Undertaker,
         retention: Retention,
     ) -> Result<Self, RegistryError> {
         let now = Instant::now();
@@ -202,7 +223,7 @@ impl Participant {
         let core = Arc::new(Mutex::new(core));
         let services = config.services.iter().map(|service| service.name.clone());
         let valid = lease / FACTS_PER_LEASE;
-        let backlogs = Backlogs::new(config, incarnation, leases.clone(), valid, retention)
+        let backlogs = Backlogs::new(config, undertaker, leases.clone(), valid, retention)
             .map_err(RegistryError::Thread)?;
         let mut link = Self {
             me: (RelayId(config.relay.id), incarnation),
@@ -275,10 +296,10 @@ impl Participant {
     fn refuse_other(&mut self) -> Result<(), RegistryError> {
         let (relay, incarnation) = self.me;
         let mut other = None;
-        self.read(|link, change| {
+        self.read(|link, key| {
             let core = lock(&link.core);
             let known = core.registry.relays().get(&relay);
-            if *change == Change::Relay(relay)
+            if *key == Change::Relay(relay)
                 && let Some(record) = known
                 && record.state == RelayState::Live
                 && record.incarnation != incarnation
@@ -330,9 +351,9 @@ impl Participant {
         });
         for outcome in outcomes {
             match outcome {
-                Outcome::Changed(change) => {
-                    self.tell(&change);
-                    each(self, &change);
+                Outcome::Changed(key) => {
+                    self.tell(&key);
+                    each(self, &key);
                 }
                 Outcome::Refused(reason, key) => {
                     let (reason, key) = (reason.name(), key.map(|key| key.to_string()));
@@ -343,8 +364,8 @@ impl Participant {
         }
     }
 
-    fn tell(&mut self, change: &Change) {
-        match change {
+    fn tell(&mut self, changed: &Change) {
+        match changed {
             Change::Lease(id) => self.tell_server(id),
             Change::Relay(relay) => {
                 let known = lock(&self.core).registry.relays().get(relay).cloned();
@@ -363,9 +384,9 @@ impl Participant {
     }
 
     /// Somebody else about this relay, which runs.
-    fn watch_own(&mut self, change: &Change) {
+    fn watch_own(&mut self, changed: &Change) {
         let (relay, incarnation) = self.me;
-        if *change != Change::Relay(relay) {
+        if *changed != Change::Relay(relay) {
             return;
         }
         let known = lock(&self.core).registry.relays().get(&relay).cloned();

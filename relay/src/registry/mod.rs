@@ -34,7 +34,7 @@ pub use coordinator::Coordinator;
 pub use decision::{Facts, Write};
 pub use error::RegistryError;
 pub use follow::{Watch, read};
-pub use link::{RegistryLink, RegistryObserver};
+pub use link::{RegistryLink, RegistryObserver, RegistryParts};
 pub use listener::Listener;
 pub use orders::{MAX_PER_SECOND, OrderError, order, rebalance};
 pub use policy::{Declared, Policy, Unfit};

@@ -69,7 +69,9 @@ impl Rig<'_> {
         cluster.create_topic(&config.kafka.registry_topic(), 1, 1).expect("a topic");
         let (offices, leases) = (Offices::default(), Arc::new(Leases::new(&config)));
         let (listener, incarnation) = (Box::new(offices.clone()), Incarnation::new(1));
-        let link = Participant::open(&config, incarnation, listener, leases, Retention::default());
+        let (undertaker, retention) =
+            (Undertaker::new(&config, incarnation, None), Retention::default());
+        let link = Participant::open(&config, incarnation, listener, leases, undertaker, retention);
         let mut link = link.expect("it is read");
         link.claim().expect("its word is written");
         let (core, stop) = (link.core.clone(), Arc::<AtomicBool>::default());

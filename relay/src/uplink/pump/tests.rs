@@ -11,7 +11,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::Config;
 use crate::kafka::client::client_config;
-use crate::kafka::record_origin;
+use crate::kafka::{BatchLimits, record_origin};
 use crate::model::{Association, Begin, Headers, Identity, Kind, ServerId};
 use crate::ring::{BatchPlace, UplinkSender, downlink, uplink};
 use crate::undelivered::Intake;
@@ -72,7 +72,7 @@ impl Rig {
         let (intake, leases) = (Arc::<Intake>::default(), Arc::new(Leases::new(&config)));
         let producer = RdKafkaProducer::new(
             &config,
-            None,
+            BatchLimits::default(),
             wake_of_pump.clone(),
             intake,
             leases,
@@ -166,7 +166,7 @@ fn ordinary_servers_go_on_while_it_is_not_known_whether_leases_are_in_force() {
     let (intake, leases) = (Arc::<Intake>::default(), Arc::new(Leases::new(&config)));
     let producer = RdKafkaProducer::new(
         &config,
-        None,
+        BatchLimits::default(),
         wake(),
         intake,
         leases.clone(),
