@@ -17,7 +17,7 @@ use super::policy::{Declared, Policy, Unfit};
 use super::pool::{Free, GoesOn, Pool, Search};
 use super::rebalance::Rebalancings;
 use super::record::{Key, Lease, OrderKind, Registration, RelayState, Term, VERSION, Wish};
-use super::state::{Change, Outcome, Registry};
+use super::state::{Outcome, Registry};
 
 /// Looks at the clock in a lease.
 const SCANS_PER_LEASE: u32 = 10;
@@ -138,8 +138,8 @@ impl Coordinator {
     /// more.
     pub fn observe_past(&mut self, outcome: &Outcome) {
         match outcome {
-            Outcome::Changed(change) => {
-                self.spoilt.remove(&change.key());
+            Outcome::Changed(key) => {
+                self.spoilt.remove(key);
             }
             Outcome::Refused(_, Some(key)) => {
                 self.spoilt.insert(key.clone());
@@ -152,16 +152,16 @@ impl Coordinator {
     pub fn observe(&mut self, registry: &Registry, outcome: &Outcome, now: Instant) {
         self.observe_past(outcome);
         match outcome {
-            Outcome::Changed(Change::Server(id)) => self.observe_server(registry, id, now),
-            Outcome::Changed(Change::Lease(id)) => self.observe_lease(registry, id, now),
-            Outcome::Changed(Change::Order(id)) => {
+            Outcome::Changed(Key::Server(id)) => self.observe_server(registry, id, now),
+            Outcome::Changed(Key::Lease(id)) => self.observe_lease(registry, id, now),
+            Outcome::Changed(Key::Order(id)) => {
                 self.dirty.insert(id.clone());
             }
-            Outcome::Changed(Change::Relay(relay)) => {
+            Outcome::Changed(Key::Relay(relay)) => {
                 self.relays.insert(*relay, now);
             }
-            Outcome::Changed(Change::Rebalance(service)) => self.rebalancings.forget(service),
-            Outcome::Changed(Change::Refusal(_) | Change::Coordinator) | Outcome::Refused(..) => {}
+            Outcome::Changed(Key::Rebalance(service)) => self.rebalancings.forget(service),
+            Outcome::Changed(Key::Refusal(_) | Key::Coordinator) | Outcome::Refused(..) => {}
         }
         // Whoever coordinates looks; who begins to looks at everybody.
         if self.term.is_none() {

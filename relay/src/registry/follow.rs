@@ -7,7 +7,8 @@ use rdkafka::message::Message as _;
 use crate::config::Config;
 use crate::kafka::{Known, TopicReader};
 
-use super::{Change, Outcome, Registry, RegistryError};
+use super::record::Key;
+use super::{Outcome, Registry, RegistryError};
 
 /// How long a look for records lasts while the registry is read for the first time.
 const POLL: Duration = Duration::from_millis(100);
@@ -101,11 +102,11 @@ impl Watch {
 
     /// Takes what has come, and waits for something if nothing has. `each` sees the registry after
     /// each record that has changed something.
-    pub fn read_on(&mut self, patience: Duration, mut each: impl FnMut(&Registry, &Change)) {
+    pub fn read_on(&mut self, patience: Duration, mut each: impl FnMut(&Registry, &Key)) {
         let Self { follower, registry } = self;
         follower.read(patience, |offset, key, value| {
-            if let Outcome::Changed(change) = registry.apply(offset, key, value) {
-                each(registry, &change);
+            if let Outcome::Changed(key) = registry.apply(offset, key, value) {
+                each(registry, &key);
             }
         });
     }

@@ -29,7 +29,7 @@ use super::follow::Follower;
 use super::orders::MAX_PER_SECOND;
 use super::record::{Key, RelayRecord, RelayState, VERSION};
 use super::status::RegistryStatus;
-use super::{Change, Coordinator, Outcome, Policy, Registry, RegistryError, Write};
+use super::{Coordinator, Outcome, Policy, Registry, RegistryError, Write};
 
 /// How long a look for records lasts; so often the thread looks at everything else.
 const POLL: Duration = Duration::from_millis(50);
@@ -255,11 +255,11 @@ impl Participant {
         }
         let relays: Vec<_> = lock(&link.core).registry.relays().keys().copied().collect();
         for relay in relays {
-            link.tell(&Change::Relay(relay));
+            link.tell(&Key::Relay(relay));
         }
         let rebalances: Vec<_> = lock(&link.core).registry.rebalances().keys().cloned().collect();
         for service in rebalances {
-            link.tell(&Change::Rebalance(service));
+            link.tell(&Key::Rebalance(service));
         }
         Ok(link)
     }
@@ -299,7 +299,7 @@ impl Participant {
         self.read(|link, key| {
             let core = lock(&link.core);
             let known = core.registry.relays().get(&relay);
-            if *key == Change::Relay(relay)
+            if *key == Key::Relay(relay)
                 && let Some(record) = known
                 && record.state == RelayState::Live
                 && record.incarnation != incarnation
@@ -341,7 +341,7 @@ impl Participant {
     }
 
     /// Takes what has come.
-    fn read(&mut self, mut each: impl FnMut(&mut Self, &Change)) {
+    fn read(&mut self, mut each: impl FnMut(&mut Self, &Key)) {
         let (core, mut outcomes) = (Arc::clone(&self.core), Vec::new());
         self.follower.read(POLL, |offset, key, value| {
             let core = &mut *lock(&core);
@@ -364,29 +364,29 @@ impl Participant {
         }
     }
 
-    fn tell(&mut self, changed: &Change) {
+    fn tell(&mut self, changed: &Key) {
         match changed {
-            Change::Lease(id) => self.tell_server(id),
-            Change::Relay(relay) => {
+            Key::Lease(id) => self.tell_server(id),
+            Key::Relay(relay) => {
                 let known = lock(&self.core).registry.relays().get(relay).cloned();
                 if let Some(RelayRecord { incarnation, state, .. }) = known {
                     self.listener.relay(*relay, incarnation, state);
                 }
             }
-            Change::Rebalance(service) => {
+            Key::Rebalance(service) => {
                 let order = lock(&self.core).registry.rebalances().get(service).cloned();
                 let order = order.filter(|order| order.ended.is_none());
                 let per_second = order.map(|order| order.per_second.get().min(MAX_PER_SECOND));
                 self.listener.rebalance(service, per_second);
             }
-            Change::Server(_) | Change::Refusal(_) | Change::Order(_) | Change::Coordinator => {}
+            Key::Server(_) | Key::Refusal(_) | Key::Order(_) | Key::Coordinator => {}
         }
     }
 
     /// Somebody else about this relay, which runs.
-    fn watch_own(&mut self, changed: &Change) {
+    fn watch_own(&mut self, changed: &Key) {
         let (relay, incarnation) = self.me;
-        if *changed != Change::Relay(relay) {
+        if *changed != Key::Relay(relay) {
             return;
         }
         let known = lock(&self.core).registry.relays().get(&relay).cloned();

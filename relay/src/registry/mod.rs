@@ -38,5 +38,5 @@ pub use link::{RegistryLink, RegistryObserver, RegistryParts};
 pub use listener::Listener;
 pub use orders::{MAX_PER_SECOND, OrderError, order, rebalance};
 pub use policy::{Declared, Policy, Unfit};
-pub use state::{Change, MAX_ENTRIES, MAX_EPOCH, Outcome, RefusedReason, Registry};
+pub use state::{MAX_ENTRIES, MAX_EPOCH, Outcome, RefusedReason, Registry};
 pub use status::{CoordinatorStatus, RebalanceStatus, RegistryStatus, RelayStatus, ServerStatus};

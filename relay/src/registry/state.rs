@@ -16,40 +16,6 @@ pub const MAX_ENTRIES: usize = 200_000;
 /// exactly (RFC 8259, section 6).
 pub const MAX_EPOCH: u64 = (1 << 53) - 1;
 
-/// What a record has changed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
-    /// A server's registration, one that cannot be read included.
-    Server(String),
-    /// A server's lease.
-    Lease(String),
-    /// A server's refusal.
-    Refusal(String),
-    /// An operator's order.
-    Order(String),
-    /// An operator's order about a service, or its end.
-    Rebalance(String),
-    /// Who coordinates.
-    Coordinator,
-    /// A relay's word.
-    Relay(RelayId),
-}
-
-impl Change {
-    /// The key of the record.
-    pub fn key(&self) -> Key {
-        match self {
-            Self::Server(id) => Key::Server(id.clone()),
-            Self::Lease(id) => Key::Lease(id.clone()),
-            Self::Refusal(id) => Key::Refusal(id.clone()),
-            Self::Order(id) => Key::Order(id.clone()),
-            Self::Rebalance(service) => Key::Rebalance(service.clone()),
-            Self::Coordinator => Key::Coordinator,
-            Self::Relay(relay) => Key::Relay(*relay),
-        }
-    }
-}
-
 /// Why a record has changed nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RefusedReason {
@@ -95,8 +61,9 @@ impl RefusedReason {
 /// What became of a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It counts.
-    Changed(Change),
+    /// What stands under this key has changed. For a server's registration that includes one that
+    /// cannot be read.
+    Changed(Key),
     /// It does not. Compaction may keep it all the same, in place of the one of the same key that
     /// does: so the key is told, and the coordinator writes the right one again.
     Refused(RefusedReason, Option<Key>),
@@ -146,15 +113,13 @@ impl Registry {
             Key::Server(id) => self.apply_registration(id, value),
             Key::Lease(id) => self.apply_lease(offset, id, value),
             Key::Refusal(id) => self.apply_refusal(offset, id, value),
-            Key::Order(id) => put(&mut self.orders, id, value).map(|()| Change::Order(id.clone())),
+            Key::Order(id) => put(&mut self.orders, id, value),
             Key::Rebalance(service) => self.apply_rebalance(offset, service, value),
             Key::Coordinator => self.apply_coordination(offset, value),
-            Key::Relay(relay) => {
-                put(&mut self.relays, relay, value).map(|()| Change::Relay(*relay))
-            }
+            Key::Relay(relay) => put(&mut self.relays, relay, value),
         };
         match result {
-            Ok(change) => Outcome::Changed(change),
+            Ok(()) => Outcome::Changed(key),
             Err(RefusedReason::Full) => self.refuse(RefusedReason::Full, None),
             Err(reason) => self.refuse(reason, Some(key)),
         }
@@ -169,15 +134,11 @@ impl Registry {
         self.refused[reason as usize] += 1;
     }
 
-    fn apply_registration(
-        &mut self,
-        id: &str,
-        value: Option<&[u8]>,
-    ) -> Result<Change, RefusedReason> {
+    fn apply_registration(&mut self, id: &str, value: Option<&[u8]>) -> Result<(), RefusedReason> {
         let Some(value) = value else {
             self.registrations.remove(id);
             self.spoken.remove(id);
-            return Ok(Change::Server(id.to_owned()));
+            return Ok(());
         };
         let registration = Registration::parse(value);
         if registration.is_err() {
@@ -185,7 +146,7 @@ impl Registry {
         }
         insert(&mut self.registrations, &id.to_owned(), registration)?;
         self.spoken.insert(id.to_owned());
-        Ok(Change::Server(id.to_owned()))
+        Ok(())
     }
 
     /// A term of which nobody has heard is that of a coordinator whose record was compacted away.
@@ -204,8 +165,7 @@ impl Registry {
         offset: i64,
         id: &str,
         value: Option<&[u8]>,
-    ) -> Result<Change, RefusedReason> {
-        let changed = Change::Lease(id.to_owned());
+    ) -> Result<(), RefusedReason> {
         let Some(value) = value else {
             if self.leases.get(id).is_some_and(|lease| self.is_needed(lease)) {
                 return Err(RefusedReason::LeaseNeeded);
@@ -215,7 +175,7 @@ impl Registry {
             if self.registrations.contains_key(id) {
                 self.spoken.insert(id.to_owned());
             }
-            return Ok(changed);
+            return Ok(());
         };
         let lease: Lease =
             record::parse(value).map_err(|_problem| RefusedReason::MalformedValue)?;
@@ -236,7 +196,7 @@ impl Registry {
             self.holders.entry(partition).or_default().insert((epoch, id.to_owned()));
         }
         self.spoken.remove(id);
-        Ok(changed)
+        Ok(())
     }
 
     /// A lease in force is; and one that is gone, as long as no other record remembers the epoch of
@@ -268,7 +228,7 @@ impl Registry {
         offset: i64,
         id: &str,
         value: Option<&[u8]>,
-    ) -> Result<Change, RefusedReason> {
+    ) -> Result<(), RefusedReason> {
         if let Some(value) = value {
             let refusal: Refusal =
                 record::parse(value).map_err(|_problem| RefusedReason::MalformedValue)?;
@@ -277,7 +237,7 @@ impl Registry {
         } else {
             self.refusals.remove(id);
         }
-        Ok(Change::Refusal(id.to_owned()))
+        Ok(())
     }
 
     fn apply_rebalance(
@@ -285,7 +245,7 @@ impl Registry {
         offset: i64,
         service: &str,
         value: Option<&[u8]>,
-    ) -> Result<Change, RefusedReason> {
+    ) -> Result<(), RefusedReason> {
         if let Some(value) = value {
             let rebalance: Rebalance =
                 record::parse(value).map_err(|_problem| RefusedReason::MalformedValue)?;
@@ -296,20 +256,20 @@ impl Registry {
         } else {
             self.rebalances.remove(service);
         }
-        Ok(Change::Rebalance(service.to_owned()))
+        Ok(())
     }
 
     fn apply_coordination(
         &mut self,
         offset: i64,
         value: Option<&[u8]>,
-    ) -> Result<Change, RefusedReason> {
+    ) -> Result<(), RefusedReason> {
         // Without one, every former coordinator would be right again.
         let value = value.ok_or(RefusedReason::MalformedValue)?;
         let coordination =
             record::parse(value).map_err(|_problem| RefusedReason::MalformedValue)?;
         self.coordination = Some((Term(offset), coordination));
-        Ok(Change::Coordinator)
+        Ok(())
     }
 
     /// Servers about themselves, by id.

@@ -586,5 +586,5 @@ fn a_refusal_is_of_its_term() {
         "nobody knows his term before it begins"
     );
     let outcome = registry.apply(6, b"refusal/a", Some(&value));
-    assert_eq!(outcome, Outcome::Changed(Change::Refusal("a".to_owned())));
+    assert_eq!(outcome, Outcome::Changed(Key::Refusal("a".to_owned())));
 }
