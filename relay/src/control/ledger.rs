@@ -1,8 +1,8 @@
-//! The ledger: what was read and what has become of it, checked against what is in Kafka.
+//! The ledger: what was read and what became of it, compared with what is in Kafka.
 //!
-//! Counters are the running relay's; records are counted in the partitions, by the relay and the run
-//! in their keys. Both are taken while traffic goes on, so each line is an interval: what was counted
-//! before the records were looked at, and what after.
+//! The counters are those of the running relay. Records are counted in the partitions, by the relay and the
+//! run in their keys. Traffic continues meanwhile, so each line is an interval: the counters before the
+//! records were read, and after.
 
 mod found;
 #[cfg(test)]

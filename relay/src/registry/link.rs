@@ -1,5 +1,5 @@
-//! The registry's thread: reads it, tells who listens what has changed, and while the relay
-//! coordinates, writes.
+//! The registry's thread: reads the registry, reports changes to the listener, and writes while the relay
+//! coordinates.
 
 mod office;
 #[cfg(test)]
@@ -31,22 +31,23 @@ use super::record::{Key, RelayRecord, RelayState, VERSION};
 use super::status::RegistryStatus;
 use super::{Coordinator, Outcome, Policy, Registry, RegistryError, Write};
 
-/// How long a look for records lasts; so often the thread looks at everything else.
+/// Poll timeout of the reader. The thread does everything else between two polls.
 const POLL: Duration = Duration::from_millis(50);
-/// A relay writes about itself so many times in `registry.relay_timeout_ms`.
+/// How often per `registry.relay_timeout_ms` a relay renews its record.
 const BEATS_PER_TIMEOUT: u32 = 3;
-/// A fact is true for so many parts of a lease; longer than two looks at the clock are apart.
+/// A fact is valid for the length of a lease divided by this, which is longer than the time between two
+/// looks at the clock.
 const FACTS_PER_LEASE: u32 = 4;
-/// How long the last records may take when the relay stops.
+/// Time for the last records when the relay stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What the thread knows, and others may look at.
+/// The thread's state that others can read.
 struct Core {
     registry: Registry,
     coordinator: Coordinator,
 }
 
-/// Looks at the registry.
+/// Read access to the registry.
 #[derive(Clone)]
 pub struct RegistryObserver {
     core: Arc<Mutex<Core>>,
@@ -64,7 +65,7 @@ fn lock(core: &Mutex<Core>) -> MutexGuard<'_, Core> {
 }
 
 impl RegistryObserver {
-    /// What it says now.
+    /// Its present status.
     pub fn status(&self) -> RegistryStatus {
         let mut status = {
             let core = lock(&self.core);
@@ -80,7 +81,7 @@ impl RegistryObserver {
         status
     }
 
-    /// Whether this relay is the coordinator.
+    /// True if this relay is the coordinator.
     pub fn coordinates(&self) -> bool {
         lock(&self.core).coordinator.term().is_some()
     }
@@ -147,13 +148,13 @@ impl RegistryLink {
         Ok(Self { observer, stop, stop_time, thread: Some(thread) })
     }
 
-    /// For looking at it.
+    /// Read access to it.
     pub fn observer(&self) -> RegistryObserver {
         self.observer.clone()
     }
 }
 
-/// Says that this relay is gone, and leaves the office to another one. Blocks.
+/// Records that this relay is gone, and leaves office. Blocks.
 impl Drop for RegistryLink {
     fn drop(&mut self) {
         self.stop_time.begin();
@@ -174,27 +175,27 @@ struct Participant {
     core: Arc<Mutex<Core>>,
     listener: Box<dyn Listener>,
     leases: Arc<Leases>,
-    /// Servers as the listener knows them; not those that the configuration declares.
+    /// Servers as reported to the listener, except those that the configuration declares.
     told: HashMap<String, ServerLink>,
     backlogs: Backlogs,
     office: Office,
-    /// Taking office needs a term of its own, although the last one is this relay's.
+    /// Taking office needs a new term, although the last one is this relay's.
     needs_term: bool,
-    /// When office may be taken after a record was not written.
+    /// Pauses before office is taken again after a record was not written.
     retry: Retry,
     /// A record was refused since the last decision.
     refused: bool,
     /// Nothing is decided before then.
     held_back: Instant,
-    /// When this relay's last word was written.
+    /// When this relay's record was last written.
     spoken: Instant,
     next_beat: Instant,
     beat_interval: Duration,
     start_timeout: Duration,
-    /// After it lost the office to another relay's record: by then it knows whether it is still the
-    /// group's choice.
+    /// Pause after this relay has lost office to another relay's record. By then it knows whether the group
+    /// still chooses it.
     reflection: Duration,
-    /// The cluster has not taken this relay's last word.
+    /// The cluster has not acknowledged this relay's last record.
     unanswered: bool,
 }
 
@@ -213,7 +214,7 @@ impl Participant {
         let lease = coordinator.policy().lease;
         let relay_timeout = coordinator.policy().relay_timeout;
         let mut core = Core { registry: Registry::default(), coordinator };
-        // First, so that it gets its id while the registry is read.
+        // First, so that the producer gets its id while the registry is read.
         let author = Author::new(config)?;
         let mut follower = Follower::open(config, Known::Made)?;
         follower.catch_up(start_timeout, |offset, key, value| {
@@ -264,11 +265,11 @@ impl Participant {
         Ok(link)
     }
 
-    /// Makes sure that no other relay has this one's id, and says that it is there.
+    /// Makes sure that no other relay has this one's id, and writes this relay's record.
     fn claim(&mut self) -> Result<(), RegistryError> {
         let (relay, incarnation) = self.me;
-        // One that was killed has left its word behind: then no other comes. In the same place its
-        // lock says that it does not run.
+        // A killed relay has left its record behind, and writes no further one. If it was in the same
+        // place, our lock proves that it does not run.
         let deadline = Instant::now() + self.beat_interval * 2;
         let former = lock(&self.core).registry.relays().get(&relay).cloned();
         if former.is_some_and(|of| of.state == RelayState::Live && of.place != self.place) {
@@ -292,7 +293,7 @@ impl Participant {
         }
     }
 
-    /// Reads on, and refuses to run beside another relay of the same id that speaks meanwhile.
+    /// Reads new records. Fails if one of them is from another relay with the same id.
     fn refuse_other(&mut self) -> Result<(), RegistryError> {
         let (relay, incarnation) = self.me;
         let mut other = None;
@@ -340,7 +341,7 @@ impl Participant {
         self.author.is_read_back(self.follower.next())
     }
 
-    /// Takes what has come.
+    /// Applies the records that have arrived.
     fn read(&mut self, mut each: impl FnMut(&mut Self, &Key)) {
         let (core, mut outcomes) = (Arc::clone(&self.core), Vec::new());
         self.follower.read(POLL, |offset, key, value| {
@@ -383,7 +384,7 @@ impl Participant {
         }
     }
 
-    /// Somebody else about this relay, which runs.
+    /// Reacts to a record that another writer wrote about this relay.
     fn watch_own(&mut self, changed: &Key) {
         let (relay, incarnation) = self.me;
         if *changed != Key::Relay(relay) {
@@ -394,18 +395,21 @@ impl Participant {
             tracing::error!(
                 relay = relay.0,
                 place = known.map(|known| known.place),
-                "another relay with this one's relay.id runs: stop one of them"
+                "another relay with the same relay.id is running: stop one of the two"
             );
             self.next_beat = Instant::now();
         } else if known.is_none_or(|known| known.state == RelayState::Gone) {
-            tracing::warn!(relay = relay.0, "this relay was taken for gone; it is not");
+            tracing::warn!(
+                relay = relay.0,
+                "the coordinator took this relay for gone, but it runs"
+            );
             self.next_beat = Instant::now();
         }
     }
 
     fn tell_server(&mut self, id: &str) {
         let link = self.server_link(id).or_else(|| {
-            // Its lease may have ended and been taken away while this relay was not looking.
+            // Its lease may have ended and been removed between two polls.
             let last = self.told.get(id)?.clone();
             Some(ServerLink { state: ServerState::Gone, ..last })
         });
@@ -422,14 +426,14 @@ impl Participant {
             if in_force {
                 self.told.insert(id.to_owned(), link.clone());
             } else {
-                // Nothing more is to be told of it.
+                // The listener has been told that it is gone.
                 self.told.remove(id);
             }
         }
         self.listener.server(link);
     }
 
-    /// A server as this relay's configuration lets it be used.
+    /// A server as this relay may use it under its configuration.
     fn server_link(&self, id: &str) -> Option<ServerLink> {
         let core = lock(&self.core);
         let (lease, policy) = (core.registry.leases().get(id), core.coordinator.policy());
@@ -442,7 +446,11 @@ impl Participant {
         }
         let lease = lease.filter(|lease| !lease.is_declared())?;
         let Some(service) = self.services.get(&lease.service) else {
-            tracing::debug!(server = id, service = lease.service, "a service that is not ours");
+            tracing::debug!(
+                server = id,
+                service = lease.service,
+                "the server's service is not in this relay's configuration"
+            );
             return None;
         };
         if lease.partition.0 >= policy.partitions || policy.is_declared(lease.partition) {
@@ -451,7 +459,7 @@ impl Participant {
                 server = id,
                 partition,
                 "this relay's configuration does not lease this partition (kafka.uplink_partitions, \
-                 service.server); all relays must agree on it. The server gets no clients here"
+                 service.server), and all relays must have the same; the server gets no clients here"
             );
             return None;
         }
@@ -469,7 +477,7 @@ impl Participant {
 
     fn write(&mut self, write: &Write) {
         if let Err(error) = self.author.write(write) {
-            tracing::warn!(%error, key = %write.key, "a record of the registry was not taken");
+            tracing::warn!(%error, key = %write.key, "librdkafka did not accept a record of the registry");
             self.put_off_office();
         }
     }

@@ -10,25 +10,25 @@ use super::record::{
     ServerOrder, Term,
 };
 
-/// Most ids of each kind of record; a record of one more is refused.
+/// Most ids of each kind of record. Records of further ids are refused.
 pub const MAX_ENTRIES: usize = 200_000;
-/// Highest epoch; more than any partition has holders, and a JSON number that every reader reads
+/// Highest epoch: more than a partition ever has holders, and a JSON number that every reader represents
 /// exactly (RFC 8259, section 6).
 pub const MAX_EPOCH: u64 = (1 << 53) - 1;
 
 /// Why a record has changed nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RefusedReason {
-    /// The key is none of the registry's.
+    /// The registry has no such key.
     MalformedKey,
-    /// The value is not what belongs to the key. Counted of registrations too, which are kept so
-    /// that their server gets an answer.
+    /// The value does not fit the key. Such registrations are counted too, but kept, so that their server
+    /// gets an answer.
     MalformedValue,
-    /// From a coordinator that is none any more.
+    /// A former coordinator wrote it.
     StaleTerm,
-    /// A lease of a partition that another server has got since.
+    /// A lease of a partition that another server has got since then.
     StaleEpoch,
-    /// Would take away a lease that is needed.
+    /// It would remove a lease that is still needed.
     LeaseNeeded,
     /// There are too many of its kind.
     Full,
@@ -45,7 +45,7 @@ impl RefusedReason {
         Self::Full,
     ];
 
-    /// How counters name it.
+    /// Its name in counters.
     pub const fn name(self) -> &'static str {
         match self {
             Self::MalformedKey => "malformed_key",
@@ -64,15 +64,15 @@ pub enum Outcome {
     /// What stands under this key has changed. For a server's registration that includes one that
     /// cannot be read.
     Changed(Key),
-    /// It does not. Compaction may keep it all the same, in place of the one of the same key that
-    /// does: so the key is told, and the coordinator writes the right one again.
+    /// It was refused. Compaction may still keep it in place of the valid record of the same key, so the
+    /// key is reported, and the coordinator writes the valid record again.
     Refused(RefusedReason, Option<Key>),
 }
 
-/// Epochs of a partition, and whose they are; the last is the highest.
+/// Epochs of a partition and their holders; the last is the highest.
 type Holders = BTreeSet<(u64, String)>;
 
-/// What all records together say.
+/// The state that all records together make.
 #[derive(Clone, Debug, Default)]
 pub struct Registry {
     registrations: BTreeMap<String, Result<Registration, Malformed>>,
@@ -83,12 +83,12 @@ pub struct Registry {
     coordination: Option<(Term, Coordination)>,
     relays: BTreeMap<RelayId, RelayRecord>,
     holders: BTreeMap<Partition, Holders>,
-    /// Servers that have written since their lease was, or have none.
+    /// Servers that have registered since their lease was written, or have no lease.
     spoken: BTreeSet<String>,
     refused: [u64; RefusedReason::ALL.len()],
 }
 
-/// The same registry; what was refused on the way does not matter.
+/// Compares the state, but not the counts of refused records.
 impl PartialEq for Registry {
     fn eq(&self, other: &Self) -> bool {
         self.registrations == other.registrations
@@ -104,7 +104,7 @@ impl PartialEq for Registry {
 }
 
 impl Registry {
-    /// Takes the next record; no value is a tombstone.
+    /// Applies the next record. Without a value it is a tombstone.
     pub fn apply(&mut self, offset: i64, key: &[u8], value: Option<&[u8]>) -> Outcome {
         let Some(key) = Key::parse(key) else {
             return self.refuse(RefusedReason::MalformedKey, None);
@@ -149,7 +149,7 @@ impl Registry {
         Ok(())
     }
 
-    /// A term of which nobody has heard is that of a coordinator whose record was compacted away.
+    /// An unknown term belongs to a coordinator whose record was compacted away.
     fn is_current(&self, term: Term, offset: i64) -> Result<(), RefusedReason> {
         if term.0 >= offset {
             return Err(RefusedReason::MalformedValue);
@@ -199,8 +199,8 @@ impl Registry {
         Ok(())
     }
 
-    /// A lease in force is; and one that is gone, as long as no other record remembers the epoch of
-    /// its partition.
+    /// A lease in force is needed, and so is one that is gone, unless another record keeps the epoch of its
+    /// partition.
     fn is_needed(&self, lease: &Lease) -> bool {
         if lease.is_declared() {
             return false;
@@ -264,7 +264,7 @@ impl Registry {
         offset: i64,
         value: Option<&[u8]>,
     ) -> Result<(), RefusedReason> {
-        // Without one, every former coordinator would be right again.
+        // Without it, every former coordinator would be valid again.
         let value = value.ok_or(RefusedReason::MalformedValue)?;
         let coordination =
             record::parse(value).map_err(|_problem| RefusedReason::MalformedValue)?;
@@ -272,7 +272,7 @@ impl Registry {
         Ok(())
     }
 
-    /// Servers about themselves, by id.
+    /// Registrations, by server id.
     pub fn registrations(&self) -> &BTreeMap<String, Result<Registration, Malformed>> {
         &self.registrations
     }
@@ -292,37 +292,37 @@ impl Registry {
         &self.orders
     }
 
-    /// Rebalancings, those that have ended too, by service.
+    /// Rebalancings, including those that have ended, by service.
     pub fn rebalances(&self) -> &BTreeMap<String, Rebalance> {
         &self.rebalances
     }
 
-    /// Who coordinates, since which term.
+    /// The coordinator, and since which term.
     pub fn coordination(&self) -> Option<&(Term, Coordination)> {
         self.coordination.as_ref()
     }
 
-    /// All relays that have ever said a word.
+    /// All relays that have ever written a record.
     pub fn relays(&self) -> &BTreeMap<RelayId, RelayRecord> {
         &self.relays
     }
 
-    /// The highest epoch of a partition; 0: no lease remembers one.
+    /// The highest epoch of a partition; 0 if no lease records one.
     pub fn epoch(&self, partition: Partition) -> u64 {
         self.highest(partition).map_or(0, |(epoch, _)| *epoch)
     }
 
-    /// Whether a partition is this server's: nobody has had it later.
+    /// True if this server is the partition's last holder.
     pub fn holds(&self, id: &str, partition: Partition) -> bool {
         self.highest(partition).is_some_and(|(_, of)| of == id)
     }
 
-    /// Whether a server has written after its lease was; compaction keeps the order.
+    /// True if a server has registered after its lease was written. Compaction keeps the order.
     pub fn has_spoken(&self, id: &str) -> bool {
         self.spoken.contains(id)
     }
 
-    /// Records that were refused, by reason; those that never happened are left out.
+    /// Records that were refused, by reason. Reasons without records are left out.
     pub fn refused(&self) -> impl Iterator<Item = (&'static str, u64)> {
         RefusedReason::ALL
             .iter()
@@ -344,7 +344,7 @@ fn put<K: Ord + Clone, T: serde::de::DeserializeOwned>(
     insert(map, key, value).map(drop)
 }
 
-/// What was there before, if there is room.
+/// Returns what was there before. Fails if there is no room.
 fn insert<K: Ord + Clone, T>(
     map: &mut BTreeMap<K, T>,
     key: &K,

@@ -219,10 +219,10 @@ fn refusals_say_why() {
         assert!(bench.refusal(id).contains(why), "{}", bench.refusal(id));
         assert_eq!(bench.registry.refusals()[id].instance, "one");
     };
-    refused("a", &|value| value["service"] = "tea".into(), "there are: chat, mail");
+    refused("a", &|value| value["service"] = "tea".into(), "known services: chat, mail");
     refused("a", &|value| value["address"] = "here".into(), "`address`: invalid IP address");
-    refused("a", &|value| value["address"] = "0.0.0.0".into(), "no address of one server");
-    refused("a", &|value| value["address"] = "192.0.2.1".into(), "is that of server `declared`");
+    refused("a", &|value| value["address"] = "0.0.0.0".into(), "cannot be the address of a server");
+    refused("a", &|value| value["address"] = "192.0.2.1".into(), "belongs to server `declared`");
     refused("a", &|value| value["capacity"] = 0.into(), "`capacity`: ");
     refused("a", &|value| value["capacity"] = 101.into(), "more than 100");
     refused("a", &|value| value["state"] = "draining".into(), "no lease that it could drain");

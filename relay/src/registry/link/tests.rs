@@ -124,7 +124,7 @@ fn who_loses_the_group_and_is_chosen_again_goes_on_with_its_term() {
     rig.wait("the office", |rig| rig.term().is_some());
     assert_eq!(rig.term(), term);
     assert_eq!(*rig.offices.0.lock().unwrap(), [true, false, true]);
-    assert!(rig.has_said("no member of the group any more"), "no other relay coordinates");
+    assert!(rig.has_said("it has lost its membership in the group"), "no other relay coordinates");
 }
 
 #[test]
