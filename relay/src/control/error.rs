@@ -95,7 +95,7 @@ pub enum RunError {
     /// The relay was told to stop before it served a client.
     #[error("the relay was told to stop while it started, and has served no client")]
     StoppedAtStart,
-    /// Kafka's client cannot deliver anything any more.
+    /// Kafka's client will never deliver anything again.
     #[error(
         "the Kafka producer has failed for good: {0}; messages that were not acknowledged are \
          lost with this run; start the relay again"

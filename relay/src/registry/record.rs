@@ -194,7 +194,7 @@ pub struct Registration {
     pub address: IpAddr,
     /// Share of the service's clients.
     pub capacity: NonZeroU32,
-    /// What tells it from other servers of the service.
+    /// Labels, which distinguish it from other servers of the service.
     pub labels: BTreeMap<String, String>,
     /// Names the process; different for each start.
     pub instance: String,
@@ -271,7 +271,7 @@ pub struct Lease {
     pub address: IpAddr,
     /// Share of the service's clients.
     pub capacity: NonZeroU32,
-    /// What tells it from other servers of the service.
+    /// Labels, which distinguish it from other servers of the service.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
     /// The offset in the partition at which this server's records begin. All records before it were read by
