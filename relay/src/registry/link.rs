@@ -250,18 +250,18 @@ impl Participant {
             reflection: Duration::from_millis(config.registry.session_timeout_ms.into()) / 2,
             unanswered: false,
         };
-        let ids: Vec<_> = lock(&link.core).registry.leases().keys().cloned().collect();
-        for id in &ids {
-            link.tell_server(id);
+        let shared = Arc::clone(&link.core);
+        let core = lock(&shared);
+        for id in core.registry.leases().keys() {
+            link.tell_server(&core, id);
         }
-        let relays: Vec<_> = lock(&link.core).registry.relays().keys().copied().collect();
-        for relay in relays {
-            link.tell(&Key::Relay(relay));
+        for relay in core.registry.relays().keys() {
+            link.tell(&core, &Key::Relay(*relay));
         }
-        let rebalances: Vec<_> = lock(&link.core).registry.rebalances().keys().cloned().collect();
-        for service in rebalances {
-            link.tell(&Key::Rebalance(service));
+        for service in core.registry.rebalances().keys() {
+            link.tell(&core, &Key::Rebalance(service.clone()));
         }
+        drop(core);
         Ok(link)
     }
 
@@ -341,19 +341,23 @@ impl Participant {
         self.author.is_read_back(self.follower.next())
     }
 
-    /// Applies the records that have arrived.
+    /// Applies the records that have arrived. A record is applied and reported in one step, so that no reader
+    /// of the registry sees what the listener does not know yet: clients connect to a server as soon as it is
+    /// shown.
     fn read(&mut self, mut each: impl FnMut(&mut Self, &Key)) {
-        let (core, mut outcomes) = (Arc::clone(&self.core), Vec::new());
+        let (shared, mut records) = (Arc::clone(&self.core), Vec::new());
         self.follower.read(POLL, |offset, key, value| {
-            let core = &mut *lock(&core);
-            let outcome = core.registry.apply(offset, key, value);
-            core.coordinator.observe(&core.registry, &outcome, Instant::now());
-            outcomes.push(outcome);
+            records.push((offset, key.to_vec(), value.map(<[u8]>::to_vec)));
         });
-        for outcome in outcomes {
+        for (offset, key, value) in records {
+            let mut core = lock(&shared);
+            let outcome = core.registry.apply(offset, &key, value.as_deref());
+            let Core { registry, coordinator } = &mut *core;
+            coordinator.observe(registry, &outcome, Instant::now());
             match outcome {
                 Outcome::Changed(key) => {
-                    self.tell(&key);
+                    self.tell(&core, &key);
+                    drop(core);
                     each(self, &key);
                 }
                 Outcome::Refused(reason, key) => {
@@ -365,17 +369,16 @@ impl Participant {
         }
     }
 
-    fn tell(&mut self, changed: &Key) {
+    fn tell(&mut self, core: &Core, changed: &Key) {
         match changed {
-            Key::Lease(id) => self.tell_server(id),
+            Key::Lease(id) => self.tell_server(core, id),
             Key::Relay(relay) => {
-                let known = lock(&self.core).registry.relays().get(relay).cloned();
-                if let Some(RelayRecord { incarnation, state, .. }) = known {
-                    self.listener.relay(*relay, incarnation, state);
+                if let Some(known) = core.registry.relays().get(relay) {
+                    self.listener.relay(*relay, known.incarnation, known.state);
                 }
             }
             Key::Rebalance(service) => {
-                let order = lock(&self.core).registry.rebalances().get(service).cloned();
+                let order = core.registry.rebalances().get(service);
                 let order = order.filter(|order| order.ended.is_none());
                 let per_second = order.map(|order| order.per_second.get().min(MAX_PER_SECOND));
                 self.listener.rebalance(service, per_second);
@@ -407,21 +410,21 @@ impl Participant {
         }
     }
 
-    fn tell_server(&mut self, id: &str) {
-        let link = self.server_link(id).or_else(|| {
+    fn tell_server(&mut self, core: &Core, id: &str) {
+        let link = self.server_link(core, id).or_else(|| {
             // Its lease may have ended and been removed between two polls.
             let last = self.told.get(id)?.clone();
             Some(ServerLink { state: ServerState::Gone, ..last })
         });
         let Some(link) = link else { return };
         // The allotment begins with those that are declared.
-        let is_declared = lock(&self.core).coordinator.policy().declared.contains_key(id);
+        let is_declared = core.coordinator.policy().declared.contains_key(id);
         if link.state == ServerState::Gone && !is_declared && !self.told.contains_key(id) {
             return;
         }
         if !is_declared {
             let in_force = link.state != ServerState::Gone;
-            let from = lock(&self.core).registry.leases().get(id).map_or(0, |lease| lease.from);
+            let from = core.registry.leases().get(id).map_or(0, |lease| lease.from);
             self.leases.set(link.partition, id, link.epoch, from, in_force);
             if in_force {
                 self.told.insert(id.to_owned(), link.clone());
@@ -434,8 +437,7 @@ impl Participant {
     }
 
     /// A server as this relay may use it under its configuration.
-    fn server_link(&self, id: &str) -> Option<ServerLink> {
-        let core = lock(&self.core);
+    fn server_link(&self, core: &Core, id: &str) -> Option<ServerLink> {
         let (lease, policy) = (core.registry.leases().get(id), core.coordinator.policy());
         if let Some(declared) = policy.declared.get(id) {
             let service = *self.services.get(&declared.service)?;
