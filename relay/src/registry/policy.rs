@@ -157,8 +157,8 @@ pub enum Unfit {
     NothingToDrain,
     /// All partitions are taken.
     #[error(
-        "no partition is free: {leased} are leased, {unread} have unread records of servers that are gone, \
-         {unsure} rest after their last holder or are being examined. A server that keeps registering \
+        "no partition is free: {leased} are leased, {unread} with unread records of servers that are gone, \
+         {unsure} resting after their last holder or being examined. A server that keeps registering \
          gets the next free one. kafka.uplink_partitions sets their number"
     )]
     NoPartition {

@@ -225,7 +225,7 @@ fn refusals_say_why() {
     refused("a", &|value| value["address"] = "192.0.2.1".into(), "belongs to server `declared`");
     refused("a", &|value| value["capacity"] = 0.into(), "`capacity`: ");
     refused("a", &|value| value["capacity"] = 101.into(), "more than 100");
-    refused("a", &|value| value["state"] = "draining".into(), "no lease that it could drain");
+    refused("a", &|value| value["state"] = "draining".into(), "no lease to drain");
     refused("declared", &|_| (), "configuration declares");
     refused("a b", &|_| (), "a server's id is");
     bench.register("a", &registration("one", 9));
@@ -250,7 +250,7 @@ fn a_partition_is_given_away_again_only_when_it_is_empty() {
     bench.pass(LEASE);
     assert_eq!(bench.world.buried, [Partition(1)]);
     bench.register("c", &registration("one", 9));
-    assert!(bench.refusal("c").contains("in 1 wait records of servers that are gone"));
+    assert!(bench.refusal("c").contains("1 with unread records of servers that are gone"));
     bench.world.unread.clear();
     bench.pass(LEASE);
     bench.register("c", &registration("one", 9));

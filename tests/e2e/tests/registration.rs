@@ -399,7 +399,7 @@ fn operators_list_drain_resume_and_forget() {
     relays.register_by_hand("a", &gone.instance, 7).unwrap();
     wait_until(PATIENCE, "it to be refused", || {
         let refusals = relays.status(0)?.refusals;
-        Ok(refusals.get("a").is_some_and(|reason| reason.contains("another `instance`")))
+        Ok(refusals.get("a").is_some_and(|reason| reason.contains("a new `instance`")))
     })
     .unwrap();
     let still = relays.server_status(0, "a").unwrap();

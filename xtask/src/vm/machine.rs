@@ -219,6 +219,6 @@ mod tests {
         assert!(refused(&[r#"{"exit":1,"what":"insmod veth.ko"}"#]).contains("insmod veth.ko"));
         let failed = r#"{"check":"load","passed":false,"detail":"because"}"#;
         assert!(refused(&[KERNEL, failed, exit]).contains("`load` failed: because"));
-        assert!(refused(&["[    1.0] Oops"]).contains("not understood"));
+        assert!(refused(&["[    1.0] Oops"]).contains("cannot parse"));
     }
 }
