@@ -45,6 +45,10 @@ pub struct ApplyReport {
     pub removed: Vec<String>,
     /// TCP ports without a rule whose old connections go on.
     pub closing_ports: Vec<u16>,
+    /// A relay whose heartbeat is older gets no new connections.
+    pub heartbeat_timeout_ms: u64,
+    /// What that was before, if it was something else.
+    pub former_heartbeat_timeout_ms: Option<u64>,
 }
 
 /// What `relay rules show` sees in the kernel.
@@ -68,8 +72,9 @@ pub fn check(config: &Config) -> Result<CheckReport, GatewayError> {
     Ok(CheckReport::of(&InForce::of(config, &set), &compiled))
 }
 
-/// Replaces the rules of a loaded instance by those of its configuration, all at once. Connections
-/// that are diverted go on, whatever the new rules say.
+/// Replaces the rules of a loaded instance by those of its configuration, all at once, and its mode
+/// and its heartbeat's timeout as well. Connections that are diverted go on, whatever the new rules
+/// say.
 pub fn apply(config: &Config) -> Result<ApplyReport, GatewayError> {
     require_root("`relay rules apply`")?;
     let set = RuleSet::of(config)?;
@@ -102,6 +107,8 @@ pub fn apply(config: &Config) -> Result<ApplyReport, GatewayError> {
     };
     now.closing_ports = close(config, &mut tables, closing)?;
     state::draft_rules(config, &now)?.keep()?;
+    let heartbeat_timeout_ms = u64::from(config.gateway.heartbeat_timeout_ms);
+    let former_ms = tables.set_heartbeat_timeout(heartbeat_timeout_ms * 1_000_000)? / 1_000_000;
 
     let before: HashSet<&String> = former.rules.iter().collect();
     let after: HashSet<&String> = now.rules.iter().collect();
@@ -113,6 +120,8 @@ pub fn apply(config: &Config) -> Result<ApplyReport, GatewayError> {
         added: but(&now.rules, &before),
         removed: but(&former.rules, &after),
         closing_ports: now.closing_ports,
+        heartbeat_timeout_ms,
+        former_heartbeat_timeout_ms: (former_ms != heartbeat_timeout_ms).then_some(former_ms),
     })
 }
 
@@ -213,6 +222,9 @@ impl fmt::Display for ApplyReport {
         write!(f, "in force: {}; {added} added, {removed} removed", self.now)?;
         list(f, "+ ", &self.added)?;
         list(f, "- ", &self.removed)?;
+        if let Some(former_ms) = self.former_heartbeat_timeout_ms {
+            write!(f, "\nheartbeat timeout: {former_ms} ms → {} ms", self.heartbeat_timeout_ms)?;
+        }
         closing(f, &self.closing_ports)
     }
 }
