@@ -9,6 +9,7 @@
 //! links are pinned, and go on without any process of ours.
 
 mod attached;
+mod drivers;
 mod error;
 mod facts;
 mod finding;
@@ -16,8 +17,10 @@ mod flows;
 mod heartbeat;
 mod host;
 mod kernel;
+mod known;
 mod links;
 mod load;
+mod lock;
 mod netdev;
 pub mod object;
 mod preflight;
@@ -28,6 +31,7 @@ mod status;
 mod topology;
 mod trace;
 mod traced;
+mod traffic_control;
 mod unload;
 
 use std::path::{Path, PathBuf};
@@ -46,7 +50,9 @@ pub use self::flows::{Established, FlowTable};
 pub use self::heartbeat::Heartbeat;
 pub use self::host::{Report, enter_namespace, in_namespace};
 pub use self::kernel::{Version, minimum as minimum_kernel};
+pub use self::known::{Bpffs, Channels, Facts, LinkFacts, Occupant, Peer};
 pub use self::load::{LoadReport, load, load_object_file};
+pub use self::netdev::XdpFeatures;
 pub use self::preflight::AttachMode;
 pub use self::replace::{ReplaceReport, Replaced, replace, replace_by};
 pub use self::status::{RelayStatus, Status, status};

@@ -15,7 +15,12 @@ use crate::{paths, process};
 const METAPACKAGE: &str = "linux-image-cloud-amd64";
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// The modules that the checks need, below the kernel's module folder. They depend on no other module.
-const MODULES: [&str; 2] = ["kernel/drivers/net/veth.ko", "kernel/net/core/pktgen.ko"];
+const MODULES: [&str; 4] = [
+    "kernel/drivers/net/veth.ko",
+    "kernel/net/core/pktgen.ko",
+    "kernel/net/sched/sch_ingress.ko",
+    "kernel/net/sched/cls_bpf.ko",
+];
 
 /// A kernel series, and where to find it in Debian.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
