@@ -59,7 +59,7 @@ impl ConsumerContext for Assigned {
             }
             Rebalance::Assign(_) | Rebalance::Revoke(_) => {}
             Rebalance::Error(error) => {
-                tracing::warn!(%error, "the group could not choose the coordinator")
+                tracing::warn!(%error, "the group could not choose the coordinator");
             }
         }
     }

@@ -181,7 +181,7 @@ impl Backlogs {
         match renewal {
             Ok(renewal) => self.burial = Some(renewal),
             Err(error) => {
-                tracing::warn!(%error, "cannot start the thread that renews committed offsets")
+                tracing::warn!(%error, "cannot start the thread that renews committed offsets");
             }
         }
     }
