@@ -264,7 +264,7 @@ mod tests {
     fn an_unknown_target_is_refused_and_the_others_are_named() {
         let workspace = Workspace::new("fuzz-target");
         let error = workspace.target("kye").err().unwrap().to_string();
-        assert!(error.contains("`kye`") && error.ends_with("there are: codec, key"), "{error}");
+        assert!(error.contains("`kye`") && error.ends_with("known targets: codec, key"), "{error}");
     }
 
     #[test]

@@ -214,7 +214,7 @@ mod tests {
         assert!(refused(&[]).contains("before its checks did"));
         assert!(refused(&[KERNEL, end]).contains("before its checks did"));
         assert!(refused(&[KERNEL, exit]).contains("counts None"));
-        assert!(refused(&[r#"{"end":true,"passed":0}"#, exit]).contains("0 were heard of"));
+        assert!(refused(&[r#"{"end":true,"passed":0}"#, exit]).contains("0 were reported"));
         assert!(refused(&[&KERNEL.replace("6.1.0", "6.2.0"), end, exit]).contains("was booted"));
         assert!(refused(&[r#"{"exit":1,"what":"insmod veth.ko"}"#]).contains("insmod veth.ko"));
         let failed = r#"{"check":"load","passed":false,"detail":"because"}"#;
