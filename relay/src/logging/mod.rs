@@ -99,7 +99,7 @@ pub fn lost() -> u64 {
     LOST.load(Ordering::Relaxed)
 }
 
-/// Waits until all lines are written, for at most [`LAST_LINES`].
+/// Waits until all lines are written, for at most one second.
 pub fn flush() {
     if let Some(queue) = QUEUE.get() {
         queue.flush(LAST_LINES);
