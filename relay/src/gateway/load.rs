@@ -21,7 +21,7 @@ use super::host::{self, Device, Report, in_namespace};
 use super::kernel;
 use super::known::LinkFacts;
 use super::links::{attach, pin_link, program_pin};
-use super::object::{ObjectFile, verify};
+use super::object::{ObjectFile, verified};
 use super::preflight;
 use super::preflight::AttachMode;
 
@@ -157,18 +157,29 @@ fn build(
     pin(&mut ebpf, &pins)?;
 
     attach_veth(&mut ebpf, config, &topology, &object.path, report)?;
-    let program = xdp(&mut ebpf, "ingress", &object.path)?;
+    attach_devices(&mut ebpf, config, (devices, facts), &object.path, report)
+}
+
+/// Attaches `ingress` to client-facing devices, and has answers redirected to those that can send them.
+pub(super) fn attach_devices(
+    ebpf: &mut Ebpf,
+    config: &Config,
+    (devices, facts): (&[(String, Device)], &[LinkFacts]),
+    object: &Path,
+    report: Report<'_>,
+) -> Result<(), GatewayError> {
+    let program = xdp(ebpf, "ingress", object)?;
     let mut generic = false;
     for ((name, device), facts) in devices.iter().zip(facts) {
         let slot = (name.as_str(), device.ifindex);
         let (link, mode) = attach_ingress(program, slot, facts, config, report)?;
-        pin_link(link, &pins, name)?;
+        pin_link(link, &config.pin_directory(), name)?;
         generic |= mode == AttachMode::Generic;
     }
     if generic {
         traffic_control::attach_untag(config, report)?;
     }
-    aim_answers(&mut ebpf, devices, facts, report)
+    aim_answers(ebpf, devices, facts, report)
 }
 
 /// Attaches the programs of both ends of the link to the relay.
@@ -224,7 +235,7 @@ fn attach_ingress(
 
 /// Looks at host and devices before anything is changed: says what it finds, and refuses what
 /// would fail. Gives what it knows of the devices, all of which are there.
-fn examine(config: &Config, report: Report<'_>) -> Result<Vec<LinkFacts>, GatewayError> {
+pub(super) fn examine(config: &Config, report: Report<'_>) -> Result<Vec<LinkFacts>, GatewayError> {
     let facts = facts::gather(config)?;
     let findings = preflight::judge(&facts, config.gateway.xdp);
     let (refusals, others): (Vec<_>, Vec<_>) =
@@ -279,7 +290,7 @@ fn count_offers(ebpf: &mut Ebpf, devices: &[(String, Device)]) -> Result<(), Gat
 }
 
 /// The client-facing devices.
-fn devices(config: &Config) -> Result<Vec<(String, Device)>, GatewayError> {
+pub(super) fn devices(config: &Config) -> Result<Vec<(String, Device)>, GatewayError> {
     let names = &config.gateway.devices;
     if names.len() > MAX_CLIENT_LINKS as usize {
         return Err(GatewayError::TooManyDevices { devices: names.len(), limit: MAX_CLIENT_LINKS });
@@ -323,7 +334,8 @@ pub(super) fn load_programs(
     let mut ebpf =
         loader.load(&object.bytes).map_err(|error| refused("the maps", causes(&error)))?;
     for name in programs {
-        verify(xdp(&mut ebpf, name, &object.path)?)
+        let program = xdp(&mut ebpf, name, &object.path)?;
+        verified(|| program.load())
             .map_err(|error| refused(&format!("program `{name}`"), causes(&error)))?;
     }
     if let Some(missing) = MAPS.iter().find(|name| ebpf.map(name).is_none()) {
@@ -349,7 +361,7 @@ pub(super) fn xdp<'a>(
     })
 }
 
-fn map_mut<'a>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut Map {
+pub(super) fn map_mut<'a>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut Map {
     ebpf.map_mut(name).expect("load_object has checked the maps")
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use aya::programs::{ProgramError, Xdp};
+use aya::programs::{Program, ProgramError};
 use millrace_common::abi::{ABI_VERSION, SECTION};
 use object::{Object as _, ObjectSection as _};
 
@@ -66,11 +66,15 @@ impl ObjectFile {
 ///
 /// A signal that comes in meanwhile, a child's end for one, makes the verifier give up with EAGAIN;
 /// that says nothing about the program, and libbpf tries as often again.
-pub fn verify(program: &mut Xdp) -> Result<(), ProgramError> {
-    verified(|| program.load())
+pub fn verify(program: &mut Program) -> Result<(), ProgramError> {
+    match program {
+        Program::Xdp(program) => verified(|| program.load()),
+        Program::SchedClassifier(program) => verified(|| program.load()),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
 }
 
-/// [`verify`] of a program of any kind.
+/// [`verify`] of a program whose kind is known.
 pub(super) fn verified(
     mut load: impl FnMut() -> Result<(), ProgramError>,
 ) -> Result<(), ProgramError> {

@@ -143,7 +143,6 @@ impl Prologue {
         let path = object()?;
         let mut ebpf = EbpfLoader::new().load_file(&path)?;
         for (name, program) in ebpf.programs_mut() {
-            let program: &mut Xdp = program.try_into()?;
             verify(program).with_context(|| format!("load {name}"))?;
         }
         Ok(Self(ebpf))

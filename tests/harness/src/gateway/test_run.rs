@@ -152,7 +152,6 @@ impl Programs {
     fn load(bytes: &[u8]) -> anyhow::Result<Self> {
         let mut ebpf = EbpfLoader::new().load(bytes)?;
         for (name, program) in ebpf.programs_mut() {
-            let program: &mut Xdp = program.try_into()?;
             verify(program).with_context(|| format!("load {name}"))?;
         }
         let rules = (Compiled::of(&RuleSet::default())?, Vec::new());

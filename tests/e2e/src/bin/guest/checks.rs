@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::EbpfLoader;
-use aya::programs::Xdp;
 use millrace_harness::clients::tcp::Client;
 use millrace_harness::clients::wire::lines;
 use millrace_harness::gateway::fake_relay::{
@@ -19,7 +18,8 @@ use millrace_harness::relay::instance::Instance;
 use millrace_harness::servers::by_hand::HandServer;
 use millrace_harness::system::process;
 use millrace_relay::codec::Framing;
-use millrace_relay::gateway::{self, TraceOptions, Traced, object::ObjectFile};
+use millrace_relay::gateway::object::{ObjectFile, verify};
+use millrace_relay::gateway::{self, TraceOptions, Traced};
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
 use serde_json::{Value, json};
@@ -122,9 +122,8 @@ fn verifier(_: &mut Guest) -> Result<Finding> {
     let mut ebpf = EbpfLoader::new().load(&object)?;
     let (mut detail, mut figures) = (String::new(), serde_json::Map::new());
     for (name, program) in ebpf.programs_mut() {
-        let program: &mut Xdp = program.try_into()?;
         let started = Instant::now();
-        program.load().with_context(|| format!("program `{name}` is refused"))?;
+        verify(program).with_context(|| format!("program `{name}` is refused"))?;
         let took_us = u64::try_from(started.elapsed().as_micros())?;
         let info = program.info()?;
         let (verified, jited) = (info.verified_instruction_count(), info.size_jitted());
