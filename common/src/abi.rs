@@ -6,7 +6,7 @@ use crate::rule::ActiveSet;
 ///
 /// It stands in the object file ([`SECTION`]) and in [`GatewayConfig`]; whoever finds another
 /// number refuses to go on and names both. Raise it whenever a map, a key or a value changes.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 /// ELF section of the eBPF object that holds [`ABI_VERSION`] as a little-endian `u32`.
 pub const SECTION: &str = ".millrace.abi";
@@ -32,6 +32,11 @@ pub mod map {
     pub const COUNTERS: &str = "COUNTERS";
     /// Device map; entry 0 is the gateway's end of the veth that leads to the relay namespace.
     pub const RELAY_LINK: &str = "RELAY_LINK";
+    /// Array of [`crate::link::ClientDevice`], at [`crate::link::ClientDevice::slot`].
+    pub const CLIENT_DEVICES: &str = "CLIENT_DEVICES";
+    /// Hash: [`crate::link::HardwareAddress::number`] of an address that the gateway shares with
+    /// others (VRRP) to anything; frames for it are looked at on every client-facing device.
+    pub const SHARED_ADDRESSES: &str = "SHARED_ADDRESSES";
     /// Hash of devices by interface index: the client-facing ones, to which answers may be
     /// redirected. A device that is not here may not be able to send what XDP hands it.
     pub const CLIENT_LINKS: &str = "CLIENT_LINKS";
@@ -60,6 +65,8 @@ pub const MAX_ESTABLISHED: u32 = 2_097_152;
 
 /// Most client-facing devices of an instance.
 pub const MAX_CLIENT_LINKS: u32 = 64;
+/// Most hardware addresses that an instance shares with other gateways.
+pub const MAX_SHARED_ADDRESSES: u32 = 64;
 
 /// What the loader tells the programs, and which rules are in force: each packet looks it up once.
 #[repr(C)]
@@ -100,6 +107,8 @@ mod pod {
     unsafe impl aya::Pod for crate::flow::FlowKey {}
     // SAFETY: repr(C), integers and byte arrays only, no padding (size asserted beside it).
     unsafe impl aya::Pod for crate::flow::ShortKey {}
+    // SAFETY: repr(C), integers only, no padding (size asserted beside it).
+    unsafe impl aya::Pod for crate::link::ClientDevice {}
     // SAFETY: one u64.
     unsafe impl aya::Pod for crate::flow::FlowState {}
     // SAFETY: repr(C), integers, byte arrays and words only, no padding (sizes asserted beside it).

@@ -51,6 +51,8 @@ verdicts! {
     PassMalformedUdp = "pass/malformed_udp",
     /// Ingress: no steering rule is for it.
     PassNoRule = "pass/no_rule",
+    /// Ingress: for another host's hardware address, or for a group's.
+    PassOtherHost = "pass/other_host",
     /// Ingress: a rule says so.
     PassRule = "pass/rule",
     /// Ingress: would be diverted, but its source is excluded.

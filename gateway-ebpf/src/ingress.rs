@@ -64,6 +64,9 @@ fn answer(ctx: &XdpContext) -> Verdict {
     if headers.flags.opens() || !maps::is_from_server(active.set(), &headers) {
         return Verdict::PassNoRule;
     }
+    if !maps::is_for_us(&packet) {
+        return Verdict::PassNoRule;
+    }
     let generation = heartbeat.generation;
     let accepted = maps::has_accepted(&packet, &headers, generation);
     let verdict = if accepted {
@@ -104,6 +107,9 @@ impl<'a> Ruled<'a> {
                 Verdict::PassNoRule
             });
         }
+        if !maps::is_for_us(&Packet(ctx)) {
+            return Err(Verdict::PassOtherHost);
+        }
         let heartbeat = maps::heartbeat().ok_or(Verdict::PassUnconfigured)?;
         Ok(Self { ctx, headers, config, active, class, heartbeat })
     }
@@ -137,14 +143,38 @@ struct Steering<'a> {
 
 impl Steering<'_> {
     /// A SYN. The server will have a connection whose SYN is passed: what an earlier one between
-    /// the same ends has left must not divert its later packets.
+    /// the same ends has left must not divert its later packets. But a SYN ends no connection that
+    /// the relay has, for anybody can send one: it goes to the relay's stack, which asks the client
+    /// (RFC 9293 section 3.10.7.4).
     #[inline(always)]
     fn open(&self) -> Verdict {
         let verdict = self.offer();
-        if !matches!(verdict, Verdict::DivertNew | Verdict::DivertRule | Verdict::DropRule) {
-            maps::forget(self.flow);
+        if matches!(verdict, Verdict::DivertNew | Verdict::DivertRule | Verdict::DropRule) {
+            return verdict;
         }
-        verdict
+        match self.kept() {
+            Some(kept) => self.ruled.divert(kept),
+            None => {
+                maps::forget(self.flow);
+                verdict
+            }
+        }
+    }
+
+    /// The verdict of a segment of a connection that the relay has: its flow is known, its process
+    /// lives, and its stack has a socket for it.
+    #[inline(always)]
+    fn kept(&self) -> Option<Verdict> {
+        let Ruled { ctx, headers, config, heartbeat, .. } = &self.ruled;
+        let known = if maps::has_accepted(&Packet(ctx), headers, heartbeat.generation) {
+            Verdict::DivertEstablished
+        } else if maps::is_pending(self.flow, heartbeat.generation) {
+            Verdict::DivertPending
+        } else {
+            return None;
+        };
+        let nsid = config.relay_nsid;
+        (kernel::lives(ctx, nsid) && kernel::holds(ctx, self.flow, nsid)).then_some(known)
     }
 
     /// Is there a relay, does it want the connection, is there room for it?

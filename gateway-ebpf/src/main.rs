@@ -71,6 +71,7 @@ fn conclude(verdict: Verdict) -> u32 {
         | Verdict::PassMalformedTcp
         | Verdict::PassMalformedUdp
         | Verdict::PassNoRule
+        | Verdict::PassOtherHost
         | Verdict::PassRule
         | Verdict::PassExcluded
         | Verdict::PassUnconfigured

@@ -6,9 +6,10 @@ use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, DevMap, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use millrace_common::abi::{
     ABI_VERSION, GatewayConfig, Heartbeat, MAX_CLIENT_LINKS, MAX_ESTABLISHED, MAX_PENDING,
-    MAX_SET_ENTRIES, PORT_SLOTS,
+    MAX_SET_ENTRIES, MAX_SHARED_ADDRESSES, PORT_SLOTS,
 };
 use millrace_common::flow::{FlowKey, FlowState, ShortKey};
+use millrace_common::link::{ClientDevice, HardwareAddress};
 use millrace_common::packet::{Family, Headers};
 use millrace_common::rule::{Action, PortClass, RuleKey, SetIndex};
 use millrace_common::verdict::Verdict;
@@ -40,6 +41,12 @@ static RELAY_LINK: DevMap = DevMap::with_max_entries(1, 0);
 #[map]
 static CLIENT_LINKS: DevMapHash = DevMapHash::with_max_entries(MAX_CLIENT_LINKS, 0);
 
+#[map]
+static CLIENT_DEVICES: Array<ClientDevice> = Array::with_max_entries(ClientDevice::SLOTS, 0);
+#[map]
+static SHARED_ADDRESSES: HashMap<u64, u32> =
+    HashMap::with_max_entries(MAX_SHARED_ADDRESSES, BPF_F_NO_PREALLOC);
+
 /// Counts a verdict.
 #[inline(always)]
 pub fn count(verdict: Verdict) {
@@ -47,6 +54,21 @@ pub fn count(verdict: Verdict) {
         // SAFETY: a value of this CPU's own, and XDP programs are not preempted by one another.
         unsafe { *counter += 1 };
     }
+}
+
+/// Whether a frame is for this host, and not seen only because its device looks at others' too.
+#[inline(always)]
+pub fn is_for_us(packet: &Packet<'_>) -> bool {
+    let slot = ClientDevice::slot(packet.0.ingress_ifindex() as u32);
+    let Some(device) = CLIENT_DEVICES.get(slot) else { return false };
+    let Some(address) = HardwareAddress::of_destination(packet) else { return false };
+    device.is(address) || is_shared(address)
+}
+
+/// Apart, for it is seldom asked.
+#[inline(never)]
+fn is_shared(address: HardwareAddress) -> bool {
+    SHARED_ADDRESSES.get_ptr(address.number()).is_some()
 }
 
 /// The class of the port that a packet goes to.

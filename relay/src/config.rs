@@ -4,18 +4,21 @@
 //! `docs/millrace.toml`.
 
 mod absence;
+mod hardware;
 mod registry;
 mod service;
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
+use millrace_common::abi::MAX_SHARED_ADDRESSES;
 use serde::{Deserialize, Serialize};
 
 use crate::codec::{Otherwise, ProtocolKind};
 use crate::model::Partition;
 
 pub use absence::{Absence, Then};
+pub use hardware::HardwareAddress;
 pub use registry::RegistrySection;
 pub use service::{Server, Service};
 
@@ -95,6 +98,10 @@ pub struct GatewaySection {
     pub instance: String,
     /// Client-facing network devices.
     pub devices: Vec<String>,
+    /// Hardware addresses that this gateway shares with others (VRRP, RFC 9568 section 7.3). Frames
+    /// for them are diverted as those for the devices' own addresses are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shared_addresses: Vec<HardwareAddress>,
     /// Where on these devices the program may run.
     #[serde(default)]
     pub xdp: XdpPolicy,
@@ -116,6 +123,7 @@ impl GatewaySection {
         Self {
             instance: instance.into(),
             devices: devices.iter().map(ToString::to_string).collect(),
+            shared_addresses: Vec::new(),
             xdp: XdpPolicy::default(),
             heartbeat_timeout_ms: default_heartbeat_timeout_ms(),
             mode: Mode::default(),
@@ -391,6 +399,15 @@ impl Config {
         let mut devices = HashSet::new();
         if let Some(twice) = self.gateway.devices.iter().find(|name| !devices.insert(*name)) {
             return Err(invalid("gateway.devices", format!("`{twice}` is named twice")));
+        }
+        let shared = &self.gateway.shared_addresses;
+        if shared.len() > MAX_SHARED_ADDRESSES as usize {
+            let problem = format!("at most {MAX_SHARED_ADDRESSES} addresses");
+            return Err(invalid("gateway.shared_addresses", problem));
+        }
+        let mut addresses = HashSet::new();
+        if let Some(twice) = shared.iter().find(|address| !addresses.insert(**address)) {
+            return Err(invalid("gateway.shared_addresses", format!("`{twice}` is named twice")));
         }
         if self.gateway.heartbeat_timeout_ms < 100 {
             return Err(invalid("gateway.heartbeat_timeout_ms", "must be at least 100"));

@@ -119,6 +119,7 @@ async fn run_async(
     socket.serve(threads.observer());
     // Last: from here on the gateway diverts connections to us.
     let mut heartbeat = gateway.as_ref().map(Gateway::heartbeat).transpose()?;
+    let _watch = gateway.as_ref().map(|gateway| gateway.watch(config)).transpose()?;
     if !stop_time.has_begun() {
         beat(heartbeat.as_mut())?;
         on_ready(&threads);

@@ -15,6 +15,7 @@ use crate::config::{Config, Mode, XdpPolicy};
 use crate::gateway::finding::{Finding, Severity};
 use crate::gateway::rules::in_force::InForce;
 
+use super::devices::DeviceTable;
 use super::error::{GatewayError, causes};
 use super::facts::{self, features};
 use super::host::{Device, Report, in_namespace};
@@ -35,7 +36,7 @@ use super::unload::undo;
 /// The programs, by their names in the object.
 pub(super) const PROGRAMS: [&str; 3] = ["ingress", "egress", "pass"];
 /// The maps that programs and relay share: those that are pinned.
-pub(super) const MAPS: [&str; 10] = [
+pub(super) const MAPS: [&str; 12] = [
     map::CONFIG,
     map::HEARTBEAT,
     map::PORT_CLASSES,
@@ -45,6 +46,8 @@ pub(super) const MAPS: [&str; 10] = [
     map::ESTABLISHED_IPV6,
     map::COUNTERS,
     map::RELAY_LINK,
+    map::CLIENT_DEVICES,
+    map::SHARED_ADDRESSES,
     map::CLIENT_LINKS,
 ];
 
@@ -142,6 +145,9 @@ fn build(
 
     report(&format!("{} class(es) of ports with rules", rules.class_count()));
     fill(&mut ebpf, config, &topology)?;
+    let mut table = DeviceTable::of(&mut ebpf).expect("load_object has checked the maps");
+    table.fill(devices)?;
+    table.share(&config.gateway.shared_addresses)?;
     RuleTables::of(&mut ebpf).expect("load_object has checked the maps").replace(
         Some(&Present { compiled: &Compiled::of(&RuleSet::default())?, closing: &[] }),
         rules,

@@ -3,13 +3,14 @@
 use std::net::{SocketAddr, TcpStream};
 
 use anyhow::ensure;
-use aya::maps::Array;
 use aya::maps::xdp::DevMapHash;
+use aya::maps::{Array, HashMap};
 use millrace_common::abi::{ABI_VERSION, GatewayConfig, map};
+use millrace_common::link::{ClientDevice, HardwareAddress};
 use millrace_common::verdict::Verdict;
 use millrace_harness::gateway::test_run::{
-    Bench, CLIENT_MAC, CLIENT_PORT, CLOSED_PORT, DROP, Family, GATEWAY_MAC, GENERATION, HASH, PASS,
-    Programs, REDIRECT, RELAY_MAC, RULES, flow, now_ns, with_pending,
+    Bench, CLIENT_MAC, CLIENT_PORT, CLOSED_PORT, DROP, Family, GATEWAY_MAC, GENERATION, HASH,
+    LOOPBACK, PASS, Programs, REDIRECT, RELAY_MAC, RULES, flow, now_ns, with_pending,
 };
 use millrace_harness::net::frames::flag::{ACK, FIN, RST, SYN};
 use millrace_harness::net::frames::{Frame, SERVICE_TAG, TAG, Transport};
@@ -59,6 +60,28 @@ fn is_diverted(out: &[u8], frame: &Frame) -> anyhow::Result<()> {
     ensure!(out[..6] == RELAY_MAC, "to the relay's hardware address");
     ensure!(out[6..] == bare[6..], "nothing but the destination and the tags changes");
     Ok(())
+}
+
+/// Frames that a device sees and that are for somebody else. They were diverted once, and answered by
+/// the gateway as well as by the host that they were for.
+fn others(programs: &mut Programs, frame: &Frame, verdict: Verdict) -> anyhow::Result<()> {
+    const VIRTUAL_ROUTER: [u8; 6] = [0, 0, 0x5e, 0, 1, 0x33];
+    let to = |address: [u8; 6]| Frame { link: (address, frame.link.1), ..frame.clone() };
+    for address in [VIRTUAL_ROUTER, [2, 0, 0, 0, 0, 2], [3, 0, 0, 0, 0, 1], [0xff; 6]] {
+        programs.ingress(&to(address), Verdict::PassOtherHost, PASS)?;
+    }
+    let map = programs.map(map::SHARED_ADDRESSES)?;
+    let mut shared: HashMap<_, u64, u32> = HashMap::try_from(map)?;
+    let key = HardwareAddress::new(VIRTUAL_ROUTER).number();
+    shared.insert(key, 0, 0)?;
+    programs.ingress(&to(VIRTUAL_ROUTER), verdict, REDIRECT)?;
+    HashMap::<_, u64, u32>::try_from(programs.map(map::SHARED_ADDRESSES)?)?.remove(&key)?;
+    // A device that nobody has told of, and one whose address has changed.
+    programs.device(LOOPBACK, ClientDevice::default())?;
+    programs.ingress(frame, Verdict::PassOtherHost, PASS)?;
+    programs.device(LOOPBACK, ClientDevice::new(1, HardwareAddress::new([2, 0, 0, 0, 0, 9])))?;
+    programs.ingress(frame, Verdict::PassOtherHost, PASS)?;
+    programs.device(LOOPBACK, ClientDevice::new(1, HardwareAddress::new(GATEWAY_MAC)))
 }
 
 fn beginning(programs: &mut Programs, nsid: u32, syn: &Frame) -> anyhow::Result<()> {
@@ -124,6 +147,40 @@ fn following(programs: &mut Programs, segment: &Frame) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A SYN between the ends of a connection that the relay has, where a rule passes by now. It erased
+/// the flow once, and the server reset the connection.
+fn kept_connection(programs: &mut Programs, bench: &Bench, segment: &Frame) -> anyhow::Result<()> {
+    let key = flow(segment);
+    let syn = Frame::tcp(segment.source, segment.destination, SYN, 1);
+    programs.rules("pass tcp 10.77.2.0/24 port any\npass tcp fd77:2::/64 port any", false)?;
+    for (accepted, verdict) in [(false, Verdict::DivertPending), (true, Verdict::DivertEstablished)]
+    {
+        programs.begin(key)?;
+        if accepted {
+            programs.accept(key)?;
+        }
+        is_diverted(&programs.ingress(&syn, verdict, REDIRECT)?, &syn)?;
+        ensure!(programs.has(&key)? == (true, accepted), "a SYN has erased a flow");
+    }
+    // A relay that hangs keeps what it has; what another run of it had is nobody's any more.
+    programs.heartbeat(0, GENERATION)?;
+    programs.ingress(&syn, Verdict::DivertEstablished, REDIRECT)?;
+    programs.heartbeat(now_ns(), GENERATION + 1)?;
+    programs.ingress(&syn, Verdict::PassRule, PASS)?;
+    ensure!(programs.has(&key)? == (false, false), "a former relay's flow is still there");
+    programs.heartbeat(now_ns(), GENERATION)?;
+    // Nor has a relay a connection whose process is gone, or one that its stack has not.
+    programs.accept(key)?;
+    bench.without_process(|| programs.ingress(&syn, Verdict::PassRule, PASS).map(drop))?;
+    programs.accept(key)?;
+    programs.ingress(&syn.from_port(1), Verdict::PassRule, PASS)?;
+    programs.ingress(&syn, Verdict::DivertEstablished, REDIRECT)?;
+    programs.established()?.remove(&key)?;
+    programs.begin(key)?;
+    programs.rules(RULES, false)?;
+    Ok(())
+}
+
 /// Connections that `PENDING` has lost, as in a flood of SYNs, and the relay's stack has not.
 fn lost_flows(programs: &mut Programs, bench: &Bench) -> anyhow::Result<()> {
     for family in Family::BOTH {
@@ -137,6 +194,7 @@ fn lost_flows(programs: &mut Programs, bench: &Bench) -> anyhow::Result<()> {
         // It is found again from then on.
         programs.ingress(&ack, Verdict::DivertPending, REDIRECT)?;
         programs.pending()?.remove(&flow(&ack))?;
+        kept_connection(programs, bench, &ack)?;
         // A dead relay's socket, of which the stack has yet to take leave, is not honoured.
         drop(accepted);
         programs.ingress(&ack, Verdict::PassNoFlow, PASS)?;
@@ -319,9 +377,12 @@ fn every_verdict() -> anyhow::Result<()> {
             for (tags, port) in [&[][..], &[TAG], &[SERVICE_TAG, TAG]].into_iter().zip(port..) {
                 let frame = |flags| family.from_client(flags).from_port(port).tagged(tags);
                 beginning(programs, bench.nsid, &frame(SYN))?;
+                others(programs, &frame(SYN), Verdict::DivertNew)?;
                 following(programs, &frame(ACK))?;
+                others(programs, &frame(ACK), Verdict::DivertEstablished)?;
                 let datagram = Frame::udp(family.client(), family.server()).tagged(tags);
                 datagrams(programs, &datagram)?;
+                others(programs, &datagram, Verdict::DivertDatagram)?;
             }
             by_rule(programs, family)?;
             programs.ingress(&family.from_client(SYN), Verdict::DivertNew, REDIRECT)?;

@@ -15,7 +15,7 @@ use crate::config::{Config, Mode};
 use crate::gateway::flows::{Established, open_pending};
 use crate::gateway::host::Device;
 use crate::gateway::state::{self, Lock, State};
-use crate::gateway::{Gateway, read_config, require_root, topology};
+use crate::gateway::{Gateway, devices, read_config, require_root, topology};
 
 /// Lines of rules that are shown to people before they are referred to `--json`.
 const SHOWN: usize = 20;
@@ -45,6 +45,8 @@ pub struct ApplyReport {
     pub removed: Vec<String>,
     /// TCP ports without a rule whose old connections go on.
     pub closing_ports: Vec<u16>,
+    /// Devices whose hardware addresses the programs did not know, in words.
+    pub devices: Vec<String>,
 }
 
 /// What `relay rules show` sees in the kernel.
@@ -103,6 +105,7 @@ pub fn apply(config: &Config) -> Result<ApplyReport, GatewayError> {
     now.closing_ports = close(config, &mut tables, closing)?;
     state::draft_rules(config, &now)?.keep()?;
 
+    let devices = devices::refresh(config, &loaded)?;
     let before: HashSet<&String> = former.rules.iter().collect();
     let after: HashSet<&String> = now.rules.iter().collect();
     let but = |rules: &[String], others: &HashSet<&String>| {
@@ -113,6 +116,7 @@ pub fn apply(config: &Config) -> Result<ApplyReport, GatewayError> {
         added: but(&now.rules, &before),
         removed: but(&former.rules, &after),
         closing_ports: now.closing_ports,
+        devices: devices.iter().map(ToString::to_string).collect(),
     })
 }
 
@@ -213,6 +217,7 @@ impl fmt::Display for ApplyReport {
         write!(f, "in force: {}; {added} added, {removed} removed", self.now)?;
         list(f, "+ ", &self.added)?;
         list(f, "- ", &self.removed)?;
+        self.devices.iter().try_for_each(|changed| write!(f, "\n{changed}"))?;
         closing(f, &self.closing_ports)
     }
 }
