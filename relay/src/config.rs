@@ -105,7 +105,8 @@ pub struct GatewaySection {
     /// Where on these devices the program may run.
     #[serde(default)]
     pub xdp: XdpPolicy,
-    /// A relay that has sent no heartbeat for this long gets no new connections. Milliseconds.
+    /// A relay one of whose workers has not gone round its loop for this long gets no new connections.
+    /// Milliseconds. `relay rules apply` changes it while the instance is loaded.
     #[serde(default = "default_heartbeat_timeout_ms")]
     pub heartbeat_timeout_ms: u32,
     /// Which packets a `divert` rule diverts.

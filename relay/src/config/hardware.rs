@@ -29,7 +29,10 @@ impl FromStr for HardwareAddress {
         let mut bytes = [0; 6];
         let mut parts = text.split(':');
         for byte in &mut bytes {
-            let part = parts.next().filter(|part| part.len() == 2).ok_or_else(malformed)?;
+            let part = parts.next().ok_or_else(malformed)?;
+            if part.len() != 2 || !part.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+                return Err(malformed());
+            }
             *byte = u8::from_str_radix(part, 16).map_err(|_| malformed())?;
         }
         if parts.next().is_some() {

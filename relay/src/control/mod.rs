@@ -19,17 +19,20 @@ mod files;
 mod ledger;
 mod listeners;
 mod mover;
+mod rounds;
+mod service;
 mod signals;
 mod snapshot;
 mod socket;
+mod standing;
 mod start;
 mod threads;
 mod waiting;
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::config::Config;
-use crate::gateway::{Gateway, Heartbeat};
+use crate::gateway::Gateway;
 use crate::kafka::brokers_clock;
 use crate::model::Incarnation;
 use crate::registry::RegistryLink;
@@ -40,6 +43,7 @@ pub use error::RunError;
 use faults::Faults;
 pub use ledger::{Ledger, LedgerError, ledger};
 pub use listeners::Place;
+use service::Service;
 use signals::StopSignals;
 pub use snapshot::{CpuTime, Snapshot};
 use socket::ControlSocket;
@@ -47,9 +51,6 @@ pub use socket::read_snapshot;
 use start::{Started, Starter};
 use threads::{Awaited, Threads};
 pub use waiting::Waiting;
-
-/// Beats in a heartbeat timeout: one may be late, or two, and nothing happens.
-const BEATS_PER_TIMEOUT: u32 = 10;
 
 /// How to run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,19 +119,17 @@ async fn run_async(
     let Started { gateway, threads, registry } = starter.start(&mut signals).await?;
     socket.serve(threads.observer());
     // Last: from here on the gateway diverts connections to us.
-    let mut heartbeat = gateway.as_ref().map(Gateway::heartbeat).transpose()?;
     let _watch = gateway.as_ref().map(|gateway| gateway.watch(config)).transpose()?;
+    let mut service = Service::of(gateway.as_ref(), &threads)?;
     if !stop_time.has_begun() {
-        beat(heartbeat.as_mut())?;
+        service.look()?;
         on_ready(&threads);
     }
 
-    let timeout = Duration::from_millis(u64::from(config.gateway.heartbeat_timeout_ms));
-    let mut interval = tokio::time::interval(timeout / BEATS_PER_TIMEOUT);
     while !stop_time.has_begun() {
         tokio::select! {
-            _ = interval.tick() => {
-                if let Err(error) = beat(heartbeat.as_mut()) {
+            () = service.next_look() => {
+                if let Err(error) = service.look() {
                     faults.report(error);
                 }
             }
@@ -142,8 +141,8 @@ async fn run_async(
         }
     }
     // First: new connections take the ordinary path from here on.
-    if let Some(Err(error)) = heartbeat.as_mut().map(Heartbeat::stop) {
-        faults.report(error.into());
+    if let Err(error) = service.end() {
+        faults.report(error);
     }
     stop(&stop_time, &faults, threads, registry).await
 }
@@ -180,10 +179,6 @@ async fn stop(
         "messages when the relay stopped"
     );
     Err(fault)
-}
-
-fn beat(heartbeat: Option<&mut Heartbeat>) -> Result<(), RunError> {
-    heartbeat.map_or(Ok(()), Heartbeat::beat).map_err(RunError::from)
 }
 
 /// Worker threads of a configuration on this machine.

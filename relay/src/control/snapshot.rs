@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +17,7 @@ use crate::undelivered::{HeldRefusal, Intake, KeeperStats, LetterCounts};
 use crate::uplink::PumpStats;
 use crate::worker::{Counter, Served, WorkerStats};
 
+use super::standing::Standing;
 use super::waiting::{Waiting, WaitingWatch};
 
 /// So long may Kafka take to acknowledge something before people are told.
@@ -54,6 +56,10 @@ pub struct Snapshot {
     pub incarnation: u64,
     /// Worker threads.
     pub workers: usize,
+    /// Workers that hang, by thread, and for how many milliseconds they have not gone round their loop.
+    /// As long as there is one, new connections take the ordinary path.
+    #[serde(default)]
+    pub workers_hanging_ms: BTreeMap<String, u64>,
     /// Connections open now.
     pub connections: u64,
     /// Connections accepted.
@@ -221,6 +227,7 @@ pub(super) struct Observer {
     pub(super) associations: Arc<Associations>,
     pub(super) registry: RegistryObserver,
     pub(super) topics: Arc<[Difference]>,
+    pub(super) standing: Standing,
 }
 
 /// Only what has happened, so that a reader sees what is wrong at once.
@@ -247,6 +254,12 @@ impl Observer {
             ("timed_out", self.sum(|worker| &worker.hand_on_timed_out)),
             ("bytes", self.sum(|worker| &worker.handed_on_bytes)),
         ])
+    }
+
+    fn workers_hanging_ms(&self) -> BTreeMap<String, u64> {
+        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let hanging = self.standing.hanging().into_iter();
+        hanging.map(|(index, time)| (format!("worker-{index}"), ms(time))).collect()
     }
 
     fn mqtt_sessions(&self) -> BTreeMap<String, u64> {
@@ -296,6 +309,7 @@ impl Observer {
             relay: self.relay,
             incarnation: self.incarnation,
             workers: self.workers.len(),
+            workers_hanging_ms: self.workers_hanging_ms(),
             connections: self.workers.iter().map(|worker| worker.connections()).sum(),
             accepted: self.sum(|worker| &worker.accepted),
             connection_bytes: self.workers.iter().map(|worker| worker.connection_bytes.get()).sum(),
@@ -406,6 +420,14 @@ impl std::fmt::Display for Snapshot {
             pairs.join(", ")
         };
         writeln!(f, "relay      {} with {} workers", self.relay, self.workers)?;
+        for (thread, ms) in &self.workers_hanging_ms {
+            writeln!(
+                f,
+                "  HANGS      {thread} has not gone round its loop for {ms} ms: new connections take \
+                 the ordinary path; see what it does with `gdb -p $(pidof relay)`, or start the relay \
+                 again"
+            )?;
+        }
         writeln!(
             f,
             "  connections  {} open with {} bytes, {} accepted",

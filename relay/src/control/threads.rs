@@ -30,6 +30,7 @@ use super::faults::Faults;
 use super::listeners::{self, Listeners};
 use super::mover::Mover;
 use super::snapshot::Observer;
+use super::standing::Standing;
 use super::waiting::WaitingWatch;
 
 impl Flows for FlowTable {
@@ -60,9 +61,7 @@ pub struct Threads {
     workers: Vec<JoinHandle<()>>,
     wakes: Vec<Wake>,
     pump: JoinHandle<()>,
-    consumer: JoinHandle<()>,
-    log: JoinHandle<()>,
-    mover: JoinHandle<()>,
+    others: Vec<JoinHandle<()>>,
     /// Set when the workers have ended and what they read is settled.
     stop_others: Arc<AtomicBool>,
     keeper: JoinHandle<()>,
@@ -268,6 +267,7 @@ impl Threads {
             associations: shared.associations.clone(),
             registry,
             topics: topics.differences.into(),
+            standing: Standing::default(),
         };
         for part in &mut parts {
             part.peers.clone_from(&downlinks);
@@ -283,24 +283,14 @@ impl Threads {
             orders,
         );
         let watch = (faults, &stop_time);
-        let consumer = spawn_other("consumer", watch, &stop_others, |stop| {
-            consumer.run(stop);
-            Ok(())
-        })?;
-        let log = spawn_other("associations", watch, &stop_others, |stop| log.run(stop))?;
-        let mover = spawn_other("mover", watch, &stop_others, |stop| {
-            mover.run(stop);
-            Ok(())
-        })?;
+        let others = start_others(watch, &stop_others, consumer, log, mover)?;
         let stop_keeper = Arc::new(AtomicBool::new(false));
         let keeper = spawn_other("keeper", watch, &stop_keeper, |stop| keeper.run(stop))?;
         Ok(Self {
             workers,
             wakes,
             pump,
-            consumer,
-            log,
-            mover,
+            others,
             stop_others,
             keeper,
             stop_keeper,
@@ -323,6 +313,16 @@ impl Threads {
         self.observer.clone()
     }
 
+    /// What each worker counts, and how to wake it.
+    pub(super) fn watched(&self) -> impl Iterator<Item = (Arc<WorkerStats>, Wake)> + '_ {
+        self.observer.workers.iter().cloned().zip(self.wakes.iter().cloned())
+    }
+
+    /// What stands against new connections.
+    pub(super) fn standing(&self) -> Standing {
+        self.observer.standing.clone()
+    }
+
     /// Ends the workers, then the producer when everything is delivered, then the consumer. Each has
     /// its time, and why it ends is said elsewhere; `awaited` is told for whom it waits.
     pub(super) fn stop(self, awaited: &Awaited) {
@@ -334,7 +334,7 @@ impl Threads {
         }
         awaited.join(self.pump);
         self.stop_others.store(true, Ordering::SeqCst);
-        for thread in [self.consumer, self.log, self.mover] {
+        for thread in self.others {
             awaited.join(thread);
         }
         self.stop_keeper.store(true, Ordering::SeqCst);
@@ -362,6 +362,26 @@ impl Awaited {
         self.is_for(&format!("thread `{}`", thread.thread().name().unwrap_or("without a name")));
         let _ = thread.join();
     }
+}
+
+/// In the order in which they are waited for.
+fn start_others(
+    watch: (&Faults, &StopTime),
+    stop: &Arc<AtomicBool>,
+    consumer: Consumer,
+    log: AssociationLog,
+    mover: Mover,
+) -> Result<Vec<JoinHandle<()>>, RunError> {
+    let consumer = spawn_other("consumer", watch, stop, |stop| {
+        consumer.run(stop);
+        Ok(())
+    })?;
+    let log = spawn_other("associations", watch, stop, |stop| log.run(stop))?;
+    let mover = spawn_other("mover", watch, stop, |stop| {
+        mover.run(stop);
+        Ok(())
+    })?;
+    Ok(vec![consumer, log, mover])
 }
 
 fn wake() -> Result<Wake, RunError> {

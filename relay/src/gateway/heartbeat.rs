@@ -2,9 +2,10 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::Path;
+use std::time::Duration;
 
 use aya::maps::{Array, MapData};
-use millrace_common::abi::{self, LIFE_PORT};
+use millrace_common::abi::{self, GatewayConfig, LIFE_PORT, map};
 use rustix::time::{ClockId, clock_gettime};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -15,6 +16,7 @@ use super::host::in_namespace;
 /// diverts nothing to this run.
 pub struct Heartbeat {
     map: Array<MapData, abi::Heartbeat>,
+    config: Array<MapData, GatewayConfig>,
     generation: u64,
     /// Held for as long as this lives; see [`abi::LIFE_PORT`].
     _life: Socket,
@@ -23,6 +25,7 @@ pub struct Heartbeat {
 impl Heartbeat {
     pub(super) fn new(
         map: Array<MapData, abi::Heartbeat>,
+        config: Array<MapData, GatewayConfig>,
         generation: u64,
         namespace: &Path,
     ) -> Result<Self, GatewayError> {
@@ -30,13 +33,27 @@ impl Heartbeat {
             "bind UDP port {LIFE_PORT} of 127.0.0.1 in the relay namespace, which shows that the \
              relay lives"
         )))?;
-        Ok(Self { map, generation, _life: life })
+        Ok(Self { map, config, generation, _life: life })
     }
 
-    /// "Alive now". Call it several times per heartbeat timeout, from a thread that stops when the
+    /// "Serving now". Call it several times per heartbeat timeout, from a thread that stops when the
     /// relay hangs.
     pub fn beat(&mut self) -> Result<(), GatewayError> {
-        self.write(monotonic_ns())
+        self.beat_of(Duration::ZERO)
+    }
+
+    /// "Serving so long ago": the programs reckon the heartbeat's age from then.
+    pub fn beat_of(&mut self, ago: Duration) -> Result<(), GatewayError> {
+        let ago_ns = u64::try_from(ago.as_nanos()).unwrap_or(u64::MAX);
+        self.write(monotonic_ns().saturating_sub(ago_ns).max(1))
+    }
+
+    /// From this age on the programs take a heartbeat for that of a dead relay. It may change while
+    /// the instance is loaded.
+    pub fn timeout(&self) -> Result<Duration, GatewayError> {
+        let config = self.config.get(&0, 0);
+        let config = config.map_err(GatewayError::bpf(format!("read the map {}", map::CONFIG)))?;
+        Ok(Duration::from_nanos(config.heartbeat_timeout_ns))
     }
 
     /// New connections take the ordinary path from now on; those that the relay has stay with it.

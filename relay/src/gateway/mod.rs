@@ -34,7 +34,7 @@ mod unload;
 mod watch;
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use aya::maps::{Array, Map, MapData, MapError};
 use millrace_common::abi::{self, ABI_VERSION, GatewayConfig, map};
@@ -65,7 +65,6 @@ pub use crate::gateway::attached::{DeviceStatus, ProgramStatus};
 pub struct Gateway {
     pins: PathBuf,
     namespace: PathBuf,
-    heartbeat_timeout: Duration,
     generation: Option<u64>,
 }
 
@@ -78,12 +77,12 @@ impl Gateway {
         if config.hands_on() && !value.active_set.hands_on() {
             return Err(GatewayError::HandsNothingOn { instance: config.gateway.instance.clone() });
         }
-        Ok(Self {
-            pins,
-            namespace: config.namespace(),
-            heartbeat_timeout: Duration::from_nanos(value.heartbeat_timeout_ns),
-            generation: None,
-        })
+        let configured_ms = u64::from(config.gateway.heartbeat_timeout_ms);
+        let loaded_ms = value.heartbeat_timeout_ns / 1_000_000;
+        if configured_ms != loaded_ms {
+            tracing::warn!("{}", heartbeat_timeout_difference(configured_ms, loaded_ms));
+        }
+        Ok(Self { pins, namespace: config.namespace(), generation: None })
     }
 
     /// Begins a new run of the relay: its number, unlike any before it. What former runs have left
@@ -109,7 +108,9 @@ impl Gateway {
     pub fn heartbeat(&self) -> Result<Heartbeat, GatewayError> {
         let map = self.map(map::HEARTBEAT, Map::Array)?;
         let map = Array::try_from(map).map_err(unusable(map::HEARTBEAT))?;
-        Heartbeat::new(map, self.generation(), &self.namespace)
+        let config = self.map(map::CONFIG, Map::Array)?;
+        let config = Array::try_from(config).map_err(unusable(map::CONFIG))?;
+        Heartbeat::new(map, config, self.generation(), &self.namespace)
     }
 
     /// A handle on the flow maps for one thread.
@@ -126,11 +127,6 @@ impl Gateway {
     /// The relay namespace, where listeners belong: see [`in_namespace`].
     pub fn namespace(&self) -> &Path {
         &self.namespace
-    }
-
-    /// A relay that has not beaten for so long gets no new connections.
-    pub fn heartbeat_timeout(&self) -> Duration {
-        self.heartbeat_timeout
     }
 
     fn generation(&self) -> u64 {
@@ -171,6 +167,14 @@ fn read_config(config: &Config, pins: &Path) -> Result<GatewayConfig, GatewayErr
         });
     }
     Ok(value)
+}
+
+/// What to say where configuration and programs have different heartbeat timeouts.
+fn heartbeat_timeout_difference(configured_ms: u64, loaded_ms: u64) -> String {
+    format!(
+        "gateway.heartbeat_timeout_ms is {configured_ms} in the configuration, but {loaded_ms} in the \
+         loaded instance, which counts; `relay rules apply` puts the former into force"
+    )
 }
 
 fn require_root(action: &'static str) -> Result<(), GatewayError> {

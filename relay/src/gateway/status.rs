@@ -18,7 +18,7 @@ use super::flows::{Established, open_pending};
 use super::heartbeat::monotonic_ns;
 
 use super::state::{self, State};
-use super::{open_map, read_config};
+use super::{heartbeat_timeout_difference, open_map, read_config};
 
 /// Rules that the text shows; a gateway may have thousands.
 const SHOWN_RULES: usize = 10;
@@ -51,10 +51,14 @@ pub struct Status {
 pub struct RelayStatus {
     /// Whether new connections are offered to it.
     pub alive: bool,
-    /// Since the last beat; absent if there is none, or the relay has stopped in good order.
+    /// Since all of its workers have last gone round their loop, as far as it was told; absent if there
+    /// is no relay, or it says itself that new connections should not come: it has stopped in good
+    /// order, or a worker hangs.
     pub heartbeat_age_ms: Option<u64>,
     /// From this age on the relay counts as dead.
     pub heartbeat_timeout_ms: u64,
+    /// That of the configuration, if it is another one: the former counts.
+    pub configured_heartbeat_timeout_ms: Option<u64>,
     /// The last run of the relay; 0 before the first.
     pub generation: u64,
 }
@@ -75,7 +79,7 @@ pub fn status(config: &Config) -> Result<Status, GatewayError> {
         programs: programs(pins)?,
         rules: state::read_rules(config)?,
         verdicts: verdicts(pins)?,
-        relay: relay(pins, &value)?,
+        relay: relay(config, pins, &value)?,
         pending: count(open_pending(pins)?.iter())?,
         established: count(Established::open(pins)?.iter())?,
     })
@@ -94,16 +98,19 @@ fn verdicts(pins: &Path) -> Result<BTreeMap<&'static str, u64>, GatewayError> {
         .collect()
 }
 
-fn relay(pins: &Path, value: &GatewayConfig) -> Result<RelayStatus, GatewayError> {
+fn relay(config: &Config, pins: &Path, value: &GatewayConfig) -> Result<RelayStatus, GatewayError> {
     let failed = || GatewayError::bpf::<MapError>(format!("read the map {}", map::HEARTBEAT));
     let heartbeat: Array<_, abi::Heartbeat> =
         Array::try_from(Map::Array(open_map(pins, map::HEARTBEAT)?)).map_err(failed())?;
     let abi::Heartbeat { stamp_ns, generation } = heartbeat.get(&0, 0).map_err(failed())?;
+    let configured_ms = u64::from(config.gateway.heartbeat_timeout_ms);
+    let loaded_ms = value.heartbeat_timeout_ns / 1_000_000;
     let age_ns = (stamp_ns != 0).then(|| monotonic_ns().saturating_sub(stamp_ns));
     Ok(RelayStatus {
         alive: age_ns.is_some_and(|age| age < value.heartbeat_timeout_ns),
         heartbeat_age_ms: age_ns.map(|age| age / 1_000_000),
-        heartbeat_timeout_ms: value.heartbeat_timeout_ns / 1_000_000,
+        heartbeat_timeout_ms: loaded_ms,
+        configured_heartbeat_timeout_ms: (configured_ms != loaded_ms).then_some(configured_ms),
         generation,
     })
 }
@@ -184,7 +191,10 @@ impl fmt::Display for Status {
         }
         let relay = &self.relay;
         match relay.heartbeat_age_ms {
-            None => writeln!(f, "relay        none; new connections take the ordinary path")?,
+            None => writeln!(
+                f,
+                "relay        none, or it does not serve; new connections take the ordinary path"
+            )?,
             Some(age) if relay.alive => writeln!(
                 f,
                 "relay        alive, last beat {age} ms ago (timeout {} ms), generation {}",
@@ -196,6 +206,11 @@ impl fmt::Display for Status {
                  the ordinary path",
                 relay.heartbeat_timeout_ms
             )?,
+        }
+        if let Some(configured_ms) = relay.configured_heartbeat_timeout_ms {
+            let loaded_ms = relay.heartbeat_timeout_ms;
+            let difference = heartbeat_timeout_difference(configured_ms, loaded_ms);
+            writeln!(f, "  TIMEOUT    {difference}")?;
         }
         writeln!(f, "flows        {} established, {} pending", self.established, self.pending)?;
         write!(f, "packets")?;

@@ -228,18 +228,18 @@ impl Participant {
             reflection: Duration::from_millis(config.registry.session_timeout_ms.into()) / 2,
             unanswered: false,
         };
-        let ids: Vec<_> = lock(&link.core).registry.leases().keys().cloned().collect();
-        for id in &ids {
-            link.tell_server(id);
+        let shared = Arc::clone(&link.core);
+        let core = lock(&shared);
+        for id in core.registry.leases().keys() {
+            link.tell_server(&core, id);
         }
-        let relays: Vec<_> = lock(&link.core).registry.relays().keys().copied().collect();
-        for relay in relays {
-            link.tell(&Change::Relay(relay));
+        for relay in core.registry.relays().keys() {
+            link.tell(&core, &Change::Relay(*relay));
         }
-        let rebalances: Vec<_> = lock(&link.core).registry.rebalances().keys().cloned().collect();
-        for service in rebalances {
-            link.tell(&Change::Rebalance(service));
+        for service in core.registry.rebalances().keys() {
+            link.tell(&core, &Change::Rebalance(service.clone()));
         }
+        drop(core);
         Ok(link)
     }
 
@@ -319,19 +319,23 @@ impl Participant {
         self.author.is_read_back(self.follower.next())
     }
 
-    /// Takes what has come.
+    /// Takes what has come. A record is applied and told in one step, so that whoever looks at the
+    /// registry never sees what the listener does not know yet: clients connect to a server as soon as it
+    /// is shown.
     fn read(&mut self, mut each: impl FnMut(&mut Self, &Change)) {
-        let (core, mut outcomes) = (Arc::clone(&self.core), Vec::new());
+        let (shared, mut records) = (Arc::clone(&self.core), Vec::new());
         self.follower.read(POLL, |offset, key, value| {
-            let core = &mut *lock(&core);
-            let outcome = core.registry.apply(offset, key, value);
-            core.coordinator.observe(&core.registry, &outcome, Instant::now());
-            outcomes.push(outcome);
+            records.push((offset, key.to_vec(), value.map(<[u8]>::to_vec)));
         });
-        for outcome in outcomes {
+        for (offset, key, value) in records {
+            let mut core = lock(&shared);
+            let outcome = core.registry.apply(offset, &key, value.as_deref());
+            let Core { registry, coordinator } = &mut *core;
+            coordinator.observe(registry, &outcome, Instant::now());
             match outcome {
                 Outcome::Changed(change) => {
-                    self.tell(&change);
+                    self.tell(&core, &change);
+                    drop(core);
                     each(self, &change);
                 }
                 Outcome::Refused(reason, key) => {
@@ -343,17 +347,16 @@ impl Participant {
         }
     }
 
-    fn tell(&mut self, change: &Change) {
+    fn tell(&mut self, core: &Core, change: &Change) {
         match change {
-            Change::Lease(id) => self.tell_server(id),
+            Change::Lease(id) => self.tell_server(core, id),
             Change::Relay(relay) => {
-                let known = lock(&self.core).registry.relays().get(relay).cloned();
-                if let Some(RelayRecord { incarnation, state, .. }) = known {
-                    self.listener.relay(*relay, incarnation, state);
+                if let Some(known) = core.registry.relays().get(relay) {
+                    self.listener.relay(*relay, known.incarnation, known.state);
                 }
             }
             Change::Rebalance(service) => {
-                let order = lock(&self.core).registry.rebalances().get(service).cloned();
+                let order = core.registry.rebalances().get(service);
                 let order = order.filter(|order| order.ended.is_none());
                 let per_second = order.map(|order| order.per_second.get().min(MAX_PER_SECOND));
                 self.listener.rebalance(service, per_second);
@@ -382,21 +385,21 @@ impl Participant {
         }
     }
 
-    fn tell_server(&mut self, id: &str) {
-        let link = self.server_link(id).or_else(|| {
+    fn tell_server(&mut self, core: &Core, id: &str) {
+        let link = self.server_link(core, id).or_else(|| {
             // Its lease may have ended and been taken away while this relay was not looking.
             let last = self.told.get(id)?.clone();
             Some(ServerLink { state: ServerState::Gone, ..last })
         });
         let Some(link) = link else { return };
         // The allotment begins with those that are declared.
-        let is_declared = lock(&self.core).coordinator.policy().declared.contains_key(id);
+        let is_declared = core.coordinator.policy().declared.contains_key(id);
         if link.state == ServerState::Gone && !is_declared && !self.told.contains_key(id) {
             return;
         }
         if !is_declared {
             let in_force = link.state != ServerState::Gone;
-            let from = lock(&self.core).registry.leases().get(id).map_or(0, |lease| lease.from);
+            let from = core.registry.leases().get(id).map_or(0, |lease| lease.from);
             self.leases.set(link.partition, id, link.epoch, from, in_force);
             if in_force {
                 self.told.insert(id.to_owned(), link.clone());
@@ -409,8 +412,7 @@ impl Participant {
     }
 
     /// A server as this relay's configuration lets it be used.
-    fn server_link(&self, id: &str) -> Option<ServerLink> {
-        let core = lock(&self.core);
+    fn server_link(&self, core: &Core, id: &str) -> Option<ServerLink> {
         let (lease, policy) = (core.registry.leases().get(id), core.coordinator.policy());
         if let Some(declared) = policy.declared.get(id) {
             let service = *self.services.get(&declared.service)?;

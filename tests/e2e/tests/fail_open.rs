@@ -6,8 +6,9 @@ use millrace_harness::clients::tcp::Client;
 use millrace_harness::clients::wire::lines;
 use millrace_harness::relay::cluster::{Cluster, ClusterPlan, FRAMES_PORT, LINES_PORT};
 use millrace_harness::servers::by_hand::HandServer;
+use millrace_harness::system::freeze::Frozen;
 use millrace_harness::system::privilege;
-use millrace_harness::system::process::wait_until;
+use millrace_harness::system::process::{run_ok, wait_until};
 
 /// A new connection is diverted: its message comes out of Kafka.
 fn expect_diverted(cluster: &Cluster, server: &HandServer, message: &[u8]) -> Client {
@@ -77,6 +78,102 @@ fn a_relay_that_hangs_costs_new_connections_nothing() {
     })
     .unwrap();
     expect_diverted(&cluster, &server, b"after");
+}
+
+/// The control plane went on beating while a worker hung: new connections were diverted to it and got no
+/// answer.
+#[test]
+fn a_worker_that_hangs_costs_new_connections_nothing_and_those_that_are_there_stay() {
+    let Some(_right) = privilege::exclusive() else { return };
+    let plan = ClusterPlan::small("frozen", 1);
+    let mut cluster = Cluster::build_with(plan, |config| config.relay.workers = 2).unwrap();
+    cluster.start().unwrap();
+    let server = cluster.server(&cluster.lines_partitions()).unwrap();
+    // Of both workers, as good as surely.
+    let mut old: Vec<Client> =
+        (0..12_u8).map(|number| expect_diverted(&cluster, &server, &[b'a' + number])).collect();
+    let hanging = || {
+        let stats = cluster.instance.stats().unwrap();
+        stats.value()["workers_hanging_ms"].as_object().unwrap().clone()
+    };
+    assert!(hanging().is_empty());
+
+    let frozen = Frozen::thread(cluster.instance.process_id().unwrap(), "worker-0").unwrap();
+    wait_until(Duration::from_secs(20), "the hanging worker to be seen", || {
+        Ok(hanging().contains_key("worker-0"))
+    })
+    .unwrap();
+    assert_eq!(hanging().len(), 1, "the other one only has nothing to do");
+    for _ in 0..8 {
+        connect(&cluster).expect_ordinary().unwrap();
+    }
+    let mut command = cluster.instance.command("status", true);
+    let status = run_ok("relay status", &mut command, Duration::from_secs(30)).unwrap().stdout;
+    assert!(status.contains("HANGS      worker-0 "), "{status}");
+    // Some of them are served by the other worker; the rest must not go to the server either.
+    for (client, number) in old.iter_mut().zip(0..) {
+        client.send(&[b'A' + number]).unwrap();
+    }
+    let answer_one = || {
+        let record = server.next("a message", |record| record.kind() == "message").unwrap();
+        server.reply(&record, &record.value).unwrap();
+    };
+    answer_one();
+    drop(frozen);
+    for _ in 1..12 {
+        answer_one();
+    }
+    for (client, number) in old.iter_mut().zip(0..) {
+        assert_eq!(client.receive().unwrap(), [b'A' + number]);
+    }
+    wait_until(Duration::from_secs(20), "the relay to serve again", || {
+        Ok(!Client::connect(&cluster.clients(), cluster.targets(LINES_PORT)[0], lines())?
+            .is_greeted(Duration::from_millis(500)))
+    })
+    .unwrap();
+    assert!(hanging().is_empty());
+    expect_diverted(&cluster, &server, b"after");
+}
+
+/// The relay beat by the file and the programs judged by the map: with the longer one in the file, most
+/// connections went to and fro between relay and server.
+#[test]
+fn the_heartbeats_timeout_is_the_loaded_one_and_can_be_changed() {
+    let Some(_right) = privilege::exclusive() else { return };
+    let mut cluster = Cluster::build(ClusterPlan::small("timeout", 1)).unwrap();
+    cluster.instance.load().unwrap();
+    cluster.instance.config.gateway.heartbeat_timeout_ms = 60_000;
+    cluster.instance.write_config().unwrap();
+    cluster.instance.start().unwrap();
+    wait_until(Duration::from_secs(20), "the difference to be told", || {
+        Ok(cluster.instance.relay_stderr().contains("heartbeat_timeout_ms is 60000 in"))
+    })
+    .unwrap();
+    let server = cluster.server(&cluster.lines_partitions()).unwrap();
+    let of_relay =
+        |cluster: &Cluster| cluster.instance.status().unwrap()["gateway"]["relay"].clone();
+    let mut ages = Vec::new();
+    for number in 0..20_u8 {
+        expect_diverted(&cluster, &server, &[b'a' + number]);
+        ages.push(of_relay(&cluster)["heartbeat_age_ms"].as_u64().unwrap());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert!(ages.iter().all(|age| *age < 2000), "{ages:?}");
+    let relay = of_relay(&cluster);
+    assert_eq!(relay["heartbeat_timeout_ms"], 2000);
+    assert_eq!(relay["configured_heartbeat_timeout_ms"], 60_000);
+
+    let mut command = cluster.instance.command("rules apply", true);
+    let applied = run_ok("rules apply", &mut command, Duration::from_secs(30)).unwrap().stdout;
+    assert!(applied.contains("heartbeat timeout: 2000 ms → 60000 ms"), "{applied}");
+    let relay = of_relay(&cluster);
+    assert_eq!(relay["heartbeat_timeout_ms"], 60_000);
+    assert!(relay["configured_heartbeat_timeout_ms"].is_null(), "{relay}");
+    expect_diverted(&cluster, &server, b"after");
+    wait_until(Duration::from_secs(20), "the relay to notice", || {
+        Ok(cluster.instance.relay_stderr().contains("timeout was changed"))
+    })
+    .unwrap();
 }
 
 #[test]

@@ -176,7 +176,6 @@ fn kept_connection(programs: &mut Programs, bench: &Bench, segment: &Frame) -> a
     programs.ingress(&syn.from_port(1), Verdict::PassRule, PASS)?;
     programs.ingress(&syn, Verdict::DivertEstablished, REDIRECT)?;
     programs.established()?.remove(&key)?;
-    programs.begin(key)?;
     programs.rules(RULES, false)?;
     Ok(())
 }

@@ -47,6 +47,10 @@ pub struct ApplyReport {
     pub closing_ports: Vec<u16>,
     /// Devices whose hardware addresses the programs did not know, in words.
     pub devices: Vec<String>,
+    /// A relay whose heartbeat is older gets no new connections.
+    pub heartbeat_timeout_ms: u64,
+    /// What that was before, if it was something else.
+    pub former_heartbeat_timeout_ms: Option<u64>,
 }
 
 /// What `relay rules show` sees in the kernel.
@@ -70,8 +74,9 @@ pub fn check(config: &Config) -> Result<CheckReport, GatewayError> {
     Ok(CheckReport::of(&InForce::of(config, &set), &compiled))
 }
 
-/// Replaces the rules of a loaded instance by those of its configuration, all at once. Connections
-/// that are diverted go on, whatever the new rules say.
+/// Replaces the rules of a loaded instance by those of its configuration, all at once, and its mode
+/// and its heartbeat's timeout as well. Connections that are diverted go on, whatever the new rules
+/// say.
 pub fn apply(config: &Config) -> Result<ApplyReport, GatewayError> {
     require_root("`relay rules apply`")?;
     let set = RuleSet::of(config)?;
@@ -104,6 +109,8 @@ pub fn apply(config: &Config) -> Result<ApplyReport, GatewayError> {
     };
     now.closing_ports = close(config, &mut tables, closing)?;
     state::draft_rules(config, &now)?.keep()?;
+    let heartbeat_timeout_ms = u64::from(config.gateway.heartbeat_timeout_ms);
+    let former_ms = tables.set_heartbeat_timeout(heartbeat_timeout_ms * 1_000_000)? / 1_000_000;
 
     let devices = devices::refresh(config, &loaded)?;
     let before: HashSet<&String> = former.rules.iter().collect();
@@ -117,6 +124,8 @@ pub fn apply(config: &Config) -> Result<ApplyReport, GatewayError> {
         removed: but(&former.rules, &after),
         closing_ports: now.closing_ports,
         devices: devices.iter().map(ToString::to_string).collect(),
+        heartbeat_timeout_ms,
+        former_heartbeat_timeout_ms: (former_ms != heartbeat_timeout_ms).then_some(former_ms),
     })
 }
 
@@ -218,6 +227,9 @@ impl fmt::Display for ApplyReport {
         list(f, "+ ", &self.added)?;
         list(f, "- ", &self.removed)?;
         self.devices.iter().try_for_each(|changed| write!(f, "\n{changed}"))?;
+        if let Some(former_ms) = self.former_heartbeat_timeout_ms {
+            write!(f, "\nheartbeat timeout: {former_ms} ms → {} ms", self.heartbeat_timeout_ms)?;
+        }
         closing(f, &self.closing_ports)
     }
 }

@@ -197,6 +197,18 @@ impl<T: BorrowMut<MapData>> RuleTables<T> {
         Ok(closing)
     }
 
+    /// Has the programs take a heartbeat of this age for that of a dead relay, in nanoseconds; gives
+    /// the former age.
+    pub(in crate::gateway) fn set_heartbeat_timeout(
+        &mut self,
+        heartbeat_timeout_ns: u64,
+    ) -> Result<u64, GatewayError> {
+        let config = self.config.get(&0, 0).map_err(failed("read"))?;
+        let value = GatewayConfig { heartbeat_timeout_ns, ..config };
+        self.config.set(0, value, 0).map_err(failed("write"))?;
+        Ok(config.heartbeat_timeout_ns)
+    }
+
     /// Ends the diversion of old connections at ports that have no rule any more and, as the caller
     /// has seen since [`Self::replace`], no connection either.
     pub fn close_ports(&mut self, ports: &[u16]) -> Result<(), GatewayError> {

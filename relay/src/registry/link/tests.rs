@@ -15,13 +15,33 @@ const SESSION_TIMEOUT_MS: u32 = 6000;
 /// Longer than a test of refusals takes after the first, so that only taking office is refused.
 const BEAT_MS: u32 = 12_000;
 
-/// What it was told of the office.
+/// What it was told of the office, and of relays.
 #[derive(Clone, Default)]
-struct Offices(Arc<Mutex<Vec<bool>>>);
+struct Offices(Arc<Mutex<Vec<bool>>>, Arc<Mutex<Relays>>);
+
+/// What it was told of relays, and whether others could see it first.
+#[derive(Default)]
+struct Relays {
+    registry: Option<Arc<Mutex<Core>>>,
+    told: Vec<RelayId>,
+    shown_first: Vec<RelayId>,
+}
 
 impl Listener for Offices {
     fn server(&mut self, _: ServerLink) {}
-    fn relay(&mut self, _: RelayId, _: Incarnation, _: RelayState) {}
+    fn relay(&mut self, relay: RelayId, incarnation: Incarnation, _: RelayState) {
+        let relays = &mut *self.1.lock().unwrap();
+        relays.told.push(relay);
+        let is_shown = relays.registry.as_ref().is_some_and(|core| {
+            core.try_lock().is_ok_and(|core| {
+                let known = core.registry.relays().get(&relay);
+                known.is_some_and(|known| known.incarnation == incarnation)
+            })
+        });
+        if is_shown {
+            relays.shown_first.push(relay);
+        }
+    }
     fn coordinates(&mut self, coordinates: bool) {
         self.0.lock().unwrap().push(coordinates);
     }
@@ -71,6 +91,7 @@ impl Rig<'_> {
         let (listener, incarnation) = (Box::new(offices.clone()), Incarnation::new(1));
         let link = Participant::open(&config, incarnation, listener, leases, Retention::default());
         let mut link = link.expect("it is read");
+        offices.1.lock().unwrap().registry = Some(link.core.clone());
         link.claim().expect("its word is written");
         let (core, stop) = (link.core.clone(), Arc::<AtomicBool>::default());
         let (stopped, time) = (stop.clone(), StopTime::new(&config.relay));
@@ -140,4 +161,13 @@ fn whose_records_are_refused_tries_to_take_office_later_each_time() {
     assert!(took > Duration::from_secs(8), "{took:?}");
     assert!(rig.term() > term, "what was written is not known: a term of its own");
     assert!(rig.has_said("a record of the registry was not written; after a pause"));
+}
+
+/// A server was shown as live before the associations knew it: who saw that and connected was refused.
+#[test]
+fn nothing_is_shown_before_the_listener_knows_it() {
+    let rig = Rig::new();
+    let relays = rig.offices.1.lock().unwrap();
+    assert!(!relays.told.is_empty(), "this relay's own word at least");
+    assert_eq!(relays.shown_first, []);
 }

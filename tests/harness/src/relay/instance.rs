@@ -55,8 +55,7 @@ impl Instance {
             relay: None,
             environment: Vec::new(),
         };
-        instance.config.check()?;
-        std::fs::write(instance.config_file(), toml::to_string(&instance.config)?)?;
+        instance.write_config()?;
         Ok(instance)
     }
 
@@ -75,6 +74,12 @@ impl Instance {
         &self.program
     }
 
+    /// Writes the configuration anew, as it was changed: for the commands and the start that follow.
+    pub fn write_config(&self) -> Result<()> {
+        self.config.check()?;
+        Ok(std::fs::write(self.config_file(), toml::to_string(&self.config)?)?)
+    }
+
     /// A `relay` command line, in the gateway host's network namespace if `inside`.
     pub fn command(&self, verb: &str, inside: bool) -> Command {
         let mut command = match &self.gateway {
@@ -87,7 +92,7 @@ impl Instance {
             }
             _ => Command::new(&self.program),
         };
-        command.arg(verb).arg("--config").arg(self.config_file());
+        command.args(verb.split(' ')).arg("--config").arg(self.config_file());
         command.envs(self.object.as_ref().map(|object| (VARIABLE, object)));
         command
     }
@@ -222,12 +227,17 @@ impl Instance {
         Ok(Stats(value))
     }
 
-    /// Packets by verdict, from `relay status`.
-    pub fn verdicts(&self) -> Result<Value> {
+    /// What `relay status` says to programs.
+    pub fn status(&self) -> Result<Value> {
         let mut command = self.command("status", true);
         let status = run_ok("relay status", command.arg("--json"), COMMAND_PATIENCE)?;
-        let status: Value = serde_json::from_str(status.stdout.trim())
-            .with_context(|| format!("`relay status` is not JSON: {}", status.stdout))?;
+        serde_json::from_str(status.stdout.trim())
+            .with_context(|| format!("`relay status` is not JSON: {}", status.stdout))
+    }
+
+    /// Packets by verdict, from `relay status`.
+    pub fn verdicts(&self) -> Result<Value> {
+        let status = self.status()?;
         let verdicts = &status["gateway"]["verdicts"];
         ensure!(verdicts.is_object(), "`relay status` has no verdicts: {status}");
         Ok(verdicts.clone())
