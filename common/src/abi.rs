@@ -23,6 +23,9 @@ pub mod map {
     pub const RULES: &str = "RULES";
     /// LRU hash: [`crate::flow::FlowKey`] to [`crate::flow::FlowState`]; flows seen but not accepted.
     pub const PENDING: &str = "PENDING";
+    /// LRU hash: [`crate::fragment::FragmentKey`] to [`crate::fragment::FragmentState`]; segments of
+    /// diverted flows that come in fragments.
+    pub const FRAGMENTS: &str = "FRAGMENTS";
     /// Hash: [`crate::flow::ShortKey`] to [`crate::flow::FlowState`]; flows of IPv4 that the relay
     /// has accepted.
     pub const ESTABLISHED_IPV4: &str = "ESTABLISHED_IPV4";
@@ -60,6 +63,17 @@ pub const LIFE_PORT: u16 = 1;
 
 /// Most flows between SYN and accept; the least recently used is evicted.
 pub const MAX_PENDING: u32 = 262_144;
+/// Most segments that are followed while they come in fragments; the least recently used is evicted.
+pub const MAX_FRAGMENTS: u32 = 16_384;
+/// A fragment that comes so long after its first one is of another segment with the same number, and
+/// the stack has given the first one up (`net.ipv4.ipfrag_time`). Nanoseconds.
+pub const FRAGMENT_LIFE_NS: u64 = 30_000_000_000;
+/// The gateway's end of the veth, as the relay namespace's next hop, and as who tells the relay of a
+/// packet that is too long. Its neighbour entry there is permanent. Link-local (RFC 3927), so that it
+/// cannot be a client's; alike in every instance, for nothing is ever sent to it.
+pub const NEXT_HOP: [u8; 4] = [169, 254, 77, 1];
+/// The same for IPv6 (RFC 4291 section 2.5.6).
+pub const NEXT_HOP_IPV6: [u8; 16] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x4d, 0, 1];
 /// Most accepted flows of each family; further connections are refused by the relay.
 pub const MAX_ESTABLISHED: u32 = 2_097_152;
 

@@ -13,14 +13,14 @@ pub struct HardwareAddress {
 impl HardwareAddress {
     /// From its bytes.
     pub const fn new(bytes: [u8; 6]) -> Self {
-        let [a, b, c, d, e, f] = bytes;
-        Self { first: u32::from_ne_bytes([a, b, c, d]), last: u16::from_ne_bytes([e, f]) }
+        let [first @ .., fifth, sixth] = bytes;
+        Self { first: u32::from_ne_bytes(first), last: u16::from_ne_bytes([fifth, sixth]) }
     }
 
     /// Its bytes.
     pub const fn bytes(self) -> [u8; 6] {
-        let ([a, b, c, d], [e, f]) = (self.first.to_ne_bytes(), self.last.to_ne_bytes());
-        [a, b, c, d, e, f]
+        let (first, last) = (self.first.to_ne_bytes(), self.last.to_ne_bytes());
+        [first[0], first[1], first[2], first[3], last[0], last[1]]
     }
 
     /// To whom a frame is sent; `None` of one that is shorter than the address.

@@ -86,6 +86,10 @@ verdicts! {
     DivertCookie = "divert/cookie",
     /// Ingress: by rule alone, in mode `all`.
     DivertRule = "divert/rule",
+    /// Ingress: a fragment of a segment of a flow that the relay has, to the relay.
+    DivertFragment = "divert/fragment",
+    /// Ingress: an ICMP error about a segment of the relay's, to the relay.
+    DivertReport = "divert/icmp_error",
     /// Ingress: a UDP datagram, to the relay.
     DivertDatagram = "divert/datagram",
     /// Egress: from the relay to the device that leads to the client.
@@ -103,9 +107,11 @@ verdicts! {
     ReturnProhibited = "return/prohibited",
     /// Egress: the host does not forward what comes in from the relay; left to the host's stack.
     ReturnForwardingOff = "return/forwarding_off",
-    /// Egress: longer than the route to the client carries; the host's stack fragments it, or tells
-    /// the relay.
+    /// Egress: longer than the route to the client carries, and not to be fragmented; the relay's
+    /// stack is told so by ICMP.
     ReturnTooLong = "return/fragmentation_needed",
+    /// Egress: longer than the route to the client carries; the host's stack fragments it.
+    ReturnFragmented = "return/fragmented",
     /// Egress: the device that leads to the client is not one of the instance's, or cannot send
     /// redirected frames; left to the host's stack.
     ReturnNoRedirect = "return/no_redirect",

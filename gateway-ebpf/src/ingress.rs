@@ -10,12 +10,15 @@ use millrace_common::verdict::Verdict;
 use crate::kernel::{self, Known};
 use crate::maps;
 use crate::packet::Packet;
+use crate::related;
 
 /// What becomes of a packet that came in on a client-facing device.
 #[inline(always)]
 pub fn verdict(ctx: &XdpContext) -> Verdict {
     let ruled = match Ruled::of(ctx) {
         Ok(ruled) => ruled,
+        Err(Verdict::PassFragment) => return related::fragment(ctx),
+        Err(Verdict::PassProtocol) => return related::report(ctx),
         Err(verdict) => return verdict,
     };
     // What most packets are comes first, and needs no more than this.
@@ -46,6 +49,19 @@ fn unaccepted(ctx: &XdpContext) -> Verdict {
     } else {
         steering.datagram()
     }
+}
+
+/// Aims a packet at the relay. It is changed only when the link is there: what goes up to the host
+/// after all must be as it came.
+#[inline(always)]
+pub fn divert(ctx: &XdpContext, config: &GatewayConfig, tags: usize, verdict: Verdict) -> Verdict {
+    if maps::aim_at_relay().is_none() {
+        return Verdict::PassNoLink;
+    }
+    if Packet(ctx).readdress(tags, &config.relay_mac).is_none() {
+        return Verdict::PassTruncated;
+    }
+    verdict
 }
 
 /// What becomes of a TCP segment to a port without rules, where the relay hands connections on: it
@@ -120,17 +136,10 @@ impl<'a> Ruled<'a> {
         self.headers.protocol == TCP && !self.headers.flags.opens()
     }
 
-    /// Aims the packet at the relay. It is changed only when the link is there: what goes up to the
-    /// host after all must be as it came.
+    /// [`divert`], of this packet.
     #[inline(always)]
     fn divert(&self, verdict: Verdict) -> Verdict {
-        if maps::aim_at_relay().is_none() {
-            return Verdict::PassNoLink;
-        }
-        if Packet(self.ctx).readdress(self.headers.tags, &self.config.relay_mac).is_none() {
-            return Verdict::PassTruncated;
-        }
-        verdict
+        divert(self.ctx, self.config, self.headers.tags, verdict)
     }
 }
 
@@ -165,8 +174,8 @@ impl Steering<'_> {
     /// lives, and its stack has a socket for it.
     #[inline(always)]
     fn kept(&self) -> Option<Verdict> {
-        let Ruled { ctx, headers, config, heartbeat, .. } = &self.ruled;
-        let known = if maps::has_accepted(&Packet(ctx), headers, heartbeat.generation) {
+        let Ruled { ctx, config, heartbeat, .. } = &self.ruled;
+        let known = if maps::is_accepted(self.flow, heartbeat.generation) {
             Verdict::DivertEstablished
         } else if maps::is_pending(self.flow, heartbeat.generation) {
             Verdict::DivertPending

@@ -193,6 +193,11 @@ pub enum Route {
         /// The next hop's.
         destination: [u8; 6],
     },
+    /// The way there carries no packet of this length; so long a one it carries.
+    TooLong {
+        /// Of the IP packet in bytes.
+        mtu: u16,
+    },
     /// In no way that a program could take: what the verdict says.
     None(Verdict),
 }
@@ -233,7 +238,10 @@ pub fn route(ctx: &XdpContext, headers: &Headers, flow: &FlowKey) -> Route {
         Ok(BPF_FIB_LKUP_RET_UNREACHABLE) => Verdict::ReturnUnreachable,
         Ok(BPF_FIB_LKUP_RET_PROHIBIT) => Verdict::ReturnProhibited,
         Ok(BPF_FIB_LKUP_RET_FWD_DISABLED) => Verdict::ReturnForwardingOff,
-        Ok(BPF_FIB_LKUP_RET_FRAG_NEEDED) => Verdict::ReturnTooLong,
+        Ok(BPF_FIB_LKUP_RET_FRAG_NEEDED) => {
+            // SAFETY: a u16 whichever it is; the kernel has put the MTU there (Linux 5.12).
+            return Route::TooLong { mtu: unsafe { fib.__bindgen_anon_1.mtu_result } };
+        }
         _ => Verdict::ReturnStack,
     })
 }

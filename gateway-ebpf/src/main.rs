@@ -15,6 +15,7 @@ mod kernel;
 mod maps;
 mod object;
 mod packet;
+mod related;
 mod trace;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
@@ -86,7 +87,7 @@ fn conclude(verdict: Verdict) -> u32 {
         | Verdict::ReturnUnreachable
         | Verdict::ReturnProhibited
         | Verdict::ReturnForwardingOff
-        | Verdict::ReturnTooLong
+        | Verdict::ReturnFragmented
         | Verdict::ReturnNoRedirect
         | Verdict::ReturnStack => xdp_action::XDP_PASS,
         Verdict::DivertNew
@@ -96,7 +97,10 @@ fn conclude(verdict: Verdict) -> u32 {
         | Verdict::DivertCookie
         | Verdict::DivertRule
         | Verdict::DivertDatagram
+        | Verdict::DivertFragment
+        | Verdict::DivertReport
         | Verdict::ReturnForwarded => xdp_action::XDP_REDIRECT,
+        Verdict::ReturnTooLong => xdp_action::XDP_TX,
         Verdict::DropRule | Verdict::ReturnResetHeld => xdp_action::XDP_DROP,
     }
 }

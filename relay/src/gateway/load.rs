@@ -36,12 +36,13 @@ use super::unload::undo;
 /// The programs, by their names in the object.
 pub(super) const PROGRAMS: [&str; 3] = ["ingress", "egress", "pass"];
 /// The maps that programs and relay share: those that are pinned.
-pub(super) const MAPS: [&str; 12] = [
+pub(super) const MAPS: [&str; 13] = [
     map::CONFIG,
     map::HEARTBEAT,
     map::PORT_CLASSES,
     map::RULES,
     map::PENDING,
+    map::FRAGMENTS,
     map::ESTABLISHED_IPV4,
     map::ESTABLISHED_IPV6,
     map::COUNTERS,

@@ -1,6 +1,6 @@
 //! Every verdict of the real eBPF object, by `BPF_PROG_TEST_RUN`.
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 
 use anyhow::ensure;
 use aya::maps::xdp::DevMapHash;
@@ -10,7 +10,7 @@ use millrace_common::link::{ClientDevice, HardwareAddress};
 use millrace_common::verdict::Verdict;
 use millrace_harness::gateway::test_run::{
     Bench, CLIENT_MAC, CLIENT_PORT, CLOSED_PORT, DROP, Family, GATEWAY_MAC, GENERATION, HASH,
-    LOOPBACK, PASS, Programs, REDIRECT, RELAY_MAC, RULES, flow, now_ns, with_pending,
+    LOOPBACK, PASS, Programs, REDIRECT, RELAY_MAC, RULES, SEND_BACK, flow, now_ns, with_pending,
 };
 use millrace_harness::net::frames::flag::{ACK, FIN, RST, SYN};
 use millrace_harness::net::frames::{Frame, SERVICE_TAG, TAG, Transport};
@@ -307,6 +307,93 @@ fn returning(programs: &mut Programs, family: Family) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A segment that its way does not carry: back comes the ICMP error that says so. The same from a
+/// router belongs to the relay as long as it has the flow.
+fn too_long(programs: &mut Programs, family: Family, client: IpAddr) -> anyhow::Result<()> {
+    let headers = if family == Family::Ipv4 { 20 + 20 } else { 40 + 20 };
+    let answer = |length: usize| Frame {
+        payload: vec![7; length - headers],
+        ..family.from_relay(client, ACK, 7)
+    };
+    programs.egress(&answer(1300), Verdict::ReturnForwarded, REDIRECT)?;
+    let answer = answer(1301);
+    let mut told = programs.egress(&answer, Verdict::ReturnTooLong, SEND_BACK)?;
+    ensure!((&told[..6], &told[6..12]) == (&answer.link.1[..], &answer.link.0[..]), "back");
+    let repeated = told.len() - 14 - if family == Family::Ipv4 { 28 } else { 48 };
+    ensure!(told.ends_with(&answer.bytes()[14..14 + repeated]), "it repeats the segment");
+    let mtu_at = 14 + if family == Family::Ipv4 { 26 } else { 46 };
+    ensure!(told[mtu_at..mtu_at + 2] == 1300u16.to_be_bytes(), "the MTU of the route");
+    if family == Family::Ipv4 {
+        let mut fragmentable = answer.bytes();
+        fragmentable[20] &= !0x40;
+        let out = programs.expect("egress", &fragmentable, Verdict::ReturnFragmented, PASS)?;
+        ensure!(out == fragmentable, "what the stack gets is as it was");
+    }
+
+    told[..6].copy_from_slice(&GATEWAY_MAC);
+    let key = flow(&answer).reversed();
+    programs.expect("ingress", &told, Verdict::PassProtocol, PASS)?;
+    programs.begin(key)?;
+    let out = programs.expect("ingress", &told, Verdict::DivertReport, REDIRECT)?;
+    ensure!(out[..6] == RELAY_MAC && out[6..] == told[6..], "only the destination changes");
+    programs.pending()?.remove(&key)?;
+    programs.accept(key)?;
+    programs.expect("ingress", &told, Verdict::DivertReport, REDIRECT)?;
+    let tagged = [&told[..12], &[0x81, 0, 0, 5], &told[12..]].concat();
+    let out = programs.expect("ingress", &tagged, Verdict::DivertReport, REDIRECT)?;
+    ensure!(out[12..] == told[12..], "the tag is gone");
+    told[..6].copy_from_slice(&CLIENT_MAC);
+    programs.expect("ingress", &told, Verdict::PassProtocol, PASS)?;
+    programs.established()?.remove(&key)?;
+    Ok(())
+}
+
+/// Fragments of a client's segment. All of them went to the server once.
+fn fragments(programs: &mut Programs, family: Family) -> anyhow::Result<()> {
+    let segment = family.from_client(ACK).from_port(43_000);
+    let whole = segment.bytes();
+    let fragment = |id: u8, offset: u16, more: bool| {
+        let mut frame = whole.clone();
+        if family == Family::Ipv4 {
+            frame[18..20].copy_from_slice(&[7, id]);
+            let field = offset / 8 | if more { 0x2000 } else { 0 };
+            frame[20..22].copy_from_slice(&field.to_be_bytes());
+        } else {
+            frame[20] = 44;
+            let [high, low] = (offset | u16::from(more)).to_be_bytes();
+            frame.splice(54..54, [6, 0, high, low, 7, 7, 7, id]);
+        }
+        frame
+    };
+    let (first, middle, last) =
+        (fragment(1, 0, true), fragment(1, 1200, true), fragment(1, 2400, false));
+    let all = [&first, &middle, &last];
+    for frame in all {
+        programs.expect("ingress", frame, Verdict::PassFragment, PASS)?;
+    }
+    let key = flow(&segment);
+    programs.accept(key)?;
+    programs.expect("ingress", &middle, Verdict::PassFragment, PASS)?;
+    for frame in all {
+        let out = programs.expect("ingress", frame, Verdict::DivertFragment, REDIRECT)?;
+        ensure!(out[..6] == RELAY_MAC && out[6..] == frame[6..], "only the destination changes");
+    }
+    let other = fragment(2, 1200, true);
+    programs.expect("ingress", &other, Verdict::PassFragment, PASS)?;
+    let mut foreign = last.clone();
+    foreign[..6].copy_from_slice(&CLIENT_MAC);
+    programs.expect("ingress", &foreign, Verdict::PassFragment, PASS)?;
+    // Another run of the relay does not inherit them, nor does another segment with the number.
+    programs.heartbeat(now_ns(), GENERATION + 1)?;
+    programs.expect("ingress", &last, Verdict::PassFragment, PASS)?;
+    programs.heartbeat(now_ns(), GENERATION)?;
+    programs.expect("ingress", &last, Verdict::DivertFragment, REDIRECT)?;
+    programs.established()?.remove(&key)?;
+    programs.expect("ingress", &first, Verdict::PassFragment, PASS)?;
+    programs.expect("ingress", &last, Verdict::PassFragment, PASS)?;
+    Ok(())
+}
+
 /// What keeps an answer from its client, each by its own reason.
 fn kept_from_the_client(
     programs: &mut Programs,
@@ -330,11 +417,7 @@ fn kept_from_the_client(
 
     gateway
         .ip(&format!("{ip} route add {}/{length} via {client} dev eth1 mtu lock 1300", away(4)))?;
-    let mut frame = family.from_relay(away(4), ACK, 7).bytes();
-    programs.expect("egress", &frame, Verdict::ReturnForwarded, REDIRECT)?;
-    let length_at = if family == Family::Ipv4 { 16 } else { 18 };
-    frame[length_at..length_at + 2].copy_from_slice(&1301u16.to_be_bytes());
-    programs.expect("egress", &frame, Verdict::ReturnTooLong, PASS)?;
+    too_long(programs, family, away(4))?;
 
     let version = if family == Family::Ipv4 { "ipv4" } else { "ipv6" };
     // A test run comes in by the loopback device.
@@ -388,6 +471,7 @@ fn every_verdict() -> anyhow::Result<()> {
             programs.accept(flow(&family.from_client(SYN)))?;
             returning(programs, family)?;
             kept_from_the_client(programs, &bench.gateway, family)?;
+            fragments(programs, family)?;
         }
         ruling(programs)?;
         lost_flows(programs, &bench)?;

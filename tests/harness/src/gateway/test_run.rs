@@ -28,6 +28,8 @@ use crate::net::netns::{Host, link};
 pub const DROP: u32 = 1;
 /// `XDP_PASS`.
 pub const PASS: u32 = 2;
+/// `XDP_TX`.
+pub const SEND_BACK: u32 = 3;
 /// `XDP_REDIRECT`.
 pub const REDIRECT: u32 = 4;
 
