@@ -52,9 +52,12 @@ const IPV6_BYTES: u32 = 40;
 const TCP_BYTES: u32 = 20;
 const UDP_BYTES: u32 = 8;
 
-const ETHERTYPE_AT: usize = 12;
-pub(crate) const ETHERTYPE_IPV4: u16 = 0x0800;
-pub(crate) const ETHERTYPE_IPV6: u16 = 0x86dd;
+/// Where a frame without tags says what it carries.
+pub const ETHERTYPE_AT: usize = 12;
+/// An IPv4 packet (RFC 894).
+pub const ETHERTYPE_IPV4: u16 = 0x0800;
+/// An IPv6 packet (RFC 2464).
+pub const ETHERTYPE_IPV6: u16 = 0x86dd;
 const ETHERTYPE_TAG: u16 = 0x8100;
 const ETHERTYPE_SERVICE_TAG: u16 = 0x88a8;
 const MORE_FRAGMENTS_OR_OFFSET: u16 = 0x3fff;

@@ -20,8 +20,9 @@ use millrace_common::verdict::Verdict;
 
 use crate::packet::Packet;
 
-const AF_INET: u8 = 2;
-const AF_INET6: u8 = 10;
+/// Address families (`linux/socket.h`).
+pub const AF_INET: u8 = 2;
+pub const AF_INET6: u8 = 10;
 
 /// States of `net/tcp_states.h`.
 const TCP_ESTABLISHED: u32 = 1;

@@ -9,6 +9,8 @@ mod registry;
 mod service;
 
 use std::collections::{HashMap, HashSet};
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use millrace_common::abi::MAX_SHARED_ADDRESSES;
@@ -572,6 +574,14 @@ impl Config {
             _ => PathBuf::from("/run"),
         };
         base.join("millrace").join(&self.gateway.instance)
+    }
+
+    /// Makes [`Self::run_directory`] and what is above it. Only its owner gets in: whoever can open a
+    /// file can also lock it.
+    pub fn create_run_directory(&self) -> std::io::Result<PathBuf> {
+        let directory = self.run_directory();
+        DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
+        Ok(directory)
     }
 
     /// The control socket.

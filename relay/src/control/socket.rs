@@ -66,14 +66,14 @@ pub(super) struct ControlSocket {
 impl ControlSocket {
     /// Claims the instance: no other relay of the same name runs on this host.
     pub(super) fn claim(config: &Config) -> Result<Self, RunError> {
-        let directory = config.run_directory();
-        std::fs::create_dir_all(&directory).map_err(|source| {
+        let directory = config.create_run_directory().map_err(|source| {
             let hint = match source.kind() {
                 io::ErrorKind::PermissionDenied => {
                     " (run it as root, or set XDG_RUNTIME_DIR to a directory of your own)"
                 }
                 _ => "",
             };
+            let directory = config.run_directory();
             RunError::io(format!("create {}{hint}", directory.display()))(source)
         })?;
         let lock_path = directory.join("relay.lock");

@@ -14,16 +14,14 @@ use crate::gateway::{FlowTable, Gateway, enter_namespace};
 use crate::kafka::{Retention, Topics};
 use crate::model::RelayId;
 use crate::registry::RegistryObserver;
-use crate::ring::{
-    DownlinkReceiver, DownlinkSender, UplinkReceiver, UplinkSender, Wake, downlink, uplink,
-};
+use crate::ring::{DownlinkSender, UplinkReceiver, Wake, downlink, uplink};
 use crate::route::{AssociationLog, Associations};
 use crate::stop::StopTime;
 use crate::undelivered::{Intake, Keeper, KeeperStats};
 use crate::uplink::late::RescueWatch;
 use crate::uplink::{Pump, PumpStats, RdKafkaProducer};
 use crate::uring::{self, EngineLimits, UringEngine};
-use crate::worker::{Flows, NoGateway, OrderReceiver, Orders, Shared, Worker, WorkerStats};
+use crate::worker::{Flows, NoGateway, Orders, Shared, Worker, WorkerParts, WorkerStats};
 
 use super::RunError;
 use super::faults::Faults;
@@ -72,22 +70,14 @@ pub struct Threads {
 }
 
 /// What one worker's thread is made from; the engine is made on the thread itself.
-struct WorkerParts {
-    index: u8,
-    shared: Shared,
-    wake: Wake,
-    flows: Box<dyn Flows>,
-    uplink: UplinkSender,
-    downlink: DownlinkReceiver,
-    orders: OrderReceiver,
-    stats: Arc<WorkerStats>,
+struct WorkerThread {
+    parts: WorkerParts,
     listeners: Listeners,
     /// Where it makes sockets for connections that are handed on, if it does.
     namespace: Option<PathBuf>,
-    peers: Vec<DownlinkSender>,
 }
 
-impl WorkerParts {
+impl WorkerThread {
     fn run(self, ready: mpsc::Sender<io::Result<()>>, faults: &Faults) {
         if let Some(namespace) = &self.namespace
             && let Err(error) = enter_namespace(namespace)
@@ -95,27 +85,16 @@ impl WorkerParts {
             let _ = ready.send(Err(io::Error::other(error)));
             return;
         }
-        let limits = EngineLimits::from(&self.shared.limits);
-        let engine = match UringEngine::new(limits, self.wake.clone()) {
+        let limits = EngineLimits::from(&self.parts.shared.limits);
+        let engine = match UringEngine::new(limits, self.parts.wake.clone()) {
             Ok(engine) => engine,
             Err(error) => {
                 let _ = ready.send(Err(error));
                 return;
             }
         };
-        let stop_time = self.shared.stop_time.clone();
-        let mut worker = Worker::new(
-            self.index,
-            self.shared,
-            engine,
-            self.wake,
-            self.flows,
-            self.uplink,
-            self.downlink,
-            self.orders,
-            self.stats,
-        );
-        worker.set_peers(self.peers);
+        let stop_time = self.parts.shared.stop_time.clone();
+        let mut worker = Worker::new(engine, self.parts);
         for (service, listener) in self.listeners {
             worker.listen(service, listener);
         }
@@ -146,12 +125,12 @@ fn spawn_other(
     })
 }
 
-/// The workers' parts, and the ends of what leads to them.
+/// The workers' threads to be, and the ends of what leads to them.
 struct Connected {
     uplinks: Vec<UplinkReceiver>,
     downlinks: Vec<DownlinkSender>,
     orders: Orders,
-    parts: Vec<WorkerParts>,
+    threads: Vec<WorkerThread>,
 }
 
 fn connect_workers(
@@ -161,7 +140,7 @@ fn connect_workers(
     listeners: Vec<Listeners>,
     (producer_wake, consumer_wake): (&Wake, &Wake),
 ) -> Result<Connected, RunError> {
-    let (mut uplinks, mut downlinks, mut parts) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut uplinks, mut downlinks, mut threads) = (Vec::new(), Vec::new(), Vec::new());
     let mut orders = Orders::default();
     for (index, listeners) in (0..).zip(listeners) {
         let worker_wake = Wake::new().map_err(RunError::io("make an eventfd"))?;
@@ -174,7 +153,7 @@ fn connect_workers(
             Some(gateway) => Box::new(gateway.flow_table()?),
             None => Box::new(NoGateway),
         };
-        parts.push(WorkerParts {
+        let parts = WorkerParts {
             index,
             shared: shared.clone(),
             orders: orders.add_worker(worker_wake.clone()),
@@ -183,12 +162,15 @@ fn connect_workers(
             uplink: uplink_sender,
             downlink: downlink_receiver,
             stats: Arc::default(),
-            listeners,
-            namespace: gateway.filter(|_| hands_on).map(|gateway| gateway.namespace().to_owned()),
             peers: Vec::new(),
-        });
+        };
+        let namespace = gateway.filter(|_| hands_on).map(|gateway| gateway.namespace().to_owned());
+        threads.push(WorkerThread { parts, listeners, namespace });
     }
-    Ok(Connected { uplinks, downlinks, orders, parts })
+    for thread in &mut threads {
+        thread.parts.peers.clone_from(&downlinks);
+    }
+    Ok(Connected { uplinks, downlinks, orders, threads })
 }
 
 /// What each of the Kafka threads counts.
@@ -221,7 +203,7 @@ impl Threads {
         let log = AssociationLog::open(config, incarnation, known, stop_time.clone())?;
         let (pump_stats, consumer_stats, keeper_stats): Counts = Default::default();
         let wakes = (&producer_wake, &consumer_wake);
-        let Connected { uplinks, downlinks, orders, mut parts } =
+        let Connected { uplinks, downlinks, orders, threads } =
             connect_workers(&shared, gateway, config.hands_on(), listeners, wakes)?;
         let consumer = Consumer::new(
             config,
@@ -255,7 +237,7 @@ impl Threads {
         let observer = Observer {
             relay: config.relay.id,
             incarnation: incarnation.value(),
-            workers: parts.iter().map(|parts| parts.stats.clone()).collect(),
+            workers: threads.iter().map(|thread| thread.parts.stats.clone()).collect(),
             services: shared.services.clone(),
             pump: pump_stats,
             consumer: consumer_stats,
@@ -269,11 +251,8 @@ impl Threads {
             topics: topics.differences.into(),
             standing: Standing::default(),
         };
-        for part in &mut parts {
-            part.peers.clone_from(&downlinks);
-        }
-        let wakes = parts.iter().map(|parts| parts.wake.clone()).collect();
-        let workers = start_workers(parts, faults)?;
+        let wakes = threads.iter().map(|thread| thread.parts.wake.clone()).collect();
+        let workers = start_workers(threads, faults)?;
         let pump = spawn_pump(pump, (faults, &stop_time))?;
         let stop_others = Arc::new(AtomicBool::new(false));
         let mover = Mover::new(
@@ -413,15 +392,15 @@ fn spawn_pump(
 }
 
 fn start_workers(
-    parts: Vec<WorkerParts>,
+    threads: Vec<WorkerThread>,
     faults: &Faults,
 ) -> Result<Vec<JoinHandle<()>>, RunError> {
     let (sender, ready) = mpsc::channel();
     let mut workers = Vec::new();
-    for parts in parts {
+    for thread in threads {
         let (sender, faults) = (sender.clone(), faults.clone());
-        let name = format!("worker-{}", parts.index);
-        workers.push(spawn(name, move || parts.run(sender, &faults))?);
+        let name = format!("worker-{}", thread.parts.index);
+        workers.push(spawn(name, move || thread.run(sender, &faults))?);
     }
     drop(sender);
     for _ in &workers {

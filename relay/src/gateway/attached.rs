@@ -14,7 +14,7 @@ use crate::gateway::devices::DeviceTable;
 use crate::gateway::error::GatewayError;
 use crate::gateway::host::Device;
 use crate::gateway::links::{info_of, linked_program, pinned_info, program_pin};
-use crate::gateway::load::PROGRAMS;
+use crate::gateway::load::PINNED;
 use crate::gateway::open_map;
 
 /// A client-facing device.
@@ -89,7 +89,7 @@ impl DeviceStatus {
 
 /// The pinned programs, by name.
 pub(super) fn programs(pins: &Path) -> Result<BTreeMap<&'static str, ProgramStatus>, GatewayError> {
-    PROGRAMS
+    PINNED
         .into_iter()
         .map(|name| {
             let info = pinned_info(&pins.join(program_pin(name)))?;

@@ -74,6 +74,12 @@ pub enum GatewayError {
         /// Its name.
         instance: String,
     },
+    /// Another process changes what is loaded, or keeps others from it.
+    #[error("/run/millrace is locked by {holder}; wait until it ends, or end it, then try again")]
+    Locked {
+        /// Which process.
+        holder: String,
+    },
     /// There is none to unload.
     #[error(
         "instance `{instance}` is not loaded, so nothing is to be unloaded; {}",
@@ -250,6 +256,17 @@ pub enum GatewayError {
         /// What it said.
         output: String,
     },
+    /// The program behind `egress` cannot be attached.
+    #[error(
+        "`{command}` failed: {output}; this needs a kernel with CONFIG_NET_SCH_INGRESS and \
+         CONFIG_NET_CLS_BPF, or their modules: `modprobe -a sch_ingress cls_bpf`"
+    )]
+    TrafficControl {
+        /// With its arguments.
+        command: String,
+        /// What it said.
+        output: String,
+    },
     /// A file or system call failed.
     #[error("cannot {what}: {source}")]
     Io {
@@ -291,6 +308,7 @@ impl GatewayError {
             Self::AbiMismatch { .. } => "abi_mismatch",
             Self::Kernel { .. } => "kernel",
             Self::NoIpv6Forwarding => "no_ipv6_forwarding",
+            Self::NoGracePeriod => "no_grace_period",
             Self::Rules { .. } => "rules",
             Self::TooManyRules { .. } => "too_many_rules",
             Self::TooManyDevices { .. } => "too_many_devices",

@@ -10,6 +10,7 @@
 
 mod attached;
 mod devices;
+mod drivers;
 mod error;
 mod facts;
 mod finding;
@@ -17,8 +18,10 @@ mod flows;
 mod heartbeat;
 mod host;
 mod kernel;
+mod known;
 mod links;
 mod load;
+mod lock;
 mod netdev;
 pub mod object;
 mod preflight;
@@ -30,6 +33,7 @@ mod status;
 mod topology;
 mod trace;
 mod traced;
+mod traffic_control;
 mod unload;
 mod watch;
 
@@ -49,7 +53,9 @@ pub use self::flows::{Established, FlowTable};
 pub use self::heartbeat::Heartbeat;
 pub use self::host::{Report, enter_namespace, in_namespace};
 pub use self::kernel::{Version, minimum as minimum_kernel};
+pub use self::known::{Bpffs, Channels, Facts, LinkFacts, Occupant, Peer};
 pub use self::load::{LoadReport, load, load_object_file};
+pub use self::netdev::XdpFeatures;
 pub use self::preflight::AttachMode;
 pub use self::replace::{ReplaceReport, Replaced, replace, replace_by};
 pub use self::status::{RelayStatus, Status, status};

@@ -5,10 +5,11 @@ use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
 };
+use serde::{Deserialize, Serialize};
 
 /// What a device can do with XDP: the bits of `enum netdev_xdp_act` (`linux/netdev.h`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct XdpFeatures(pub u64);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct XdpFeatures(pub u64);
 
 impl XdpFeatures {
     /// Runs programs in its driver: `NETDEV_XDP_ACT_BASIC`.

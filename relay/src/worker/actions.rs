@@ -1,7 +1,8 @@
 //! What a connection's codec asks for, carried out.
 //!
 //! Messages, bytes and the association take effect at once, in the codec's order. What concerns the
-//! connection as a whole (its end, the bounds) is noted and done when the codec has returned.
+//! connection as a whole (the bounds, its end) is noted. When the codec has returned, the bounds are looked
+//! at, and its end becomes [steps](super::step::Step), which are carried out after that.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,7 +16,9 @@ use crate::ring::{BatchPlace, Credit, MESSAGE_OVERHEAD_BYTES, Receipt, UplinkSen
 
 use super::connection::{Link, State};
 use super::kept::Settled;
+use super::reasons::Reasons;
 use super::stats::WorkerStats;
+use super::step::Step;
 use super::{Shared, Worker};
 
 /// What is left to do when the codec has returned.
@@ -118,7 +121,7 @@ impl Actions for CodecActions<'_> {
     }
 
     fn output(&mut self) -> &mut Vec<u8> {
-        &mut self.link.output.waiting
+        &mut self.link.output.buffer.waiting
     }
 
     fn settle(&mut self, reply: ReplyOrigin) {
@@ -164,8 +167,21 @@ impl Actions for CodecActions<'_> {
 }
 
 impl<E: Engine> Worker<E> {
-    /// Lets a connection's codec act, and does what it wants.
+    /// Lets a connection's codec act, and carries out what it wants and what follows. Not for a
+    /// [step](super::step::Step).
     pub(super) fn act<R>(
+        &mut self,
+        socket: SocketId,
+        call: impl FnOnce(&mut AnyCodec, Instant, &mut CodecActions<'_>) -> R,
+    ) -> R {
+        debug_assert!(self.steps.is_empty(), "a step starts the loop");
+        let result = self.call(socket, call);
+        self.carry_out(socket);
+        result
+    }
+
+    /// Lets a connection's codec act. If it wants an end, steps towards that are left to be carried out.
+    pub(super) fn call<R>(
         &mut self,
         socket: SocketId,
         call: impl FnOnce(&mut AnyCodec, Instant, &mut CodecActions<'_>) -> R,
@@ -200,28 +216,30 @@ impl<E: Engine> Worker<E> {
         before <= most && now > most
     }
 
-    /// Does what a codec wants, and what follows from it.
+    /// Does what a codec wants, but for the steps towards its connection's end.
     pub(super) fn fulfil(&mut self, socket: SocketId, wishes: Wishes) {
         if wishes.begun {
             self.list_at_server(socket);
         }
         let connection = self.connections[socket.index()].as_mut().expect("known to the engine");
-        let (is_open, was_held) = (connection.state == State::Open, connection.held);
-        let mut hold = !connection.codec.reads();
+        let mut has_credit = true;
         if wishes.booked > 0 {
             let identity = connection.link.identity.as_ref().expect("there was a message");
-            hold |= !self.shared.credit.book(identity.partition, wishes.booked);
+            has_credit = self.shared.credit.book(identity.partition, wishes.booked);
         }
         let rate = self.shared.services[connection.link.service.index()].rate;
         if let (Some(rate), 1..) = (rate, wishes.messages) {
             connection.throttled_until = connection.pace.take(wishes.messages, rate, self.now);
-            if connection.throttled_until.is_some() {
-                self.stats.throttles.add(1);
-                hold = true;
-            }
+            self.stats.throttles.add(u64::from(connection.throttled_until.is_some()));
         }
-        let bytes = connection.link.output.bytes();
-        if wishes.was_idle && bytes > 0 {
+        let reasons = if connection.reads() {
+            let pause_bytes = self.shared.limits.reply_pause_bytes;
+            connection.begins_to_pause(pause_bytes, self.now, has_credit)
+        } else {
+            Reasons::NONE
+        };
+        let was_paused = !connection.paused.is_empty();
+        if wishes.was_idle && connection.link.output.bytes() > 0 {
             connection.link.output.moved = Some(self.now);
             self.to_send.push(socket);
         }
@@ -236,6 +254,7 @@ impl<E: Engine> Worker<E> {
             self.to_evict.push(other);
         }
         if let Some(received) = wishes.hand_on {
+            self.end_reading(socket);
             self.connection(socket).state = State::HandingOn;
             self.book_memory(socket);
             self.onward.asked.push((socket, received));
@@ -243,16 +262,16 @@ impl<E: Engine> Worker<E> {
         }
         let exceeds = self.book_memory(socket);
         if let Some(reason) = wishes.close {
-            return self.finish(socket, reason);
+            return self.steps.push(Step::Finish(reason));
         }
         if exceeds {
-            return self.flush_and_close(socket, CloseReason::MemoryLimit);
+            return self.steps.extend(Step::last_words(CloseReason::MemoryLimit));
         }
         self.has_confirmed(socket);
-        if is_open && (hold || bytes > self.shared.limits.reply_pause_bytes) {
-            self.hold(socket);
+        if !reasons.is_empty() {
+            self.pause(socket, reasons);
         }
-        if was_held {
+        if was_paused {
             self.look_at(socket);
         }
         self.set_timer(socket);

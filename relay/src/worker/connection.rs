@@ -1,6 +1,7 @@
 //! A client's connection, as its worker sees it.
 
 use std::collections::VecDeque;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,11 +13,11 @@ use crate::ring::{BatchPlace, Receipt};
 use super::kept::Kept;
 use super::lag::Behind;
 use super::limits::Pace;
+use super::reasons::Reasons;
+use super::send_buffer::{SendBuffer, Taken};
 use super::shared::Served;
 
-/// What an idle connection keeps of its output buffers.
-pub(super) const OUTPUT_KEPT_BYTES: usize = 16 << 10;
-/// And of its list of receipts.
+/// What an idle connection keeps of its list of receipts.
 const RECEIPTS_KEPT: usize = 64;
 
 /// The life of a connection.
@@ -83,10 +84,8 @@ fn oldest_offset(receipts: &VecDeque<Receipt>) -> Option<ReplyOffset> {
 /// Replies on their way to the client.
 #[derive(Debug, Default)]
 pub(super) struct Output {
-    /// Encoded, waiting for the send before it.
-    pub(super) waiting: Vec<u8>,
-    /// Bytes of the send that is going on; 0: none is.
-    pub(super) sending_bytes: usize,
+    /// Encoded.
+    pub(super) buffer: SendBuffer,
     /// There was a send.
     pub(super) has_sent: bool,
     sending_replies: usize,
@@ -95,39 +94,37 @@ pub(super) struct Output {
     pub(super) moved: Option<Instant>,
     /// One for each reply, those of the send first.
     pub(super) receipts: VecDeque<Receipt>,
-    /// The other buffer, when no send has it.
-    spare: Vec<u8>,
 }
 
 impl Output {
     /// All bytes that wait for the client.
+    #[inline]
     pub(super) fn bytes(&self) -> usize {
-        self.waiting.len() + self.sending_bytes
+        self.buffer.bytes()
     }
 
     /// The buffer of the next send, if one should begin.
     pub(super) fn begin_send(&mut self) -> Option<Vec<u8>> {
-        if self.sending_bytes > 0 || self.waiting.is_empty() {
-            return None;
-        }
-        let buffer = std::mem::replace(&mut self.waiting, std::mem::take(&mut self.spare));
-        self.sending_bytes = buffer.len();
+        let buffer = self.buffer.begin_send()?;
         self.has_sent = true;
         self.sending_replies = self.receipts.len();
         Some(buffer)
     }
 
-    /// The send has ended; the receipts of the replies it carried.
+    /// Takes the buffer of a send back, with its result.
     pub(super) fn end_send(
         &mut self,
-        mut buffer: Vec<u8>,
+        buffer: Vec<u8>,
+        result: &io::Result<usize>,
         now: Instant,
-    ) -> impl Iterator<Item = Receipt> {
-        self.sending_bytes = 0;
-        self.moved = (!self.waiting.is_empty()).then_some(now);
-        buffer.clear();
-        buffer.shrink_to(OUTPUT_KEPT_BYTES);
-        self.spare = buffer;
+    ) -> Taken {
+        let taken = self.buffer.end_send(buffer, result);
+        self.moved = (self.bytes() > 0).then_some(now);
+        taken
+    }
+
+    /// The receipts of the replies that the last send has carried, all of it taken.
+    pub(super) fn take_sent(&mut self) -> impl Iterator<Item = Receipt> {
         if self.receipts.len() == self.sending_replies {
             // What is taken below counts until then.
             self.receipts.shrink_to(self.sending_replies.max(RECEIPTS_KEPT));
@@ -204,11 +201,9 @@ pub(super) struct Connection {
     pub(super) lingers_until: Option<Instant>,
     /// How long it may stay draining at most, while its client goes on sending.
     pub(super) drains_until: Option<Instant>,
-    /// Not read from, because of a bound further on; the worker's list has it.
-    pub(super) held: bool,
-    /// Not read from, because it is about to go on at another server.
-    pub(super) quiesced: bool,
-    /// What was received before the hold took effect.
+    /// Why it is not read from, if it is not.
+    pub(super) paused: Reasons,
+    /// What was received before its pause took effect.
     pub(super) stash: Vec<u8>,
     /// Bytes of memory that it is booked with.
     pub(super) booked_bytes: usize,
@@ -254,8 +249,7 @@ impl Connection {
             in_doubt_since: None,
             lingers_until: None,
             drains_until: None,
-            held: false,
-            quiesced: false,
+            paused: Reasons::NONE,
             stash: Vec::new(),
             booked_bytes: 0,
         }
@@ -318,6 +312,16 @@ impl Connection {
     /// True while what the client sends counts.
     pub(super) fn reads(&self) -> bool {
         self.state == State::Open
+    }
+
+    /// True if what the client sends now is decoded at once.
+    pub(super) fn is_read(&self) -> bool {
+        self.reads() && self.paused.is_empty()
+    }
+
+    /// True while an order has it wait for the next one.
+    pub(super) fn moves(&self) -> bool {
+        self.paused.has(Reasons::MOVE)
     }
 
     /// True while replies are taken for the client.

@@ -8,14 +8,58 @@ use crate::ring::{Receipt, Return};
 
 use super::actions::push_control;
 use super::connection::{Receive, State};
+use super::reasons::Reasons;
+use super::step::Step;
 use super::{Worker, of};
 
 /// How long it takes a client's kernel to acknowledge something, about.
 const DOUBT_INTERVAL: Duration = Duration::from_millis(20);
 
 impl<E: Engine> Worker<E> {
+    /// Carries steps out, and what follows from them; the first one stands last.
+    pub(super) fn take_steps<const STEPS: usize>(
+        &mut self,
+        socket: SocketId,
+        steps: [Step; STEPS],
+    ) {
+        debug_assert!(self.steps.is_empty(), "a step starts the loop");
+        self.steps.extend(steps);
+        self.carry_out(socket);
+    }
+
+    /// Carries out what is left to be done for a connection.
+    #[inline]
+    pub(super) fn carry_out(&mut self, socket: SocketId) {
+        while let Some(step) = self.steps.pop() {
+            self.carry_out_one(socket, step);
+        }
+    }
+
+    fn carry_out_one(&mut self, socket: SocketId, step: Step) {
+        match step {
+            Step::Deliver => self.deliver_stash(socket),
+            Step::Farewell(reason) => {
+                if self.connection(socket).writes() {
+                    self.call(socket, |codec, now, actions| codec.farewell(reason, now, actions));
+                }
+            }
+            Step::Finish(reason) => self.finish(socket, reason),
+            Step::Flushed(reason) => self.end_flushing(socket, reason),
+            Step::Close(reason) => match self.connection(socket).state {
+                State::Closing => {}
+                State::Draining => self.give_back(socket),
+                State::Open | State::HalfClosed | State::HandingOn | State::Flushing(_) => {
+                    self.connection(socket).state = State::Closing;
+                    self.leave(socket, reason);
+                    self.give_back(socket);
+                }
+            },
+        }
+    }
+
     /// The client has ended its side, and everything before that is decoded.
     pub(super) fn end_stream(&mut self, socket: SocketId) {
+        self.end_reading(socket);
         self.connection(socket).state = State::HalfClosed;
         let whole = self.act(socket, |codec, now, actions| codec.end_of_stream(now, actions));
         self.stats.truncated.add(u64::from(!whole));
@@ -70,7 +114,7 @@ impl<E: Engine> Worker<E> {
                 State::Flushing(reason) if connection.link.output.bytes() > 0 => {
                     self.close(socket, reason);
                 }
-                State::Flushing(reason) => self.end_flushing(socket, reason),
+                State::Flushing(reason) => self.take_steps(socket, [Step::Flushed(reason)]),
                 State::Draining => self.drain_on(socket),
                 State::Open | State::HandingOn | State::Closing => {}
             }
@@ -79,18 +123,10 @@ impl<E: Engine> Worker<E> {
 
     /// Lets the codec say its last words, reads no more, sends what is there, closes.
     pub(super) fn flush_and_close(&mut self, socket: SocketId, reason: CloseReason) {
-        if self.connection(socket).reads() {
-            // The client's kernel was told that it is here.
-            self.deliver_stash(socket);
-        }
-        if self.connection(socket).writes() {
-            self.act(socket, |codec, now, actions| codec.farewell(reason, now, actions));
-            self.finish(socket, reason);
-        }
+        self.take_steps(socket, Step::last_words(reason));
     }
 
-    /// Reads no more, sends what is there, closes.
-    pub(super) fn finish(&mut self, socket: SocketId, reason: CloseReason) {
+    fn finish(&mut self, socket: SocketId, reason: CloseReason) {
         let connection = self.connection(socket);
         if !connection.writes() {
             return;
@@ -98,19 +134,19 @@ impl<E: Engine> Worker<E> {
         let output = &connection.link.output;
         let (all_sent, has_sent) = (output.bytes() == 0, output.has_sent);
         if all_sent && !(has_sent && connection.codec.lingers()) {
-            return self.close(socket, reason);
+            return self.steps.push(Step::Close(reason));
         }
         connection.state = State::Flushing(reason);
+        self.end_reading(socket);
         if all_sent {
             // Its client may still have to read it.
-            return self.end_flushing(socket, reason);
+            return self.steps.push(Step::Flushed(reason));
         }
         self.stop_receiving(socket);
         self.linger(socket);
     }
 
-    /// All is sent.
-    pub(super) fn end_flushing(&mut self, socket: SocketId, reason: CloseReason) {
+    fn end_flushing(&mut self, socket: SocketId, reason: CloseReason) {
         if self.is_in_doubt(socket) {
             return;
         }
@@ -118,7 +154,7 @@ impl<E: Engine> Worker<E> {
         let until = self.now + most;
         let connection = self.connection(socket);
         if !connection.codec.lingers() || connection.receive == Receive::Ended {
-            return self.close(socket, reason);
+            return self.steps.push(Step::Close(reason));
         }
         connection.state = State::Draining;
         connection.drains_until = Some(until);
@@ -165,31 +201,17 @@ impl<E: Engine> Worker<E> {
 
     /// The client does not read what it is sent: nothing more can be told to it.
     pub(super) fn give_up(&mut self, socket: SocketId) {
-        if self.connection(socket).reads() {
-            self.deliver_stash(socket);
-        }
-        self.close(socket, CloseReason::SlowReader);
+        self.take_steps(socket, [Step::Close(CloseReason::SlowReader), Step::Deliver]);
     }
 
     /// The connection has failed. What came before was sent, and counts.
     pub(super) fn end_failed(&mut self, socket: SocketId) {
-        if self.connection(socket).reads() {
-            self.deliver_stash(socket);
-        }
-        self.close(socket, CloseReason::ConnectionFailed);
+        self.take_steps(socket, [Step::Close(CloseReason::ConnectionFailed), Step::Deliver]);
     }
 
     /// Closes at once.
     pub(super) fn close(&mut self, socket: SocketId, reason: CloseReason) {
-        match self.connection(socket).state {
-            State::Closing => {}
-            State::Draining => self.give_back(socket),
-            State::Open | State::HalfClosed | State::HandingOn | State::Flushing(_) => {
-                self.connection(socket).state = State::Closing;
-                self.leave(socket, reason);
-                self.give_back(socket);
-            }
-        }
+        self.take_steps(socket, [Step::Close(reason)]);
     }
 
     /// Gives a connection that is out of the books back to the engine.
@@ -203,10 +225,12 @@ impl<E: Engine> Worker<E> {
 
     /// Takes a connection out of the books.
     pub(super) fn leave(&mut self, socket: SocketId, reason: CloseReason) {
-        self.waiting.remove(socket);
+        self.end_reading(socket);
         self.at_servers.remove(socket);
-        self.connection(socket).stash = Vec::new();
-        self.act(socket, |codec, now, actions| codec.ended(reason, now, actions));
+        let connection = self.connection(socket);
+        connection.paused = Reasons::NONE;
+        connection.stash = Vec::new();
+        self.call(socket, |codec, now, actions| codec.ended(reason, now, actions));
         let connection = self.connections[socket.index()].as_mut().expect("just seen");
         let link = &mut connection.link;
         if connection.counted {

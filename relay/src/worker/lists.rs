@@ -87,6 +87,34 @@ impl Lists {
     }
 }
 
+/// For the checks between two turns.
+impl Lists {
+    /// The list in which a connection stands.
+    pub(super) fn list_of(&self, socket: SocketId) -> Option<usize> {
+        self.nodes.get(socket.index())?.list.checked_sub(1).map(|number| number as usize)
+    }
+
+    /// How many stand in all lists together.
+    pub(super) fn length(&self) -> usize {
+        self.lists.iter().map(|list| list.length).sum()
+    }
+
+    /// Panics unless the links, the ends and the lengths agree.
+    pub(super) fn check(&self) {
+        for (number, list) in self.lists.iter().enumerate() {
+            let mut before = None;
+            for socket in self.iter(number) {
+                assert_eq!(self.list_of(socket), Some(number), "{socket:?}");
+                assert_eq!(self.nodes[socket.index()].before, before, "{socket:?}");
+                before = Some(socket);
+            }
+            assert_eq!((list.last, list.length), (before, self.iter(number).count()), "{number}");
+        }
+        let listed = self.nodes.iter().filter(|node| node.list > 0).count();
+        assert_eq!(listed, self.length(), "each in one list");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

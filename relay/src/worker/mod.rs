@@ -5,20 +5,25 @@
 
 mod actions;
 mod behind;
+mod check;
 mod connection;
 mod departed;
 mod ending;
-mod held;
 mod kept;
 mod lag;
 mod limits;
 mod lists;
 mod onward;
 mod orders;
+mod reading;
+mod reasons;
 mod replies;
+mod send_buffer;
 mod settlement;
 mod shared;
+mod stash;
 mod stats;
+mod step;
 mod stop;
 #[cfg(test)]
 mod tests;
@@ -43,7 +48,10 @@ use departed::Departed;
 use kept::Settled;
 use lists::Lists;
 use onward::Onward;
+use reasons::Reasons;
 use settlement::Settlement;
+use stash::SpareStashes;
+use step::Step;
 use timers::Timers;
 use waiting::Waiting;
 
@@ -57,17 +65,35 @@ const TICK: Duration = Duration::from_secs(1);
 /// And while the relay stops: not all that it waits for then wakes it.
 const STOP_TICK: Duration = Duration::from_millis(10);
 
-/// Most stashes that a worker keeps for held connections to come.
-const MAX_SPARE_STASHES: usize = 64;
-/// A larger one is given back to the allocator.
-const MAX_SPARE_STASH_BYTES: usize = 256 << 10;
-
 /// A connection: its socket, and which user of that it is.
 type Whose = (SocketId, u32);
 
 /// The connection, unless its socket has another user by now.
 fn of(connections: &[Option<Connection>], (socket, generation): Whose) -> Option<&Connection> {
     connections[socket.index()].as_ref().filter(|one| one.generation() == generation)
+}
+
+/// What a worker is made from, beside its engine.
+pub struct WorkerParts {
+    /// Its number, from 0.
+    pub index: u8,
+    /// What it shares with the others.
+    pub shared: Shared,
+    /// The wake that its engine and both its rings were made with.
+    pub wake: Wake,
+    /// Whom it tells about its connections.
+    pub flows: Box<dyn Flows>,
+    /// To the producer.
+    pub uplink: UplinkSender,
+    /// From the Kafka threads.
+    pub downlink: DownlinkReceiver,
+    /// From the control plane.
+    pub orders: OrderReceiver,
+    /// What it counts.
+    pub stats: Arc<WorkerStats>,
+    /// The rings to all workers in their order, this one included: a client that connects again may have
+    /// been at any of them.
+    pub peers: Vec<DownlinkSender>,
 }
 
 /// A worker.
@@ -81,7 +107,7 @@ pub struct Worker<E> {
     downlink: DownlinkReceiver,
     settlement: Settlement,
     orders: OrderReceiver,
-    /// Connections by server: those that are read from, and those that are quiesced.
+    /// Connections by server: those that are read from, and those that may be moved.
     at_servers: Lists,
     /// Receipts of orders that are carried out once everything is handed over.
     unanswered: Vec<Arc<OrderAnswer>>,
@@ -90,10 +116,9 @@ pub struct Worker<E> {
     open: usize,
     departed: Departed,
     next_generation: u32,
-    /// Connections that are held, by what they wait for.
+    /// Connections that are paused for a bound, by what they wait for.
     waiting: Waiting,
-    /// Empty, for the next connections that are held with something received.
-    spare_stashes: Vec<Vec<u8>>,
+    spare_stashes: SpareStashes,
     /// Connections with output and no send going on.
     to_send: Vec<SocketId>,
     /// Connections that may have replies of the downlink to read or to confirm, and when the first of
@@ -109,6 +134,9 @@ pub struct Worker<E> {
     to_evict: Vec<ConnectionKey>,
     /// Receipts of replies that their clients have; empty between two steps.
     settled: Vec<Settled>,
+    /// What is left to be done towards the end of the connection that is dealt with, the next one last; empty
+    /// between two connections.
+    steps: Vec<Step>,
     /// Connections that are handed on.
     onward: Onward,
     /// The time of this step.
@@ -119,19 +147,10 @@ pub struct Worker<E> {
 }
 
 impl<E: Engine> Worker<E> {
-    /// A worker. `wake` is the one that its engine and both its rings were made with.
-    #[allow(clippy::too_many_arguments)]
-    pub fn new(
-        index: u8,
-        shared: Shared,
-        engine: E,
-        wake: Wake,
-        flows: Box<dyn Flows>,
-        uplink: UplinkSender,
-        downlink: DownlinkReceiver,
-        orders: OrderReceiver,
-        stats: Arc<WorkerStats>,
-    ) -> Self {
+    /// A worker without connections.
+    pub fn new(engine: E, parts: WorkerParts) -> Self {
+        let WorkerParts { index, shared, wake, flows, uplink, downlink, orders, stats, peers } =
+            parts;
         Self {
             index,
             shared,
@@ -150,25 +169,20 @@ impl<E: Engine> Worker<E> {
             departed: Departed::default(),
             next_generation: 0,
             waiting: Waiting::default(),
-            spare_stashes: Vec::new(),
+            spare_stashes: SpareStashes::default(),
             to_send: Vec::new(),
             owing: Timers::default(),
             lingering: Timers::default(),
             timers: Timers::default(),
-            peers: Vec::new(),
+            peers,
             to_evict: Vec::new(),
             settled: Vec::new(),
+            steps: Vec::new(),
             onward: Onward::default(),
             now: Instant::now(),
             stopping: false,
             out_of_time: false,
         }
-    }
-
-    /// Takes the rings to all workers, in their order: a client that connects again may have been at
-    /// any of them.
-    pub fn set_peers(&mut self, peers: Vec<DownlinkSender>) {
-        self.peers = peers;
     }
 
     /// Accepts the connections of a listening socket for a service.
@@ -206,7 +220,7 @@ impl<E: Engine> Worker<E> {
         }
         self.take_replies();
         self.take_orders();
-        self.resume_held();
+        self.resume_paused();
         self.end_lingering();
         self.run_timers();
         self.end_late_connects();
@@ -362,34 +376,21 @@ impl<E: Engine> Worker<E> {
             return;
         }
         connection.heard = self.now;
-        let bytes = self.engine.bytes(buffer, length);
-        if connection.held || connection.quiesced || !self.uplink.has_room() {
-            if connection.stash.capacity() == 0 {
-                connection.stash = self.spare_stashes.pop().unwrap_or_default();
-            }
-            connection.stash.extend_from_slice(bytes);
-            if !connection.quiesced {
-                self.hold(socket);
-            }
-            if self.book_memory(socket) {
-                self.flush_and_close(socket, CloseReason::MemoryLimit);
-            }
-            return;
+        if !connection.paused.is_empty() {
+            return self.keep_back(socket, buffer, length);
         }
+        if !self.uplink.has_room() {
+            self.pause(socket, Reasons::RING);
+            return self.keep_back(socket, buffer, length);
+        }
+        let bytes = self.engine.bytes(buffer, length);
         let Connection { link, codec, .. } = connection;
         let mut actions =
             CodecActions::new(&self.shared, &mut self.uplink, link, &mut self.settled);
         codec.receive(bytes, self.now, &mut actions);
         let wishes = actions.finish(&self.stats);
         self.fulfil(socket, wishes);
-    }
-
-    fn stop_receiving(&mut self, socket: SocketId) {
-        let connection = self.connections[socket.index()].as_mut().expect("known to the engine");
-        if connection.receive == Receive::Armed {
-            connection.receive = Receive::Stopping;
-            self.engine.stop_receiving(socket);
-        }
+        self.carry_out(socket);
     }
 
     fn on_receive_ended(&mut self, socket: SocketId, end: &ReceiveEnd) {
@@ -417,7 +418,7 @@ impl<E: Engine> Worker<E> {
         }
         if stopping {
             self.stop_connection(socket);
-        } else if !connection.held && !connection.quiesced {
+        } else if connection.paused.is_empty() {
             self.read_on(socket);
         } else {
             self.take_end(socket);
@@ -462,7 +463,7 @@ impl<E: Engine> Worker<E> {
                 continue;
             }
             connection.timer = None;
-            if connection.held || connection.quiesced {
+            if !connection.paused.is_empty() {
                 connection.not_read(self.now);
                 // It may be the end of its pause.
                 self.look_at(socket);

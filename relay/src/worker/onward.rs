@@ -18,7 +18,8 @@ use crate::engine::{Engine, Event, ReceiveEnd, SocketId};
 use crate::model::{CloseReason, ServiceId};
 
 use super::Worker;
-use super::connection::{OUTPUT_KEPT_BYTES, Receive, State};
+use super::connection::{Receive, State};
+use super::send_buffer::{SendBuffer, Taken};
 use super::timers::Timers;
 
 /// A side of a pipe.
@@ -46,32 +47,15 @@ struct End {
     connected: bool,
     /// Was told that the other side has ended.
     told: bool,
-    /// From the other side, for this one, behind the send that is going on.
-    waiting: Vec<u8>,
-    /// Bytes of the send that is going on; 0: none is.
-    sending: usize,
-    /// The other buffer, when no send has it.
-    spare: Vec<u8>,
+    /// From the other side, for this one.
+    output: SendBuffer,
     /// The engine has closed it.
     gone: bool,
 }
 
 impl End {
     fn new(socket: SocketId, receive: Receive, connected: bool) -> Self {
-        Self {
-            socket,
-            receive,
-            connected,
-            told: false,
-            waiting: Vec::new(),
-            sending: 0,
-            spare: Vec::new(),
-            gone: false,
-        }
-    }
-
-    fn bytes(&self) -> usize {
-        self.waiting.len() + self.sending
+        Self { socket, receive, connected, told: false, output: SendBuffer::default(), gone: false }
     }
 }
 
@@ -135,6 +119,11 @@ impl Onward {
         self.deadlines.first()
     }
 
+    /// How many sockets of the engine the pipes have. For the checks between two turns.
+    pub(super) fn sockets(&self) -> usize {
+        self.places.len()
+    }
+
     fn pipe(&mut self, index: usize) -> &mut Pipe {
         self.pipes[index].as_mut().expect("a pipe is there until both its sockets are gone")
     }
@@ -158,7 +147,7 @@ impl<E: Engine> Worker<E> {
                 let pipe = self.onward.pipe(index);
                 if !pipe.over {
                     let bytes = self.engine.bytes(&buffer, length);
-                    pipe.ends[side.other() as usize].waiting.extend_from_slice(bytes);
+                    pipe.ends[side.other() as usize].output.waiting.extend_from_slice(bytes);
                     self.stats.handed_on_bytes.add(length as u64);
                     self.pass_on(index, side);
                 }
@@ -220,13 +209,12 @@ impl<E: Engine> Worker<E> {
             return self.close(socket, CloseReason::Unsupported);
         };
         self.open += 1;
-        self.waiting.remove(socket);
         self.connections[socket.index()] = None;
         self.stats.closed[CloseReason::HandedOn as usize].add(1);
         self.stats.handed_on.add(1);
         self.stats.handed_on_bytes.add(received.len() as u64);
         let mut end = End::new(other, Receive::Stopped, false);
-        end.waiting = received;
+        end.output.waiting = received;
         let ends = [End::new(socket, receive, true), end];
         let deadline = self.now + self.shared.services[service.index()].connect;
         let pipe = Pipe { client, server, ends, counted, over: false, serial: 0 };
@@ -249,27 +237,25 @@ impl<E: Engine> Worker<E> {
         };
         if !to.connected {
             // What the client says before there is a connection is bounded too.
-            if to.bytes() > pause && from.receive == Receive::Armed {
+            if to.output.bytes() > pause && from.receive == Receive::Armed {
                 from.receive = Receive::Stopping;
                 self.engine.stop_receiving(from.socket);
             }
             return;
         }
-        if to.sending == 0 && !to.waiting.is_empty() {
-            let buffer = std::mem::replace(&mut to.waiting, std::mem::take(&mut to.spare));
-            to.sending = buffer.len();
+        if let Some(buffer) = to.output.begin_send() {
             self.engine.send(to.socket, buffer);
         }
         match from.receive {
-            Receive::Armed if to.bytes() > pause => {
+            Receive::Armed if to.output.bytes() > pause => {
                 from.receive = Receive::Stopping;
                 self.engine.stop_receiving(from.socket);
             }
-            Receive::Stopped if from.connected && to.bytes() <= pause / 2 => {
+            Receive::Stopped if from.connected && to.output.bytes() <= pause / 2 => {
                 from.receive = Receive::Armed;
                 self.engine.receive(from.socket);
             }
-            Receive::Ended if to.bytes() == 0 && !to.told => {
+            Receive::Ended if to.output.bytes() == 0 && !to.told => {
                 to.told = true;
                 self.engine.shut_down(to.socket);
             }
@@ -312,7 +298,7 @@ impl<E: Engine> Worker<E> {
         &mut self,
         index: usize,
         side: Side,
-        mut buffer: Vec<u8>,
+        buffer: Vec<u8>,
         result: &io::Result<usize>,
     ) {
         let pipe = self.onward.pipe(index);
@@ -320,20 +306,10 @@ impl<E: Engine> Worker<E> {
             return;
         }
         let end = &mut pipe.ends[side as usize];
-        match *result {
-            Ok(sent) if sent == buffer.len() => {
-                buffer.clear();
-                buffer.shrink_to(OUTPUT_KEPT_BYTES);
-                end.spare = buffer;
-                end.sending = 0;
-                self.pass_on(index, side.other());
-            }
-            Ok(sent) if sent > 0 => {
-                buffer.drain(..sent);
-                end.sending = buffer.len();
-                self.engine.send(end.socket, buffer);
-            }
-            Ok(_) | Err(_) => self.abort_pipe(index),
+        match end.output.end_send(buffer, result) {
+            Taken::All => self.pass_on(index, side.other()),
+            Taken::Part(rest) => self.engine.send(end.socket, rest),
+            Taken::Nothing => self.abort_pipe(index),
         }
     }
 

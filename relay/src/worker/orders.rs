@@ -23,7 +23,7 @@ use crate::ring::{BatchPlace, Wake};
 use super::Worker;
 use super::actions::push_control;
 use super::connection::State;
-use super::waiting::Wait;
+use super::reasons::Reasons;
 
 /// Orders that may wait for one worker; who gives more is told to wait.
 const ORDERS: usize = 64;
@@ -38,9 +38,9 @@ pub enum Task {
     /// Read no more of so many of them, of all workers together, whose clients have no other
     /// connection.
     QuiesceSome(u32),
-    /// Those that are quiesced go on at other servers, or where they are if there is no other.
+    /// Those that were quiesced go on at other servers, or where they are if there is no other.
     Move,
-    /// Those that are quiesced go on where they are.
+    /// Those that were quiesced go on where they are.
     Release,
     /// Close them.
     Close,
@@ -121,26 +121,26 @@ impl OrderReceiver {
     }
 }
 
-/// The list of connections to a server that are quiesced, or of those that are not.
-fn list(server: ServerId, quiesced: bool) -> usize {
-    2 * server.index() + usize::from(quiesced)
+/// The list of connections to a server that may be moved now, or of those that are read from.
+pub(super) fn list(server: ServerId, moves: bool) -> usize {
+    2 * server.index() + usize::from(moves)
 }
 
 impl<E: Engine> Worker<E> {
     pub(super) fn take_orders(&mut self) {
         while let Some(order) = self.orders.0.pop() {
-            let (others, quiesced) = match order.task {
+            let (others, moving) = match order.task {
                 Task::Quiesce | Task::QuiesceSome(_) => (true, false),
                 Task::Move | Task::Release => (false, true),
                 Task::Close => (true, true),
             };
-            let lists = [(others, false), (quiesced, true)].into_iter().filter(|list| list.0);
-            let lists = lists.map(|(_, quiesced)| list(order.server, quiesced));
+            let lists = [(others, false), (moving, true)].into_iter().filter(|list| list.0);
+            let lists = lists.map(|(_, moves)| list(order.server, moves));
             // They leave their lists meanwhile.
             let concerned: Vec<_> = lists.flat_map(|list| self.at_servers.iter(list)).collect();
             let mut connections = 0;
             for socket in concerned {
-                connections += u64::from(self.carry_out(socket, &order));
+                connections += u64::from(self.obey(socket, &order));
             }
             order.answer.connections.fetch_add(connections, Ordering::Relaxed);
             self.unanswered.push(order.answer);
@@ -151,7 +151,7 @@ impl<E: Engine> Worker<E> {
     pub(super) fn list_at_server(&mut self, socket: SocketId) {
         let connection = self.connections[socket.index()].as_ref().expect("known to the engine");
         if let Some(identity) = &connection.link.identity {
-            self.at_servers.put(socket, list(identity.server, connection.quiesced));
+            self.at_servers.put(socket, list(identity.server, connection.moves()));
         }
     }
 
@@ -163,7 +163,7 @@ impl<E: Engine> Worker<E> {
     }
 
     /// True if the connection is one of those that the order is about.
-    fn carry_out(&mut self, socket: SocketId, order: &Order) -> bool {
+    fn obey(&mut self, socket: SocketId, order: &Order) -> bool {
         let stopping = self.stopping;
         let Some(connection) = self.connections[socket.index()].as_mut() else { return false };
         match order.task {
@@ -182,8 +182,8 @@ impl<E: Engine> Worker<E> {
                 }
                 self.quiesce(socket);
             }
-            Task::Move if connection.quiesced => self.move_on(socket),
-            Task::Release if connection.quiesced => self.release(socket),
+            Task::Move if connection.moves() => self.move_on(socket),
+            Task::Release if connection.moves() => self.release(socket),
             Task::Close if connection.writes() => {
                 self.flush_and_close(socket, CloseReason::ServerAway);
             }
@@ -193,21 +193,8 @@ impl<E: Engine> Worker<E> {
     }
 
     fn quiesce(&mut self, socket: SocketId) {
-        self.connection(socket).quiesced = true;
+        self.pause(socket, Reasons::MOVE);
         self.list_at_server(socket);
-        self.pause(socket);
-    }
-
-    fn release(&mut self, socket: SocketId) {
-        self.connection(socket).quiesced = false;
-        self.list_at_server(socket);
-        let connection = self.connection(socket);
-        if connection.held {
-            // It may be at another partition now.
-            self.waiting.put(socket, Wait::Look);
-        } else {
-            self.read_on(socket);
-        }
     }
 
     fn move_on(&mut self, socket: SocketId) {

@@ -13,6 +13,8 @@ use crate::ring::{Command, Delivered, Receipt, Return};
 use super::connection::{Link, State};
 use super::departed::Nothing;
 use super::kept::Settled;
+use super::send_buffer::Taken;
+use super::step::Step;
 use super::{Worker, of};
 
 impl<E: Engine> Worker<E> {
@@ -307,7 +309,7 @@ impl<E: Engine> Worker<E> {
     pub(super) fn on_sent(
         &mut self,
         socket: SocketId,
-        mut buffer: Vec<u8>,
+        buffer: Vec<u8>,
         result: &io::Result<usize>,
     ) {
         let connection = self.connections[socket.index()].as_mut().expect("known to the engine");
@@ -315,11 +317,11 @@ impl<E: Engine> Worker<E> {
             // Counted as lost when it was given up.
             return;
         }
-        match *result {
-            Ok(sent) if sent == buffer.len() => {
+        match connection.link.output.end_send(buffer, result, self.now) {
+            Taken::All => {
                 let doubtful = connection.is_doubtful();
                 let link = &mut connection.link;
-                let sent = link.output.end_send(buffer, self.now);
+                let sent = link.output.take_sent();
                 if doubtful {
                     link.doubtful.extend(sent);
                 } else {
@@ -337,19 +339,16 @@ impl<E: Engine> Worker<E> {
                 let connection = self.connection(socket);
                 match connection.state {
                     State::Flushing(reason) if connection.link.output.bytes() == 0 => {
-                        self.end_flushing(socket, reason);
+                        self.take_steps(socket, [Step::Flushed(reason)]);
                     }
                     _ => self.start_send(socket),
                 }
             }
-            Ok(sent) if sent > 0 => {
-                buffer.drain(..sent);
-                connection.link.output.sending_bytes = buffer.len();
-                connection.link.output.moved = Some(self.now);
-                self.engine.send(socket, buffer);
+            Taken::Part(rest) => {
+                self.engine.send(socket, rest);
                 self.book_memory(socket);
             }
-            Ok(_) | Err(_) => self.end_failed(socket),
+            Taken::Nothing => self.end_failed(socket),
         }
     }
 }

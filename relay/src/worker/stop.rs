@@ -4,8 +4,9 @@ use crate::engine::{Engine, SocketId};
 use crate::model::CloseReason;
 use crate::stop::StopPart;
 
+use super::Worker;
 use super::connection::{Receive, State};
-use super::{MAX_SPARE_STASH_BYTES, MAX_SPARE_STASHES, Worker};
+use super::step::Step;
 
 impl<E: Engine> Worker<E> {
     /// Begins to stop; and when the time for connections is over, ends them as they are.
@@ -46,35 +47,13 @@ impl<E: Engine> Worker<E> {
 
     /// Delivers what was read of a connection, then closes it.
     pub(super) fn stop_connection(&mut self, socket: SocketId) {
-        if self.connection(socket).reads() {
-            self.deliver_stash(socket);
-        }
+        self.take_steps(socket, [Step::Deliver]);
         if self.connection(socket).reads() {
             // It is not the client that ends it: its codec hears of that by the reason alone.
             let whole = self.connection(socket).codec.is_between_messages();
             self.stats.truncated.add(u64::from(!whole));
         }
         self.flush_and_close(socket, CloseReason::RelayStop);
-    }
-
-    /// Keeps the memory of a few stashes: under back-pressure connections are held and resumed many
-    /// times a second.
-    pub(super) fn keep_stash(&mut self, mut stash: Vec<u8>) {
-        let fits = (1..=MAX_SPARE_STASH_BYTES).contains(&stash.capacity());
-        if fits && self.spare_stashes.len() < MAX_SPARE_STASHES {
-            stash.clear();
-            self.spare_stashes.push(stash);
-        }
-    }
-
-    /// Decodes what a hold kept back, whatever the bounds say: it was read and must not get lost.
-    pub(super) fn deliver_stash(&mut self, socket: SocketId) {
-        let connection = self.connections[socket.index()].as_mut().expect("known to the engine");
-        let stash = std::mem::take(&mut connection.stash);
-        if !stash.is_empty() {
-            self.act(socket, |codec, now, actions| codec.receive(&stash, now, actions));
-        }
-        self.keep_stash(stash);
     }
 }
 
@@ -87,7 +66,7 @@ mod tests {
     use std::time::{Duration, Instant};
     use std::{io, thread};
 
-    use super::super::{NoGateway, Orders, Shared, WorkerStats};
+    use super::super::{NoGateway, Orders, Shared, WorkerParts, WorkerStats};
     use super::*;
     use crate::config::Config;
     use crate::engine::{BufferId, Event};
@@ -166,17 +145,18 @@ mod tests {
             sender.has_room();
         }
         let stats = Arc::<WorkerStats>::default();
-        let worker = Worker::new(
-            0,
-            shared.clone(),
-            Quiet,
-            wake(),
-            Box::new(NoGateway),
-            sender,
-            from_kafka,
-            Orders::default().add_worker(wake()),
-            stats.clone(),
-        );
+        let parts = WorkerParts {
+            index: 0,
+            shared: shared.clone(),
+            wake: wake(),
+            flows: Box::new(NoGateway),
+            uplink: sender,
+            downlink: from_kafka,
+            orders: Orders::default().add_worker(wake()),
+            stats: stats.clone(),
+            peers: Vec::new(),
+        };
+        let worker = Worker::new(Quiet, parts);
         shared.stop_time.begin();
         shared.stop.store(true, Ordering::SeqCst);
         (worker, receiver, shared, stats)

@@ -25,6 +25,14 @@ impl Wait {
             Self::Credit(partition) => 2 + partition.index(),
         }
     }
+
+    fn of_list(number: usize) -> Self {
+        match number {
+            0 => Self::Look,
+            1 => Self::Ring,
+            more => Self::Credit(Partition(u16::try_from(more - 2).expect("few partitions"))),
+        }
+    }
 }
 
 /// The lists, first come first served.
@@ -82,6 +90,32 @@ impl Waiting {
             self.crowded.swap_remove(place);
         }
         None
+    }
+}
+
+/// For the checks between two turns.
+impl Waiting {
+    /// What a connection waits for.
+    pub(super) fn of(&self, socket: SocketId) -> Option<Wait> {
+        self.lists.list_of(socket).map(Wait::of_list)
+    }
+
+    /// How many wait.
+    pub(super) fn length(&self) -> usize {
+        self.lists.length()
+    }
+
+    /// Panics unless every partition that somebody waits for is known to be crowded.
+    pub(super) fn check(&self) {
+        self.lists.check();
+        let mut crowded = 0;
+        for (index, is_crowded) in self.is_crowded.iter().enumerate() {
+            let partition = Partition(u16::try_from(index).expect("few partitions"));
+            assert!(*is_crowded || self.count(Wait::Credit(partition)) == 0, "{partition:?}");
+            assert_eq!(*is_crowded, self.crowded.contains(&partition), "{partition:?}");
+            crowded += usize::from(*is_crowded);
+        }
+        assert_eq!(self.crowded.len(), crowded, "each once");
     }
 }
 

@@ -19,7 +19,7 @@ use millrace_relay::model::{
 };
 use millrace_relay::ring::{Command, Receipt, Wake, downlink, uplink};
 use millrace_relay::uplink::{ProduceError, Producer, Pump, PumpStats, Report, Token};
-use millrace_relay::worker::{NoGateway, Orders, Shared, Worker};
+use millrace_relay::worker::{NoGateway, Orders, Shared, Worker, WorkerParts};
 
 #[global_allocator]
 static ALLOCATOR: dhat::Alloc = dhat::Alloc;
@@ -206,18 +206,18 @@ fn measure(speech: Speech) -> (u64, u64) {
         to_receive: 0,
         sending: None,
     };
-    let stats = Arc::default();
-    let mut worker = Worker::new(
-        0,
-        shared.clone(),
-        engine,
-        worker_wake,
-        Box::new(NoGateway),
-        sender,
-        downlink_receiver,
-        Orders::default().add_worker(wake()),
-        stats,
-    );
+    let parts = WorkerParts {
+        index: 0,
+        shared: shared.clone(),
+        wake: worker_wake,
+        flows: Box::new(NoGateway),
+        uplink: sender,
+        downlink: downlink_receiver,
+        orders: Orders::default().add_worker(wake()),
+        stats: Arc::default(),
+        peers: Vec::new(),
+    };
+    let mut worker = Worker::new(engine, parts);
     let mut pump = Pump::new(
         SteadyProducer::default(),
         (RelayId(0), incarnation),

@@ -21,7 +21,7 @@ use millrace_relay::ring::{Command, DownlinkSender, Receipt, Return, Wake, downl
 use millrace_relay::route::{ServerLink, ServerState};
 use millrace_relay::uplink::{Pump, PumpStats};
 use millrace_relay::worker::{
-    Counter, NoGateway, OrderAnswer, Orders, Shared, Task, Worker, WorkerStats,
+    Counter, NoGateway, OrderAnswer, Orders, Shared, Task, Worker, WorkerParts, WorkerStats,
 };
 
 const SEEDS: u64 = 2000;
@@ -156,17 +156,18 @@ impl Run {
         let clients = (0..=dice.below(30)).map(|number| client(&mut dice, number)).collect();
         let mut orders = Orders::default();
         let stats = Arc::<WorkerStats>::default();
-        let worker = Worker::new(
-            0,
-            shared.clone(),
-            FaultyEngine::new(Dice::new(seed ^ 0xe), clients),
-            worker_wake.clone(),
-            Box::new(NoGateway),
-            uplink_sender,
-            downlink_receiver,
-            orders.add_worker(worker_wake),
-            stats.clone(),
-        );
+        let parts = WorkerParts {
+            index: 0,
+            shared: shared.clone(),
+            wake: worker_wake.clone(),
+            flows: Box::new(NoGateway),
+            uplink: uplink_sender,
+            downlink: downlink_receiver,
+            orders: orders.add_worker(worker_wake),
+            stats: stats.clone(),
+            peers: Vec::new(),
+        };
+        let worker = Worker::new(FaultyEngine::new(Dice::new(seed ^ 0xe), clients), parts);
         let pump_stats = Arc::<PumpStats>::default();
         let refuse_one_in = if dice.one_in(3) { 100 } else { 0 };
         let pump = Pump::new(
@@ -207,6 +208,7 @@ impl Run {
     fn step(&mut self) {
         self.worker.engine().wait(Duration::ZERO).expect("no kernel, no error");
         self.worker.step();
+        self.worker.check();
         if !self.dice.one_in(4) {
             self.pump.step();
         }
@@ -379,7 +381,7 @@ impl Run {
             }
         }
         if !stop_early {
-            self.check_held();
+            self.check_paused();
         }
         self.shared.stop.store(true, Ordering::SeqCst);
         for _ in 0..MOST_STEPS {
@@ -403,12 +405,12 @@ impl Run {
     }
 
     /// With nothing under way, nothing keeps a connection from being read from.
-    fn check_held(&mut self) {
+    fn check_paused(&mut self) {
         for _ in 0..50 {
             self.step();
         }
         if self.used() == 0 && self.pump.is_settled() {
-            assert_eq!(self.worker.held(), 0, "they are not woken");
+            assert_eq!(self.worker.paused(), 0, "they are not woken");
             self.quiet += 1;
         }
     }

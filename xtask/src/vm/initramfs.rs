@@ -18,7 +18,7 @@ use super::{
 use crate::{paths, process};
 
 /// What the relay and the checks run.
-const TOOLS: [&str; 4] = ["ip", "ethtool", "nsenter", "sysctl"];
+const TOOLS: [&str; 5] = ["ip", "tc", "ethtool", "nsenter", "sysctl"];
 const EMPTY: [&str; 5] = ["proc", "sys", "dev", "run", "tmp"];
 const MODULES: &str = "/modules";
 const OBJECT: &str = "/millrace/gateway.bpf.o";

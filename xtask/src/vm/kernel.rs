@@ -15,9 +15,14 @@ use crate::{paths, process};
 /// Debian's package that depends on the latest kernel of a release for virtual machines.
 const METAPACKAGE: &str = "linux-image-cloud-amd64";
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-/// The modules that the checks need, below the folder of the kernel's modules. Neither depends on
+/// The modules that the checks need, below the folder of the kernel's modules. None depends on
 /// another.
-const MODULES: [&str; 2] = ["kernel/drivers/net/veth.ko", "kernel/net/core/pktgen.ko"];
+const MODULES: [&str; 4] = [
+    "kernel/drivers/net/veth.ko",
+    "kernel/net/core/pktgen.ko",
+    "kernel/net/sched/sch_ingress.ko",
+    "kernel/net/sched/cls_bpf.ko",
+];
 
 /// A kernel series, and where Debian has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -14,7 +14,8 @@ use super::{GatewayError, RuleSet};
 use crate::config::{Config, Mode};
 use crate::gateway::flows::{Established, open_pending};
 use crate::gateway::host::Device;
-use crate::gateway::state::{self, Lock, State};
+use crate::gateway::lock::Lock;
+use crate::gateway::state::{self, State};
 use crate::gateway::{Gateway, devices, read_config, require_root, topology};
 
 /// Lines of rules that are shown to people before they are referred to `--json`.

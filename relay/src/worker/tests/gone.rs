@@ -9,8 +9,8 @@ const FIRST: Partition = Partition(0);
 /// The bound of each partition.
 const LIMIT: usize = 16 << 20;
 
-/// A client that is held for its partition's sake, and has sent one line before.
-fn held() -> (Stage, SocketId) {
+/// A client that is paused for its partition's sake, and has sent one line before.
+fn paused() -> (Stage, SocketId) {
     let mut config = config("", PLAIN);
     config.relay.half_close_ms = 0;
     let mut stage = Stage::new(&config);
@@ -41,19 +41,19 @@ fn goes_on(stage: &mut Stage) {
 }
 
 #[test]
-fn who_resets_a_held_connection_is_gone_at_once_and_all_it_has_sent_counts() {
-    let (mut stage, socket) = held();
+fn who_resets_a_paused_connection_is_gone_at_once_and_all_it_has_sent_counts() {
+    let (mut stage, socket) = paused();
     stage.worker.engine().leave(socket, b"another\n", Left::Reset);
     stage.settle();
     assert!(!stage.worker.engine().is_open(socket));
     let failed = CloseReason::ConnectionFailed.name();
     assert_eq!(lines(&mut stage), (vec!["a line".into(), "another".into()], Some(failed)));
-    assert_eq!(stage.worker.held(), 0);
+    assert_eq!(stage.worker.paused(), 0);
 }
 
 #[test]
 fn what_is_left_of_a_client_that_is_gone_waits_for_its_turn_if_it_is_much() {
-    let (mut stage, socket) = held();
+    let (mut stage, socket) = paused();
     let much = "another\n".repeat(1000);
     stage.worker.engine().leave(socket, much.as_bytes(), Left::Reset);
     stage.settle();
@@ -65,7 +65,7 @@ fn what_is_left_of_a_client_that_is_gone_waits_for_its_turn_if_it_is_much() {
 
 #[test]
 fn who_ends_its_side_is_gone_at_once_if_nothing_of_it_is_left() {
-    let (mut stage, socket) = held();
+    let (mut stage, socket) = paused();
     stage.worker.engine().leave(socket, b"", Left::Ended);
     stage.wait_for("it is over", |stage| !stage.worker.engine().is_open(socket));
     let ended = CloseReason::EndOfStream.name();
@@ -74,7 +74,7 @@ fn who_ends_its_side_is_gone_at_once_if_nothing_of_it_is_left() {
 
 #[test]
 fn what_a_client_has_sent_before_it_ended_its_side_is_read_in_its_turn() {
-    let (mut stage, socket) = held();
+    let (mut stage, socket) = paused();
     stage.worker.engine().leave(socket, b"another\n", Left::Ended);
     stage.settle();
     stage.reply(key(socket, 1), &[0], b"it may read this");
@@ -89,7 +89,7 @@ fn what_a_client_has_sent_before_it_ended_its_side_is_read_in_its_turn() {
 
 #[test]
 fn who_has_ended_its_side_may_be_gone_later() {
-    let (mut stage, socket) = held();
+    let (mut stage, socket) = paused();
     for left in [Left::Ended, Left::Reset] {
         stage.worker.engine().leave(socket, b"another\n", left);
         stage.settle();
@@ -121,7 +121,7 @@ fn what_was_received_counts_when_a_send_fails() {
     fill_ring(&mut stage, busy);
     stage.bring(socket, b"a line\n");
     stage.settle();
-    assert_eq!(stage.worker.held(), 2);
+    assert_eq!(stage.worker.paused(), 2);
     stage.worker.engine().set_peer(socket, Peer::Refuses);
     stage.reply(key(socket, 2), &[0], b"too late");
     stage.settle();
@@ -144,7 +144,7 @@ fn what_was_received_counts_whoever_ends_the_connection() {
         let mut stage = Stage::new(&config("", PLAIN));
         let socket = stage.accept(LINES, "192.0.2.1:1");
         stage.shared.credit.book(FIRST, LIMIT);
-        // The second is there before the hold takes effect.
+        // The second is there before the pause takes effect.
         stage.worker.engine().bring(socket, b"a line\n");
         stage.worker.engine().bring(socket, b"another\n");
         stage.settle();

@@ -3,7 +3,7 @@
 mod crowd;
 mod endings;
 mod gone;
-mod held;
+mod paused;
 mod stage;
 
 use crate::config::Config;
@@ -94,7 +94,7 @@ fn fill_ring(stage: &mut Stage, socket: SocketId) {
 }
 
 #[test]
-fn a_held_connection_that_is_handed_on_takes_along_all_that_it_has_sent() {
+fn a_paused_connection_that_is_handed_on_takes_along_all_that_it_has_sent() {
     let mut config = config("", AUTO);
     config.kafka.partition_in_flight_bytes = usize::MAX / 2;
     let mut stage = Stage::new(&config);

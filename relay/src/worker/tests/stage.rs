@@ -13,10 +13,13 @@ use crate::config::Config;
 use crate::engine::{BufferId, Engine, Event, ReceiveEnd, SocketId};
 use crate::model::{CloseReason, ConnectionKey, Incarnation, Kind, Partition, ServiceId};
 use crate::ring::{DownlinkSender, UplinkBatch, UplinkReceiver, Wake, downlink, uplink};
-use crate::worker::{Flows, Orders, Shared, Worker, WorkerStats};
+use crate::worker::{Flows, Orders, Shared, Worker, WorkerParts, WorkerStats};
 
 /// How long a test waits for a worker that looks at the real clock.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// With more sockets a worker is not checked after each turn.
+const CHECKED: usize = 100;
 
 /// A socket, as its peer sees it.
 #[derive(Debug, Default)]
@@ -329,17 +332,18 @@ impl Stage {
         let (downlink, downlink_receiver) = downlink(worker_wake.clone(), wake());
         let mut orders = Orders::default();
         let stats = Arc::<WorkerStats>::default();
-        let worker = Worker::new(
-            0,
-            shared.clone(),
-            ScriptedEngine::default(),
-            worker_wake.clone(),
-            Box::new(Onward),
-            uplink_sender,
-            downlink_receiver,
-            orders.add_worker(worker_wake),
-            stats.clone(),
-        );
+        let parts = WorkerParts {
+            index: 0,
+            shared: shared.clone(),
+            wake: worker_wake.clone(),
+            flows: Box::new(Onward),
+            uplink: uplink_sender,
+            downlink: downlink_receiver,
+            orders: orders.add_worker(worker_wake),
+            stats: stats.clone(),
+            peers: Vec::new(),
+        };
+        let worker = Worker::new(ScriptedEngine::default(), parts);
         Self { worker, uplink, downlink, shared, stats, orders, kept: Vec::new() }
     }
 
@@ -347,6 +351,9 @@ impl Stage {
     pub(super) fn step(&mut self) {
         self.worker.engine().wait(Duration::ZERO).expect("no kernel, no error");
         self.worker.step();
+        if self.worker.engine().sockets.len() <= CHECKED {
+            self.worker.check();
+        }
     }
 
     /// Some turns: as many as anything takes that needs no clock.

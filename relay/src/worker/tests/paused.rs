@@ -1,4 +1,4 @@
-//! Connections that are held, and what is bounded while Kafka does not answer.
+//! Connections that are paused, and what is bounded while Kafka does not answer.
 
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -22,7 +22,7 @@ fn each_goes_on_when_what_it_waits_for_is_there() {
         stage.settle();
         assert!(!stage.worker.engine().is_read(socket));
     }
-    assert_eq!(stage.worker.held(), 2);
+    assert_eq!(stage.worker.paused(), 2);
     assert!(stage.worker.prepare_wait() > std::time::Duration::ZERO, "there is nothing to do");
     stage.shared.credit.release(SECOND, limit);
     assert!(stage.worker.prepare_wait().is_zero(), "one may go on");
@@ -31,7 +31,7 @@ fn each_goes_on_when_what_it_waits_for_is_there() {
     stage.shared.credit.release(FIRST, limit);
     stage.settle();
     assert!(stage.worker.engine().is_read(one));
-    assert_eq!(stage.worker.held(), 0);
+    assert_eq!(stage.worker.paused(), 0);
 }
 
 #[test]
@@ -90,18 +90,18 @@ fn who_is_moved_goes_on_by_the_credit_of_its_new_partition() {
 }
 
 #[test]
-fn thousands_that_are_held_cost_the_others_nothing() {
-    let turns = |held: u32| {
+fn thousands_that_are_paused_cost_the_others_nothing() {
+    let turns = |paused: u32| {
         let mut stage = Stage::new(&config("max_connections = 10000", PLAIN));
         stage.shared.credit.book(FIRST, 16 << 20);
-        for number in 0..held {
+        for number in 0..paused {
             let socket = stage.accept(LINES, &format!("192.0.2.1:{}", number + 1));
             stage.bring(socket, b"a line\n");
         }
         let busy = stage.accept(OTHER, "192.0.2.2:1");
         stage.settle();
         stage.records();
-        assert_eq!(stage.worker.held(), held as usize);
+        assert_eq!(stage.worker.paused(), paused as usize);
         let mut best = std::time::Duration::MAX;
         for _ in 0..20 {
             let mut sum = std::time::Duration::ZERO;
@@ -118,14 +118,15 @@ fn thousands_that_are_held_cost_the_others_nothing() {
             best = best.min(sum / 200);
         }
         let start = Instant::now();
-        let sockets = (0..held).map(SocketId);
-        let blocked = sockets.filter(|socket| stage.worker.blocked(*socket).is_some()).count();
-        assert_eq!(blocked, held as usize);
+        let sockets = (0..paused).map(SocketId);
+        let blocked =
+            sockets.filter(|socket| !stage.worker.reasons_left(*socket).is_empty()).count();
+        assert_eq!(blocked, paused as usize);
         (best, start.elapsed())
     };
     let ((alone, _), (among, look)) = (turns(0), turns(4000));
     println!(
-        "a turn with one message: {alone:?} alone, {among:?} among 4000 that are held; {look:?} to look \
+        "a turn with one message: {alone:?} alone, {among:?} among 4000 that are paused; {look:?} to look \
          at all of those once"
     );
     assert!(among < alone + look / 4, "{among:?} instead of {alone:?}; all together {look:?}");
