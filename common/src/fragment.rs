@@ -4,7 +4,7 @@
 use crate::flow::{Address, Ports};
 use crate::packet::{
     ETHERNET_LENGTH, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Family, IPV4_LENGTH, IPV6_FRAGMENT,
-    IPV6_LENGTH, PacketBytes, TAG_LENGTH, TCP, TCP_LENGTH, addresses, link,
+    IPV6_LENGTH, PacketBytes, TAG_LENGTH, TCP, TCP_LENGTH, TcpFlags, addresses, link,
 };
 
 /// What the fragments of a segment have in common.
@@ -38,8 +38,8 @@ pub struct Fragment {
     pub tags: usize,
     /// What its siblings have too.
     pub key: FragmentKey,
-    /// Of the first one: the segment's.
-    pub ports: Option<Ports>,
+    /// Of the first one: the segment's ports and control bits.
+    pub first: Option<(Ports, TcpFlags)>,
 }
 
 /// Length of an IPv6 fragment header.
@@ -77,13 +77,13 @@ pub fn fragment<P: PacketBytes + ?Sized>(packet: &P) -> Option<Fragment> {
     if matches!(family, Family::Ipv6) && (source.is_mapped() || destination.is_mapped()) {
         return None;
     }
-    let ports = if is_first {
+    let first = if is_first {
         let tcp: [u8; TCP_LENGTH] = packet.load(segment_at)?;
-        Some(Ports::from_bytes([tcp[0], tcp[1], tcp[2], tcp[3]]))
+        Some((Ports::from_bytes([tcp[0], tcp[1], tcp[2], tcp[3]]), TcpFlags(tcp[13])))
     } else {
         None
     };
-    Some(Fragment { tags, key: FragmentKey { source, destination, id }, ports })
+    Some(Fragment { tags, key: FragmentKey { source, destination, id }, first })
 }
 
 #[cfg(test)]
@@ -101,20 +101,22 @@ mod tests {
     }
 
     const PORTS: [u8; 4] = [0x9c, 0x40, 0x1b, 0x58];
+    /// Of the TCP header.
+    const REST: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0x50, 0x12, 0, 0, 0, 0, 0, 0];
 
     fn ipv4(flags: [u8; 2]) -> Vec<u8> {
         let mut ip = [0; 20];
         (ip[0], ip[4], ip[5], ip[9]) = (0x45, 0x12, 0x34, TCP);
         ip[6..8].copy_from_slice(&flags);
         ip[12..].copy_from_slice(&[10, 0, 0, 1, 10, 0, 0, 2]);
-        frame([8, 0], &[&ip, &PORTS, &[0; 16]])
+        frame([8, 0], &[&ip, &PORTS, &REST])
     }
 
     fn ipv6(offset: [u8; 2]) -> Vec<u8> {
         let mut ip = [0; 40];
         (ip[0], ip[6], ip[8], ip[23], ip[24], ip[39]) = (0x60, 44, 0xfd, 1, 0xfd, 2);
         let header = [TCP, 0, offset[0], offset[1], 1, 2, 3, 4];
-        frame([0x86, 0xdd], &[&ip, &header, &PORTS, &[0; 16]])
+        frame([0x86, 0xdd], &[&ip, &header, &PORTS, &REST])
     }
 
     #[test]
@@ -124,8 +126,8 @@ mod tests {
             [ipv6([0, 1]), ipv6([0, 9]), ipv6([0, 16])],
         ] {
             let read = [first, later, last].map(|frame| fragment(&*frame).unwrap());
-            assert_eq!(read[0].ports, Some(Ports::from_bytes(PORTS)));
-            assert_eq!((read[1].ports, read[2].ports), (None, None));
+            assert_eq!(read[0].first, Some((Ports::from_bytes(PORTS), TcpFlags(0x12))));
+            assert_eq!((read[1].first, read[2].first), (None, None));
             assert!(read.iter().all(|one| one.key == read[0].key));
         }
     }

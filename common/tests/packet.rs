@@ -310,7 +310,7 @@ proptest! {
         }
         prop_assert!(report(&frame[..]).is_none() || !plausible, "TCP is no ICMP");
         if let Some(read) = fragment(&frame[..]) {
-            prop_assert!(!plausible || read.ports.is_some());
+            prop_assert!(!plausible || read.first.is_some());
         }
         if let Ok(segment) = parsed(&frame) {
             prop_assert!(frame.len() >= segment.transport_at() + 8);

@@ -28,10 +28,11 @@ pub fn fragment(ctx: &XdpContext) -> Verdict {
     }
     let (generation, now_ns) = (heartbeat.generation, kernel::monotonic_ns());
     let key = fragment.key;
-    match fragment.ports {
-        Some(ports) => {
+    match fragment.first {
+        Some((ports, flags)) => {
             let flow = FlowKey { client: key.source, server: key.destination, ports };
-            if !has(&flow, generation) {
+            // A SYN belongs to no flow yet, and nobody has reason to fragment one.
+            if flags.opens() || !has(&flow, generation) {
                 maps::forget_fragments(&key);
                 return Verdict::PassFragment;
             }
