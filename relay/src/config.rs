@@ -13,7 +13,6 @@ use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-use millrace_common::abi::MAX_SHARED_ADDRESSES;
 use serde::{Deserialize, Serialize};
 
 use crate::codec::{Otherwise, ProtocolKind};
@@ -403,15 +402,8 @@ impl Config {
         if let Some(twice) = self.gateway.devices.iter().find(|name| !devices.insert(*name)) {
             return Err(invalid("gateway.devices", format!("`{twice}` is named twice")));
         }
-        let shared = &self.gateway.shared_addresses;
-        if shared.len() > MAX_SHARED_ADDRESSES as usize {
-            let problem = format!("at most {MAX_SHARED_ADDRESSES} addresses");
-            return Err(invalid("gateway.shared_addresses", problem));
-        }
-        let mut addresses = HashSet::new();
-        if let Some(twice) = shared.iter().find(|address| !addresses.insert(**address)) {
-            return Err(invalid("gateway.shared_addresses", format!("`{twice}` is named twice")));
-        }
+        hardware::check_shared(&self.gateway.shared_addresses)
+            .map_err(|problem| invalid("gateway.shared_addresses", problem))?;
         if self.gateway.heartbeat_timeout_ms < 100 {
             return Err(invalid("gateway.heartbeat_timeout_ms", "must be at least 100"));
         }

@@ -1,8 +1,10 @@
 //! Hardware addresses.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::str::FromStr;
 
+use millrace_common::abi::MAX_SHARED_ADDRESSES;
 use millrace_common::link;
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +47,18 @@ impl FromStr for HardwareAddress {
     }
 }
 
+/// Refuses more shared addresses than the programs' map holds, and one that is named twice.
+pub(super) fn check_shared(addresses: &[HardwareAddress]) -> Result<(), String> {
+    if addresses.len() > MAX_SHARED_ADDRESSES as usize {
+        return Err(format!("must be at most {MAX_SHARED_ADDRESSES} addresses"));
+    }
+    let mut seen = HashSet::new();
+    match addresses.iter().find(|address| !seen.insert(**address)) {
+        Some(twice) => Err(format!("`{twice}` is named twice")),
+        None => Ok(()),
+    }
+}
+
 impl TryFrom<String> for HardwareAddress {
     type Error = String;
 
@@ -76,6 +90,16 @@ mod tests {
         let address: HardwareAddress = "00:00:5e:00:01:Ff".parse().unwrap();
         assert_eq!(address.0, [0, 0, 0x5e, 0, 1, 0xff]);
         assert_eq!(address.to_string(), "00:00:5e:00:01:ff");
+    }
+
+    #[test]
+    fn too_many_and_one_twice_are_refused() {
+        let one = |last: u8| HardwareAddress([2, 0, 0, 0, 0, last]);
+        let all: Vec<_> = (1..=64).map(one).collect();
+        assert_eq!(check_shared(&all), Ok(()));
+        let more = [&all[..], &[one(65)]].concat();
+        assert_eq!(check_shared(&more).unwrap_err(), "must be at most 64 addresses");
+        assert!(check_shared(&[one(1), one(2), one(1)]).unwrap_err().contains("named twice"));
     }
 
     #[test]
