@@ -96,7 +96,9 @@ mod tests {
     fn frame(ethertype: [u8; 2], parts: &[&[u8]]) -> Vec<u8> {
         let mut frame = Vec::from([0; 12]);
         frame.extend(ethertype);
-        parts.iter().for_each(|part| frame.extend(*part));
+        for part in parts {
+            frame.extend(*part);
+        }
         frame
     }
 

@@ -9,7 +9,7 @@ use crate::packet::{
 
 /// IANA protocol number of ICMP.
 pub const ICMP: u8 = 1;
-/// IANA protocol number of ICMPv6.
+/// IANA protocol number of ICMP for IPv6.
 pub const ICMPV6: u8 = 58;
 
 /// Length of an ICMP header, the message's own word included.
@@ -87,6 +87,13 @@ pub const ANSWER_IPV4: usize = 5 + 2 + REPEATED_IPV4;
 /// Words of [`packet_too_big`].
 pub const ANSWER_IPV6: usize = 10 + 2 + REPEATED_IPV6;
 
+/// The same in bytes, as the headers have it.
+const LENGTH_IPV4: u8 = 56;
+/// The latter without the IPv6 header.
+const PAYLOAD_IPV6: u8 = 68;
+const _: () = assert!(LENGTH_IPV4 as usize == 4 * ANSWER_IPV4);
+const _: () = assert!(PAYLOAD_IPV6 as usize == 4 * ANSWER_IPV6 - IPV6_LENGTH);
+
 /// Of the answers made here: as from a neighbour, for they come over a link.
 const HOPS: u8 = 64;
 
@@ -108,7 +115,7 @@ pub fn fragmentation_needed(
     let word = |bytes: [u8; 4]| u32::from_ne_bytes(bytes);
     let [_, _, _, from] = from.words();
     let mut answer = [0; ANSWER_IPV4];
-    answer[0] = word([0x45, 0, 0, (4 * ANSWER_IPV4) as u8]);
+    answer[0] = word([0x45, 0, 0, LENGTH_IPV4]);
     answer[2] = word([HOPS, ICMP, 0, 0]);
     answer[3] = from;
     answer[4] = packet[3];
@@ -130,7 +137,6 @@ pub fn packet_too_big(
     from: Address,
     mtu: u16,
 ) -> [u32; ANSWER_IPV6] {
-    const PAYLOAD: u8 = 4 * (2 + REPEATED_IPV6) as u8;
     let word = |bytes: [u8; 4]| u32::from_ne_bytes(bytes);
     let mut answer = [0; ANSWER_IPV6];
     answer[2..6].copy_from_slice(&from.words());
@@ -140,12 +146,12 @@ pub fn packet_too_big(
     answer[11] = word([0, 0, mtu_high, mtu_low]);
     answer[12..].copy_from_slice(packet);
     // With the pseudo-header in place of what is not summed (RFC 8200 section 8.1).
-    answer[0] = word([0, 0, 0, PAYLOAD]);
+    answer[0] = word([0, 0, 0, PAYLOAD_IPV6]);
     answer[1] = word([0, 0, 0, ICMPV6]);
     let [high, low] = checksum(sum(&answer)).to_ne_bytes();
     answer[10] = word([2, 0, high, low]);
     answer[0] = word([0x60, 0, 0, 0]);
-    answer[1] = word([0, PAYLOAD, ICMPV6, HOPS]);
+    answer[1] = word([0, PAYLOAD_IPV6, ICMPV6, HOPS]);
     answer
 }
 
@@ -155,7 +161,7 @@ pub fn packet_too_big(
 fn sum(words: &[u32]) -> u64 {
     let mut sum = 0;
     for word in words {
-        sum += *word as u64;
+        sum += u64::from(*word);
     }
     sum
 }
@@ -167,7 +173,7 @@ const fn checksum(sum: u64) -> u16 {
     let sum = (sum >> 16) + (sum & 0xffff);
     let sum = (sum >> 16) + (sum & 0xffff);
     let sum = (sum >> 16) + (sum & 0xffff);
-    !(sum as u16)
+    !((sum & 0xffff) as u16)
 }
 
 #[cfg(test)]

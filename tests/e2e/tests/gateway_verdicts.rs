@@ -356,7 +356,7 @@ fn fragments(programs: &mut Programs, family: Family) -> anyhow::Result<()> {
         let mut frame = whole.clone();
         if family == Family::Ipv4 {
             frame[18..20].copy_from_slice(&[7, id]);
-            let field = offset / 8 | if more { 0x2000 } else { 0 };
+            let field = (offset / 8) | if more { 0x2000 } else { 0 };
             frame[20..22].copy_from_slice(&field.to_be_bytes());
         } else {
             frame[20] = 44;

@@ -93,8 +93,8 @@ impl FakeRelay {
             gateway::in_namespace(gateway.namespace(), || listen(address.ip(), address.port()))??;
         let flows = gateway.flow_table()?;
         let pulse = Pulse::start(gateway.heartbeat()?)?;
-        let _watch = gateway.watch(config)?;
-        Ok(Self { listener, flows, pulse: Some(pulse), _watch })
+        let watch = gateway.watch(config)?;
+        Ok(Self { listener, flows, pulse: Some(pulse), _watch: watch })
     }
 
     /// The next connection, as an established flow.
