@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::devices;
 use super::error::GatewayError;
 use super::host::Report;
 use super::links::{self, Slot, Swap, pinned_info, pinned_program, program_pin};
@@ -114,6 +115,9 @@ pub fn replace_by(
     for (name, draft) in PINNED.into_iter().zip(&drafts) {
         std::fs::rename(draft, pins.join(program_pin(name)))
             .map_err(GatewayError::io(format!("rename {}", draft.display())))?;
+    }
+    for changed in devices::refresh(config, &state)? {
+        report(&changed.to_string());
     }
     Ok(ReplaceReport { instance: state.instance, programs: replaced, object: object.path.clone() })
 }
