@@ -159,8 +159,6 @@ impl Programs {
     fn load(bytes: &[u8]) -> anyhow::Result<Self> {
         let mut ebpf = EbpfLoader::new().load(bytes)?;
         for (name, program) in ebpf.programs_mut() {
-            // A classifier is beside them.
-            let Ok(program) = <&mut Xdp>::try_from(program) else { continue };
             verify(program).with_context(|| format!("load {name}"))?;
         }
         let rules = (Compiled::of(&RuleSet::default())?, Vec::new());
