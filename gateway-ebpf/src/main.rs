@@ -1,7 +1,8 @@
 //! The XDP programs of the gateway, in the order in which a diverted connection meets them:
 //! [`ingress`] on the client-facing devices, [`pass`] on the relay's end of the veth, [`egress`] on
-//! the gateway's end. [`trace`] has what is added to them while a client is watched: then other
-//! programs run, and these know nothing of it.
+//! the gateway's end, and behind it, for what it leaves to the stack, [`answer`]. [`trace`] has what
+//! is added to them while a client is watched: then other programs run, and these know nothing of
+//! it.
 //!
 //! `docs/design/gateway.md` says what is decided and why; every decision is one [`Verdict`], counted
 //! per CPU and turned into an XDP action in one place, [`conclude`].
@@ -9,16 +10,22 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod answer;
 mod egress;
 mod ingress;
 mod kernel;
 mod maps;
 mod object;
 mod packet;
+mod related;
 mod trace;
 
-use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
+use aya_ebpf::bindings::{TC_ACT_OK, xdp_action};
+use aya_ebpf::helpers::generated::bpf_skb_vlan_pop;
+use aya_ebpf::macros::{classifier, xdp};
+use aya_ebpf::programs::{TcContext, XdpContext};
 use millrace_common::abi::ABI_VERSION;
+use millrace_common::packet::MAX_TAGS;
 use millrace_common::trace::Direction;
 use millrace_common::verdict::Verdict;
 
@@ -32,6 +39,29 @@ pub fn ingress(ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 pub fn egress(ctx: XdpContext) -> u32 {
     conclude(egress::verdict(&ctx))
+}
+
+/// Sends what [`egress`] leaves to the stack past the host's firewall. Of the traffic control, not of
+/// XDP: there the kernel can ask for a neighbour.
+#[classifier]
+pub fn answer(ctx: TcContext) -> i32 {
+    answer::action(&ctx)
+}
+
+/// At the relay's end of the veth, where a device runs [`ingress`] in generic mode: takes the tags off
+/// that the kernel keeps beside the packet, where XDP cannot see them. The relay's device has no VLANs
+/// and would drop such a packet.
+#[classifier]
+pub fn untag(ctx: TcContext) -> i32 {
+    for _ in 0..MAX_TAGS {
+        // SAFETY: a field of this program's own context; the helper changes its packet alone.
+        unsafe {
+            if (*ctx.skb.skb).vlan_present == 0 || bpf_skb_vlan_pop(ctx.skb.skb) != 0 {
+                break;
+            }
+        }
+    }
+    TC_ACT_OK
 }
 
 /// [`ingress`], while `relay trace` watches a client.
@@ -71,6 +101,7 @@ fn conclude(verdict: Verdict) -> u32 {
         | Verdict::PassMalformedTcp
         | Verdict::PassMalformedUdp
         | Verdict::PassNoRule
+        | Verdict::PassOtherHost
         | Verdict::PassRule
         | Verdict::PassExcluded
         | Verdict::PassUnconfigured
@@ -85,7 +116,7 @@ fn conclude(verdict: Verdict) -> u32 {
         | Verdict::ReturnUnreachable
         | Verdict::ReturnProhibited
         | Verdict::ReturnForwardingOff
-        | Verdict::ReturnTooLong
+        | Verdict::ReturnFragmented
         | Verdict::ReturnNoRedirect
         | Verdict::ReturnStack => xdp_action::XDP_PASS,
         Verdict::DivertNew
@@ -95,7 +126,10 @@ fn conclude(verdict: Verdict) -> u32 {
         | Verdict::DivertCookie
         | Verdict::DivertRule
         | Verdict::DivertDatagram
+        | Verdict::DivertFragment
+        | Verdict::DivertReport
         | Verdict::ReturnForwarded => xdp_action::XDP_REDIRECT,
+        Verdict::ReturnTooLong => xdp_action::XDP_TX,
         Verdict::DropRule | Verdict::ReturnResetHeld => xdp_action::XDP_DROP,
     }
 }

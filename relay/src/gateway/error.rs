@@ -74,6 +74,12 @@ pub enum GatewayError {
         /// Its name.
         instance: String,
     },
+    /// Another process changes what is loaded, or keeps others from it.
+    #[error("/run/millrace is locked by {holder}; wait until it ends, or end it, then try again")]
+    Locked {
+        /// Which process.
+        holder: String,
+    },
     /// There is none to unload.
     #[error(
         "instance `{instance}` is not loaded, so nothing is to be unloaded; {}",
@@ -217,6 +223,21 @@ pub enum GatewayError {
         /// [`millrace_common::abi::MAX_CLIENT_LINKS`].
         limit: u32,
     },
+    /// Two client-facing devices have one place in a map.
+    #[error(
+        "the interface index of {device} differs from that of another device in `gateway.devices` \
+         by a multiple of 65536, and so the programs cannot tell them apart; make {device} anew"
+    )]
+    DeviceSlot {
+        /// The second of them.
+        device: String,
+    },
+    /// Not an Ethernet device.
+    #[error("{device} has no hardware address: the programs divert Ethernet frames only")]
+    NoHardwareAddress {
+        /// The device.
+        device: String,
+    },
     /// A tool is missing.
     #[error("`{tool}` cannot be run ({source}); install it with `apt-get install {package}`")]
     NoTool {
@@ -230,6 +251,17 @@ pub enum GatewayError {
     /// A command failed.
     #[error("`{command}` failed: {output}")]
     Command {
+        /// With its arguments.
+        command: String,
+        /// What it said.
+        output: String,
+    },
+    /// The program behind `egress` cannot be attached.
+    #[error(
+        "`{command}` failed: {output}; this needs a kernel with CONFIG_NET_SCH_INGRESS and \
+         CONFIG_NET_CLS_BPF, or their modules: `modprobe -a sch_ingress cls_bpf`"
+    )]
+    TrafficControl {
         /// With its arguments.
         command: String,
         /// What it said.
@@ -276,6 +308,7 @@ impl GatewayError {
             Self::AbiMismatch { .. } => "abi_mismatch",
             Self::Kernel { .. } => "kernel",
             Self::NoIpv6Forwarding => "no_ipv6_forwarding",
+            Self::NoGracePeriod => "no_grace_period",
             Self::Rules { .. } => "rules",
             Self::TooManyRules { .. } => "too_many_rules",
             Self::TooManyDevices { .. } => "too_many_devices",

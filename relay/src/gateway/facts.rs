@@ -1,5 +1,8 @@
 //! What the host and its devices are, for [`super::preflight`] to judge. Nothing is changed.
 
+use std::io::ErrorKind;
+
+use rustix::thread::{MembarrierCommand, membarrier_query};
 use serde::Serialize;
 
 use crate::config::Config;
@@ -8,10 +11,11 @@ use crate::gateway::finding::{Finding, Severity};
 use super::error::GatewayError;
 use super::host::{self, Device, Offloads};
 use super::kernel;
+use super::known::{Facts, LinkFacts, Peer};
 use super::links::occupant;
 use super::netdev::{self, XdpFeatures};
 use super::object::ObjectFile;
-use super::preflight::{self, AttachMode, Facts, LinkFacts, Peer};
+use super::preflight::{self, AttachMode};
 
 use super::rules::RuleSet;
 use super::rules::compile::Compiled;
@@ -27,6 +31,8 @@ pub struct Preflight {
     pub devices: Vec<DevicePlan>,
     /// What there is to say, what matters most first.
     pub findings: Vec<Finding>,
+    /// What it was judged by.
+    pub facts: Facts,
 }
 
 /// What would become of a device.
@@ -87,8 +93,13 @@ pub fn preflight(config: &Config) -> Result<Preflight, GatewayError> {
     let facts = gather(config)?;
     let policy = config.gateway.xdp;
     let mut findings = preflight::judge(&facts, policy);
-    let loaded = loaded(config);
-    let names = if loaded.is_ok() {
+    let mut loaded = loaded(config);
+    let hidden = loaded.as_ref().is_err_and(is_hidden);
+    if hidden {
+        findings.push(Finding::instances_hidden());
+        loaded = Ok(());
+    }
+    let names = if loaded.is_ok() && !hidden {
         topology::check_names(config)
     } else {
         // The names and the programs are the instance's own.
@@ -123,7 +134,13 @@ pub fn preflight(config: &Config) -> Result<Preflight, GatewayError> {
         instance: config.gateway.instance.clone(),
         devices: facts.devices.iter().filter_map(plan).collect(),
         findings,
+        facts,
     })
+}
+
+/// Whether only root could have known.
+fn is_hidden(error: &GatewayError) -> bool {
+    matches!(error, GatewayError::Io { source, .. } if source.kind() == ErrorKind::PermissionDenied)
 }
 
 /// Refuses rules that are wrong, too many, or for what the host does not forward.
@@ -146,6 +163,8 @@ pub(super) fn gather(config: &Config) -> Result<Facts, GatewayError> {
     Ok(Facts {
         forwards: host::sysctl("net/ipv4/ip_forward")?.as_deref() == Some("1"),
         page_size: u32::try_from(rustix::param::page_size()).unwrap_or(u32::MAX),
+        processors: host::processors(),
+        waits_for_programs: membarrier_query().contains_command(MembarrierCommand::Global),
         bpffs: state::bpffs(),
         devices: devices
             .map(|name| {
@@ -162,8 +181,11 @@ pub(super) fn link(name: &str, device: &Device) -> Result<LinkFacts, GatewayErro
         driver: device.driver(name)?,
         mtu: device.mtu,
         up: device.flags.iter().any(|flag| flag == "UP"),
+        ethernet: device.is_ethernet(),
+        vrf: device.vrf().map(str::to_owned),
         program: occupant(device),
         features: features(name, device.ifindex)?,
+        channels: host::channels(name)?,
         lro: offloads.is_on("large-receive-offload"),
         gro_hw: offloads.is_on("rx-gro-hw"),
         peer: device.is_veth().then(|| peer(device)).transpose()?,

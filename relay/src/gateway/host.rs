@@ -7,7 +7,10 @@ use std::process::Command;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde::Deserialize;
 
+use crate::config::HardwareAddress;
+
 use super::error::GatewayError;
+use super::known::Channels;
 
 /// Told of every change to the host before it is made, in words that an operator could type.
 pub type Report<'a> = &'a mut dyn FnMut(&str);
@@ -53,6 +56,18 @@ pub(super) fn command(line: &[&str]) -> Result<String, GatewayError> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// Processors that the host has, whichever of them this process may use: a frame is redirected by the
+/// processor that received it. 1 where they cannot be counted.
+pub(super) fn processors() -> usize {
+    let list = std::fs::read_to_string("/sys/devices/system/cpu/present").unwrap_or_default();
+    highest_processor(&list).map_or(1, |highest| highest + 1)
+}
+
+/// The highest number in a list such as `0-3,8` (cpusets of cpuset(7)).
+fn highest_processor(list: &str) -> Option<usize> {
+    list.trim().split([',', '-']).next_back()?.parse().ok()
+}
+
 /// A network device, as `ip -json -details link` shows it.
 #[derive(Debug, Deserialize)]
 pub(super) struct Device {
@@ -65,6 +80,12 @@ pub(super) struct Device {
     pub link: Option<String>,
     #[serde(default)]
     pub address: String,
+    /// What its packets begin with: `ether`, `loopback`, `none`, …
+    #[serde(default)]
+    pub link_type: String,
+    /// The device that it is a part of.
+    #[serde(default)]
+    pub master: Option<String>,
     #[serde(default)]
     pub xdp: Option<Xdp>,
     #[serde(default)]
@@ -88,6 +109,9 @@ pub(super) struct Program {
 pub(super) struct LinkInfo {
     #[serde(default)]
     pub info_kind: Option<String>,
+    /// The kind of its master.
+    #[serde(default)]
+    pub info_slave_kind: Option<String>,
 }
 
 impl Device {
@@ -109,6 +133,17 @@ impl Device {
 
     pub(super) fn is_veth(&self) -> bool {
         self.kind() == Some("veth")
+    }
+
+    /// Whether its packets begin with an Ethernet header; the loopback device's do.
+    pub(super) fn is_ethernet(&self) -> bool {
+        matches!(self.link_type.as_str(), "ether" | "loopback")
+    }
+
+    /// The VRF that it belongs to.
+    pub(super) fn vrf(&self) -> Option<&str> {
+        let kind = self.linkinfo.as_ref()?.info_slave_kind.as_deref();
+        self.master.as_deref().filter(|_| kind == Some("vrf"))
     }
 
     /// The name of its driver, as far as it has one that says so.
@@ -137,6 +172,12 @@ impl Device {
         }
     }
 
+    /// The hardware address that frames for this device have.
+    pub(super) fn address(&self, name: &str) -> Result<HardwareAddress, GatewayError> {
+        let missing = || GatewayError::NoHardwareAddress { device: name.to_owned() };
+        self.mac().map(HardwareAddress).ok_or_else(missing)
+    }
+
     /// The hardware address in bytes.
     pub(super) fn mac(&self) -> Option<[u8; 6]> {
         let mut bytes = [0; 6];
@@ -145,6 +186,31 @@ impl Device {
             *byte = u8::from_str_radix(parts.next()?, 16).ok()?;
         }
         parts.next().is_none().then_some(bytes)
+    }
+}
+
+/// A device's channels; `None` if its driver does not say.
+pub(super) fn channels(device: &str) -> Result<Option<Channels>, GatewayError> {
+    match command(&["ethtool", "-l", device]) {
+        Err(GatewayError::Command { .. }) => Ok(None),
+        answer => Ok(Some(parse_channels(&answer?))),
+    }
+}
+
+/// What `ethtool -l` says: the most there can be, then what there is. What is `n/a`, there is not.
+fn parse_channels(answer: &str) -> Channels {
+    let (most, current) = answer.split_once("Current").unwrap_or((answer, ""));
+    let count = |part: &str, kind: &str| {
+        let value = part.lines().find_map(|line| line.strip_prefix(kind)?.strip_prefix(':'));
+        value.and_then(|value| value.trim().parse().ok()).unwrap_or(0)
+    };
+    Channels {
+        rx: count(current, "RX"),
+        tx: count(current, "TX"),
+        combined: count(current, "Combined"),
+        most_rx: count(most, "RX"),
+        most_tx: count(most, "TX"),
+        most_combined: count(most, "Combined"),
     }
 }
 
@@ -207,4 +273,48 @@ pub(super) fn set_sysctl(key: &str, value: &str) -> Result<(), GatewayError> {
 /// `key` has slashes between its parts, as sysctl(8) allows: a device's name may contain dots.
 fn sysctl_path(key: &str) -> std::path::PathBuf {
     Path::new("/proc/sys").join(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processors_are_counted_up_to_the_highest() {
+        let highest = ["0\n", "0-3\n", "0-3,8\n", "0,2-63\n"].map(highest_processor);
+        assert_eq!(highest, [Some(0), Some(3), Some(8), Some(63)]);
+        assert_eq!(highest_processor(""), None);
+        assert!(processors() >= 1);
+    }
+
+    #[test]
+    fn channels_are_read() {
+        let answer = "Channel parameters for eth0:\nPre-set maximums:\nRX:\t\tn/a\nTX:\t\tn/a\n\
+                      Other:\t\t1\nCombined:\t63\nCurrent hardware settings:\nRX:\t\tn/a\n\
+                      TX:\t\tn/a\nOther:\t\t1\nCombined:\t8\n";
+        let combined = Channels { combined: 8, most_combined: 63, ..Channels::default() };
+        assert_eq!(parse_channels(answer), combined);
+        let answer = "Channel parameters for eth0:\nPre-set maximums:\nRX:\t\t32\nTX:\t\t16\n\
+                      Combined:\t0\nCurrent hardware settings:\nRX:\t\t4\nTX:\t\t2\nCombined:\t0\n";
+        let apart = Channels { rx: 4, tx: 2, most_rx: 32, most_tx: 16, ..Channels::default() };
+        assert_eq!(parse_channels(answer), apart);
+    }
+
+    /// What `ip` says of a member of a VRF, of a bridge's port, and of a tun device.
+    #[test]
+    fn devices_that_need_care_are_recognised() {
+        let device = |rest: &str| {
+            parse::<Device>("ip link", &format!("{{\"ifindex\":2,\"mtu\":1500,{rest}}}")).unwrap()
+        };
+        let member = device(
+            "\"link_type\":\"ether\",\"master\":\"red\",\"linkinfo\":{\"info_slave_kind\":\"vrf\"}",
+        );
+        assert_eq!((member.vrf(), member.is_ethernet()), (Some("red"), true));
+        let port = device(
+            "\"link_type\":\"ether\",\"master\":\"br0\",\"linkinfo\":{\"info_slave_kind\":\"bridge\"}",
+        );
+        assert_eq!(port.vrf(), None);
+        let tun = device("\"link_type\":\"none\",\"linkinfo\":{\"info_kind\":\"tun\"}");
+        assert!(!tun.is_ethernet());
+    }
 }

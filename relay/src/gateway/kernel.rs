@@ -47,6 +47,8 @@ enum Probe {
     Map(MapType),
     /// A helper, in XDP programs.
     Helper(BpfHelper),
+    /// A helper, in programs of the traffic control.
+    TcHelper(BpfHelper),
     Ring,
     /// Not at all: it shows only when a program is loaded or attached.
     None,
@@ -81,6 +83,11 @@ const FEATURES: &[Feature] = &[
     feature("device hash map", Version(5, 4), Probe::Map(MapType::DevMapHash)),
     feature("ring buffer map", Version(5, 8), Probe::Map(MapType::RingBuf)),
     feature("XDP link", Version(5, 9), Probe::None),
+    feature(
+        "redirect to a neighbour in traffic control",
+        Version(5, 10),
+        Probe::TcHelper(BpfHelper::BPF_FUNC_redirect_neigh),
+    ),
     feature("XDP program for frames in several buffers", Version(5, 18), Probe::None),
     feature("io_uring with deferred task run", Version(6, 1), Probe::Ring),
 ];
@@ -115,6 +122,8 @@ fn ask(probe: &Probe, report: Report<'_>) -> Option<bool> {
         Probe::Helper(helper) => {
             is_helper_supported(ProgramType::Xdp, *helper).map_err(|error| error.to_string())
         }
+        Probe::TcHelper(helper) => is_helper_supported(ProgramType::SchedClassifier, *helper)
+            .map_err(|error| error.to_string()),
         Probe::Ring => match uring::probe() {
             Ok(()) => Ok(true),
             // Forbidden here and now is not lacking: the relay may run under other rules.

@@ -3,18 +3,19 @@
 
 use std::path::{Path, PathBuf};
 
-use aya::programs::links::{FdLink, LinkError, PinnedLink};
+use aya::programs::links::{FdLink, LinkError, LinkInfo, LinkType, PinnedLink};
 use aya::programs::xdp::{XdpLink, XdpMode};
-use aya::programs::{ProgramError, ProgramInfo, Xdp};
+use aya::programs::{ProgramError, ProgramInfo, Xdp, loaded_links};
 use aya_obj::programs::XdpAttachType;
 
 use crate::config::Config;
 use crate::gateway::finding::Finding;
 
 use super::error::{GatewayError, causes, errno};
-use super::host::{Device, Report};
+use super::host::{Device, Report, command};
 use super::kernel;
-use super::preflight::{AttachMode, Occupant};
+use super::known::Occupant;
+use super::preflight::AttachMode;
 
 use super::state::State;
 use super::topology::{self, RELAY_DEVICE};
@@ -82,7 +83,16 @@ pub(super) fn linked_program(pins: &Path, device: &str) -> Result<u32, LinkError
 
 /// The program that runs there, and whose it is.
 pub(super) fn occupant(device: &Device) -> Option<Occupant> {
-    device.program().map(|id| Occupant { id, instance: instance_of(id) })
+    device.program().map(|id| Occupant { id, link: link_of(id), instance: instance_of(id) })
+}
+
+/// The link that holds a program to a device. Only root may ask.
+fn link_of(program: u32) -> Option<u32> {
+    let mut links = loaded_links().filter_map(Result::ok);
+    let holds = |link: &LinkInfo| {
+        link.program_id() == program && link.link_type().is_ok_and(|kind| kind == LinkType::Xdp)
+    };
+    links.find(holds).map(|link| link.id())
 }
 
 /// The instance whose link holds a program on one of its devices.
@@ -174,21 +184,22 @@ pub(super) fn pin_link(link: FdLink, directory: &Path, name: &str) -> Result<(),
         .map_err(GatewayError::bpf(format!("pin the link to {name}")))
 }
 
-/// Attaches a program to a device.
+/// Attaches a program to a device. It is pinned already, in `pins`.
 pub(super) fn attach(
     program: &mut Xdp,
     name: &'static str,
-    device: &str,
-    ifindex: u32,
+    (device, ifindex): (&str, u32),
     mode: AttachMode,
+    pins: &Path,
 ) -> Result<FdLink, GatewayError> {
-    let mode = match mode {
+    let xdp_mode = match mode {
         AttachMode::Native => XdpMode::Driver,
         AttachMode::Generic => XdpMode::Skb,
     };
-    let link = program
-        .attach_to_if_index(ifindex, mode)
-        .map_err(|error| attach_error(name, device, &error))?;
+    let link = program.attach_to_if_index(ifindex, xdp_mode).map_err(|error| {
+        let said = kernels_words(&pins.join(program_pin(name)), device, mode);
+        attach_error(name, device, &error, said.as_deref())
+    })?;
     program
         .take_link(link)
         .map_err(|error| causes(&error))
@@ -198,27 +209,71 @@ pub(super) fn attach(
         .map_err(|reason| GatewayError::Attach { program: name, device: device.to_owned(), reason })
 }
 
+/// Why the kernel refuses a program, in its own words: it gives them over netlink alone, so `ip` tries
+/// the same once more. If it succeeds, the reason is gone, and so is what it has attached.
+fn kernels_words(pin: &Path, device: &str, mode: AttachMode) -> Option<String> {
+    let mode = match mode {
+        AttachMode::Native => "xdpdrv",
+        AttachMode::Generic => "xdpgeneric",
+    };
+    let pin = pin.to_str()?;
+    match command(&["ip", "link", "set", "dev", device, mode, "pinned", pin]) {
+        Ok(_) => {
+            let _ = command(&["ip", "link", "set", "dev", device, mode, "off"]);
+            None
+        }
+        Err(GatewayError::Command { output, .. }) => said(&output).map(str::to_owned),
+        Err(_) => None,
+    }
+}
+
+/// The extended message that `ip` shows, if there is one; else it shows what the number means.
+fn said(output: &str) -> Option<&str> {
+    let words = output.split("; ").find_map(|line| line.strip_prefix("Error: "))?;
+    Some(words.trim_end_matches('.'))
+}
+
+/// What the kernel says of a device whose driver has nothing for XDP (`dev_xdp_attach`,
+/// `net/core/dev.c`).
+const NO_NATIVE_XDP: &str = "does not support XDP in native mode";
+
 /// Tells the operator what a driver's bare error number means.
-fn attach_error(program: &'static str, name: &str, error: &ProgramError) -> GatewayError {
+fn attach_error(
+    program: &'static str,
+    name: &str,
+    error: &ProgramError,
+    said: Option<&str>,
+) -> GatewayError {
     let device = Device::find(name).ok().flatten();
+    let driver = || {
+        let driver = device.as_ref().and_then(|device| device.driver(name).ok());
+        driver.unwrap_or_else(|| "unknown".to_owned())
+    };
+    let answer = || {
+        let number = errno(error).map(std::io::Error::from_raw_os_error);
+        let number = number.map_or_else(|| causes(error), |number| number.to_string());
+        said.map_or_else(|| number.clone(), |said| format!("{said} ({number})"))
+    };
     GatewayError::unfit(match errno(error) {
-        Some(libc::EOPNOTSUPP) => {
-            let driver = device.and_then(|device| device.driver(name).ok());
-            Finding::no_native_xdp(name, driver.as_deref().unwrap_or("unknown"))
+        Some(libc::EOPNOTSUPP) if said.is_some_and(|said| said.contains(NO_NATIVE_XDP)) => {
+            Finding::no_native_xdp(name, &driver())
+        }
+        Some(libc::EOPNOTSUPP | libc::EINVAL | libc::ENOSPC) => {
+            Finding::driver_refuses(name, &driver(), &answer())
         }
         Some(libc::ERANGE | libc::EMSGSIZE) => {
             let mtu = device.map_or(0, |device| device.mtu);
-            Finding::mtu(name, mtu, "its driver does not run XDP programs with this MTU")
+            let reason = said.unwrap_or("its driver does not run XDP programs with this MTU");
+            Finding::mtu(name, mtu, reason)
         }
-        Some(libc::EBUSY | libc::EEXIST) => {
-            let found = device.as_ref().and_then(occupant);
-            let occupant = found.unwrap_or(Occupant { id: 0, instance: None });
-            Finding::foreign_program(name, &occupant)
-        }
+        Some(libc::EBUSY | libc::EEXIST) => match device.as_ref().and_then(occupant) {
+            Some(occupant) => Finding::foreign_program(name, &occupant),
+            None => Finding::driver_refuses(name, &driver(), &answer()),
+        },
         Some(libc::ENODEV) => Finding::no_device(name),
         _ => {
             let device = name.to_owned();
-            return GatewayError::Attach { program, device, reason: causes(error) };
+            return GatewayError::Attach { program, device, reason: answer() };
         }
     })
 }
@@ -229,22 +284,38 @@ mod tests {
 
     use super::*;
 
-    fn refused(errno: i32) -> String {
+    fn refused(errno: i32, said: Option<&str>) -> String {
         let error = ProgramError::SyscallError(SyscallError {
             call: "bpf_link_create",
             io_error: std::io::Error::from_raw_os_error(errno),
         });
-        attach_error("ingress", "no-such-device", &error).to_string()
+        attach_error("ingress", "no-such-device", &error, said).to_string()
+    }
+
+    /// Before, EOPNOTSUPP was always taken for a driver without XDP, and EINVAL was told bare.
+    #[test]
+    fn a_drivers_refusal_is_explained() {
+        let none = "Underlying driver does not support XDP in native mode";
+        assert!(refused(libc::EOPNOTSUPP, Some(none)).contains("has no native XDP"));
+        // What bnxt does with channels that are not combined: it writes to the log alone.
+        let silent = refused(libc::EOPNOTSUPP, None);
+        assert!(silent.contains("as the device is set up now: Operation not supp"), "{silent}");
+        assert!(silent.contains("`dmesg | tail`"), "{silent}");
+        // What ena does with an MTU of 9001.
+        let large = "Failed to set xdp program, the current MTU is larger than the maximum";
+        let told = refused(libc::EINVAL, Some(large));
+        assert!(told.contains(large) && told.contains("(Invalid argument"), "{told}");
+        assert!(refused(libc::ERANGE, None).contains("does not run XDP programs with this MTU"));
+        assert!(refused(libc::ENODEV, None).contains("there is no network device"));
+        let other = refused(libc::ENOMEM, None);
+        assert!(other.contains("`ingress`") && other.contains("Cannot allocate"), "{other}");
     }
 
     #[test]
-    fn a_drivers_refusal_is_explained() {
-        assert!(refused(libc::EOPNOTSUPP).contains("has no native XDP"));
-        assert!(refused(libc::ERANGE).contains("does not run XDP programs with this MTU"));
-        assert!(refused(libc::EBUSY).contains("already runs an XDP program"));
-        assert!(refused(libc::ENODEV).contains("there is no network device"));
-        let other = refused(libc::ENOMEM);
-        assert!(other.contains("`ingress`") && other.contains("Cannot allocate"), "{other}");
+    fn the_kernels_words_are_found() {
+        let output = "Error: virtio_net: MTU too large to enable XDP without frags.";
+        assert_eq!(said(output), Some("virtio_net: MTU too large to enable XDP without frags"));
+        assert_eq!(said("RTNETLINK answers: Operation not supported"), None);
     }
 
     #[test]

@@ -15,36 +15,44 @@ use crate::config::{Config, Mode, XdpPolicy};
 use crate::gateway::finding::{Finding, Severity};
 use crate::gateway::rules::in_force::InForce;
 
+use super::devices::DeviceTable;
 use super::error::{GatewayError, causes};
 use super::facts::{self, features};
-use super::host::{Device, Report, in_namespace};
+use super::host::{self, Device, Report, in_namespace};
 use super::kernel;
+use super::known::LinkFacts;
 use super::links::{attach, pin_link, program_pin};
-use super::netdev::XdpFeatures;
 use super::object::{ObjectFile, verify};
 use super::preflight;
-use super::preflight::{AttachMode, LinkFacts};
+use super::preflight::AttachMode;
 
+use super::lock::Lock;
 use super::rules::RuleSet;
 use super::rules::compile::Compiled;
 use super::rules::tables::{Present, RuleTables};
-use super::state::{self, Lock, State};
+use super::state::{self, State};
 use super::topology::{self, RELAY_DEVICE, Topology};
+use super::traffic_control::{self, ANSWER, UNTAG};
 use super::unload::undo;
 
-/// The programs, by their names in the object.
+/// The XDP programs, by their names in the object.
 pub(super) const PROGRAMS: [&str; 3] = ["ingress", "egress", "pass"];
+/// All that are pinned.
+pub(super) const PINNED: [&str; 5] = [PROGRAMS[0], PROGRAMS[1], PROGRAMS[2], ANSWER, UNTAG];
 /// The maps that programs and relay share: those that are pinned.
-pub(super) const MAPS: [&str; 10] = [
+pub(super) const MAPS: [&str; 13] = [
     map::CONFIG,
     map::HEARTBEAT,
     map::PORT_CLASSES,
     map::RULES,
     map::PENDING,
+    map::FRAGMENTS,
     map::ESTABLISHED_IPV4,
     map::ESTABLISHED_IPV6,
     map::COUNTERS,
     map::RELAY_LINK,
+    map::CLIENT_DEVICES,
+    map::SHARED_ADDRESSES,
     map::CLIENT_LINKS,
 ];
 
@@ -142,6 +150,9 @@ fn build(
 
     report(&format!("{} class(es) of ports with rules", rules.class_count()));
     fill(&mut ebpf, config, &topology)?;
+    let mut table = DeviceTable::of(&mut ebpf).expect("load_object has checked the maps");
+    table.fill(devices)?;
+    table.share(&config.gateway.shared_addresses)?;
     RuleTables::of(&mut ebpf).expect("load_object has checked the maps").replace(
         Some(&Present { compiled: &Compiled::of(&RuleSet::default())?, closing: &[] }),
         rules,
@@ -151,12 +162,17 @@ fn build(
 
     attach_veth(&mut ebpf, config, &topology, &object.path, report)?;
     let program = xdp(&mut ebpf, "ingress", &object.path)?;
+    let mut generic = false;
     for ((name, device), facts) in devices.iter().zip(facts) {
         let slot = (name.as_str(), device.ifindex);
-        let link = attach_ingress(program, slot, facts, config.gateway.xdp, report)?;
+        let (link, mode) = attach_ingress(program, slot, facts, config, report)?;
         pin_link(link, &pins, name)?;
+        generic |= mode == AttachMode::Generic;
     }
-    aim_answers(&mut ebpf, devices, report)
+    if generic {
+        traffic_control::attach_untag(config, report)?;
+    }
+    aim_answers(&mut ebpf, devices, facts, report)
 }
 
 /// Attaches the programs of both ends of the link to the relay.
@@ -171,31 +187,34 @@ fn attach_veth(
     report(&format!("[{}] attach XDP program pass to {RELAY_DEVICE}", config.gateway.instance));
     let program = xdp(ebpf, "pass", object)?;
     let link = in_namespace(&config.namespace(), || {
-        attach(program, "pass", RELAY_DEVICE, topology.relay_ifindex, AttachMode::Native)
+        let slot = (RELAY_DEVICE, topology.relay_ifindex);
+        attach(program, "pass", slot, AttachMode::Native, &pins)
     })??;
     pin_link(link, &pins, "pass")?;
     let device = topology::gateway_device(config);
     report(&format!("attach XDP program egress to {device}"));
     let program = xdp(ebpf, "egress", object)?;
-    let ifindex = topology.gateway_ifindex;
-    let link = attach(program, "egress", &device, ifindex, AttachMode::Native)?;
-    pin_link(link, &pins, "egress")
+    let slot = (device.as_str(), topology.gateway_ifindex);
+    let link = attach(program, "egress", slot, AttachMode::Native, &pins)?;
+    pin_link(link, &pins, "egress")?;
+    traffic_control::attach_answer(config, report)
 }
 
 /// Attaches `ingress` as the policy has it. A driver that was thought able and refuses is one that
 /// cannot: only then, and only if it may, the program runs in the kernel's stack.
 fn attach_ingress(
     program: &mut Xdp,
-    (name, ifindex): (&str, u32),
+    slot: (&str, u32),
     facts: &LinkFacts,
-    policy: XdpPolicy,
+    config: &Config,
     report: Report<'_>,
-) -> Result<FdLink, GatewayError> {
+) -> Result<(FdLink, AttachMode), GatewayError> {
+    let (name, policy, pins) = (slot.0, config.gateway.xdp, config.pin_directory());
     let mode = preflight::planned(facts, policy);
     report(&format!("attach XDP program ingress to {name} in {mode} mode"));
-    let refusal = match attach(program, "ingress", name, ifindex, mode) {
+    let refusal = match attach(program, "ingress", slot, mode, &pins) {
         Err(GatewayError::Unfit(findings)) => findings,
-        result => return result,
+        result => return Ok((result?, mode)),
     };
     let unable = refusal.iter().any(|finding| finding.code == Finding::NO_NATIVE_XDP);
     if mode == AttachMode::Generic || policy != XdpPolicy::NativeOrGeneric || !unable {
@@ -203,7 +222,8 @@ fn attach_ingress(
     }
     report(&format!("costs: {}", preflight::generic(name, facts)));
     report(&format!("attach XDP program ingress to {name} in generic mode"));
-    attach(program, "ingress", name, ifindex, AttachMode::Generic)
+    let mode = AttachMode::Generic;
+    Ok((attach(program, "ingress", slot, mode, &pins)?, mode))
 }
 
 /// Looks at host and devices before anything is changed: says what it finds, and refuses what
@@ -227,18 +247,18 @@ fn examine(config: &Config, report: Report<'_>) -> Result<Vec<LinkFacts>, Gatewa
 fn aim_answers(
     ebpf: &mut Ebpf,
     devices: &[(String, Device)],
+    facts: &[LinkFacts],
     report: Report<'_>,
 ) -> Result<(), GatewayError> {
     let mut links = DevMapHash::try_from(map_mut(ebpf, map::CLIENT_LINKS))
         .map_err(GatewayError::bpf(format!("open the map {}", map::CLIENT_LINKS)))?;
-    for (name, device) in devices {
-        // What is redirected to a device that does not send it is lost without a trace.
-        if features(name, device.ifindex)?.is_some_and(|features| !features.has(XdpFeatures::SEND))
-        {
+    for ((name, device), facts) in devices.iter().zip(facts) {
+        let now = LinkFacts { features: features(name, device.ifindex)?, ..facts.clone() };
+        if !preflight::answers_redirected(&now, host::processors()) {
             report(&format!(
-                "{name} cannot send redirected frames: answers go through the host's stack, which \
-                 is slower (on a veth: run `ethtool -K PEER gro on` at its other end, then load \
-                 again)"
+                "redirected frames cannot be sent out of {name} by every processor: answers go \
+                 through the host's stack, which is slower (on a veth: run `ethtool -K PEER gro on` \
+                 at its other end, then load again)"
             ));
             continue;
         }
@@ -268,7 +288,9 @@ pub(super) fn load_object(object: &ObjectFile, pins: Option<&Path>) -> Result<Eb
     if let Some(pins) = pins {
         pinned_maps(&mut loader, pins);
     }
-    load_programs(&mut loader, object, &PROGRAMS)
+    let mut ebpf = load_programs(&mut loader, object, &PROGRAMS)?;
+    traffic_control::load(&mut ebpf, object)?;
+    Ok(ebpf)
 }
 
 /// Has a loader take the maps that are pinned in a directory.
@@ -348,7 +370,7 @@ fn pin(ebpf: &mut Ebpf, directory: &Path) -> Result<(), GatewayError> {
             .pin(directory.join(name))
             .map_err(GatewayError::bpf(format!("pin the map {name}")))?;
     }
-    PROGRAMS.iter().try_for_each(|name| pin_program(ebpf, name, &directory.join(program_pin(name))))
+    PINNED.iter().try_for_each(|name| pin_program(ebpf, name, &directory.join(program_pin(name))))
 }
 
 /// Pins one program.

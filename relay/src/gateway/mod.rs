@@ -9,6 +9,8 @@
 //! links are pinned, and go on without any process of ours.
 
 mod attached;
+mod devices;
+mod drivers;
 mod error;
 mod facts;
 mod finding;
@@ -16,19 +18,24 @@ mod flows;
 mod heartbeat;
 mod host;
 mod kernel;
+mod known;
 mod links;
 mod load;
+mod lock;
 mod netdev;
 pub mod object;
 mod preflight;
 mod replace;
+mod rtnetlink;
 pub mod rules;
 mod state;
 mod status;
 mod topology;
 mod trace;
 mod traced;
+mod traffic_control;
 mod unload;
+mod watch;
 
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -46,7 +53,9 @@ pub use self::flows::{Established, FlowTable};
 pub use self::heartbeat::Heartbeat;
 pub use self::host::{Report, enter_namespace, in_namespace};
 pub use self::kernel::{Version, minimum as minimum_kernel};
+pub use self::known::{Bpffs, Channels, Facts, LinkFacts, Occupant, Peer};
 pub use self::load::{LoadReport, load, load_object_file};
+pub use self::netdev::XdpFeatures;
 pub use self::preflight::AttachMode;
 pub use self::replace::{ReplaceReport, Replaced, replace, replace_by};
 pub use self::status::{RelayStatus, Status, status};
@@ -54,6 +63,7 @@ pub use self::topology::{RELAY_DEVICE, gateway_device};
 pub use self::trace::{TraceEnd, TraceOptions, TraceSummary, trace, trace_by};
 pub use self::traced::Traced;
 pub use self::unload::unload;
+pub use self::watch::Watch;
 pub use crate::gateway::attached::{DeviceStatus, ProgramStatus};
 
 /// A running relay's hold on a loaded instance.
@@ -112,6 +122,12 @@ impl Gateway {
     /// A handle on the flow maps for one thread.
     pub fn flow_table(&self) -> Result<FlowTable, GatewayError> {
         FlowTable::open(&self.pins, self.generation())
+    }
+
+    /// Has the programs follow the hardware addresses of the gateway's devices, for as long as what
+    /// it gives lives.
+    pub fn watch(&self, config: &Config) -> Result<Watch, GatewayError> {
+        Watch::start(config, &self.namespace)
     }
 
     /// The relay namespace, where listeners belong: see [`in_namespace`].

@@ -5,10 +5,11 @@ use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
 };
+use serde::{Deserialize, Serialize};
 
 /// What a device can do with XDP: the bits of `enum netdev_xdp_act` (`linux/netdev.h`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct XdpFeatures(pub u64);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct XdpFeatures(pub u64);
 
 impl XdpFeatures {
     /// Runs programs in its driver: `NETDEV_XDP_ACT_BASIC`.
@@ -112,7 +113,7 @@ fn request(family: u16, command: u8, kind: u16, value: &[u8]) -> Vec<u8> {
 }
 
 /// The value of the first attribute of this kind.
-fn attribute(mut attributes: &[u8], kind: u16) -> Option<&[u8]> {
+pub(super) fn attribute(mut attributes: &[u8], kind: u16) -> Option<&[u8]> {
     while let [a, b, c, d, ..] = *attributes {
         let length = usize::from(u16::from_ne_bytes([a, b]));
         let value = attributes.get(ATTRIBUTE_HEADER..length)?;

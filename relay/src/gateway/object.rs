@@ -67,13 +67,20 @@ impl ObjectFile {
 /// A signal that comes in meanwhile, a child's end for one, makes the verifier give up with EAGAIN;
 /// that says nothing about the program, and libbpf tries as often again.
 pub fn verify(program: &mut Xdp) -> Result<(), ProgramError> {
+    verified(|| program.load())
+}
+
+/// [`verify`] of a program of any kind.
+pub(super) fn verified(
+    mut load: impl FnMut() -> Result<(), ProgramError>,
+) -> Result<(), ProgramError> {
     for _ in 1..VERIFY_ATTEMPTS {
-        match program.load() {
+        match load() {
             Err(error) if errno(&error) == Some(libc::EAGAIN) => {}
             result => return result,
         }
     }
-    program.load()
+    load()
 }
 
 fn abi_version(bytes: &[u8]) -> Result<u32, String> {

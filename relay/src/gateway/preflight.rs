@@ -10,7 +10,9 @@ use serde::Serialize;
 use crate::config::XdpPolicy;
 use crate::gateway::finding::{Finding, Severity};
 
+use super::drivers;
 use super::error::GatewayError;
+use super::known::{Bpffs, Facts, LinkFacts, Occupant, Peer};
 use super::netdev::XdpFeatures;
 
 /// What a veth can have (`max_mtu` of `ip -details link`), and so the link to the relay.
@@ -36,59 +38,6 @@ impl fmt::Display for AttachMode {
             Self::Generic => "generic",
         })
     }
-}
-
-/// What is known of the host and the configured devices.
-#[derive(Debug)]
-pub(super) struct Facts {
-    pub forwards: bool,
-    pub page_size: u32,
-    pub bpffs: Bpffs,
-    pub devices: Vec<(String, Option<LinkFacts>)>,
-}
-
-/// The BPF file system that the pins need.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Bpffs {
-    /// Mounted, or the kernel can do it.
-    Usable,
-    /// No directory to mount it on.
-    NoMountPoint,
-    /// The kernel has none.
-    Unknown,
-}
-
-/// What is known of a device that is there.
-#[derive(Clone, Debug)]
-pub(super) struct LinkFacts {
-    pub driver: String,
-    pub mtu: u32,
-    pub up: bool,
-    pub program: Option<Occupant>,
-    /// `None`: the kernel is too old to say (Linux 6.3).
-    pub features: Option<XdpFeatures>,
-    pub lro: bool,
-    pub gro_hw: bool,
-    /// Of a veth.
-    pub peer: Option<Peer>,
-}
-
-/// An XDP program that a device runs already.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Occupant {
-    /// The kernel's id.
-    pub id: u32,
-    /// The instance of ours whose program it is.
-    pub instance: Option<String>,
-}
-
-/// A veth's other end.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Peer {
-    /// In this network namespace.
-    Here { name: String, completes_checksums: bool },
-    /// In another one, where it cannot be asked.
-    Elsewhere,
 }
 
 impl Finding {
@@ -132,6 +81,19 @@ impl Finding {
                 "relay unload --config THAT_CONFIGURATION",
             );
         }
+        // With a link in place, the kernel refuses `xdp off`: "Can't replace active BPF XDP link".
+        if let Some(link) = occupant.link {
+            return Self::refuses(
+                device,
+                Self::FOREIGN_PROGRAM,
+                format!(
+                    "device `{device}` already runs an XDP program (id {id}, see `bpftool prog show \
+                     id {id}`), held by link {link} (see `bpftool link show id {link}`), and there is \
+                     room for only one; end the process that has the link, or"
+                ),
+                format!("bpftool link detach id {link}"),
+            );
+        }
         Self::refuses(
             device,
             Self::FOREIGN_PROGRAM,
@@ -165,6 +127,20 @@ impl Finding {
         )
     }
 
+    /// A driver that has native XDP, and refuses it as the device is.
+    pub(super) fn driver_refuses(device: &str, driver: &str, answer: &str) -> Self {
+        Self::refuses(
+            device,
+            "driver_refuses",
+            format!(
+                "driver {driver} does not run the program on `{device}` as the device is set up now: \
+                 {answer}; docs/design/drivers.md has what drivers ask for, and the kernel's log may \
+                 say more"
+            ),
+            "dmesg | tail",
+        )
+    }
+
     /// A kernel tells only root what it has; and not even root what is forbidden here.
     pub(super) fn kernel_unanswered(is_root: bool, answers: &[String]) -> Self {
         if is_root {
@@ -182,6 +158,17 @@ impl Finding {
             "kernel_unanswered",
             "the kernel did not say whether it has everything that a load needs; it answers only \
              root",
+            "sudo relay load --check",
+        )
+    }
+
+    /// Only root sees what is loaded.
+    pub(super) fn instances_hidden() -> Self {
+        Self::new(
+            Severity::Note,
+            "host",
+            "instances_hidden",
+            "only root can see whether this instance is loaded already",
             "sudo relay load --check",
         )
     }
@@ -207,7 +194,7 @@ pub(super) fn judge(facts: &Facts, policy: XdpPolicy) -> Vec<Finding> {
     for (name, link) in &facts.devices {
         match link {
             None => findings.push(Finding::no_device(name)),
-            Some(link) => judge_device(name, link, facts.page_size, policy, &mut findings),
+            Some(link) => judge_device(name, link, facts, policy, &mut findings),
         }
     }
     findings.sort_by_key(|finding| finding.severity);
@@ -221,6 +208,17 @@ pub(super) fn planned(link: &LinkFacts, policy: XdpPolicy) -> AttachMode {
         XdpPolicy::NativeOrGeneric if lacks_native(link) => AttachMode::Generic,
         XdpPolicy::Native | XdpPolicy::NativeOrGeneric => AttachMode::Native,
     }
+}
+
+/// Whether answers may be redirected to a device. What is redirected to one that does not send it is
+/// lost without a trace; so a kernel that cannot say what a device can do (before Linux 6.3) leaves it
+/// to the driver's name, and a driver that is not known gets its packets from the stack.
+pub(super) fn answers_redirected(link: &LinkFacts, processors: usize) -> bool {
+    let sends = match link.features {
+        Some(features) => features.has(XdpFeatures::SEND),
+        None => drivers::find(&link.driver).is_some(),
+    };
+    sends && drivers::all_processors_send(link, processors)
 }
 
 fn lacks_native(link: &LinkFacts) -> bool {
@@ -237,6 +235,9 @@ fn judge_host(facts: &Facts, findings: &mut Vec<Finding>) {
             "this host does not forward IPv4 packets, so it is not a gateway",
             "sysctl -w net.ipv4.ip_forward=1",
         ));
+    }
+    if !facts.waits_for_programs {
+        findings.push(Finding::of_error(&GatewayError::NoGracePeriod));
     }
     match facts.bpffs {
         Bpffs::Usable => {}
@@ -275,10 +276,33 @@ fn judge_host(facts: &Facts, findings: &mut Vec<Finding>) {
 fn judge_device(
     name: &str,
     link: &LinkFacts,
-    page_size: u32,
+    facts: &Facts,
     policy: XdpPolicy,
     findings: &mut Vec<Finding>,
 ) {
+    if !link.ethernet {
+        findings.push(Finding::refuses(
+            name,
+            "no_ethernet",
+            format!(
+                "packets of device `{name}` (driver {}) have no Ethernet header, and the programs \
+                 would misread them; take devices that have one",
+                link.driver
+            ),
+            "ip -brief link",
+        ));
+    }
+    if let Some(vrf) = &link.vrf {
+        findings.push(Finding::refuses(
+            name,
+            "vrf",
+            format!(
+                "device `{name}` belongs to the VRF `{vrf}`, but answers are routed by the main \
+                 tables; take it out of the VRF"
+            ),
+            format!("ip link set dev {name} nomaster"),
+        ));
+    }
     if let Some(occupant) = &link.program {
         findings.push(Finding::foreign_program(name, occupant));
     }
@@ -299,7 +323,7 @@ fn judge_device(
         ));
     }
     match planned(link, policy) {
-        AttachMode::Native => judge_native(name, link, page_size, findings),
+        AttachMode::Native => judge_native(name, link, facts, policy, findings),
         AttachMode::Generic => findings.push(generic(name, link)),
     }
     judge_merging(name, link, findings);
@@ -325,9 +349,21 @@ pub(super) fn generic(name: &str, link: &LinkFacts) -> Finding {
     )
 }
 
-fn judge_native(name: &str, link: &LinkFacts, page_size: u32, findings: &mut Vec<Finding>) {
+fn judge_native(
+    name: &str,
+    link: &LinkFacts,
+    facts: &Facts,
+    policy: XdpPolicy,
+    findings: &mut Vec<Finding>,
+) {
+    let severity = match policy {
+        XdpPolicy::Native => Severity::Refuses,
+        // Tried all the same.
+        _ => Severity::Costs,
+    };
+    drivers::judge(name, link, facts.processors, severity, findings);
     let frags = link.features.is_none_or(|features| features.has(XdpFeatures::FRAGS));
-    let room = page_size.saturating_sub(PAGE_OVERHEAD);
+    let room = facts.page_size.saturating_sub(PAGE_OVERHEAD);
     if !frags && link.mtu > room {
         findings.push(Finding::new(
             Severity::Costs,
@@ -399,173 +435,4 @@ fn judge_veth(name: &str, link: &LinkFacts, peer: &Peer, findings: &mut Vec<Find
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const ALL: XdpFeatures = XdpFeatures(
-        XdpFeatures::BASIC.0 | XdpFeatures::REDIRECT.0 | XdpFeatures::SEND.0 | XdpFeatures::FRAGS.0,
-    );
-
-    /// A network card with nothing to say about it.
-    fn occupant(id: u32, instance: Option<&str>) -> Occupant {
-        Occupant { id, instance: instance.map(ToOwned::to_owned) }
-    }
-
-    #[test]
-    fn a_program_of_another_instance_is_not_to_be_torn_off() {
-        let remedy = |instance| {
-            let link = LinkFacts { program: Some(occupant(7, instance)), ..card() };
-            let mut findings = Vec::new();
-            judge_device("eth1", &link, 4096, XdpPolicy::Native, &mut findings);
-            let Finding { what, remedy, .. } = findings.remove(0);
-            (what, remedy.expect("a command"))
-        };
-        assert_eq!(remedy(None).1, "ip link set dev eth1 xdp off");
-        let (what, command) = remedy(Some("blue"));
-        assert!(what.contains("the Millrace instance `blue`"), "{what}");
-        assert_eq!(command, "relay unload --config THAT_CONFIGURATION");
-    }
-
-    fn card() -> LinkFacts {
-        LinkFacts {
-            driver: "mlx5_core".to_owned(),
-            mtu: 1500,
-            up: true,
-            program: None,
-            features: Some(ALL),
-            lro: false,
-            gro_hw: false,
-            peer: None,
-        }
-    }
-
-    fn host(devices: Vec<(String, Option<LinkFacts>)>) -> Facts {
-        Facts { forwards: true, page_size: 4096, bpffs: Bpffs::Usable, devices }
-    }
-
-    fn without(feature: XdpFeatures) -> XdpFeatures {
-        XdpFeatures(ALL.0 & !feature.0)
-    }
-
-    /// What is said of one device, by severity and code; every remedy is there.
-    fn said(policy: XdpPolicy, link: LinkFacts) -> Vec<(Severity, &'static str)> {
-        codes(&host(vec![("eth1".to_owned(), Some(link))]), policy)
-    }
-
-    fn codes(facts: &Facts, policy: XdpPolicy) -> Vec<(Severity, &'static str)> {
-        let findings = judge(facts, policy);
-        for finding in &findings {
-            assert!(finding.remedy.is_some() && !finding.what.ends_with('.'), "{finding:?}");
-        }
-        findings.iter().map(|finding| (finding.severity, finding.code)).collect()
-    }
-
-    #[test]
-    fn a_good_card_has_no_findings() {
-        assert_eq!(said(XdpPolicy::Native, card()), []);
-        // A kernel that cannot say what a driver can do is given the benefit of the doubt.
-        assert_eq!(said(XdpPolicy::Native, LinkFacts { features: None, ..card() }), []);
-    }
-
-    #[test]
-    fn what_the_host_lacks() {
-        let good = || vec![("eth1".to_owned(), Some(card()))];
-        let facts = Facts { forwards: false, ..host(good()) };
-        assert_eq!(codes(&facts, XdpPolicy::Native), [(Severity::Refuses, "no_forwarding")]);
-        for bpffs in [Bpffs::NoMountPoint, Bpffs::Unknown] {
-            let facts = Facts { bpffs, ..host(good()) };
-            assert_eq!(codes(&facts, XdpPolicy::Native), [(Severity::Refuses, "no_bpffs")]);
-        }
-        let facts = host(vec![("eth1".to_owned(), None)]);
-        assert_eq!(codes(&facts, XdpPolicy::Native), [(Severity::Refuses, "no_device")]);
-    }
-
-    #[test]
-    fn another_program_is_in_the_way() {
-        let link = LinkFacts { program: Some(occupant(7, None)), ..card() };
-        assert_eq!(said(XdpPolicy::Native, link), [(Severity::Refuses, "foreign_program")]);
-    }
-
-    #[test]
-    fn without_native_xdp_the_policy_decides() {
-        for lacking in [XdpFeatures::BASIC, XdpFeatures::REDIRECT] {
-            let link = || LinkFacts { features: Some(without(lacking)), ..card() };
-            assert_eq!(said(XdpPolicy::Native, link()), [(Severity::Refuses, "no_native_xdp")]);
-            assert_eq!(said(XdpPolicy::NativeOrGeneric, link()), [(Severity::Costs, "generic")]);
-            assert_eq!(planned(&link(), XdpPolicy::NativeOrGeneric), AttachMode::Generic);
-        }
-        assert_eq!(said(XdpPolicy::Generic, card()), [(Severity::Costs, "generic")]);
-        assert_eq!(said(XdpPolicy::NativeOrGeneric, card()), []);
-        assert_eq!(planned(&card(), XdpPolicy::NativeOrGeneric), AttachMode::Native);
-    }
-
-    #[test]
-    fn mtus() {
-        let jumbo = |features| LinkFacts { mtu: 9000, features, ..card() };
-        assert_eq!(said(XdpPolicy::Native, jumbo(Some(ALL))), []);
-        let cramped = Some(without(XdpFeatures::FRAGS));
-        let found = said(XdpPolicy::Native, jumbo(cramped));
-        assert_eq!(found, [(Severity::Costs, "mtu_without_frags")]);
-        assert_eq!(
-            said(XdpPolicy::Native, LinkFacts { mtu: 3506, ..jumbo(cramped) }),
-            [],
-            "one page holds it"
-        );
-        let link = LinkFacts { mtu: 65_536, ..card() };
-        assert_eq!(said(XdpPolicy::Native, link), [(Severity::Refuses, "mtu")]);
-
-        let facts = host(vec![
-            ("eth1".to_owned(), Some(card())),
-            ("eth2".to_owned(), Some(jumbo(Some(ALL)))),
-        ]);
-        let findings = judge(&facts, XdpPolicy::Native);
-        assert_eq!((findings.len(), findings[0].code), (1, "mtu_differs"));
-        assert_eq!(findings[0].subject, "eth2");
-        assert_eq!(findings[0].remedy.as_deref(), Some("ip link set dev eth1 mtu 9000"));
-    }
-
-    #[test]
-    fn merging_devices() {
-        let link = LinkFacts { lro: true, gro_hw: true, ..card() };
-        let found = said(XdpPolicy::Native, link);
-        assert_eq!(found, [(Severity::Costs, "lro"), (Severity::Costs, "gro_hw")]);
-    }
-
-    #[test]
-    fn a_device_that_is_down() {
-        let link = LinkFacts { up: false, ..card() };
-        assert_eq!(said(XdpPolicy::Native, link), [(Severity::Note, "down")]);
-    }
-
-    #[test]
-    fn veths_have_two_traps() {
-        let veth = |features, peer| LinkFacts {
-            driver: "veth".to_owned(),
-            features,
-            peer: Some(peer),
-            ..card()
-        };
-        let here =
-            |completes_checksums| Peer::Here { name: "veth9".to_owned(), completes_checksums };
-        assert_eq!(said(XdpPolicy::Native, veth(Some(ALL), here(true))), []);
-        let found = said(XdpPolicy::Native, veth(Some(ALL), here(false)));
-        assert_eq!(found, [(Severity::Costs, "veth_checksums")]);
-        let found = said(XdpPolicy::Native, veth(Some(ALL), Peer::Elsewhere));
-        assert_eq!(found, [(Severity::Note, "veth_checksums")]);
-        let facts = host(vec![(
-            "eth1".to_owned(),
-            Some(veth(Some(without(XdpFeatures::SEND)), here(true))),
-        )]);
-        let findings = judge(&facts, XdpPolicy::Native);
-        assert_eq!((findings.len(), findings[0].code), (1, "veth_peer_without_napi"));
-        assert_eq!(findings[0].remedy.as_deref(), Some("ethtool -K veth9 gro on"));
-    }
-
-    #[test]
-    fn what_refuses_comes_first() {
-        let link = LinkFacts { up: false, lro: true, program: Some(occupant(1, None)), ..card() };
-        let severities: Vec<_> =
-            said(XdpPolicy::Native, link).into_iter().map(|(severity, _)| severity).collect();
-        assert_eq!(severities, [Severity::Refuses, Severity::Costs, Severity::Note]);
-    }
-}
+mod tests;

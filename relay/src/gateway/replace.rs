@@ -5,13 +5,16 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::devices;
 use super::error::GatewayError;
 use super::host::Report;
 use super::links::{self, Slot, Swap, pinned_info, pinned_program, program_pin};
-use super::load::{self, MAPS, PROGRAMS};
+use super::load::{self, MAPS, PINNED};
+use super::lock::Lock;
 use super::object::ObjectFile;
 use super::read_config;
-use super::state::{Lock, State, ignore_missing};
+use super::state::{State, ignore_missing};
+use super::traffic_control;
 use crate::config::Config;
 
 /// What was replaced.
@@ -75,10 +78,10 @@ pub fn replace_by(
 
     report(&format!("load the programs of {} with the instance's maps", object.path.display()));
     let mut ebpf = load::load_object(object, Some(pins))?;
-    let drafts: Vec<_> = PROGRAMS.iter().map(|name| pins.join(draft(name))).collect();
+    let drafts: Vec<_> = PINNED.iter().map(|name| pins.join(draft(name))).collect();
     let mut replaced = BTreeMap::new();
     let result = (|| {
-        for (name, draft) in PROGRAMS.into_iter().zip(&drafts) {
+        for (name, draft) in PINNED.into_iter().zip(&drafts) {
             // What a replacement that was killed has left.
             remove(draft)?;
             load::pin_program(&mut ebpf, name, draft)?;
@@ -93,7 +96,15 @@ pub fn replace_by(
                 Ok(Swap { slot, program })
             })
             .collect::<Result<_, GatewayError>>()?;
-        links::swap(swaps, report)
+        let done = traffic_control::replace(config, |name| pins.join(draft(name)), report)
+            .and_then(|()| links::swap(swaps, report));
+        if done.is_err() {
+            let former = |name: &str| pins.join(program_pin(name));
+            if let Err(second) = traffic_control::replace(config, former, report) {
+                report(&format!("could not go back: {second}"));
+            }
+        }
+        done
     })();
     if let Err(error) = result {
         for draft in &drafts {
@@ -101,16 +112,19 @@ pub fn replace_by(
         }
         return Err(error);
     }
-    for (name, draft) in PROGRAMS.into_iter().zip(&drafts) {
+    for (name, draft) in PINNED.into_iter().zip(&drafts) {
         std::fs::rename(draft, pins.join(program_pin(name)))
             .map_err(GatewayError::io(format!("rename {}", draft.display())))?;
+    }
+    for changed in devices::refresh(config, &state)? {
+        report(&changed.to_string());
     }
     Ok(ReplaceReport { instance: state.instance, programs: replaced, object: object.path.clone() })
 }
 
 /// Every pin that is reused must be there: what is not would be made anew, and empty.
 pub(super) fn all_pinned(pins: &Path) -> Result<(), GatewayError> {
-    let programs = PROGRAMS.iter().map(|name| program_pin(name));
+    let programs = PINNED.iter().map(|name| program_pin(name));
     let mut all = MAPS.iter().map(|name| (*name).to_owned()).chain(programs);
     match all.find(|name| !pins.join(name).exists()) {
         None => Ok(()),

@@ -1,11 +1,11 @@
 //! What an instance leaves on the host outside the network: its state file, and the bpffs mount.
 
-use std::fs::{DirEntry, File};
-use std::io::ErrorKind;
-use std::os::unix::fs::MetadataExt as _;
+use std::fs::{DirEntry, File, OpenOptions};
+use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock, statfs};
+use rustix::fs::statfs;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use serde::{Deserialize, Serialize};
 
@@ -14,10 +14,10 @@ use crate::gateway::rules::in_force::InForce;
 
 use super::error::GatewayError;
 use super::host::Report;
-use super::preflight::Bpffs;
+use super::known::Bpffs;
 
 /// Where every instance has its directory.
-const RUN: &str = "/run/millrace";
+pub(super) const RUN: &str = "/run/millrace";
 /// An instance's state there.
 const STATE: &str = "gateway.json";
 /// Where the kernel's BPF file system belongs.
@@ -74,9 +74,9 @@ impl State {
     /// Writes the state before anything else is changed, so that even a load that is killed can be
     /// undone.
     pub(super) fn create(&self, config: &Config) -> Result<(), GatewayError> {
-        let directory = config.run_directory();
-        std::fs::create_dir_all(&directory)
-            .map_err(GatewayError::io(format!("create {}", directory.display())))?;
+        config
+            .create_run_directory()
+            .map_err(GatewayError::io(format!("create {}", config.run_directory().display())))?;
         Draft::write(Self::path(config), self)?.keep()
     }
 
@@ -139,7 +139,11 @@ impl Draft {
         let mut text = serde_json::to_string_pretty(value).expect("strings and paths");
         text.push('\n');
         let draft = Self::path_of(&path);
-        std::fs::write(&draft, text)
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        options
+            .open(&draft)
+            .and_then(|mut file| file.write_all(text.as_bytes()))
             .map_err(GatewayError::io(format!("write {}", draft.display())))?;
         Ok(Self { draft, path })
     }
@@ -158,39 +162,6 @@ impl Draft {
     pub(super) fn keep(&self) -> Result<(), GatewayError> {
         std::fs::rename(&self.draft, &self.path)
             .map_err(GatewayError::io(format!("write {}", self.path.display())))
-    }
-}
-
-/// Held while the host is changed: one `load` or `unload` at a time.
-pub(super) struct Lock {
-    _directory: File,
-}
-
-impl Lock {
-    pub(super) fn take() -> Result<Self, GatewayError> {
-        let what = || format!("lock {RUN}");
-        loop {
-            std::fs::create_dir_all(RUN).map_err(GatewayError::io(what()))?;
-            let directory = match File::open(RUN) {
-                Ok(directory) => directory,
-                Err(error) if error.kind() == ErrorKind::NotFound => continue,
-                Err(error) => return Err(GatewayError::io(what())(error)),
-            };
-            flock(&directory, FlockOperation::LockExclusive)
-                .map_err(|error| GatewayError::io(what())(error.into()))?;
-            // The last `unload` removes the directory: a lock on a removed one excludes nobody.
-            let ours = directory.metadata().map_err(GatewayError::io(what()))?.ino();
-            if std::fs::metadata(RUN).is_ok_and(|there| there.ino() == ours) {
-                return Ok(Self { _directory: directory });
-            }
-        }
-    }
-}
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        // Fails while another instance has its directory there, which is as it should be.
-        let _ = std::fs::remove_dir(RUN);
     }
 }
 

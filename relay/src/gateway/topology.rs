@@ -1,21 +1,20 @@
 //! The network that a diverted packet meets: the veth, the relay namespace and its routes.
 
+use std::net::{IpAddr, Ipv4Addr};
+
+use millrace_common::abi::{NEXT_HOP, NEXT_HOP_IPV6};
+
 use crate::config::Config;
 use crate::gateway::finding::Finding;
 
 use super::error::GatewayError;
 use super::host::{self, Device, Report, command, in_namespace};
+use super::preflight::MAX_LINK_MTU;
 
 use super::rules::RuleSet;
 
 /// The relay's end of the veth, in the relay namespace.
 pub const RELAY_DEVICE: &str = "relay0";
-/// The gateway's end of the veth, as the relay namespace's next hop. Its neighbour entry there is
-/// permanent. Link-local (RFC 3927), so that it cannot be a client's; alike in every instance, for
-/// nothing is ever sent to it.
-const NEXT_HOP: &str = "169.254.77.1";
-/// The same for IPv6 (RFC 4291 section 2.5.6).
-const NEXT_HOP_IPV6: &str = "fe80::4d:1";
 
 /// Settings of the relay namespace, and why they are not the kernel's defaults.
 const RELAY_SYSCTLS: &[(&str, &str)] = &[
@@ -24,7 +23,7 @@ const RELAY_SYSCTLS: &[(&str, &str)] = &[
     // The accept queue of a listener, when all clients of a gateway come back at once.
     ("net/core/somaxconn", "65535"),
     ("net/ipv4/tcp_max_syn_backlog", "65535"),
-    // "Fragmentation needed" for a diverted connection goes to the server, which does not know it.
+    // A router that tells nobody of packets that it cannot forward is found out all the same.
     ("net/ipv4/tcp_mtu_probing", "1"),
     // Inherited from the host; everything comes in by the one device there is.
     ("net/ipv4/conf/all/rp_filter", "0"),
@@ -108,18 +107,19 @@ pub(super) fn create(
     // A packet whose next hop the program does not know goes up this device into the host's stack;
     // its source is a server that lives elsewhere, which strict reverse-path filtering refuses, and
     // loose filtering too on a device without any address.
-    let address = format!("{NEXT_HOP}/32");
+    let address = format!("{}/32", Ipv4Addr::from(NEXT_HOP));
     run(report, &["ip", "address", "add", &address, "dev", &gateway_device, "scope", "host"])?;
     sysctl(report, &format!("net/ipv4/conf/{gateway_device}/rp_filter"), "2")?;
-    // It forwards IPv6 if the host does, and says nothing by itself.
+    // It forwards, whatever a new device of this host does, and says nothing by itself. IPv6 too:
+    // the host may begin to forward it at any time.
+    sysctl(report, &format!("net/ipv4/conf/{gateway_device}/forwarding"), "1")?;
     let ipv6 = |key: &str| format!("net/ipv6/conf/{gateway_device}/{key}");
     for key in ["accept_ra", "accept_dad", "router_solicitations"] {
         sysctl(report, &ipv6(key), "0")?;
     }
     sysctl(report, &ipv6("addr_gen_mode"), "1")?;
-    let forwards = forwards_ipv6()?;
-    sysctl(report, &ipv6("forwarding"), if forwards { "1" } else { "0" })?;
-    sysctl(report, &ipv6("disable_ipv6"), if forwards { "0" } else { "1" })?;
+    sysctl(report, &ipv6("disable_ipv6"), "0")?;
+    sysctl(report, &ipv6("forwarding"), "1")?;
     run(report, &["ip", "link", "set", "dev", &gateway_device, "up"])?;
 
     let gateway = find(&gateway_device)?;
@@ -139,22 +139,44 @@ fn link_mtu(devices: &[(String, Device)]) -> u32 {
 }
 
 /// One queue for each processor at both ends: a redirected frame is queued by the processor that
-/// received it.
+/// received it. Both ends have their hardware address from the start: to one that the kernel has
+/// chosen, udev may give another later (`MACAddressPolicy`, systemd.link(5)), and the programs and the
+/// relay namespace have noted the first.
+///
+/// The relay's end has the MTU of the client-facing devices, which its segments fit. The gateway's end
+/// takes all that there can be: in generic mode, packets that the kernel has merged are redirected as
+/// they are, and one that is longer than the MTU of the device is dropped (`xdp_ok_fwd_dev`,
+/// `net/core/filter.c`).
 fn add_veth(
     instance: &str,
     gateway_device: &str,
     mtu: u32,
     report: Report<'_>,
 ) -> Result<(), GatewayError> {
-    let queues = std::thread::available_parallelism().map_or(1, usize::from).to_string();
+    let queues = host::processors().to_string();
     let mtu = mtu.to_string();
-    let ends = ["numtxqueues", &queues, "numrxqueues", &queues, "mtu", &mtu];
-    let mut line = vec!["ip", "link", "add", gateway_device];
-    line.extend(ends);
-    line.extend(["type", "veth", "peer", "name", RELAY_DEVICE]);
-    line.extend(ends);
+    let queues = ["numtxqueues", &queues, "numrxqueues", &queues];
+    let [gateway_address, relay_address] = hardware_addresses(instance);
+    let largest = MAX_LINK_MTU.to_string();
+    let mut line = vec!["ip", "link", "add", gateway_device, "address", &gateway_address];
+    line.extend(queues);
+    line.extend(["mtu", &largest]);
+    line.extend(["type", "veth", "peer", "name", RELAY_DEVICE, "address", &relay_address]);
+    line.extend(queues);
+    line.extend(["mtu", &mtu]);
     line.extend(["netns", instance]);
     run(report, &line)
+}
+
+/// Those of the gateway's and the relay's end: locally administered (IEEE 802), and each instance's
+/// own, for people who look at a capture; nobody else is on that link.
+fn hardware_addresses(instance: &str) -> [String; 2] {
+    // FNV-1a.
+    let hash = instance
+        .bytes()
+        .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    let [a, b, c, d] = hash.to_be_bytes();
+    [0, 1].map(|end| format!("02:{a:02x}:{b:02x}:{c:02x}:{d:02x}:{end:02x}"))
 }
 
 /// Makes the relay namespace's inside: every diverted address is local to what comes in from the
@@ -167,9 +189,10 @@ fn furnish(config: &Config, gateway: &Device, report: Report<'_>) -> Result<(), 
     step(&format!("ethtool -K {RELAY_DEVICE} tx off tso off"));
     step(&format!("ip link set dev {RELAY_DEVICE} up"));
     let ipv6 = host::sysctl("net/ipv6/conf/all/disable_ipv6")?.is_some();
-    for (family, next_hop, loopback) in
-        [("-4", NEXT_HOP, "127.0.0.0/8"), ("-6", NEXT_HOP_IPV6, "::1/128")]
-    {
+    for (family, next_hop, loopback) in [
+        ("-4", Ipv4Addr::from(NEXT_HOP).into(), "127.0.0.0/8"),
+        ("-6", IpAddr::from(NEXT_HOP_IPV6), "::1/128"),
+    ] {
         if family == "-6" && !ipv6 {
             continue;
         }

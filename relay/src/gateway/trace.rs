@@ -27,10 +27,11 @@ use super::heartbeat::monotonic_ns;
 use super::host::{Device, Report};
 use super::links::{self, Slot, Swap, pinned_program, program_pin};
 use super::load::{load_programs, pinned_maps, xdp};
+use super::lock::Lock;
 use super::object::ObjectFile;
 use super::read_config;
 use super::replace::all_pinned;
-use super::state::{Lock, State};
+use super::state::State;
 use super::traced::{Traced, decode};
 use crate::config::Config;
 

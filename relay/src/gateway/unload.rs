@@ -7,7 +7,8 @@ use aya::programs::links::PinnedLink;
 use super::error::GatewayError;
 use super::host::{Device, Report};
 use super::links::link_pin;
-use super::state::{self, Lock, State, ignore_missing};
+use super::lock::Lock;
+use super::state::{self, State, ignore_missing};
 use super::topology;
 use crate::config::Config;
 

@@ -105,6 +105,9 @@ fn what_cannot_be_loaded_is_refused_and_leaves_nothing() -> anyhow::Result<()> {
     refused(gateway, &with_device("nope"), "there is no network device `nope`")?;
     gateway.ip("link add bridge0 type bridge")?;
     refused(gateway, &with_device("bridge0"), "`bridge0` (driver bridge) has no native XDP")?;
+    // No Ethernet headers: the program would misread its packets, and did so before.
+    gateway.ip("tuntap add dev tun0 mode tun")?;
+    refused(gateway, &with_device("tun0"), "`tun0` (driver tun) have no Ethernet header")?;
     gateway.ip("link set dev lo mtu 65536")?;
     refused(gateway, &with_device("lo"), "device `lo` cannot be used with MTU 65536")?;
 

@@ -1,6 +1,7 @@
 //! What stands in a gateway's way is refused with words that say what to do.
 
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 use std::time::Duration;
@@ -8,9 +9,12 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use aya::EbpfLoader;
 use aya::maps::{Array, Map, MapData};
+use aya::programs::Xdp;
+use aya::programs::links::LinkType;
+use aya::programs::xdp::XdpMode;
 use millrace_common::abi::{ABI_VERSION, GatewayConfig, map};
 use millrace_harness::gateway::fake_relay::{FakeRelay, PORT, alone, loaded, shared, traces};
-use millrace_harness::net::netns::{Topology, bpf_object};
+use millrace_harness::net::netns::{Topology, bpf_object, load_on, load_told};
 use millrace_harness::system::paths;
 use millrace_harness::system::privilege::privileged;
 use millrace_harness::system::process::{Finished, run};
@@ -108,6 +112,97 @@ fn a_check_needs_no_privilege() -> anyhow::Result<()> {
     }
     std::fs::remove_dir_all(directory)?;
     Ok(())
+}
+
+/// Before, the error was a bare "No space left on device".
+#[test]
+fn a_drivers_refusal_has_the_kernels_own_words() -> anyhow::Result<()> {
+    if !privileged("a_drivers_refusal_has_the_kernels_own_words") {
+        return Ok(());
+    }
+    let _shared = shared();
+    let topology = Topology::new(1, 1)?;
+    let gateway = &topology.gateway;
+    gateway
+        .ip("link add few0 numrxqueues 1 numtxqueues 1 type veth peer name many0 numtxqueues 4")?;
+    gateway.ethtool("-L many0 tx 1")?;
+    for end in ["few0", "many0"] {
+        gateway.ip(&format!("link set dev {end} up"))?;
+    }
+    let mut config = topology.config(PORT, Framing::Lines);
+    config.gateway.devices = vec!["few0".to_owned()];
+    let before = traces(gateway, &config)?.gateway_links;
+    // What the preflight looked at changes when it has looked.
+    let change = |step: &str| {
+        if step.starts_with("attach XDP program ingress to few0") {
+            let set = ["-L", "many0", "tx", "4"];
+            assert!(Command::new("ethtool").args(set).status().expect("ethtool").success());
+        }
+    };
+    let error =
+        load_told(gateway, &config, change).err().context("it was not refused")?.to_string();
+    for words in [
+        "driver veth does not run the program on `few0` as the device is set up now",
+        "XDP expects number of rx queues not less than peer tx queues",
+        "docs/design/drivers.md",
+    ] {
+        ensure!(error.contains(words), "no `{words}` in: {error}");
+    }
+    ensure!(traces(gateway, &config)?.gateway_links == before, "something is left");
+    Ok(())
+}
+
+/// Before, the remedy was `ip link set … xdp off`, to which the kernel says "Can't replace active BPF
+/// XDP link".
+#[test]
+fn a_foreign_link_has_a_remedy_that_works() -> anyhow::Result<()> {
+    if !privileged("a_foreign_link_has_a_remedy_that_works") {
+        return Ok(());
+    }
+    let _shared = shared();
+    let topology = Topology::new(1, 1)?;
+    let mut object = EbpfLoader::new().load(&std::fs::read(bpf_object()?)?)?;
+    let program: &mut Xdp = object.program_mut("pass").context("no program")?.try_into()?;
+    program.load()?;
+    topology.gateway.run(|| program.attach("eth1", XdpMode::Driver))??;
+    let off = topology.gateway.ip("link set dev eth1 xdp off").err().context("it was taken off")?;
+    ensure!(off.to_string().contains("Can't replace active BPF XDP link"), "{off}");
+
+    let config = topology.config(PORT, Framing::Lines);
+    let error =
+        load_on(&topology.gateway, &config).err().context("it was not refused")?.to_string();
+    let id = aya::programs::loaded_links()
+        .filter_map(Result::ok)
+        .filter(|link| link.link_type().is_ok_and(|kind| kind == LinkType::Xdp))
+        .map(|link| link.id())
+        .find(|id| error.contains(&format!("`bpftool link detach id {id}`")));
+    ensure!(id.is_some(), "no remedy in: {error}");
+    // As when that command detaches it.
+    drop(object);
+    topology.load(&config)?.unload()
+}
+
+/// Before, anybody could lock the directory, and every command waited for ever and said nothing.
+#[test]
+fn only_root_can_keep_others_from_changing_what_is_loaded() -> anyhow::Result<()> {
+    if !privileged("only_root_can_keep_others_from_changing_what_is_loaded") {
+        return Ok(());
+    }
+    let _shared = shared();
+    let (loaded, _topology) = loaded()?;
+    let directory = loaded.config.run_directory();
+    let run = directory.parent().context("no parent")?;
+    for place in [run, &directory] {
+        let output = Command::new("flock").arg("-n").arg(place).arg("true").uid(NOBODY).output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(!output.status.success() && said.contains("Permission denied"), "{said}");
+        ensure!(std::fs::metadata(place)?.mode() & 0o777 == 0o700, "{}", place.display());
+    }
+    for file in std::fs::read_dir(&directory)? {
+        let file = file?;
+        ensure!(file.metadata()?.mode() & 0o777 == 0o600, "{}", file.path().display());
+    }
+    loaded.unload()
 }
 
 #[test]

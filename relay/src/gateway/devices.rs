@@ -1,0 +1,152 @@
+//! The client-facing devices' hardware addresses, told to the programs: they divert what is sent to
+//! these, and nothing that a device sees besides.
+
+use std::borrow::{Borrow, BorrowMut};
+use std::fmt;
+use std::path::Path;
+
+use aya::maps::{Array, HashMap, Map, MapData, MapError};
+use millrace_common::abi::map;
+use millrace_common::link::ClientDevice;
+
+use crate::config::{Config, HardwareAddress};
+
+use super::error::GatewayError;
+use super::host::Device;
+use super::state::State;
+use super::{open_map, unusable};
+
+/// A device whose address is another one than the programs knew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Changed {
+    pub device: String,
+    pub from: HardwareAddress,
+    pub to: HardwareAddress,
+}
+
+impl fmt::Display for Changed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { device, from, to } = self;
+        write!(f, "{device} has another hardware address: {from} before, {to} now")
+    }
+}
+
+/// The two maps.
+pub(super) struct DeviceTable<T> {
+    devices: Array<T, ClientDevice>,
+    shared: HashMap<T, u64, u32>,
+}
+
+impl DeviceTable<MapData> {
+    /// Those of a loaded instance.
+    pub(super) fn open(pins: &Path) -> Result<Self, GatewayError> {
+        let devices = Map::Array(open_map(pins, map::CLIENT_DEVICES)?);
+        let shared = Map::HashMap(open_map(pins, map::SHARED_ADDRESSES)?);
+        Ok(Self {
+            devices: Array::try_from(devices).map_err(unusable(map::CLIENT_DEVICES))?,
+            shared: HashMap::try_from(shared).map_err(unusable(map::SHARED_ADDRESSES))?,
+        })
+    }
+}
+
+impl<'a> DeviceTable<&'a mut MapData> {
+    /// Those of an object; `None` if it is not one of ours.
+    pub(super) fn of(ebpf: &'a mut aya::Ebpf) -> Option<Self> {
+        let (mut devices, mut shared) = (None, None);
+        for (name, present) in ebpf.maps_mut() {
+            match name {
+                map::CLIENT_DEVICES => devices = Array::try_from(present).ok(),
+                map::SHARED_ADDRESSES => shared = HashMap::try_from(present).ok(),
+                _ => {}
+            }
+        }
+        Some(Self { devices: devices?, shared: shared? })
+    }
+}
+
+impl<T: Borrow<MapData>> DeviceTable<T> {
+    /// What the programs take for the address of a device; `None` if it is not the one that was
+    /// loaded under this number.
+    pub(super) fn known(
+        &self,
+        number: u16,
+        ifindex: u32,
+    ) -> Result<Option<HardwareAddress>, GatewayError> {
+        let known = self.get(ClientDevice::slot(ifindex))?;
+        Ok((known.number == number).then(|| HardwareAddress(known.address().bytes())))
+    }
+
+    fn get(&self, slot: u32) -> Result<ClientDevice, GatewayError> {
+        self.devices
+            .get(&slot, 0)
+            .map_err(GatewayError::bpf(format!("read the map {}", map::CLIENT_DEVICES)))
+    }
+}
+
+impl<T: BorrowMut<MapData>> DeviceTable<T> {
+    /// Tells of the devices, in the order of the configuration.
+    pub(super) fn fill(&mut self, devices: &[(String, Device)]) -> Result<(), GatewayError> {
+        for (number, (name, device)) in (1..).zip(devices) {
+            let slot = ClientDevice::slot(device.ifindex);
+            if self.get(slot)?.number != 0 {
+                return Err(GatewayError::DeviceSlot { device: name.clone() });
+            }
+            let address = device.address(name)?;
+            self.set(slot, ClientDevice::new(number, address.key()))?;
+        }
+        Ok(())
+    }
+
+    /// Has frames for these addresses looked at, and for no others but the devices' own.
+    pub(super) fn share(&mut self, addresses: &[HardwareAddress]) -> Result<(), GatewayError> {
+        let failed =
+            || GatewayError::bpf::<MapError>(format!("fill the map {}", map::SHARED_ADDRESSES));
+        let wanted: Vec<u64> = addresses.iter().map(|address| address.key().number()).collect();
+        let present: Vec<u64> = self.shared.keys().collect::<Result<_, _>>().map_err(failed())?;
+        for number in present.iter().filter(|number| !wanted.contains(number)) {
+            self.shared.remove(number).map_err(failed())?;
+        }
+        for number in wanted {
+            self.shared.insert(number, 0, 0).map_err(failed())?;
+        }
+        Ok(())
+    }
+
+    /// Has the programs know a device by this address from now on. Gives the former one, if it is
+    /// another.
+    pub(super) fn follow(
+        &mut self,
+        number: u16,
+        ifindex: u32,
+        address: HardwareAddress,
+    ) -> Result<Option<HardwareAddress>, GatewayError> {
+        let Some(known) = self.known(number, ifindex)? else { return Ok(None) };
+        if known == address {
+            return Ok(None);
+        }
+        self.set(ClientDevice::slot(ifindex), ClientDevice::new(number, address.key()))?;
+        Ok(Some(known))
+    }
+
+    fn set(&mut self, slot: u32, device: ClientDevice) -> Result<(), GatewayError> {
+        self.devices
+            .set(slot, device, 0)
+            .map_err(GatewayError::bpf(format!("fill the map {}", map::CLIENT_DEVICES)))
+    }
+}
+
+/// Tells the programs of a loaded instance what its configuration and its devices say now. Devices
+/// that are not in this network namespace stay as they are.
+pub(super) fn refresh(config: &Config, state: &State) -> Result<Vec<Changed>, GatewayError> {
+    let mut table = DeviceTable::open(&state.pin_directory)?;
+    table.share(&config.gateway.shared_addresses)?;
+    let mut changed = Vec::new();
+    for (number, name) in (1..).zip(&state.devices) {
+        let Some(device) = Device::find(name)? else { continue };
+        let to = device.address(name)?;
+        if let Some(from) = table.follow(number, device.ifindex, to)? {
+            changed.push(Changed { device: name.clone(), from, to });
+        }
+    }
+    Ok(changed)
+}
