@@ -211,14 +211,6 @@ pub struct RelaySection {
     pub stop_timeout_ms: u32,
 }
 
-impl RelaySection {
-    /// Connections that a worker may have beyond `max_connections`: those that were on their way when the
-    /// gateway was told.
-    pub fn overshoot(&self) -> u32 {
-        (self.max_connections / 16).max(16)
-    }
-}
-
 impl Default for RelaySection {
     fn default() -> Self {
         Self {

@@ -44,7 +44,7 @@ pub(super) fn fit(config: &mut Config, workers: usize, limit: Option<u64>) {
 fn most_connections(limit: u64, workers: usize, configured: u32) -> Option<u32> {
     let left = limit - OTHERS.min(limit / 2);
     let each = left / u64::try_from(workers.max(1)).unwrap_or(u64::MAX);
-    // What is on its way when a worker is full is accepted too: `RelaySection::overshoot`.
+    // What is on its way when a worker is full is accepted too: `EngineLimits::with_overshoot`.
     let most = (each - each / 17).min(each.saturating_sub(16));
     let most = u32::try_from(most.max(1)).unwrap_or(u32::MAX);
     (most < configured).then_some(most)

@@ -90,7 +90,7 @@ impl WorkerThread {
         }
         let mut limits = EngineLimits::from(&self.parts.shared.limits);
         if self.is_behind_gateway {
-            limits.sockets += self.parts.shared.limits.overshoot();
+            limits = limits.with_overshoot();
         }
         let engine = match UringEngine::new(limits, self.parts.wake.clone()) {
             Ok(engine) => engine,

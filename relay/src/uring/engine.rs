@@ -46,6 +46,15 @@ pub struct EngineLimits {
     pub batch_wait_us: u32,
 }
 
+impl EngineLimits {
+    /// With sockets for connections that are on their way when the gateway is told that there are as
+    /// many as may be.
+    #[must_use]
+    pub fn with_overshoot(self) -> Self {
+        Self { sockets: self.sockets + (self.sockets / 16).max(16), ..self }
+    }
+}
+
 impl From<&RelaySection> for EngineLimits {
     fn from(relay: &RelaySection) -> Self {
         Self {
