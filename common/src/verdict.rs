@@ -1,4 +1,4 @@
-//! Verdicts: what became of a packet and why. One per-CPU counter each.
+//! Verdicts: what became of a packet, and why. Each has a counter per CPU.
 
 use crate::packet::Unsupported;
 
@@ -13,12 +13,12 @@ macro_rules! verdicts {
             /// Every verdict, in the order of the counters.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
 
-            /// How operators see it: `action/reason`.
+            /// Its name for operators: `action/reason`.
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$variant => $name,)+ }
             }
 
-            /// In a sentence.
+            /// Its meaning, in a sentence.
             pub const fn meaning(self) -> &'static str {
                 match self { $(Self::$variant => concat!($($doc,)+).trim_ascii(),)+ }
             }
@@ -27,71 +27,71 @@ macro_rules! verdicts {
 }
 
 verdicts! {
-    /// Ingress: shorter than its headers.
+    /// Ingress: the packet is shorter than its headers.
     PassTruncated = "pass/truncated",
     /// Ingress: neither IPv4 nor IPv6.
     PassEtherType = "pass/ethertype",
-    /// Ingress: more VLAN tags than two.
+    /// Ingress: more than two VLAN tags.
     PassTooManyTags = "pass/too_many_tags",
-    /// Ingress: an impossible IPv4 header.
+    /// Ingress: the IPv4 header has a version or length that RFC 791 forbids.
     PassMalformedIpv4 = "pass/malformed_ipv4",
-    /// Ingress: IPv4 options.
+    /// Ingress: the packet has IPv4 options.
     PassIpv4Options = "pass/ipv4_options",
-    /// Ingress: an impossible IPv6 header.
+    /// Ingress: the IPv6 header has another version, or an IPv4-mapped address.
     PassMalformedIpv6 = "pass/malformed_ipv6",
-    /// Ingress: an IPv6 extension header.
+    /// Ingress: the packet has an IPv6 extension header.
     PassIpv6Extension = "pass/ipv6_extension",
-    /// Ingress: a fragment.
+    /// Ingress: the packet is a fragment.
     PassFragment = "pass/fragment",
     /// Ingress: neither TCP nor UDP.
     PassProtocol = "pass/protocol",
-    /// Ingress: an impossible TCP header.
+    /// Ingress: the TCP header has a length that RFC 9293 forbids, or does not fit the packet.
     PassMalformedTcp = "pass/malformed_tcp",
-    /// Ingress: an impossible UDP header.
+    /// Ingress: the UDP length is below 8, or does not fit the packet.
     PassMalformedUdp = "pass/malformed_udp",
-    /// Ingress: no steering rule is for it.
+    /// Ingress: no steering rule matches.
     PassNoRule = "pass/no_rule",
-    /// Ingress: a rule says so.
+    /// Ingress: a `pass` rule decides.
     PassRule = "pass/rule",
-    /// Ingress: would be diverted, but its source is excluded.
+    /// Ingress: the packet would be diverted, but its source is excluded.
     PassExcluded = "pass/excluded",
-    /// Ingress: the loader has not configured the programs, or is of another ABI version.
+    /// Ingress: the programs are not configured, or by a loader of another ABI version.
     PassUnconfigured = "pass/unconfigured",
-    /// Ingress: would be diverted, but the relay's heartbeat is too old.
+    /// Ingress: the packet would be diverted, but the relay's heartbeat is too old.
     PassNoHeartbeat = "pass/no_heartbeat",
-    /// Ingress: a SYN or datagram to a port on which no socket in the relay namespace waits.
+    /// Ingress: a SYN or datagram to a port that no socket in the relay namespace listens on.
     PassNoListener = "pass/no_listener",
-    /// Ingress: a SYN for which the table of pending flows had no room.
+    /// Ingress: a SYN, but the table of pending flows had no room for its flow.
     PassTableFull = "pass/table_full",
-    /// Ingress: would be diverted, but the link to the relay namespace is gone.
+    /// Ingress: the packet would be diverted, but the link to the relay namespace is gone.
     PassNoLink = "pass/no_link",
-    /// Ingress: neither a SYN nor of a flow that the relay has: it began before the gateway was
-    /// loaded, or while the relay was down.
+    /// Ingress: a segment of a connection that the relay does not have: the connection began before
+    /// the gateway was loaded, or while the relay was down.
     PassNoFlow = "pass/no_flow",
-    /// Ingress: a rule says so.
+    /// Ingress: a `drop` rule decides.
     DropRule = "drop/rule",
-    /// Ingress: a SYN, to the relay.
+    /// Ingress: to the relay, a SYN.
     DivertNew = "divert/new",
-    /// Ingress: of a flow that is not accepted yet, or just closed, to the relay.
+    /// Ingress: to the relay, a segment of a connection that is not accepted yet, or was just closed.
     DivertPending = "divert/pending",
-    /// Ingress: of an accepted flow, to the relay.
+    /// Ingress: to the relay, a segment of a connection that the relay has accepted.
     DivertEstablished = "divert/established",
-    /// Ingress: of a flow that the table of pending flows has lost in a flood of SYNs, but for
-    /// which the relay's stack has a socket.
+    /// Ingress: to the relay, a segment of a connection that a SYN flood has pushed out of the table of
+    /// pending flows, and for which the relay's stack has a socket.
     DivertSocket = "divert/socket",
-    /// Ingress: as before, but the relay's stack has kept nothing either: the packet carries the
-    /// SYN cookie that it was sent.
+    /// Ingress: to the relay, a segment of a connection that a SYN flood has pushed out of the table. The
+    /// relay's stack keeps no state for it: the segment carries the SYN cookie that the stack sent.
     DivertCookie = "divert/cookie",
-    /// Ingress: by rule alone, in mode `all`.
+    /// Ingress: to the relay, because a rule alone decides in mode `all`.
     DivertRule = "divert/rule",
-    /// Ingress: a UDP datagram, to the relay.
+    /// Ingress: to the relay, a UDP datagram.
     DivertDatagram = "divert/datagram",
-    /// Egress: from the relay to the device that leads to the client.
+    /// Egress: redirected to the device towards the client.
     ReturnForwarded = "return/forwarded",
-    /// Egress: the client's next hop is not known yet; the host's stack finds it. As for every
-    /// packet that is left to the stack, it goes the slow way or nowhere, as the stack decides.
+    /// Egress: the hardware address of the next hop is unknown. The host's stack resolves it; like every
+    /// packet that is left to the stack, this one takes the slow path, or the stack discards it.
     ReturnNoNeighbour = "return/no_neighbour",
-    /// Egress: the host has no route to the client but to itself; left to the host's stack.
+    /// Egress: the host has no route to the client, or only to itself; left to the host's stack.
     ReturnNoRoute = "return/no_route",
     /// Egress: the host's route to the client is a `blackhole`; left to the host's stack.
     ReturnBlackhole = "return/blackhole",
@@ -99,19 +99,19 @@ verdicts! {
     ReturnUnreachable = "return/unreachable",
     /// Egress: the host's route to the client is `prohibit`; left to the host's stack.
     ReturnProhibited = "return/prohibited",
-    /// Egress: the host does not forward what comes in from the relay; left to the host's stack.
+    /// Egress: forwarding is off at the gateway's end of the link; left to the host's stack.
     ReturnForwardingOff = "return/forwarding_off",
-    /// Egress: longer than the route to the client carries; the host's stack fragments it, or tells
+    /// Egress: the packet is longer than the MTU of the route; the host's stack fragments it, or tells
     /// the relay.
     ReturnTooLong = "return/fragmentation_needed",
-    /// Egress: the device that leads to the client is not one of the instance's, or cannot send
-    /// redirected frames; left to the host's stack.
+    /// Egress: the device towards the client is not one of the instance's, or cannot send redirected
+    /// frames; left to the host's stack.
     ReturnNoRedirect = "return/no_redirect",
-    /// Egress: not a packet that the parser knows, or a route of another kind; left to the host's
+    /// Egress: the parser does not know the packet, or only the stack knows the route; left to the host's
     /// stack.
     ReturnStack = "return/stack",
-    /// Egress: a reset for a connection that the relay never accepted, dropped, so that the client
-    /// tries again and reaches its server in the ordinary way.
+    /// Egress: a reset for a connection that the relay never accepted; dropped, so that the client
+    /// retries and reaches its server over the ordinary path.
     ReturnResetHeld = "return/reset_held",
 }
 

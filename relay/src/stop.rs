@@ -1,31 +1,31 @@
-//! How long a relay that stops may take, and what each part of a stop has of that.
+//! The time that a stop may take, and how its parts share that time.
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::config::RelaySection;
 
-/// What is kept of a stop's time for what follows the messages, at most: a cluster that answers needs no
-/// more.
+/// Upper bound of a share. Whatever follows the messages has shares reserved; a cluster that answers needs
+/// no more than this.
 const MOST_SHARE: Duration = Duration::from_secs(3);
-/// Such a share is no more than one of so many parts of the whole.
+/// A share is at most the whole time divided by this.
 const SHARES: u32 = 5;
 
-/// Parts of a stop. Each has its end; the next ones have their time even if it takes all of its own.
+/// Parts of a stop. Each has its own deadline, so that a slow part takes no time from those after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopPart {
-    /// What was read is given to Kafka. After it, what Kafka has not acknowledged is given up.
+    /// What was read goes to Kafka. At the deadline, what Kafka has not acknowledged is given up.
     Messages,
-    /// Workers end their connections and hand over what they have. After it, they end anyhow.
+    /// Workers end their connections and hand over what they have. At the deadline they end regardless.
     Connections,
-    /// What is still written by other threads: offsets, associations, dead letters.
+    /// Other threads write what is left: offsets, associations, dead letters.
     Rest,
-    /// The last words in the registry.
+    /// The registry's last records are written.
     Registry,
 }
 
-/// The time of a stop (`relay.stop_timeout_ms`), which all parts of it share: a cluster that did not answer
-/// the first of them is not waited for again by the next.
+/// The time of a stop (`relay.stop_timeout_ms`). All parts share it: if the first part has waited in vain
+/// for the cluster, the next one does not wait as long again.
 #[derive(Clone, Debug)]
 pub struct StopTime {
     timeout: Duration,
@@ -39,29 +39,29 @@ impl StopTime {
         Self { timeout, until: Arc::default() }
     }
 
-    /// Begins, once.
+    /// Begins the stop. Only the first call counts.
     pub fn begin(&self) {
         self.until.get_or_init(|| Instant::now() + self.timeout);
     }
 
-    /// Whether the relay stops.
+    /// True if the relay is stopping.
     pub fn has_begun(&self) -> bool {
         self.until.get().is_some()
     }
 
-    /// The whole of it.
+    /// The whole time.
     pub const fn timeout(&self) -> Duration {
         self.timeout
     }
 
-    /// What is left of the whole; all of it before it begins.
+    /// The time that is left; the whole time before the stop begins.
     pub fn left(&self) -> Duration {
         self.until
             .get()
             .map_or(self.timeout, |until| until.saturating_duration_since(Instant::now()))
     }
 
-    /// What is left until the end of a part.
+    /// The time that is left until the deadline of a part.
     pub fn left_of(&self, part: StopPart) -> Duration {
         let share = (self.timeout / SHARES).min(MOST_SHARE);
         let after = match part {
@@ -73,7 +73,7 @@ impl StopTime {
         self.left().saturating_sub(after)
     }
 
-    /// Whether the relay stops and the time of a part is over.
+    /// True if the relay is stopping and the deadline of a part has passed.
     pub fn is_over(&self, part: StopPart) -> bool {
         self.has_begun() && self.left_of(part).is_zero()
     }

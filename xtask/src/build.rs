@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::{paths, process, toolchain};
 
-/// Cargo, the one that runs this program where cargo does.
+/// Cargo: the one that runs this program, if one does.
 pub(crate) fn cargo() -> Command {
     let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(program);
@@ -45,8 +45,7 @@ fn userspace(packages: &[&str]) -> Result<()> {
     ]))
 }
 
-/// Builds the XDP programs, and puts the objects below `target/bpf`, and the gateway's beside the
-/// relay.
+/// Builds the XDP programs. Puts the objects below `target/bpf`, and the gateway's also beside the relay.
 pub(crate) fn ebpf() -> Result<()> {
     let toolchain = toolchain::require()?;
     let folder = paths::root().join("gateway-ebpf");
@@ -75,7 +74,7 @@ fn path_with_linker() -> Result<std::ffi::OsString> {
     Ok(std::env::join_paths(folders)?)
 }
 
-/// Copies a file so that nobody ever sees half of it, and not at all if nothing has changed.
+/// Copies a file in one atomic step, unless its content is already there.
 fn install(from: &Path, to: &Path) -> Result<()> {
     let bytes = fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
     if fs::read(to).is_ok_and(|present| present == bytes) {

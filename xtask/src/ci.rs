@@ -1,4 +1,4 @@
-//! `cargo xtask ci`: all that a change must pass, each step with its duration.
+//! `cargo xtask ci`: everything that a change must pass, with the duration of each step.
 
 use std::{
     process::Command,
@@ -9,8 +9,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{autogroup, build, kafka, paths, process, setup, tidy, toolchain::Toolchain};
 
-/// Lints run on the release profile: librdkafka, the longest part of the build, is then built once
-/// for lints, tests and demo.
+/// Lints use the release profile too, so that librdkafka, the longest part of the build, is built only once.
 const PROFILE: &str = "--release";
 
 /// Runs all steps, and stops at the first that fails.
@@ -65,7 +64,7 @@ pub(crate) fn run() -> Result<()> {
     drop(autogroups);
     cluster.release()?;
     tested?;
-    // The broker's memory is free again: each machine takes 1 GB.
+    // After the broker's end: each virtual machine needs 1 GB.
     step("cargo xtask vm-test", &|| xtask(&["vm-test"]))?;
 
     process::say("All checks passed:");
@@ -97,7 +96,7 @@ fn clippy() -> Result<()> {
     }
 }
 
-/// A subcommand of this very program, as a user would call it.
+/// Runs a subcommand of this program, as a user would.
 fn xtask(arguments: &[&str]) -> Result<()> {
     process::check(Command::new(std::env::current_exe()?).args(arguments))
 }

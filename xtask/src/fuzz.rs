@@ -1,7 +1,7 @@
 //! `cargo xtask fuzz`: the fuzz targets under libFuzzer, guided by coverage.
 //!
-//! The flags are those that cargo-fuzz passes, less the sanitizer, which only a nightly compiler has:
-//! the targets are safe code, and find what asserts or panics.
+//! The flags are those of cargo-fuzz without the sanitizer, which needs a nightly compiler. The targets are
+//! safe code, so failures are assertions and panics.
 
 use std::{
     ffi::OsStr,
@@ -62,7 +62,7 @@ pub(crate) struct Options {
     keep: Vec<PathBuf>,
 }
 
-/// Does with a target what is wanted.
+/// Runs the command.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let workspace = paths::root().join("tests/fuzz");
     let target = Target::of(&workspace, &paths::target().join("fuzz"), &options.target)?;
@@ -94,7 +94,7 @@ impl Target {
         let known = names(&workspace.join("fuzz_targets"))?;
         ensure!(
             known.iter().any(|known| known == name),
-            "there is no target `{name}`; there are: {}",
+            "there is no target `{name}`; known targets: {}",
             known.join(", ")
         );
         Ok(Self {
@@ -123,7 +123,7 @@ impl Target {
         Ok(self.built.join(PLATFORM).join("release").join(&self.name))
     }
 
-    /// Becomes libFuzzer.
+    /// Replaces this process by libFuzzer.
     fn run(&self, program: &Path, options: &Options) -> Result<()> {
         let (committed, found) = (self.folder("committed"), self.folder("found"));
         Corpus::read(&self.archive)?.unpack(&committed)?;
@@ -137,12 +137,12 @@ impl Target {
             self.command(program, options)?
                 .arg(format!("-max_total_time={}", options.seconds))
                 .arg("-print_final_stats=1")
-                // What is found goes to the first one.
+                // libFuzzer writes new inputs to the first folder.
                 .args([&found, &committed]),
         )
     }
 
-    /// Said before minutes of building.
+    /// Checked before minutes of building.
     fn ensure_found(&self) -> Result<()> {
         let found = self.folder("found");
         let is_empty = fs::read_dir(&found).map_or(true, |mut files| files.next().is_none());
@@ -157,7 +157,7 @@ impl Target {
         before.unpack(&merged)?;
         process::visible(
             self.command(program, options)?
-                // By edges alone: how often each is passed would keep ten times as many.
+                // By edges alone: with their counts it would keep ten times as many inputs.
                 .args(["-merge=1", "-set_cover_merge=1", "-use_counters=0"])
                 .args([&merged, &found]),
         )?;
@@ -166,7 +166,7 @@ impl Target {
         self.write(&before, &after)
     }
 
-    /// What all runs of a target have in common.
+    /// Common to all runs of a target.
     fn command(&self, program: &Path, options: &Options) -> Result<Command> {
         make(&self.artifacts)?;
         let mut command = Command::new(program);
@@ -264,7 +264,7 @@ mod tests {
     fn an_unknown_target_is_refused_and_the_others_are_named() {
         let workspace = Workspace::new("fuzz-target");
         let error = workspace.target("kye").err().unwrap().to_string();
-        assert!(error.contains("`kye`") && error.ends_with("there are: codec, key"), "{error}");
+        assert!(error.contains("`kye`") && error.ends_with("known targets: codec, key"), "{error}");
     }
 
     #[test]

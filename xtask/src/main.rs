@@ -1,6 +1,6 @@
 //! `cargo xtask`: the front door of the project.
 //!
-//! It orchestrates only: it installs, builds, starts Kafka and runs other programs. What an
+//! It only orchestrates: it installs, builds, starts Kafka and runs other programs. Everything that an
 //! operator's host needs is in the `relay` binary.
 
 mod autogroup;
@@ -143,7 +143,7 @@ fn main() -> ExitCode {
     match dispatch(Cli::parse().command) {
         Ok(code) => code,
         Err(error) => {
-            // Not `Debug`: with RUST_BACKTRACE set that buries the message.
+            // Not `Debug`, which buries the message if RUST_BACKTRACE is set.
             eprintln!("Error: {error:#}");
             ExitCode::FAILURE
         }

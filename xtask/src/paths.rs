@@ -1,4 +1,4 @@
-//! Where things are: the workspace and what is generated below its target folder.
+//! Paths of the workspace, and of what is generated below its target folder.
 
 use std::path::{Path, PathBuf};
 
@@ -30,7 +30,7 @@ pub(crate) fn bench_object() -> PathBuf {
     bpf_object().with_file_name("bench.bpf.o")
 }
 
-/// The jars of a release of Kafka. That of every day needs no name.
+/// The jars of a release of Kafka. The usual release's folder has no version in its name.
 pub(crate) fn kafka_jars(version: &str) -> PathBuf {
     let name = if version == jars::VERSION { "libs".to_owned() } else { format!("libs-{version}") };
     target().join("kafka").join(name)
@@ -46,7 +46,7 @@ pub(crate) fn kafka_node() -> PathBuf {
     target().join("kafka").join("node")
 }
 
-/// Kernels for virtual machines, and what their runs leave.
+/// Kernels for virtual machines, and the results of their runs.
 pub(crate) fn vm() -> PathBuf {
     target().join("vm")
 }

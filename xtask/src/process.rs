@@ -1,4 +1,4 @@
-//! Running other programs: with a log and a sign of life, or in place of this process.
+//! Runs other programs: with a log and progress messages, or in place of this process.
 
 use std::{
     fs::{self, File},
@@ -11,19 +11,19 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-/// How often a quiet step says that it is still at work.
+/// Interval of the progress messages of a quiet step.
 const TICK: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(20);
 const TAIL_LINES: usize = 25;
 
-/// Says something to the operator. Everything of xtask's own goes to standard error: standard
-/// output belongs to the program that it runs, whose last line may be JSON.
+/// Prints a message for the operator. xtask's own output goes to standard error; standard output belongs to
+/// the program that it runs, whose last line may be JSON.
 pub(crate) fn say(message: impl AsRef<str>) {
     eprintln!("{}", message.as_ref());
 }
 
-/// Runs a step that prints too much to be shown: its output goes to `log`, and the operator sees
-/// its name, a line every ten seconds with the last line of the log, and how long it took.
+/// Runs a step that prints too much to show. Its output goes to `log`. The operator sees its name, the last
+/// line of the log every ten seconds, and its duration.
 pub(crate) fn step(what: &str, command: &mut Command, log: &Path) -> Result<()> {
     let output = create(log)?;
     let started = Instant::now();
@@ -58,13 +58,13 @@ pub(crate) fn step(what: &str, command: &mut Command, log: &Path) -> Result<()> 
     Ok(())
 }
 
-/// Runs a program whose output the operator should see as it comes, all of it on standard error.
+/// Runs a program and shows its output at once, all of it on standard error.
 pub(crate) fn visible(command: &mut Command) -> Result<()> {
     command.stdin(Stdio::null()).stdout(io::stderr());
     check(command)
 }
 
-/// Runs a program with this process's standard streams and wants it to succeed.
+/// Runs a program with this process's standard streams. Fails if the program does.
 pub(crate) fn check(command: &mut Command) -> Result<()> {
     let status = status(command)?;
     if !status.success() {
@@ -86,8 +86,8 @@ pub(crate) fn replace(command: &mut Command) -> Result<()> {
     Err(error).with_context(|| cannot_start(command))
 }
 
-/// What a program prints on standard output, without the white space around it; an error if it
-/// can't be started or fails.
+/// The standard output of a program, without surrounding white space. Fails if the program cannot be
+/// started, or fails.
 pub(crate) fn capture(command: &mut Command) -> Result<String> {
     let output = command.stdin(Stdio::null()).output().with_context(|| cannot_start(command))?;
     if !output.status.success() {
@@ -101,7 +101,7 @@ pub(crate) fn capture(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// The first file of this name on `PATH`, or in the system folders that a user's `PATH` lacks.
+/// The first file of this name on `PATH`, or in system folders that a user's `PATH` may lack.
 pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
@@ -110,7 +110,7 @@ pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// The command as one would type it.
+/// The command as a user would type it.
 pub(crate) fn shown(command: &Command) -> String {
     std::iter::once(command.get_program())
         .chain(command.get_args())

@@ -1,4 +1,4 @@
-//! Commands that build and then hand over to another program.
+//! Commands that build a program and then replace this process by it.
 
 use std::{ffi::OsString, process::Command};
 
@@ -112,7 +112,7 @@ pub(crate) struct Passed {
     arguments: Vec<OsString>,
 }
 
-/// Tells programs where the gateway's eBPF object is.
+/// Variable with the path of the gateway's eBPF object.
 const BPF_OBJECT: &str = "MILLRACE_BPF_OBJECT";
 
 /// What to measure.
@@ -133,7 +133,7 @@ pub(crate) enum Bench {
     Classify(Passed),
 }
 
-/// Builds what the relay's subcommand needs and becomes it.
+/// Builds what a subcommand of the relay needs, and replaces this process by it.
 pub(crate) fn relay(subcommand: &str, passed: &Passed) -> Result<()> {
     if matches!(subcommand, "load" | "run" | "trace") {
         setup::ensure(&[Part::Build, Part::Ebpf])?;
@@ -145,12 +145,12 @@ pub(crate) fn relay(subcommand: &str, passed: &Passed) -> Result<()> {
     process::replace(Command::new(paths::release("relay")).arg(subcommand).args(&passed.arguments))
 }
 
-/// Brings everything up and becomes the demo.
+/// Prepares everything, and replaces this process by the demo.
 pub(crate) fn demo(passed: &Passed) -> Result<()> {
     hand_over("demo", &setup::USUAL, passed)
 }
 
-/// Brings everything up and becomes the benchmark.
+/// Prepares everything, and replaces this process by the benchmark.
 pub(crate) fn bench(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Relay(passed) => hand_over("bench-relay", &setup::WITH_BENCH, passed),
@@ -160,12 +160,12 @@ pub(crate) fn bench(bench: &Bench) -> Result<()> {
     }
 }
 
-/// Builds the generator of packets and becomes it.
+/// Builds the packet generator, and replaces this process by it.
 pub(crate) fn pktgen(passed: &Passed) -> Result<()> {
     without_kafka("pktgen", passed)
 }
 
-/// For what concerns the XDP programs alone.
+/// Does this for a program that only needs the XDP programs.
 fn without_kafka(program: &str, passed: &Passed) -> Result<()> {
     require_root()?;
     setup::ensure(&[Part::Build, Part::Ebpf, Part::Network])?;
@@ -185,7 +185,7 @@ fn hand_over(program: &str, parts: &[Part], passed: &Passed) -> Result<()> {
     process::replace(command.args(arguments).args(["--brokers", cluster.brokers()]))
 }
 
-/// Network namespaces want root; said before minutes of building.
+/// Network namespaces need root. Checked before minutes of building.
 pub(crate) fn require_root() -> Result<()> {
     if !process::is_root() {
         bail!(
@@ -196,7 +196,7 @@ pub(crate) fn require_root() -> Result<()> {
     Ok(())
 }
 
-/// What the programs of demo, tests and benchmarks learn from their environment.
+/// Sets the environment of the programs of demo, tests and benchmarks.
 pub(crate) fn environment(command: &mut Command, brokers: &str) -> Result<()> {
     command
         .env("MILLRACE_BROKERS", brokers)
@@ -208,7 +208,7 @@ pub(crate) fn environment(command: &mut Command, brokers: &str) -> Result<()> {
 }
 
 impl Passed {
-    /// The value of `--brokers`, which xtask itself has to know, and the other arguments.
+    /// The value of `--brokers`, which xtask itself needs, and the other arguments.
     pub(crate) fn split(&self) -> Result<(Option<String>, Vec<OsString>)> {
         let (mut brokers, mut others) = (None, Vec::new());
         let mut arguments = self.arguments.iter();
@@ -221,7 +221,7 @@ impl Passed {
             } else if text == "--brokers" {
                 match arguments.next() {
                     Some(value) => brokers = Some(value.to_string_lossy().into_owned()),
-                    None => bail!("--brokers wants HOST:PORT[,HOST:PORT…]"),
+                    None => bail!("--brokers needs a value: HOST:PORT[,HOST:PORT…]"),
                 }
             } else if let Some(value) = text.strip_prefix("--brokers=") {
                 brokers = Some(value.to_owned());

@@ -1,4 +1,4 @@
-//! `cargo xtask test`: cargo's test runner with everything that the tests want around it.
+//! `cargo xtask test`: cargo's test runner, with everything that the tests need.
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
@@ -36,7 +36,7 @@ struct Totals {
     ignored: u32,
 }
 
-/// Runs the tests; the exit code is cargo's.
+/// Runs the tests. Returns cargo's exit code.
 pub(crate) fn run(passed: &Passed) -> Result<ExitCode> {
     let (brokers, arguments) = passed.split()?;
     setup::ensure(&setup::USUAL)?;
@@ -44,7 +44,7 @@ pub(crate) fn run(passed: &Passed) -> Result<ExitCode> {
     let cluster = kafka::for_run(brokers.as_deref())?;
     let _autogroups = autogroup::Off::new()?;
 
-    // Release mode, because the programs that the tests run are built that way already.
+    // Release mode, because the programs that the tests run are already built that way.
     let mut command = build::cargo();
     command.args(["test", "--release", "--no-fail-fast"]);
     if !arguments.iter().any(|argument| argument == "-p" || argument == "--package") {
@@ -52,7 +52,7 @@ pub(crate) fn run(passed: &Passed) -> Result<ExitCode> {
     }
     environment(&mut command, cluster.brokers())?;
     if process::is_root() {
-        // A test that lacks a privilege must fail here and not skip.
+        // A test that lacks a privilege must fail and not skip.
         command.env("MILLRACE_REQUIRE_PRIVILEGE", "1");
     }
     let outcome = watch(command.args(arguments));
@@ -66,7 +66,7 @@ pub(crate) fn run(passed: &Passed) -> Result<ExitCode> {
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Shows the runner's output and adds up its closing lines.
+/// Shows the runner's output, and adds up the results of the test binaries.
 fn watch(command: &mut Command) -> Result<(ExitStatus, Totals)> {
     let mut child = command
         .stdin(Stdio::null())
@@ -76,7 +76,7 @@ fn watch(command: &mut Command) -> Result<(ExitStatus, Totals)> {
     let mut totals = Totals::default();
     let output = child.stdout.take().context("no pipe to the test runner")?;
     let mut stdout = std::io::stdout().lock();
-    // By bytes: a test may print what is not UTF-8.
+    // As bytes, because a test's output may not be UTF-8.
     for line in BufReader::new(output).split(b'\n') {
         let line = line?;
         stdout.write_all(&line)?;

@@ -10,13 +10,13 @@ use anyhow::{Context as _, Result, bail};
 use crate::paths;
 
 const MAX_RUST_LINES: usize = 600;
-/// Where `unsafe` may stand: ARCHITECTURE.md says why.
+/// Where `unsafe` is allowed; ARCHITECTURE.md has the same list.
 const UNSAFE_ALLOWED: [&str; 4] =
     ["relay/src/uring/", "relay/src/kafka/ffi", "gateway-ebpf/", "common/src/abi.rs"];
 const SKIPPED_FOLDERS: [&str; 3] = ["target", "artifacts", "__pycache__"];
 const TEXT: [&str; 6] = ["rs", "toml", "md", "py", "sh", "yml"];
 const UNSAFE: &str = concat!("un", "safe");
-/// Split, as the word above, so that this file obeys its own rules.
+/// Split, like the word above, so that this file passes its own check.
 const UNFINISHED: [&str; 4] = [
     concat!("todo", "!("),
     concat!("unimplemented", "!("),
@@ -24,7 +24,7 @@ const UNFINISHED: [&str; 4] = [
     concat!("FIX", "ME"),
 ];
 
-/// Checks all files of the workspace and reports every breach.
+/// Checks all files of the workspace, and reports every violation.
 pub(crate) fn run() -> Result<()> {
     let mut files = Vec::new();
     collect(paths::root(), &mut files)?;
@@ -36,7 +36,7 @@ pub(crate) fn run() -> Result<()> {
         check(&name.to_string_lossy(), &text, &mut breaches);
     }
     if !breaches.is_empty() {
-        bail!("{} breaches of the rules:\n{}", breaches.len(), breaches.join("\n"));
+        bail!("{} violations of the rules:\n{}", breaches.len(), breaches.join("\n"));
     }
     Ok(())
 }
@@ -86,14 +86,14 @@ fn check(name: &str, text: &str, breaches: &mut Vec<String>) {
         }
     }
     if is_rust && text.lines().count() > MAX_RUST_LINES {
-        breach(MAX_RUST_LINES, "longer than a file may be: a concept is missing a name");
+        breach(MAX_RUST_LINES, "longer than a file may be: a concept lacks a name");
     }
     if !text.is_empty() && !text.ends_with('\n') {
         breach(text.lines().count(), "no newline at the end of the file");
     }
 }
 
-/// Whether a word stands in the code by itself, not as a part of a longer name.
+/// True if the code has this word, and not only as a part of a longer name.
 fn has_word(code: &str, word: &str) -> bool {
     code.split(|character: char| !character.is_alphanumeric() && character != '_')
         .any(|part| part == word)

@@ -1,4 +1,4 @@
-//! The compiler that builds the eBPF programs: one with the standard library's source beside it.
+//! The compiler for the eBPF programs, which needs the source of the standard library.
 
 use std::{
     fs,
@@ -13,14 +13,14 @@ use crate::process;
 
 /// The release of bpf-linker that `setup` installs.
 pub(crate) const BPF_LINKER_VERSION: &str = "0.13.0";
-/// The LLVM majors that this release of bpf-linker can be built with.
+/// The major versions of LLVM that this release of bpf-linker can be built with.
 pub(crate) const BPF_LINKER_LLVM: std::ops::RangeInclusive<u32> = 21..=23;
 
 /// Where Debian's `rustc-web` puts its compiler.
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const LIBRARY_SOURCE: &str = "lib/rustlib/src/rust/library/core/src/lib.rs";
 
-/// A compiler with the library's source.
+/// A compiler with the standard library's source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Toolchain {
     origin: Origin,
@@ -35,7 +35,7 @@ enum Origin {
 }
 
 impl Toolchain {
-    /// Takes rustup's nightly if it has the library's source, else Debian's compiler.
+    /// Rustup's nightly if it has the library's source, or else Debian's compiler.
     pub(crate) fn find() -> Option<Self> {
         rustup_nightlies()
             .into_iter()
@@ -53,7 +53,7 @@ impl Toolchain {
         self.llvm
     }
 
-    /// The compiler in words.
+    /// A description of the compiler.
     pub(crate) fn name(&self) -> String {
         let origin = match &self.origin {
             Origin::Rustup(name) => format!("rustup's {name}"),
@@ -62,7 +62,7 @@ impl Toolchain {
         format!("{origin} (rustc {}, LLVM {})", self.release, self.llvm)
     }
 
-    /// Whether the compiler has a clippy of its own version beside it.
+    /// True if a clippy of the same version is installed.
     pub(crate) fn has_clippy(&self) -> bool {
         let driver = match &self.origin {
             Origin::Rustup(name) => home_of("RUSTUP_HOME", ".rustup")
@@ -87,7 +87,7 @@ impl Toolchain {
                 command
             }
         };
-        // Flags from outside would replace those of gateway-ebpf/.cargo/config.toml.
+        // Flags from the environment would replace those of gateway-ebpf/.cargo/config.toml.
         for variable in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_TARGET_DIR", "CARGO"] {
             command.env_remove(variable);
         }
@@ -95,7 +95,7 @@ impl Toolchain {
     }
 }
 
-/// Whether the bpf-linker at hand works and reads the bitcode of this LLVM.
+/// True if the installed bpf-linker works, and can read the bitcode of this LLVM.
 pub(crate) fn linker_fits(llvm: u32) -> bool {
     let Some(program) = linker() else {
         return false;
@@ -104,7 +104,7 @@ pub(crate) fn linker_fits(llvm: u32) -> bool {
     if !version.is_ok_and(|version| version.contains(BPF_LINKER_VERSION)) {
         return false;
     }
-    // A linker that cargo did not install brings its own LLVM and says nothing of it.
+    // A linker that cargo did not install has its own LLVM, and does not report its version.
     linker_llvm().is_none_or(|its| its >= llvm)
 }
 
@@ -150,7 +150,7 @@ fn rustup_nightlies() -> Vec<(String, PathBuf)> {
 }
 
 fn versions(rustc: &Path) -> Option<(String, u32)> {
-    // Through the folder of the toolchain itself: rustup's proxy would choose another one.
+    // From the folder of the toolchain: rustup's proxy would choose another one.
     parse_versions(&process::capture(Command::new(rustc).arg("-vV")).ok()?)
 }
 
@@ -180,7 +180,7 @@ fn home_of(variable: &str, default: &str) -> Option<PathBuf> {
         .or_else(|| std::env::home_dir().map(|home| home.join(default)))
 }
 
-/// The toolchain, or what to do to get one.
+/// The toolchain. The error says how to get one.
 pub(crate) fn require() -> Result<Toolchain> {
     match Toolchain::find() {
         Some(toolchain) => Ok(toolchain),

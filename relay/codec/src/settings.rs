@@ -51,14 +51,19 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// [`max_message_bytes`](Self::max_message_bytes) of a service that does not set it.
+    pub const MAX_MESSAGE_BYTES: u32 = 65_536;
+    /// [`handshake_timeout_ms`](Self::handshake_timeout_ms) of a service that does not set it.
+    pub const HANDSHAKE_TIMEOUT_MS: u32 = 10_000;
+
     /// The settings of a service that speaks `protocol`, with defaults for everything else.
     pub fn new(protocol: ProtocolKind) -> Self {
         Self {
             protocol,
             framing: None,
             identity: IdentityKind::default(),
-            max_message_bytes: 65_536,
-            handshake_timeout_ms: 10_000,
+            max_message_bytes: Self::MAX_MESSAGE_BYTES,
+            handshake_timeout_ms: Self::HANDSHAKE_TIMEOUT_MS,
             auto: AutoSection::default(),
             websocket: WebSocketSection::default(),
             http: HttpSection::default(),

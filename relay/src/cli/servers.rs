@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use clap::{Args, Subcommand};
-use millrace_relay::registry::record::OrderKind;
+use millrace_relay::registry::record::{Key, OrderKind};
 use millrace_relay::registry::{
-    Change, MAX_PER_SECOND, Policy, RebalanceStatus, RegistryStatus, order, read, rebalance,
+    MAX_PER_SECOND, Policy, RebalanceStatus, RegistryStatus, order, read, rebalance,
 };
 use serde::Serialize;
 
@@ -149,12 +149,12 @@ impl Rebalance {
         let mut watch = rebalance(&config, service, per_second)?;
         let mut status = per_second.map(RebalanceStatus::ordered);
         // The order itself comes first, and then its end.
-        let (mut is_ordered, change) = (false, Change::Rebalance(service.to_owned()));
+        let (mut is_ordered, order) = (false, Key::Rebalance(service.to_owned()));
         while self.wait && status.as_ref().is_some_and(|of| of.ended.is_none()) {
             watch.read_on(LOOK, |registry, changed| {
                 let known = registry.rebalances().get(service).map(RebalanceStatus::new);
                 is_ordered |= known.as_ref().is_some_and(|of| of.ended.is_none());
-                if *changed == change && is_ordered {
+                if *changed == order && is_ordered {
                     status = known;
                 }
             });

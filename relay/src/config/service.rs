@@ -172,9 +172,9 @@ const fn default_capacity() -> NonZeroU32 {
 }
 
 const fn default_handshake_timeout_ms() -> u32 {
-    10_000
+    Settings::HANDSHAKE_TIMEOUT_MS
 }
 
 const fn default_max_message_bytes() -> u32 {
-    65_536
+    Settings::MAX_MESSAGE_BYTES
 }

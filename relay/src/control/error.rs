@@ -1,4 +1,4 @@
-//! Why the relay does not run.
+//! Why the relay did not start, or ended.
 
 use std::io;
 use std::net::SocketAddr;
@@ -10,24 +10,24 @@ use crate::gateway::GatewayError;
 use crate::kafka::{OpenError, RightsError, TopicError};
 use crate::registry::RegistryError;
 
-/// Why the relay did not start, or ended by itself.
+/// Why the relay did not start, or ended without being told to.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// The gateway is not there, or not ours to use.
+    /// The gateway is not loaded, or this process may not use it.
     #[error(transparent)]
     Gateway(#[from] GatewayError),
-    /// Kafka does not allow what is needed.
+    /// Kafka does not grant a necessary right.
     #[error(transparent)]
     Rights(#[from] RightsError),
-    /// The topics are not there.
+    /// The topics cannot be used.
     #[error(transparent)]
     Topics(#[from] TopicError),
-    /// The registry is not there, or another relay has this one's id.
+    /// The registry cannot be used, or another relay has this one's id.
     #[error(transparent)]
     Registry(#[from] RegistryError),
-    /// The instance has a relay already.
+    /// The instance already has a relay.
     #[error(
-        "another relay of this instance is running (it holds {lock}); stop it first, or set \
+        "another relay of this instance is running (it holds {lock}); stop that one first, or set \
          another gateway.instance for this one"
     )]
     Running {
@@ -60,40 +60,40 @@ pub enum RunError {
     /// Kafka's client could not be made.
     #[error("the Kafka client refuses its configuration: {0}; see kafka.properties")]
     Client(#[from] rdkafka::error::KafkaError),
-    /// io_uring is not there, or not what it should be.
+    /// An io_uring could not be made.
     #[error("cannot make an io_uring ({source}): {cause}")]
     Ring {
         /// Why not.
         source: io::Error,
-        /// What that comes from.
+        /// The cause of that.
         cause: String,
     },
-    /// One of the threads has ended before it was told to.
+    /// A thread has ended before it was told to.
     #[error(
-        "the relay's thread `{thread}` {end}; messages that were not acknowledged are lost with \
-         this run; start the relay again; the log above may say more"
+        "the relay's thread `{thread}` {end}; messages that were not acknowledged are lost with this \
+         run; start the relay again; the log above may say more"
     )]
     Thread {
         /// Its name.
         thread: String,
-        /// How it has ended.
+        /// How it ended.
         end: String,
     },
-    /// The time of a stop is over, and something has not ended.
+    /// The time of the stop is over, and something has not ended.
     #[error(
         "the stop was not finished within relay.stop_timeout_ms ({timeout:?}): {waiting} did not \
          end; {unacknowledged} message(s) that were read are not acknowledged"
     )]
     StopTimeOver {
-        /// How long it was waited.
+        /// The time of the stop.
         timeout: Duration,
-        /// For what.
+        /// What did not end.
         waiting: String,
         /// Messages read that Kafka has neither acknowledged nor refused.
         unacknowledged: u64,
     },
-    /// The relay was told to stop before it served anybody.
-    #[error("told to stop while the relay started: it has served no client")]
+    /// The relay was told to stop before it served a client.
+    #[error("the relay was told to stop while it started, and has served no client")]
     StoppedAtStart,
     /// Kafka's client will never deliver anything again.
     #[error(
@@ -101,7 +101,7 @@ pub enum RunError {
          lost with this run; start the relay again"
     )]
     Producer(String),
-    /// Anything else that the system refused.
+    /// The system refused something else.
     #[error("cannot {what}: {source}")]
     Io {
         /// What was tried.

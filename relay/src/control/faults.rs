@@ -1,5 +1,5 @@
-//! Why the relay cannot go on. Whichever thread ends before it was told to, and however, it is said here,
-//! and the relay stops.
+//! Faults that end the relay. A thread that ends before it was told to, in any way, reports it here, and the
+//! relay stops.
 
 use std::any::Any;
 use std::backtrace::{Backtrace, BacktraceStatus};
@@ -24,25 +24,25 @@ struct Inner {
 }
 
 impl Faults {
-    /// A fault of a thread. The first is why the relay ends; what follows may be due to it.
+    /// Reports a fault. The first one is why the relay ends; later ones may result from it.
     pub(crate) fn report(&self, error: RunError) {
         tracing::error!(%error, "the relay cannot continue, and stops");
         self.0.first.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         self.0.seen.notify_one();
     }
 
-    /// Waits until there is one.
+    /// Waits for a fault.
     pub(super) async fn seen(&self) {
         self.0.seen.notified().await;
     }
 
-    /// The first one.
+    /// The first fault.
     pub(super) fn take(&self) -> Option<RunError> {
         self.0.first.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// From now on, a panic of whatever thread is a fault. Of a thread that nobody looks at nobody else
-    /// would learn that it is gone.
+    /// Makes a panic of any thread a fault from now on. Otherwise nobody would notice the end of a thread
+    /// that nobody watches.
     pub(super) fn watch_panics(&self) {
         let faults = self.clone();
         std::panic::set_hook(Box::new(move |panic| {
@@ -51,12 +51,12 @@ impl Faults {
             if trace.status() == BacktraceStatus::Captured {
                 logging::say(&trace.to_string());
             }
-            // In librdkafka's callbacks it is the end of the process.
+            // A panic in one of librdkafka's callbacks ends the process.
             logging::flush();
         }));
     }
 
-    /// Runs a thread's body, which returns when the relay stops; that it returns before is a fault.
+    /// Runs a thread's body, which returns when the relay stops. An earlier return is a fault.
     pub(crate) fn watch<T>(
         &self,
         stop_time: &StopTime,

@@ -1,14 +1,14 @@
-//! How many files the relay may have open, and what that means for its connections.
+//! The limit of open files, and the number of connections that it allows.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::Config;
 
-/// Descriptors kept for what is no client: Kafka's connections, rings, eventfds, maps, listeners.
+/// Descriptors reserved for everything but clients: Kafka's connections, rings, eventfds, maps, listeners.
 const OTHERS: u64 = 1000;
 
-/// Raises the limit of open files to the hard one, which any process may. What it is then; none: there is
-/// no limit.
+/// Raises the limit of open files to the hard limit, which any process may do. Returns the limit; None: there
+/// is none.
 pub(super) fn raise_limit() -> Option<u64> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current != maximum {
@@ -16,15 +16,15 @@ pub(super) fn raise_limit() -> Option<u64> {
         match setrlimit(Resource::Nofile, raised) {
             Ok(()) => return maximum,
             Err(error) => {
-                tracing::warn!(%error, ?current, "the limit of open files could not be raised");
+                tracing::warn!(%error, ?current, "cannot raise the limit of open files");
             }
         }
     }
     current
 }
 
-/// Sees to it that the connections of all workers leave files for everything else: without one the relay
-/// would not come back to a broker that was away. Says so if that takes fewer than are configured.
+/// Lowers the limit of connections so that files are left for everything else; without one the relay could
+/// not reconnect to a broker that was away. Logs it if the limit becomes lower than configured.
 pub(super) fn fit(config: &mut Config, workers: usize, limit: Option<u64>) {
     let configured = config.relay.max_connections;
     let Some(most) = limit.and_then(|limit| most_connections(limit, workers, configured)) else {
@@ -40,7 +40,7 @@ pub(super) fn fit(config: &mut Config, workers: usize, limit: Option<u64>) {
     );
 }
 
-/// The connections that a worker may have, if that is fewer than configured.
+/// The number of connections that a worker may have, if that is less than configured.
 fn most_connections(limit: u64, workers: usize, configured: u32) -> Option<u32> {
     let left = limit - OTHERS.min(limit / 2);
     let most = left / u64::try_from(workers.max(1)).unwrap_or(u64::MAX);

@@ -1,8 +1,8 @@
-//! The ledger: what was read and what has become of it, checked against what is in Kafka.
+//! The ledger: what was read and what became of it, compared with what is in Kafka.
 //!
-//! Counters are the running relay's; records are counted in the partitions, by the relay and the run
-//! in their keys. Both are taken while traffic goes on, so each line is an interval: what was counted
-//! before the records were looked at, and what after.
+//! The counters are those of the running relay. Records are counted in the partitions, by the relay and the
+//! run in their keys. Traffic continues meanwhile, so each line is an interval: the counters before the
+//! records were read, and after.
 
 mod found;
 #[cfg(test)]
@@ -26,19 +26,19 @@ use crate::route::ServerState;
 use super::{Snapshot, read_snapshot};
 use found::{Found, look, look_at_server};
 
-/// How long the cluster may take to answer.
+/// Timeout of a query to the cluster.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Why there is no ledger.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
-    /// The relay.
+    /// No relay runs.
     #[error("no relay of this instance runs, so there are no counters; start it with `relay run`")]
     NoRelay,
-    /// Its socket.
+    /// The relay's socket failed.
     #[error("cannot ask the running relay: {0}")]
     Socket(#[from] io::Error),
-    /// The cluster.
+    /// The cluster failed.
     #[error("cannot read the partitions: {0}; see kafka.brokers")]
     Kafka(#[from] KafkaError),
     /// A partition that could not be read to its end.
@@ -58,17 +58,17 @@ pub struct Uplink {
     pub received: u64,
     /// Acknowledged by Kafka.
     pub acknowledged: u64,
-    /// On their way: the rest, compared with what the relay has booked.
+    /// Under way: the rest, compared with the bytes that the relay has booked.
     pub waiting: u64,
-    /// Refused by Kafka, and among the dead letters.
+    /// Refused by Kafka, and now dead letters.
     pub dead_lettered: u64,
-    /// Refused by Kafka, and not (yet) among them.
+    /// Refused by Kafka, and not (yet) dead letters.
     pub refused: u64,
     /// Records of this run in the partitions.
     pub in_partitions: u64,
-    /// Acknowledged, and not there any more: deleted by retention, or with the topic.
+    /// Acknowledged, and gone since: deleted by retention, or with the topic.
     pub deleted: u64,
-    /// Of those in the partitions, such as have the key and the sequence of another one.
+    /// Records in the partitions that have the same key and sequence as another one.
     pub repeated: u64,
 }
 
@@ -77,23 +77,23 @@ pub struct Uplink {
 pub struct Downlink {
     /// Replies in this relay's partition since its run began.
     pub produced: u64,
-    /// Offsets in between that are none: marks of transactions, and what was aborted.
+    /// Offsets among them without replies: transaction marks, and aborted records.
     pub marks: u64,
     /// Sent to their clients.
     pub sent: u64,
-    /// Not wanted by their client, by its own word.
+    /// Not wanted by their client, by its own request.
     pub filtered: u64,
     /// Orders to close a connection.
     pub orders: u64,
-    /// Written to those that wait for their clients.
+    /// Written to the topic `held`, where they wait for their clients.
     pub held: u64,
     /// Written to the dead letters.
     pub dead_lettered: u64,
-    /// Not there any more when they were to be kept.
+    /// No longer in the log when they were to be kept.
     pub vanished: u64,
-    /// The rest: not read, or on their way.
+    /// The rest: not read, or under way.
     pub waiting: u64,
-    /// Where the next run would go on, without what it would see to before: nothing that waits is among
+    /// Replies that the committed offset has passed and that are not postponed. No waiting reply is among
     /// them.
     pub committed_past: u64,
 }
@@ -101,26 +101,26 @@ pub struct Downlink {
 /// A server's partition.
 #[derive(Debug, Serialize)]
 pub struct Server {
-    /// Records in its partition, of all relays, as far as Kafka keeps them.
+    /// Records in its partition from all relays, as far as Kafka still has them.
     pub in_partition: u64,
     /// Committed by its group.
     pub committed: u64,
     /// The rest.
     pub waiting: u64,
-    /// Deleted before its group had read them.
+    /// Records that were deleted before its group had read them.
     pub deleted: u64,
 }
 
-/// All of it.
+/// The ledger.
 #[derive(Debug, Serialize)]
 pub struct Ledger {
-    /// Whether every line is right.
+    /// True if every line is right.
     pub balanced: bool,
     /// What is wrong, in words.
     pub problems: Vec<String>,
-    /// The relay.
+    /// The relay's number.
     pub relay: u16,
-    /// Its run.
+    /// This run of the relay.
     pub incarnation: u64,
     /// From clients to servers.
     pub uplink: Uplink,
@@ -128,9 +128,9 @@ pub struct Ledger {
     pub downlink: Downlink,
     /// Dead letters of this run in their topic.
     pub letters_in_topic: u64,
-    /// Replies that this run has written to those that wait for their clients.
+    /// Held replies of this run in their topic.
     pub held_in_topic: u64,
-    /// By name; those that the configuration declares.
+    /// The servers that the configuration declares, by name.
     pub servers: BTreeMap<String, Server>,
 }
 
@@ -208,7 +208,7 @@ impl Ledger {
         ledger
     }
 
-    /// Each line with what was counted before, what was found, and what was counted after.
+    /// Compares each line: the counter before, what was found, and the counter after.
     fn check(&mut self, before: &Snapshot, after: &Snapshot, found: &Found) {
         let mut problems = Vec::new();
         let mut within = |what: &str, least: u64, found: u64, most: u64| {
@@ -227,9 +227,9 @@ impl Ledger {
         let accounted =
             uplink.acknowledged + uplink.waiting + uplink.dead_lettered + uplink.refused;
         within("uplink: messages accounted for", uplink.received, accounted, uplink.received);
-        // What is acknowledged is there; what is there may not be acknowledged yet.
+        // Acknowledged messages are there. Some that are there may not be acknowledged yet.
         let most = after.messages_acknowledged + after.messages_in_flight;
-        // Retention, and who deletes a topic, take away what is acknowledged.
+        // Retention, or the deletion of a topic, may have removed acknowledged messages.
         let deleted = after.messages_gone + found.messages_deleted;
         let least = before.messages_acknowledged.saturating_sub(deleted);
         within("uplink: messages of this run in the partitions", least, found.messages, most);
@@ -248,7 +248,7 @@ impl Ledger {
         let least = if found.held_cut { 0 } else { before.replies_held };
         within("held replies of this run in their topic", least, found.held, most);
         let produced = self.downlink.produced;
-        // What came after the look may be settled already.
+        // Replies that arrived after the partition was read may already be settled.
         let least = settled(before);
         within("downlink: records in the partition", least, produced, produced.max(least));
         let committed = self.downlink.committed_past;
@@ -279,8 +279,8 @@ impl Ledger {
     }
 }
 
-/// What waits is the difference of two counters, and would hide a mistake in one of them. So while
-/// nothing moves it is compared with the bytes that wait, which are kept otherwise.
+/// The number of waiting messages is the difference of counters, and would hide a mistake in one of them. So
+/// while nothing moves it is compared with the waiting bytes, which are accounted for separately.
 fn waiting_problem(before: &Snapshot, after: &Snapshot) -> Option<String> {
     let counters = |of: &Snapshot| {
         let refused = sum(&of.messages_refused);
@@ -294,7 +294,7 @@ fn waiting_problem(before: &Snapshot, after: &Snapshot) -> Option<String> {
     })
 }
 
-/// What the relay itself has found to be lost.
+/// Losses that the relay itself has found.
 fn losses(at: &Snapshot) -> Vec<String> {
     let breaks = |of: Break| at.downlink_breaks.get(of.name()).copied().unwrap_or_default();
     let (deleted, tail) = (breaks(Break::Deleted), breaks(Break::TailLost));
@@ -316,26 +316,26 @@ fn losses(at: &Snapshot) -> Vec<String> {
     lost.map(|(count, what)| format!("{count} {what}; the relay's log says which")).collect()
 }
 
-/// Offsets of the downlink that this run is about, below one of them.
+/// Number of offsets of the downlink that concern this run, up to the given one.
 fn offsets_since_start(at: &Snapshot, end: u64) -> u64 {
     let start = u64::try_from(at.downlink_start).unwrap_or_default();
     end.saturating_sub(start) + at.downlink_carried
 }
 
-/// Those of them that are no replies: such as the relay has passed, and the rest of what it had not read.
+/// Offsets without replies: those that the relay has passed, and those among what it had not read.
 fn marks(before: &Snapshot, found: &Found) -> u64 {
     let position = u64::try_from(before.downlink_position).unwrap_or_default();
     let unread = found.downlink_end.saturating_sub(position);
     before.downlink_marks + unread.saturating_sub(found.downlink_unread)
 }
 
-/// Records that the committed offset has passed, and the note beside it does not take back.
+/// Records that the committed offset has passed, except those that the note beside it postpones.
 fn passed(at: &Snapshot, found: &Found) -> u64 {
     let passed = offsets_since_start(at, found.downlink_committed);
     passed.saturating_sub(found.downlink_postponed + at.downlink_marks)
 }
 
-/// Records of the downlink that are where they belong.
+/// Replies of the downlink that have been dealt with.
 fn settled(at: &Snapshot) -> u64 {
     at.replies_sent
         + at.replies_filtered

@@ -1,5 +1,5 @@
-//! Listening sockets, made inside the relay namespace: a socket belongs to the namespace in which it
-//! was made, whoever uses it, and so do those it accepts.
+//! Listening sockets. They are made inside the relay namespace: a socket, and the sockets that it accepts,
+//! belong to the namespace in which it was made, whoever uses it.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -15,20 +15,20 @@ use crate::model::ServiceId;
 
 use super::RunError;
 
-/// Connections that wait to be accepted; `net.core.somaxconn` bounds it too.
+/// Most connections that wait to be accepted; `net.core.somaxconn` is another bound.
 const BACKLOG: i32 = 4096;
-/// A client that has been silent for so long is asked whether it is still there.
+/// A client that has been silent for this long gets a keep-alive probe.
 const KEEPALIVE: Duration = Duration::from_mins(1);
 
 /// Where a relay listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
-    /// Network namespace; the one of the process if there is none.
+    /// Network namespace; None: that of the process.
     pub namespace: Option<PathBuf>,
-    /// Address; all of both families if there is none.
+    /// Address; None: all addresses of both families.
     pub address: Option<IpAddr>,
-    /// Whether connections to addresses of other hosts are taken, too, if the packets come here
-    /// (`IP_TRANSPARENT`, ip(7)); wants `CAP_NET_ADMIN`.
+    /// Also accept connections to addresses of other hosts, if their packets arrive here
+    /// (`IP_TRANSPARENT`, ip(7)). Needs `CAP_NET_ADMIN`.
     pub transparent: bool,
 }
 
@@ -51,8 +51,8 @@ pub(super) fn open(
     }
 }
 
-/// Every address of the calling thread's network namespace, by family. A kernel may be built
-/// without IPv6, and an operator may have turned it off.
+/// The wildcard address of each family in the calling thread's network namespace. IPv6 may be missing in the
+/// kernel, or turned off.
 fn every_address() -> Vec<IpAddr> {
     let mut addresses = vec![IpAddr::V4(Ipv4Addr::UNSPECIFIED)];
     if std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6")
@@ -100,11 +100,11 @@ fn open_services(
     Ok(listeners)
 }
 
-/// A socket with a client's own address, to connect to its server in its name. For a thread in the
-/// relay namespace, where what the server answers is local.
+/// A socket with a client's address, to connect to the client's server in its name. For a thread in the relay
+/// namespace, where the server's answers are local.
 pub(super) fn onward(client: SocketAddr) -> io::Result<OwnedFd> {
     let socket = Socket::new(Domain::for_address(client), Type::STREAM, Some(Protocol::TCP))?;
-    // A listener may have the same port, at all addresses.
+    // A listener may have the same port, at the wildcard address.
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
     socket.set_tcp_nodelay(true)?;

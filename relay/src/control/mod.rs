@@ -1,15 +1,15 @@
-//! The control plane: starts the relay's threads, keeps its heartbeat, answers who asks, stops it.
+//! The control plane: starts the relay's threads, sends its heartbeat, answers queries, stops it.
 //!
 //! ```text
 //!  main (tokio)   heartbeat · control socket · signals
 //!  worker-N       one each: worker::Worker over uring::UringEngine
-//!  producer       kafka::Pump
-//!  consumer       kafka::Consumer
+//!  producer       uplink::Pump
+//!  consumer       downlink::Consumer
 //!  registry       registry::RegistryLink
 //!  associations   route::AssociationLog
-//!  mover          connections from servers that drain to others
-//!  keeper         kafka::Keeper
-//!  waiting        looks how long messages have waited for their servers
+//!  mover          moves connections from draining servers to others
+//!  keeper         undelivered::Keeper
+//!  waiting        measures how long messages have waited for their servers
 //!  log            logging
 //! ```
 
@@ -52,7 +52,7 @@ use start::{Started, Starter};
 use threads::{Awaited, Threads};
 pub use waiting::Waiting;
 
-/// How to run.
+/// How to run the relay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// Behind a loaded gateway, in its relay namespace.
@@ -61,12 +61,12 @@ pub enum Mode {
     Direct(Place),
 }
 
-/// Runs the relay until SIGTERM, SIGINT or SIGHUP, or until it cannot go on; then stops it, which takes
-/// no longer than `relay.stop_timeout_ms`, whatever is the matter. `on_ready` is called when clients are
-/// served. The snapshot is that of the end, when everything read is acknowledged or counted; an error
-/// says why the relay could not go on.
+/// Runs the relay until SIGTERM, SIGINT or SIGHUP, or until it cannot continue; then stops it, which never
+/// takes longer than `relay.stop_timeout_ms`. Calls `on_ready` when clients are served. Returns the final
+/// snapshot, in which everything that was read is acknowledged or counted. An error says why the relay could
+/// not continue.
 ///
-/// Some threads may be left behind by an error: the process should end.
+/// An error may leave threads behind: the process should end.
 pub fn run(
     config: &Config,
     mode: Mode,
@@ -78,7 +78,7 @@ pub fn run(
         .map_err(RunError::io("start the control plane"))?;
     let ended = runtime.block_on(run_async(config, mode, on_ready));
     if ended.is_err() {
-        // Dropped, it would wait for whom the stop did not wait any longer.
+        // Its drop would wait for what the stop has given up on.
         std::mem::forget(runtime);
     }
     ended
@@ -89,7 +89,7 @@ async fn run_async(
     mode: Mode,
     on_ready: impl FnOnce(&Threads),
 ) -> Result<Snapshot, RunError> {
-    // Before anything else, so that a signal during start-up is not the default's.
+    // Before anything else, so that a signal during the start does not kill the process.
     let mut signals = StopSignals::watch()?;
     let faults = Faults::default();
     faults.watch_panics();
@@ -108,7 +108,7 @@ async fn run_async(
     files::fit(&mut config, workers, files::raise_limit());
     let config = &config;
     let mut socket = ControlSocket::claim(config)?;
-    // Its time begins with the run's.
+    // Its time starts with the run.
     brokers_clock();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let incarnation = Incarnation::new(u64::try_from(now.as_millis()).unwrap_or_default());
@@ -139,14 +139,14 @@ async fn run_async(
             }
         }
     }
-    // First: new connections take the ordinary path from here on.
+    // First: from here on, new connections take the ordinary path.
     if let Err(error) = service.end() {
         faults.report(error);
     }
     stop(&stop_time, &faults, threads, registry).await
 }
 
-/// Stops everything, or goes without whoever does not end in time.
+/// Stops everything, and gives up on what does not end in time.
 async fn stop(
     stop_time: &StopTime,
     faults: &Faults,
@@ -180,7 +180,7 @@ async fn stop(
     Err(fault)
 }
 
-/// Worker threads of a configuration on this machine.
+/// The number of worker threads for a configuration on this machine.
 pub fn worker_count(config: &Config) -> usize {
     match config.relay.workers {
         0 => std::thread::available_parallelism()

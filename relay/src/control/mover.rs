@@ -1,5 +1,5 @@
-//! Moves the connections of servers that drain, or that stay away, to other servers; and some of those
-//! of full servers to emptier ones, if an operator has ordered that.
+//! Moves the connections of servers that drain or stay away to other servers. If an operator has ordered a
+//! rebalancing, also moves some connections of full servers to emptier ones.
 //!
 //! ```text
 //!              ┌─ Reassign ───────────────────────────────┐
@@ -9,7 +9,7 @@
 //!                                                    refuse ► Close
 //! ```
 //!
-//! One thread does it for all servers: it asks the broker, and may wait there.
+//! One thread does this for all servers. It queries the broker, and may wait for it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -27,30 +27,30 @@ use crate::ring::{Credit, Mark};
 use crate::route::{Associations, Concern, Measure};
 use crate::worker::{OrderAnswer, Orders, Task};
 
-/// How often it looks what is to be done, and how far it is.
+/// Interval between two steps.
 const TICK: Duration = Duration::from_millis(50);
-/// How long the broker may take to answer.
+/// Timeout of a query to the broker.
 const ANSWER: Duration = Duration::from_secs(2);
 /// Least time between two rounds of a rebalancing.
 const ROUND: Duration = Duration::from_secs(1);
-/// How long after a move it looks for connections that came to the server meanwhile.
+/// Pause after a move, before it looks for connections that have arrived since.
 const REST: Duration = Duration::from_secs(1);
 
-/// How far a server's connections are.
+/// The progress of a server's connections.
 enum Phase {
-    /// The workers were told to read no more.
+    /// The workers were told to stop reading.
     Quiescing(Arc<OrderAnswer>),
-    /// Until Kafka has acknowledged what was read.
+    /// Waits until Kafka has acknowledged what was read.
     Acknowledging(Mark),
-    /// Until the server has committed its partition up to here.
+    /// Waits until the server has committed its partition up to this offset.
     Reading {
         end: i64,
         reader: BaseConsumer<LogContext>,
     },
-    /// The workers were told how it goes on.
+    /// The workers were told what to do with the connections.
     Deciding(Task),
     Ending(Arc<OrderAnswer>, Duration),
-    /// Nothing is done until then.
+    /// Nothing happens until then.
     Resting(Instant),
 }
 
@@ -65,7 +65,7 @@ impl Move {
         matches!(self.concern.measure, Measure::Rebalance { .. })
     }
 
-    /// It is over, and so is the time until the next one.
+    /// True if the move is over, and so is the pause after it.
     fn has_rested(&self, now: Instant) -> bool {
         matches!(self.phase, Phase::Resting(until) if now >= until)
     }
@@ -95,7 +95,7 @@ impl Mover {
         Self { kafka, retention, written, associations, credit, orders, moves, rounds }
     }
 
-    /// Runs until `stop`; quiesced connections are ended by the workers then.
+    /// Runs until `stop`. Then the workers end connections that are quiesced.
     pub(super) fn run(mut self, stop: &AtomicBool) {
         while !stop.load(Ordering::SeqCst) {
             self.step(stop);
@@ -110,7 +110,7 @@ impl Mover {
         self.rebalance(&mut concerns);
         let mut moves = std::mem::take(&mut self.moves);
         for concern in concerns {
-            // The broker may keep each of them waiting.
+            // Each of them may have to wait for the broker.
             if stop.load(Ordering::SeqCst) {
                 return;
             }
@@ -120,7 +120,7 @@ impl Mover {
                 self.moves.insert(server, current);
             }
         }
-        // Those of servers that are live again, or whose connections have all ended.
+        // Moves of servers that are live again, or whose connections have all ended.
         for (server, current) in moves {
             if stop.load(Ordering::SeqCst) {
                 return;
@@ -131,8 +131,8 @@ impl Mover {
         }
     }
 
-    /// Adds what is moved for the sake of balance: a round a second for each service, when the one
-    /// before has ended. In between the table learns what all relays have moved.
+    /// Adds the moves of rebalancings: a round per second for each service, once the last round has ended. In
+    /// between, the table learns what all relays have moved.
     fn rebalance(&mut self, concerns: &mut Vec<Concern>) {
         let now = Instant::now();
         let services = self.associations.to_rebalance();
@@ -142,7 +142,7 @@ impl Mover {
             let mut goes_on = false;
             let of_it = |current: &&Move| current.balances() && current.concern.service == service;
             for current in self.moves.values().filter(of_it) {
-                // A server that drains meanwhile has its concern already.
+                // A server that has begun to drain has its concern already.
                 if !current.has_rested(now) && !has(concerns, current.concern.server) {
                     goes_on |= !matches!(current.phase, Phase::Resting(_));
                     concerns.push(current.concern.clone());
@@ -163,7 +163,7 @@ impl Mover {
         }
     }
 
-    /// A step of one server's move. Without a concern it is to be given up.
+    /// Advances a server's move by one step. Without a concern the move is given up.
     fn go_on(&mut self, current: Option<Move>, concern: Option<Concern>) -> Option<Move> {
         let (wanted, now) = (concern.is_some(), Instant::now());
         let (phase, mut began, former) = match current {
@@ -181,7 +181,11 @@ impl Mover {
             Phase::Ending(answer, rest) => match answer.connections() {
                 None => Phase::Ending(answer, rest),
                 Some(connections) => {
-                    tracing::info!(server = &*concern.name, connections, "carried out");
+                    tracing::info!(
+                        server = &*concern.name,
+                        connections,
+                        "its clients have been moved, released or closed"
+                    );
                     Phase::Resting(now + rest)
                 }
             },
@@ -190,7 +194,7 @@ impl Mover {
             Phase::Quiescing(answer) if answer.connections().is_none() => Phase::Quiescing(answer),
             Phase::Quiescing(_) => Phase::Acknowledging(self.credit.mark(concern.partition)),
             Phase::Acknowledging(mark) if !self.credit.is_past(concern.partition, mark) => {
-                // A drain waits for as long as the broker is away: it has not read them either.
+                // A drain waits as long as the broker is away: the server cannot have read them either.
                 match concern.measure {
                     Measure::Rebalance { .. } => out_of_time(&concern, began),
                     _ => None,
@@ -208,7 +212,7 @@ impl Mover {
         Some(Move { concern, phase, began })
     }
 
-    /// None if the workers have too many orders now.
+    /// Starts a move. None if the workers have too many orders at present.
     fn begin(&mut self, concern: &Concern) -> Option<Phase> {
         if concern.measure == Measure::Refuse {
             return Some(Phase::Deciding(Task::Close));
@@ -244,7 +248,7 @@ impl Mover {
         {
             Ok((end, reader)) => Phase::Reading { end, reader },
             Err(error) => {
-                tracing::warn!(%error, %partition, "the end of a partition is unknown");
+                tracing::warn!(%error, %partition, "cannot determine the end of a partition");
                 out_of_time(concern, began).unwrap_or(Phase::Acknowledging(mark))
             }
         }
@@ -263,13 +267,13 @@ impl Mover {
             Ok(false) => {}
             Err(error) => {
                 let group = self.kafka.server_group(partition);
-                tracing::warn!(%error, group, "how far a server has read is unknown");
+                tracing::warn!(%error, group, "cannot determine how far a server has read");
             }
         }
         out_of_time(concern, began).unwrap_or(Phase::Reading { end, reader })
     }
 
-    /// A client in the group of whoever reads the partition; it asks and never joins.
+    /// A client for the group of the partition's reader. It queries the group, and never joins it.
     fn reader(&self, partition: Partition) -> Result<BaseConsumer<LogContext>, KafkaError> {
         let mut client = client_config(&self.kafka);
         client
@@ -296,9 +300,9 @@ impl Mover {
     }
 }
 
-/// How far a server must have read. Some brokers tell an end that is short of what they have acknowledged,
-/// and what this relay's clients have sent is acknowledged by now. A log that has lost it is never read
-/// so far; then the time that a server has decides.
+/// The offset up to which a server must have read. Some brokers report an end before records that they have
+/// acknowledged, and what this relay's clients have sent is acknowledged by now. If a log has lost these
+/// records, the server never reads that far, and the timeout decides.
 fn known_end(
     written: &Written,
     partition: Partition,
@@ -308,18 +312,18 @@ fn known_end(
     if told < known {
         tracing::warn!(
             %partition, told, known,
-            "a broker reports an end of a partition before what was acknowledged there; the \
+            "a broker reports an end of a partition before records that it has acknowledged; the \
              report is ignored"
         );
     }
     Ok(told.max(known))
 }
 
-/// What becomes of the connections if the server takes too long.
+/// What to do with the connections if the server takes too long.
 fn out_of_time(concern: &Concern, began: Instant) -> Option<Phase> {
     let (within_ms, then) = match concern.measure {
         Measure::Drain { within_ms, then } => (within_ms, then),
-        // It is live, and they are served there as well.
+        // The server is live, and serves them too.
         Measure::Rebalance { within_ms, .. } => (within_ms, Then::Keep),
         _ => return Some(Phase::Deciding(Task::Move)),
     };
@@ -327,7 +331,7 @@ fn out_of_time(concern: &Concern, began: Instant) -> Option<Phase> {
         return None;
     }
     let server = &*concern.name;
-    tracing::warn!(server, within_ms, ?then, "a server has not read in time what its clients sent");
+    tracing::warn!(server, within_ms, ?then, "a server did not read its clients' messages in time");
     Some(Phase::Deciding(match then {
         Then::Keep => Task::Release,
         Then::Reassign => Task::Move,

@@ -6,8 +6,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::RunError;
 
-/// SIGTERM, SIGINT and SIGHUP: each is an orderly stop. The last comes when the terminal is closed that the
-/// relay was started from. Whoever starts it with `nohup` has it ignored, and so it stays.
+/// SIGTERM, SIGINT and SIGHUP: each stops the relay in good order. SIGHUP is sent when the relay's terminal
+/// is closed; if the relay was started under `nohup`, it is ignored and stays so.
 pub(super) struct StopSignals {
     terminate: Signal,
     interrupt: Signal,
@@ -15,7 +15,7 @@ pub(super) struct StopSignals {
 }
 
 impl StopSignals {
-    /// Watches from now on.
+    /// Begins to watch.
     pub(super) fn watch() -> Result<Self, RunError> {
         let watch = |kind, name| signal(kind).map_err(RunError::io(format!("watch for {name}")));
         let ignored = is_ignored(libc::SIGHUP).map_err(RunError::io("read /proc/self/status"))?;
@@ -26,7 +26,7 @@ impl StopSignals {
         })
     }
 
-    /// Waits for one, and tells its name.
+    /// Waits for a signal, and returns its name.
     pub(super) async fn recv(&mut self) -> &'static str {
         let hang_up = async {
             match &mut self.hang_up {
@@ -42,7 +42,7 @@ impl StopSignals {
     }
 }
 
-/// Whether the process ignores a signal (`proc_pid_status(5)`, `SigIgn`).
+/// True if the process ignores a signal (`proc_pid_status(5)`, `SigIgn`).
 fn is_ignored(signal: i32) -> io::Result<bool> {
     Ok(ignores(&std::fs::read_to_string("/proc/self/status")?, signal))
 }

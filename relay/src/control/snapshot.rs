@@ -20,7 +20,7 @@ use crate::worker::{Counter, Served, WorkerStats};
 use super::standing::Standing;
 use super::waiting::{Waiting, WaitingWatch};
 
-/// So long may Kafka take to acknowledge something before people are told.
+/// Silence of Kafka that the text of a status reports.
 const SILENCE_MS: u64 = 1000;
 
 /// Processor time of the process in microseconds, in steps of the kernel's clock tick (10 ms).
@@ -33,7 +33,7 @@ pub struct CpuTime {
 }
 
 impl CpuTime {
-    /// Of a process with all its threads so far; `proc_pid_stat(5)`, fields 14 and 15. None if there
+    /// The time of a process with all its threads so far: `proc_pid_stat(5)`, fields 14 and 15. None if there
     /// is no such process.
     pub fn of_process(id: u32) -> Option<Self> {
         const TICK_US: u64 = 10_000;
@@ -76,124 +76,123 @@ pub struct Snapshot {
     /// and `bytes` of both directions.
     #[serde(default)]
     pub handed_on: BTreeMap<String, u64>,
-    /// Sessions of MQTT clients, those that are away among them: `sessions`, and the `bytes` that they
-    /// take of memory.
+    /// Sessions of MQTT clients, including those that are away: their number, `sessions`, and their `bytes`
+    /// of memory.
     #[serde(default)]
     pub mqtt: BTreeMap<String, u64>,
     /// Messages read from clients.
     pub messages_received: u64,
     /// Messages that Kafka has acknowledged.
     pub messages_acknowledged: u64,
-    /// Messages between the two: the difference.
+    /// Messages that are received, and neither acknowledged nor refused.
     pub messages_in_flight: u64,
-    /// Bytes between the two, which are not counted but booked and released: each message's own and
-    /// 512 more.
+    /// Their bytes, which are not counted but booked and released: each message's own and 512 more.
     pub bytes_in_flight: u64,
-    /// Records that were given to Kafka's client and have no answer.
+    /// Records that Kafka's client has, and that are not answered.
     #[serde(default)]
     pub records_waiting: u64,
-    /// For how many milliseconds some wait while Kafka acknowledges none.
+    /// Milliseconds for which records have been waiting while Kafka acknowledged none.
     #[serde(default)]
     pub kafka_silent_ms: u64,
     /// Messages that Kafka will never have, by reason.
     pub messages_refused: BTreeMap<String, u64>,
-    /// Messages among the dead letters, by reason; Kafka has refused them before.
+    /// Messages that became dead letters after Kafka had refused them, by reason.
     pub messages_dead_lettered: BTreeMap<String, u64>,
-    /// Messages that are about to be dead letters.
+    /// Messages that will become dead letters.
     pub messages_to_bury: u64,
-    /// Messages of which only a part came.
+    /// Messages of which only a part arrived.
     pub messages_truncated: u64,
     /// Bytes received from clients.
     pub received_bytes: u64,
-    /// Times that a connection was held back by a bound.
+    /// Times that a bound held a connection back.
     pub holds: u64,
-    /// Times that a connection sent more messages a second than it may, and had to wait.
+    /// Times that a connection had to wait because it sent more messages per second than allowed.
     pub throttles: u64,
     /// Replies read from the downlink.
     pub replies_received: u64,
-    /// Orders to close without a reply, among those: carried out, or for nobody any more.
+    /// Orders to close without a reply, among those: carried out, or for a connection that had ended.
     pub replies_orders: u64,
     /// Replies handed to the kernel for their client.
     pub replies_sent: u64,
-    /// Times that a reply was left in Kafka, because its client had not read what came before.
+    /// Times that a reply was left in Kafka because its client had not read earlier ones.
     #[serde(default)]
     pub replies_postponed: u64,
-    /// Replies that are left there now.
+    /// Replies that are left there at present.
     #[serde(default)]
     pub replies_backlog: u64,
-    /// Replies that their clients did not want, by their own word, or that were no good any more.
+    /// Replies that their clients had asked not to get, or that had expired.
     pub replies_filtered: u64,
     /// Replies not sent, by reason.
     pub replies_undelivered: BTreeMap<String, u64>,
-    /// Replies that were written to those that wait for their clients.
+    /// Replies that were written to the topic `held`, where they wait for their clients.
     pub replies_held: u64,
-    /// Replies that had waited and were sent by this relay.
+    /// Replies from there that this relay has sent.
     pub held_delivered: u64,
-    /// Replies that wait now, whichever relay has held them.
+    /// Replies that wait there at present, from all relays.
     pub held_waiting: u64,
-    /// Clients that they wait for.
+    /// Clients for which they wait.
     pub held_clients: u64,
-    /// Clients that were given some of them, and have not confirmed them for some seconds.
+    /// Clients that got some of them, and have not confirmed these for some seconds.
     #[serde(default)]
     pub held_late: u64,
-    /// Replies that had waited and that this relay has moved to the dead letters, by reason.
+    /// Replies that had waited there and that this relay has made dead letters, by reason.
     pub held_dead_lettered: BTreeMap<String, u64>,
-    /// Records among those that wait that count for nothing, by reason.
+    /// Records of that topic that were refused, by reason.
     pub held_refused: BTreeMap<String, u64>,
-    /// Replies of the downlink among the dead letters, by reason.
+    /// Replies of the downlink that became dead letters, by reason.
     pub replies_dead_lettered: BTreeMap<String, u64>,
-    /// Replies that the log did not have any more when they were to be kept.
+    /// Replies that were no longer in the log when they were to be kept.
     pub replies_vanished: u64,
-    /// Replies that waited for their clients, and that the log did not have any more.
+    /// Replies that waited for their clients, and were no longer in the log.
     #[serde(default)]
     pub held_vanished: u64,
     /// What this run has written to partitions of the uplink.
     #[serde(default)]
     pub uplink_written: BTreeMap<u16, WrittenPart>,
-    /// Messages that Kafka has acknowledged, in a topic that was deleted since.
+    /// Messages that Kafka has acknowledged in a topic that has been deleted since.
     #[serde(default)]
     pub messages_gone: u64,
-    /// How far this run has written the topics of replies that wait and of dead letters, by name.
+    /// How far this run has written the topics `held` and `deadletter`, by name.
     #[serde(default)]
     pub log_ends: BTreeMap<String, LogEnd>,
-    /// Behind the last offset of the downlink that was read.
+    /// The offset after the last one of the downlink that was read.
     #[serde(default)]
     pub downlink_position: i64,
-    /// Offsets of the downlink that are no replies: marks of transactions, and what was aborted.
+    /// Offsets of the downlink without replies: transaction marks, and aborted records.
     #[serde(default)]
     pub downlink_marks: u64,
     /// The downlink's offset at which this run began.
     pub downlink_start: i64,
-    /// Replies before it that the former run had postponed.
+    /// Replies before that offset which the former run had postponed.
     #[serde(default)]
     pub downlink_carried: u64,
-    /// For how many milliseconds the brokers have told clients to wait because of a quota: `data`
-    /// (messages and replies), `control` (registry and associations).
+    /// Milliseconds for which the brokers made Kafka clients wait because of a quota: `data` (messages and
+    /// replies), `control` (registry and associations).
     #[serde(default)]
     pub kafka_throttled_ms: BTreeMap<String, u64>,
-    /// Breaks of the downlink, by kind, each with the records that it is about: `offset_forgotten`,
-    /// `made_anew`, `tail_lost`, `deleted`. What they are stands in the log, and in docs/brokers.md.
+    /// Records affected by breaks of the downlink, by kind: `offset_forgotten`, `made_anew`, `tail_lost`,
+    /// `deleted`. The log and docs/brokers.md explain them.
     #[serde(default)]
     pub downlink_breaks: BTreeMap<String, u64>,
     /// Clients by service and server.
     pub associations: BTreeMap<String, BTreeMap<String, u32>>,
-    /// Messages that wait for their servers, by server, as they were seen last: half a minute ago at
-    /// most, where there are few servers.
+    /// Messages that wait for their servers, by server, as last measured: at most half a minute ago, if there
+    /// are few servers.
     #[serde(default)]
     pub waiting: BTreeMap<String, Waiting>,
-    /// Servers and relays, as the registry has them.
+    /// Servers and relays, according to the registry.
     #[serde(default)]
     pub registry: RegistryStatus,
     /// How far the host's clock is behind the broker's, in milliseconds; negative if it is ahead.
     #[serde(default)]
     pub clock_difference_ms: i64,
-    /// When the run began by the broker's clock, in Unix milliseconds; null if no broker has told.
+    /// When the run began by the broker's clock, in Unix milliseconds. Null if that is not known.
     #[serde(default)]
     pub begun_unix_ms: Option<i64>,
-    /// What was not as it should be about the topics when the relay started.
+    /// What was wrong with the topics when the relay started.
     #[serde(default)]
     pub topics: Vec<Difference>,
-    /// Connections that have gone on to another server, by the name of the former.
+    /// Connections that have moved to another server, by the name of the former one.
     pub clients_moved: BTreeMap<String, u64>,
     /// Records of associations: `read`, `written`, `put_back`.
     pub association_records: BTreeMap<String, u64>,
@@ -205,12 +204,12 @@ pub struct Snapshot {
     pub worker_loops: u64,
     /// Batches that the producer took.
     pub producer_batches: u64,
-    /// Lines of the log that nobody has: standard error did not take them.
+    /// Lines of the log that were lost, because standard error did not accept them.
     #[serde(default)]
     pub log_lines_lost: u64,
 }
 
-/// Where the counters are.
+/// Read access to all counters.
 #[derive(Clone, Debug)]
 pub(super) struct Observer {
     pub(super) relay: u16,
@@ -230,7 +229,7 @@ pub(super) struct Observer {
     pub(super) standing: Standing,
 }
 
-/// Only what has happened, so that a reader sees what is wrong at once.
+/// Only counters above 0, so that what is wrong stands out.
 fn nonzero<'a>(counts: impl IntoIterator<Item = (&'a str, u64)>) -> BTreeMap<String, u64> {
     counts.into_iter().filter(|(_, n)| *n > 0).map(|(name, n)| (name.to_owned(), n)).collect()
 }
@@ -283,11 +282,11 @@ impl Observer {
         (reason.name(), of_workers + abandoned)
     }
 
-    /// The counters now. What a message reaches later is read first, so that a message on its way
-    /// is never counted twice.
+    /// The present counters. What a message reaches later is read first, so that a message under way is never
+    /// counted twice.
     pub(super) fn snapshot(&self) -> Snapshot {
         let load = |counter: &AtomicU64| counter.load(Ordering::Acquire);
-        // What is read after it is counted as read and as not read yet.
+        // A reply that is read after this is counted both as read and as unread.
         let downlink_position = self.consumer.position.load(Ordering::Acquire);
         let to_bury = self.intake.refused_undone() as u64;
         let acknowledged = load(&self.pump.acknowledged);

@@ -1,4 +1,4 @@
-//! The control socket: whoever connects gets the counters as one JSON document.
+//! The control socket: a client that connects gets the counters as one JSON document.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -16,13 +16,13 @@ use crate::config::Config;
 use super::snapshot::Observer;
 use super::{RunError, Snapshot};
 
-/// How long a relay may take to answer.
+/// Time for a relay to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Pause after a failed accept.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
-/// Locks the file at a path, which is made if there is none.
+/// Locks the file at a path. Creates it if there is none.
 fn lock(path: &Path) -> Result<File, RunError> {
     let opening = || RunError::io(format!("open {}", path.display()));
     loop {
@@ -45,8 +45,8 @@ fn lock(path: &Path) -> Result<File, RunError> {
     }
 }
 
-/// Whether a file is the one at a path. A relay that ends takes its own away: who had opened it before
-/// would hold a lock that nobody else can see.
+/// True if a file is the one at a path. A relay removes its own file when it ends; a process that had opened
+/// that file before would hold a lock that nobody else can see.
 fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     let own = file.metadata()?;
     match std::fs::metadata(path) {
@@ -56,7 +56,7 @@ fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     }
 }
 
-/// The relay's claim to its instance, and its socket. Both end with the process, however it ends.
+/// The relay's claim to its instance, and its socket. Both end with the process, in whatever way that ends.
 pub(super) struct ControlSocket {
     path: PathBuf,
     listener: Option<UnixListener>,
@@ -64,7 +64,7 @@ pub(super) struct ControlSocket {
 }
 
 impl ControlSocket {
-    /// Claims the instance: no other relay of the same name runs on this host.
+    /// Claims the instance. Fails if another relay of the same instance runs on this host.
     pub(super) fn claim(config: &Config) -> Result<Self, RunError> {
         let directory = config.create_run_directory().map_err(|source| {
             let hint = match source.kind() {
@@ -79,7 +79,7 @@ impl ControlSocket {
         let lock_path = directory.join("relay.lock");
         let lock = lock(&lock_path)?;
         let path = config.control_socket();
-        // What is left of a relay that was killed; nobody listens there, for we have the lock.
+        // Left over from a killed relay. Nobody listens there, because we have the lock.
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(RunError::io(format!("remove {}", path.display()))(error));
@@ -91,14 +91,14 @@ impl ControlSocket {
         Ok(Self { path, listener: Some(listener), _lock: lock })
     }
 
-    /// Answers from now on.
+    /// Begins to answer.
     pub(super) fn serve(&mut self, observer: Observer) {
         let listener = self.listener.take().expect("served once");
         tokio::spawn(async move {
             loop {
                 let mut stream = match listener.accept().await {
                     Ok((stream, _)) => stream,
-                    // As long as there is no file left, for one; who has connected waits.
+                    // For example while too many files are open. Clients wait meanwhile.
                     Err(error) => {
                         tracing::warn!(
                             %error, "the control socket cannot accept connections now; retrying"
@@ -108,7 +108,7 @@ impl ControlSocket {
                     }
                 };
                 let snapshot = serde_json::to_vec(&observer.snapshot()).unwrap_or_default();
-                // Whoever asked and does not read is not waited for.
+                // Does not wait for a client that does not read.
                 tokio::spawn(async move {
                     let _ = tokio::time::timeout(ANSWER_TIMEOUT, stream.write_all(&snapshot)).await;
                 });
@@ -121,14 +121,14 @@ impl Drop for ControlSocket {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
         let _ = std::fs::remove_file(self.path.with_file_name("relay.lock"));
-        // Only if nothing else is in it: the loaded gateway keeps its state there.
+        // Fails if the directory is not empty: a loaded gateway keeps its state there.
         if let Some(directory) = self.path.parent() {
             let _ = std::fs::remove_dir(directory);
         }
     }
 }
 
-/// Asks a running relay for its counters; `None` if there is none.
+/// Asks a running relay for its counters. `None` if no relay runs.
 pub fn read_snapshot(config: &Config) -> io::Result<Option<Snapshot>> {
     let mut stream = match UnixStream::connect(config.control_socket()) {
         Ok(stream) => stream,
@@ -148,8 +148,8 @@ pub fn read_snapshot(config: &Config) -> io::Result<Option<Snapshot>> {
         io::ErrorKind::WouldBlock => io::Error::new(
             io::ErrorKind::TimedOut,
             format!(
-                "it did not answer within {ANSWER_TIMEOUT:?}: it is stopped (`kill -STOP`), or \
-                 too busy and needs more processors"
+                "it did not answer within {ANSWER_TIMEOUT:?}: it is suspended (`kill -STOP`), or too \
+                 busy and needs more processors"
             ),
         ),
         _ => error,

@@ -1,5 +1,4 @@
-//! The start of a relay, on a thread of its own: it waits for the cluster, and may be told to stop
-//! meanwhile.
+//! The start of a relay, on a separate thread: it waits for the cluster, and a stop may be ordered meanwhile.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +9,7 @@ use tokio::task::{JoinError, JoinHandle};
 use crate::config::Config;
 use crate::gateway::Gateway;
 use crate::kafka::{Retention, TopicsThere, check_properties, check_rights, ensure_topics};
-use crate::registry::RegistryLink;
+use crate::registry::{RegistryLink, RegistryParts};
 use crate::stop::StopTime;
 use crate::worker::Shared;
 
@@ -20,7 +19,7 @@ use super::signals::StopSignals;
 use super::threads::Threads;
 use super::{RunError, worker_count};
 
-/// What a relay is started with.
+/// What a relay is started from.
 pub(super) struct Starter {
     pub(super) config: Config,
     pub(super) gateway: Option<Gateway>,
@@ -36,20 +35,20 @@ pub(super) struct Started {
     pub(super) registry: RegistryLink,
 }
 
-/// Decides who comes first: the stop of a start, or its first client.
+/// Decides which comes first: a stop during the start, or the first client.
 #[derive(Clone, Debug, Default)]
 struct Gate(Arc<AtomicBool>);
 
 impl Gate {
-    /// True for whoever asks first, and for nobody else.
+    /// True for the first caller only.
     fn pass(&self) -> bool {
         !self.0.swap(true, Ordering::SeqCst)
     }
 }
 
 impl Starter {
-    /// Starts everything. A stop that comes before the first client may be accepted is one at once;
-    /// after it, the relay is started whole and stops as ever, if that is within its time.
+    /// Starts everything. A stop before the first client can be accepted takes effect at once. After that,
+    /// the relay first finishes its start within the time of the stop, and then stops as usual.
     pub(super) async fn start(self, signals: &mut StopSignals) -> Result<Started, RunError> {
         let stop_time = self.shared.stop_time.clone();
         let gate = Gate::default();
@@ -58,7 +57,7 @@ impl Starter {
         tokio::select! {
             started = &mut task => return joined(started),
             signal = signals.recv() => {
-                tracing::info!(signal, "told to stop while the relay starts");
+                tracing::info!(signal, "told to stop while starting");
                 stop_time.begin();
             }
         }
@@ -71,7 +70,7 @@ impl Starter {
     fn run(self, gate: &Gate) -> Result<Started, RunError> {
         let Self { config, mut gateway, place, shared, faults } = self;
         let runtime = tokio::runtime::Handle::current();
-        // Before anything is asked: what librdkafka does not take is no right that is missing.
+        // Before any query: a property that librdkafka rejects would look like a missing right.
         check_properties(&config)?;
         let there = check_rights(&config)?;
         let topics = runtime.block_on(ensure_topics(&config))?;
@@ -80,15 +79,18 @@ impl Starter {
             check_rights(&config)?;
         }
         let retention = runtime.block_on(Retention::ask(&config.kafka));
-        // Before clients are accepted: without it nobody knows all servers.
+        // Before clients are accepted: only the registry has all servers.
         let (of_registry, stop_time) = (faults.clone(), shared.stop_time.clone());
         let registry = RegistryLink::start(
             &config,
-            shared.incarnation,
-            &shared.associations,
-            shared.leases.clone(),
-            retention,
-            shared.stop_time.clone(),
+            RegistryParts {
+                incarnation: shared.incarnation,
+                associations: shared.associations.clone(),
+                leases: shared.leases.clone(),
+                retention,
+                letter_batch_bytes: topics.batch_limits.kept,
+                stop_time: shared.stop_time.clone(),
+            },
             move |run| {
                 let failed = |reason| RunError::Producer(format!("registry: {reason}"));
                 of_registry.watch(&stop_time, || run().map_err(failed));
@@ -108,7 +110,7 @@ impl Starter {
     }
 }
 
-/// The end of a task, if it comes within the time of the stop.
+/// Waits for the end of a task within the time of the stop.
 async fn within<T>(
     stop_time: &StopTime,
     waiting: &str,

@@ -19,7 +19,7 @@ use crate::route::{AssociationLog, Associations};
 use crate::stop::StopTime;
 use crate::undelivered::{Intake, Keeper, KeeperStats};
 use crate::uplink::late::RescueWatch;
-use crate::uplink::{Pump, PumpStats, RdKafkaProducer};
+use crate::uplink::{Pump, PumpParts, PumpStats, RdKafkaProducer};
 use crate::uring::{self, EngineLimits, UringEngine};
 use crate::worker::{Flows, NoGateway, Orders, Shared, Worker, WorkerParts, WorkerStats};
 
@@ -38,13 +38,13 @@ impl Flows for FlowTable {
 
     fn closed(&mut self, client: SocketAddr, server: SocketAddr) {
         if let Err(error) = Self::closed(self, client, server) {
-            tracing::warn!(%error, %client, "a closed connection's flow could not be removed");
+            tracing::warn!(%error, %client, "cannot remove the flow of a closed connection");
         }
     }
 
     fn onward(&mut self, client: SocketAddr, server: SocketAddr) -> io::Result<OwnedFd> {
         let socket = listeners::onward(client)?;
-        // The answers' flow is as that of a client: whoever opened it, its packets are diverted.
+        // The server's answers are diverted like a client's packets, although the relay opened the flow.
         Self::accepted(self, server, client).map_err(io::Error::other)?;
         Ok(socket)
     }
@@ -63,17 +63,17 @@ pub struct Threads {
     /// Set when the workers have ended and what they read is settled.
     stop_others: Arc<AtomicBool>,
     keeper: JoinHandle<()>,
-    /// Set after them, when the consumer has handed on what nobody takes.
+    /// Set after that, when the consumer has handed on what nobody takes.
     stop_keeper: Arc<AtomicBool>,
     shared: Shared,
     observer: Observer,
 }
 
-/// What one worker's thread is made from; the engine is made on the thread itself.
+/// What a worker's thread is made from. The engine is made on the thread itself.
 struct WorkerThread {
     parts: WorkerParts,
     listeners: Listeners,
-    /// Where it makes sockets for connections that are handed on, if it does.
+    /// The namespace for the sockets of connections that are handed on, if any are.
     namespace: Option<PathBuf>,
 }
 
@@ -112,7 +112,7 @@ fn spawn<T: Send + 'static>(
     std::thread::Builder::new().name(name).spawn(body).map_err(RunError::io("start a thread"))
 }
 
-/// Starts a thread that runs until it is told to stop; that it ends before is the relay's end.
+/// Starts a thread that runs until it is told to stop. If it ends before, the relay ends too.
 fn spawn_other(
     name: &str,
     (faults, stop_time): (&Faults, &StopTime),
@@ -173,7 +173,7 @@ fn connect_workers(
     Ok(Connected { uplinks, downlinks, orders, threads })
 }
 
-/// What each of the Kafka threads counts.
+/// The counters of the Kafka threads.
 type Counts = (Arc<PumpStats>, Arc<ConsumerStats>, Arc<KeeperStats>);
 
 impl Threads {
@@ -189,16 +189,16 @@ impl Threads {
         let incarnation = shared.incarnation;
         let (producer_wake, consumer_wake) = (wake()?, wake()?);
         let intake = Arc::new(Intake::new(shared.postponed.clone(), shared.arrivals.clone()));
-        // The clients of Kafka first: they can fail, and nothing is running yet.
+        // Kafka's clients first: they can fail, and nothing is running yet.
         let producer = RdKafkaProducer::new(
             config,
-            topics.uplink_batch_bytes,
+            topics.batch_limits,
             producer_wake.clone(),
             intake.clone(),
             shared.leases.clone(),
             watch_rescue(faults, &shared.stop_time),
         )?;
-        // Who belongs to whom must be known before the first client is taken.
+        // The associations must be known before the first client is accepted.
         let (stop_time, known) = (shared.stop_time.clone(), shared.associations.clone());
         let log = AssociationLog::open(config, incarnation, known, stop_time.clone())?;
         let (pump_stats, consumer_stats, keeper_stats): Counts = Default::default();
@@ -217,23 +217,23 @@ impl Threads {
         .renewing(retention);
         let keeper = Keeper::new(
             config,
-            &shared.kept(topics.kept_batch_bytes),
+            &shared.kept(topics.batch_limits.kept),
             intake.clone(),
             downlinks.clone(),
             keeper_stats.clone(),
         )?;
         let written = producer.written();
-        let pump = Pump::new(
+        let pump = Pump::new(PumpParts {
             producer,
-            (RelayId(config.relay.id), incarnation),
+            relay: RelayId(config.relay.id),
+            incarnation,
             uplinks,
-            downlinks.clone(),
-            config.partitions(),
-            shared.credit.clone(),
-            pump_stats.clone(),
-            producer_wake,
-            stop_time.clone(),
-        );
+            downlinks: downlinks.clone(),
+            credit: shared.credit.clone(),
+            stats: pump_stats.clone(),
+            wake: producer_wake,
+            stop_time: stop_time.clone(),
+        });
         let observer = Observer {
             relay: config.relay.id,
             incarnation: incarnation.value(),
@@ -302,8 +302,8 @@ impl Threads {
         self.observer.standing.clone()
     }
 
-    /// Ends the workers, then the producer when everything is delivered, then the consumer. Each has
-    /// its time, and why it ends is said elsewhere; `awaited` is told for whom it waits.
+    /// Ends the workers, then the producer once everything is delivered, then the consumer. Each has its own
+    /// deadline. Faults are reported elsewhere. `awaited` has the thread that the stop waits for.
     pub(super) fn stop(self, awaited: &Awaited) {
         self.shared.stop_time.begin();
         self.shared.stop.store(true, Ordering::SeqCst);
@@ -321,22 +321,22 @@ impl Threads {
     }
 }
 
-/// For whom a stop waits.
+/// What a stop is waiting for.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Awaited(Arc<Mutex<String>>);
 
 impl Awaited {
-    /// It waits for that now.
+    /// Sets what it is waiting for.
     pub(super) fn is_for(&self, what: &str) {
         what.clone_into(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Who it is.
+    /// Returns what it is waiting for.
     pub(super) fn whom(&self) -> String {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// That it has panicked was said when it did.
+    /// A panic was reported when it happened.
     fn join(&self, thread: JoinHandle<()>) {
         self.is_for(&format!("thread `{}`", thread.thread().name().unwrap_or("without a name")));
         let _ = thread.join();
@@ -377,7 +377,7 @@ fn watch_rescue(faults: &Faults, stop_time: &StopTime) -> RescueWatch {
     })
 }
 
-/// The producer's thread says that it has failed when it does: it still has something to do then.
+/// The producer's thread reports its failure at once, because it still has work to do after that.
 fn spawn_pump(
     pump: Pump<RdKafkaProducer>,
     (faults, stop_time): (&Faults, &StopTime),
@@ -404,7 +404,7 @@ fn start_workers(
     }
     drop(sender);
     for _ in &workers {
-        // One that cannot say even this has panicked, and that was said.
+        // A worker that does not even report this has panicked, which was reported.
         if let Ok(result) = ready.recv() {
             result.map_err(|source| RunError::Ring { cause: uring::cause(&source), source })?;
         }

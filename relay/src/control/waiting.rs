@@ -1,4 +1,4 @@
-//! How long messages have waited for their servers, and whether their topic will have deleted them soon.
+//! Measures how long messages have waited for their servers, and whether their topic will soon delete them.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -21,30 +21,30 @@ use crate::route::ServerState;
 
 use super::RunError;
 
-/// In so long each server is looked at once.
+/// Time in which each server is measured once.
 const ROUND: Duration = Duration::from_secs(30);
-/// And no more often than one in so long, because each costs a client of Kafka.
+/// Least time between two measurements, because each needs a Kafka client.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How long the cluster may take to answer.
+/// Timeout of a query to the cluster.
 const TIMEOUT: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(100);
-/// Messages that will be deleted within this time are a warning, unless a young message is: then half of
-/// how long it is kept counts.
+/// Messages that will be deleted within this time cause a warning. If the topic keeps them for less than
+/// twice this time, the last half of their time counts.
 const SOON_MS: u64 = 86_400_000;
 
 /// Messages that wait for a server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Waiting {
-    /// Such as its group has not committed.
+    /// Messages that its group has not committed.
     pub messages: u64,
     /// Age of the oldest, in milliseconds.
     pub oldest_ms: u64,
-    /// How long their topic keeps them (`retention.ms`); null: for ever, or it is not told.
+    /// How long their topic keeps them (`retention.ms`). Null: without limit, or not known.
     pub retention_ms: Option<u64>,
 }
 
 impl Waiting {
-    /// In how many milliseconds the oldest may be deleted, if that is soon.
+    /// Milliseconds until the oldest may be deleted, if that is soon.
     pub fn deleted_in_ms(&self) -> Option<u64> {
         let retention_ms = self.retention_ms?;
         let left = retention_ms.saturating_sub(self.oldest_ms);
@@ -54,7 +54,7 @@ impl Waiting {
 
 type Seen = Arc<Mutex<BTreeMap<String, Waiting>>>;
 
-/// What was seen last, by server. A thread of its own looks, for as long as this is kept.
+/// The last measurements, by server. A separate thread measures as long as this exists.
 #[derive(Clone, Debug)]
 pub(super) struct WaitingWatch {
     seen: Seen,
@@ -62,7 +62,7 @@ pub(super) struct WaitingWatch {
 }
 
 impl WaitingWatch {
-    /// Begins to look.
+    /// Starts the thread.
     pub(super) fn start(config: &Config, registry: RegistryObserver) -> Result<Self, RunError> {
         let (alive, ended) = mpsc::channel();
         let seen = Seen::default();
@@ -74,7 +74,7 @@ impl WaitingWatch {
         Ok(Self { seen, _alive: alive })
     }
 
-    /// For whom messages wait.
+    /// The servers that messages wait for.
     pub(super) fn seen(&self) -> BTreeMap<String, Waiting> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -105,7 +105,7 @@ impl Looker {
                         self.see(name, Waiting { messages, oldest_ms, retention_ms });
                     }
                     Err(error) => tracing::debug!(
-                        %error, name, "the number of waiting messages is unknown"
+                        %error, name, "cannot determine the number of waiting messages"
                     ),
                 }
                 if has_ended(ended, pause.max(PAUSE)) {
@@ -126,8 +126,8 @@ impl Looker {
                 oldest_ms,
                 retention_ms,
                 left_ms,
-                "messages wait for a server, and the uplink's retention will soon delete the \
-                 oldest of them: bring the server back, or raise the topic's retention.ms"
+                "messages wait for a server, and the uplink's retention will soon delete the oldest: \
+                 bring the server back, or raise the topic's retention.ms"
             );
         }
         seen.insert(name, waiting);
@@ -168,24 +168,24 @@ impl Looker {
             tokio::time::timeout(2 * TIMEOUT, admin.describe_configs(&topics, &options)).await
         });
         let resource = told.ok()?.ok()?.into_iter().next()?.ok()?;
-        // -1: for ever.
+        // -1: without limit.
         resource.get("retention.ms")?.value.as_ref()?.parse().ok()
     }
 }
 
-/// How old a record is, whose time is the broker's, as retention takes it. One that cannot be read, or is
-/// younger than the clock says, is no older than nothing.
+/// The age of a record by the broker's time, as retention computes it. 0 if the record cannot be read, or is
+/// from the future.
 fn age_ms(unix_ms: Option<i64>, clock: &BrokersClock) -> u64 {
     let age = unix_ms.map_or(0, |unix_ms| clock.unix_ms().saturating_sub(unix_ms));
     u64::try_from(age).unwrap_or_default()
 }
 
-/// Waits, or ends with those who want to know.
+/// Waits for this long. True if nobody wants the measurements any more.
 fn has_ended(ended: &mpsc::Receiver<()>, pause: Duration) -> bool {
     ended.recv_timeout(pause) != Err(RecvTimeoutError::Timeout)
 }
 
-/// The time of a record, in Unix milliseconds, if it comes.
+/// The time of a record in Unix milliseconds, if it arrives.
 fn time_of(
     client: &BaseConsumer<LogContext>,
     (topic, partition): (&str, i32),

@@ -1,6 +1,7 @@
 //! How every client of Kafka that the relay has is configured.
 
 use rdkafka::ClientConfig;
+use rdkafka::config::RDKafkaLogLevel;
 
 use crate::config::{Config, KafkaSection};
 
@@ -51,6 +52,19 @@ fn client_for(kafka: &KafkaSection, purpose: &str) -> ClientConfig {
     }
     let client = kafka.properties.get("client.id").map_or(CLIENT, String::as_str);
     config.set("client.id", format!("{client}-{purpose}"));
+    config
+}
+
+/// Makes `config` that of a consumer that reads records by their offsets, and commits none.
+pub(crate) fn offset_reader(mut config: ClientConfig, kafka: &KafkaSection) -> ClientConfig {
+    config
+        // `assign` needs one, though nothing is committed under it.
+        .set("group.id", format!("{}fetch", kafka.topic_prefix))
+        .set("enable.auto.commit", "false")
+        .set("auto.offset.reset", "earliest")
+        // A seek waits for the fetch that is under way, at the log's end too.
+        .set("fetch.wait.max.ms", "10")
+        .set_log_level(RDKafkaLogLevel::Warning);
     config
 }
 

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::{BorrowedMessage, Message as _};
@@ -12,7 +11,7 @@ use rdkafka::metadata::MetadataTopic;
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::KafkaSection;
-use crate::kafka::client::data_config;
+use crate::kafka::client::{data_config, offset_reader};
 
 use super::context::LogContext;
 use super::ffi::rejoin;
@@ -89,16 +88,9 @@ pub(crate) struct Fetcher {
 
 impl Fetcher {
     pub(crate) fn new(kafka: &KafkaSection) -> KafkaResult<Self> {
-        let client: BaseConsumer<LogContext> = data_config(kafka)
-            // `assign` wants one, though nothing is committed under it.
-            .set("group.id", format!("{}fetch", kafka.topic_prefix))
-            .set("enable.auto.commit", "false")
-            .set("auto.offset.reset", "earliest")
+        let client: BaseConsumer<LogContext> = offset_reader(data_config(kafka), kafka)
             .set("fetch.error.backoff.ms", "50")
             .set("queued.max.messages.kbytes", "16384")
-            // Whoever seeks waits for the fetch that is under way, at the log's end too.
-            .set("fetch.wait.max.ms", "10")
-            .set_log_level(RDKafkaLogLevel::Warning)
             .create_with_context(LogContext::new(kafka))?;
         let (rests, first_patience) = (HashMap::new(), FIRST_PATIENCE);
         Ok(Self { client, place: None, kafka: kafka.clone(), rests, first_patience })

@@ -39,6 +39,8 @@ pub use retention::Retention;
 pub(crate) use retry::Retry;
 pub use rights::{RightsError, Topics as TopicsThere, check_rights};
 pub(crate) use topics::TIMESTAMP_TYPE;
-pub use topics::{Difference, TopicError, Topics, check_properties, ensure_topics, look_at_topics};
+pub use topics::{
+    BatchLimits, Difference, TopicError, Topics, check_properties, ensure_topics, look_at_topics,
+};
 pub(crate) use unreadable::{is_unreadable, unreadable_at};
 pub use written::{LogEnd, LogEnds, Written, WrittenPart};

@@ -70,7 +70,7 @@ fn at_least(
         tracing::debug!(
             end,
             known,
-            "a broker reports an end of a partition before what was acknowledged"
+            "a broker reports an end of a partition before records that it has acknowledged"
         );
         std::thread::sleep(PAUSE);
     }

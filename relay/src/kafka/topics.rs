@@ -91,10 +91,17 @@ pub struct Topics {
     pub missing: Vec<String>,
     /// What is not as the relay would have made it, and matters.
     pub differences: Vec<Difference>,
-    /// Longest batch that the uplink takes, if that is known.
-    pub uplink_batch_bytes: Option<u32>,
-    /// Longest batch that both `held` and `deadletter` take, if that is known.
-    pub kept_batch_bytes: Option<u32>,
+    /// Longest batches that they take.
+    pub batch_limits: BatchLimits,
+}
+
+/// Longest batches in bytes that topics take (`max.message.bytes`); None where that is not known.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct BatchLimits {
+    /// The uplink.
+    pub uplink: Option<u32>,
+    /// Both `held` and `deadletter`.
+    pub kept: Option<u32>,
 }
 
 /// Compares the topics with what they must be; changes nothing.
@@ -116,10 +123,10 @@ async fn look(config: &Config, cluster: &Cluster) -> Result<Topics, TopicError> 
         let limit = found.setting("max.message.bytes").and_then(|limit| limit.parse().ok());
         let Some(limit) = limit else { continue };
         if wanted.name == config.kafka.uplink_topic() {
-            topics.uplink_batch_bytes = Some(limit);
+            topics.batch_limits.uplink = Some(limit);
         } else if kept.contains(&wanted.name) {
-            let least = topics.kept_batch_bytes.map_or(limit, |other| other.min(limit));
-            topics.kept_batch_bytes = Some(least);
+            let kept = &mut topics.batch_limits.kept;
+            *kept = Some(kept.map_or(limit, |other| other.min(limit)));
         }
     }
     Ok(topics)

@@ -7,13 +7,12 @@
 
 use std::time::{Duration, Instant};
 
-use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::KafkaSection;
-use crate::kafka::client::client_config;
+use crate::kafka::client::{client_config, offset_reader};
 use crate::kafka::questions::watermarks;
 
 use super::context::LogContext;
@@ -48,13 +47,8 @@ pub(crate) fn unreadable_at(
     from: i64,
 ) -> KafkaResult<Option<Range>> {
     let deadline = Instant::now() + PATIENCE;
-    let client: BaseConsumer<LogContext> = client_config(kafka)
-        .set("group.id", format!("{}fetch", kafka.topic_prefix))
-        .set("enable.auto.commit", "false")
-        .set("auto.offset.reset", "earliest")
+    let client: BaseConsumer<LogContext> = offset_reader(client_config(kafka), kafka)
         .set("fetch.error.backoff.ms", "10")
-        .set("fetch.wait.max.ms", "10")
-        .set_log_level(RDKafkaLogLevel::Warning)
         .create_with_context(LogContext::new(kafka))?;
     let (oldest, end) = watermarks(client.client(), topic, partition, PATIENCE)?;
     extent(from.max(oldest), end, |offset| {

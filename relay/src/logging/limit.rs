@@ -1,5 +1,6 @@
-//! Few lines for one matter: what is said over and over, with other numbers perhaps, is said some times,
-//! then counted, and told once in a while with its count. A broker that is away would fill a disk.
+//! Rate limit of the log: a line that is repeated, possibly with other numbers, is written a few times, then
+//! counted, and reported with its count from time to time. Otherwise a broker that is away would fill a
+//! disk.
 
 use std::collections::HashMap;
 use std::fmt::{self, Write as _};
@@ -10,18 +11,18 @@ use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer};
 
-/// So many lines of one kind are said before the rest of it is counted.
+/// Lines of one kind that are written before further ones are only counted.
 const FREE: u32 = 3;
-/// For so long; then their number is said, and a kind of which nothing more has come is forgotten.
+/// How long they are counted. Then their number is reported, and a kind without new lines is forgotten.
 const WINDOW: Duration = Duration::from_mins(1);
-/// Kinds that are told apart at a time; what is beyond is one kind.
+/// Most kinds at a time; all further ones share one.
 const MOST_KINDS: usize = 500;
-/// What of a line tells its kind, and is said again with its count.
+/// Length in bytes of the text that determines a line's kind, and is repeated with the count.
 const MOST_TEXT: usize = 300;
-/// Where librdkafka's lines come from; it says as information too what others would call warnings.
+/// The target of librdkafka's lines. It logs as information some things that others would log as warnings.
 const KAFKA: &str = "millrace_relay::kafka::context";
 
-/// Lines of a kind since they began to be counted.
+/// The lines of one kind in the present window.
 #[derive(Debug)]
 struct Kind {
     text: String,
@@ -30,23 +31,23 @@ struct Kind {
     left_out: u64,
 }
 
-/// Decides which lines are said.
+/// Decides which lines are written.
 #[derive(Debug, Default)]
 pub(super) struct Limiter(Mutex<HashMap<String, Kind>>);
 
-/// What was left out of a kind.
+/// Lines of one kind that were left out.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct LeftOut {
     /// The first line.
     pub(super) text: String,
-    /// How many more like it.
+    /// How many were left out.
     pub(super) times: u64,
-    /// In what time.
+    /// In which time.
     pub(super) within: Duration,
 }
 
 impl Limiter {
-    /// Whether a line should be said.
+    /// True if a line should be written.
     fn admits(&self, text: String, now: Instant) -> bool {
         let mut kinds = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut key = kind_of(&text);
@@ -62,7 +63,7 @@ impl Limiter {
         false
     }
 
-    /// What was left out for a while, or at all.
+    /// What was left out in windows that have ended; with `all`, in all windows.
     pub(super) fn take_left_out(&self, now: Instant, all: bool) -> Vec<LeftOut> {
         let mut kinds = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut left_out = Vec::new();
@@ -82,12 +83,12 @@ impl Limiter {
     }
 }
 
-/// How librdkafka's lines begin: with the thread that says it, which makes no other kind.
+/// librdkafka's lines begin with the thread that logs them. The kind does not depend on it.
 const THREAD: (&str, &str) = ("[thrd:", "]: ");
-/// And how some end: with how often it was not said.
+/// Some of them end with the number of suppressed repetitions.
 const AGAIN: (&str, &str) = (", ", " identical error(s) suppressed");
 
-/// Addresses, ports, times and counts make no other kind.
+/// The kind of a line, which does not depend on addresses, ports, times and counts.
 fn kind_of(text: &str) -> String {
     let mut kind = String::with_capacity(text.len());
     let mut rest = text;
@@ -112,10 +113,11 @@ fn kind_of(text: &str) -> String {
     kind
 }
 
-/// A layer that leaves out what [`Limiter`] does not admit: warnings, errors, and what librdkafka says.
+/// A layer that leaves out lines that [`Limiter`] does not admit. It applies to warnings, errors, and
+/// librdkafka's lines.
 pub(super) struct Limit {
     pub(super) limiter: &'static Limiter,
-    /// Only what librdkafka says.
+    /// It applies to librdkafka's lines only.
     pub(super) only_kafka: bool,
 }
 
@@ -134,7 +136,7 @@ impl<S: Subscriber> Layer<S> for Limit {
     }
 }
 
-/// What tells the kind of a line: its message, and why it is said. Not whom it concerns.
+/// The parts of a line that determine its kind: message and reasons, but not whom it concerns.
 struct Text(String);
 
 impl Visit for Text {

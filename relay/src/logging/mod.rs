@@ -1,8 +1,8 @@
-//! The log on standard error, which may go away at any time, or stand still: that costs lines, and nothing
-//! else.
+//! The log on standard error. If its reader goes away or stops reading, lines are lost, and nothing else
+//! happens.
 //!
-//! A service hands its lines to a thread of their own, so that whoever says something never waits for who
-//! reads it, least of all a worker. What finds no room there, or cannot be written, is lost and counted.
+//! A service hands its lines to a separate thread, so that no thread waits for the reader, least of all a
+//! worker. Lines that find no room in its queue, or cannot be written, are lost and counted.
 
 mod limit;
 mod writer;
@@ -22,30 +22,30 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use limit::{Limit, Limiter};
 use writer::Queue;
 
-/// Where the log's own lines come from, which are never left out.
+/// The target of the log's own lines, which are never left out.
 const TARGET: &str = "millrace_relay::logging";
-/// How often it is looked whether something is to be said of what was left out.
+/// Interval at which lines that were left out are reported.
 const LOOK: Duration = Duration::from_secs(5);
-/// How long the last lines may take.
+/// Time to write the last lines.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
 static LOST: AtomicU64 = AtomicU64::new(0);
 static LIMITER: LazyLock<Limiter> = LazyLock::new(Limiter::default);
 static QUEUE: OnceLock<Queue> = OnceLock::new();
 
-/// Who writes a log.
+/// The kind of program that writes a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// A command, which ends soon: each line is written at once.
+    /// A command, which ends soon. Each line is written at once.
     Command,
-    /// A service, which must go on.
+    /// A service, which must not wait for the reader of its log.
     Service,
 }
 
-/// What is said if nobody wants anything else.
+/// The level without `RUST_LOG`.
 const USUAL: &str = "info";
 
-/// What `RUST_LOG` asks for; and what is wrong with it, if it cannot be understood.
+/// The filter that `RUST_LOG` asks for, and what is wrong with its value if that is invalid.
 fn wanted(rust_log: Option<OsString>) -> (EnvFilter, Option<String>) {
     let text = match rust_log.map(OsString::into_string) {
         None => return (USUAL.into(), None),
@@ -61,7 +61,7 @@ fn wanted(rust_log: Option<OsString>) -> (EnvFilter, Option<String>) {
     }
 }
 
-/// Begins to write the log. Once in a process. An error is that a service's thread for it does not start.
+/// Starts the log. Called once in a process. It fails if the service's log thread cannot be started.
 pub fn init(purpose: Purpose) -> io::Result<()> {
     let (filter, problem) = wanted(env::var_os(EnvFilter::DEFAULT_ENV));
     let lines = tracing_subscriber::fmt::layer()
@@ -70,7 +70,7 @@ pub fn init(purpose: Purpose) -> io::Result<()> {
         .with_writer(Lines);
     let log = tracing_subscriber::registry().with(filter).with(lines);
     match purpose {
-        // Of what it is about, all is said.
+        // A command's own lines are all written.
         Purpose::Command => log.with(Limit { limiter: &LIMITER, only_kafka: true }).init(),
         Purpose::Service => {
             let thread = std::thread::Builder::new();
@@ -82,32 +82,32 @@ pub fn init(purpose: Purpose) -> io::Result<()> {
     if let Some(problem) = problem {
         tracing::warn!(
             problem,
-            "RUST_LOG cannot be understood; the log's level is `{USUAL}`. Right is for example \
-             RUST_LOG=debug, or RUST_LOG=warn,millrace_relay=debug"
+            "RUST_LOG is invalid; the log's level is `{USUAL}`. Valid examples: RUST_LOG=debug, \
+             RUST_LOG=warn,millrace_relay=debug"
         );
     }
     Ok(())
 }
 
-/// Says one line to people, beside the log.
+/// Writes a line for people that is not part of the log.
 pub fn say(line: &str) {
     write(format!("{line}\n").into_bytes());
 }
 
-/// Lines that nobody has.
+/// The number of lost lines.
 pub fn lost() -> u64 {
     LOST.load(Ordering::Relaxed)
 }
 
-/// Waits for a moment until what was said is written.
+/// Waits until all lines are written, for at most one second.
 pub fn flush() {
     if let Some(queue) = QUEUE.get() {
         queue.flush(LAST_LINES);
     }
 }
 
-/// The end of the process: what was left out until now, the last word if there is one, and a moment for
-/// them to be written.
+/// Ends the log with the process: reports what was left out, writes the last line if there is one, and
+/// flushes.
 pub fn finish(last: Option<&str>) {
     for left_out in LIMITER.take_left_out(Instant::now(), true) {
         tell(&left_out);
@@ -126,7 +126,7 @@ fn tell_left_out() {
 
 fn tell(limit::LeftOut { text, times, within }: &limit::LeftOut) {
     let within_s = within.as_secs();
-    tracing::warn!(target: TARGET, times, within_s, "left out, as it was said before: {text}");
+    tracing::warn!(target: TARGET, times, within_s, "repeated and not shown: {text}");
 }
 
 fn write(line: Vec<u8>) {
@@ -136,7 +136,7 @@ fn write(line: Vec<u8>) {
     }
 }
 
-/// Makes a line of each event.
+/// Makes a line from each event.
 struct Lines;
 
 impl<'a> MakeWriter<'a> for Lines {
@@ -147,7 +147,8 @@ impl<'a> MakeWriter<'a> for Lines {
     }
 }
 
-/// One event's line; written when it is complete. It never fails: nobody could say so.
+/// The line of one event, written when it is complete. Writing to it never fails, because nothing could
+/// report that.
 struct Line(Vec<u8>);
 
 impl io::Write for Line {

@@ -1,4 +1,4 @@
-//! Lines on their way to standard error.
+//! The queue of lines for standard error.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -12,10 +12,10 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use super::LOST;
 
-/// Bytes of lines that wait; further lines are lost.
+/// Most bytes of lines in the queue. Further lines are lost.
 const MOST_WAITING: usize = 1 << 20;
 
-/// Standard error under a descriptor of our own: nobody else's lock is held while it stands still.
+/// Standard error under its own descriptor, so that a blocked write holds nobody else's lock.
 pub(super) fn standard_error() -> Box<dyn Write + Send> {
     match io::stderr().as_fd().try_clone_to_owned() {
         Ok(own) => Box::new(Patient(File::from(own))),
@@ -23,14 +23,14 @@ pub(super) fn standard_error() -> Box<dyn Write + Send> {
     }
 }
 
-/// Writes a line, or loses it.
+/// Writes a line, or counts it as lost.
 pub(super) fn write(to: &mut (impl Write + ?Sized), line: &[u8]) {
     if to.write_all(line).and_then(|()| to.flush()).is_err() {
         LOST.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-/// A file whose other users may have made it one that does not wait (`O_NONBLOCK`).
+/// A file that other users of it may have made non-blocking (`O_NONBLOCK`).
 struct Patient(File);
 
 impl Write for Patient {
@@ -54,16 +54,16 @@ impl Write for Patient {
 #[derive(Debug, Default)]
 struct State {
     lines: VecDeque<Vec<u8>>,
-    /// Of those, and of the one that is being written.
+    /// The bytes of these lines and of the one that is being written.
     bytes: usize,
 }
 
-/// Lines that a thread of their own writes.
+/// Lines that a separate thread writes.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Queue(Arc<(Mutex<State>, Condvar)>);
 
 impl Queue {
-    /// Starts the thread; each `interval` it does something else, too.
+    /// Starts the thread, which also calls `each` once per `interval`.
     pub(super) fn start(
         thread: std::thread::Builder,
         mut to: Box<dyn Write + Send>,
@@ -93,7 +93,7 @@ impl Queue {
         self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a line, or loses it.
+    /// Takes a line, or counts it as lost.
     pub(super) fn push(&self, line: Vec<u8>) {
         let mut state = self.state();
         if state.bytes > 0 && state.bytes + line.len() > MOST_WAITING {
@@ -118,7 +118,7 @@ impl Queue {
         self.0.1.notify_all();
     }
 
-    /// Waits until all is written, for at most `patience`.
+    /// Waits until all lines are written, for at most `patience`.
     pub(super) fn flush(&self, patience: Duration) {
         let busy = |state: &mut State| state.bytes > 0;
         drop(self.0.1.wait_timeout_while(self.state(), patience, busy));
@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn that_no_thread_starts_is_an_error() {
-        // More than there is of addresses.
+        // A stack larger than the address space.
         let thread = Builder::new().stack_size(1 << 50);
         let queue = Queue::start(thread, Box::new(io::sink()), PATIENCE, || {});
         assert!(queue.is_err(), "nobody would write a line");

@@ -1,4 +1,4 @@
-//! Writes to the registry topic, and knows how far what it wrote has come.
+//! Writes to the registry topic, and knows which of its records are acknowledged.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, Instant};
@@ -16,15 +16,15 @@ use crate::kafka::{LogContext, NO_TIME, brokers_clock, logs_as_ours, own_unix_ms
 
 use super::Write;
 
-/// How long the first connection may take; without it the first record takes longer.
+/// Time for the first connection. Without a connection the first record takes longer.
 const METADATA_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What the delivery reports say.
+/// What the delivery reports have brought.
 struct Reports {
     log: LogContext,
-    /// The offset behind the last record that was acknowledged.
+    /// The offset after the last record that was acknowledged.
     end: AtomicI64,
-    /// A record will never be there.
+    /// A record failed and will not be written.
     failed: AtomicBool,
 }
 
@@ -65,7 +65,7 @@ impl Author {
             failed: AtomicBool::new(false),
         };
         let mut client = writer_config(&config.kafka);
-        // Nothing is written before it was read back, so that little waits.
+        // Each record is read back before the next ones are written, so little waits.
         client.set("linger.ms", "0");
         let producer: BaseProducer<_> = client.create_with_context(reports)?;
         let topic = config.kafka.registry_topic();
@@ -79,7 +79,7 @@ impl Author {
 
     pub(super) fn write(&self, write: &Write) -> KafkaResult<()> {
         let key = write.key.to_string();
-        // Its order is what counts: no clock of ours can be a reason to refuse it.
+        // Only the order of the records counts, so no clock of ours may be a reason to refuse one.
         let mut record = BaseRecord::with_opaque_to(&self.topic, Box::new(own_unix_ms()))
             .partition(0)
             .timestamp(NO_TIME)
@@ -90,25 +90,25 @@ impl Author {
         self.producer.send(record).map_err(|(error, _)| error)
     }
 
-    /// Serves delivery reports; true if one of them was bad.
+    /// Serves delivery reports. True if one of them reports a failure.
     pub(super) fn poll(&self) -> bool {
         self.producer.poll(Duration::ZERO);
         rejoin(self.producer.client());
         self.producer.context().failed.swap(false, Ordering::SeqCst)
     }
 
-    /// Whether all that was written has been read by whoever has read up to `next`.
+    /// True if a reader whose next offset is `next` has read everything that was written.
     pub(super) fn is_read_back(&self, next: i64) -> bool {
         self.producer.in_flight_count() == 0
             && self.producer.context().end.load(Ordering::SeqCst) <= next
     }
 
-    /// Why nothing will ever be written again.
+    /// The producer's fatal error, if it has one.
     pub(super) fn fatal(&self) -> Option<String> {
         self.producer.client().fatal_error().map(|(_, reason)| reason)
     }
 
-    /// Waits until everything is written, or gives it up; false if so.
+    /// Waits until everything is written. False if it was given up.
     pub(super) fn finish(&self, patience: Duration) -> bool {
         let flushed = self.producer.flush(patience);
         if let Err(error) = &flushed {

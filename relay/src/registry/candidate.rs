@@ -1,4 +1,4 @@
-//! The relay as a member of the consumer group that chooses who coordinates.
+//! The relay as a member of the consumer group that chooses the coordinator.
 
 use std::cell::Cell;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,17 +11,17 @@ use crate::config::Config;
 use crate::kafka::client::client_config;
 use crate::kafka::{LogContext, logs_as_ours, rejoin};
 
-/// Heartbeats in a session's timeout; Kafka's advice is no fewer than three.
+/// Heartbeats per session timeout; Kafka's documentation recommends at least three.
 const HEARTBEATS: u32 = 3;
 
-/// What the group makes of this relay.
+/// This relay's standing in the group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Standing {
-    /// It is to coordinate.
+    /// The group has chosen it as coordinator.
     Chosen,
-    /// Another one is, or nobody yet.
+    /// The group has chosen another relay, or nobody yet.
     NotChosen,
-    /// It was, and has lost the group since: nobody may be.
+    /// It was the coordinator, and has lost the group since: perhaps nobody coordinates.
     Lost,
 }
 
@@ -51,14 +51,16 @@ impl ConsumerContext for Assigned {
     fn post_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
         match rebalance {
             Rebalance::Assign(partitions) if partitions.count() > 0 => {
-                // The registry is read elsewhere; here only the membership matters.
+                // The registry is read elsewhere. Only the membership matters here.
                 if let Err(error) = consumer.pause(partitions) {
-                    tracing::warn!(%error, "the registry is read twice");
+                    tracing::warn!(%error, "cannot pause the partition of the registry; it is read twice");
                 }
                 *self.standing() = Standing::Chosen;
             }
             Rebalance::Assign(_) | Rebalance::Revoke(_) => {}
-            Rebalance::Error(error) => tracing::warn!(%error, "choosing the coordinator"),
+            Rebalance::Error(error) => {
+                tracing::warn!(%error, "the group could not choose the coordinator");
+            }
         }
     }
 }
@@ -67,7 +69,7 @@ impl ConsumerContext for Assigned {
 pub(super) struct Candidate {
     consumer: BaseConsumer<Assigned>,
     group: String,
-    /// That the group is forbidden was said.
+    /// The log has reported that the group is forbidden.
     is_refused: Cell<bool>,
 }
 
@@ -80,7 +82,7 @@ impl Candidate {
             .set("group.id", &group)
             .set("session.timeout.ms", session.to_string())
             .set("heartbeat.interval.ms", (session / HEARTBEATS).to_string())
-            // Who has the office keeps it when another relay starts.
+            // The coordinator stays the same when another relay starts.
             .set("partition.assignment.strategy", "cooperative-sticky")
             .set("enable.auto.commit", "false")
             .set("auto.offset.reset", "latest");
@@ -100,13 +102,13 @@ impl Candidate {
                     let group = &*self.group;
                     tracing::error!(
                         %error,
-                        "Kafka does not allow this relay READ on group {group}: it never coordinates, \
-                         and without another one that does no server can register or drain"
+                        "Kafka does not allow this relay READ on group {group}: it cannot coordinate. \
+                         Unless another relay can, no server can register or drain"
                     );
                 }
             }
             Some(Err(error)) => {
-                tracing::warn!(%error, "choosing the coordinator; trying on");
+                tracing::warn!(%error, "cannot take part in choosing the coordinator; retrying");
             }
             Some(Ok(_)) | None => {}
         }
@@ -114,18 +116,18 @@ impl Candidate {
         *self.consumer.context().standing()
     }
 
-    /// Says why the office is not this relay's any more.
+    /// Logs why this relay is no longer the coordinator.
     pub(super) fn tell_loss(&self, standing: Standing) {
         let group = &*self.group;
         if standing == Standing::Lost {
             tracing::warn!(
                 group,
-                "this relay coordinates no longer: it is no member of the group any more, whose broker \
+                "this relay no longer coordinates: it has lost its membership in the group, whose broker \
                  did not answer for registry.session_timeout_ms, or took it for gone. It joins again; \
                  until the group has chosen, registrations wait"
             );
         } else {
-            tracing::info!(group, "this relay coordinates no longer: the group chooses anew");
+            tracing::info!(group, "this relay no longer coordinates: the group is choosing again");
         }
     }
 }
@@ -134,10 +136,10 @@ fn is_refused(error: &KafkaError) -> bool {
     error.rdkafka_error_code() == Some(RDKafkaErrorCode::GroupAuthorizationFailed)
 }
 
-/// Names where this relay has its lock: two with one name never run at the same time.
+/// Names the place of this relay's lock. Two relays of the same place never run at the same time.
 pub(super) fn place(config: &Config) -> String {
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    // A container has another /run.
+    // A container has its own /run.
     let mounts = std::fs::read_link("/proc/self/ns/mnt").unwrap_or_default();
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let lock = config.run_directory();

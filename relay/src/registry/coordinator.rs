@@ -1,7 +1,7 @@
 //! What the coordinator writes: decided from the registry, a clock and a few facts, without I/O.
 //!
-//! Decisions are by level, not by edge: a server's lease is compared with what it should be, and
-//! written where it differs. So a coordinator that begins needs nothing of what the last one knew.
+//! Decisions are level-triggered, not edge-triggered: a server's lease is compared with what it should be,
+//! and written if it differs. So a new coordinator needs nothing of what the last one knew.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,31 +17,31 @@ use super::policy::{Declared, Policy, Unfit};
 use super::pool::{Free, GoesOn, Pool, Search};
 use super::rebalance::Rebalancings;
 use super::record::{Key, Lease, OrderKind, Registration, RelayState, Term, VERSION, Wish};
-use super::state::{Change, Outcome, Registry};
+use super::state::{Outcome, Registry};
 
-/// Looks at the clock in a lease.
+/// How often per lease the coordinator looks at the clock.
 const SCANS_PER_LEASE: u32 = 10;
-/// A coordinator that has not looked for so long cannot tell who was silent from whom it did not hear.
+/// After a gap this long, the coordinator cannot tell a silent server from one that it did not hear.
 const LEAST_GAP: Duration = Duration::from_secs(1);
 
-/// Watches the registry's clock, and while it has a term, answers.
+/// Watches the ages of the registry's records, and decides what to write while it has a term.
 #[derive(Debug)]
 pub struct Coordinator {
     policy: Arc<Policy>,
     term: Option<(Term, Instant)>,
-    /// When a registration of the right process was read last.
+    /// When the last registration of the right process was read.
     renewed: BTreeMap<String, Instant>,
-    /// When it was read that a server's lease is over.
+    /// When the end of a server's lease was read.
     over: BTreeMap<String, Instant>,
-    /// When a relay's word was read last.
+    /// When a relay's last record was read.
     relays: BTreeMap<RelayId, Instant>,
-    /// Servers to be looked at.
+    /// Servers to look at.
     dirty: BTreeSet<String>,
-    /// What compaction may have replaced by records that were refused.
+    /// Keys whose record compaction may have replaced by one that was refused.
     spoilt: BTreeSet<Key>,
-    /// Since when nothing waits for a server that drains.
+    /// Since when nothing waits for a draining server.
     empty: BTreeMap<String, Instant>,
-    /// When it was last known what waits for a server that is gone.
+    /// When it was last known how much waits for a server that is gone.
     graves: BTreeMap<Partition, Instant>,
     pool: Pool,
     rebalancings: Rebalancings,
@@ -58,7 +58,7 @@ enum Judged {
 }
 
 impl Coordinator {
-    /// One without a term.
+    /// A coordinator without a term.
     pub fn new(policy: Policy, now: Instant) -> Self {
         Self {
             policy: Arc::new(policy),
@@ -77,7 +77,7 @@ impl Coordinator {
         }
     }
 
-    /// What it goes by.
+    /// The rules that it applies.
     pub fn policy(&self) -> &Policy {
         &self.policy
     }
@@ -87,13 +87,12 @@ impl Coordinator {
         self.term.map(|(term, _)| term)
     }
 
-    /// Whether the record of its term may be lost to compaction, so that it should take office again.
+    /// True if compaction may have lost the record of its term, so that it should take office again.
     pub fn is_office_spoilt(&self) -> bool {
         self.spoilt.contains(&Key::Coordinator)
     }
 
-    /// Takes office. Everybody has the whole of its time again: the clock of the last coordinator is
-    /// not known.
+    /// Takes office. All timeouts start again, because the clock of the last coordinator is not known.
     pub fn begin(&mut self, term: Term, registry: &Registry, now: Instant) {
         self.term = Some((term, now));
         self.dirty = registry.registrations().keys().cloned().collect();
@@ -105,9 +104,9 @@ impl Coordinator {
         self.looked = now;
     }
 
-    /// Says that all that was written is read, so that who is silent is silent. To be said before each
-    /// decision: if it was not for half of somebody's time (the relay stood still, or Kafka did not
-    /// answer), everybody has the whole of it again.
+    /// Records that everything written so far has been read, so that silence means silence. Called before
+    /// each decision. After a gap of half a timeout (the relay was paused, or Kafka did not answer) all
+    /// timeouts start again.
     pub fn look(&mut self, now: Instant) {
         let gap = self.policy.lease.min(self.policy.relay_timeout) / 2;
         let looked = std::mem::replace(&mut self.looked, now);
@@ -117,14 +116,14 @@ impl Coordinator {
         {
             tracing::warn!(
                 missed_ms = missed.as_millis(),
-                "the coordinator has not looked; all leases begin anew"
+                "the coordinator was paused; all leases start again"
             );
             *begun = now;
             self.empty.clear();
         }
     }
 
-    /// Leaves it.
+    /// Leaves office.
     pub fn end(&mut self) {
         self.term = None;
     }
@@ -134,12 +133,11 @@ impl Coordinator {
         self.renewed.get(id).map(|at| now.saturating_duration_since(*at))
     }
 
-    /// Takes note of a record that was there before this relay was: whoever wrote it may not be any
-    /// more.
+    /// Takes note of a record from before this relay's time. Its writer may no longer exist.
     pub fn observe_past(&mut self, outcome: &Outcome) {
         match outcome {
-            Outcome::Changed(change) => {
-                self.spoilt.remove(&change.key());
+            Outcome::Changed(key) => {
+                self.spoilt.remove(key);
             }
             Outcome::Refused(_, Some(key)) => {
                 self.spoilt.insert(key.clone());
@@ -148,22 +146,22 @@ impl Coordinator {
         }
     }
 
-    /// Takes note of a record that was applied.
+    /// Takes note of a record that was applied to the registry.
     pub fn observe(&mut self, registry: &Registry, outcome: &Outcome, now: Instant) {
         self.observe_past(outcome);
         match outcome {
-            Outcome::Changed(Change::Server(id)) => self.observe_server(registry, id, now),
-            Outcome::Changed(Change::Lease(id)) => self.observe_lease(registry, id, now),
-            Outcome::Changed(Change::Order(id)) => {
+            Outcome::Changed(Key::Server(id)) => self.observe_server(registry, id, now),
+            Outcome::Changed(Key::Lease(id)) => self.observe_lease(registry, id, now),
+            Outcome::Changed(Key::Order(id)) => {
                 self.dirty.insert(id.clone());
             }
-            Outcome::Changed(Change::Relay(relay)) => {
+            Outcome::Changed(Key::Relay(relay)) => {
                 self.relays.insert(*relay, now);
             }
-            Outcome::Changed(Change::Rebalance(service)) => self.rebalancings.forget(service),
-            Outcome::Changed(Change::Refusal(_) | Change::Coordinator) | Outcome::Refused(..) => {}
+            Outcome::Changed(Key::Rebalance(service)) => self.rebalancings.forget(service),
+            Outcome::Changed(Key::Refusal(_) | Key::Coordinator) | Outcome::Refused(..) => {}
         }
-        // Whoever coordinates looks; who begins to looks at everybody.
+        // Only the coordinator looks at them. A new one looks at all servers.
         if self.term.is_none() {
             self.dirty.clear();
         }
@@ -201,13 +199,13 @@ impl Coordinator {
             Some(Err(_)) if lease.is_none() => {
                 self.renewed.insert(id.to_owned(), now);
             }
-            // Another process: it counts when it gets the lease.
+            // Another process, which counts once it gets the lease.
             _ => {}
         }
         self.dirty.insert(id.to_owned());
     }
 
-    /// What to write now. Call it again when that is applied, not before.
+    /// What to write now. Must not be called again before that is applied.
     pub fn decide(
         &mut self,
         registry: &Registry,
@@ -261,7 +259,7 @@ impl Coordinator {
         let lease = registry.leases().get(id);
         match (registry.registrations().get(id), lease) {
             (_, Some(lease)) if lease.is_declared() => {
-                // The configuration does not declare it any more.
+                // The configuration no longer declares it.
                 plan.remove(Key::Lease(id.to_owned()), id);
                 Judged::Done
             }
@@ -308,7 +306,7 @@ impl Coordinator {
     ) {
         let same = lease.instance == registration.instance;
         if lease.superseded.contains(&registration.instance) {
-            // It reads another's lease under its id, and knows.
+            // It learns that from the other process's lease under its id.
             return;
         }
         let state = match registration.state {
@@ -350,7 +348,7 @@ impl Coordinator {
         (registration, former, order): (&Registration, Option<&Lease>, Option<OrderKind>),
         now: Instant,
     ) -> Judged {
-        // From before this relay's time, perhaps of a process that is no more.
+        // The registration is older than this relay; its process may no longer exist.
         let age = self.age(id, now);
         let judged = if age.is_none_or(|age| age >= self.policy.lease) {
             Judged::Done
@@ -374,9 +372,9 @@ impl Coordinator {
         let is_over = former.is_some_and(|lease| lease.is_former(&registration.instance));
         let unfit = match registration.state {
             Wish::Gone => return Judged::Done,
-            // Its lease says that it is gone already.
+            // Its lease already says that it is gone.
             Wish::Draining if is_over => return Judged::Done,
-            // A renewal that was on its way, of a process that will end when it reads on.
+            // A late renewal by a process that will end once it reads its lease.
             Wish::Live if is_over => Some(Unfit::Over),
             Wish::Draining => Some(Unfit::NothingToDrain),
             Wish::Live if order.is_some() => Some(Unfit::Drained),
@@ -408,7 +406,7 @@ impl Coordinator {
         }
     }
 
-    /// The server's former partition if it is still its own, or the first that is free and empty.
+    /// The server's former partition if it still owns that, or else the first that is free and empty.
     fn allot(
         &mut self,
         plan: &mut Plan<'_>,
@@ -418,7 +416,7 @@ impl Coordinator {
     ) -> Search {
         let registry = plan.registry;
         let taken = plan.taken();
-        // What waits there is its own.
+        // The records that wait there are for this server.
         if let Some(Lease { partition, from, .. }) = former
             && partition.0 < self.policy.partitions
             && !self.policy.is_declared(*partition)
@@ -432,7 +430,7 @@ impl Coordinator {
         self.pool.search(id, is_taken, (registry, &self.policy), facts, now)
     }
 
-    /// How long nothing was heard of a server, by our clock and in our term.
+    /// How long a server has been silent, by our clock and within our term.
     fn silent(&self, id: &str, now: Instant) -> Option<Duration> {
         let (_, begun) = self.term?;
         let heard = self.renewed.get(id).map_or(begun, |at| begun.max(*at));
@@ -463,14 +461,14 @@ impl Coordinator {
                 ServerState::Gone if plan.registry.holds(id, lease.partition) => {
                     self.look_after(lease.partition, facts, now);
                 }
-                // It remembers no epoch, and whoever held it is taken for dead.
+                // The lease records no epoch, and its holder is presumed dead.
                 ServerState::Gone if !lease.is_declared() && silent.min(over) >= forget => {
                     plan.remove(Key::Lease(id.clone()), id);
                 }
                 _ => {}
             }
         }
-        // What is left of those that are not there.
+        // What is left of servers that are gone.
         for id in plan.registry.registrations().keys().chain(plan.registry.refusals().keys()) {
             let in_force = plan.registry.leases().get(id).is_some_and(Lease::is_in_force);
             let silent = self.silent(id, now).unwrap_or_default();
@@ -480,7 +478,7 @@ impl Coordinator {
         }
     }
 
-    /// What comes for a server that is gone is not read by anybody; looked at once in a lease.
+    /// Nobody reads what arrives for a server that is gone. Checked once per lease.
     fn look_after(&mut self, partition: Partition, facts: &mut impl Facts, now: Instant) {
         let looked = self.graves.get(&partition);
         if looked.is_some_and(|at| now.saturating_duration_since(*at) < self.policy.lease) {
@@ -499,7 +497,7 @@ impl Coordinator {
         }
     }
 
-    /// Nothing waits for it and nobody is its client, for as long as a lease.
+    /// True if the server has had no clients, and nothing has waited for it, for the length of a lease.
     fn is_drained(
         &mut self,
         id: &str,
@@ -535,7 +533,7 @@ impl Coordinator {
     }
 }
 
-/// A declared server has a lease only while an operator has it drained.
+/// A declared server has a lease only while an operator drains it.
 fn judge_declared(plan: &mut Plan<'_>, id: &str, declared: &Declared, order: Option<OrderKind>) {
     let lease = plan.registry.leases().get(id);
     if order.is_none() {

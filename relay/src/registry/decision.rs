@@ -1,4 +1,4 @@
-//! What a decision of the coordinator goes by, and what it is made of.
+//! The facts that the coordinator's decisions depend on, and the records that they consist of.
 
 use std::time::Instant;
 
@@ -10,33 +10,33 @@ use crate::route::Balance;
 
 use super::record::Key;
 
-/// Why a server is gone that did nothing for it.
+/// The reason why a server is gone that did not ask for it.
 pub(super) const LOST: &str = "another server has its partition";
 
-/// What a coordinator has to ask of the world.
+/// Facts that the coordinator asks for.
 pub trait Facts {
-    /// How far a partition is read, as it was found out not before `since`. None: not known yet; it is
-    /// found out, and the question may be asked again.
+    /// How far a partition is read, not older than `since`. None: not known yet; it is being found out,
+    /// so ask again.
     fn unread(&mut self, partition: Partition, since: Instant) -> Option<Unread>;
-    /// The same for a reader that lives: without a commit it has read what is so old that its commit
-    /// would be forgotten.
+    /// The same for a live reader. Without a commit, it counts as having read everything that is so old
+    /// that its commit would have expired.
     fn unread_by_living(&mut self, partition: Partition, since: Instant) -> Option<Unread> {
         let unread = self.unread(partition, since)?;
         Some(Unread { records: if unread.outlived { 0 } else { unread.records }, ..unread })
     }
     /// Clients of a server.
     fn clients(&self, id: &str) -> u32;
-    /// How far the clients of a service are spread; none of one that is not known.
+    /// How evenly the clients of a service are spread. None if the service is not known.
     fn balance(&self, service: &str) -> Option<Balance>;
-    /// Begins to move what waits in a partition, which is for nobody, to the dead letters. False: not
-    /// now; it is to be asked again.
+    /// Begins to move what waits in a partition, and is for nobody, to the dead letters. False: not now;
+    /// ask again.
     fn bury(&mut self, partition: Partition) -> bool;
-    /// Gives a partition to a server that will commit what it has read there. False: not now, because
-    /// something else is being committed; it is to be asked again.
+    /// Gives a partition to a server that will commit what it reads there. False: not now, because
+    /// something else is being committed; ask again.
     fn claim(&mut self, partition: Partition) -> bool;
 }
 
-/// A record to write; without a value, a tombstone.
+/// A record to write. Without a value it is a tombstone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Write {
     /// Its key.

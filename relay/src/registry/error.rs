@@ -1,4 +1,4 @@
-//! Why a relay has no registry.
+//! Why the registry is not available.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use rdkafka::error::KafkaError;
 
 use crate::kafka::OpenError;
 
-/// Why a relay has no registry.
+/// Why the registry is not available.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
     /// librdkafka refuses.
@@ -17,17 +17,17 @@ pub enum RegistryError {
     Open(#[from] OpenError),
     /// No relay has ever run with these topics.
     #[error(
-        "there is no topic {topic}: no relay has made it yet; start one with `relay run`, or set \
-         kafka.topic_prefix to that of the relays that run"
+        "topic {topic} does not exist: no relay has created it yet; start one with `relay run`, or set \
+         kafka.topic_prefix to that of the running relays"
     )]
     Missing {
         /// The registry.
         topic: String,
     },
-    /// Its order is what relays agree on, and there is none between partitions.
+    /// Relays agree on the order of its records, and records of different partitions have no order.
     #[error(
         "topic {topic} has {partitions} partitions and must have one; delete it and let a relay \
-         make it, or set another kafka.topic_prefix"
+         create it, or set another kafka.topic_prefix"
     )]
     Partitions {
         /// The registry.
@@ -37,8 +37,8 @@ pub enum RegistryError {
     },
     /// Reading it takes too long.
     #[error(
-        "topic {topic} was read up to offset {records} only within {timeout:?}; is the cluster \
-         slow, or registry.start_timeout_ms too short?"
+        "topic {topic} was read only up to offset {records} within {timeout:?}; the cluster is slow, or \
+         registry.start_timeout_ms is too short"
     )]
     Slow {
         /// The registry.

@@ -1,4 +1,4 @@
-//! What a decision may ask of the world, and the burial of what nobody will read.
+//! Facts for the coordinator's decisions, and the burial of records that nobody will read.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -11,23 +11,23 @@ use rdkafka::error::KafkaResult;
 
 use crate::config::Config;
 use crate::kafka::{Retention, Unread, renew, unread};
-use crate::model::{Incarnation, Partition};
+use crate::model::Partition;
 use crate::registry::listener::Listener;
 use crate::registry::unheld::{Busy, Unheld};
 use crate::route::Balance;
-use crate::undelivered::bury;
+use crate::undelivered::Undertaker;
 use crate::uplink::Leases;
 
 use super::Facts;
 
-/// How long the cluster may take for each of the two answers that tell how far a partition is read.
+/// Timeout of each of the two queries that determine how far a partition is read.
 const FACT_TIMEOUT: Duration = Duration::from_secs(2);
-/// How often it is looked whether a burial has ended.
+/// Poll interval while a stop waits for a burial to end.
 const STOP_TICK: Duration = Duration::from_millis(10);
-/// When commits are renewed for the first time, at the latest: relays may be restarted often.
+/// Latest time of the first renewal of commits after a start, because relays may be restarted often.
 const FIRST_RENEWAL: Duration = Duration::from_mins(1);
 
-/// What a decision may ask.
+/// Where decisions get their facts.
 pub(super) struct World<'a> {
     pub(super) backlogs: &'a mut Backlogs,
     pub(super) listener: &'a dyn Listener,
@@ -51,14 +51,14 @@ impl Facts for World<'_> {
     }
 }
 
-/// A look that has ended: where, when it began, and what was seen.
+/// A finished query: its partition, when it began, and its result.
 type Look = (Partition, Instant, KafkaResult<Unread>);
 
-/// How far partitions are read; found out on a thread of its own, one after the other, so that the
-/// registry is read and the relay's word renewed meanwhile, however long the cluster takes.
+/// How far partitions are read. A separate thread queries one after the other, so that the registry is read
+/// and the relay's record renewed meanwhile, however long the cluster takes.
 pub(super) struct Backlogs {
     config: Config,
-    incarnation: Incarnation,
+    undertaker: Undertaker,
     leases: Arc<Leases>,
     unheld: Unheld,
     valid: Duration,
@@ -70,8 +70,8 @@ pub(super) struct Backlogs {
     questions: Option<Sender<Partition>>,
     answers: Receiver<Look>,
     looker: Option<JoinHandle<()>>,
-    /// A burial, or the renewal of commits; at most one at a time, so that none takes back what another
-    /// has committed.
+    /// A burial, or a renewal of commits. At most one runs at a time, so that neither takes back what the
+    /// other has committed.
     burial: Option<JoinHandle<()>>,
     /// When commits are renewed.
     next_renewal: Instant,
@@ -81,7 +81,7 @@ pub(super) struct Backlogs {
 impl Backlogs {
     pub(super) fn new(
         config: &Config,
-        incarnation: Incarnation,
+        undertaker: Undertaker,
         leases: Arc<Leases>,
         valid: Duration,
         retention: Retention,
@@ -104,7 +104,7 @@ impl Backlogs {
         Ok(Self {
             retention,
             config: config.clone(),
-            incarnation,
+            undertaker,
             leases,
             unheld: Unheld::default(),
             valid,
@@ -130,12 +130,12 @@ impl Backlogs {
             && self.asked.insert(partition)
             && questions.send(partition).is_err()
         {
-            tracing::error!("the thread that looks how far partitions are read has ended");
+            tracing::error!("the thread that queries how far partitions are read has ended");
         }
         None
     }
 
-    /// Takes in what was found out.
+    /// Takes the results of finished queries.
     pub(super) fn take_in(&mut self) {
         for (partition, at, unread) in self.answers.try_iter() {
             self.asked.remove(&partition);
@@ -145,7 +145,7 @@ impl Backlogs {
                 }
                 Err(error) => {
                     let group = self.config.kafka.server_group(partition);
-                    tracing::warn!(%error, group, "how far a partition is read is not known");
+                    tracing::warn!(%error, group, "cannot determine how far a partition is read");
                 }
             }
         }
@@ -155,9 +155,8 @@ impl Backlogs {
         self.burial.as_ref().is_some_and(|burial| !burial.is_finished())
     }
 
-    /// Takes note of the partitions that no server holds, as a decision is about to be made. What is
-    /// committed for them is committed anew, before the brokers forget it: what was dealt with would seem
-    /// to wait again.
+    /// Takes note of the partitions that no server holds, right before a decision. Renews their committed
+    /// offsets before these expire; otherwise records that were dealt with would seem to wait again.
     pub(super) fn look_after(&mut self, unheld: BTreeSet<Partition>, now: Instant) {
         self.unheld.offer(unheld.clone());
         if now < self.next_renewal || self.is_busy() {
@@ -175,45 +174,47 @@ impl Backlogs {
                 let may_commit = || may_commit(&busy);
                 if let Err(error) = renew(&kafka, partition, FACT_TIMEOUT, may_commit) {
                     let group = kafka.server_group(partition);
-                    tracing::warn!(%error, group, "what is committed was not committed anew");
+                    tracing::warn!(%error, group, "the committed offset was not renewed");
                 }
             }
         });
         match renewal {
             Ok(renewal) => self.burial = Some(renewal),
-            Err(error) => tracing::warn!(%error, "no thread for the renewal of commits"),
+            Err(error) => {
+                tracing::warn!(%error, "cannot start the thread that renews committed offsets");
+            }
         }
     }
 
-    /// What is asked right before a commit: whether the partition still has no holder, as a relay knows that
-    /// reads the registry and coordinates.
+    /// The check right before a commit: the partition still has no holder, and this relay reads the registry
+    /// and coordinates, so that it would know.
     fn may_commit(&self) -> impl Fn(&Busy<'_>) -> bool + Send + 'static {
         let leases = Arc::clone(&self.leases);
         move |busy| busy.may_commit() && leases.is_fresh(Instant::now())
     }
 
-    /// Moves what waits in a partition to the dead letters, unless another burial goes on.
+    /// Moves what waits in a partition to the dead letters, unless another burial or renewal is running.
     fn bury(&mut self, partition: Partition) -> bool {
         if self.is_busy() {
             return false;
         }
-        let (config, incarnation) = (self.config.clone(), self.incarnation);
+        let undertaker = self.undertaker.clone();
         let (free, may_commit) = (self.unheld.clone(), self.may_commit());
         let stop = Arc::clone(&self.stop);
         let burial = std::thread::Builder::new().name("burial".to_owned()).spawn(move || {
             let Some(busy) = free.enter(partition) else { return };
-            match bury(&config, incarnation, partition, &stop, || may_commit(&busy)) {
+            match undertaker.bury(partition, &stop, || may_commit(&busy)) {
                 Ok(records) => tracing::info!(
                     partition = partition.0,
                     records,
-                    "what waited for a server that is gone is among the dead letters"
+                    "records that waited for a server that is gone are now dead letters"
                 ),
-                Err(error) => tracing::warn!(%error, "it will be tried again"),
+                Err(error) => tracing::warn!(%error, "a burial failed; it will be retried"),
             }
         });
         match burial {
             Ok(burial) => self.burial = Some(burial),
-            Err(error) => tracing::warn!(%error, "no thread for a burial"),
+            Err(error) => tracing::warn!(%error, "cannot start the thread for a burial"),
         }
         self.known.remove(&partition);
         true
@@ -221,17 +222,17 @@ impl Backlogs {
 }
 
 impl Backlogs {
-    /// This relay does not coordinate any more: it commits nothing.
+    /// This relay no longer coordinates, so it commits nothing.
     pub(super) fn leave_office(&self) {
         self.unheld.revoke();
     }
 
-    /// Ends a burial that goes on, and waits for that. One that hangs at the cluster is left to the end
-    /// of the process; as after a kill, the next coordinator begins it again.
+    /// Ends a running burial, and waits for its end. One that waits for the cluster is left to the end of
+    /// the process. As after a kill, the next coordinator starts it again.
     pub(super) fn stop(&mut self, patience: Duration) {
         self.stop.store(true, Ordering::SeqCst);
         drop(self.questions.take());
-        // The one that looks stops by itself when there are no questions, and has nothing to lose.
+        // The querying thread ends when the channel is closed, and has nothing to lose.
         drop(self.looker.take());
         let Some(burial) = self.burial.take() else { return };
         let deadline = Instant::now() + patience;
@@ -249,6 +250,7 @@ mod tests {
 
     use super::*;
     use crate::kafka::{LogContext, committed, observer};
+    use crate::model::Incarnation;
 
     const PATIENCE: Duration = Duration::from_secs(30);
     const PARTITION: Partition = Partition(1);
@@ -271,8 +273,9 @@ mod tests {
             cluster.create_topic(&config.kafka.uplink_topic(), 2, 1).expect("a topic");
             let leases = Arc::new(Leases::new(&config));
             leases.known(Instant::now());
-            let (incarnation, retention) = (Incarnation::new(1), Retention::default());
-            let backlogs = Backlogs::new(&config, incarnation, leases, PATIENCE, retention);
+            let undertaker = Undertaker::new(&config, Incarnation::new(1), None);
+            let retention = Retention::default();
+            let backlogs = Backlogs::new(&config, undertaker, leases, PATIENCE, retention);
             let kafka = &config.kafka;
             let holder = observer(kafka, &kafka.server_group(PARTITION)).expect("a consumer");
             let rig =

@@ -1,4 +1,4 @@
-//! Reads the registry topic, from its beginning on.
+//! Reads the registry topic from its beginning.
 
 use std::time::{Duration, Instant};
 
@@ -7,11 +7,12 @@ use rdkafka::message::Message as _;
 use crate::config::Config;
 use crate::kafka::{Known, TopicReader};
 
-use super::{Change, Outcome, Registry, RegistryError};
+use super::record::Key;
+use super::{Outcome, Registry, RegistryError};
 
-/// How long a look for records lasts while the registry is read for the first time.
+/// Poll timeout while the registry is read for the first time.
 const POLL: Duration = Duration::from_millis(100);
-/// Most records of a round.
+/// Most records per round.
 const ROUND_RECORDS: usize = 1000;
 
 /// A reader of the registry.
@@ -21,7 +22,7 @@ pub(super) struct Follower {
 }
 
 impl Follower {
-    /// One at the beginning of the topic, which must have one partition.
+    /// A reader at the beginning of the topic, which must have one partition.
     pub(super) fn open(config: &Config, known: Known) -> Result<Self, RegistryError> {
         let topic = config.kafka.registry_topic();
         let reader = TopicReader::open(&config.kafka, topic.clone(), "registry-reader", known)?;
@@ -37,12 +38,12 @@ impl Follower {
         self.reader.topic()
     }
 
-    /// The offset behind what was read.
+    /// The offset after the last record that was read.
     pub(super) fn next(&self) -> i64 {
         self.next
     }
 
-    /// Passes on what has come, and waits for something if nothing has.
+    /// Passes on records that have arrived. Waits if there are none.
     pub(super) fn read(
         &mut self,
         patience: Duration,
@@ -54,7 +55,7 @@ impl Follower {
             *next = record.offset() + 1;
         });
         if let Err(error) = read {
-            tracing::warn!(%error, "reading the registry; trying on");
+            tracing::warn!(%error, "reading the registry failed; retrying");
         }
     }
 
@@ -76,7 +77,7 @@ impl Follower {
     }
 }
 
-/// The registry for whoever only looks, and for as long as he does.
+/// The registry, for a reader that writes nothing.
 pub struct Watch {
     follower: Follower,
     registry: Registry,
@@ -94,18 +95,18 @@ impl Watch {
         Ok(Self { follower, registry })
     }
 
-    /// What it says.
+    /// Its state so far.
     pub fn registry(&self) -> &Registry {
         &self.registry
     }
 
-    /// Takes what has come, and waits for something if nothing has. `each` sees the registry after
-    /// each record that has changed something.
-    pub fn read_on(&mut self, patience: Duration, mut each: impl FnMut(&Registry, &Change)) {
+    /// Applies records that have arrived. Waits if there are none. `each` sees the registry after each
+    /// record that has changed it.
+    pub fn read_on(&mut self, patience: Duration, mut each: impl FnMut(&Registry, &Key)) {
         let Self { follower, registry } = self;
         follower.read(patience, |offset, key, value| {
-            if let Outcome::Changed(change) = registry.apply(offset, key, value) {
-                each(registry, &change);
+            if let Outcome::Changed(key) = registry.apply(offset, key, value) {
+                each(registry, &key);
             }
         });
     }

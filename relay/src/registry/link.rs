@@ -1,5 +1,5 @@
-//! The registry's thread: reads it, tells who listens what has changed, and while the relay
-//! coordinates, writes.
+//! The registry's thread: reads the registry, reports changes to the listener, and writes while the relay
+//! coordinates.
 
 mod office;
 #[cfg(test)]
@@ -17,6 +17,7 @@ use crate::model::{Incarnation, RelayId, ServiceId};
 use crate::registry::Listener;
 use crate::route::{Associations, ServerLink, ServerState};
 use crate::stop::{StopPart, StopTime};
+use crate::undelivered::Undertaker;
 use crate::uplink::Leases;
 
 use office::Office;
@@ -28,24 +29,25 @@ use super::follow::Follower;
 use super::orders::MAX_PER_SECOND;
 use super::record::{Key, RelayRecord, RelayState, VERSION};
 use super::status::RegistryStatus;
-use super::{Change, Coordinator, Outcome, Policy, Registry, RegistryError, Write};
+use super::{Coordinator, Outcome, Policy, Registry, RegistryError, Write};
 
-/// How long a look for records lasts; so often the thread looks at everything else.
+/// Poll timeout of the reader. The thread does everything else between two polls.
 const POLL: Duration = Duration::from_millis(50);
-/// A relay writes about itself so many times in `registry.relay_timeout_ms`.
+/// How often per `registry.relay_timeout_ms` a relay renews its record.
 const BEATS_PER_TIMEOUT: u32 = 3;
-/// A fact is true for so many parts of a lease; longer than two looks at the clock are apart.
+/// A fact is valid for the length of a lease divided by this, which is longer than the time between two
+/// looks at the clock.
 const FACTS_PER_LEASE: u32 = 4;
-/// How long the last records may take when the relay stops.
+/// Time for the last records when the relay stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What the thread knows, and others may look at.
+/// The thread's state that others can read.
 struct Core {
     registry: Registry,
     coordinator: Coordinator,
 }
 
-/// Looks at the registry.
+/// Read access to the registry.
 #[derive(Clone)]
 pub struct RegistryObserver {
     core: Arc<Mutex<Core>>,
@@ -63,7 +65,7 @@ fn lock(core: &Mutex<Core>) -> MutexGuard<'_, Core> {
 }
 
 impl RegistryObserver {
-    /// What it says now.
+    /// Its present status.
     pub fn status(&self) -> RegistryStatus {
         let mut status = {
             let core = lock(&self.core);
@@ -79,10 +81,26 @@ impl RegistryObserver {
         status
     }
 
-    /// Whether this relay is the coordinator.
+    /// True if this relay is the coordinator.
     pub fn coordinates(&self) -> bool {
         lock(&self.core).coordinator.term().is_some()
     }
+}
+
+/// What a [`RegistryLink`] is made from.
+pub struct RegistryParts {
+    /// This run of the relay.
+    pub incarnation: Incarnation,
+    /// Which servers there are, and which clients they have.
+    pub associations: Arc<Associations>,
+    /// Which partitions are leased to whom.
+    pub leases: Arc<Leases>,
+    /// How long the brokers keep committed offsets.
+    pub retention: Retention,
+    /// Longest batch in bytes that the topic of dead letters takes, if that is known.
+    pub letter_batch_bytes: Option<u32>,
+    /// How long a stop may take.
+    pub stop_time: StopTime,
 }
 
 /// The registry of a running relay.
@@ -94,24 +112,27 @@ pub struct RegistryLink {
 }
 
 impl RegistryLink {
-    /// Reads the registry to its end, tells `listener` which servers there are, and claims the
-    /// relay's id; then follows it from a thread, which `watch` calls and learns the end of. Blocks.
+    /// Reads the registry to its end, enters the servers in the associations, and claims the relay's id.
+    /// Then a thread follows the registry; `watch` runs on it, and learns of its end. Blocks.
     pub fn start(
         config: &Config,
-        incarnation: Incarnation,
-        associations: &Arc<Associations>,
-        leases: Arc<Leases>,
-        retention: Retention,
-        stop_time: StopTime,
+        parts: RegistryParts,
         watch: impl FnOnce(&mut dyn FnMut() -> Result<(), String>) + Send + 'static,
     ) -> Result<Self, RegistryError> {
-        let listener = Box::new(Arc::clone(associations));
-        let mut link = Participant::open(config, incarnation, listener, leases, retention)?;
+        let RegistryParts {
+            incarnation,
+            associations,
+            leases,
+            retention,
+            letter_batch_bytes,
+            stop_time,
+        } = parts;
+        let listener = Box::new(Arc::clone(&associations));
+        let undertaker = Undertaker::new(config, incarnation, letter_batch_bytes);
+        let mut link =
+            Participant::open(config, incarnation, listener, leases, undertaker, retention)?;
         link.claim()?;
-        let observer = RegistryObserver {
-            core: Arc::clone(&link.core),
-            associations: Arc::clone(associations),
-        };
+        let observer = RegistryObserver { core: Arc::clone(&link.core), associations };
         let stop = Arc::<AtomicBool>::default();
         let (stopped, time) = (Arc::clone(&stop), stop_time.clone());
         let thread = std::thread::Builder::new()
@@ -127,13 +148,13 @@ impl RegistryLink {
         Ok(Self { observer, stop, stop_time, thread: Some(thread) })
     }
 
-    /// For looking at it.
+    /// Read access to it.
     pub fn observer(&self) -> RegistryObserver {
         self.observer.clone()
     }
 }
 
-/// Says that this relay is gone, and leaves the office to another one. Blocks.
+/// Records that this relay is gone, and leaves office. Blocks.
 impl Drop for RegistryLink {
     fn drop(&mut self) {
         self.stop_time.begin();
@@ -154,27 +175,27 @@ struct Participant {
     core: Arc<Mutex<Core>>,
     listener: Box<dyn Listener>,
     leases: Arc<Leases>,
-    /// Servers as the listener knows them; not those that the configuration declares.
+    /// Servers as reported to the listener, except those that the configuration declares.
     told: HashMap<String, ServerLink>,
     backlogs: Backlogs,
     office: Office,
-    /// Taking office needs a term of its own, although the last one is this relay's.
+    /// Taking office needs a new term, although the last one is this relay's.
     needs_term: bool,
-    /// When office may be taken after a record was not written.
+    /// Pauses before office is taken again after a record was not written.
     retry: Retry,
     /// A record was refused since the last decision.
     refused: bool,
     /// Nothing is decided before then.
     held_back: Instant,
-    /// When this relay's last word was written.
+    /// When this relay's record was last written.
     spoken: Instant,
     next_beat: Instant,
     beat_interval: Duration,
     start_timeout: Duration,
-    /// After it lost the office to another relay's record: by then it knows whether it is still the
-    /// group's choice.
+    /// Pause after this relay has lost office to another relay's record. By then it knows whether the group
+    /// still chooses it.
     reflection: Duration,
-    /// The cluster has not taken this relay's last word.
+    /// The cluster has not acknowledged this relay's last record.
     unanswered: bool,
 }
 
@@ -184,6 +205,7 @@ impl Participant {
         incarnation: Incarnation,
         listener: Box<dyn Listener>,
         leases: Arc<Leases>,
+        undertaker: Undertaker,
         retention: Retention,
     ) -> Result<Self, RegistryError> {
         let now = Instant::now();
@@ -192,7 +214,7 @@ impl Participant {
         let lease = coordinator.policy().lease;
         let relay_timeout = coordinator.policy().relay_timeout;
         let mut core = Core { registry: Registry::default(), coordinator };
-        // First, so that it gets its id while the registry is read.
+        // First, so that the producer gets its id while the registry is read.
         let author = Author::new(config)?;
         let mut follower = Follower::open(config, Known::Made)?;
         follower.catch_up(start_timeout, |offset, key, value| {
@@ -202,7 +224,7 @@ impl Participant {
         let core = Arc::new(Mutex::new(core));
         let services = config.services.iter().map(|service| service.name.clone());
         let valid = lease / FACTS_PER_LEASE;
-        let backlogs = Backlogs::new(config, incarnation, leases.clone(), valid, retention)
+        let backlogs = Backlogs::new(config, undertaker, leases.clone(), valid, retention)
             .map_err(RegistryError::Thread)?;
         let mut link = Self {
             me: (RelayId(config.relay.id), incarnation),
@@ -234,20 +256,20 @@ impl Participant {
             link.tell_server(&core, id);
         }
         for relay in core.registry.relays().keys() {
-            link.tell(&core, &Change::Relay(*relay));
+            link.tell(&core, &Key::Relay(*relay));
         }
         for service in core.registry.rebalances().keys() {
-            link.tell(&core, &Change::Rebalance(service.clone()));
+            link.tell(&core, &Key::Rebalance(service.clone()));
         }
         drop(core);
         Ok(link)
     }
 
-    /// Makes sure that no other relay has this one's id, and says that it is there.
+    /// Makes sure that no other relay has this one's id, and writes this relay's record.
     fn claim(&mut self) -> Result<(), RegistryError> {
         let (relay, incarnation) = self.me;
-        // One that was killed has left its word behind: then no other comes. In the same place its
-        // lock says that it does not run.
+        // A killed relay has left its record behind, and writes no further one. If it was in the same
+        // place, our lock proves that it does not run.
         let deadline = Instant::now() + self.beat_interval * 2;
         let former = lock(&self.core).registry.relays().get(&relay).cloned();
         if former.is_some_and(|of| of.state == RelayState::Live && of.place != self.place) {
@@ -271,14 +293,14 @@ impl Participant {
         }
     }
 
-    /// Reads on, and refuses to run beside another relay of the same id that speaks meanwhile.
+    /// Reads new records. Fails if one of them is from another relay with the same id.
     fn refuse_other(&mut self) -> Result<(), RegistryError> {
         let (relay, incarnation) = self.me;
         let mut other = None;
-        self.read(|link, change| {
+        self.read(|link, key| {
             let core = lock(&link.core);
             let known = core.registry.relays().get(&relay);
-            if *change == Change::Relay(relay)
+            if *key == Key::Relay(relay)
                 && let Some(record) = known
                 && record.state == RelayState::Live
                 && record.incarnation != incarnation
@@ -319,10 +341,10 @@ impl Participant {
         self.author.is_read_back(self.follower.next())
     }
 
-    /// Takes what has come. A record is applied and told in one step, so that whoever looks at the
-    /// registry never sees what the listener does not know yet: clients connect to a server as soon as it
-    /// is shown.
-    fn read(&mut self, mut each: impl FnMut(&mut Self, &Change)) {
+    /// Applies the records that have arrived. A record is applied and reported in one step, so that no reader
+    /// of the registry sees what the listener does not know yet: clients connect to a server as soon as it is
+    /// shown.
+    fn read(&mut self, mut each: impl FnMut(&mut Self, &Key)) {
         let (shared, mut records) = (Arc::clone(&self.core), Vec::new());
         self.follower.read(POLL, |offset, key, value| {
             records.push((offset, key.to_vec(), value.map(<[u8]>::to_vec)));
@@ -333,10 +355,10 @@ impl Participant {
             let Core { registry, coordinator } = &mut *core;
             coordinator.observe(registry, &outcome, Instant::now());
             match outcome {
-                Outcome::Changed(change) => {
-                    self.tell(&core, &change);
+                Outcome::Changed(key) => {
+                    self.tell(&core, &key);
                     drop(core);
-                    each(self, &change);
+                    each(self, &key);
                 }
                 Outcome::Refused(reason, key) => {
                     let (reason, key) = (reason.name(), key.map(|key| key.to_string()));
@@ -347,28 +369,28 @@ impl Participant {
         }
     }
 
-    fn tell(&mut self, core: &Core, change: &Change) {
-        match change {
-            Change::Lease(id) => self.tell_server(core, id),
-            Change::Relay(relay) => {
+    fn tell(&mut self, core: &Core, changed: &Key) {
+        match changed {
+            Key::Lease(id) => self.tell_server(core, id),
+            Key::Relay(relay) => {
                 if let Some(known) = core.registry.relays().get(relay) {
                     self.listener.relay(*relay, known.incarnation, known.state);
                 }
             }
-            Change::Rebalance(service) => {
+            Key::Rebalance(service) => {
                 let order = core.registry.rebalances().get(service);
                 let order = order.filter(|order| order.ended.is_none());
                 let per_second = order.map(|order| order.per_second.get().min(MAX_PER_SECOND));
                 self.listener.rebalance(service, per_second);
             }
-            Change::Server(_) | Change::Refusal(_) | Change::Order(_) | Change::Coordinator => {}
+            Key::Server(_) | Key::Refusal(_) | Key::Order(_) | Key::Coordinator => {}
         }
     }
 
-    /// Somebody else about this relay, which runs.
-    fn watch_own(&mut self, change: &Change) {
+    /// Reacts to a record that another writer wrote about this relay.
+    fn watch_own(&mut self, changed: &Key) {
         let (relay, incarnation) = self.me;
-        if *change != Change::Relay(relay) {
+        if *changed != Key::Relay(relay) {
             return;
         }
         let known = lock(&self.core).registry.relays().get(&relay).cloned();
@@ -376,18 +398,21 @@ impl Participant {
             tracing::error!(
                 relay = relay.0,
                 place = known.map(|known| known.place),
-                "another relay with this one's relay.id runs: stop one of them"
+                "another relay with the same relay.id is running: stop one of the two"
             );
             self.next_beat = Instant::now();
         } else if known.is_none_or(|known| known.state == RelayState::Gone) {
-            tracing::warn!(relay = relay.0, "this relay was taken for gone; it is not");
+            tracing::warn!(
+                relay = relay.0,
+                "the coordinator took this relay for gone, but it runs"
+            );
             self.next_beat = Instant::now();
         }
     }
 
     fn tell_server(&mut self, core: &Core, id: &str) {
         let link = self.server_link(core, id).or_else(|| {
-            // Its lease may have ended and been taken away while this relay was not looking.
+            // Its lease may have ended and been removed between two polls.
             let last = self.told.get(id)?.clone();
             Some(ServerLink { state: ServerState::Gone, ..last })
         });
@@ -404,14 +429,14 @@ impl Participant {
             if in_force {
                 self.told.insert(id.to_owned(), link.clone());
             } else {
-                // Nothing more is to be told of it.
+                // The listener has been told that it is gone.
                 self.told.remove(id);
             }
         }
         self.listener.server(link);
     }
 
-    /// A server as this relay's configuration lets it be used.
+    /// A server as this relay may use it under its configuration.
     fn server_link(&self, core: &Core, id: &str) -> Option<ServerLink> {
         let (lease, policy) = (core.registry.leases().get(id), core.coordinator.policy());
         if let Some(declared) = policy.declared.get(id) {
@@ -423,7 +448,11 @@ impl Participant {
         }
         let lease = lease.filter(|lease| !lease.is_declared())?;
         let Some(service) = self.services.get(&lease.service) else {
-            tracing::debug!(server = id, service = lease.service, "a service that is not ours");
+            tracing::debug!(
+                server = id,
+                service = lease.service,
+                "the server's service is not in this relay's configuration"
+            );
             return None;
         };
         if lease.partition.0 >= policy.partitions || policy.is_declared(lease.partition) {
@@ -432,7 +461,7 @@ impl Participant {
                 server = id,
                 partition,
                 "this relay's configuration does not lease this partition (kafka.uplink_partitions, \
-                 service.server); all relays must agree on it. The server gets no clients here"
+                 service.server), and all relays must have the same; the server gets no clients here"
             );
             return None;
         }
@@ -450,7 +479,7 @@ impl Participant {
 
     fn write(&mut self, write: &Write) {
         if let Err(error) = self.author.write(write) {
-            tracing::warn!(%error, key = %write.key, "a record of the registry was not taken");
+            tracing::warn!(%error, key = %write.key, "librdkafka did not accept a record of the registry");
             self.put_off_office();
         }
     }

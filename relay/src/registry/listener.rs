@@ -1,4 +1,4 @@
-//! Who is told what the registry says.
+//! The recipient of the registry's changes.
 
 use std::sync::Arc;
 
@@ -6,19 +6,19 @@ use crate::model::{Incarnation, RelayId};
 use crate::registry::record::RelayState;
 use crate::route::{Associations, Balance, ServerLink};
 
-/// Who is told what the registry says.
+/// The recipient of the registry's changes.
 pub trait Listener: Send + 'static {
     /// A server is new, or has changed.
     fn server(&mut self, link: ServerLink);
-    /// A relay has said that it runs or is gone, or the coordinator has.
+    /// A relay runs or is gone, according to itself or to the coordinator.
     fn relay(&mut self, relay: RelayId, incarnation: Incarnation, state: RelayState);
-    /// This relay coordinates from now on, or no longer.
+    /// This relay begins or ceases to coordinate.
     fn coordinates(&mut self, coordinates: bool);
-    /// A service is to be rebalanced, so many clients a second, or no longer.
+    /// A service is to be rebalanced at this rate in clients per second. None: no longer.
     fn rebalance(&mut self, service: &str, per_second: Option<u32>);
     /// Clients of a server.
     fn clients(&self, id: &str) -> u32;
-    /// How far the clients of a service are spread.
+    /// How evenly the clients of a service are spread.
     fn balance(&self, service: &str) -> Option<Balance>;
 }
 
@@ -27,7 +27,12 @@ impl Listener for Arc<Associations> {
         self.set_server(link);
     }
     fn relay(&mut self, relay: RelayId, incarnation: Incarnation, state: RelayState) {
-        tracing::debug!(relay = relay.0, incarnation = incarnation.value(), ?state, "a relay");
+        tracing::debug!(
+            relay = relay.0,
+            incarnation = incarnation.value(),
+            ?state,
+            "the state of a relay"
+        );
         match state {
             RelayState::Live => self.relay_runs(relay, incarnation),
             RelayState::Gone => self.relay_gone(relay, incarnation),

@@ -1,4 +1,4 @@
-//! What an operator orders, written from wherever the configuration is.
+//! Operators' orders, written from any host that has the configuration.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroU32;
@@ -10,12 +10,12 @@ use super::author::Author;
 use super::record::{Key, OrderKind, Rebalance, ServerOrder, VERSION};
 use super::{Registry, RegistryError, Watch, Write, read};
 
-/// How long the cluster may take to acknowledge an order.
+/// Time for the cluster to acknowledge an order.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a look for the acknowledgement lasts.
+/// Poll timeout while the acknowledgement is awaited.
 const POLL: Duration = Duration::from_millis(20);
 
-/// Most clients of a service that may be moved in a second, through all relays.
+/// Highest rate of a rebalancing: clients of a service per second, over all relays.
 pub const MAX_PER_SECOND: u32 = 10_000;
 
 /// Why an order was not given.
@@ -25,40 +25,40 @@ pub enum OrderError {
     #[error(transparent)]
     Registry(#[from] RegistryError),
     /// There is no such server.
-    #[error("there is no server `{id}`; there are: {known}")]
+    #[error("there is no server `{id}`; known servers: {known}")]
     Unknown {
         /// As it was named.
         id: String,
         /// Which there are.
         known: String,
     },
-    /// Only what registered can be forgotten.
+    /// Only a server that registered can be forgotten.
     #[error(
-        "server `{0}` is declared in the configuration: take it out there and restart the relays, \
-         or `relay servers drain` it"
+        "server `{0}` is declared in the configuration: remove it there and restart the relays, or \
+         drain it with `relay servers drain`"
     )]
     Declared(String),
-    /// Nothing to take back.
+    /// There is no order to take back.
     #[error("no order is in force for server `{0}`")]
     NoOrder(String),
     /// There is no such service.
-    #[error("there is no service `{service}` in the configuration; there are: {known}")]
+    #[error("there is no service `{service}` in the configuration; it has: {known}")]
     UnknownService {
         /// As it was named.
         service: String,
         /// Which there are.
         known: String,
     },
-    /// No rebalancing to stop.
+    /// There is no rebalancing to stop.
     #[error("service `{0}` is not being rebalanced; `relay servers list` shows what is")]
     NotRebalanced(String),
     /// The cluster did not answer.
-    #[error("the cluster has not acknowledged the order within {TIMEOUT:?}; is it running?")]
+    #[error("the cluster did not acknowledge the order within {TIMEOUT:?}; it may be down")]
     Timeout,
 }
 
-/// Gives an order about a server, or takes it back. Returns when the cluster has it; the coordinator
-/// carries it out.
+/// Gives an order about a server, or takes it back. Returns when the cluster has acknowledged it; the
+/// coordinator carries it out.
 pub fn order(config: &Config, id: &str, command: Option<OrderKind>) -> Result<(), OrderError> {
     let registry = read(config)?;
     check(config, &registry, id, command)?;
@@ -70,8 +70,9 @@ pub fn order(config: &Config, id: &str, command: Option<OrderKind>) -> Result<()
     give(config, &write)
 }
 
-/// Orders a service rebalanced, so many clients a second, or takes that back. Returns when the
-/// cluster has it; the relays carry it out, and the registry can be watched for that.
+/// Orders the rebalancing of a service at this rate in clients per second, or takes that back. Returns when
+/// the cluster has acknowledged it. The relays carry it out; the registry that is returned can be watched
+/// for its end.
 pub fn rebalance(
     config: &Config,
     service: &str,

@@ -1,4 +1,4 @@
-//! What one decision of the coordinator writes.
+//! The records that one decision of the coordinator writes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -14,10 +14,10 @@ use super::record::{
 };
 use super::state::Registry;
 
-/// The reason of a refusal is no longer.
+/// Longest reason of a refusal in bytes.
 const MAX_REASON_BYTES: usize = 1024;
 
-/// What one decision will write, and what it has to reckon with.
+/// The records that a decision will write, and the state that it depends on.
 pub(super) struct Plan<'a> {
     term: Term,
     lease_ms: u64,
@@ -28,7 +28,7 @@ pub(super) struct Plan<'a> {
     pub(super) touched: BTreeSet<String>,
 }
 
-/// Partitions and addresses in use; made once for a plan that allots.
+/// Partitions and addresses in use; computed once, for a plan that allots.
 pub(super) struct Taken {
     pub(super) partitions: BTreeSet<Partition>,
     addresses: BTreeMap<(String, IpAddr), String>,
@@ -89,8 +89,8 @@ impl<'a> Plan<'a> {
         if !same {
             self.push(id, Write::new(Key::Lease(id.to_owned()), wanted));
         }
-        // Who has a lease is not refused; and when another process gets it, nobody reads what a former
-        // one was told.
+        // A server with a lease is not refused. When another process gets the lease, nobody reads the
+        // refusal of a former one.
         let is_new = present.is_none_or(|present| present.instance != wanted.instance);
         if self
             .registry
@@ -114,7 +114,7 @@ impl<'a> Plan<'a> {
         self.set_lease(id, Some(lease), &wanted);
     }
 
-    /// The right record once more, so that it is its key's last.
+    /// Writes the valid record again, so that it is the last one of its key.
     pub(super) fn write_again(&mut self, key: Key) {
         let (registry, term) = (self.registry, self.term);
         let again = match &key {
@@ -138,7 +138,7 @@ impl<'a> Plan<'a> {
                 json(&Rebalance { ended, ..of.clone() })
             }),
             Key::Relay(relay) => registry.relays().get(relay).map(json),
-            // Whoever coordinates takes office again; a registration is never refused.
+            // The coordinator takes office again. A registration is never refused.
             Key::Coordinator | Key::Server(_) => return,
         };
         if let Key::Lease(id) | Key::Refusal(id) | Key::Order(id) = &key {
@@ -181,7 +181,7 @@ impl<'a> Plan<'a> {
         self.set_lease(id, former, &wanted);
     }
 
-    /// An operator's order: gone, and nothing is left of it but what remembers an epoch.
+    /// An operator's order: the server is gone, and of its records only the one that keeps an epoch stays.
     pub(super) fn forget(&mut self, id: &str) {
         if let Some(lease) = self.registry.leases().get(id)
             && lease.is_in_force()
@@ -217,13 +217,13 @@ impl<'a> Plan<'a> {
         })
     }
 
-    /// Which other server of the service has this address.
+    /// The other server of the service that has this address.
     pub(super) fn address_taken(
         &mut self,
         id: &str,
         registration: &Registration,
     ) -> Option<String> {
-        // Nothing new, and nothing to look for.
+        // Nothing has changed, so nothing is to be looked for.
         let same = |lease: &Lease| {
             (lease.address, &lease.service) == (registration.address, &registration.service)
         };

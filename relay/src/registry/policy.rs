@@ -1,4 +1,4 @@
-//! What a coordinator goes by: the configuration, and what is wrong with a registration under it.
+//! The rules that a coordinator applies: the configuration, and which registrations it rules out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -12,35 +12,35 @@ use super::record::{self, Lease, Problem, Registration};
 /// A server that the configuration declares.
 #[derive(Clone, Debug)]
 pub struct Declared {
-    /// What it serves.
+    /// Its service.
     pub service: String,
-    /// As it is declared.
+    /// Its declaration.
     pub server: Server,
 }
 
-/// What a coordinator goes by.
+/// The rules that a coordinator applies.
 #[derive(Clone, Debug)]
 pub struct Policy {
-    /// A registration that is not renewed within so long makes its server `away`.
+    /// A server whose registration is not renewed for this long is `away`.
     pub lease: Duration,
-    /// A server that is away for so long is gone.
+    /// A server that is away for this long is gone.
     pub forget: Duration,
-    /// A relay that is silent for so long is gone.
+    /// A relay that is silent for this long is gone.
     pub relay_timeout: Duration,
     /// Largest capacity.
     pub max_capacity: u32,
-    /// Names.
+    /// The services' names.
     pub services: BTreeSet<String>,
-    /// By id.
+    /// Declared servers, by id.
     pub declared: BTreeMap<String, Declared>,
-    /// Theirs.
+    /// The declared servers' partitions.
     pub declared_partitions: BTreeSet<Partition>,
-    /// Partitions of the uplink.
+    /// Number of partitions of the uplink.
     pub partitions: u16,
 }
 
 impl Policy {
-    /// Of a checked configuration.
+    /// The rules of a checked configuration.
     pub fn new(config: &Config) -> Self {
         let registry = &config.registry;
         let declared: BTreeMap<_, _> = config
@@ -64,7 +64,7 @@ impl Policy {
         }
     }
 
-    /// Whether a declared server has a partition.
+    /// True if a declared server has this partition.
     pub fn is_declared(&self, partition: Partition) -> bool {
         self.declared_partitions.contains(&partition)
     }
@@ -77,13 +77,13 @@ impl Policy {
     /// Partitions that nobody holds.
     pub fn unheld<'a>(&self, leases: impl IntoIterator<Item = &'a Lease>) -> BTreeSet<Partition> {
         let (held, gone): (Vec<_>, Vec<_>) = leases.into_iter().partition(|of| of.is_in_force());
-        // One that this relay would not lease may have had a holder all the same.
+        // A partition that this relay would not lease may still have had a holder.
         let gone = gone.iter().map(|lease| lease.partition).filter(|of| !self.is_declared(*of));
         let held: BTreeSet<_> = held.iter().map(|lease| lease.partition).collect();
         self.pool().chain(gone).filter(|partition| !held.contains(partition)).collect()
     }
 
-    /// What is wrong with a registration, whoever else is registered.
+    /// What is wrong with a registration by itself, without regard to other registrations.
     pub fn check(&self, id: &str, registration: &Registration) -> Result<(), Unfit> {
         if let Some(problem) = record::id_problem(id) {
             return Err(Unfit::Id(problem));
@@ -113,27 +113,25 @@ pub enum Unfit {
     /// It cannot be read.
     #[error("{0}")]
     Malformed(Problem),
-    /// The id is none.
+    /// The id is invalid.
     #[error("{0}")]
     Id(String),
     /// The id is taken.
-    #[error(
-        "this id is that of a server that the relays' configuration declares; take another one"
-    )]
+    #[error("this id belongs to a server that the relays' configuration declares; use another one")]
     Declared,
     /// There is no such service.
-    #[error("there is no service `{service}`; there are: {known}")]
+    #[error("there is no service `{service}`; known services: {known}")]
     Service {
         /// As it was asked for.
         service: String,
         /// Which there are.
         known: String,
     },
-    /// No server can have this address.
-    #[error("`address`: {0} is no address of one server")]
+    /// The address cannot be that of a server.
+    #[error("`address`: {0} cannot be the address of a server")]
     Address(IpAddr),
     /// Two servers would have one address.
-    #[error("`address`: {address} is that of server `{of}` of the same service")]
+    #[error("`address`: {address} belongs to server `{of}` of the same service")]
     AddressTaken {
         /// The address.
         address: IpAddr,
@@ -149,28 +147,26 @@ pub enum Unfit {
         max: u32,
     },
     /// The process had a lease that is over.
-    #[error(
-        "the lease of this `instance` is over; a process that starts anew takes another `instance`"
-    )]
+    #[error("the lease of this `instance` is over; a new process must use a new `instance`")]
     Over,
     /// An operator's order stands against it.
-    #[error("an operator has ordered this server drained; `relay servers resume` takes that back")]
+    #[error("an operator has drained this server; `relay servers resume` takes that back")]
     Drained,
     /// It wants to leave and never was there.
-    #[error("`state`: this instance holds no lease that it could drain")]
+    #[error("`state`: this instance has no lease to drain")]
     NothingToDrain,
     /// All partitions are taken.
     #[error(
-        "no partition is free: {leased} are leased, in {unread} wait records of servers that are \
-         gone, {unsure} rest after their last holder or are being looked at (a server that goes on \
-         registering gets one as soon as it is free); kafka.uplink_partitions is how many there are"
+        "no partition is free: {leased} are leased, {unread} with unread records of servers that are gone, \
+         {unsure} resting after their last holder or being examined. A server that keeps registering \
+         gets the next free one. kafka.uplink_partitions sets their number"
     )]
     NoPartition {
         /// Leases in force.
         leased: usize,
         /// Partitions that are not read to their end.
         unread: usize,
-        /// Partitions that rest, and such as are not looked at yet.
+        /// Partitions that rest, or are not examined yet.
         unsure: usize,
     },
 }

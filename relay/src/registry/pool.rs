@@ -1,11 +1,11 @@
-//! Which partition a server gets that has none.
+//! Chooses a partition for a server that has none.
 //!
-//! A partition that had a holder *rests* for `registry.relay_timeout_ms` after it: a relay writes
-//! nothing for a server of which it has not known so long whether it still has its lease
-//! ([`Leases`](crate::uplink::Leases)), so at the end of the rest no relay that runs writes for the
-//! former holder any more, and what it had written before is seen by the look that follows. What a
-//! relay's clients of Kafka still have in hand (it was cut off) comes later, however long the rest is;
-//! the relay sees to that itself, and needs to know where the lease begins ([`Free::end`]).
+//! After its holder is gone, a partition *rests* for `registry.relay_timeout_ms`. A relay that has not
+//! known for this long whether a server still has its lease writes nothing for that server
+//! ([`Leases`](crate::uplink::Leases)). So at the end of the rest no running relay writes for the former
+//! holder, and the query that follows sees what was written before. Records that a cut-off relay's Kafka
+//! client still holds arrive later, however long the rest is. That relay finds them itself; for this it
+//! needs to know where the next lease begins ([`Free::end`]).
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -17,24 +17,24 @@ use crate::registry::decision::Facts;
 use super::policy::{Policy, Unfit};
 use super::state::Registry;
 
-/// A server that registers has its answer within a lease; the search for a partition ends at three
-/// quarters of it, so that the answer is written and read in time as well.
+/// A server gets its answer within the length of a lease. The search for a partition ends after three
+/// quarters of that, so that there is time to write and read the answer.
 const SEARCH_QUARTERS: u32 = 3;
 
-/// A partition that a server may have.
+/// A partition that a server can get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Free {
     pub(super) partition: Partition,
-    /// Everything before it has been read, or is among the dead letters.
+    /// All records before this offset have been read, or are dead letters.
     pub(super) end: i64,
 }
 
-/// What became of a search.
+/// The result of a search.
 pub(super) enum Search {
     Found(Free),
-    /// Something is not known yet, or rests, and there is time.
+    /// A partition is not examined yet, or rests, and there is time to wait.
     Later,
-    /// None; and whether the search goes on all the same.
+    /// No partition is free; and whether the search continues.
     None(Unfit, GoesOn),
 }
 
@@ -42,13 +42,13 @@ pub(super) enum Search {
 pub(super) enum GoesOn {
     /// The answer is final, until the server writes again.
     No,
-    /// It was given for want of time, and is given once.
+    /// It was given because time ran out, and is given once.
     Silently,
-    /// The same, and it is due now.
+    /// The same, and the answer is due now.
     Aloud,
 }
 
-/// A server that waits for its answer.
+/// A server that waits for an answer.
 #[derive(Debug)]
 struct Waiting {
     since: Instant,
@@ -59,10 +59,10 @@ struct Waiting {
 #[derive(Debug)]
 pub(super) struct Pool {
     begun: Instant,
-    /// When it was read that the last holder is gone; not there: before `begun`.
+    /// When the end of the last holder was read. Without an entry: before `begun`.
     freed: BTreeMap<Partition, Instant>,
-    /// When it was seen that records wait there. Not asked again for a lease, so that a search comes
-    /// to all partitions, however many there are and however long each takes.
+    /// When records were seen to wait there. Such a partition is not examined again for the length of a
+    /// lease, so that a search reaches all partitions, whatever their number and the time that each takes.
     full: BTreeMap<Partition, Instant>,
     waiting: BTreeMap<String, Waiting>,
 }
@@ -81,17 +81,17 @@ impl Pool {
         }
     }
 
-    /// Nothing waits there any more.
+    /// Nothing waits there any longer.
     pub(super) fn emptied(&mut self, partition: Partition) {
         self.full.remove(&partition);
     }
 
-    /// A server has its answer, or wants none.
+    /// A server has its answer, or needs none.
     pub(super) fn answered(&mut self, id: &str) {
         self.waiting.remove(id);
     }
 
-    /// When the partition's rest is over; none if it had no holder.
+    /// When the partition's rest ends. None if it had no holder.
     fn rested(
         &self,
         partition: Partition,

@@ -1,4 +1,4 @@
-//! When a rebalancing is over, as the coordinator sees it.
+//! The coordinator's judgement of when a rebalancing is over.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -9,15 +9,16 @@ use super::record::{Ended, Key, Rebalance, Term, VERSION};
 use super::state::Registry;
 use super::{Facts, Policy, Write};
 
-/// Loads are even for so long: the records of the last moves have been read by then.
+/// A rebalancing ends when loads have been even for this long. By then the records of the last moves have
+/// been read.
 const SETTLED: Duration = Duration::from_secs(3);
-/// Nothing moves for so long: those who are left cannot move.
+/// It also ends when nothing has moved for this long: the remaining clients cannot move.
 const STUCK: Duration = Duration::from_mins(1);
-/// Most servers that the record of the end tells of; with the longest ids it stays below
+/// Most servers in the record of the end. With the longest ids, the record stays below
 /// [`MAX_VALUE_BYTES`](super::record::MAX_VALUE_BYTES).
 const MOST_SERVERS: usize = 100;
 
-/// How far a rebalancing is.
+/// The progress of a rebalancing.
 #[derive(Debug)]
 struct Progress {
     even_since: Option<Instant>,
@@ -25,7 +26,7 @@ struct Progress {
     moved_at: Instant,
 }
 
-/// Watches those that are in force.
+/// Watches the rebalancings that are in force.
 #[derive(Debug, Default)]
 pub(super) struct Rebalancings(BTreeMap<String, Progress>);
 
@@ -39,7 +40,7 @@ impl Rebalancings {
         self.0.clear();
     }
 
-    /// What is to be written of those that are over.
+    /// What to write about those that are over.
     pub(super) fn scan(
         &mut self,
         registry: &Registry,
@@ -65,7 +66,7 @@ impl Rebalancings {
         writes
     }
 
-    /// Whether the loads are even, once it is over.
+    /// Once it is over: whether the loads are even.
     fn judge(&mut self, service: &str, balance: &Balance, now: Instant) -> Option<bool> {
         let moved = balance.moved.values().sum();
         let new = Progress { even_since: None, moved, moved_at: now };

@@ -1,6 +1,6 @@
 //! Keys and values of the registry topic.
 //!
-//! Values are JSON objects. Fields that are not known are ignored, so that versions can grow.
+//! Values are JSON objects. Unknown fields are ignored, so that later versions can add some.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -24,7 +24,7 @@ pub const MAX_VALUE_BYTES: usize = 16 << 10;
 pub const MAX_ID_LENGTH: usize = 64;
 /// Most labels of a server; with the longest of all, a lease stays below [`MAX_VALUE_BYTES`].
 pub const MAX_LABELS: usize = 16;
-/// How many former processes of a server are remembered, so that they cannot take it back.
+/// How many former processes of a server are remembered, so that none of them gets the lease back.
 const MAX_SUPERSEDED: usize = 8;
 /// Longest name or value of a label, and longest name of an instance, in bytes.
 pub const MAX_TEXT_BYTES: usize = 128;
@@ -32,24 +32,24 @@ pub const MAX_TEXT_BYTES: usize = 128;
 /// What a record of the registry is about.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Key {
-    /// A server about itself: [`Registration`].
+    /// From a server, about itself: [`Registration`].
     Server(String),
     /// The coordinator's answer: [`Lease`].
     Lease(String),
     /// The coordinator's other answer: [`Refusal`].
     Refusal(String),
-    /// An operator about a server: [`ServerOrder`].
+    /// From an operator, about a server: [`ServerOrder`].
     Order(String),
-    /// An operator about a service, and what has come of it: [`Rebalance`].
+    /// From an operator, about a service, and its result: [`Rebalance`].
     Rebalance(String),
-    /// Who may answer: [`Coordination`].
+    /// Which relay may answer: [`Coordination`].
     Coordinator,
-    /// A relay about itself: [`RelayRecord`].
+    /// From a relay, about itself: [`RelayRecord`].
     Relay(RelayId),
 }
 
 impl Key {
-    /// None: nothing that the registry knows.
+    /// None if the registry has no such key.
     pub fn parse(key: &[u8]) -> Option<Self> {
         let key = std::str::from_utf8(key).ok().filter(|key| key.len() <= MAX_KEY_BYTES)?;
         if key == "coordinator" {
@@ -63,7 +63,7 @@ impl Key {
             "refusal" => Self::Refusal(id),
             "order" => Self::Order(id),
             "rebalance" => Self::Rebalance(id),
-            // As it is printed, so that a relay has one key.
+            // Only in the form in which it is printed, so that each relay has one key.
             "relay" => {
                 let relay = of.parse().ok().filter(|relay: &u16| relay.to_string() == of)?;
                 Self::Relay(RelayId(relay))
@@ -87,19 +87,19 @@ impl fmt::Display for Key {
     }
 }
 
-/// What is wrong with a value, in words that its writer is told.
+/// What is wrong with a value, in words for its writer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Problem {
     /// Longer than [`MAX_VALUE_BYTES`].
-    #[error("the value has {0} bytes; at most {MAX_VALUE_BYTES} are read")]
+    #[error("the value has {0} bytes; at most {MAX_VALUE_BYTES} are allowed")]
     TooLong(usize),
     /// Not JSON, or no object.
     #[error("the value is not a JSON object: {0}")]
     NotAnObject(String),
-    /// A field that must be there is not.
+    /// A required field is missing.
     #[error("`{0}` is missing")]
     Missing(&'static str),
-    /// A field has a value that does not belong there.
+    /// A field has an invalid value.
     #[error("`{field}`: {problem}")]
     Field {
         /// Its name.
@@ -109,7 +109,7 @@ pub enum Problem {
     },
 }
 
-/// A JSON object whose fields are taken out by name, so that a complaint names the field.
+/// A JSON object whose fields are read by name, so that an error names the field.
 pub(super) struct Fields(Map<String, Value>);
 
 impl Fields {
@@ -122,7 +122,7 @@ impl Fields {
             .map_err(|error| Problem::NotAnObject(error.to_string()))
     }
 
-    /// None: it is not there, or null.
+    /// None: it is missing, or null.
     fn optional<T: DeserializeOwned>(&mut self, field: &'static str) -> Result<Option<T>, Problem> {
         match self.0.remove(field) {
             None | Some(Value::Null) => Ok(None),
@@ -158,10 +158,10 @@ fn bounded(field: &'static str, text: String) -> Result<String, Problem> {
     Ok(text)
 }
 
-/// Short, and not many times as long in JSON: a lease repeats it, and has a bound as well.
+/// A text must be short, and not many times as long in JSON, because a lease repeats it and is bounded too.
 fn plain(field: &'static str, text: &str) -> Result<(), Problem> {
     let problem = if text.len() > MAX_TEXT_BYTES {
-        format!("a text of {} bytes; at most {MAX_TEXT_BYTES} are right", text.len())
+        format!("a text of {} bytes; at most {MAX_TEXT_BYTES} are allowed", text.len())
     } else if text.chars().any(char::is_control) {
         "a text with control characters".to_owned()
     } else {
@@ -177,9 +177,9 @@ pub enum Wish {
     /// Clients.
     #[default]
     Live,
-    /// To leave when its partition is read to the end.
+    /// To leave once its partition is read to the end.
     Draining,
-    /// To be gone at once.
+    /// To leave at once.
     Gone,
 }
 
@@ -194,9 +194,9 @@ pub struct Registration {
     pub address: IpAddr,
     /// Share of the service's clients.
     pub capacity: NonZeroU32,
-    /// What tells it from other servers of the service.
+    /// Labels, which distinguish it from other servers of the service.
     pub labels: BTreeMap<String, String>,
-    /// Names the process: another one for each start.
+    /// Names the process; different for each start.
     pub instance: String,
     /// What it wants.
     pub state: Wish,
@@ -233,7 +233,7 @@ impl Registration {
     }
 }
 
-/// A registration that cannot be read, and whom to tell.
+/// A registration that cannot be read, and who should be told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Malformed {
     /// The instance, if that much can be read.
@@ -247,23 +247,23 @@ pub struct Malformed {
 #[serde(transparent)]
 pub struct Term(pub i64);
 
-/// Who holds a partition. A server without one finds out why under [`Refusal`].
+/// Who holds a partition. A server without one finds the reason in its [`Refusal`].
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Lease {
     /// Of this value.
     pub version: u32,
     /// In which it was written.
     pub term: Term,
-    /// The process that holds it; whoever reads another name than its own is superseded. Empty: of a
-    /// declared server.
+    /// The process that holds it. A process that reads another name than its own is superseded. Empty for
+    /// a declared server.
     pub instance: String,
-    /// What it may expect.
+    /// The server's state.
     pub state: ServerState,
     /// Of the uplink.
     pub partition: Partition,
-    /// Counts the holders of the partition; 0 of a declared server.
+    /// Counts the holders of the partition; 0 for a declared server.
     pub epoch: u64,
-    /// A registration that is not renewed within so long makes its server `away`.
+    /// A server whose registration is not renewed for this long is `away`.
     pub lease_ms: u64,
     /// What it serves.
     pub service: String,
@@ -271,15 +271,15 @@ pub struct Lease {
     pub address: IpAddr,
     /// Share of the service's clients.
     pub capacity: NonZeroU32,
-    /// What tells it from other servers of the service.
+    /// Labels, which distinguish it from other servers of the service.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-    /// The offset in the partition at which the time of its holder's name begins: all before it was read
-    /// by the former holder, or is among the dead letters. What comes later for a former holder becomes a
-    /// dead letter by the relay that has written it.
+    /// The offset in the partition at which this server's records begin. All records before it were read by
+    /// the former holder, or are dead letters. If a record for a former holder arrives later, the relay that
+    /// wrote it makes it a dead letter.
     #[serde(default)]
     pub from: i64,
-    /// Processes that held it and may not have it back, latest last.
+    /// Processes that held it and cannot get it back, latest last.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub superseded: Vec<String>,
     /// Why it is `away` or `gone`.
@@ -288,23 +288,23 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// Of a server that the configuration declares.
+    /// True for a server that the configuration declares.
     pub fn is_declared(&self) -> bool {
         self.epoch == 0
     }
 
-    /// Whether its partition is its own.
+    /// True if the server still has its partition.
     pub fn is_in_force(&self) -> bool {
         self.state != ServerState::Gone
     }
 
-    /// Whether a process held it and may not have it back.
+    /// True for a process that held it and cannot get it back.
     pub(super) fn is_former(&self, instance: &str) -> bool {
         !self.is_in_force() && self.instance == instance
             || self.superseded.iter().any(|former| former == instance)
     }
 
-    /// Remembers who held the server's lease before.
+    /// Records who held the server's lease before.
     pub(super) fn succeed(&mut self, former: &Self) {
         self.superseded.clone_from(&former.superseded);
         self.superseded.push(former.instance.clone());
@@ -320,9 +320,9 @@ pub struct Refusal {
     pub version: u32,
     /// In which it was written.
     pub term: Term,
-    /// The process that is refused; empty if its registration did not tell.
+    /// The process that is refused; empty if its registration did not name it.
     pub instance: String,
-    /// In words.
+    /// The reason in words.
     pub reason: String,
 }
 
@@ -330,30 +330,30 @@ pub struct Refusal {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OrderKind {
-    /// No new clients; gone when its partition is read to the end.
+    /// The server gets no new clients, and is gone once its partition is read to the end.
     Drain,
-    /// Gone at once, and out of the registry.
+    /// The server is gone at once, and leaves the registry.
     Forget,
 }
 
-/// An operator about a server; in force until the record is taken away.
+/// An operator's order about a server, in force until its record is removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct ServerOrder {
     /// Of this value.
     pub version: u32,
-    /// What is to be done.
+    /// The order.
     pub order: OrderKind,
 }
 
-/// An operator's order to spread the clients of a service over its live servers as the allotment
-/// would have it; in force until it has ended.
+/// An operator's order to spread the clients of a service over its live servers as the allotment would. In
+/// force until it has ended.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Rebalance {
     /// Of this value.
     pub version: u32,
-    /// Most clients that move in a second, through all relays.
+    /// Most clients that move per second, over all relays.
     pub per_second: NonZeroU32,
-    /// The coordinator's word that it is over.
+    /// The end, as the coordinator recorded it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<Ended>,
 }
@@ -363,15 +363,15 @@ pub struct Rebalance {
 pub struct Ended {
     /// In which it was written.
     pub term: Term,
-    /// No move would make the loads more even. If not: nothing has moved for too long.
+    /// True: no move would make the loads more even. False: nothing has moved for too long.
     pub even: bool,
-    /// Clients that have moved, as far as the coordinator has seen it.
+    /// Clients that have moved, as far as the coordinator has seen.
     pub moved: u64,
-    /// The same by the name of the former server; those that have lost most.
+    /// The same by the name of the former server, for the servers that have lost most.
     pub moved_from: BTreeMap<String, u64>,
 }
 
-/// Who answers registrations. The record's offset is the [`Term`].
+/// The relay that answers registrations. The record's offset is the [`Term`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Coordination {
     /// Of this value.
@@ -401,19 +401,19 @@ pub struct RelayRecord {
     pub incarnation: Incarnation,
     /// Whether it runs.
     pub state: RelayState,
-    /// Where it has its lock: two of the same place never run at once.
+    /// The place of its lock. Two relays of the same place never run at the same time.
     #[serde(default)]
     pub place: String,
 }
 
-/// A value of one of the types that only relays and operators write.
+/// Parses a value of a type that only relays and operators write.
 pub(super) fn parse<T: DeserializeOwned>(value: &[u8]) -> Result<T, Problem> {
     let Fields(fields) = Fields::parse(value)?;
     serde_json::from_value(Value::Object(fields))
         .map_err(|error| Problem::Field { field: "value", problem: error.to_string() })
 }
 
-/// What is wrong with a server's id, if anything is.
+/// What is wrong with a server's id. None if it is valid.
 pub fn id_problem(id: &str) -> Option<String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     let right = (1..=MAX_ID_LENGTH).contains(&id.len()) && id.chars().all(allowed);

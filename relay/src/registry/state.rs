@@ -10,59 +10,25 @@ use super::record::{
     ServerOrder, Term,
 };
 
-/// Most ids of each kind of record; a record of one more is refused.
+/// Most ids of each kind of record. Records of further ids are refused.
 pub const MAX_ENTRIES: usize = 200_000;
-/// Highest epoch; more than any partition has holders, and a JSON number that every reader reads
+/// Highest epoch: more than a partition ever has holders, and a JSON number that every reader represents
 /// exactly (RFC 8259, section 6).
 pub const MAX_EPOCH: u64 = (1 << 53) - 1;
-
-/// What a record has changed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
-    /// A server's registration, one that cannot be read included.
-    Server(String),
-    /// A server's lease.
-    Lease(String),
-    /// A server's refusal.
-    Refusal(String),
-    /// An operator's order.
-    Order(String),
-    /// An operator's order about a service, or its end.
-    Rebalance(String),
-    /// Who coordinates.
-    Coordinator,
-    /// A relay's word.
-    Relay(RelayId),
-}
-
-impl Change {
-    /// The key of the record.
-    pub fn key(&self) -> Key {
-        match self {
-            Self::Server(id) => Key::Server(id.clone()),
-            Self::Lease(id) => Key::Lease(id.clone()),
-            Self::Refusal(id) => Key::Refusal(id.clone()),
-            Self::Order(id) => Key::Order(id.clone()),
-            Self::Rebalance(service) => Key::Rebalance(service.clone()),
-            Self::Coordinator => Key::Coordinator,
-            Self::Relay(relay) => Key::Relay(*relay),
-        }
-    }
-}
 
 /// Why a record has changed nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RefusedReason {
-    /// The key is none of the registry's.
+    /// The registry has no such key.
     MalformedKey,
-    /// The value is not what belongs to the key. Counted of registrations too, which are kept so
-    /// that their server gets an answer.
+    /// The value does not fit the key. Such registrations are counted too, but kept, so that their server
+    /// gets an answer.
     MalformedValue,
-    /// From a coordinator that is none any more.
+    /// A former coordinator wrote it.
     StaleTerm,
-    /// A lease of a partition that another server has got since.
+    /// A lease of a partition that another server has got since then.
     StaleEpoch,
-    /// Would take away a lease that is needed.
+    /// It would remove a lease that is still needed.
     LeaseNeeded,
     /// There are too many of its kind.
     Full,
@@ -79,7 +45,7 @@ impl RefusedReason {
         Self::Full,
     ];
 
-    /// How counters name it.
+    /// Its name in counters.
     pub const fn name(self) -> &'static str {
         match self {
             Self::MalformedKey => "malformed_key",
@@ -95,17 +61,18 @@ impl RefusedReason {
 /// What became of a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It counts.
-    Changed(Change),
-    /// It does not. Compaction may keep it all the same, in place of the one of the same key that
-    /// does: so the key is told, and the coordinator writes the right one again.
+    /// What stands under this key has changed. For a server's registration that includes one that
+    /// cannot be read.
+    Changed(Key),
+    /// It was refused. Compaction may still keep it in place of the valid record of the same key, so the
+    /// key is reported, and the coordinator writes the valid record again.
     Refused(RefusedReason, Option<Key>),
 }
 
-/// Epochs of a partition, and whose they are; the last is the highest.
+/// Epochs of a partition and their holders; the last is the highest.
 type Holders = BTreeSet<(u64, String)>;
 
-/// What all records together say.
+/// The state that all records together make.
 #[derive(Clone, Debug, Default)]
 pub struct Registry {
     registrations: BTreeMap<String, Result<Registration, Malformed>>,
@@ -116,12 +83,12 @@ pub struct Registry {
     coordination: Option<(Term, Coordination)>,
     relays: BTreeMap<RelayId, RelayRecord>,
     holders: BTreeMap<Partition, Holders>,
-    /// Servers that have written since their lease was, or have none.
+    /// Servers that have registered since their lease was written, or have no lease.
     spoken: BTreeSet<String>,
     refused: [u64; RefusedReason::ALL.len()],
 }
 
-/// The same registry; what was refused on the way does not matter.
+/// Compares the state, but not the counts of refused records.
 impl PartialEq for Registry {
     fn eq(&self, other: &Self) -> bool {
         self.registrations == other.registrations
@@ -137,7 +104,7 @@ impl PartialEq for Registry {
 }
 
 impl Registry {
-    /// Takes the next record; no value is a tombstone.
+    /// Applies the next record. Without a value it is a tombstone.
     pub fn apply(&mut self, offset: i64, key: &[u8], value: Option<&[u8]>) -> Outcome {
         let Some(key) = Key::parse(key) else {
             return self.refuse(RefusedReason::MalformedKey, None);
@@ -146,15 +113,13 @@ impl Registry {
             Key::Server(id) => self.apply_registration(id, value),
             Key::Lease(id) => self.apply_lease(offset, id, value),
             Key::Refusal(id) => self.apply_refusal(offset, id, value),
-            Key::Order(id) => put(&mut self.orders, id, value).map(|()| Change::Order(id.clone())),
+            Key::Order(id) => put(&mut self.orders, id, value),
             Key::Rebalance(service) => self.apply_rebalance(offset, service, value),
             Key::Coordinator => self.apply_coordination(offset, value),
-            Key::Relay(relay) => {
-                put(&mut self.relays, relay, value).map(|()| Change::Relay(*relay))
-            }
+            Key::Relay(relay) => put(&mut self.relays, relay, value),
         };
         match result {
-            Ok(change) => Outcome::Changed(change),
+            Ok(()) => Outcome::Changed(key),
             Err(RefusedReason::Full) => self.refuse(RefusedReason::Full, None),
             Err(reason) => self.refuse(reason, Some(key)),
         }
@@ -169,15 +134,11 @@ impl Registry {
         self.refused[reason as usize] += 1;
     }
 
-    fn apply_registration(
-        &mut self,
-        id: &str,
-        value: Option<&[u8]>,
-    ) -> Result<Change, RefusedReason> {
+    fn apply_registration(&mut self, id: &str, value: Option<&[u8]>) -> Result<(), RefusedReason> {
         let Some(value) = value else {
             self.registrations.remove(id);
             self.spoken.remove(id);
-            return Ok(Change::Server(id.to_owned()));
+            return Ok(());
         };
         let registration = Registration::parse(value);
         if registration.is_err() {
@@ -185,10 +146,10 @@ impl Registry {
         }
         insert(&mut self.registrations, &id.to_owned(), registration)?;
         self.spoken.insert(id.to_owned());
-        Ok(Change::Server(id.to_owned()))
+        Ok(())
     }
 
-    /// A term of which nobody has heard is that of a coordinator whose record was compacted away.
+    /// An unknown term belongs to a coordinator whose record was compacted away.
     fn is_current(&self, term: Term, offset: i64) -> Result<(), RefusedReason> {
         if term.0 >= offset {
             return Err(RefusedReason::MalformedValue);
@@ -204,8 +165,7 @@ impl Registry {
         offset: i64,
         id: &str,
         value: Option<&[u8]>,
-    ) -> Result<Change, RefusedReason> {
-        let changed = Change::Lease(id.to_owned());
+    ) -> Result<(), RefusedReason> {
         let Some(value) = value else {
             if self.leases.get(id).is_some_and(|lease| self.is_needed(lease)) {
                 return Err(RefusedReason::LeaseNeeded);
@@ -215,7 +175,7 @@ impl Registry {
             if self.registrations.contains_key(id) {
                 self.spoken.insert(id.to_owned());
             }
-            return Ok(changed);
+            return Ok(());
         };
         let lease: Lease =
             record::parse(value).map_err(|_problem| RefusedReason::MalformedValue)?;
@@ -236,11 +196,11 @@ impl Registry {
             self.holders.entry(partition).or_default().insert((epoch, id.to_owned()));
         }
         self.spoken.remove(id);
-        Ok(changed)
+        Ok(())
     }
 
-    /// A lease in force is; and one that is gone, as long as no other record remembers the epoch of
-    /// its partition.
+    /// A lease in force is needed, and so is one that is gone, unless another record keeps the epoch of its
+    /// partition.
     fn is_needed(&self, lease: &Lease) -> bool {
         if lease.is_declared() {
             return false;
@@ -268,7 +228,7 @@ impl Registry {
         offset: i64,
         id: &str,
         value: Option<&[u8]>,
-    ) -> Result<Change, RefusedReason> {
+    ) -> Result<(), RefusedReason> {
         if let Some(value) = value {
             let refusal: Refusal =
                 record::parse(value).map_err(|_problem| RefusedReason::MalformedValue)?;
@@ -277,7 +237,7 @@ impl Registry {
         } else {
             self.refusals.remove(id);
         }
-        Ok(Change::Refusal(id.to_owned()))
+        Ok(())
     }
 
     fn apply_rebalance(
@@ -285,7 +245,7 @@ impl Registry {
         offset: i64,
         service: &str,
         value: Option<&[u8]>,
-    ) -> Result<Change, RefusedReason> {
+    ) -> Result<(), RefusedReason> {
         if let Some(value) = value {
             let rebalance: Rebalance =
                 record::parse(value).map_err(|_problem| RefusedReason::MalformedValue)?;
@@ -296,23 +256,23 @@ impl Registry {
         } else {
             self.rebalances.remove(service);
         }
-        Ok(Change::Rebalance(service.to_owned()))
+        Ok(())
     }
 
     fn apply_coordination(
         &mut self,
         offset: i64,
         value: Option<&[u8]>,
-    ) -> Result<Change, RefusedReason> {
-        // Without one, every former coordinator would be right again.
+    ) -> Result<(), RefusedReason> {
+        // Without it, every former coordinator would be valid again.
         let value = value.ok_or(RefusedReason::MalformedValue)?;
         let coordination =
             record::parse(value).map_err(|_problem| RefusedReason::MalformedValue)?;
         self.coordination = Some((Term(offset), coordination));
-        Ok(Change::Coordinator)
+        Ok(())
     }
 
-    /// Servers about themselves, by id.
+    /// Registrations, by server id.
     pub fn registrations(&self) -> &BTreeMap<String, Result<Registration, Malformed>> {
         &self.registrations
     }
@@ -332,37 +292,37 @@ impl Registry {
         &self.orders
     }
 
-    /// Rebalancings, those that have ended too, by service.
+    /// Rebalancings, including those that have ended, by service.
     pub fn rebalances(&self) -> &BTreeMap<String, Rebalance> {
         &self.rebalances
     }
 
-    /// Who coordinates, since which term.
+    /// The coordinator, and since which term.
     pub fn coordination(&self) -> Option<&(Term, Coordination)> {
         self.coordination.as_ref()
     }
 
-    /// All relays that have ever said a word.
+    /// All relays that have ever written a record.
     pub fn relays(&self) -> &BTreeMap<RelayId, RelayRecord> {
         &self.relays
     }
 
-    /// The highest epoch of a partition; 0: no lease remembers one.
+    /// The highest epoch of a partition; 0 if no lease records one.
     pub fn epoch(&self, partition: Partition) -> u64 {
         self.highest(partition).map_or(0, |(epoch, _)| *epoch)
     }
 
-    /// Whether a partition is this server's: nobody has had it later.
+    /// True if this server is the partition's last holder.
     pub fn holds(&self, id: &str, partition: Partition) -> bool {
         self.highest(partition).is_some_and(|(_, of)| of == id)
     }
 
-    /// Whether a server has written after its lease was; compaction keeps the order.
+    /// True if a server has registered after its lease was written. Compaction keeps the order.
     pub fn has_spoken(&self, id: &str) -> bool {
         self.spoken.contains(id)
     }
 
-    /// Records that were refused, by reason; those that never happened are left out.
+    /// Records that were refused, by reason. Reasons without records are left out.
     pub fn refused(&self) -> impl Iterator<Item = (&'static str, u64)> {
         RefusedReason::ALL
             .iter()
@@ -384,7 +344,7 @@ fn put<K: Ord + Clone, T: serde::de::DeserializeOwned>(
     insert(map, key, value).map(drop)
 }
 
-/// What was there before, if there is room.
+/// Returns what was there before. Fails if there is no room.
 fn insert<K: Ord + Clone, T>(
     map: &mut BTreeMap<K, T>,
     key: &K,

@@ -1,4 +1,4 @@
-//! What the registry says, for people and programs.
+//! The registry's state, for people and programs.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -29,7 +29,7 @@ pub struct ServerStatus {
     pub state: ServerState,
     /// Of the uplink.
     pub partition: Partition,
-    /// Of its lease; 0 of one that is declared.
+    /// Epoch of its lease; 0 if it is declared.
     pub epoch: u64,
     /// Share of the service's clients.
     pub capacity: u32,
@@ -37,26 +37,26 @@ pub struct ServerStatus {
     pub instance: String,
     /// Why it is away or gone.
     pub reason: Option<String>,
-    /// Since this relay read its registration. Null of one that is declared, and of whoever has not
-    /// written since this relay runs.
+    /// Milliseconds since this relay read its registration. Null if it is declared, or has not registered
+    /// since this relay started.
     pub renewed_ms_ago: Option<u64>,
-    /// Clients, as far as this relay knows; null if no relay was asked.
+    /// Clients that this relay knows of. Null if no relay was asked.
     pub clients: Option<u32>,
 }
 
-/// Clients that are moved to emptier servers on an operator's order, or were.
+/// An operator's order to move clients to emptier servers, in force or ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RebalanceStatus {
-    /// Most clients a second, through all relays.
+    /// Most clients per second, over all relays.
     pub per_second: u32,
-    /// Null while it goes on; then whether the loads are even.
+    /// Null while it is in force; then whether the loads are even.
     pub ended: Option<bool>,
-    /// Clients that have moved, by the name of the former server; while it goes on, as far as the
+    /// Clients that have moved, by the name of the former server. While it is in force: as far as the
     /// running relay knows, if one was asked.
     pub moved_from: BTreeMap<String, u64>,
 }
 
-/// Who coordinates.
+/// The coordinator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CoordinatorStatus {
     /// Which relay.
@@ -65,7 +65,7 @@ pub struct CoordinatorStatus {
     pub term: i64,
 }
 
-/// A relay's last word.
+/// A relay's last record.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RelayStatus {
     /// Its number.
@@ -79,23 +79,23 @@ pub struct RelayStatus {
 /// All of it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct RegistryStatus {
-    /// Null: nobody ever did.
+    /// Null if no relay has ever coordinated.
     pub coordinator: Option<CoordinatorStatus>,
     /// By id.
     pub servers: Vec<ServerStatus>,
-    /// Why a registration has no lease, by server id.
+    /// Why registrations got no lease, by server id.
     pub refusals: BTreeMap<String, String>,
     /// By service.
     #[serde(default)]
     pub rebalances: BTreeMap<String, RebalanceStatus>,
     /// By number.
     pub relays: Vec<RelayStatus>,
-    /// Records that were read and refused, by reason.
+    /// Records that were refused, by reason.
     pub records_refused: BTreeMap<String, u64>,
 }
 
 impl RegistryStatus {
-    /// Of a registry; ages come from a coordinator's clock.
+    /// The status of a registry. Ages come from a coordinator's clock.
     pub fn new(
         registry: &Registry,
         policy: &Policy,
@@ -181,9 +181,9 @@ impl fmt::Display for RebalanceStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let rate = self.per_second;
         match self.ended {
-            None => write!(f, "goes on, {rate} clients a second at most")?,
+            None => write!(f, "in progress, at most {rate} clients per second")?,
             Some(true) => write!(f, "has ended: no move would make the loads more even")?,
-            Some(false) => write!(f, "has ended: those who are left cannot move")?,
+            Some(false) => write!(f, "has ended: the remaining clients cannot move")?,
         }
         let moved: Vec<_> =
             self.moved_from.iter().map(|(id, count)| format!("{count} from {id}")).collect();

@@ -219,13 +219,13 @@ fn refusals_say_why() {
         assert!(bench.refusal(id).contains(why), "{}", bench.refusal(id));
         assert_eq!(bench.registry.refusals()[id].instance, "one");
     };
-    refused("a", &|value| value["service"] = "tea".into(), "there are: chat, mail");
+    refused("a", &|value| value["service"] = "tea".into(), "known services: chat, mail");
     refused("a", &|value| value["address"] = "here".into(), "`address`: invalid IP address");
-    refused("a", &|value| value["address"] = "0.0.0.0".into(), "no address of one server");
-    refused("a", &|value| value["address"] = "192.0.2.1".into(), "is that of server `declared`");
+    refused("a", &|value| value["address"] = "0.0.0.0".into(), "cannot be the address of a server");
+    refused("a", &|value| value["address"] = "192.0.2.1".into(), "belongs to server `declared`");
     refused("a", &|value| value["capacity"] = 0.into(), "`capacity`: ");
     refused("a", &|value| value["capacity"] = 101.into(), "more than 100");
-    refused("a", &|value| value["state"] = "draining".into(), "no lease that it could drain");
+    refused("a", &|value| value["state"] = "draining".into(), "no lease to drain");
     refused("declared", &|_| (), "configuration declares");
     refused("a b", &|_| (), "a server's id is");
     bench.register("a", &registration("one", 9));
@@ -250,7 +250,7 @@ fn a_partition_is_given_away_again_only_when_it_is_empty() {
     bench.pass(LEASE);
     assert_eq!(bench.world.buried, [Partition(1)]);
     bench.register("c", &registration("one", 9));
-    assert!(bench.refusal("c").contains("in 1 wait records of servers that are gone"));
+    assert!(bench.refusal("c").contains("1 with unread records of servers that are gone"));
     bench.world.unread.clear();
     bench.pass(LEASE);
     bench.register("c", &registration("one", 9));
@@ -586,5 +586,5 @@ fn a_refusal_is_of_its_term() {
         "nobody knows his term before it begins"
     );
     let outcome = registry.apply(6, b"refusal/a", Some(&value));
-    assert_eq!(outcome, Outcome::Changed(Change::Refusal("a".to_owned())));
+    assert_eq!(outcome, Outcome::Changed(Key::Refusal("a".to_owned())));
 }

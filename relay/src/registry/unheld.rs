@@ -1,5 +1,5 @@
-//! Partitions that no server holds, whose commits the coordinator may write: a commit replaces whatever
-//! was committed, so none of this relay's may come after the first one of a new holder.
+//! Partitions that no server holds, for which the coordinator may commit offsets. A commit replaces whatever
+//! was committed before, so none of this relay's may come after a new holder's first one.
 //!
 //! ```text
 //!  coordinator                              renewal, burial
@@ -20,11 +20,11 @@ struct State {
     busy: Option<Partition>,
 }
 
-/// Which they are; shared by the coordinator and the thread that commits.
+/// These partitions, shared by the coordinator and the thread that commits.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Unheld(Arc<Mutex<State>>);
 
-/// That somebody is busy with a partition; until it is dropped.
+/// A claim to commit for a partition, held until it is dropped.
 #[derive(Debug)]
 pub(super) struct Busy<'a> {
     of: &'a Unheld,
@@ -37,12 +37,12 @@ impl Unheld {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// These have no holder, as far as all is known that the coordinator has written.
+    /// Sets the partitions without a holder, according to everything that the coordinator has written.
     pub(super) fn offer(&self, partitions: BTreeSet<Partition>) {
         self.state().offered = partitions;
     }
 
-    /// Gives a partition to a server; false while somebody is busy with it.
+    /// Gives a partition to a server. False while a thread commits for it.
     pub(super) fn claim(&self, partition: Partition) -> bool {
         let mut state = self.state();
         let is_free = state.busy != Some(partition);
@@ -52,12 +52,12 @@ impl Unheld {
         is_free
     }
 
-    /// This relay does not coordinate any more: another one may give the partitions to servers.
+    /// This relay no longer coordinates: another one may give the partitions to servers.
     pub(super) fn revoke(&self) {
         self.state().offered.clear();
     }
 
-    /// Begins something in a partition; none if it may have a holder by now.
+    /// Claims a partition in order to commit for it. None if it may have a holder by now.
     pub(super) fn enter(&self, partition: Partition) -> Option<Busy<'_>> {
         let mut state = self.state();
         if !state.offered.contains(&partition) || state.busy.is_some() {
@@ -69,7 +69,7 @@ impl Unheld {
 }
 
 impl Busy<'_> {
-    /// Whether it still has no holder: to be asked right before a commit.
+    /// True if the partition still has no holder. Asked right before a commit.
     pub(super) fn may_commit(&self) -> bool {
         self.of.state().offered.contains(&self.partition)
     }

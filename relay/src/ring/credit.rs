@@ -39,6 +39,11 @@ impl Credit {
         Self { accounts: (0..partitions).map(|_| CachePadded::default()).collect(), limit }
     }
 
+    /// The number of partitions that have an account.
+    pub(crate) fn partitions(&self) -> usize {
+        self.accounts.len()
+    }
+
     fn account(&self, partition: Partition) -> &Account {
         &self.accounts[partition.index()]
     }

@@ -10,13 +10,13 @@ use super::policy::Policy;
 
 use super::{ServerLink, ServerState};
 
-/// A number is given to another server when the former one has been gone for so long: orders to its
-/// connections are over.
+/// How long a server must have been gone before another one gets its number. By then no order to its
+/// connections is under way.
 const REST_MS: u64 = 60_000;
 
-/// Place of a server in the order of allotment: the one that would be loaded least by one more, in
-/// proportion to its capacity, comes first; among equals the one that has waited longest, so that
-/// ties are broken evenly.
+/// Place of a server in the order of allotment. First comes the server whose load, in proportion to its
+/// capacity, would be least with one more client; among equals the one that has waited longest, so that ties
+/// are broken evenly.
 type Rank = (u64, u64, ServerId);
 
 /// Clients for each unit of capacity; 32 bits before the point and 32 after.
@@ -24,30 +24,30 @@ pub(super) fn load(clients: u32, capacity: u32) -> u64 {
     (u64::from(clients) << 32) / u64::from(capacity.max(1))
 }
 
-/// The same if there is one client more.
+/// The same with one more client.
 pub(super) fn load_with_one_more(clients: u32, capacity: u32) -> u64 {
     load(clients.saturating_add(1), capacity)
 }
 
-/// A server, or the name of one that only associations have named so far.
+/// A server, or only its name if nothing but associations has named it so far.
 #[derive(Debug)]
 pub(super) struct Server {
     pub(super) name: Arc<str>,
     pub(super) service: ServiceId,
     pub(super) link: Option<ServerLink>,
-    /// Clients of all relays, those that are away included.
+    /// Clients of all relays, including those that are away.
     pub(super) clients: u32,
     /// Connections of this relay.
     pub(super) connections: u32,
-    /// Connections of this relay that have gone on to another server.
+    /// Connections of this relay that have moved to another server.
     pub(super) moved: u64,
-    /// Clients of all relays that have gone on to another server since a rebalancing began.
+    /// Clients of all relays that have moved to another server since a rebalancing began.
     pub(super) rebalanced: u64,
-    /// Unix milliseconds; while it is away.
+    /// Since when it is away, in Unix milliseconds.
     pub(super) away_since: Option<u64>,
-    /// Unix milliseconds; while it is gone, or known by its name only.
+    /// Since when it is gone, or known by name only, in Unix milliseconds.
     gone_since: Option<u64>,
-    /// Of all allotments, the last that was to it.
+    /// Number of the last allotment to it.
     turn: u64,
 }
 
@@ -65,7 +65,7 @@ impl Server {
         wanted.iter().all(|(name, value)| labels.is_some_and(|has| has.get(name) == Some(value)))
     }
 
-    /// True if its clients are to go elsewhere.
+    /// True if its clients should move elsewhere.
     pub(super) fn is_leaving(&self) -> bool {
         let leaves = |state| matches!(state, ServerState::Draining | ServerState::Gone);
         self.link.as_ref().is_some_and(|link| leaves(link.state))
@@ -76,12 +76,12 @@ impl Server {
     }
 }
 
-/// What the clients of a server have to expect.
+/// What the clients of a server can expect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
-    /// They are served, now or when the server is back.
+    /// They are served, now or once the server is back.
     Stay,
-    /// They belong elsewhere, if there is a live server.
+    /// They move elsewhere, if there is a live server.
     Move,
     /// Nobody serves them.
     Refused,
@@ -90,10 +90,10 @@ pub(super) enum Fate {
 /// A service's live servers.
 #[derive(Debug, Default)]
 struct Ranking {
-    /// With all labels that the service prefers.
+    /// Those with all labels that the service prefers.
     preferred: BTreeSet<Rank>,
     others: BTreeSet<Rank>,
-    /// While they are rebalanced: most clients a second.
+    /// While they are rebalanced: most clients per second.
     rate: Option<u32>,
 }
 
@@ -102,7 +102,7 @@ struct Ranking {
 pub(super) struct Servers {
     all: Vec<Server>,
     by_name: HashMap<Arc<str>, ServerId>,
-    /// Numbers of servers that were, for others.
+    /// Numbers of former servers, to be given to others.
     vacant: Vec<ServerId>,
     /// By service.
     order: Vec<Ranking>,
@@ -132,7 +132,7 @@ impl Servers {
         &self.all[id.index()]
     }
 
-    /// The server of this name, as yet unknown perhaps; none if there are too many.
+    /// The server of this name, which may be new. None if there are too many servers.
     pub(super) fn named(&mut self, name: &str, service: ServiceId, now: u64) -> Option<ServerId> {
         if let Some(id) = self.by_name.get(name) {
             return Some(*id);
@@ -162,13 +162,13 @@ impl Servers {
         Some(id)
     }
 
-    /// Gives away the numbers of those that have been gone for a while, have no connection here, and
-    /// are not `needed`.
+    /// Frees the numbers of servers that have been gone for a while, have no connection here, and are not
+    /// `needed`.
     pub(super) fn make_room(&mut self, needed: &HashSet<ServerId>, now: u64) {
         for (id, server) in (0..).map(ServerId).zip(&self.all) {
             let is_gone = server.gone_since.is_some_and(|at| at.abs_diff(now) >= REST_MS);
             let is_idle = server.clients == 0 && server.connections == 0 && !needed.contains(&id);
-            // A vacant number has its former server's name, which may be another one's by now.
+            // A vacant number keeps its former server's name, which may belong to another number by now.
             if is_gone && is_idle && self.by_name.get(&server.name) == Some(&id) {
                 self.by_name.remove(&server.name);
                 self.vacant.push(id);
@@ -176,7 +176,7 @@ impl Servers {
         }
     }
 
-    /// Takes up a server, or what has changed about it. Its clients stay its clients.
+    /// Adds a server, or applies a change to it. It keeps its clients.
     pub(super) fn set(&mut self, id: ServerId, link: ServerLink, policies: &[Policy], now: u64) {
         self.change(id, policies, |server| {
             server.service = link.service;
@@ -202,8 +202,8 @@ impl Servers {
         Some(id)
     }
 
-    /// The same for a client of a live server, if it should not stay there: one more would load the
-    /// other less than it loads this one, or only the other has the labels that are preferred.
+    /// The same for a client of a live server, if it should move: the other server would be loaded less with
+    /// this client than its own server is now, or only the other has the preferred labels.
     pub(super) fn choose_instead(&mut self, of: ServerId, policies: &[Policy]) -> Option<ServerId> {
         let server = self.get(of);
         let (service, order) = (server.service, &self.order[server.service.index()]);
@@ -213,13 +213,13 @@ impl Servers {
         gains.then(|| self.choose(service, policies)).flatten()
     }
 
-    /// Most clients of the service that may be moved in a second for the sake of balance; none if
-    /// there is no such order.
+    /// Most clients of the service that may be moved per second to balance it. None if no order is in
+    /// force.
     pub(super) fn rate(&self, service: ServiceId) -> Option<u32> {
         self.order[service.index()].rate
     }
 
-    /// Takes up such an order, or its end.
+    /// Applies such an order, or its end.
     pub(super) fn set_rate(&mut self, service: ServiceId, rate: Option<u32>) {
         let former = std::mem::replace(&mut self.order[service.index()].rate, rate);
         if former.is_none() && rate.is_some() {
@@ -228,7 +228,7 @@ impl Servers {
         }
     }
 
-    /// Counts a connected client, whichever relay has it, that goes on at another server.
+    /// Counts a connected client of any relay that has moved to another server.
     pub(super) fn count_rebalanced(&mut self, from: ServerId) {
         let server = &mut self.all[from.index()];
         let ordered = self.order[server.service.index()].rate.is_some();
@@ -241,7 +241,7 @@ impl Servers {
         !order.preferred.is_empty() || !order.others.is_empty()
     }
 
-    /// What clients of this server have to expect now.
+    /// What clients of this server can expect now.
     pub(super) fn fate(&self, id: ServerId, absence: Absence, now: u64) -> Fate {
         let server = self.get(id);
         match server.state() {
@@ -259,29 +259,29 @@ impl Servers {
         }
     }
 
-    /// Counts a client more.
+    /// Counts one more client.
     pub(super) fn add_client(&mut self, id: ServerId, policies: &[Policy]) {
         self.change(id, policies, |server| server.clients += 1);
     }
 
-    /// Counts a client less.
+    /// Counts one client less.
     pub(super) fn remove_client(&mut self, id: ServerId, policies: &[Policy]) {
         self.change(id, policies, |server| server.clients -= 1);
     }
 
-    /// This relay's connections, which no order depends on.
+    /// This relay's connections. They do not affect the order of allotment.
     pub(super) fn connections(&mut self, id: ServerId) -> &mut u32 {
         &mut self.all[id.index()].connections
     }
 
-    /// Counts a connection that goes on at another server.
+    /// Counts a connection that has moved to another server.
     pub(super) fn count_moved(&mut self, from: ServerId, to: ServerId) {
         self.all[from.index()].connections -= 1;
         self.all[from.index()].moved += 1;
         self.all[to.index()].connections += 1;
     }
 
-    /// Changes a server, and its place in the order with it.
+    /// Changes a server, and updates its place in the order.
     fn change(&mut self, id: ServerId, policies: &[Policy], change: impl FnOnce(&mut Server)) {
         let server = &mut self.all[id.index()];
         let rank = server.rank(id);

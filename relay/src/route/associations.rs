@@ -19,27 +19,27 @@ use super::record::{Key, RecordRefusal, Value, parse_generation};
 use super::table::{Incoming, Outgoing, Table};
 use super::{ServerLink, ServerState};
 
-/// How long clients that are to move for the sake of balance are not read at most. A live server
-/// commits within seconds.
+/// Longest pause in reading from clients that move to balance a service. A live server commits within
+/// seconds.
 const REBALANCE_WAIT_MS: u64 = 10_000;
 
-/// What becomes of the connections to a server.
+/// What to do with the connections to a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Measure {
     /// They stay.
     None,
-    /// They move when the server has read what they sent.
+    /// They move once the server has read what they sent.
     Drain {
         /// Bound on the wait for it.
         within_ms: u64,
-        /// What becomes of them when it has not.
+        /// What to do with them if it has not by then.
         then: Then,
     },
     /// They move, without waiting for the server.
     Reassign,
     /// They are closed.
     Refuse,
-    /// Some of them move when the server has read what they sent, or else they stay.
+    /// Some of them move once the server has read what they sent. If it does not in time, they stay.
     Rebalance {
         /// How many.
         most: u32,
@@ -48,21 +48,21 @@ pub enum Measure {
     },
 }
 
-/// How far the clients of a service are spread over its live servers.
+/// How evenly the clients of a service are spread over its live servers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Balance {
     /// No client that can move would make the loads more even.
     pub even: bool,
-    /// Clients that have moved since the order, through all relays, by the name of the former server.
+    /// Clients of all relays that have moved since the order, by the name of the former server.
     pub moved: BTreeMap<String, u64>,
 }
 
-/// A server that this relay has connections to, and what is to be done about them.
+/// A server that this relay has connections to, and what to do with them.
 #[derive(Clone, Debug)]
 pub struct Concern {
     /// Which server.
     pub server: ServerId,
-    /// What it serves.
+    /// Its service.
     pub service: ServiceId,
     /// Its name.
     pub name: Arc<str>,
@@ -72,7 +72,7 @@ pub struct Concern {
     pub measure: Measure,
 }
 
-/// What became of the topic's records.
+/// Counts of the topic's records.
 #[derive(Debug, Default)]
 pub struct LogStats {
     /// Records read.
@@ -81,7 +81,7 @@ pub struct LogStats {
     pub refused: [AtomicU64; RecordRefusal::ALL.len()],
     /// Records written and acknowledged.
     pub written: AtomicU64,
-    /// Times that a record could not be written, and was put back to be written again.
+    /// Records that could not be written, and were put back to be written again.
     pub put_back: AtomicU64,
 }
 
@@ -111,12 +111,12 @@ impl Associations {
         Self { policies, table: Mutex::new(table), stats: LogStats::default() }
     }
 
-    /// Every step leaves the table whole, so a panic elsewhere does not spoil it.
+    /// Every step leaves the table consistent, so a panic elsewhere does not corrupt it.
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Who a client is to a service, by the ends of its connection and the name that it gives itself.
+    /// A client's identity for a service, from the ends of its connection and the name that it gives.
     pub fn identity(
         &self,
         service: ServiceId,
@@ -126,7 +126,7 @@ impl Associations {
         self.policies[service.index()].identity.of(client, server, name)
     }
 
-    /// Takes up a server, or what has changed about it. Its clients stay its clients.
+    /// Adds a server, or applies a change to it. It keeps its clients.
     pub fn set_server(&self, link: ServerLink) {
         let table = &mut *self.table();
         let server = set(table, link, &self.policies);
@@ -135,9 +135,8 @@ impl Associations {
         }
     }
 
-    /// The server of a client that connects: the associated one, or else the live one with the
-    /// fewest associations over all relays, which is associated from now on. Logarithmic in the
-    /// number of servers.
+    /// The server of a client that connects: the associated one, or else the live one with the fewest
+    /// associations over all relays, which is then associated. Logarithmic in the number of servers.
     pub fn associate(
         &self,
         service: ServiceId,
@@ -159,7 +158,7 @@ impl Associations {
         Ok(association(server, table.servers.get(server)))
     }
 
-    /// Where a connection to `from` goes on; `from` itself if no other server is live.
+    /// Where a connection to `from` moves to; `from` itself if no other server is live.
     pub fn reassociate(
         &self,
         service: ServiceId,
@@ -171,26 +170,25 @@ impl Associations {
         association(server, table.servers.get(server))
     }
 
-    /// Ends what one [`associate`](Self::associate) began, at the server where it has come to. The
-    /// association ends with the client's last connection, or `association_keep_ms` later. Unknown
-    /// clients are left alone.
+    /// Undoes one [`associate`](Self::associate), at the server where the connection is now. The association
+    /// ends with the client's last connection, or `association_keep_ms` later. Unknown clients are ignored.
     pub fn dissociate(&self, service: ServiceId, identity: ClientIdentity, server: ServerId) {
         self.table().disconnect(&Key { service, identity }, server, unix_ms());
     }
 
-    /// Says that a run of a relay, and those before it, have ended: their clients are away. Every
-    /// relay is to be told, of those too that were gone when it began.
+    /// Records that a run of a relay and all earlier ones have ended: their clients are away. Must be called
+    /// on every relay, also for relays that were gone when it started.
     pub fn relay_gone(&self, relay: RelayId, incarnation: Incarnation) {
         self.table().relay_gone(relay, incarnation, unix_ms());
     }
 
-    /// Says that a run of a relay goes on, and those before it do not: one that was paused may have
-    /// been taken for gone.
+    /// Records that a run of a relay is alive, and earlier ones are not. A paused relay may have been
+    /// presumed gone.
     pub fn relay_runs(&self, relay: RelayId, incarnation: Incarnation) {
         self.table().relay_runs(relay, incarnation, unix_ms());
     }
 
-    /// Whether this relay writes the tombstones of clients whose relay is gone. One relay does.
+    /// Sets whether this relay writes the tombstones of clients whose relay is gone. One relay does.
     pub fn set_coordinator(&self, coordinates: bool) {
         self.table().set_coordinates(coordinates);
     }
@@ -207,7 +205,7 @@ impl Associations {
         counts
     }
 
-    /// Connections of this relay that have gone on to another server, by the name of the former.
+    /// Connections of this relay that have moved to another server, by the name of the former.
     pub fn moved(&self) -> BTreeMap<String, u64> {
         let table = self.table();
         let moved = table.servers.all().filter(|(_, server)| server.moved > 0);
@@ -219,17 +217,17 @@ impl Associations {
         self.table().len()
     }
 
-    /// Clients of a server, over all relays; none of one that is not known.
+    /// Clients of a server, over all relays; 0 if the server is not known.
     pub fn clients_of(&self, server: &str) -> u32 {
         self.table().servers.known(server).map_or(0, |server| server.clients)
     }
 
-    /// What the topic's records have come to.
+    /// Counts of the topic's records.
     pub fn log_stats(&self) -> &LogStats {
         &self.stats
     }
 
-    /// The servers whose connections should not just stay.
+    /// The servers whose connections should move or end.
     pub fn concerns(&self) -> Vec<Concern> {
         let (table, now) = (self.table(), unix_ms());
         let concern = |(id, server): (ServerId, &Server)| {
@@ -247,8 +245,8 @@ impl Associations {
         table.servers.all().filter_map(concern).collect()
     }
 
-    /// Takes up an operator's order to spread a service's clients evenly, so many a second over all
-    /// relays, or its end. A service that is not known is left alone.
+    /// Applies an operator's order to spread a service's clients evenly, at this rate per second over all
+    /// relays, or its end. An unknown service is ignored.
     pub fn set_rebalance(&self, service: &str, per_second: Option<u32>) {
         if let Some(service) = self.service(service) {
             self.table().servers.set_rate(service, per_second);
@@ -260,7 +258,7 @@ impl Associations {
         u16::try_from(index).ok().map(ServiceId)
     }
 
-    /// The services to be rebalanced.
+    /// The services to rebalance.
     pub fn to_rebalance(&self) -> Vec<ServiceId> {
         let table = self.table();
         (0..)
@@ -270,7 +268,7 @@ impl Associations {
             .collect()
     }
 
-    /// What this relay moves in one second, if its service is to be rebalanced.
+    /// What this relay moves within one second, if the service is being rebalanced.
     pub fn rebalance(&self, service: ServiceId) -> Vec<Concern> {
         let policy = &self.policies[service.index()];
         let (rate, loads) = {
@@ -291,7 +289,7 @@ impl Associations {
         loads.iter().filter_map(concern).collect()
     }
 
-    /// How far a service's clients are spread; none of one that is not known. Looks at all clients.
+    /// How evenly a service's clients are spread. None if it is not known. Looks at all clients.
     pub fn balance(&self, service: &str) -> Option<Balance> {
         let id = self.service(service)?;
         let table = self.table();
@@ -302,7 +300,7 @@ impl Associations {
         Some(Balance { even: balance::moves(&loads, 1).is_empty(), moved })
     }
 
-    /// Whether a connection may move for the sake of balance: its client has no other one here.
+    /// True if a connection may move to balance its service: its client has no other one here.
     pub fn may_rebalance(
         &self,
         service: ServiceId,
@@ -312,22 +310,22 @@ impl Associations {
         self.table().is_alone(&Key { service, identity }, server)
     }
 
-    /// Takes up what the topic had when this run began. To be called once it is read.
+    /// Records that everything the topic had when this run began has been read.
     pub(super) fn begin(&self) {
         self.table().begin(unix_ms());
     }
 
-    /// Ends what was kept until now.
+    /// Ends the associations whose time is over.
     pub(super) fn expire(&self) {
         self.table().expire(unix_ms());
     }
 
-    /// Takes up a record of the topic. One that makes no sense is counted, and changes nothing.
+    /// Applies a record of the topic. An invalid one is counted, and changes nothing.
     pub(super) fn apply(&self, key: &[u8], value: Option<&[u8]>, generation: Option<&[u8]>) {
         self.stats.read.fetch_add(1, Ordering::Relaxed);
         if let Err(refusal) = self.try_apply(key, value, generation) {
             self.stats.refused[refusal as usize].fetch_add(1, Ordering::Relaxed);
-            tracing::debug!(reason = refusal.name(), "a record of an association is not taken");
+            tracing::debug!(reason = refusal.name(), "a record of an association was refused");
         }
     }
 
@@ -357,28 +355,28 @@ impl Associations {
         self.table().take_unwritten(most)
     }
 
-    /// How many wait to be written.
+    /// Number of records that wait to be written.
     pub(super) fn unwritten(&self) -> usize {
         self.table().unwritten()
     }
 
-    /// A record that could not be written.
+    /// Takes back a record that could not be written.
     pub(super) fn put_back(&self, record: Outgoing) {
         self.stats.put_back.fetch_add(1, Ordering::Relaxed);
         self.table().put_back(record);
     }
 
-    /// The key of a record as it is written.
+    /// A record's key in its written form.
     pub(super) fn print(&self, key: &Key) -> String {
         key.print(&self.policies)
     }
 }
 
-/// Takes up a server, if there is room.
+/// Adds a server, if there is room.
 fn set(table: &mut Table, link: ServerLink, policies: &[Policy]) -> Option<ServerId> {
     let now = unix_ms();
     let Some(id) = table.server_named(&link.name, link.service, now) else {
-        tracing::error!(server = link.name, "not taken up: there are too many servers");
+        tracing::error!(server = link.name, "a server is ignored: there are too many");
         return None;
     };
     table.servers.set(id, link, policies, now);

@@ -1,7 +1,8 @@
-//! Which servers have more clients than the allotment would give them, and who moves how many.
+//! Computes which servers have more clients than the allotment would give them, and how many each relay
+//! moves.
 //!
-//! Pure arithmetic over one look at the table: every relay does it for itself, and relays that have
-//! read the same come to the same.
+//! Pure arithmetic on the state of the table: every relay computes for itself, and relays that have read the
+//! same records get the same result.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,11 +18,11 @@ use super::table::Table;
 pub(super) struct Load {
     pub(super) server: ServerId,
     pub(super) capacity: u32,
-    /// Has all labels that the service prefers.
+    /// True if it has all labels that the service prefers.
     pub(super) preferred: bool,
-    /// All that count.
+    /// All its clients that count.
     pub(super) clients: u32,
-    /// Of those, such as are connected, by relay; the others cannot move.
+    /// The connected ones, by relay. The others cannot move.
     pub(super) connected: BTreeMap<RelayId, u32>,
 }
 
@@ -53,10 +54,10 @@ pub(super) fn loads(table: &Table, policy: &Policy, service: ServiceId) -> Vec<L
     .collect()
 }
 
-/// How many clients each server should give up, at most `most` together: one after another from the
-/// fullest server to the one that the next client would be allotted to, for as long as that makes
-/// their loads more even. Where a service prefers servers and one is live, clients of others go
-/// there, however loaded it is; as the allotment has it.
+/// How many clients each server should give up, at most `most` in total. Clients move one after another from
+/// the fullest server to the one that would get the next client, as long as that makes the two loads more
+/// even. If the service prefers servers and one of these is live, clients of others move there, however
+/// loaded it is; the allotment does the same.
 pub(super) fn moves(loads: &[Load], most: u32) -> BTreeMap<ServerId, u32> {
     let preferring = loads.iter().any(|load| load.preferred);
     let is_target = |of: &Load| of.preferred || !preferring;
@@ -107,9 +108,8 @@ pub(super) fn moves(loads: &[Load], most: u32) -> BTreeMap<ServerId, u32> {
     moves
 }
 
-/// How many of `moves` clients of a server are this relay's: in proportion to its connections, and
-/// what does not divide goes to those with the largest remainder. The shares of all relays are
-/// `moves`.
+/// This relay's share of `moves` clients of a server: in proportion to its connections, where the remainder
+/// goes to the relays with the largest fractions. The shares of all relays add up to `moves`.
 pub(super) fn share(moves: u32, connected: &BTreeMap<RelayId, u32>, me: RelayId) -> u32 {
     let all = connected.values().copied().map(u64::from).sum::<u64>();
     if all == 0 {

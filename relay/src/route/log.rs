@@ -1,7 +1,7 @@
 //! The thread that reads and writes the topic of associations.
 //!
-//! A worker never waits for it: what it does is in the table at once, and the table knows which
-//! clients' records are to be written ([`Associations::take_unwritten`]).
+//! A worker never waits for it. A change is in the table at once, and the table knows which clients' records
+//! are to be written ([`Associations::take_unwritten`]).
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,21 +23,21 @@ use super::Associations;
 use super::record::{GENERATION, Value};
 use super::table::{Content, Outgoing};
 
-/// How long a look for records lasts; so long a change may wait to be written.
+/// Poll timeout of the reader, and so the longest wait before a change is written.
 const POLL: Duration = Duration::from_millis(50);
-/// Records read between two looks for what is to be written.
+/// Records read before the thread writes what is to be written.
 const MOST_READ: usize = 10_000;
 /// Records taken from the table at a time, under its lock.
 const MOST_TAKEN: usize = 64;
-/// Records that Kafka has not acknowledged. The rest waits in the table, where the latest state of
-/// a client replaces the one before.
+/// Most records that Kafka has not acknowledged. The rest waits in the table, where a client's latest state
+/// replaces the one before.
 const MOST_IN_FLIGHT: i32 = 10_000;
-/// How long the cluster may be silent while the topic is read at the start.
+/// Longest silence of the cluster while the topic is read at the start.
 const START_SILENCE: Duration = Duration::from_secs(30);
-/// How often the table is asked who is away for long enough.
+/// How often associations whose time is over are ended.
 const EXPIRE_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Why the associations are not known.
+/// Why the associations could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     /// librdkafka refuses.
@@ -66,7 +66,7 @@ pub enum LogError {
 struct Reports {
     log: LogContext,
     associations: Arc<Associations>,
-    /// What Kafka has said of the last record that it did not take, until somebody asks.
+    /// The error of the last record that Kafka did not accept, until it is taken.
     refusal: Mutex<Option<KafkaError>>,
 }
 
@@ -105,12 +105,12 @@ pub struct AssociationLog {
     associations: Arc<Associations>,
     stop_time: StopTime,
     retry: Retry,
-    /// Records written when it was last looked.
+    /// Records written at the last look.
     written: u64,
 }
 
 impl AssociationLog {
-    /// Reads the topic to its end into the table, which knows then what all relays have done.
+    /// Reads the topic to its end into the table, which then knows what all relays have done.
     pub fn open(
         config: &Config,
         incarnation: Incarnation,
@@ -123,7 +123,7 @@ impl AssociationLog {
         let mut writer = writer_config(&config.kafka);
         writer
             .set("linger.ms", "5")
-            // As Java's producers do it, so that whoever writes a key finds its partition.
+            // Java's partitioner: a key has the same partition whoever writes it.
             .set("partitioner", "murmur2");
         let mut log = Self {
             reader,
@@ -161,12 +161,12 @@ impl AssociationLog {
         self.associations.begin();
         let records = self.associations.log_stats().read.load(Ordering::Relaxed);
         let (clients, took) = (self.associations.clients(), started.elapsed());
-        tracing::info!(records, clients, took_ms = took.as_millis(), "associations are known");
+        tracing::info!(records, clients, took_ms = took.as_millis(), "associations have been read");
         Ok(())
     }
 
-    /// Runs until `stop`, then writes what is left, as long as a stop may take. `stop` is set when
-    /// the workers have ended. An error is the producer's fatal one.
+    /// Runs until `stop`, then writes what is left within the time of the stop. `stop` is set when the
+    /// workers have ended. An error is the producer's fatal one.
     pub fn run(mut self, stop: &AtomicBool) -> Result<(), String> {
         let mut expired = Instant::now();
         while !stop.load(Ordering::SeqCst) {
@@ -185,7 +185,7 @@ impl AssociationLog {
                 return Ok(());
             }
             if self.stop_time.is_over(StopPart::Rest) {
-                tracing::warn!(left, "associations were not written; the next run ends them");
+                tracing::warn!(left, "some associations were not written; the next run ends them");
                 // Closing its clients would wait for a cluster that does not answer. The process ends now.
                 std::mem::forget(self);
                 return Ok(());
@@ -199,12 +199,12 @@ impl AssociationLog {
         let associations = &self.associations;
         let read = self.reader.read(POLL, MOST_READ, |record| take(associations, record));
         if let Err(error) = read {
-            tracing::warn!(%error, "reading associations; trying on");
+            tracing::warn!(%error, "reading associations failed; retrying");
         }
     }
 
-    /// Gives the producer what it may have. What is refused goes back to the table, and nothing is tried
-    /// for a while: it would only be refused again.
+    /// Gives the producer what it has room for. What it refuses goes back to the table, and nothing is tried
+    /// for a while, because it would only be refused again.
     fn write(&mut self) -> Result<(), String> {
         self.producer.poll(Duration::ZERO);
         rejoin(self.producer.client());
@@ -223,7 +223,7 @@ impl AssociationLog {
         Ok(())
     }
 
-    /// Rests for a while if something was refused since the last time.
+    /// Pauses if something was refused since the last call.
     fn heed_reports(&mut self) -> Result<(), String> {
         let written = self.associations.log_stats().written.load(Ordering::Relaxed);
         if std::mem::replace(&mut self.written, written) != written {
@@ -237,7 +237,7 @@ impl AssociationLog {
         let (topic, left) = (&self.topic, self.associations.unwritten());
         tracing::warn!(
             %error, topic, left, pause_ms = pause.as_millis(),
-            "associations are not written; they will be tried again"
+            "associations could not be written; the relay will retry"
         );
         Ok(())
     }

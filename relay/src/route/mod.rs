@@ -1,15 +1,15 @@
-//! Which client belongs to which server.
+//! Decides which client belongs to which server.
 //!
-//! Mechanism is elsewhere: a worker asks here once when a connection begins and tells when it ends;
-//! in between it keeps the answer, so that no message takes the lock.
+//! A worker asks once when a connection begins, and reports its end. In between it keeps the answer, so that
+//! no message takes the lock.
 //!
 //! | module | what |
 //! |---|---|
 //! | `identity` | who a client is |
-//! | `policy` | what a service wants for its clients |
+//! | `policy` | a service's settings for its clients |
 //! | `server`, `allotment` | servers, and which one gets the next client |
-//! | `balance` | who has more clients than the allotment would give it |
-//! | `record`, `table` | the topic's records, and the table that they and this relay's clients make |
+//! | `balance` | which servers have more clients than the allotment would give them |
+//! | `record`, `table` | the topic's records, and the table that results from them and this relay's clients |
 //! | `associations` | the table with its lock and clock |
 //! | `log` | the thread that reads and writes the topic |
 

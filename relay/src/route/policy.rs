@@ -1,11 +1,11 @@
-//! What a service wants for its clients.
+//! A service's settings for its clients.
 
 use std::collections::BTreeMap;
 
 use crate::config::{Absence, Service};
 use crate::model::IdentityKind;
 
-/// A service, as far as associations depend on it.
+/// The settings of a service that associations depend on.
 #[derive(Clone, Debug)]
 pub(super) struct Policy {
     pub(super) name: String,

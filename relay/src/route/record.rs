@@ -4,7 +4,7 @@
 //! |---|---|
 //! | key | `SERVICE/IDENTITY` |
 //! | value | JSON, see [`Value`]; none: the association has ended (a tombstone) |
-//! | header `generation` | with a tombstone: which generation has ended; without it, whichever it is |
+//! | header `generation` | of a tombstone: which generation has ended; without it, any |
 
 use std::borrow::Cow;
 use std::ffi::CStr;
@@ -17,12 +17,12 @@ use super::policy::Policy;
 
 /// Header of a tombstone.
 pub(super) const GENERATION: &CStr = c"generation";
-/// What is written here, and the latest that is understood.
+/// The version that is written, and the latest one that is understood.
 const VERSION: u32 = 1;
-/// Larger numbers are not the same to every reader of JSON (RFC 8259, section 6).
+/// Not every reader of JSON represents larger numbers exactly (RFC 8259, section 6).
 const MAX_GENERATION: u64 = 1 << 53;
 
-/// Whose association it is.
+/// The client that an association belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Key {
     /// A client may have connections to several services.
@@ -31,7 +31,7 @@ pub(super) struct Key {
     pub(super) identity: ClientIdentity,
 }
 
-/// Whether the client is there.
+/// Whether the client is connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum State {
@@ -39,20 +39,20 @@ pub(super) enum State {
     Away,
 }
 
-/// Unknown fields are ignored, so that versions can grow.
+/// Unknown fields are ignored, so that later versions can add some.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub(super) struct Value<'a> {
     version: u32,
     /// The server's name.
     pub(super) server: Cow<'a, str>,
-    /// Grows with each time that a relay takes the client.
+    /// Grows each time that a relay takes the client.
     pub(super) generation: u64,
-    /// Which relay has the client, or had it last.
+    /// The relay that has the client, or had it last.
     pub(super) relay: u16,
     /// Which run of it.
     pub(super) incarnation: u64,
     pub(super) state: State,
-    /// With `away`: how long the association is kept.
+    /// If the client is away: until when the association is kept, in Unix milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) until_unix_ms: Option<u64>,
 }
@@ -87,17 +87,17 @@ crate::model::reasons! {
     RecordRefusal {
         /// Not `SERVICE/IDENTITY`, or the service's clients have identities of another kind.
         MalformedKey = "malformed_key",
-        /// A service that this relay does not have.
+        /// This relay has no such service.
         UnknownService = "unknown_service",
-        /// Not the JSON that it should be.
+        /// The value is not the expected JSON.
         MalformedValue = "malformed_value",
-        /// A tombstone's generation that is no number.
+        /// A tombstone's generation is not a number.
         MalformedHeader = "malformed_header",
-        /// Of a later version of Millrace.
+        /// A later version of Millrace wrote it.
         Version = "version",
         /// The server serves another service.
         OtherService = "other_service",
-        /// More servers than there can be.
+        /// There are too many servers.
         TooManyServers = "too_many_servers",
         /// Another relay's record of this generation, or of a later one, came first.
         Superseded = "superseded",
@@ -123,7 +123,7 @@ impl Key {
     }
 }
 
-/// The generation that a tombstone ends; none ends whichever there is.
+/// The generation that a tombstone ends. None: any.
 pub(super) fn parse_generation(header: Option<&[u8]>) -> Result<u64, RecordRefusal> {
     let Some(header) = header else { return Ok(u64::MAX) };
     std::str::from_utf8(header)

@@ -1,4 +1,4 @@
-//! Servers as the allotment sees them.
+//! Servers, as the allotment sees them.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -21,17 +21,17 @@ use crate::model::{Partition, ServiceId};
 pub enum ServerState {
     /// Reads its partition; clients are allotted to it.
     Live,
-    /// Reads on until nothing is left; its clients go to others, and it gets no new ones.
+    /// Reads until nothing is left. Its clients move to others, and it gets no new ones.
     Draining,
     /// Has not renewed its registration. Its clients stay and their messages wait in its partition;
     /// it gets no new clients.
     Away,
-    /// Has no partition any more.
+    /// No longer has a partition.
     Gone,
 }
 
 impl ServerState {
-    /// How records, counters and people name it.
+    /// Its name in records, counters and messages.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Live => "live",
@@ -42,23 +42,23 @@ impl ServerState {
     }
 }
 
-/// A server's link, as the configuration declares it or the registry knows it.
+/// A server as the configuration declares it, or as the registry knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerLink {
     /// Unique over all services.
     pub name: String,
-    /// What it serves.
+    /// Its service.
     pub service: ServiceId,
     /// Its own network address.
     pub address: IpAddr,
     /// The uplink partition that it reads.
     pub partition: Partition,
-    /// Grows with each lease of the partition, so that a record for a former holder is known; 0 of a
-    /// server that is declared.
+    /// Grows with each lease of the partition, so that a record for a former holder is recognised; 0 for a
+    /// declared server.
     pub epoch: u64,
     /// Share of the service's clients, in proportion to the other servers' capacities; at least 1.
     pub capacity: u32,
-    /// For the preference of services.
+    /// Its labels, which services can prefer.
     pub labels: BTreeMap<String, String>,
     /// Whether it gets clients.
     pub state: ServerState,

@@ -1,13 +1,13 @@
-//! The table of associations: what the log says, and what this relay has done since.
+//! The table of associations: the state of the log, and what this relay has done since.
 //!
-//! A pure state machine: records, connections and a clock in, records out. All relays fold the same
-//! log. For one client the record of the greatest generation counts, and of that generation the
-//! first; later ones of the same relay change its state. What this relay does itself takes effect
-//! at once and is *settled* when its record comes back in the log: until then a foreign record of the
-//! same generation was first.
+//! A pure state machine: records, connections and a clock go in, records come out. All relays fold the same
+//! log. For each client, the record of the greatest generation counts, and within that generation the first;
+//! later records of the same relay change its state. This relay's own changes take effect at once, and are
+//! *settled* when their record comes back in the log. A foreign record of the same generation that arrives
+//! before that was first.
 //!
-//! Whoever has a client writes its record again when it sees one that does not count, so that the
-//! one which counts is the key's last and outlives compaction.
+//! When the relay that has a client sees a record that does not count, it writes the client's record again.
+//! So the record that counts is the key's last, and survives compaction.
 
 mod expiries;
 mod relays;
@@ -31,12 +31,12 @@ pub(super) type Holder = (RelayId, Incarnation);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Whereabouts {
     Connected,
-    /// Kept until then, Unix milliseconds.
+    /// Away, and kept until then, in Unix milliseconds.
     Away {
         until: u64,
     },
-    /// Away, because its relay is gone. Whether the log has it as connected, which it is if that relay
-    /// turns out to run.
+    /// Away, because its relay is gone. True if the log has it as connected: then it is connected if that
+    /// relay turns out to run.
     Orphan {
         until: u64,
         connected: bool,
@@ -44,7 +44,7 @@ enum Whereabouts {
 }
 
 impl Whereabouts {
-    /// How long one who is away is kept.
+    /// Until when the association of a client that is away is kept.
     fn until(self) -> Option<u64> {
         match self {
             Self::Connected => None,
@@ -53,7 +53,7 @@ impl Whereabouts {
     }
 }
 
-/// Before and after.
+/// A connected client stays connected: its state before and after.
 const CONNECTED: (Whereabouts, Whereabouts) = (Whereabouts::Connected, Whereabouts::Connected);
 
 #[derive(Debug)]
@@ -62,13 +62,13 @@ struct Entry {
     presence: Whereabouts,
     /// The relay that has the client, or had it last.
     holder: Holder,
-    /// Connections of this relay, whoever is the holder.
+    /// This relay's connections, whichever relay is the holder.
     connections: u32,
     server: ServerId,
-    /// Not over. One of another relay that is over stays until its tombstone is read: what is in the
-    /// log decides which records count, not the clock.
+    /// The association is not over. Another relay's, if over, stays until its tombstone is read, because
+    /// the log decides which records count, not the clock.
     counted: bool,
-    /// The log has it.
+    /// Its record has been read from the log.
     settled: bool,
     /// A record of this client may be in the log.
     written: bool,
@@ -81,7 +81,7 @@ impl Entry {
     }
 }
 
-/// What is to be written for a client.
+/// What to write for a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Unwritten {
     /// Its entry.
@@ -112,21 +112,21 @@ pub(super) enum Incoming<'a> {
 #[derive(Debug)]
 pub(super) struct Table {
     me: Holder,
-    /// The log was read up to where it was when this run began.
+    /// The log has been read up to its end at the start of this run.
     begun: bool,
-    /// Writes the tombstones of those whose relay is gone.
+    /// This relay writes the tombstones of clients whose relay is gone.
     coordinates: bool,
     policies: Arc<[Policy]>,
     pub(super) servers: Servers,
     entries: HashMap<Key, Entry>,
-    /// The latest state counts, however often it changes before it is written: no more than one for
-    /// each client.
+    /// At most one for each client: only the latest state is written, however often it changes before
+    /// that.
     unwritten: BTreeMap<Key, Unwritten>,
-    /// Those who are away, by the time that is over.
+    /// Clients that are away, by the time when their association ends.
     expiries: Expiries,
-    /// When servers that nobody needs were looked for last.
+    /// When unneeded servers were last looked for.
     looked_for_room: Option<u64>,
-    /// The last run of each relay that has ended, if no later one is known.
+    /// Of each relay, the last run that has ended, unless a later one is known.
     gone: BTreeMap<RelayId, Incarnation>,
 }
 
@@ -158,8 +158,8 @@ impl Table {
         self.unwritten.len()
     }
 
-    /// A connection more: at the client's server, or else at the one with the fewest clients.
-    /// Nothing is changed if the server `may` not have it.
+    /// Adds a connection: at the client's server, or else at the one with the fewest clients. Nothing changes
+    /// if the server `may` not have it.
     pub(super) fn connect(
         &mut self,
         key: Key,
@@ -199,7 +199,7 @@ impl Table {
         self.servers.fate(server, self.policies[service.index()].absence, now)
     }
 
-    /// A connection at `from` goes on at another server, if there is a live one. Where it is now.
+    /// Moves a connection from `from` to another server, if a live one exists. Returns its server now.
     pub(super) fn reconnect(&mut self, key: &Key, from: ServerId, now: u64) -> ServerId {
         let followed = self.entries.get(key).map(|entry| entry.server);
         let server = match followed {
@@ -216,8 +216,8 @@ impl Table {
         server
     }
 
-    /// Makes the client one of this relay and this server, unless it is already, or is connected
-    /// through another relay to this server.
+    /// Makes the client one of this relay and this server, unless it already is, or is connected to this
+    /// server through another relay.
     fn claim(&mut self, key: Key, server: ServerId, connections: u32) {
         let me = self.me;
         if let Some(entry) = self.entries.get_mut(&key) {
@@ -260,8 +260,8 @@ impl Table {
         self.unwritten.insert(key, Unwritten::Entry);
     }
 
-    /// A connection less, at `server`. The association ends with the client's last one, or some time
-    /// after it.
+    /// Removes a connection at `server`. The association ends with the client's last one, or some time after
+    /// it.
     pub(super) fn disconnect(&mut self, key: &Key, server: ServerId, now: u64) {
         let Some(entry) = self.entries.get_mut(key).filter(|entry| entry.connections > 0) else {
             return;
@@ -274,11 +274,11 @@ impl Table {
         }
     }
 
-    /// The client is away from its holder.
+    /// Marks the client as away from its holder.
     fn leave(&mut self, key: Key, now: u64, orphan: bool) {
         let entry = self.entries.get_mut(&key).expect("just seen");
         let until = entry.presence.until().unwrap_or_else(|| {
-            // Whoever comes back to a server that leaves gets another one anyway.
+            // A client that comes back to a leaving server gets another one in any case.
             let leaves = self.servers.get(entry.server).is_leaving();
             if leaves { now } else { now + self.policies[key.service.index()].keep_ms }
         });
@@ -288,7 +288,7 @@ impl Table {
             was => Whereabouts::Orphan { until, connected: was == Whereabouts::Connected },
         };
         if entry.connections > 0 {
-            // Its other relay is gone, and here it still is.
+            // Its other relay is gone, and it is still connected here.
             let server = entry.server;
             return self.claim(key, server, 0);
         }
@@ -301,8 +301,8 @@ impl Table {
         self.expiries.note(&key, until);
     }
 
-    /// The association of one who is away is over. One relay says so: whose the client was, or the
-    /// coordinator if that is gone.
+    /// Ends the association of a client that is away. One relay writes that: the one that had the client, or
+    /// the coordinator if that one is gone.
     fn end(&mut self, key: Key) {
         let Some(entry) = self.entries.get_mut(&key).filter(|entry| entry.counted) else { return };
         let (generation, written) = (entry.generation, entry.written);
@@ -323,12 +323,12 @@ impl Table {
         }
     }
 
-    /// Ends what was kept until now.
+    /// Ends the associations whose time is over.
     pub(super) fn expire(&mut self, now: u64) {
         while let Some(key) = self.expiries.take_due(now) {
             match self.entries.get(&key).and_then(|entry| entry.presence.until()) {
                 Some(until) if until <= now => self.end(key),
-                // It was back meanwhile, and has left again.
+                // It came back in the meantime, and has left again.
                 Some(until) => self.expiries.note(&key, until),
                 None => {}
             }
@@ -341,15 +341,15 @@ impl Table {
         self.entries.values().filter(connected).map(|entry| (entry.holder.0, entry.server))
     }
 
-    /// Whether this connection of this relay is all that the client has here, so that it may go
-    /// on at another server without leaving one behind.
+    /// True if this is the client's only connection to this relay, so that it can move to another server
+    /// without leaving one behind.
     pub(super) fn is_alone(&self, key: &Key, server: ServerId) -> bool {
         self.entries.get(key).is_some_and(|entry| {
             entry.holder == self.me && entry.connections == 1 && entry.server == server
         })
     }
 
-    /// A server leaves: nobody is kept for it.
+    /// Handles a leaving server: no association with it is kept.
     pub(super) fn server_leaves(&mut self, server: ServerId) {
         let of_it = |table: &Self, entry: &Entry| {
             entry.server == server
@@ -366,7 +366,7 @@ impl Table {
         wanted.map(|(key, _)| key.clone()).collect()
     }
 
-    /// Takes up a record of the log.
+    /// Applies a record of the log.
     pub(super) fn apply(
         &mut self,
         key: Key,
@@ -383,7 +383,8 @@ impl Table {
         result
     }
 
-    /// A record that does not count is the key's last; if the client is ours, ours must be.
+    /// Handles a record that does not count. It is now the key's last; if the client is ours, our record must
+    /// be.
     pub(super) fn insist(&mut self, key: Key) {
         let me = self.me;
         if self.entries.get(&key).is_some_and(|entry| entry.holder == me && entry.settled) {
@@ -397,8 +398,8 @@ impl Table {
             && let Some(entry) = self.entries.get_mut(key)
             && entry.holder == holder
         {
-            // What this relay has done is known here already, unless a foreign tombstone ended it
-            // after this was written: then the client begins from 1 again, and the log does not.
+            // The table already has what this relay did, unless a foreign tombstone ended it after this
+            // record was written. Then the client's generations start from 1 again, but not in the log.
             if value.generation <= entry.generation {
                 entry.settled |= entry.generation == value.generation;
                 return Ok(());
@@ -415,7 +416,7 @@ impl Table {
             let same = entry.generation == value.generation;
             let first = match entry.holder {
                 mine if mine == self.me => !entry.settled,
-                // A later run of the relay goes on where the former one ended.
+                // A later run of the relay continues where the former one ended.
                 (relay, _) => relay == holder.0,
             };
             if value.generation < entry.generation || (same && !first) {
@@ -436,7 +437,7 @@ impl Table {
         Ok(())
     }
 
-    /// A record that counts.
+    /// Handles a record that counts.
     fn take(&mut self, key: &Key, value: &Value<'_>, to: (Holder, ServerId), now: u64) {
         let (holder, server) = to;
         let presence = match (value.state, value.until_unix_ms) {
@@ -471,7 +472,7 @@ impl Table {
             Whereabouts::Away { until } | Whereabouts::Orphan { until, .. } => {
                 self.expiries.note(key, until);
             }
-            // Ours after all, and gone meanwhile.
+            // The client was ours after all, and has left in the meantime.
             Whereabouts::Connected if holder == self.me && connections == 0 => {
                 self.leave(key.clone(), now, false);
             }
@@ -486,7 +487,7 @@ impl Table {
             return Err(RecordRefusal::Superseded);
         }
         if entry.holder == self.me && !entry.settled {
-            // Ours comes after it.
+            // Our record follows it in the log.
             return Ok(());
         }
         let server = entry.server;
@@ -533,7 +534,7 @@ impl Table {
         records
     }
 
-    /// A record could not be written now: its latest state is to be written still.
+    /// Takes back a record that could not be written: the client's latest state must still be written.
     pub(super) fn put_back(&mut self, record: Outgoing) {
         let me = self.me;
         let entry = self.entries.get_mut(&record.key);
@@ -541,14 +542,15 @@ impl Table {
             (Content::Entry { .. }, Some(entry)) if entry.holder == me => Unwritten::Entry,
             (Content::End { generation }, None) => Unwritten::End(generation),
             (Content::End { generation }, Some(entry)) if entry.holder == me => {
-                // The client was faster than the tombstone, and began to count from 1 again.
+                // The client came back before the tombstone was written, and its generations start from 1
+                // again.
                 entry.generation = entry.generation.max(generation + 1);
                 Unwritten::Entry
             }
             (Content::End { .. }, Some(entry)) if entry.is_orphan() && !entry.counted => {
                 Unwritten::End(entry.generation)
             }
-            // Somebody else's record has taken its place.
+            // Another relay's record has replaced it.
             _ => return,
         };
         self.unwritten.insert(record.key, unwritten);

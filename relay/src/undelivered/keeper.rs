@@ -111,7 +111,7 @@ impl Keeper {
             sender,
             intake,
             fetcher: Fetcher::new(&config.kafka)?,
-            outbox: Outbox::noting(config, kept.batch_bytes, stats.ends.clone())?,
+            outbox: Outbox::new(config, kept.batch_bytes, stats.ends.clone())?,
             lines: Lines::default(),
             later: Vec::new(),
             is_unread: false,

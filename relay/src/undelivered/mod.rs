@@ -27,7 +27,7 @@ pub(crate) mod reread;
 pub(crate) mod stats;
 pub(crate) mod turns;
 
-pub use abandoned::{BuryError, bury};
+pub use abandoned::{BuryError, Undertaker};
 pub use arrivals::Arrivals;
 pub use deadletter::{CUT_BYTES, LetterCounts, Reason, letter};
 pub use held::HeldRefusal;

@@ -71,15 +71,11 @@ fn code(error: &KafkaError) -> RDKafkaErrorCode {
 pub(crate) struct Outbox<J: Send + Sync + 'static>(BaseProducer<Reports<J>>);
 
 impl<J: Send + Sync + 'static> Outbox<J> {
-    pub(crate) fn new(config: &Config) -> Result<Self, KafkaError> {
-        Self::noting(config, None, Arc::default())
-    }
-
-    /// One that notes how far it has written.
+    /// One that notes in `ends` how far it has written.
     ///
     /// `most_bytes`: the longest batch that its topics take, if that is known. A longer one would be
     /// refused whole, with every record in it.
-    pub(crate) fn noting(
+    pub(crate) fn new(
         config: &Config,
         most_bytes: Option<u32>,
         ends: Arc<LogEnds>,
@@ -158,7 +154,7 @@ mod tests {
         let brokers = cluster.bootstrap_servers();
         let config: Config =
             toml::from_str(&text.replace("127.0.0.1:9092", &brokers)).expect("valid");
-        let outbox = Outbox::<u32>::new(&config).expect("a producer");
+        let outbox = Outbox::<u32>::new(&config, None, Arc::default()).expect("a producer");
         assert_eq!(outbox.fatal(), None);
         let begun = Instant::now();
         while outbox.fatal().is_none() {

@@ -23,7 +23,7 @@ use rdkafka::message::{BorrowedMessage, Message as _};
 use crate::config::Config;
 use crate::kafka::inspect::{header_text, record_origin};
 use crate::model::{Incarnation, Partition, RelayId};
-use crate::undelivered::abandoned::write_letters;
+use crate::undelivered::Undertaker;
 use crate::uplink::leases::Leases;
 
 /// How long the rescue may go on when the relay stops.
@@ -170,6 +170,7 @@ pub(crate) type RescueWatch = Arc<dyn Fn(&mut dyn FnMut()) + Send + Sync>;
 /// something to look through.
 pub(crate) struct Rescue {
     config: Config,
+    letter_batch_bytes: Option<u32>,
     leases: Arc<Leases>,
     work: Option<(Sender<Task>, JoinHandle<()>)>,
     stop: Arc<AtomicBool>,
@@ -177,8 +178,15 @@ pub(crate) struct Rescue {
 }
 
 impl Rescue {
-    pub(crate) fn new(config: &Config, leases: Arc<Leases>, watch: RescueWatch) -> Self {
-        Self { config: config.clone(), leases, work: None, stop: Arc::default(), watch }
+    /// `letter_batch_bytes`: the longest batch that the topic of dead letters takes, if that is known.
+    pub(crate) fn new(
+        config: &Config,
+        letter_batch_bytes: Option<u32>,
+        leases: Arc<Leases>,
+        watch: RescueWatch,
+    ) -> Self {
+        let (config, stop) = (config.clone(), Arc::default());
+        Self { config, letter_batch_bytes, leases, work: None, stop, watch }
     }
 
     /// Looks through what this run of the relay has written there.
@@ -192,6 +200,7 @@ impl Rescue {
             let (sender, work) = mpsc::channel();
             let searcher = Searcher {
                 config: self.config.clone(),
+                undertaker: Undertaker::new(&self.config, incarnation, self.letter_batch_bytes),
                 leases: Arc::clone(&self.leases),
                 incarnation,
                 stop: Arc::clone(&self.stop),
@@ -242,6 +251,7 @@ impl Drop for Rescue {
 
 struct Searcher {
     config: Config,
+    undertaker: Undertaker,
     leases: Arc<Leases>,
     incarnation: Incarnation,
     stop: Arc<AtomicBool>,
@@ -310,7 +320,7 @@ impl Searcher {
                 .and_then(|epoch| self.leases.change_after(partition, epoch));
             is_ours && from.is_some_and(|from| message.offset() >= from)
         };
-        write_letters(&self.config, self.incarnation, place, offsets, is_late, &self.stop)
+        self.undertaker.write_letters(place, offsets, is_late, &self.stop)
     }
 }
 
@@ -366,7 +376,7 @@ mod tests {
             let name = std::thread::current().name().map(ToOwned::to_owned);
             ended.lock().unwrap().send(name).unwrap();
         });
-        let mut rescue = Rescue::new(&config, Arc::new(leases()), watch);
+        let mut rescue = Rescue::new(&config, None, Arc::new(leases()), watch);
         rescue.look_through(Incarnation::new(1), PARTITION, 1..=2);
         let name = told.recv_timeout(Duration::from_secs(30)).expect("it is watched");
         assert_eq!(name.as_deref(), Some("late"));

@@ -19,5 +19,5 @@ pub(crate) mod token;
 
 pub use leases::Leases;
 pub use producer::{ProduceError, Producer, RdKafkaProducer, Report};
-pub use pump::{Pump, PumpStats};
+pub use pump::{Pump, PumpParts, PumpStats};
 pub use token::Token;

@@ -7,6 +7,7 @@ use std::time::Instant;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use crate::config::Config;
+use crate::kafka::BatchLimits;
 use crate::kafka::client::fitting_config;
 use crate::kafka::clock::{NO_TIME, brokers_clock};
 use crate::kafka::context::LogContext;
@@ -106,12 +107,11 @@ pub struct RdKafkaProducer {
 }
 
 impl RdKafkaProducer {
-    /// A producer for the uplink, which takes batches of `batch_bytes`; `wake` is woken when reports
-    /// come. Messages that Kafka refuses for good are handed in at the intake. The thread that
-    /// looks for late messages runs under `watch`.
+    /// A producer for the uplink. `wake` is woken when reports come. Messages that Kafka refuses for good
+    /// are handed in at the intake. The thread that looks for late messages runs under `watch`.
     pub fn new(
         config: &Config,
-        batch_bytes: Option<u32>,
+        limits: BatchLimits,
         wake: Wake,
         intake: Arc<Intake>,
         leases: Arc<Leases>,
@@ -119,13 +119,13 @@ impl RdKafkaProducer {
     ) -> Result<Self, KafkaError> {
         let topic = config.kafka.uplink_topic();
         let native = NativeProducer::new(
-            &fitting_config(config, batch_bytes),
+            &fitting_config(config, limits.uplink),
             LogContext::new(&config.kafka),
             &topic,
             wake.clone(),
         )?;
         let lateness = Lateness::new(config.partitions());
-        let rescue = Rescue::new(config, leases.clone(), watch);
+        let rescue = Rescue::new(config, limits.kept, leases.clone(), watch);
         intake.tell_of_room(wake);
         Ok(Self {
             native,

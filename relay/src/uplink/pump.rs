@@ -51,6 +51,28 @@ struct Unfinished {
     next: usize,
 }
 
+/// What a [`Pump`] is made from.
+pub struct PumpParts<P> {
+    /// Where the records go.
+    pub producer: P,
+    /// This relay.
+    pub relay: RelayId,
+    /// This run of the relay.
+    pub incarnation: Incarnation,
+    /// The rings from the workers, in the workers' order.
+    pub uplinks: Vec<UplinkReceiver>,
+    /// The rings to the workers, in the same order.
+    pub downlinks: Vec<DownlinkSender>,
+    /// Accounts for all partitions that the workers write to.
+    pub credit: Arc<Credit>,
+    /// What the pump counts.
+    pub stats: Arc<PumpStats>,
+    /// Wakes the pump.
+    pub wake: Wake,
+    /// How long a stop may take.
+    pub stop_time: StopTime,
+}
+
 /// Moves batches and reports between the workers and a producer.
 pub struct Pump<P> {
     producer: P,
@@ -89,19 +111,20 @@ struct Tally {
 }
 
 impl<P: Producer> Pump<P> {
-    /// A pump over all workers' rings, in the workers' order.
-    #[allow(clippy::too_many_arguments)]
-    pub fn new(
-        producer: P,
-        (relay, incarnation): (RelayId, Incarnation),
-        uplinks: Vec<UplinkReceiver>,
-        downlinks: Vec<DownlinkSender>,
-        partitions: usize,
-        credit: Arc<Credit>,
-        stats: Arc<PumpStats>,
-        wake: Wake,
-        stop_time: StopTime,
-    ) -> Self {
+    /// A pump over all workers' rings.
+    pub fn new(parts: PumpParts<P>) -> Self {
+        let PumpParts {
+            producer,
+            relay,
+            incarnation,
+            uplinks,
+            downlinks,
+            credit,
+            stats,
+            wake,
+            stop_time,
+        } = parts;
+        let partitions = credit.partitions();
         let tally = Tally {
             released: vec![0; partitions],
             written: vec![0; partitions],

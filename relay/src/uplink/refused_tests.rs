@@ -10,6 +10,7 @@ use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use crate::config::{
     Config, GatewaySection, HoldSection, KafkaSection, RegistrySection, RelaySection,
 };
+use crate::kafka::BatchLimits;
 use crate::model::{
     Association, Begin, ConnectionKey, DeliveryFailure, Headers, Identity, Incarnation, Kind,
     Partition, RelayId, ServerId,
@@ -66,7 +67,7 @@ impl Bench {
         let wake = Wake::new().unwrap();
         let producer = RdKafkaProducer::new(
             config,
-            None,
+            BatchLimits::default(),
             wake,
             intake.clone(),
             leases.clone(),

@@ -43,7 +43,7 @@ impl Drop for Mapping {
     }
 }
 
-/// Receive buffers, and the ring by which the kernel takes them.
+/// Receive buffers, and the ring from which the kernel takes them.
 #[derive(Debug)]
 pub(super) struct BufferRing {
     ring: Mapping,

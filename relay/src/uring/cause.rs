@@ -1,4 +1,4 @@
-//! Why there is no ring: the error's number says less than what forbids it.
+//! Why a ring could not be made: what forbids it says more than the error's number.
 
 use std::io;
 
@@ -7,16 +7,16 @@ use rustix::process::{Resource, getrlimit};
 /// The first Linux with all that the engine uses of io_uring: deferred task run, multishot receive.
 const MINIMUM_KERNEL: &str = "6.1";
 
-/// What bears on it.
+/// Facts about the system that explain a failure.
 #[derive(Clone, Copy, Debug, Default)]
 struct Facts {
-    /// `kernel.io_uring_disabled`; none before Linux 6.6.
+    /// `kernel.io_uring_disabled`; None before Linux 6.6.
     disabled: Option<u8>,
     /// The process has a filter of system calls.
     filtered: bool,
-    /// Bytes that may be locked; none: as many as there are.
+    /// Most bytes that may be locked; None: no limit.
     locked: Option<u64>,
-    /// Descriptors that may be open.
+    /// Most descriptors that may be open.
     files: Option<u64>,
 }
 
@@ -33,12 +33,13 @@ impl Facts {
     }
 }
 
-/// Whether seccomp(2) filters the system calls of a process, by its status (`proc_pid_status(5)`).
+/// True if seccomp(2) filters the system calls of a process, according to its status
+/// (`proc_pid_status(5)`).
 fn is_filtered(status: &str) -> bool {
     status.lines().any(|line| line.strip_prefix("Seccomp:").is_some_and(|mode| mode.trim() == "2"))
 }
 
-/// Whether a ring is forbidden here, which says nothing of what the kernel has.
+/// True if a ring is forbidden here, which says nothing about the kernel's features.
 pub fn is_forbidden(error: &io::Error) -> bool {
     match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => true,
@@ -47,7 +48,7 @@ pub fn is_forbidden(error: &io::Error) -> bool {
     }
 }
 
-/// What a refusal to make a ring comes from, and what to do about it.
+/// The cause of a failure to make a ring, and what to do about it.
 pub fn cause(error: &io::Error) -> String {
     because(error.raw_os_error(), Facts::of_this_process())
 }

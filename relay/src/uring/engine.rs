@@ -24,8 +24,8 @@ const SUBMISSIONS: u32 = 1024;
 /// Completions the kernel can post before it has to keep them elsewhere.
 const COMPLETIONS: u32 = 16_384;
 
-/// So many completions end a wait before its batch time is over: as many as make a wake-up cheap
-/// beside them, and few enough that their buffers are soon given back.
+/// Number of completions that ends a wait before its batch time is over: enough that a wake-up is cheap in
+/// comparison, and few enough that their buffers are soon returned.
 const BATCH: usize = 64;
 
 /// Pause of a listener after a failed accept.
@@ -40,9 +40,9 @@ pub struct EngineLimits {
     pub buffers: u16,
     /// Size of a receive buffer.
     pub buffer_bytes: u32,
-    /// How long a wait collects completions before it returns with fewer than a batch of them.
-    /// Nothing that comes later than this after the wait began is delayed. Microseconds; 0: the
-    /// first completion ends a wait.
+    /// How long a wait collects completions before it returns with less than a batch. A completion that
+    /// arrives later than this after the wait began is not delayed. Microseconds; 0: the first completion
+    /// ends a wait.
     pub batch_wait_us: u32,
 }
 
@@ -62,14 +62,13 @@ struct Listener {
     service: ServiceId,
     socket: OwnedFd,
     armed: bool,
-    /// After a failure such as too many open files, which would only fail again at once.
+    /// Paused after a failure, such as too many open files, that would only recur at once.
     retry_at: Option<Instant>,
 }
 
-/// A socket and what is going on with it. The descriptor is closed by the ring, when nothing else
-/// is going on.
+/// A socket and its pending operations. The ring closes the descriptor once nothing else is pending.
 #[derive(Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a request that is going on, or not")]
+#[expect(clippy::struct_excessive_bools, reason = "each is a request that is pending or not")]
 struct Slot {
     socket: OwnedFd,
     receiving: bool,
@@ -98,7 +97,7 @@ impl Slot {
 
 /// io_uring behind the worker's [`Engine`].
 pub struct UringEngine {
-    /// First, so that the kernel is done with the memory of the fields below before they go.
+    /// First, so that the kernel no longer uses the memory of the fields below when they are dropped.
     ring: IoUring,
     buffers: BufferRing,
     slots: Vec<Option<Slot>>,
@@ -108,7 +107,7 @@ pub struct UringEngine {
     /// Events that did not come from a completion.
     events: VecDeque<Event>,
     wake: Wake,
-    /// Where the kernel writes the eventfd's count; boxed, so that it stays where it is.
+    /// Where the kernel writes the eventfd's count; boxed, so that it does not move.
     wake_count: Box<u64>,
     limit: u32,
     batch_wait_us: u32,
@@ -140,7 +139,8 @@ impl UringEngine {
         };
         if engine.batch_wait_us > 0 && !engine.ring.params().is_feature_min_timeout() {
             tracing::info!(
-                "this kernel cannot collect completions (Linux 6.12 can): more wake-ups"
+                "this kernel cannot collect completions before a wake-up (Linux 6.12 can); there will be \
+                 more wake-ups"
             );
             engine.batch_wait_us = 0;
         }
@@ -152,10 +152,10 @@ impl UringEngine {
         let entry = entry.user_data(operation.pack());
         // SAFETY: every descriptor in an entry stays open and every buffer stays in place until the
         // operation's completion: sockets, buffers and the wake-up's count live in `self`, which
-        // outlasts the ring, and a slot is freed only when nothing is going on with it.
+        // outlasts the ring, and a slot is freed only when no operation on it is pending.
         while unsafe { self.ring.submission().push(&entry) }.is_err() {
-            // The queue is full: hand over what is in it. With SUBMIT_ALL nothing is left behind;
-            // an interruption is tried again.
+            // The queue is full: submit what is in it. With SUBMIT_ALL nothing is left behind. After an
+            // interruption, retry.
             let _ = self.ring.submit();
         }
     }
@@ -183,7 +183,7 @@ impl UringEngine {
         self.submit(opcode::AsyncCancel::new(operation.pack()).build(), Operation::Cancel);
     }
 
-    /// Closes a socket that should close as soon as nothing is going on with it.
+    /// Closes a socket that is to be closed, once no operation on it is pending.
     fn close_if_idle(&mut self, socket: SocketId) {
         let slot = self.slot(socket);
         let idle = slot.sending.is_none() && slot.connecting.is_none();
@@ -313,8 +313,8 @@ impl UringEngine {
         slot.receiving = false;
         let end = match result {
             Ok(0) => ReceiveEnd::EndOfStream,
-            // The kernel ends a multishot for its own reasons too, a lack of buffers among them;
-            // by the time of the next submission all buffers of this wait have been given back.
+            // The kernel also ends a multishot for its own reasons, such as a lack of buffers. By the next
+            // submission all buffers of this wait have been returned.
             Ok(_) if !slot.stopping && !slot.closing => return self.receive(socket),
             Err(error)
                 if error.raw_os_error() == Some(libc::ENOBUFS)
@@ -337,8 +337,8 @@ impl UringEngine {
 
 impl Drop for UringEngine {
     fn drop(&mut self) {
-        // Closing the ring cancels what is going on, but later, in the kernel's own time; buffers
-        // must stay until then, so it is asked for now and waited for.
+        // Closing the ring cancels pending operations, but only later, when the kernel gets to it. Buffers
+        // must stay until then, so cancel now and wait.
         let _ = self.ring.submitter().register_sync_cancel(None, CancelBuilder::any());
     }
 }
@@ -386,7 +386,7 @@ impl Engine for UringEngine {
         let slot = self.slot(socket);
         if !std::mem::replace(&mut slot.watching, true) {
             let fd = Fd(slot.socket.as_raw_fd());
-            // Of more than one shot: a failure may follow the peer's end. Bytes that come do not count.
+            // Multishot, because a failure may follow the peer's end. Arriving bytes do not count.
             let mask = libc::POLLRDHUP.unsigned_abs().into();
             let entry = opcode::PollAdd::new(fd, mask).multi(true).build();
             self.submit(entry, Operation::Watch(socket));
@@ -394,7 +394,7 @@ impl Engine for UringEngine {
     }
 
     fn unread(&mut self, socket: SocketId) -> usize {
-        // Where it cannot be told, it may be anything.
+        // If the kernel does not say, it may be any number.
         let unread = rustix::io::ioctl_fionread(&self.slot(socket).socket);
         unread.ok().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(usize::MAX)
     }
@@ -428,7 +428,7 @@ impl Engine for UringEngine {
     fn shut_down(&mut self, socket: SocketId) {
         let slot = self.slot(socket);
         debug_assert!(slot.sending.is_none() && !slot.closing);
-        // It does not block, and a connection that has failed is told by its receive.
+        // It does not block. The receive reports a connection that has failed.
         let _ = rustix::net::shutdown(&slot.socket, rustix::net::Shutdown::Write);
     }
 
@@ -480,7 +480,7 @@ impl Engine for UringEngine {
         match self.ring.submitter().submit_with_args(want, &arguments) {
             Ok(_) => {}
             Err(error) => match error.raw_os_error() {
-                // The time is over, or a signal came, or completions must be taken first.
+                // The time is over, a signal arrived, or completions must be taken first.
                 Some(libc::ETIME | libc::EINTR | libc::EBUSY) => {}
                 _ => return Err(error),
             },

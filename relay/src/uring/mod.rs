@@ -14,10 +14,10 @@ mod taken;
 pub use cause::{cause, is_forbidden};
 pub use engine::{EngineLimits, UringEngine};
 
-/// Makes the least engine and drops it, to see whether this kernel has what one needs.
+/// Makes the smallest engine and drops it, to see whether this kernel has what an engine needs.
 ///
-/// On a thread of its own: when the kernel takes a ring apart, a moment later, it interrupts system
-/// calls of the thread that had it.
+/// Runs on a separate thread: the kernel dismantles a ring a moment later, and then interrupts system calls
+/// of the thread that had it.
 pub fn probe() -> std::io::Result<()> {
     let limits = EngineLimits { sockets: 1, buffers: 1, buffer_bytes: 4096, batch_wait_us: 0 };
     let make = || UringEngine::new(limits, crate::ring::Wake::new()?).map(drop);

@@ -1,4 +1,4 @@
-//! What a completion is about, as it travels through the kernel in `user_data`.
+//! Identifies the operation of a completion; travels through the kernel in `user_data`.
 
 use crate::engine::SocketId;
 
@@ -12,7 +12,7 @@ pub(super) enum Operation {
     Receive(SocketId),
     /// Send; its buffer lies in the slot.
     Send(SocketId),
-    /// Cancellation of another operation; that one's own completion tells the rest.
+    /// Cancellation of another operation. That one's own completion says what became of it.
     Cancel,
     /// Close of a socket.
     Close(SocketId),
@@ -20,7 +20,7 @@ pub(super) enum Operation {
     Wake,
     /// Connect; its address lies in the slot.
     Connect(SocketId),
-    /// Multishot poll for the peer's end.
+    /// Multishot poll for the peer's end of stream.
     Watch(SocketId),
 }
 

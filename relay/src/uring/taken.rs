@@ -1,12 +1,12 @@
-//! What a peer's kernel has said about what was sent to it.
+//! What a peer's kernel has acknowledged.
 
 use std::os::fd::{AsFd, AsRawFd};
 
 /// `TCP_CLOSE` of the kernel's `tcp_states.h`: a connection that was reset, or is over.
 const CLOSED: u8 = 7;
 
-/// Whether the peer's kernel has acknowledged all that was sent, and has not reset the connection. If it
-/// cannot be told, it is taken that it has not.
+/// True if the peer's kernel has acknowledged everything that was sent, and has not reset the connection.
+/// False if that cannot be determined.
 pub(super) fn is_taken(socket: impl AsFd) -> bool {
     let fd = socket.as_fd().as_raw_fd();
     let mut unacknowledged: libc::c_int = 0;

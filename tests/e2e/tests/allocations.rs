@@ -18,7 +18,7 @@ use millrace_relay::model::{
     ReplyOrigin, ServiceId,
 };
 use millrace_relay::ring::{Command, Receipt, Wake, downlink, uplink};
-use millrace_relay::uplink::{ProduceError, Producer, Pump, PumpStats, Report, Token};
+use millrace_relay::uplink::{ProduceError, Producer, Pump, PumpParts, Report, Token};
 use millrace_relay::worker::{NoGateway, Orders, Shared, Worker, WorkerParts};
 
 #[global_allocator]
@@ -218,17 +218,17 @@ fn measure(speech: Speech) -> (u64, u64) {
         peers: Vec::new(),
     };
     let mut worker = Worker::new(engine, parts);
-    let mut pump = Pump::new(
-        SteadyProducer::default(),
-        (RelayId(0), incarnation),
-        vec![receiver],
-        vec![replies.clone()],
-        config.partitions(),
-        shared.credit.clone(),
-        Arc::<PumpStats>::default(),
-        producer_wake,
-        shared.stop_time.clone(),
-    );
+    let mut pump = Pump::new(PumpParts {
+        producer: SteadyProducer::default(),
+        relay: RelayId(0),
+        incarnation,
+        uplinks: vec![receiver],
+        downlinks: vec![replies.clone()],
+        credit: shared.credit.clone(),
+        stats: Arc::default(),
+        wake: producer_wake,
+        stop_time: shared.stop_time.clone(),
+    });
     let mut headers = HeaderList::default();
     if let Some(name) = speech.correlation() {
         assert!(headers.push(name.as_bytes(), b"t"));

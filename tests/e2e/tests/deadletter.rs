@@ -1,13 +1,15 @@
 //! What cannot be delivered is among the dead letters, as it was, with the reason; each once.
 
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use millrace_harness::relay::dead_letters::Letters;
 use millrace_harness::relay::direct::Direct;
 use millrace_harness::servers::by_hand::{HandServer, Record};
 use millrace_harness::system::process::wait_until;
+use millrace_relay::kafka::look_at_topics;
 use millrace_relay::model::{ConnectionKey, Incarnation, Partition};
-use millrace_relay::undelivered::CUT_BYTES;
+use millrace_relay::undelivered::{CUT_BYTES, Undertaker};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -214,11 +216,8 @@ fn what_waits_for_a_gone_server_becomes_dead_letters_from_its_committed_offset_o
     let config = &relay.instance.config;
     // `open` and the first message.
     relay.commit_uplink(0, 2).unwrap();
-    let bury = || {
-        let stop = std::sync::atomic::AtomicBool::new(false);
-        millrace_relay::undelivered::bury(config, Incarnation::new(7), Partition(0), &stop, || true)
-            .unwrap()
-    };
+    let undertaker = Undertaker::new(config, Incarnation::new(7), None);
+    let bury = || undertaker.bury(Partition(0), &AtomicBool::new(false), || true).unwrap();
     assert_eq!(bury(), 2);
     let letters = Letters::read(&relay, 2).unwrap();
     let seen: Vec<_> = letters
@@ -230,4 +229,35 @@ fn what_waits_for_a_gone_server_becomes_dead_letters_from_its_committed_offset_o
         [(reason.clone(), b"two", "2".to_owned()), (reason, b"six", "3".to_owned())];
     assert_eq!(seen, expected);
     assert_eq!(bury(), 0, "the partition is free");
+}
+
+#[test]
+fn letters_for_a_gone_server_are_whole_where_the_topic_takes_each_and_not_all_in_one_batch() {
+    const MESSAGES: usize = 100;
+    let mut relay = Direct::build("batches", |config| {
+        config.services[0].max_message_bytes = 1 << 20;
+    })
+    .unwrap();
+    relay.topics.create_with("deadletter", 1, &[("max.message.bytes", "20000")]).unwrap();
+    relay.instance.start().unwrap();
+    let mut client = relay.connect().unwrap();
+    for _ in 0..MESSAGES {
+        client.send(&[b'y'; 1000]).unwrap();
+    }
+    wait_until(PATIENCE, "the messages to be acknowledged", || {
+        Ok(relay.instance.stats()?.count("messages_acknowledged")? == MESSAGES as u64)
+    })
+    .unwrap();
+    let config = &relay.instance.config;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let limits = runtime.block_on(look_at_topics(config)).unwrap().batch_limits;
+    let undertaker = Undertaker::new(config, Incarnation::new(7), limits.kept);
+    let records = undertaker.bury(Partition(0), &AtomicBool::new(false), || true).unwrap();
+    // `open` is one too.
+    assert_eq!(records, MESSAGES as u64 + 1);
+    let letters = Letters::read(&relay, MESSAGES + 1).unwrap();
+    let whole = letters
+        .iter()
+        .filter(|letter| letter.value.len() == 1000 && letter.header("millrace.length").is_none());
+    assert_eq!(whole.count(), MESSAGES);
 }

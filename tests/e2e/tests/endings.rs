@@ -152,7 +152,7 @@ fn a_stop_during_the_start_is_one_at_once() {
     .unwrap();
     let begun = Instant::now();
     let finished = told_to_stop(relay, Signal::TERM);
-    assert!(finished.stderr.contains("it has served no client"), "{finished:?}");
+    assert!(finished.stderr.contains("has served no client"), "{finished:?}");
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
 }
 
@@ -213,12 +213,8 @@ fn flushing(name: &str, adjust: impl FnOnce(&mut Config)) -> (Direct, TcpStream)
     let mut slow = slow_client(at);
     slow.write_all(b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").unwrap();
     let request = server.next("the request", |record| record.kind() == "message").unwrap();
-    let length = (PARTS * part.len()).to_string();
     for number in 0..PARTS {
-        let text = number.to_string();
-        let length = ("http.header.content-length", &*length);
-        let headers = [("http.request", "1"), ("http.part", &text), length];
-        server.reply_soon(&request, &part, &headers).unwrap();
+        server.reply_part(&request, (number, PARTS), &part).unwrap();
     }
     wait_until(PATIENCE, "the response to be in memory", || {
         let stats = direct.instance.stats()?;

@@ -184,7 +184,7 @@ fn a_conflicting_registration_is_told_why_and_a_restart_takes_over() {
     let relays = Relays::start("conflict", 1).unwrap();
     let first = relays.leased(Language::Python, "a", 7, &[]).unwrap();
     let same_address = relays.server(Language::Rust, "b", 7, &[]).unwrap();
-    assert_ended(same_address, false, "is that of server `a` of the same service");
+    assert_ended(same_address, false, "belongs to server `a` of the same service");
     let declared = relays.server(Language::Python, "declared", 9, &[]).unwrap();
     assert_ended(declared, false, "configuration declares");
     let second = relays.leased(Language::Rust, "a", 7, &[]).unwrap();
@@ -350,7 +350,7 @@ fn where_no_relay_has_run_an_operator_is_told_so() {
     let listed = relays.servers(&["list"]).unwrap();
     assert!(!listed.status.success());
     assert!(
-        listed.stderr.contains("no relay has made it yet; start one with `relay run`"),
+        listed.stderr.contains("no relay has created it yet; start one with `relay run`"),
         "{}",
         listed.stderr
     );
@@ -367,13 +367,13 @@ fn operators_list_drain_resume_and_forget() {
 
     let unknown = relays.servers(&["drain", "b"]).unwrap();
     assert!(!unknown.status.success());
-    assert!(unknown.stderr.contains("there is no server `b`; there are: a, declared"));
+    assert!(unknown.stderr.contains("there is no server `b`; known servers: a, declared"));
     let idle = relays.servers(&["resume", "a"]).unwrap();
     assert!(idle.stderr.contains("no order is in force"), "{}", idle.stderr);
     let declared = relays.servers(&["forget", "declared"]).unwrap();
     assert!(declared.stderr.contains("is declared in the configuration"));
     let unknown = relays.servers(&["rebalance", "tea"]).unwrap();
-    assert!(unknown.stderr.contains("no service `tea` in the configuration; there are: lines"));
+    assert!(unknown.stderr.contains("no service `tea` in the configuration; it has: lines"));
     let idle = relays.servers(&["rebalance", SERVICE, "--stop"]).unwrap();
     assert!(idle.stderr.contains("is not being rebalanced"), "{}", idle.stderr);
 
@@ -384,7 +384,7 @@ fn operators_list_drain_resume_and_forget() {
     }
     assert_ended(server, false, "gone");
     let drained = relays.server(Language::Python, "a", 7, &[]).unwrap();
-    assert_ended(drained, false, "an operator has ordered this server drained");
+    assert_ended(drained, false, "an operator has drained this server");
     for id in ["declared", "a"] {
         assert!(relays.servers(&["resume", id]).unwrap().status.success());
     }
@@ -399,7 +399,7 @@ fn operators_list_drain_resume_and_forget() {
     relays.register_by_hand("a", &gone.instance, 7).unwrap();
     wait_until(PATIENCE, "it to be refused", || {
         let refusals = relays.status(0)?.refusals;
-        Ok(refusals.get("a").is_some_and(|reason| reason.contains("another `instance`")))
+        Ok(refusals.get("a").is_some_and(|reason| reason.contains("a new `instance`")))
     })
     .unwrap();
     let still = relays.server_status(0, "a").unwrap();

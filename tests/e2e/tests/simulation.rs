@@ -19,7 +19,7 @@ use millrace_relay::model::{
 };
 use millrace_relay::ring::{Command, DownlinkSender, Receipt, Return, Wake, downlink, uplink};
 use millrace_relay::route::{ServerLink, ServerState};
-use millrace_relay::uplink::{Pump, PumpStats};
+use millrace_relay::uplink::{Pump, PumpParts, PumpStats};
 use millrace_relay::worker::{
     Counter, NoGateway, OrderAnswer, Orders, Shared, Task, Worker, WorkerParts, WorkerStats,
 };
@@ -170,17 +170,17 @@ impl Run {
         let worker = Worker::new(FaultyEngine::new(Dice::new(seed ^ 0xe), clients), parts);
         let pump_stats = Arc::<PumpStats>::default();
         let refuse_one_in = if dice.one_in(3) { 100 } else { 0 };
-        let pump = Pump::new(
-            FaultyProducer::new(Dice::new(seed ^ 0xb), refuse_one_in),
-            (RelayId(0), incarnation),
-            vec![uplink_receiver],
-            vec![replies.clone()],
-            config.partitions(),
-            shared.credit.clone(),
-            pump_stats.clone(),
-            producer_wake,
-            shared.stop_time.clone(),
-        );
+        let pump = Pump::new(PumpParts {
+            producer: FaultyProducer::new(Dice::new(seed ^ 0xb), refuse_one_in),
+            relay: RelayId(0),
+            incarnation,
+            uplinks: vec![uplink_receiver],
+            downlinks: vec![replies.clone()],
+            credit: shared.credit.clone(),
+            stats: pump_stats.clone(),
+            wake: producer_wake,
+            stop_time: shared.stop_time.clone(),
+        });
         Self {
             worker,
             pump,

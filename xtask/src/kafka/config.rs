@@ -1,14 +1,14 @@
-//! The files that describe one node: its properties and its logging.
+//! The configuration files of a node: its properties and its logging.
 
 use std::{fmt::Write as _, path::Path};
 
 use anyhow::{Context as _, Result};
 
-/// Any valid cluster id will do: clients compare it only with itself.
+/// Any valid cluster id: clients only compare it with itself.
 pub(crate) const CLUSTER_ID: &str = "bWlsbHJhY2Uta2Fma2EtMQ";
 
-/// `server.properties` of a single node that is broker and controller, on loopback, tuned for a
-/// short start, few threads and little work while idle.
+/// `server.properties` of a single node that is broker and controller, on loopback. Tuned for a short start, few
+/// threads and little work while idle.
 pub(crate) fn properties(
     data: &Path,
     port: u16,
@@ -28,7 +28,7 @@ pub(crate) fn properties(
         ("listeners", &format!("CLIENTS://{clients},CONTROLLER://{controller}")),
         ("advertised.listeners", &format!("CLIENTS://{clients}")),
         ("log.dirs", &data),
-        // A topic nobody made is a mistake that must show.
+        // The use of a topic that nobody created is a mistake, and must fail.
         ("auto.create.topics.enable", "false"),
         ("num.partitions", "1"),
         ("default.replication.factor", "1"),
@@ -44,7 +44,7 @@ pub(crate) fn properties(
         ("group.initial.rebalance.delay.ms", "0"),
         ("broker.heartbeat.interval.ms", "1000"),
         ("broker.session.timeout.ms", &session_timeout_ms.to_string()),
-        // Records of a day's tests, not a history.
+        // Enough for the records of a day's tests.
         ("log.retention.hours", "24"),
         ("log.segment.bytes", "268435456"),
         ("log.segment.delete.delay.ms", "1000"),
@@ -64,18 +64,18 @@ pub(crate) fn properties(
     })
 }
 
-/// Properties as they are given: `NAME=VALUE`.
+/// Parses properties of the form `NAME=VALUE`.
 pub(crate) fn overrides(given: &[String]) -> Result<Vec<(String, String)>> {
     let pair = |text: &String| {
         let (name, value) = text
             .split_once('=')
-            .with_context(|| format!("--set wants NAME=VALUE, not `{text}`"))?;
+            .with_context(|| format!("--set needs NAME=VALUE, not `{text}`"))?;
         Ok((name.trim().to_owned(), value.to_owned()))
     };
     given.iter().map(pair).collect()
 }
 
-/// The properties with others in the place of some, and the rest of those behind them.
+/// The properties, some of them replaced by others; the remaining others follow.
 pub(crate) fn replaced(text: &str, others: &[(String, String)]) -> String {
     let is_replaced = |line: &&str| {
         let name = line.split_once('=').map_or(*line, |(name, _)| name);
@@ -89,7 +89,7 @@ pub(crate) fn replaced(text: &str, others: &[(String, String)]) -> String {
     text
 }
 
-/// Log4j's configuration: warnings and the broker's own story, in a file that is rolled.
+/// Log4j's configuration: everything from INFO up, in a file that is rotated.
 pub(crate) fn logging(log: &Path) -> String {
     format!(
         r#"<?xml version="1.0" encoding="UTF-8"?>
@@ -110,7 +110,7 @@ pub(crate) fn logging(log: &Path) -> String {
     )
 }
 
-/// The same for Kafka 3, which logs by log4j 1.
+/// The same for Kafka 3, which uses log4j 1.
 pub(crate) fn former_logging(log: &Path) -> String {
     format!(
         "log4j.rootLogger=INFO, file\n\

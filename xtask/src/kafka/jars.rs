@@ -10,14 +10,14 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{paths, process};
 
-/// The release that demo, tests and benchmarks run.
+/// The release that demo, tests and benchmarks use.
 pub(crate) const VERSION: &str = "4.3.1";
-/// The bindings that carry Kafka's log lines to a log4j: since Kafka 4 the second, before the first.
+/// Versions of the bindings for Kafka's logging: log4j 2 since Kafka 4, reload4j before.
 const LOG4J_VERSION: &str = "2.25.4";
 const RELOAD4J_VERSION: &str = "1.7.36";
 const JAVA_VERSION: u32 = 17;
 
-/// Whether all jars of this version lie in place.
+/// True if all jars of this version are in place.
 pub(crate) fn present(folder: &Path, version: &str) -> bool {
     fs::read_to_string(folder.join(MARKER)).is_ok_and(|there| there.trim() == stamp(version))
 }
@@ -29,7 +29,7 @@ fn stamp(version: &str) -> String {
     format!("kafka {version} log4j {binding}")
 }
 
-/// What Kafka of this version logs by: group, artifact and version.
+/// The logging binding for this version of Kafka: group, artifact and version.
 fn logging(version: &str) -> (&'static str, &'static str, &'static str) {
     if version.starts_with("3.") {
         ("org.slf4j", "slf4j-reload4j", RELOAD4J_VERSION)
@@ -38,7 +38,7 @@ fn logging(version: &str) -> (&'static str, &'static str, &'static str) {
     }
 }
 
-/// Fetches the jars and asks Kafka for its version, which shows that they load.
+/// Fetches the jars, and runs Kafka's `--version` to see that they load.
 pub(crate) fn fetch(folder: &Path, version: &str) -> Result<()> {
     if folder.exists() {
         fs::remove_dir_all(folder)
@@ -59,7 +59,7 @@ pub(crate) fn fetch(folder: &Path, version: &str) -> Result<()> {
     let told = process::capture(
         Command::new(java()?).arg("-cp").arg(class_path(folder)).args(["kafka.Kafka", "--version"]),
     )?;
-    ensure!(told.contains(version), "Kafka's jars say they are {told}, not {version}");
+    ensure!(told.contains(version), "Kafka's jars are of version {told}, not {version}");
     fs::write(folder.join(MARKER), stamp(version))?;
     Ok(())
 }
@@ -69,7 +69,7 @@ pub(crate) fn class_path(folder: &Path) -> PathBuf {
     folder.join("*")
 }
 
-/// A Java that Kafka runs on: `$JAVA_HOME`'s, or the first on `PATH`.
+/// The Java for Kafka: `$JAVA_HOME`'s, or the first on `PATH`.
 pub(crate) fn java() -> Result<PathBuf> {
     let program = std::env::var_os("JAVA_HOME")
         .map(|home| PathBuf::from(home).join("bin/java"))
@@ -81,9 +81,9 @@ pub(crate) fn java() -> Result<PathBuf> {
     Ok(program)
 }
 
-/// Whether there is a Java of the version that Kafka needs, or a later one.
+/// True if the Java is of the version that Kafka needs, or later.
 pub(crate) fn java_is_recent() -> bool {
-    // The release file is read rather than `java -version` run: starting a JVM takes 0.1 s.
+    // Reads the release file instead of running `java -version`, because the start of a JVM takes 0.1 s.
     java()
         .ok()
         .and_then(|program| fs::canonicalize(program).ok())

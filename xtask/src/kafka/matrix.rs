@@ -1,5 +1,5 @@
-//! `cargo xtask test-brokers`: the end-to-end tests that say most of what a broker must do, with one
-//! release of Kafka after the other, and with three nodes.
+//! `cargo xtask test-brokers`: runs the end-to-end tests that need most of a broker's features, with one release of
+//! Kafka after the other, and with three nodes.
 
 use std::{fs, process::ExitCode, thread};
 
@@ -25,12 +25,12 @@ Examples:
   cargo xtask test-brokers 3.9.1 three-nodes
   cargo xtask test-brokers 4.0.1 --test ledger";
 
-/// What is run unless tests are named.
+/// The tests to run unless some are named.
 const TESTS: [&str; 7] =
     ["associations", "deadletter", "drain", "held", "ledger", "offsets", "registration"];
 
-/// What is run after them where there are several nodes. They hurt nodes of their own, and are ignored
-/// otherwise.
+/// The tests to run after them on a cluster of several nodes. They damage their own nodes, and are otherwise
+/// ignored.
 const TESTS_WITH_OWN_NODES: [&str; 1] = ["unclean"];
 
 /// A cluster to test with.
@@ -59,12 +59,12 @@ pub(crate) struct Options {
     tests: Vec<String>,
 }
 
-/// Runs the tests; fails if one of them does, after all have run.
+/// Runs all tests. Fails if one of them has failed.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let known = |name: &&String| KINDS.iter().any(|kind| kind.name == **name);
     if let Some(name) = options.clusters.iter().find(|name| !known(name)) {
         let names: Vec<_> = KINDS.iter().map(|kind| kind.name).collect();
-        bail!("there is no cluster `{name}`; there are: {}", names.join(", "));
+        bail!("there is no cluster `{name}`; known clusters: {}", names.join(", "));
     }
     require_root()?;
     setup::ensure(&setup::USUAL)?;
@@ -95,7 +95,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 }
 
 impl Options {
-    /// The tests that have nodes of their own, and those that share the cluster's.
+    /// The tests that start their own nodes, and those that share the cluster.
     fn tests(&self, kind: &Kind) -> (Vec<&str>, Vec<&str>) {
         let mut tests: Vec<_> = self.tests.iter().map(String::as_str).collect();
         if tests.is_empty() {
@@ -106,7 +106,7 @@ impl Options {
     }
 }
 
-/// Whether these tests pass; true of none.
+/// True if all of these tests pass.
 fn test(brokers: &str, tests: &[&str], arguments: &[&str]) -> Result<bool> {
     if tests.is_empty() {
         return Ok(true);
@@ -126,7 +126,7 @@ fn test(brokers: &str, tests: &[&str], arguments: &[&str]) -> Result<bool> {
 struct Cluster(Vec<(Node, u16)>);
 
 impl Kind {
-    /// Starts all nodes at the same time: none serves before most of them have met.
+    /// Starts all nodes at the same time, because none serves before most of them run.
     fn start(&self) -> Result<Cluster> {
         let folder = paths::target().join("kafka").join("matrix").join(self.name);
         if folder.exists() {
@@ -200,12 +200,12 @@ impl Cluster {
     }
 
     fn stop(self) -> Result<()> {
-        // A controller waits for the others before it goes; they go together.
+        // A controller waits for the others before it ends, so all are stopped together.
         let stopping: Vec<_> =
             self.0.into_iter().map(|(node, _)| thread::spawn(move || node.stop())).collect();
         for node in stopping {
             match node.join() {
-                Ok(stopped) => ensure!(stopped?, "a node of the cluster had ended by itself"),
+                Ok(stopped) => ensure!(stopped?, "a node of the cluster had already ended"),
                 Err(panic) => std::panic::resume_unwind(panic),
             }
         }

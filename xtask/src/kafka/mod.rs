@@ -19,8 +19,8 @@ use crate::{
 };
 use node::State;
 
-/// Kafka's default is 9 s. Nobody takes the place of a single broker, and a busy machine may well be
-/// silent for as long.
+/// Kafka's default is 9 s. A single broker has no replacement, and on a busy machine it may be silent for
+/// that long.
 const SESSION_TIMEOUT_MS: u32 = 30_000;
 
 /// What to do with the broker.
@@ -73,7 +73,7 @@ pub(crate) enum Action {
     },
 }
 
-/// Which node is meant.
+/// Which node to use.
 #[derive(Debug, Args)]
 pub(crate) struct Place {
     /// Folder of the node [default: target/kafka/node]
@@ -121,7 +121,7 @@ pub(crate) fn run(action: &Action) -> Result<()> {
                 bail!("Kafka is not running: start it with `cargo xtask kafka start`")
             }
             State::Held(broker) => bail!(
-                "Kafka (pid {0}) is held by SIGSTOP: `kill -CONT {0}` lets it go on",
+                "Kafka (pid {0}) is suspended (SIGSTOP): `kill -CONT {0}` resumes it",
                 broker.pid()
             ),
             State::Silent(broker) => bail!(
@@ -146,8 +146,8 @@ pub(crate) fn run(action: &Action) -> Result<()> {
     Ok(())
 }
 
-/// The broker that demo, tests and benchmarks use: the one given, or the shared node, started if
-/// need be.
+/// The broker for demo, tests and benchmarks: the given one, or the shared node, which is started if
+/// necessary.
 pub(crate) fn for_run(brokers: Option<&str>) -> Result<Cluster> {
     if let Some(brokers) = brokers {
         return Ok(Cluster { brokers: brokers.to_owned(), started: None });
@@ -176,7 +176,7 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    /// Its addresses, as librdkafka's `bootstrap.servers` has them.
+    /// Its addresses, in the form of librdkafka's `bootstrap.servers`.
     pub(crate) fn brokers(&self) -> &str {
         &self.brokers
     }

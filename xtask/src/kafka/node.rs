@@ -1,4 +1,4 @@
-//! One Kafka node: a process, and a folder that holds everything of it.
+//! A Kafka node: a process, and a folder with everything that belongs to it.
 
 use std::{
     fs::{self, File},
@@ -21,7 +21,7 @@ use serde_json::json;
 use super::{config, jars, wire};
 use crate::{paths, process};
 
-/// Where clients find the broker unless the port is taken or another one is asked for.
+/// The broker's port for clients, unless it is taken or another one is asked for.
 pub(crate) const DEFAULT_PORT: u16 = 9092;
 
 const START_DEADLINE: Duration = Duration::from_secs(90);
@@ -30,20 +30,20 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(50);
 const TICK: Duration = Duration::from_secs(5);
 
-/// Where a free port is looked for.
+/// The range in which a free port is looked for.
 const SEARCHED: Range<u16> = 20_000..30_000;
 
-/// Small, and collected by one thread: beside the broker run the programs that are measured.
+/// A small heap and a collector with one thread, because measured programs run beside the broker.
 const HEAP: [&str; 3] = ["-Xms256m", "-Xmx512m", "-XX:+UseSerialGC"];
 
-/// A node by its folder, running or not.
+/// A node, identified by its folder, running or not.
 #[derive(Debug)]
 pub(crate) struct Node {
     dir: PathBuf,
     version: String,
 }
 
-/// A process of a node.
+/// The process of a node.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Broker {
     pid: Pid,
@@ -53,44 +53,43 @@ pub(crate) struct Broker {
 /// How a node is started.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Options {
-    /// Where clients find it. None keeps the port that it had, else takes 9092, else any free one; 0
-    /// asks for any free one.
+    /// Port for clients. 0: any free port. None: its former port, or else 9092, or else any free port.
     pub(crate) port: Option<u16>,
-    /// How long its controller waits for a sign of it.
+    /// Time without heartbeats after which its controller presumes it gone.
     pub(crate) session_timeout_ms: u32,
-    /// Properties in place of ours.
+    /// Properties that override ours.
     pub(crate) properties: Vec<(String, String)>,
 }
 
-/// What `start` found or did.
+/// The result of a start.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Started {
-    /// It ran already.
+    /// It was already running.
     Before(Broker),
     /// It was started.
     Now(Broker),
 }
 
-/// What a node is doing.
+/// The state of a node.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum State {
     /// There is no process.
     Stopped,
-    /// It answers.
+    /// The broker answers.
     Ready(Broker),
-    /// The process is there but held by SIGSTOP.
+    /// The process is suspended (SIGSTOP).
     Held(Broker),
-    /// The process is there and does not answer.
+    /// The process runs, but does not answer.
     Silent(Broker),
 }
 
 impl Broker {
-    /// Where clients reach it.
+    /// Its address for clients.
     pub(crate) fn address(self) -> SocketAddr {
         loopback(self.port)
     }
 
-    /// The number of its process.
+    /// Its process id.
     pub(crate) fn pid(self) -> i32 {
         self.pid.as_raw_nonzero().get()
     }
@@ -100,7 +99,7 @@ impl Broker {
     }
 
     fn is_held(self) -> bool {
-        // The state is the field behind the program's name, which stands in parentheses.
+        // The state follows the program's name, which is in parentheses.
         fs::read_to_string(format!("/proc/{}/stat", self.pid()))
             .is_ok_and(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')))
     }
@@ -110,7 +109,7 @@ impl Node {
     /// The node in this folder, which need not exist yet.
     pub(crate) fn at(dir: &Path) -> Result<Self> {
         let dir = std::path::absolute(dir)?;
-        // Kafka's properties and class path give a meaning to some characters.
+        // Some characters are special in Kafka's properties or in a class path.
         ensure!(
             !dir.to_string_lossy().contains([',', '\\', ':', '\n', '*']),
             "{}: choose a folder without , : * and \\ in its name",
@@ -119,12 +118,12 @@ impl Node {
         Ok(Self { dir, version: jars::VERSION.to_owned() })
     }
 
-    /// The same with another release of Kafka, whose jars are there.
+    /// The same node with another release of Kafka, whose jars must be in place.
     pub(crate) fn of_version(self, version: &str) -> Self {
         Self { version: version.to_owned(), ..self }
     }
 
-    /// What the node is doing.
+    /// The node's state.
     pub(crate) fn state(&self) -> State {
         match self.broker() {
             None => State::Stopped,
@@ -134,7 +133,7 @@ impl Node {
         }
     }
 
-    /// Starts the node and returns when it serves clients.
+    /// Starts the node. Returns when it serves clients.
     pub(crate) fn start(&self, options: &Options) -> Result<Started> {
         let port = options.port;
         ensure!(
@@ -142,7 +141,7 @@ impl Node {
             "Kafka's jars are missing: run `cargo xtask setup`"
         );
         if port.is_some() && !self.dir.exists() {
-            // Asked before anything is made, so that a refusal leaves nothing behind.
+            // Checked before anything is created, so that a refusal leaves nothing behind.
             self.choose_port(port)?;
         }
         fs::create_dir_all(&self.dir)
@@ -155,7 +154,7 @@ impl Node {
                 return Ok(Started::Before(broker));
             }
             State::Held(broker) => bail!(
-                "Kafka (pid {}) is held by SIGSTOP: let it go on with `kill -CONT {}`",
+                "Kafka (pid {}) is suspended (SIGSTOP): resume it with `kill -CONT {}`",
                 broker.pid(),
                 broker.pid()
             ),
@@ -166,7 +165,7 @@ impl Node {
             }
         }
 
-        // Both until the broker has them.
+        // Both are held until the broker listens.
         let clients = self.choose_port(port)?;
         let next = clients.port.checked_add(1).map(free_port).transpose()?.flatten();
         let controller = next.map_or_else(any_free_port, Ok)?;
@@ -183,7 +182,7 @@ impl Node {
         Ok(Started::Now(broker))
     }
 
-    /// Stops the node; false if it did not run.
+    /// Stops the node. False if it was not running.
     pub(crate) fn stop(&self) -> Result<bool> {
         if !self.dir.is_dir() {
             return Ok(false);
@@ -201,7 +200,7 @@ impl Node {
         self.dir.join("broker.log")
     }
 
-    /// The process, if it is alive and really this node's.
+    /// The process, if it is alive and belongs to this node.
     fn broker(&self) -> Option<Broker> {
         let state = self.saved_state()?;
         let pid = i32::try_from(state["pid"].as_i64()?).ok().and_then(Pid::from_raw)?;
@@ -213,7 +212,7 @@ impl Node {
             .then_some(broker)
     }
 
-    /// The argument by which the process is known as this node's.
+    /// The argument that identifies the process as this node's.
     fn mark(&self) -> String {
         format!("-Dmillrace.kafka.dir={}", self.dir.display())
     }
@@ -234,7 +233,7 @@ impl Node {
         self.dir.join("data")
     }
 
-    /// Held while the node is started or stopped, so that two who want it at once get one.
+    /// Held while the node is started or stopped, so that concurrent starts result in one node.
     fn lock(&self) -> Result<File> {
         let path = self.dir.join("lock");
         let file =
@@ -257,18 +256,18 @@ impl Node {
         }
         ensure!(
             wanted.is_none(),
-            "port {port} is in use by another program: choose one with --port, or let --port 0 \
-             find one; `ss -ltnp 'sport = :{port}'` says who has it"
+            "port {port} is in use by another program: choose another one with --port, or let --port 0 \
+             find one; `ss -ltnp 'sport = :{port}'` shows which program has it"
         );
         let other = any_free_port()?;
         process::say(format!(
-            "Port {port} is in use by another program; Kafka takes {} instead.",
+            "Port {port} is in use by another program; Kafka uses {} instead.",
             other.port
         ));
         Ok(other)
     }
 
-    /// Writes the node's files, and formats its storage the first time.
+    /// Writes the node's files, and formats its storage if that is not done yet.
     fn configure(&self, port: u16, controller_port: u16, options: &Options) -> Result<()> {
         let properties = self.dir.join("server.properties");
         let timeout_ms = options.session_timeout_ms;
@@ -302,7 +301,7 @@ impl Node {
         Ok(command)
     }
 
-    /// Starts the process in a session of its own: it outlives this one and its terminal.
+    /// Starts the process in its own session, so that it outlives this process and its terminal.
     fn spawn(&self) -> Result<Child> {
         let output = File::create(self.dir.join("broker.out"))?;
         let java = self.java(&HEAP)?;
@@ -317,7 +316,7 @@ impl Node {
             .stdout(output.try_clone()?)
             .stderr(output)
             .spawn()
-            .context("cannot start Kafka by `setsid java`")
+            .context("cannot start Kafka with `setsid java`")
     }
 
     fn wait_until_ready(&self, broker: Broker, mut child: Option<&mut Child>) -> Result<()> {
@@ -329,7 +328,7 @@ impl Node {
                 None => self.broker().is_none(),
             };
             if ended {
-                bail!("Kafka ended while it started.\n{}", self.complaint());
+                bail!("Kafka ended while starting.\n{}", self.complaint());
             }
             if started.elapsed() > START_DEADLINE {
                 bail!(
@@ -359,7 +358,7 @@ impl Node {
     }
 
     fn stop_broker(&self, broker: Broker) -> Result<()> {
-        // A held process notices its termination only when it goes on.
+        // A suspended process handles SIGTERM only once it resumes.
         for signal in [Signal::TERM, Signal::CONT] {
             send(broker, signal)?;
         }
@@ -419,9 +418,9 @@ fn loopback(port: u16) -> SocketAddr {
     (Ipv4Addr::LOCALHOST, port).into()
 }
 
-/// A port that no other start of a node takes while this is there: between the look whether it is free
-/// and the broker's listening there are seconds. It is a name in the kernel's table of abstract
-/// sockets, which ends with the process, and which counts in the network namespace, as ports do.
+/// A claim to a port, so that no other start of a node takes it: seconds pass between the check that it is
+/// free and the broker's listening. The claim is a name of an abstract socket, which ends with the process
+/// and, like a port, belongs to the network namespace.
 #[derive(Debug)]
 struct Claim {
     port: u16,
@@ -429,7 +428,7 @@ struct Claim {
 }
 
 impl Claim {
-    /// None if another start has it.
+    /// None if another start has claimed it.
     fn of(port: u16) -> Result<Option<Self>> {
         let address = UnixAddr::from_abstract_name(format!("millrace-kafka-port-{port}"))?;
         match UnixListener::bind_addr(&address) {
@@ -440,16 +439,16 @@ impl Claim {
     }
 }
 
-/// The port, if neither a program nor another start has it.
+/// Claims the port, if neither a program nor another start has it.
 fn free_port(port: u16) -> Result<Option<Claim>> {
-    // In this order: the start that had the claim until now has its broker listen.
+    // In this order: when another start releases its claim, its broker is already listening.
     let Some(claim) = Claim::of(port)? else { return Ok(None) };
     Ok(is_free(port)?.then_some(claim))
 }
 
-/// Free ports for the clients of so many nodes, each with a free one for its controller behind it.
+/// Free ports for the clients of this many nodes. The port after each is free too, for the controller.
 pub(crate) fn free_port_pairs(nodes: usize) -> Result<Vec<u16>> {
-    // Held until all are chosen, so that none is chosen twice.
+    // Claims are held until all ports are chosen, so that none is chosen twice.
     let mut pairs = Vec::new();
     while pairs.len() < nodes {
         let clients = any_free_port()?;
@@ -468,14 +467,14 @@ fn is_free(port: u16) -> Result<bool> {
     }
 }
 
-/// A free port below those that the kernel gives to outgoing connections: while the broker is away,
-/// a client that tries to reach it again and again could otherwise be given that very port, connect
-/// to itself, and keep the broker from coming back.
+/// A free port below the range that the kernel gives to outgoing connections. Otherwise a client that keeps
+/// trying to reach a stopped broker could be given the broker's port, connect to itself, and keep the
+/// broker from coming back.
 fn any_free_port() -> Result<Claim> {
-    // Where the search begins depends on the process, so that two at a time rarely meet.
+    // The search starts at a place that depends on the process, so that two rarely collide.
     let offset = u16::try_from(std::process::id() % u32::from(SEARCHED.end - SEARCHED.start))?;
     for port in (SEARCHED.start + offset..SEARCHED.end).chain(SEARCHED) {
-        // The controller takes the next one.
+        // The controller uses the next port.
         if let Some(claim) = free_port(port)?
             && free_port(port + 1)?.is_some()
         {
@@ -485,7 +484,7 @@ fn any_free_port() -> Result<Claim> {
     bail!("no free port between {} and {}", SEARCHED.start, SEARCHED.end);
 }
 
-/// Whether the port was held by a process of this node that is just ending, and is free now.
+/// True if an ending process of this node had the port, and it is free now.
 fn is_freed_by_its_end(state: &serde_json::Value, port: u16) -> bool {
     let former = Path::new("/proc").join(state["pid"].to_string());
     let asked = Instant::now();

@@ -1,4 +1,4 @@
-//! The one question xtask asks a broker by itself: is a broker in service behind this address?
+//! The only query that xtask itself sends to a broker: whether a broker serves at an address.
 
 use std::{
     io::{Read as _, Write as _},
@@ -13,9 +13,9 @@ const METADATA_VERSION: i16 = 1;
 const CORRELATION: i32 = 0x6d69_6c6c;
 const MAX_ANSWER_BYTES: usize = 1 << 20;
 
-/// Asks for the cluster's metadata without any topic and returns the number of brokers in service.
-/// A broker that has started to listen but is still fenced by its controller does not count
-/// itself, so a number above 0 means that topics can be made and written.
+/// Asks for the cluster's metadata without topics. Returns the number of brokers in service. A broker that
+/// listens but is still fenced by its controller does not count itself, so a number above 0 means that
+/// topics can be created and written.
 ///
 /// Format: the Kafka protocol guide, Metadata request version 1 with request header version 1.
 pub(crate) fn brokers_in_service(address: SocketAddr, timeout: Duration) -> Result<usize> {
@@ -29,7 +29,7 @@ pub(crate) fn brokers_in_service(address: SocketAddr, timeout: Duration) -> Resu
     let size = usize::try_from(i32::from_be_bytes(size))?;
     ensure!(
         (8..=MAX_ANSWER_BYTES).contains(&size),
-        "not a Kafka broker: an answer of {size} bytes"
+        "not a Kafka broker: its answer has {size} bytes"
     );
     let mut answer = vec![0; size];
     stream.read_exact(&mut answer)?;

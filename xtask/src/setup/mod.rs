@@ -1,4 +1,4 @@
-//! `cargo xtask setup`: brings a Debian machine with stable Rust to where everything works.
+//! `cargo xtask setup`: installs what a Debian machine with stable Rust lacks.
 
 mod node;
 mod packages;
@@ -16,9 +16,9 @@ use crate::{
     toolchain::{self, BPF_LINKER_LLVM, BPF_LINKER_VERSION, Toolchain},
 };
 
-/// The LLVM of Debian's `rustc-web`, until that is there to be asked.
+/// The LLVM of Debian's `rustc-web`, as long as that is not installed and cannot be asked.
 const EXPECTED_LLVM: u32 = 22;
-/// Each round may show what the next one needs, as the compiler shows its LLVM.
+/// Most rounds. A round may reveal what the next one needs, as the compiler reveals its LLVM.
 const ROUNDS: u32 = 4;
 
 /// What to set up.
@@ -62,7 +62,7 @@ pub(crate) const USUAL: [Part; 4] = [Part::Build, Part::Ebpf, Part::Kafka, Part:
 pub(crate) const WITH_BENCH: [Part; 5] =
     [Part::Build, Part::Ebpf, Part::Kafka, Part::Network, Part::Bench];
 
-/// One thing that set-up has to do.
+/// A step of the set-up.
 #[derive(Debug, PartialEq, Eq)]
 enum Step {
     Package { name: String, purpose: String },
@@ -112,7 +112,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Makes sure that these parts are there: silent and quick if they are.
+/// Makes sure that these parts are installed. Silent and fast if they are.
 pub(crate) fn ensure(parts: &[Part]) -> Result<()> {
     if plan(parts)?.is_empty() {
         return Ok(());
@@ -156,7 +156,7 @@ fn check(parts: &[Part], as_json: bool) -> Result<()> {
     bail!("{} missing: `cargo xtask setup` installs them", steps.len());
 }
 
-/// All that is missing, in the order in which it has to be installed.
+/// Everything that is missing, in the order of installation.
 fn plan(parts: &[Part]) -> Result<Vec<Step>> {
     let mut steps: Vec<_> =
         packages::missing(parts).map(|missing| package(missing.name, missing.purpose)).collect();
@@ -179,7 +179,7 @@ fn plan_ebpf() -> Result<Vec<Step>> {
     let found = Toolchain::find();
     if found.is_none() {
         if packages::installed("rustup") {
-            // Debian's compiler and Debian's rustup exclude each other.
+            // Debian's compiler and Debian's rustup conflict.
             steps.push(Step::RustSource);
         } else {
             let purpose = "compiler for the eBPF programs; 100 MB, unpacked 700 MB";
@@ -232,7 +232,7 @@ fn carry_out(steps: &[Step]) -> Result<()> {
             Step::Package { .. } => {}
             Step::RustSource => install_nightly()?,
             Step::BpfLinker { llvm } => {
-                // Debian's compiler has come with this round's packages: its LLVM may be another.
+                // This round may have installed Debian's compiler, which may have another LLVM.
                 if Toolchain::find().is_none_or(|found| found.llvm() == *llvm) {
                     install_bpf_linker(*llvm)?;
                 }
@@ -267,7 +267,7 @@ fn install_bpf_linker(llvm: u32) -> Result<()> {
     )
 }
 
-/// Held while something is installed, so that two who start at once don't do it twice.
+/// Held during an installation, so that concurrent set-ups do not install twice.
 fn lock() -> Result<File> {
     let path = paths::setup_log("lock");
     let file = path

@@ -16,13 +16,13 @@ fn wanted() -> PathBuf {
     paths::root().join("tests/harness/peers/node")
 }
 
-/// Whether what is there was installed from the lock file as it is now.
+/// True if the installed packages are those of the present lock file.
 pub(crate) fn present(folder: &Path) -> bool {
     let installed = fs::read(folder.join("INSTALLED"));
     installed.is_ok_and(|installed| fs::read(wanted().join(LOCK)).ok() == Some(installed))
 }
 
-/// Installs it. The packages' own scripts are not run.
+/// Installs the packages. Does not run their scripts.
 pub(crate) fn install(folder: &Path) -> Result<()> {
     let make = || {
         fs::create_dir_all(folder)?;

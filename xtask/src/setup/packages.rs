@@ -1,4 +1,4 @@
-//! Debian's packages: which we need, how we know that one is there, and how they are installed.
+//! Debian's packages: which are needed, how to tell that one is installed, and how to install them.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use super::Part;
 use crate::{kafka::jars, paths, process};
 
-/// A package, and the sign by which what we want of it is known to be there, wherever it is from.
+/// A package, and a sign that what we need from it is present, wherever it comes from.
 #[derive(Debug)]
 pub(crate) struct Package {
     /// Debian's name.
@@ -25,14 +25,14 @@ pub(crate) struct Package {
 enum Sign {
     Program(&'static str),
     File(&'static str),
-    /// A file below the folder of the machine's architecture in `/usr/lib`.
+    /// A file below the architecture's folder in `/usr/lib`.
     Library(&'static str),
     Java,
     /// Needed only to fetch Kafka's jars.
     Maven,
 }
 
-/// Packages that bring a service with them: we only start it by hand, with a configuration of our own.
+/// Packages that start a service. We run these programs only by hand, with our own configuration.
 const KEPT_STILL: [&str; 2] = ["rsyslog", "mosquitto"];
 
 macro_rules! packages {
@@ -67,13 +67,13 @@ const PACKAGES: &[Package] = packages! {
         by File("/usr/lib/python3/dist-packages/confluent_kafka/__init__.py")
         for "the example server in Python";
     Network: "python3-h11" by File("/usr/lib/python3/dist-packages/h11/__init__.py")
-        for "what the reading of HTTP requests is compared with";
+        for "reference for the parser of HTTP requests";
     Network: "curl" by Program("curl") for "a client of HTTP";
     Network: "wrk" by Program("wrk") for "many clients of HTTP";
     Network: "chromium" by Program("chromium")
-        for "a browser, without a screen; 90 MB, unpacked 350 MB";
+        for "a headless browser; 90 MB, unpacked 350 MB";
     Network: "fonts-dejavu-core" by File("/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf")
-        for "what the browser writes with";
+        for "fonts for the browser";
     Network: "python3-websockets"
         by File("/usr/lib/python3/dist-packages/websockets/__init__.py")
         for "a client of WebSocket";
@@ -84,16 +84,16 @@ const PACKAGES: &[Package] = packages! {
         by File("/usr/lib/python3/dist-packages/paho/mqtt/client.py")
         for "an MQTT client in tests";
     Network: "nodejs" by Program("node") for "clients in JavaScript in tests";
-    Network: "npm" by Program("npm") for "fetches those";
+    Network: "npm" by Program("npm") for "fetches these clients";
     Kafka: "default-jre-headless" by Java for "Java 17 or later, for Kafka";
     Kafka: "maven" by Maven for "fetches Kafka's jars";
-    Bench: "rsyslog" by Program("rsyslogd") for "what the relay is measured against";
+    Bench: "rsyslog" by Program("rsyslogd") for "comparison for the relay's benchmark";
     Vm: "qemu-system-x86" by Program("qemu-system-x86_64")
-        for "machines with other kernels";
+        for "virtual machines with other kernels";
     Vm: "busybox-static" by Program("busybox") for "the first process of such a machine";
     Vm: "xz-utils" by Program("xz") for "unpacks kernel modules";
-    Vm: "libc-bin" by Program("ldd") for "which libraries a program needs";
-    Bench: "rsyslog-kafka" by Library("rsyslog/omkafka.so") for "rsyslog's way to Kafka";
+    Vm: "libc-bin" by Program("ldd") for "lists the libraries of a program";
+    Bench: "rsyslog-kafka" by Library("rsyslog/omkafka.so") for "rsyslog's output to Kafka";
 };
 
 impl Package {
@@ -111,7 +111,7 @@ impl Package {
     }
 }
 
-/// What is missing of these parts.
+/// The missing packages of these parts.
 pub(crate) fn missing(parts: &[Part]) -> impl Iterator<Item = &'static Package> {
     PACKAGES.iter().filter(move |package| parts.contains(&package.part) && package.is_missing())
 }
@@ -120,7 +120,7 @@ pub(crate) fn missing(parts: &[Part]) -> impl Iterator<Item = &'static Package> 
 pub(crate) fn install(names: &[&str]) -> Result<()> {
     let list = names.join(" ");
     if process::find_program("apt-get").is_none() {
-        bail!("this is not a Debian: install the equivalents of these yourself: {list}");
+        bail!("this is not Debian: install the equivalents of these packages yourself: {list}");
     }
     if !process::is_root() {
         bail!(
@@ -131,16 +131,15 @@ pub(crate) fn install(names: &[&str]) -> Result<()> {
     for name in KEPT_STILL.iter().filter(|name| names.contains(name)) {
         mask(name)?;
     }
-    // A repository that has nothing to do with us may fail; whether ours is there the next step
-    // shows.
+    // An unrelated repository may fail. The next step shows whether ours is available.
     if let Err(error) =
         process::step("apt-get update", apt_get().arg("update"), &paths::setup_log("apt-update"))
     {
-        process::say(format!("  going on with the lists at hand: {error:#}"));
+        process::say(format!("  continuing with the present package lists: {error:#}"));
     }
     process::step(
         "apt-get install",
-        // Nothing of the operator's is thrown out to make room for ours.
+        // Never removes a package of the operator's.
         apt_get().args(["install", "--yes", "--no-install-recommends", "--no-remove"]).args(names),
         &paths::setup_log("apt-install"),
     )
@@ -152,7 +151,7 @@ fn apt_get() -> Command {
     command
 }
 
-/// Keeps a newly installed program from running as a service of the machine's.
+/// Keeps a newly installed program from running as a service of the machine.
 fn mask(name: &str) -> Result<()> {
     let unit = PathBuf::from(format!("/etc/systemd/system/{name}.service"));
     if unit.symlink_metadata().is_ok() {
@@ -173,7 +172,7 @@ fn library_exists(file: &str) -> bool {
     })
 }
 
-/// Whether a package of this name is installed, by dpkg's own record.
+/// True if a package of this name is installed, according to dpkg.
 pub(crate) fn installed(name: &str) -> bool {
     fs::read_dir("/var/lib/dpkg/info").into_iter().flatten().flatten().any(|entry| {
         entry.path().extension() == Some(OsStr::new("list"))

@@ -1,4 +1,4 @@
-//! Writes cpio archives in the "newc" format, which the kernel unpacks as its first file system
+//! Writes cpio archives in the "newc" format, which the kernel unpacks as its initial file system
 //! (`Documentation/driver-api/early-userspace/buffer-format.rst`).
 
 use std::{
@@ -10,10 +10,10 @@ use std::{
 const DIRECTORY: u32 = 0o040_755;
 const EXECUTABLE: u32 = 0o100_755;
 const TRAILER: &str = "TRAILER!!!";
-/// Headers and contents begin at multiples of this.
+/// Headers and contents are aligned to this.
 const ALIGNMENT: usize = 4;
 
-/// An archive that is being written; [`finish`](Self::finish) ends it.
+/// An archive that is being written. [`finish`](Self::finish) completes it.
 #[derive(Debug)]
 pub(super) struct Archive<W> {
     output: W,
@@ -27,7 +27,7 @@ impl<W: Write> Archive<W> {
         Self { output, written: 0, entries: 0, directories: BTreeSet::new() }
     }
 
-    /// Adds a directory and those above it, unless they are there.
+    /// Adds a directory and its parents, unless they exist.
     pub(super) fn directory(&mut self, path: &Path) -> io::Result<()> {
         let mut name = String::new();
         for component in path.components() {
@@ -50,7 +50,7 @@ impl<W: Write> Archive<W> {
         self.entry(&name, EXECUTABLE, contents)
     }
 
-    /// Writes the end.
+    /// Writes the trailer.
     pub(super) fn finish(mut self) -> io::Result<W> {
         self.entry(TRAILER, 0, &[])?;
         self.output.flush()?;
@@ -62,8 +62,8 @@ impl<W: Write> Archive<W> {
         let links = if mode == DIRECTORY { 2 } else { 1 };
         let size = u32::try_from(contents.len()).map_err(io::Error::other)?;
         let name_size = u32::try_from(name.len() + 1).map_err(io::Error::other)?;
-        // Magic, inode, mode, owner, group, links, time, size, four device numbers, size of the
-        // name, checksum, which this format does not have.
+        // Magic, inode, mode, owner, group, links, time, size, four device numbers, size of the name,
+        // checksum (unused in this format).
         let fields = [self.entries, mode, 0, 0, links, 0, size, 0, 0, 0, 0, name_size, 0];
         self.put(b"070701")?;
         for field in fields {

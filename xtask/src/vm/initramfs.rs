@@ -1,5 +1,5 @@
-//! The virtual machine's whole file system: programs with their libraries, modules, the eBPF object,
-//! and an `init` that runs the checks.
+//! The virtual machine's file system: programs with their libraries, modules, the eBPF object, and an
+//! `init` that runs the checks.
 
 use std::{
     collections::BTreeSet,
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{paths, process};
 
-/// What the relay and the checks run.
+/// Programs that the relay and the checks run.
 const TOOLS: [&str; 5] = ["ip", "tc", "ethtool", "nsenter", "sysctl"];
 const EMPTY: [&str; 5] = ["proc", "sys", "dev", "run", "tmp"];
 const MODULES: &str = "/modules";
@@ -48,7 +48,7 @@ busybox timeout -s KILL @LIMIT@ guest @ARGUMENTS@ >/dev/ttyS1 || status=$?
 end "$status" guest
 "#;
 
-/// Writes it, for checks that may take so many seconds.
+/// Writes the file system, with a time limit for the checks in seconds.
 pub(super) fn write(kernel: &Kernel, expected: Expected, limit_s: u64, file: &Path) -> Result<()> {
     let output = File::create(file).with_context(|| format!("cannot write {}", file.display()))?;
     let mut archive = Archive::new(BufWriter::new(output));
@@ -105,7 +105,7 @@ fn read(file: &Path) -> Result<Vec<u8>> {
 /// The shared libraries of a program, and its loader.
 fn libraries_of(program: &Path) -> Result<Vec<PathBuf>> {
     let output = Command::new("ldd").arg(program).output().context("cannot start `ldd`")?;
-    // It fails for a program without any, and says so on standard output or error.
+    // `ldd` fails for a static program, and prints that on standard output or error.
     Ok(parse_ldd(&String::from_utf8_lossy(&output.stdout)))
 }
 

@@ -1,5 +1,4 @@
-//! Debian's stock kernels: found in the archive, fetched, unpacked below `target/vm`, never
-//! installed.
+//! Debian's stock kernels. They are fetched from the archive and unpacked below `target/vm`, never installed.
 
 use std::{
     fs,
@@ -12,11 +11,10 @@ use clap::ValueEnum;
 
 use crate::{paths, process};
 
-/// Debian's package that depends on the latest kernel of a release for virtual machines.
+/// Debian's package that depends on a release's latest kernel for virtual machines.
 const METAPACKAGE: &str = "linux-image-cloud-amd64";
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-/// The modules that the checks need, below the folder of the kernel's modules. None depends on
-/// another.
+/// The modules that the checks need, below the kernel's module folder. They depend on no other module.
 const MODULES: [&str; 4] = [
     "kernel/drivers/net/veth.ko",
     "kernel/net/core/pktgen.ko",
@@ -24,25 +22,25 @@ const MODULES: [&str; 4] = [
     "kernel/net/sched/cls_bpf.ko",
 ];
 
-/// A kernel series, and where Debian has it.
+/// A kernel series, and where to find it in Debian.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Series {
     /// `MAJOR.MINOR`.
     pub(super) name: &'static str,
-    /// Suites of Debian's archive, in the order in which they are asked.
+    /// Suites of Debian's archive, in the order of the search.
     suites: &'static [&'static str],
-    /// What Millrace makes of it.
+    /// What Millrace must do under it.
     pub(super) expected: Expected,
-    /// Whether a test of all kernels fails if the archive does not offer this one.
+    /// True if a test of all kernels fails when the archive does not offer this one.
     pub(super) required: bool,
 }
 
-/// What Millrace makes of a kernel.
+/// What Millrace must do under a kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Expected {
-    /// It works.
+    /// Millrace works.
     Work,
-    /// `load` refuses it, and says what it lacks.
+    /// `load` refuses the kernel, and says what it lacks.
     Refusal,
 }
 
@@ -88,15 +86,15 @@ impl Choice {
 /// An unpacked kernel.
 #[derive(Debug)]
 pub(super) struct Kernel {
-    /// What `uname -r` says under it.
+    /// Its release, as in `uname -r`.
     pub(super) release: String,
-    /// For QEMU's `-kernel`.
+    /// The file for QEMU's `-kernel`.
     pub(super) image: PathBuf,
     modules: PathBuf,
 }
 
 impl Kernel {
-    /// Takes the kernel of this series that has been unpacked before, or fetches it.
+    /// The unpacked kernel of this series. Fetches it if there is none.
     pub(super) fn get(series: Series) -> Result<Self> {
         let folder = paths::vm().join(series.name);
         if let Some(kernel) = Self::unpacked(&folder)? {
@@ -134,7 +132,7 @@ impl Kernel {
         Ok(None)
     }
 
-    /// The modules in the order in which they are to be inserted: names and contents.
+    /// The modules in the order of insertion: names and contents.
     pub(super) fn modules(&self) -> Result<Vec<(String, Vec<u8>)>> {
         MODULES
             .iter()
@@ -147,7 +145,7 @@ impl Kernel {
     }
 }
 
-/// A module, which newer kernels' packages have compressed.
+/// Reads a module, which is compressed in the packages of newer kernels.
 fn module_contents(file: &Path) -> Result<Vec<u8>> {
     if file.is_file() {
         return fs::read(file).with_context(|| format!("cannot read {}", file.display()));
@@ -160,8 +158,8 @@ fn module_contents(file: &Path) -> Result<Vec<u8>> {
     Ok(output.stdout)
 }
 
-/// Fetches a kernel's package and unpacks it: from the machine's own package sources if they have
-/// the series, else from another suite of the same archive.
+/// Fetches a kernel's package and unpacks it. Uses the machine's own package sources if they have the
+/// series, or else another suite of the same archive.
 fn fetch(series: Series, folder: &Path) -> Result<()> {
     let mut sources = vec![Apt::own()];
     for suite in series.suites {
@@ -187,7 +185,7 @@ fn fetch(series: Series, folder: &Path) -> Result<()> {
     );
 }
 
-/// Unpacks the one package of a folder there, and removes it.
+/// Unpacks the only package in a folder into that folder, and removes the package.
 fn unpack(folder: &Path) -> Result<()> {
     let package = fs::read_dir(folder)?
         .flatten()
@@ -198,7 +196,7 @@ fn unpack(folder: &Path) -> Result<()> {
     Ok(fs::remove_file(package)?)
 }
 
-/// apt with the machine's own sources, or with one suite's and nothing of the machine's state.
+/// apt, either with the machine's own sources, or with a single suite and separate state.
 #[derive(Debug)]
 struct Apt {
     origin: String,
@@ -210,8 +208,8 @@ impl Apt {
         Self { origin: "this machine's package sources".to_owned(), configuration: None }
     }
 
-    /// A suite of the archive that the machine itself uses. Everything is kept below `target/vm`;
-    /// neither /etc/apt nor the machine's package lists are touched.
+    /// A suite of the archive that the machine uses. Everything is kept below `target/vm`; neither /etc/apt
+    /// nor the machine's package lists are touched.
     fn of_suite(suite: &str) -> Result<Self> {
         let folder = paths::vm().join("apt").join(suite);
         for part in ["lists/partial", "cache/archives/partial"] {
@@ -227,7 +225,7 @@ impl Apt {
             ),
         )?;
         let configuration = folder.join("apt.conf");
-        // What other packages have hooked into an update is for the machine's own lists.
+        // Other packages' hooks are meant for updates of the machine's own lists.
         fs::write(
             &configuration,
             format!(
@@ -249,7 +247,7 @@ impl Apt {
         if let Some(configuration) = &self.configuration {
             command.arg("-c").arg(configuration);
         }
-        // Files below target/ may be out of reach for apt's own user.
+        // apt's own user may have no access to files below target/.
         command.args(["-o", "APT::Sandbox::User=root"]);
         command
     }
@@ -274,7 +272,7 @@ impl Apt {
     }
 }
 
-/// The kernel image of a series that `apt-cache depends` names.
+/// The package of the series' kernel image in the output of `apt-cache depends`.
 fn image_of(depends: &str, series: &str) -> Option<String> {
     let prefix = format!("linux-image-{series}.");
     depends
@@ -284,8 +282,7 @@ fn image_of(depends: &str, series: &str) -> Option<String> {
         .map(str::to_owned)
 }
 
-/// Where the machine has Debian's archive from: a mirror is as good as the archive itself, and may
-/// be the only one within reach.
+/// The machine's source of Debian's archive, which may be a mirror, and the only one within reach.
 fn archive() -> Result<String> {
     let text = process::capture(Command::new("apt-get").args([
         "indextargets",
@@ -294,8 +291,8 @@ fn archive() -> Result<String> {
         "Created-By: Packages",
     ]))?;
     archive_of(&text).context(
-        "none of this machine's package sources is Debian's archive, or their lists have never been \
-         fetched: run `apt-get update`",
+        "none of this machine's package sources is Debian's archive, or their lists were never fetched: \
+         run `apt-get update`",
     )
 }
 

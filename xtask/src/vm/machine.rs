@@ -1,4 +1,4 @@
-//! One run of QEMU: started, listened to, ended.
+//! A run of QEMU, from its start to its end.
 
 use std::{
     io::{BufRead as _, BufReader, Read},
@@ -15,22 +15,22 @@ use super::kernel::Kernel;
 use crate::process;
 
 const PROCESSORS: &str = "2";
-/// Software emulation, wherever this runs: the same everywhere, also inside another virtual machine.
-/// Its processors take turns in one thread: in threads of their own one may run code that another is
-/// just patching (the kernel's static keys), which QEMU 7.2 gets wrong now and then.
+/// Software emulation, which works the same everywhere, also inside another virtual machine. All processors
+/// share one thread: with a thread for each, one may run code that another is patching (the kernel's static
+/// keys), which QEMU 7.2 sometimes gets wrong.
 const ACCELERATION: &str = "tcg,thread=single";
-/// All that QEMU can emulate, but for one instruction: QEMU 7.2 leaves garbage in the flags of
-/// `cmpxchg16b`, and an interrupt right after it ends the guest in a double fault. Without the feature
-/// the kernel's allocator does not use it.
+/// Everything that QEMU can emulate except one instruction: QEMU 7.2 leaves garbage in the flags of
+/// `cmpxchg16b`, and an interrupt right after it causes a double fault in the guest. Without the feature
+/// the kernel's allocator does not use the instruction.
 const CPU: &str = "max,cx16=off";
-/// The file system lies in memory twice while it is unpacked; the flow maps take 100 MB.
+/// The file system is in memory twice while it is unpacked. The flow maps take 100 MB.
 const MEMORY_MIB: &str = "1024";
-/// Last lines of the kernel's console that a failure shows.
+/// Number of the console's last lines that a failure shows.
 const CONSOLE_LINES: usize = 30;
-/// The guest ends itself after the limit; the machine may take so much longer.
+/// The guest ends itself after its limit. The machine may take this much longer.
 const GRACE: Duration = Duration::from_secs(20);
 
-/// Boots a kernel, tells of every check, and wants all of them to have passed.
+/// Boots a kernel, and reports every check. Fails unless all of them have passed.
 pub(super) fn run(
     kernel: &Kernel,
     initramfs: &Path,
@@ -81,7 +81,7 @@ impl Machine {
         Ok(Self(child))
     }
 
-    /// What comes out of the second serial port, line by line.
+    /// The lines from the second serial port.
     fn lines(&mut self) -> Result<Receiver<String>> {
         let output = self.0.stdout.take().context("no pipe to QEMU")?;
         let (sender, lines) = channel();
@@ -92,7 +92,7 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // Fails if it has ended, which is as it should be.
+        // Fails if the process has ended, which is fine.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -119,22 +119,22 @@ fn listen(
             Ok(line) => heard.line(&line, on_check)?,
             Err(RecvTimeoutError::Disconnected) => return heard.judge(&kernel.release),
             Err(RecvTimeoutError::Timeout) => {
-                bail!("the machine did not end in time and was ended ({heard:?})")
+                bail!("the machine did not end in time and was killed ({heard:?})")
             }
         }
     }
 }
 
-/// What the guest has said so far.
+/// What the guest has reported so far.
 #[derive(Debug, Default)]
 struct Heard {
     passed: usize,
     failed: Option<String>,
-    /// Which kernel it says it runs.
+    /// The kernel that it runs, by its own report.
     release: Option<String>,
-    /// How many checks it says it has passed, once it is through.
+    /// The number of passed checks by its own report, once it has finished.
     ended: Option<u64>,
-    /// How `init` says that the guest has ended.
+    /// The guest's exit, as `init` reports it.
     exit: Option<(i64, String)>,
 }
 
@@ -144,7 +144,7 @@ impl Heard {
             return Ok(());
         }
         let value: Value = serde_json::from_str(line)
-            .with_context(|| format!("the guest said what is not understood: {line}"))?;
+            .with_context(|| format!("cannot parse a line from the guest: {line}"))?;
         if let Some(check) = value["check"].as_str() {
             if value["passed"] == true {
                 self.passed += 1;
@@ -164,7 +164,7 @@ impl Heard {
         Ok(())
     }
 
-    /// Nothing less than the whole of it is a success.
+    /// Succeeds only if everything was reported.
     fn judge(&self, release: &str) -> Result<()> {
         if let Some(failed) = &self.failed {
             bail!("{failed}");
@@ -178,7 +178,7 @@ impl Heard {
         }
         ensure!(
             self.passed > 0 && self.ended == u64::try_from(self.passed).ok(),
-            "the guest counts {:?} checks, {} were heard of",
+            "the guest counts {:?} checks, but {} were reported",
             self.ended,
             self.passed
         );
@@ -214,11 +214,11 @@ mod tests {
         assert!(refused(&[]).contains("before its checks did"));
         assert!(refused(&[KERNEL, end]).contains("before its checks did"));
         assert!(refused(&[KERNEL, exit]).contains("counts None"));
-        assert!(refused(&[r#"{"end":true,"passed":0}"#, exit]).contains("0 were heard of"));
+        assert!(refused(&[r#"{"end":true,"passed":0}"#, exit]).contains("0 were reported"));
         assert!(refused(&[&KERNEL.replace("6.1.0", "6.2.0"), end, exit]).contains("was booted"));
         assert!(refused(&[r#"{"exit":1,"what":"insmod veth.ko"}"#]).contains("insmod veth.ko"));
         let failed = r#"{"check":"load","passed":false,"detail":"because"}"#;
         assert!(refused(&[KERNEL, failed, exit]).contains("`load` failed: because"));
-        assert!(refused(&["[    1.0] Oops"]).contains("not understood"));
+        assert!(refused(&["[    1.0] Oops"]).contains("cannot parse"));
     }
 }

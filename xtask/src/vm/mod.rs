@@ -54,7 +54,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     for series in chosen {
         let kernel = match Kernel::get(*series) {
             Ok(kernel) => kernel,
-            // What was asked for by name must be there.
+            // A kernel that was asked for by name must be available.
             Err(error) if chosen.len() == 1 || series.required => return Err(error),
             Err(error) => {
                 process::say(format!("SKIPPED kernel {}: {error:#}", series.name));
@@ -78,7 +78,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Boots one kernel; the report has a field `failed` if it did not pass.
+/// Boots a kernel. The report has a field `failed` if it did not pass.
 fn test(series: Series, kernel: &Kernel, limit: Duration) -> Result<Value> {
     let folder = paths::vm().join(format!("run-{}", series.name));
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;

@@ -23,16 +23,16 @@ use super::super::Snapshot;
 use super::{LedgerError, Server, TIMEOUT};
 
 const POLL: Duration = Duration::from_millis(100);
-/// How far before the run's beginning its records are looked for.
+/// How long before the start of the run the search for its records begins.
 pub(super) const SPARE_MS: i64 = 60_000;
-/// From the oldest on.
+/// From the oldest record on.
 pub(super) const ANY_TIME: i64 = i64::MIN;
 
 /// What is in the partitions.
 #[derive(Default)]
 pub(super) struct Found {
     pub(super) messages: u64,
-    /// So many messages that this run has written may not be there any more.
+    /// Number of messages of this run that may have been deleted.
     pub(super) messages_deleted: u64,
     pub(super) repeated: u64,
     pub(super) letters: u64,
@@ -40,17 +40,17 @@ pub(super) struct Found {
     pub(super) letters_cut: bool,
     pub(super) held: u64,
     pub(super) held_cut: bool,
-    /// Replies behind what the relay had read.
+    /// Replies after those that the relay had read.
     pub(super) downlink_unread: u64,
     pub(super) downlink_end: u64,
     pub(super) downlink_committed: u64,
-    /// Of those before it, such as are postponed.
+    /// Replies before that which are postponed.
     pub(super) downlink_postponed: u64,
     /// Records of the topics that could not be read.
     pub(super) unreadable: u64,
 }
 
-/// Looks at all partitions.
+/// Reads all partitions.
 pub(super) fn look(
     config: &Config,
     client: &BaseConsumer<LogContext>,
@@ -65,7 +65,7 @@ pub(super) fn look(
         if (relay, incarnation) == (at.relay, at.incarnation) {
             found.messages += 1;
             let key = (message.partition(), message.key().unwrap_or_default().to_vec());
-            // Of one key they only grow.
+            // They only grow within a key.
             let last = last.entry(key).or_default();
             found.repeated += u64::from(*last >= sequence);
             *last = sequence.max(*last);
@@ -78,7 +78,7 @@ pub(super) fn look(
     let own = format!("{}-{}", at.relay, at.incarnation);
     let letters = config.kafka.deadletter_topic();
     let parts = scan(reader, &letters, at, &mut unreadable, |message| {
-        // Those of a server that is gone are the coordinator's, and not counted by the relay.
+        // Letters for a server that is gone are the coordinator's, and the relay does not count them.
         let counts = header_text(message, letter::RELAY)? == own
             && header_text(message, letter::REASON)? != Reason::ServerGone.name();
         found.letters += u64::from(counts);
@@ -108,9 +108,9 @@ pub(super) fn look(
     Ok(found)
 }
 
-/// From when on a run's records may be in a topic: by the broker's clock where it is known, and with
-/// some time to spare, because a host's clock may be set. Where the time of a record is its writer's, who
-/// may have had a wrong one or none, it may be anywhere.
+/// The earliest time of a run's records in a topic: by the broker's clock where that is known, and with a
+/// margin, because a host's clock may be set. If records have their writer's time, it can be any time,
+/// because the writer's clock may be wrong.
 pub(super) fn since(at: &Snapshot, topic: &str) -> i64 {
     let own_time = |it: &Difference| it.topic == topic && it.setting == TIMESTAMP_TYPE;
     if at.topics.iter().any(own_time) {
@@ -120,7 +120,7 @@ pub(super) fn since(at: &Snapshot, topic: &str) -> i64 {
     at.begun_unix_ms.map_or(by_host, |begun| begun.min(by_host)).saturating_sub(SPARE_MS)
 }
 
-/// How far a partition goes at least: behind the last record that the run was told of.
+/// The least end of a partition: after the last record that the run knows of.
 fn written_to(at: &Snapshot, kafka: &KafkaSection, topic: &str, partition: i32) -> i64 {
     let end = if topic == kafka.uplink_topic() {
         let number = u16::try_from(partition).ok();
@@ -131,7 +131,7 @@ fn written_to(at: &Snapshot, kafka: &KafkaSection, topic: &str, partition: i32) 
     end.unwrap_or_default()
 }
 
-/// Looks at all records of a topic that were written since the run began, up to its present end.
+/// Reads all records of a topic that were written since the run began, up to its present end.
 fn scan(
     reader: (&KafkaSection, &BaseConsumer<LogContext>),
     topic: &str,
@@ -154,7 +154,7 @@ fn scan(
             let times = client.offsets_for_times(list, TIMEOUT)?;
             match times.elements().first().map(TopicPartitionListElem::offset) {
                 Some(Offset::Offset(start)) => Some(start),
-                // Nothing as new as that.
+                // It has no record as new as that.
                 _ => None,
             }
         };
@@ -168,7 +168,7 @@ fn scan(
     Ok(parts)
 }
 
-/// Reads a part of a partition; how many offsets cannot be read.
+/// Reads a part of a partition. Returns the number of offsets that cannot be read.
 fn read(
     (kafka, client): (&KafkaSection, &BaseConsumer<LogContext>),
     (topic, partition): (&str, i32),
@@ -205,7 +205,7 @@ fn read(
                 }
                 assign(next)?;
             }
-            // What is left are marks of transactions.
+            // The rest are marks of transactions.
             Some(Err(KafkaError::PartitionEOF(its))) if its == partition => break,
             Some(Err(error)) if moved.elapsed() > TIMEOUT => return Err(error.into()),
             None if moved.elapsed() > TIMEOUT => {
@@ -218,18 +218,18 @@ fn read(
     Ok(unreadable)
 }
 
-/// What there is of a partition.
+/// The extent of a partition.
 #[derive(Debug)]
 struct Part {
     oldest: i64,
     end: i64,
-    /// The first record since the run began, if there is one.
+    /// The first record since the run began, if there is any.
     newer: Option<i64>,
 }
 
 impl Part {
-    /// Whether records may have been deleted that were written since the run began: some were, and
-    /// nothing is left from before it.
+    /// True if records of the run's time may have been deleted: some records were, and none is left from
+    /// before the run.
     fn is_cut(&self) -> bool {
         self.oldest > 0 && self.newer.is_none_or(|newer| newer <= self.oldest)
     }
@@ -239,7 +239,7 @@ impl Part {
 struct Parts(Vec<Part>);
 
 impl Parts {
-    /// Whether not all may be there that was written to the topic.
+    /// True if some of what was written to the topic may be missing.
     fn are_cut(&self, written: Option<&LogEnd>) -> bool {
         let is_other = written.is_some_and(|written| {
             let shorter = |(number, end): (&i32, &i64)| {
@@ -251,14 +251,14 @@ impl Parts {
         is_other || self.0.iter().any(Part::is_cut)
     }
 
-    /// Whether not all may be there that was written to a partition, up to an end.
+    /// True if some of what was written to a partition, up to this end, may be missing.
     fn is_incomplete(&self, number: u16, written_end: i64) -> bool {
-        // Without its end it is another log, or has lost it.
+        // If it ends before that, it is another log, or has lost its end.
         self.0.get(usize::from(number)).is_none_or(|part| part.is_cut() || part.end < written_end)
     }
 }
 
-/// Looks at a server's partition.
+/// Reads the extent of a server's partition.
 pub(super) fn look_at_server(config: &Config, partition: Partition) -> Result<Server, LedgerError> {
     let client = observer(&config.kafka, &config.kafka.server_group(partition))?;
     let (topic, number) = (config.kafka.uplink_topic(), i32::from(partition.0));
@@ -267,7 +267,7 @@ pub(super) fn look_at_server(config: &Config, partition: Partition) -> Result<Se
 }
 
 impl Server {
-    /// One that has committed nothing begins where it likes, so nothing is deleted before its time.
+    /// A server that has committed nothing starts wherever it likes, so nothing was deleted too early for it.
     pub(super) fn new(oldest: i64, end: i64, committed: Option<i64>) -> Self {
         let count = |from: i64, to: i64| u64::try_from(to.saturating_sub(from)).unwrap_or_default();
         let position = committed.unwrap_or(oldest).max(oldest);

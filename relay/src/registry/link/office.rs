@@ -10,14 +10,14 @@ use crate::registry::record::{Coordination, Key, Term, VERSION};
 
 use super::{Participant, lock};
 
-/// Least time between decisions while records are refused: one of the coordinator's own may be
-/// among them, and it would be written again.
+/// Least time between decisions while records are refused: the coordinator's own may be among them, and
+/// would be written again.
 const HOLD_BACK: Duration = Duration::from_millis(200);
 
-/// How far this relay is with taking office.
+/// This relay's progress in taking office.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Office {
-    /// It may be tried from then on.
+    /// It may be tried from this time on.
     From(Instant),
     /// The record is written and not yet read back.
     Asked,
@@ -32,8 +32,8 @@ impl Participant {
         self.office = Office::From(until);
     }
 
-    /// A record was not written: what was decided has not come to be. Everything is looked at again, in
-    /// a term of its own, but later each time.
+    /// A record was not written, so a decision was not carried out. Everything is examined again in a new
+    /// term, after a pause that grows each time.
     pub(super) fn put_off_office(&mut self) {
         let now = Instant::now();
         let pause = self.retry.refused_again(now);
@@ -41,8 +41,8 @@ impl Participant {
             let pause_ms = pause.as_millis();
             tracing::warn!(
                 pause_ms,
-                "this relay coordinates no longer: a record of the registry was not written; after a \
-                 pause it tries again"
+                "this relay no longer coordinates: a record of the registry was not written; it will retry \
+                 after a pause"
             );
         }
         self.needs_term = true;
@@ -63,7 +63,8 @@ impl Participant {
             return;
         }
         match self.office {
-            // Nobody has had it since. Its own word shows whether it has read what came meanwhile.
+            // No other relay has had the office since. Once this relay has read its own record, it has
+            // read everything that came before.
             Office::From(from) if now >= from && !self.needs_term && self.own_term().is_some() => {
                 self.office = Office::Asked;
                 self.beat();
@@ -81,7 +82,7 @@ impl Participant {
                     core.coordinator.begin(term, &core.registry, now);
                     self.office = Office::Held;
                     self.listener.coordinates(true);
-                    tracing::info!(term = term.0, "this relay coordinates from now on");
+                    tracing::info!(term = term.0, "this relay now coordinates");
                 }
                 None => self.leave_office(now + self.reflection),
             },
@@ -95,7 +96,7 @@ impl Participant {
                     self.tell_successor();
                     self.leave_office(now + self.reflection);
                 } else if own != term {
-                    // A record of ours that was taken for lost.
+                    // Our own record, which was presumed lost.
                     self.leave_office(now);
                 } else if is_spoilt {
                     self.needs_term = true;
@@ -111,7 +112,7 @@ impl Participant {
         let successor = lock(&self.core).registry.coordination().map(|(_, of)| of.relay.0);
         tracing::warn!(
             relay = successor,
-            "this relay coordinates no longer: another one has taken office"
+            "this relay no longer coordinates: another one has taken office"
         );
     }
 

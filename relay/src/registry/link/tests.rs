@@ -89,7 +89,9 @@ impl Rig<'_> {
         cluster.create_topic(&config.kafka.registry_topic(), 1, 1).expect("a topic");
         let (offices, leases) = (Offices::default(), Arc::new(Leases::new(&config)));
         let (listener, incarnation) = (Box::new(offices.clone()), Incarnation::new(1));
-        let link = Participant::open(&config, incarnation, listener, leases, Retention::default());
+        let (undertaker, retention) =
+            (Undertaker::new(&config, incarnation, None), Retention::default());
+        let link = Participant::open(&config, incarnation, listener, leases, undertaker, retention);
         let mut link = link.expect("it is read");
         offices.1.lock().unwrap().registry = Some(link.core.clone());
         link.claim().expect("its word is written");
@@ -143,7 +145,7 @@ fn who_loses_the_group_and_is_chosen_again_goes_on_with_its_term() {
     rig.wait("the office", |rig| rig.term().is_some());
     assert_eq!(rig.term(), term);
     assert_eq!(*rig.offices.0.lock().unwrap(), [true, false, true]);
-    assert!(rig.has_said("no member of the group any more"), "no other relay coordinates");
+    assert!(rig.has_said("it has lost its membership in the group"), "no other relay coordinates");
 }
 
 #[test]
@@ -160,7 +162,7 @@ fn whose_records_are_refused_tries_to_take_office_later_each_time() {
     let took = begun.elapsed();
     assert!(took > Duration::from_secs(8), "{took:?}");
     assert!(rig.term() > term, "what was written is not known: a term of its own");
-    assert!(rig.has_said("a record of the registry was not written; after a pause"));
+    assert!(rig.has_said("a record of the registry was not written; it will retry"));
 }
 
 /// A server was shown as live before the associations knew it: who saw that and connected was refused.

@@ -51,7 +51,7 @@ fn a_process_gets_no_lease_again_however_its_own_has_ended() {
         assert_eq!(gone.state, ServerState::Gone);
         bench.register("a", &registration("one", 7));
         assert_eq!(bench.lease("a"), &gone);
-        assert!(bench.refusal("a").contains("another `instance`"), "{}", bench.refusal("a"));
+        assert!(bench.refusal("a").contains("a new `instance`"), "{}", bench.refusal("a"));
         gone.reason.unwrap()
     };
     let left = ended(&|bench| {

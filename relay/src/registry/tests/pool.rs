@@ -82,7 +82,7 @@ fn the_one_partition_that_is_free_is_found_among_many() {
     let mut bench = slow_bench(251);
     bench.world.unread = (1..250).map(|partition| (partition, 5)).collect();
     bench.wait_registering("a", LEASE);
-    assert!(bench.refusal("a").contains("as soon as it is free"));
+    assert!(bench.refusal("a").contains("gets the next free one"));
     let refusals = |bench: &Bench| {
         bench.log.iter().filter(|(_, key, value)| key == b"refusal/a" && value.is_some()).count()
     };

@@ -1,11 +1,11 @@
-//! When the associations of those who are away are over.
+//! When the associations of clients that are away end.
 
 use std::collections::{BTreeSet, HashMap};
 
 use super::Key;
 
-/// At most one time for each client, however often it comes and goes: so there are no more than the
-/// table has clients.
+/// At most one time for each client, however often it comes and goes, so that there are no more entries than
+/// clients in the table.
 #[derive(Debug, Default)]
 pub(super) struct Expiries {
     /// Unix milliseconds.
@@ -14,7 +14,8 @@ pub(super) struct Expiries {
 }
 
 impl Expiries {
-    /// The client is to be looked at then, if it is not before. What has changed by then is seen then.
+    /// Notes that the client is to be checked at this time, unless an earlier check is noted. The check
+    /// sees the client's state at that time.
     pub(super) fn note(&mut self, key: &Key, until: u64) {
         if let Some(known) = self.times.get_mut(key) {
             if *known <= until {
@@ -28,7 +29,7 @@ impl Expiries {
         self.order.insert((until, key.clone()));
     }
 
-    /// The client is not in the table any more.
+    /// The client is no longer in the table.
     pub(super) fn forget(&mut self, key: &Key) {
         if let Some(until) = self.times.remove(key) {
             self.order.remove(&(until, key.clone()));

@@ -1,12 +1,12 @@
-//! Runs of relays that begin and end, and what becomes of their clients.
+//! The beginnings and ends of relays' runs, and their effect on the relays' clients.
 
 use crate::model::{Incarnation, RelayId};
 
 use super::{Entry, Holder, Key, Table, Unwritten, Whereabouts};
 
 impl Table {
-    /// Everything is read that was written before: who was connected through a former run of this
-    /// relay is away.
+    /// Everything that was written before this run has been read. Clients that were connected through a
+    /// former run of this relay are away.
     pub(in crate::route) fn begin(&mut self, now: u64) {
         self.begun = true;
         let former =
@@ -23,8 +23,7 @@ impl Table {
         self.leave(key, now, false);
     }
 
-    /// A relay's run, and those before it, have ended, or will not be waited for: its clients are
-    /// away.
+    /// A run of a relay and all earlier ones have ended, or are given up: their clients are away.
     pub(in crate::route) fn relay_gone(
         &mut self,
         relay: RelayId,
@@ -37,8 +36,8 @@ impl Table {
         }
     }
 
-    /// A run of a relay goes on, so those before it have ended. It may have been paused and taken
-    /// for gone: then its clients are its clients still, whatever it has not said anew.
+    /// A run of a relay is alive, so earlier ones have ended. If it was paused and presumed gone, it keeps
+    /// its clients, although it has not written their records again.
     pub(in crate::route) fn relay_runs(
         &mut self,
         relay: RelayId,
@@ -58,8 +57,8 @@ impl Table {
         }
     }
 
-    /// Undoes that the client's relay was taken for gone. If its tombstone is in the log already, its
-    /// relay writes it anew.
+    /// Undoes the presumption that the client's relay is gone. If the client's tombstone is already in the
+    /// log, that relay writes its record again.
     fn restore(&mut self, key: &Key) {
         let entry = self.entries.get_mut(key).expect("just seen");
         let Whereabouts::Orphan { until, connected } = entry.presence else { return };
@@ -77,7 +76,7 @@ impl Table {
         holder.0 != self.me.0 && gone.is_some_and(|gone| holder.1.value() <= gone.value())
     }
 
-    /// Whether this relay writes the tombstones of those whose relay is gone.
+    /// Sets whether this relay writes the tombstones of clients whose relay is gone.
     pub(in crate::route) fn set_coordinates(&mut self, coordinates: bool) {
         let begins = coordinates && !self.coordinates;
         self.coordinates = coordinates;
@@ -89,8 +88,8 @@ impl Table {
         }
     }
 
-    /// A record that comes late, of a former run of this relay or of one that is gone, is of nobody
-    /// who lives. Before [`begin`](Self::begin), that does it for all former runs.
+    /// Marks the client as away if a late record names a former run of this relay, or a relay that is gone.
+    /// Before [`begin`](Self::begin) this is not needed: that call handles all former runs of this relay.
     pub(super) fn disown(&mut self, key: &Key, now: u64) {
         let Some(holder) = self.entries.get(key).map(|entry| entry.holder) else { return };
         let (relay, run) = self.me;

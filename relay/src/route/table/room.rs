@@ -1,12 +1,12 @@
-//! Room for servers: the numbers of those that are gone are given to others.
+//! Room for servers: the numbers of servers that are gone are reused.
 
 use super::{ServerId, ServiceId, Table};
 
-/// A look for servers that nobody needs goes through the whole table, so it is not made more often.
+/// Least time between two searches for unneeded servers, because each goes through the whole table.
 const LOOK_MS: u64 = 1000;
 
 impl Table {
-    /// The server of this name, as yet unknown perhaps; none if there are too many.
+    /// The server of this name, which may be new. None if there are too many servers.
     pub(in crate::route) fn server_named(
         &mut self,
         name: &str,
@@ -20,7 +20,7 @@ impl Table {
             return None;
         }
         self.looked_for_room = Some(now);
-        // What is over for all others still names its server until its tombstone is read.
+        // An association that is over still names its server until its tombstone is read.
         let needed = self.entries.values().map(|entry| entry.server).collect();
         self.servers.make_room(&needed, now);
         self.servers.named(name, service, now)

@@ -11,7 +11,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::Config;
 use crate::kafka::client::client_config;
-use crate::kafka::record_origin;
+use crate::kafka::{BatchLimits, record_origin};
 use crate::model::{Association, Begin, Headers, Identity, Kind, ServerId};
 use crate::ring::{BatchPlace, UplinkSender, downlink, uplink};
 use crate::undelivered::Intake;
@@ -72,24 +72,24 @@ impl Rig {
         let (intake, leases) = (Arc::<Intake>::default(), Arc::new(Leases::new(&config)));
         let producer = RdKafkaProducer::new(
             &config,
-            None,
+            BatchLimits::default(),
             wake_of_pump.clone(),
             intake,
             leases,
             Arc::new(|body| body()),
         );
         let stop_time = StopTime::new(&config.relay);
-        let pump = Pump::new(
-            producer.expect("a producer"),
-            (RelayId(0), Incarnation::new(1)),
-            vec![receiver],
-            vec![downlink],
-            1,
-            Arc::new(Credit::new(1, usize::MAX / 2)),
-            stats.clone(),
-            wake_of_pump,
-            stop_time.clone(),
-        );
+        let pump = Pump::new(PumpParts {
+            producer: producer.expect("a producer"),
+            relay: RelayId(0),
+            incarnation: Incarnation::new(1),
+            uplinks: vec![receiver],
+            downlinks: vec![downlink],
+            credit: Arc::new(Credit::new(1, usize::MAX / 2)),
+            stats: stats.clone(),
+            wake: wake_of_pump,
+            stop_time: stop_time.clone(),
+        });
         let (identity, mut origin) = (identity(epoch), BatchPlace::default());
         for sequence in 1..=MESSAGES {
             let kind = Kind::Message { sequence };
@@ -166,24 +166,24 @@ fn ordinary_servers_go_on_while_it_is_not_known_whether_leases_are_in_force() {
     let (intake, leases) = (Arc::<Intake>::default(), Arc::new(Leases::new(&config)));
     let producer = RdKafkaProducer::new(
         &config,
-        None,
+        BatchLimits::default(),
         wake(),
         intake,
         leases.clone(),
         Arc::new(|body| body()),
     );
     let stats = Arc::<PumpStats>::default();
-    let mut pump = Pump::new(
-        producer.expect("a producer"),
-        (RelayId(0), Incarnation::new(1)),
-        vec![receiver],
-        vec![downlink],
-        2,
-        Arc::new(Credit::new(2, usize::MAX / 2)),
-        stats.clone(),
-        wake(),
-        StopTime::new(&config.relay),
-    );
+    let mut pump = Pump::new(PumpParts {
+        producer: producer.expect("a producer"),
+        relay: RelayId(0),
+        incarnation: Incarnation::new(1),
+        uplinks: vec![receiver],
+        downlinks: vec![downlink],
+        credit: Arc::new(Credit::new(2, usize::MAX / 2)),
+        stats: stats.clone(),
+        wake: wake(),
+        stop_time: StopTime::new(&config.relay),
+    });
     let (registered, ordinary) = (identity_at(Partition(0), 3), identity_at(Partition(1), 0));
     let (mut first, mut second) = (BatchPlace::default(), BatchPlace::default());
     let mut push = |pump: &mut Pump<RdKafkaProducer>, numbers: std::ops::RangeInclusive<u64>| {

@@ -17,7 +17,7 @@ pub fn registry(input: &[u8]) {
     let mut first = Registry::default();
     for (offset, (key, value)) in (0..).zip(records()) {
         let named = match first.apply(offset, key, value) {
-            Outcome::Changed(change) => Some(change.key()),
+            Outcome::Changed(key) => Some(key),
             Outcome::Refused(_, key) => key,
         };
         if let Some(named) = named {

@@ -127,6 +127,23 @@ impl HandServer {
         Ok(())
     }
 
+    /// Answers an HTTP client's first request with one of the `parts` of a response, each as long as
+    /// this one, and does not wait for Kafka.
+    pub fn reply_part(
+        &self,
+        to: &Record,
+        (number, parts): (usize, usize),
+        part: &[u8],
+    ) -> Result<()> {
+        let (number, length) = (number.to_string(), (parts * part.len()).to_string());
+        let headers = [
+            ("http.request", "1"),
+            ("http.part", &number),
+            ("http.header.content-length", &length),
+        ];
+        self.reply_soon(to, part, &headers)
+    }
+
     /// Answers a record.
     pub fn reply(&self, to: &Record, value: &[u8]) -> Result<()> {
         self.produce(to, Some(value), OwnedHeaders::new())

@@ -63,7 +63,7 @@ impl SimClient {
 }
 
 #[derive(Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a request that is going on, or not")]
+#[expect(clippy::struct_excessive_bools, reason = "each is a request that is pending or not")]
 struct SimSocket {
     client: usize,
     receiving: bool,

@@ -4,15 +4,13 @@
 mod report;
 mod rows;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use millrace_bench::packet_cost::{self, Cost, Prologue, Sources, segment};
-use millrace_bench::program;
+use millrace_bench::program::{self, PlottedOutput};
 use millrace_harness::gateway::test_run::{Bench, Family, Programs};
-use millrace_harness::net::netns::bpf_object;
 use millrace_harness::system::interrupt;
 
 use crate::report::Report;
@@ -50,12 +48,8 @@ struct Arguments {
     /// Only what has this in its name
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
-    /// Print the report as one JSON object in the last line; progress goes to standard error
-    #[arg(long)]
-    json: bool,
-    /// Draw the report into this file
-    #[arg(long, value_name = "FILE.svg")]
-    plot: Option<PathBuf>,
+    #[command(flatten)]
+    output: PlottedOutput,
 }
 
 impl Arguments {
@@ -73,8 +67,7 @@ fn run(mut arguments: Arguments) -> Result<()> {
     if arguments.quick {
         arguments = Arguments { rounds: 1, packets: 1000, flows: 1000, rules: 100, ..arguments };
     }
-    interrupt::watch()?;
-    let bytes = std::fs::read(bpf_object()?)?;
+    let bytes = program::begin_with_object()?;
     let bench = Bench::new()?;
     let mut report =
         Report::new(arguments.rounds, arguments.packets, arguments.flows, arguments.rules)?;
@@ -87,10 +80,7 @@ fn run(mut arguments: Arguments) -> Result<()> {
             bench.with_programs(&bytes, |programs| stage.run(programs, &mut report))?;
         }
     }
-    if let Some(path) = &arguments.plot {
-        report.plot(path)?;
-    }
-    program::print(&report, arguments.json)
+    arguments.output.print(&report)
 }
 
 /// Measurements over the same state.

@@ -3,10 +3,11 @@
 use std::fmt;
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use millrace_bench::measure::{Machine, median};
 use millrace_bench::packet_cost::Cost;
 use millrace_bench::plot::{self, Bars, Scale};
+use millrace_bench::program::Plot;
 use millrace_harness::gateway::test_run::Family;
 use serde::Serialize;
 
@@ -136,9 +137,11 @@ impl Report {
             *best = Some(line.ratio_best);
         }
     }
+}
 
-    /// Draws the ratios.
-    pub(crate) fn plot(&self, path: &Path) -> Result<()> {
+/// Draws the ratios.
+impl Plot for Report {
+    fn plot(&self, path: &Path) -> Result<()> {
         let mut bars = Bars::default();
         for line in &self.rows {
             bars.add(line.name, line.family, line.ratio);
@@ -147,7 +150,6 @@ impl Report {
         let axis = "times a program that only passes; less is better";
         let chart = bars.chart(&title, axis, Scale::Linear);
         plot::write(path, "Millrace: processor time of a packet in the XDP programs", &[chart])
-            .with_context(|| format!("--plot {}", path.display()))
     }
 }
 

@@ -4,12 +4,11 @@ mod report;
 mod variants;
 mod work;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser;
-use millrace_bench::program;
+use millrace_bench::program::{self, Brokers, PlottedOutput};
 use millrace_harness::system::interrupt;
 
 use crate::report::{Comparison, Report};
@@ -52,15 +51,10 @@ struct Arguments {
     /// One round of very little, to see that everything works
     #[arg(long, conflicts_with_all = ["rounds", "connections", "messages", "megabytes"])]
     quick: bool,
-    /// Print the report as one JSON object in the last line; progress goes to standard error
-    #[arg(long)]
-    json: bool,
-    /// Draw the report into this file
-    #[arg(long, value_name = "FILE.svg")]
-    plot: Option<PathBuf>,
-    /// Kafka brokers, HOST:PORT with commas between [default: 127.0.0.1:9092]
-    #[arg(long)]
-    brokers: Option<String>,
+    #[command(flatten)]
+    output: PlottedOutput,
+    #[command(flatten)]
+    brokers: Brokers,
 }
 
 fn main() -> ExitCode {
@@ -69,7 +63,7 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<()> {
     program::require_root()?;
-    let brokers = program::begin_with_brokers(arguments.brokers.as_deref())?;
+    let brokers = arguments.brokers.begin()?;
     let (rounds, amounts) = if arguments.quick {
         (1, Amounts { connections: 40, messages: 200, megabytes: 4 })
     } else {
@@ -110,8 +104,5 @@ fn run(arguments: &Arguments) -> Result<()> {
     }
     let report = Report::new(rounds, &amounts, &variants, &comparisons)?;
     drop(variants);
-    if let Some(path) = &arguments.plot {
-        report.plot(path)?;
-    }
-    program::print(&report, arguments.json)
+    arguments.output.print(&report)
 }

@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use millrace_bench::measure::{Machine, median};
 use millrace_bench::plot::{self, Bars, Chart, Scale};
+use millrace_bench::program::Plot;
 use millrace_harness::system::interrupt;
 use serde::Serialize;
 
@@ -168,20 +169,6 @@ impl Report {
         self.rows.iter().filter(move |row| row.comparison == comparison)
     }
 
-    /// Draws rates and processor time, as ratios.
-    pub(crate) fn plot(&self, path: &Path) -> Result<()> {
-        let mut charts = Vec::new();
-        for (comparison, title) in &self.titles {
-            let baseline = self.of(comparison).next().map_or("", |row| &row.variant);
-            let rate = format!("rate, as a ratio to `{baseline}`; more is better");
-            let cpu =
-                format!("processor time per unit, as a ratio to `{baseline}`; less is better");
-            charts.push(self.chart(comparison, title, &rate, |row| row.rate_ratio));
-            charts.push(self.chart(comparison, title, &cpu, |row| row.cpu_ratio));
-        }
-        plot::write(path, "Cost of diversion", &charts)
-    }
-
     fn chart(
         &self,
         comparison: &str,
@@ -194,6 +181,22 @@ impl Report {
             bars.add(row.work, &row.variant, value(row));
         }
         bars.chart(title, axis, Scale::Linear)
+    }
+}
+
+/// Draws rates and processor time, as ratios.
+impl Plot for Report {
+    fn plot(&self, path: &Path) -> Result<()> {
+        let mut charts = Vec::new();
+        for (comparison, title) in &self.titles {
+            let baseline = self.of(comparison).next().map_or("", |row| &row.variant);
+            let rate = format!("rate, as a ratio to `{baseline}`; more is better");
+            let cpu =
+                format!("processor time per unit, as a ratio to `{baseline}`; less is better");
+            charts.push(self.chart(comparison, title, &rate, |row| row.rate_ratio));
+            charts.push(self.chart(comparison, title, &cpu, |row| row.cpu_ratio));
+        }
+        plot::write(path, "Cost of diversion", &charts)
     }
 }
 

@@ -6,13 +6,12 @@ mod crowd;
 mod report;
 mod work;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
 use clap::Parser;
-use millrace_bench::program;
+use millrace_bench::program::{self, Brokers, PlottedOutput};
 
 use crate::chain::Road;
 use crate::crowd::SignOfLife;
@@ -42,15 +41,10 @@ struct Arguments {
     /// One round of very little, to see that everything works
     #[arg(long, conflicts_with_all = ["rounds", "messages", "connections", "idle_seconds"])]
     quick: bool,
-    /// Print the report as one JSON object in the last line; progress goes to standard error
-    #[arg(long)]
-    json: bool,
-    /// Draw the report into this file
-    #[arg(long, value_name = "FILE.svg")]
-    plot: Option<PathBuf>,
-    /// Kafka brokers, HOST:PORT with commas between [default: 127.0.0.1:9092]
-    #[arg(long)]
-    brokers: Option<String>,
+    #[command(flatten)]
+    output: PlottedOutput,
+    #[command(flatten)]
+    brokers: Brokers,
 }
 
 /// How much of everything.
@@ -68,7 +62,7 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<()> {
     program::require_root()?;
-    let brokers = program::begin_with_brokers(arguments.brokers.as_deref())?;
+    let brokers = arguments.brokers.begin()?;
     let amounts = if arguments.quick {
         Amounts { rounds: 1, messages: 640, connections: 20, idle: Duration::from_secs(2) }
     } else {
@@ -82,10 +76,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     }
     drop(roads);
     let report = Report::new(&amounts, &talks, &idles)?;
-    if let Some(path) = &arguments.plot {
-        report.plot(path)?;
-    }
-    program::print(&report, arguments.json)
+    arguments.output.print(&report)
 }
 
 fn measure(roads: &[Road], amounts: &Amounts) -> Result<(Vec<Talk>, Vec<Idle>)> {

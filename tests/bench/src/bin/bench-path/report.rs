@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::Result;
 use millrace_bench::measure::{Machine, median};
 use millrace_bench::plot::{self, Bars, Chart, Scale};
+use millrace_bench::program::Plot;
 use serde::Serialize;
 
 use crate::Amounts;
@@ -119,59 +120,6 @@ impl Report {
         Ok(Self { benchmark: "path", machine, rounds: amounts.rounds, messages, idle })
     }
 
-    /// Draws packets, processor time and latency.
-    pub(crate) fn plot(&self, path: &Path) -> Result<()> {
-        let mut charts = vec![
-            self.of_messages(
-                "Packets of one message and its reply",
-                "packets received by the devices of all hosts; less is better",
-                Scale::Linear,
-                &[
-                    ("", |row| row.costs.packets_of_all_hosts),
-                    (", with Kafka's segments on the loopback", |row| {
-                        row.costs.packets_of_all_hosts + row.costs.kafka_segments
-                    }),
-                ],
-            ),
-            self.of_messages(
-                "Processor time of one message and its reply",
-                "µs of clients, hosts, relay and server, logarithmic; less is better",
-                Scale::Logarithmic,
-                &[
-                    ("", |row| row.costs.cpu_without_broker_us),
-                    (", with Kafka's broker", |row| row.costs.cpu_us),
-                ],
-            ),
-            self.of_messages(
-                "Round trip",
-                "median in µs, logarithmic; less is better",
-                Scale::Logarithmic,
-                &[("", |row| row.p50_us)],
-            ),
-            self.of_idle(
-                "A sign of life of an idle connection, with its answer",
-                "packets received by the devices of all hosts; less is better",
-                |row| row.costs.packets_of_all_hosts / row.signs_of_life,
-            ),
-            self.of_idle(
-                "Idle connections",
-                "sockets that the server holds; less is better",
-                #[allow(clippy::cast_precision_loss, reason = "some thousand sockets")]
-                |row| row.server_sockets as f64,
-            ),
-        ];
-        // On a busy machine it is lost among what else that does.
-        if self.idle.iter().all(|row| row.costs.machine_us > 0.0) {
-            charts.push(self.of_idle(
-                "Processor time of an idle connection with a sign of life every second",
-                "µs of the whole machine in a minute, without what it costs if nothing is connected; \
-                 less is better",
-                |row| row.costs.machine_us,
-            ));
-        }
-        plot::write(path, "The whole path: the conventional chain and Millrace", &charts)
-    }
-
     fn of_messages(&self, title: &str, axis: &str, scale: Scale, values: &[Named]) -> Chart {
         let mut bars = Bars::default();
         for row in &self.messages {
@@ -232,6 +180,61 @@ fn idle_row(idle: &Idle, idles: &[Idle]) -> IdleRow {
         relay_sockets: idle.relay_sockets,
         costs: Costs::of(&[&idle.cost], background, 60.0 / f64::from(idle.connections.max(1))),
         machine_percent: idle.cost.usage.machine_us / 1e4,
+    }
+}
+
+/// Draws packets, processor time and latency.
+impl Plot for Report {
+    fn plot(&self, path: &Path) -> Result<()> {
+        let mut charts = vec![
+            self.of_messages(
+                "Packets of one message and its reply",
+                "packets received by the devices of all hosts; less is better",
+                Scale::Linear,
+                &[
+                    ("", |row| row.costs.packets_of_all_hosts),
+                    (", with Kafka's segments on the loopback", |row| {
+                        row.costs.packets_of_all_hosts + row.costs.kafka_segments
+                    }),
+                ],
+            ),
+            self.of_messages(
+                "Processor time of one message and its reply",
+                "µs of clients, hosts, relay and server, logarithmic; less is better",
+                Scale::Logarithmic,
+                &[
+                    ("", |row| row.costs.cpu_without_broker_us),
+                    (", with Kafka's broker", |row| row.costs.cpu_us),
+                ],
+            ),
+            self.of_messages(
+                "Round trip",
+                "median in µs, logarithmic; less is better",
+                Scale::Logarithmic,
+                &[("", |row| row.p50_us)],
+            ),
+            self.of_idle(
+                "A sign of life of an idle connection, with its answer",
+                "packets received by the devices of all hosts; less is better",
+                |row| row.costs.packets_of_all_hosts / row.signs_of_life,
+            ),
+            self.of_idle(
+                "Idle connections",
+                "sockets that the server holds; less is better",
+                #[allow(clippy::cast_precision_loss, reason = "some thousand sockets")]
+                |row| row.server_sockets as f64,
+            ),
+        ];
+        // On a busy machine it is lost among what else that does.
+        if self.idle.iter().all(|row| row.costs.machine_us > 0.0) {
+            charts.push(self.of_idle(
+                "Processor time of an idle connection with a sign of life every second",
+                "µs of the whole machine in a minute, without what it costs if nothing is connected; \
+                 less is better",
+                |row| row.costs.machine_us,
+            ));
+        }
+        plot::write(path, "The whole path: the conventional chain and Millrace", &charts)
     }
 }
 

@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 use millrace_bench::flood::Flood;
-use millrace_bench::program;
+use millrace_bench::program::{self, Brokers, Output};
 use millrace_harness::clients::speech::Speech;
 use millrace_harness::system::interrupt;
 use millrace_relay::config::KafkaSection;
@@ -61,12 +61,10 @@ struct Arguments {
     /// How long every producer waits for a batch to fill, in microseconds
     #[arg(long, default_value_t = KafkaSection::default().linger_us)]
     linger_us: u32,
-    /// Print the report as one JSON object in the last line; progress goes to standard error
-    #[arg(long)]
-    json: bool,
-    /// Kafka brokers, HOST:PORT with commas between [default: 127.0.0.1:9092]
-    #[arg(long)]
-    brokers: Option<String>,
+    #[command(flatten)]
+    output: Output,
+    #[command(flatten)]
+    brokers: Brokers,
     #[command(subcommand)]
     floor: Option<Floor>,
 }
@@ -103,7 +101,7 @@ fn main() -> ExitCode {
 }
 
 fn measure_all(arguments: &Arguments) -> Result<()> {
-    let brokers = program::begin_with_brokers(arguments.brokers.as_deref())?;
+    let brokers = arguments.brokers.begin()?;
     let wanted = |part| arguments.only.is_none_or(|only| only == part);
     if wanted(Part::Peers) {
         rsyslog::check()?;
@@ -123,7 +121,7 @@ fn measure_all(arguments: &Arguments) -> Result<()> {
             measure_one(arguments, &brokers, &mut report, *comparison, *size as usize, *work)?;
         }
     }
-    program::print(&report, arguments.json)
+    arguments.output.print(&report)
 }
 
 /// Measures one workload.

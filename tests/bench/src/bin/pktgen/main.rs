@@ -6,15 +6,13 @@ mod report;
 mod road;
 mod scenario;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, ValueEnum as _};
 use millrace_bench::packet_cost::{self, Cost, Prologue};
-use millrace_bench::program;
+use millrace_bench::program::{self, PlottedOutput};
 use millrace_harness::gateway::test_run::Programs;
-use millrace_harness::net::netns::bpf_object;
 use millrace_harness::system::interrupt;
 
 use crate::engine::{Engine, Passage};
@@ -54,12 +52,8 @@ struct Arguments {
     /// One round with few packets, flows and rules, to see that everything works
     #[arg(long, conflicts_with_all = ["packets", "rounds"])]
     quick: bool,
-    /// Print the report as one JSON object in the last line; progress goes to standard error
-    #[arg(long)]
-    json: bool,
-    /// Draw the report into this file
-    #[arg(long, value_name = "FILE.svg")]
-    plot: Option<PathBuf>,
+    #[command(flatten)]
+    output: PlottedOutput,
 }
 
 fn main() -> ExitCode {
@@ -79,8 +73,7 @@ fn run(mut arguments: Arguments) -> Result<()> {
     if arguments.size.is_empty() {
         arguments.size = FRAME_BYTES.to_vec();
     }
-    interrupt::watch()?;
-    let object = std::fs::read(bpf_object()?)?;
+    let object = program::begin_with_object()?;
     let road = Road::new()?;
     let (engine, reason) = Engine::choose(arguments.engine, &road.bench.client)?;
     eprintln!("engine {}: {reason}", engine.name());
@@ -104,10 +97,7 @@ fn run(mut arguments: Arguments) -> Result<()> {
             report.add(*scenario, *frame_bytes, &rounds);
         }
     }
-    if let Some(path) = &arguments.plot {
-        report.plot(path)?;
-    }
-    program::print(&report, arguments.json)
+    arguments.output.print(&report)
 }
 
 /// One kind of traffic, with frames of one length.

@@ -5,10 +5,11 @@
 use std::fmt;
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use millrace_bench::measure::{Machine, median};
 use millrace_bench::packet_cost::Cost;
 use millrace_bench::plot::{self, Bars, Scale};
+use millrace_bench::program::Plot;
 use serde::Serialize;
 
 use crate::engine::{Engine, Passage};
@@ -110,9 +111,11 @@ impl Report {
             test_run_ratio: of(|round| round.cost.ratio()),
         });
     }
+}
 
-    /// Draws rates and costs.
-    pub(crate) fn plot(&self, path: &Path) -> Result<()> {
+/// Draws rates and costs.
+impl Plot for Report {
+    fn plot(&self, path: &Path) -> Result<()> {
         let (mut rates, mut costs) = (Bars::default(), Bars::default());
         for line in &self.rows {
             let bytes = format!("{} bytes", line.frame_bytes);
@@ -129,7 +132,6 @@ impl Report {
             ),
         ];
         plot::write(path, "Millrace: packets through the XDP program of the gateway", &charts)
-            .with_context(|| format!("--plot {}", path.display()))
     }
 }
 
