@@ -194,7 +194,7 @@ fn devices_are_taken_up_and_let_go_of() -> anyhow::Result<()> {
     replace(gateway, &config)?;
     let mtu = || {
         let read = || Command::new("ip").args(["link", "show", "dev", RELAY_DEVICE]).output();
-        let output = gateway::in_namespace(&config.namespace(), read)??;
+        let output = gateway::in_namespace(&loaded.config.namespace(), read)??;
         anyhow::Ok(String::from_utf8(output.stdout)?)
     };
     // What is on its way is as long as it was.
