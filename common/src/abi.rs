@@ -6,7 +6,7 @@ use crate::rule::ActiveSet;
 ///
 /// It stands in the object file ([`SECTION`]) and in [`GatewayConfig`]; whoever finds another
 /// number refuses to go on and names both. Raise it whenever a map, a key or a value changes.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 /// ELF section of the eBPF object that holds [`ABI_VERSION`] as a little-endian `u32`.
 pub const SECTION: &str = ".millrace.abi";
@@ -23,6 +23,9 @@ pub mod map {
     pub const RULES: &str = "RULES";
     /// LRU hash: [`crate::flow::FlowKey`] to [`crate::flow::FlowState`]; flows seen but not accepted.
     pub const PENDING: &str = "PENDING";
+    /// LRU hash: [`crate::fragment::FragmentKey`] to [`crate::fragment::FragmentState`]; segments of
+    /// diverted flows that come in fragments.
+    pub const FRAGMENTS: &str = "FRAGMENTS";
     /// Hash: [`crate::flow::ShortKey`] to [`crate::flow::FlowState`]; flows of IPv4 that the relay
     /// has accepted.
     pub const ESTABLISHED_IPV4: &str = "ESTABLISHED_IPV4";
@@ -32,6 +35,11 @@ pub mod map {
     pub const COUNTERS: &str = "COUNTERS";
     /// Device map; entry 0 is the gateway's end of the veth that leads to the relay namespace.
     pub const RELAY_LINK: &str = "RELAY_LINK";
+    /// Array of [`crate::link::ClientDevice`], at [`crate::link::ClientDevice::slot`].
+    pub const CLIENT_DEVICES: &str = "CLIENT_DEVICES";
+    /// Hash: [`crate::link::HardwareAddress::number`] of an address that the gateway shares with
+    /// others (VRRP) to anything; frames for it are looked at on every client-facing device.
+    pub const SHARED_ADDRESSES: &str = "SHARED_ADDRESSES";
     /// Hash of devices by interface index: the client-facing ones, to which answers may be
     /// redirected. A device that is not here may not be able to send what XDP hands it.
     pub const CLIENT_LINKS: &str = "CLIENT_LINKS";
@@ -55,11 +63,24 @@ pub const LIFE_PORT: u16 = 1;
 
 /// Most flows between SYN and accept; the least recently used is evicted.
 pub const MAX_PENDING: u32 = 262_144;
+/// Most segments that are followed while they come in fragments; the least recently used is evicted.
+pub const MAX_FRAGMENTS: u32 = 16_384;
+/// A fragment that comes so long after its first one is of another segment with the same number, and
+/// the stack has given the first one up (`net.ipv4.ipfrag_time`). Nanoseconds.
+pub const FRAGMENT_LIFE_NS: u64 = 30_000_000_000;
+/// The gateway's end of the veth, as the relay namespace's next hop, and as who tells the relay of a
+/// packet that is too long. Its neighbour entry there is permanent. Link-local (RFC 3927), so that it
+/// cannot be a client's; alike in every instance, for nothing is ever sent to it.
+pub const NEXT_HOP: [u8; 4] = [169, 254, 77, 1];
+/// The same for IPv6 (RFC 4291 section 2.5.6).
+pub const NEXT_HOP_IPV6: [u8; 16] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x4d, 0, 1];
 /// Most accepted flows of each family; further connections are refused by the relay.
 pub const MAX_ESTABLISHED: u32 = 2_097_152;
 
 /// Most client-facing devices of an instance.
 pub const MAX_CLIENT_LINKS: u32 = 64;
+/// Most hardware addresses that an instance shares with other gateways.
+pub const MAX_SHARED_ADDRESSES: u32 = 64;
 
 /// What the loader tells the programs, and which rules are in force: each packet looks it up once.
 #[repr(C)]
@@ -100,6 +121,8 @@ mod pod {
     unsafe impl aya::Pod for crate::flow::FlowKey {}
     // SAFETY: repr(C), integers and byte arrays only, no padding (size asserted beside it).
     unsafe impl aya::Pod for crate::flow::ShortKey {}
+    // SAFETY: repr(C), integers only, no padding (size asserted beside it).
+    unsafe impl aya::Pod for crate::link::ClientDevice {}
     // SAFETY: one u64.
     unsafe impl aya::Pod for crate::flow::FlowState {}
     // SAFETY: repr(C), integers, byte arrays and words only, no padding (sizes asserted beside it).

@@ -1,7 +1,9 @@
 //! What the XDP programs and userspace both see, in one place.
 //!
-//! In the order in which a packet meets them: [`packet`] (the one parser), [`rule`] (what may be
-//! diverted), [`flow`] (what is diverted), [`verdict`] (what became of it), [`trace`] (a packet and its
+//! In the order in which a packet meets them: [`packet`] (the one parser), [`link`] (the device that
+//! it came by), [`rule`] (what may be
+//! diverted), [`flow`] (what is diverted), [`fragment`] and
+//! [`icmp`] (what belongs to a flow without being a segment), [`verdict`] (what became of it), [`trace`] (a packet and its
 //! verdict, told), [`abi`] (the maps that carry all this between the kernel and the relay).
 //! Apart from them: [`mod@bench`], for the benchmarks' own program.
 #![no_std]
@@ -11,6 +13,9 @@
 pub mod abi;
 pub mod bench;
 pub mod flow;
+pub mod fragment;
+pub mod icmp;
+pub mod link;
 pub mod packet;
 pub mod rule;
 pub mod trace;

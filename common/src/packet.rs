@@ -61,7 +61,7 @@ pub const ETHERTYPE_IPV6: u16 = 0x86dd;
 const ETHERTYPE_TAG: u16 = 0x8100;
 const ETHERTYPE_SERVICE_TAG: u16 = 0x88a8;
 const MORE_FRAGMENTS_OR_OFFSET: u16 = 0x3fff;
-const IPV6_FRAGMENT: u8 = 44;
+pub(crate) const IPV6_FRAGMENT: u8 = 44;
 
 /// Why a packet is not ours to look at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -222,7 +222,7 @@ pub fn ends<P: PacketBytes + ?Sized>(packet: &P) -> Option<Ends> {
 
 /// Source and destination, from the network header that begins there.
 #[inline(always)]
-fn addresses<P: PacketBytes + ?Sized>(
+pub(crate) fn addresses<P: PacketBytes + ?Sized>(
     packet: &P,
     family: Family,
     at: usize,
@@ -236,6 +236,20 @@ fn addresses<P: PacketBytes + ?Sized>(
             Address::from_words(packet.words(at + 8)?),
             Address::from_words(packet.words(at + 24)?),
         )),
+    }
+}
+
+/// The network header, and the tags before it.
+#[inline(always)]
+pub(crate) fn network<P: PacketBytes + ?Sized>(
+    packet: &P,
+) -> Result<(Network, usize), Unsupported> {
+    let (ethertype, tags) = link(packet)?;
+    let at = ETHERNET_LENGTH + tags * TAG_LENGTH;
+    match ethertype {
+        ETHERTYPE_IPV4 => Ok((ipv4(packet, at)?, tags)),
+        ETHERTYPE_IPV6 => Ok((ipv6(packet, at)?, tags)),
+        _ => Err(Unsupported::EtherType),
     }
 }
 
@@ -253,7 +267,7 @@ pub fn parse<P: PacketBytes + ?Sized>(packet: &P) -> Result<Headers, Unsupported
 
 /// The network protocol, and the tags before it.
 #[inline(always)]
-fn link<P: PacketBytes + ?Sized>(packet: &P) -> Result<(u16, usize), Unsupported> {
+pub(crate) fn link<P: PacketBytes + ?Sized>(packet: &P) -> Result<(u16, usize), Unsupported> {
     let mut tags = 0;
     loop {
         let bytes = packet.load(ETHERTYPE_AT + tags * TAG_LENGTH).ok_or(Unsupported::Truncated)?;
@@ -269,9 +283,9 @@ fn link<P: PacketBytes + ?Sized>(packet: &P) -> Result<(u16, usize), Unsupported
 }
 
 /// What the transport needs to know of the network header.
-struct Network {
-    family: Family,
-    protocol: u8,
+pub(crate) struct Network {
+    pub(crate) family: Family,
+    pub(crate) protocol: u8,
     traffic_class: u8,
     header_length: u32,
     payload_length: u32,

@@ -51,6 +51,8 @@ verdicts! {
     PassMalformedUdp = "pass/malformed_udp",
     /// Ingress: no steering rule matches.
     PassNoRule = "pass/no_rule",
+    /// Ingress: the frame is for another host's hardware address, or for a group's.
+    PassOtherHost = "pass/other_host",
     /// Ingress: a `pass` rule decides.
     PassRule = "pass/rule",
     /// Ingress: the packet would be diverted, but its source is excluded.
@@ -84,6 +86,10 @@ verdicts! {
     DivertCookie = "divert/cookie",
     /// Ingress: to the relay, because a rule alone decides in mode `all`.
     DivertRule = "divert/rule",
+    /// Ingress: to the relay, a fragment of a segment of a connection that the relay has.
+    DivertFragment = "divert/fragment",
+    /// Ingress: to the relay, an ICMP error about a segment that the relay has sent.
+    DivertReport = "divert/icmp_error",
     /// Ingress: to the relay, a UDP datagram.
     DivertDatagram = "divert/datagram",
     /// Egress: redirected to the device towards the client.
@@ -101,9 +107,11 @@ verdicts! {
     ReturnProhibited = "return/prohibited",
     /// Egress: forwarding is off at the gateway's end of the link; left to the host's stack.
     ReturnForwardingOff = "return/forwarding_off",
-    /// Egress: the packet is longer than the MTU of the route; the host's stack fragments it, or tells
-    /// the relay.
+    /// Egress: the packet is longer than the MTU of the route and must not be fragmented; it goes back to
+    /// the relay as the ICMP error that says so.
     ReturnTooLong = "return/fragmentation_needed",
+    /// Egress: the packet is longer than the MTU of the route; the host's stack fragments it.
+    ReturnFragmented = "return/fragmented",
     /// Egress: the device towards the client is not one of the instance's, or cannot send redirected
     /// frames; left to the host's stack.
     ReturnNoRedirect = "return/no_redirect",

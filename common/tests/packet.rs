@@ -1,6 +1,8 @@
 //! The parser in userspace: what it accepts, what it refuses and why, and that nothing confuses it.
 
 use millrace_common::flow::{Address, FlowKey};
+use millrace_common::fragment::fragment;
+use millrace_common::icmp::report;
 use millrace_common::packet::{
     ETHERNET_LENGTH, Family, Headers, IPV4_LENGTH, TCP, TCP_LENGTH, UDP, Unsupported, ends, parse,
 };
@@ -305,6 +307,10 @@ proptest! {
             frame[20] &= 0x40;
             frame[21] = 0;
             frame[23] = TCP;
+        }
+        prop_assert!(report(&frame[..]).is_none() || !plausible, "TCP is no ICMP");
+        if let Some(read) = fragment(&frame[..]) {
+            prop_assert!(!plausible || read.first.is_some());
         }
         if let Ok(segment) = parsed(&frame) {
             prop_assert!(frame.len() >= segment.transport_at() + 8);

@@ -7,6 +7,7 @@ use millrace_common::verdict::Verdict;
 use crate::kernel::{self, Route};
 use crate::maps;
 use crate::packet::Packet;
+use crate::related;
 
 /// What becomes of a packet that came out of the relay namespace.
 #[inline(always)]
@@ -34,6 +35,7 @@ pub fn verdict(ctx: &XdpContext) -> Verdict {
             }
             Verdict::ReturnForwarded
         }
+        Route::TooLong { mtu } => related::too_long(ctx, &headers, mtu),
         Route::None(reason) => reason,
     }
 }

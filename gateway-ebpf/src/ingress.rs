@@ -10,12 +10,15 @@ use millrace_common::verdict::Verdict;
 use crate::kernel::{self, Known};
 use crate::maps;
 use crate::packet::Packet;
+use crate::related;
 
 /// What becomes of a packet that came in on a client-facing device.
 #[inline(always)]
 pub fn verdict(ctx: &XdpContext) -> Verdict {
     let ruled = match Ruled::of(ctx) {
         Ok(ruled) => ruled,
+        Err(Verdict::PassFragment) => return related::fragment(ctx),
+        Err(Verdict::PassProtocol) => return related::report(ctx),
         Err(verdict) => return verdict,
     };
     // What most packets are comes first, and needs no more than this.
@@ -48,6 +51,19 @@ fn unaccepted(ctx: &XdpContext) -> Verdict {
     }
 }
 
+/// Aims a packet at the relay. It is changed only when the link is there: what goes up to the host
+/// after all must be as it came.
+#[inline(always)]
+pub fn divert(ctx: &XdpContext, config: &GatewayConfig, tags: usize, verdict: Verdict) -> Verdict {
+    if maps::aim_at_relay().is_none() {
+        return Verdict::PassNoLink;
+    }
+    if Packet(ctx).readdress(tags, &config.relay_mac).is_none() {
+        return Verdict::PassTruncated;
+    }
+    verdict
+}
+
 /// What becomes of a TCP segment to a port without rules, where the relay hands connections on: it
 /// may be a server's answer to one of those, to the port of a client.
 #[inline(never)]
@@ -62,6 +78,9 @@ fn answer(ctx: &XdpContext) -> Verdict {
     };
     let active = config.active_set;
     if headers.flags.opens() || !maps::is_from_server(active.set(), &headers) {
+        return Verdict::PassNoRule;
+    }
+    if !maps::is_for_us(&packet) {
         return Verdict::PassNoRule;
     }
     let generation = heartbeat.generation;
@@ -104,6 +123,9 @@ impl<'a> Ruled<'a> {
                 Verdict::PassNoRule
             });
         }
+        if !maps::is_for_us(&Packet(ctx)) {
+            return Err(Verdict::PassOtherHost);
+        }
         let heartbeat = maps::heartbeat().ok_or(Verdict::PassUnconfigured)?;
         Ok(Self { ctx, headers, config, active, class, heartbeat })
     }
@@ -114,17 +136,10 @@ impl<'a> Ruled<'a> {
         self.headers.protocol == TCP && !self.headers.flags.opens()
     }
 
-    /// Aims the packet at the relay. It is changed only when the link is there: what goes up to the
-    /// host after all must be as it came.
+    /// [`divert`], of this packet.
     #[inline(always)]
     fn divert(&self, verdict: Verdict) -> Verdict {
-        if maps::aim_at_relay().is_none() {
-            return Verdict::PassNoLink;
-        }
-        if Packet(self.ctx).readdress(self.headers.tags, &self.config.relay_mac).is_none() {
-            return Verdict::PassTruncated;
-        }
-        verdict
+        divert(self.ctx, self.config, self.headers.tags, verdict)
     }
 }
 
@@ -137,14 +152,38 @@ struct Steering<'a> {
 
 impl Steering<'_> {
     /// A SYN. The server will have a connection whose SYN is passed: what an earlier one between
-    /// the same ends has left must not divert its later packets.
+    /// the same ends has left must not divert its later packets. But a SYN ends no connection that
+    /// the relay has, for anybody can send one: it goes to the relay's stack, which asks the client
+    /// (RFC 9293 section 3.10.7.4).
     #[inline(always)]
     fn open(&self) -> Verdict {
         let verdict = self.offer();
-        if !matches!(verdict, Verdict::DivertNew | Verdict::DivertRule | Verdict::DropRule) {
-            maps::forget(self.flow);
+        if matches!(verdict, Verdict::DivertNew | Verdict::DivertRule | Verdict::DropRule) {
+            return verdict;
         }
-        verdict
+        match self.kept() {
+            Some(kept) => self.ruled.divert(kept),
+            None => {
+                maps::forget(self.flow);
+                verdict
+            }
+        }
+    }
+
+    /// The verdict of a segment of a connection that the relay has: its flow is known, its process
+    /// lives, and its stack has a socket for it.
+    #[inline(always)]
+    fn kept(&self) -> Option<Verdict> {
+        let Ruled { ctx, config, heartbeat, .. } = &self.ruled;
+        let known = if maps::is_accepted(self.flow, heartbeat.generation) {
+            Verdict::DivertEstablished
+        } else if maps::is_pending(self.flow, heartbeat.generation) {
+            Verdict::DivertPending
+        } else {
+            return None;
+        };
+        let nsid = config.relay_nsid;
+        (kernel::lives(ctx, nsid) && kernel::holds(ctx, self.flow, nsid)).then_some(known)
     }
 
     /// Is there a relay, does it want the connection, is there room for it?

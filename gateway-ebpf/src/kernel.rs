@@ -26,8 +26,12 @@ pub const AF_INET6: u8 = 10;
 
 /// States of `net/tcp_states.h`.
 const TCP_ESTABLISHED: u32 = 1;
+const TCP_FIN_WAIT1: u32 = 4;
+const TCP_FIN_WAIT2: u32 = 5;
 const TCP_CLOSE_WAIT: u32 = 8;
+const TCP_LAST_ACK: u32 = 9;
 const TCP_LISTEN: u32 = 10;
+const TCP_CLOSING: u32 = 11;
 const TCP_NEW_SYN_RECV: u32 = 12;
 
 /// `CLOCK_MONOTONIC` in nanoseconds.
@@ -60,6 +64,14 @@ fn socket(look_up: LookUp, ctx: &XdpContext, flow: &FlowKey, nsid: u32) -> *mut 
     let mut tuple = bpf_sock_tuple { __bindgen_anon_1: tuple };
     // SAFETY: the tuple lives on the stack for the call, and `size` bytes of it are initialised.
     unsafe { look_up(ctx.as_ptr(), &raw mut tuple, size as u32, u64::from(nsid), 0) }
+}
+
+/// The state of a socket that a look-up has found.
+#[inline(always)]
+fn state(socket: *mut bpf_sock) -> u32 {
+    // SAFETY: the caller holds the socket; one aligned word, which the verifier allows to read of
+    // any socket. Volatile, for it must be read as the word it is.
+    unsafe { (&raw const (*socket).state).read_volatile() }
 }
 
 /// Whether a look-up found a socket, which is let go of.
@@ -97,6 +109,28 @@ pub fn receives(ctx: &XdpContext, flow: &FlowKey, nsid: u32) -> bool {
     found(socket(bpf_sk_lookup_udp, ctx, flow, nsid))
 }
 
+/// Whether the stack of the namespace `nsid` has a connection between exactly these ends: one whose
+/// handshake is done and that has not ended on both sides.
+#[inline(always)]
+pub fn holds(ctx: &XdpContext, flow: &FlowKey, nsid: u32) -> bool {
+    let socket = socket(bpf_skc_lookup_tcp, ctx, flow, nsid);
+    if socket.is_null() {
+        return false;
+    }
+    let holds = matches!(
+        state(socket),
+        TCP_ESTABLISHED
+            | TCP_FIN_WAIT1
+            | TCP_FIN_WAIT2
+            | TCP_CLOSE_WAIT
+            | TCP_LAST_ACK
+            | TCP_CLOSING
+    );
+    // SAFETY: found above, released once.
+    unsafe { bpf_sk_release(socket.cast()) };
+    holds
+}
+
 /// What a namespace's stack knows of a connection.
 pub enum Known {
     /// Nothing.
@@ -115,10 +149,7 @@ pub fn knows(ctx: &XdpContext, headers: &Headers, flow: &FlowKey, nsid: u32) -> 
     if socket.is_null() {
         return Known::Nothing;
     }
-    // SAFETY: the socket is held until it is released, below; one aligned word, which the verifier
-    // allows to read of any socket. Volatile, for it must be read as the word it is.
-    let state = unsafe { (&raw const (*socket).state).read_volatile() };
-    let known = match state {
+    let known = match state(socket) {
         TCP_ESTABLISHED | TCP_CLOSE_WAIT | TCP_NEW_SYN_RECV => Known::Socket,
         TCP_LISTEN if carries_cookie(ctx, headers, socket) => Known::Cookie,
         _ => Known::Nothing,
@@ -163,6 +194,11 @@ pub enum Route {
         /// The next hop's.
         destination: [u8; 6],
     },
+    /// The way there carries no packet of this length; so long a one it carries.
+    TooLong {
+        /// Of the IP packet in bytes.
+        mtu: u16,
+    },
     /// In no way that a program could take: what the verdict says.
     None(Verdict),
 }
@@ -203,7 +239,10 @@ pub fn route(ctx: &XdpContext, headers: &Headers, flow: &FlowKey) -> Route {
         Ok(BPF_FIB_LKUP_RET_UNREACHABLE) => Verdict::ReturnUnreachable,
         Ok(BPF_FIB_LKUP_RET_PROHIBIT) => Verdict::ReturnProhibited,
         Ok(BPF_FIB_LKUP_RET_FWD_DISABLED) => Verdict::ReturnForwardingOff,
-        Ok(BPF_FIB_LKUP_RET_FRAG_NEEDED) => Verdict::ReturnTooLong,
+        Ok(BPF_FIB_LKUP_RET_FRAG_NEEDED) => {
+            // SAFETY: a u16 whichever it is; the kernel has put the MTU there (Linux 5.12).
+            return Route::TooLong { mtu: unsafe { fib.__bindgen_anon_1.mtu_result } };
+        }
         _ => Verdict::ReturnStack,
     })
 }

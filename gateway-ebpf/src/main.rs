@@ -17,6 +17,7 @@ mod kernel;
 mod maps;
 mod object;
 mod packet;
+mod related;
 mod trace;
 
 use aya_ebpf::bindings::{TC_ACT_OK, xdp_action};
@@ -100,6 +101,7 @@ fn conclude(verdict: Verdict) -> u32 {
         | Verdict::PassMalformedTcp
         | Verdict::PassMalformedUdp
         | Verdict::PassNoRule
+        | Verdict::PassOtherHost
         | Verdict::PassRule
         | Verdict::PassExcluded
         | Verdict::PassUnconfigured
@@ -114,7 +116,7 @@ fn conclude(verdict: Verdict) -> u32 {
         | Verdict::ReturnUnreachable
         | Verdict::ReturnProhibited
         | Verdict::ReturnForwardingOff
-        | Verdict::ReturnTooLong
+        | Verdict::ReturnFragmented
         | Verdict::ReturnNoRedirect
         | Verdict::ReturnStack => xdp_action::XDP_PASS,
         Verdict::DivertNew
@@ -124,7 +126,10 @@ fn conclude(verdict: Verdict) -> u32 {
         | Verdict::DivertCookie
         | Verdict::DivertRule
         | Verdict::DivertDatagram
+        | Verdict::DivertFragment
+        | Verdict::DivertReport
         | Verdict::ReturnForwarded => xdp_action::XDP_REDIRECT,
+        Verdict::ReturnTooLong => xdp_action::XDP_TX,
         Verdict::DropRule | Verdict::ReturnResetHeld => xdp_action::XDP_DROP,
     }
 }

@@ -5,10 +5,12 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, DevMap, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use millrace_common::abi::{
-    ABI_VERSION, GatewayConfig, Heartbeat, MAX_CLIENT_LINKS, MAX_ESTABLISHED, MAX_PENDING,
-    MAX_SET_ENTRIES, PORT_SLOTS,
+    ABI_VERSION, GatewayConfig, Heartbeat, MAX_CLIENT_LINKS, MAX_ESTABLISHED, MAX_FRAGMENTS,
+    MAX_PENDING, MAX_SET_ENTRIES, MAX_SHARED_ADDRESSES, PORT_SLOTS,
 };
 use millrace_common::flow::{FlowKey, FlowState, ShortKey};
+use millrace_common::fragment::{FragmentKey, FragmentState};
+use millrace_common::link::{ClientDevice, HardwareAddress};
 use millrace_common::packet::{Family, Headers};
 use millrace_common::rule::{Action, PortClass, RuleKey, SetIndex};
 use millrace_common::verdict::Verdict;
@@ -40,6 +42,15 @@ static RELAY_LINK: DevMap = DevMap::with_max_entries(1, 0);
 #[map]
 static CLIENT_LINKS: DevMapHash = DevMapHash::with_max_entries(MAX_CLIENT_LINKS, 0);
 
+#[map]
+static FRAGMENTS: LruHashMap<FragmentKey, FragmentState> =
+    LruHashMap::with_max_entries(MAX_FRAGMENTS, 0);
+#[map]
+static CLIENT_DEVICES: Array<ClientDevice> = Array::with_max_entries(ClientDevice::SLOTS, 0);
+#[map]
+static SHARED_ADDRESSES: HashMap<u64, u32> =
+    HashMap::with_max_entries(MAX_SHARED_ADDRESSES, BPF_F_NO_PREALLOC);
+
 /// Counts a verdict.
 #[inline(always)]
 pub fn count(verdict: Verdict) {
@@ -47,6 +58,21 @@ pub fn count(verdict: Verdict) {
         // SAFETY: a value of this CPU's own, and XDP programs are not preempted by one another.
         unsafe { *counter += 1 };
     }
+}
+
+/// Whether a frame is for this host, and not seen only because its device looks at others' too.
+#[inline(always)]
+pub fn is_for_us(packet: &Packet<'_>) -> bool {
+    let slot = ClientDevice::slot(packet.0.ingress_ifindex() as u32);
+    let Some(device) = CLIENT_DEVICES.get(slot) else { return false };
+    let Some(address) = HardwareAddress::of_destination(packet) else { return false };
+    device.is(address) || is_shared(address)
+}
+
+/// Apart, for it is seldom asked.
+#[inline(never)]
+fn is_shared(address: HardwareAddress) -> bool {
+    SHARED_ADDRESSES.get_ptr(address.number()).is_some()
 }
 
 /// The class of the port that a packet goes to.
@@ -121,6 +147,38 @@ pub fn has_accepted(packet: &Packet<'_>, headers: &Headers, generation: u64) -> 
 pub fn is_pending(flow: &FlowKey, generation: u64) -> bool {
     // SAFETY: an element of a flow map.
     PENDING.get_ptr(flow).is_some_and(|state| unsafe { is_present(state, generation) })
+}
+
+/// [`has_accepted`] of a flow that is known otherwise than by a packet's own headers.
+#[inline(always)]
+pub fn is_accepted(flow: &FlowKey, generation: u64) -> bool {
+    let state = match flow.short() {
+        Some(key) => ESTABLISHED_IPV4.get_ptr(key),
+        None => ESTABLISHED_IPV6.get_ptr(flow),
+    };
+    // SAFETY: an element of a flow map.
+    state.is_some_and(|state| unsafe { is_present(state, generation) })
+}
+
+/// Has the later fragments of a segment follow the first.
+#[inline(always)]
+pub fn follow_fragments(key: &FragmentKey, state: FragmentState) {
+    // Without room the segment is lost as it would be without all of this, and is sent again.
+    let _ = FRAGMENTS.insert(key, state, u64::from(BPF_ANY));
+}
+
+/// Has fragments of this number follow nobody: they are another segment's now.
+#[inline(always)]
+pub fn forget_fragments(key: &FragmentKey) {
+    let _ = FRAGMENTS.remove(key);
+}
+
+/// The first fragment that one of this number follows.
+#[inline(always)]
+pub fn first_fragment(key: &FragmentKey) -> Option<FragmentState> {
+    // SAFETY: an element of the map. It may be reused for another segment while it is read; both its
+    // words are a present relay's then, or the fragment is passed.
+    FRAGMENTS.get_ptr(key).map(|state| unsafe { *state })
 }
 
 /// Whether a relay has accepted a flow.

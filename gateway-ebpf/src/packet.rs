@@ -2,9 +2,11 @@
 
 use core::arch::asm;
 
-use aya_ebpf::helpers::generated::bpf_xdp_adjust_head;
+use aya_ebpf::helpers::generated::{
+    bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len,
+};
 use aya_ebpf::programs::XdpContext;
-use millrace_common::packet::{PacketBytes, TAG_LENGTH};
+use millrace_common::packet::{ETHERNET_LENGTH, PacketBytes, TAG_LENGTH};
 
 /// A packet and its context.
 #[repr(transparent)]
@@ -54,6 +56,30 @@ impl Packet<'_> {
             set_half(field.add(4), u16::from_ne_bytes(*end));
         }
         Some(())
+    }
+
+    /// Sends the packet back where it came from, with these words in place of everything behind its
+    /// Ethernet header, which has no tags. `None` of a packet that is shorter, or that the kernel does
+    /// not let be cut: then nothing is changed.
+    #[inline(always)]
+    #[must_use]
+    pub fn replace<const N: usize>(&self, words: &[u32; N]) -> Option<()> {
+        let (destination, source) = (self.load::<6>(0)?, self.load::<6>(6)?);
+        // SAFETY: the context is this program's own.
+        let length = unsafe { bpf_xdp_get_buff_len(self.0.ctx) } as usize;
+        let wanted = ETHERNET_LENGTH + N * 4;
+        let surplus = length.checked_sub(wanted)?;
+        // SAFETY: as above; every later access is checked anew.
+        if unsafe { bpf_xdp_adjust_tail(self.0.ctx, -(surplus as i32)) } != 0 {
+            return None;
+        }
+        let field = self.at_words::<N>(ETHERNET_LENGTH)?.cast::<u8>().cast_mut();
+        for (index, word) in words.iter().enumerate() {
+            // SAFETY: `at_words` has checked the bounds; this program alone has the packet while it
+            // runs.
+            unsafe { set_word(field.add(index * 4), *word) };
+        }
+        self.set_link(source, destination)
     }
 
     /// Overwrites both hardware addresses.

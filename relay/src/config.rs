@@ -4,6 +4,7 @@
 //! `docs/millrace.toml`.
 
 mod absence;
+mod hardware;
 mod registry;
 mod service;
 
@@ -18,6 +19,7 @@ use crate::codec::{Otherwise, ProtocolKind};
 use crate::model::Partition;
 
 pub use absence::{Absence, Then};
+pub use hardware::HardwareAddress;
 pub use registry::RegistrySection;
 pub use service::{Server, Service};
 
@@ -97,6 +99,10 @@ pub struct GatewaySection {
     pub instance: String,
     /// Client-facing network devices.
     pub devices: Vec<String>,
+    /// Hardware addresses that this gateway shares with others (VRRP, RFC 9568 section 7.3). Frames
+    /// for them are diverted as those for the devices' own addresses are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shared_addresses: Vec<HardwareAddress>,
     /// Where on these devices the program may run.
     #[serde(default)]
     pub xdp: XdpPolicy,
@@ -119,6 +125,7 @@ impl GatewaySection {
         Self {
             instance: instance.into(),
             devices: devices.iter().map(ToString::to_string).collect(),
+            shared_addresses: Vec::new(),
             xdp: XdpPolicy::default(),
             heartbeat_timeout_ms: default_heartbeat_timeout_ms(),
             mode: Mode::default(),
@@ -395,6 +402,8 @@ impl Config {
         if let Some(twice) = self.gateway.devices.iter().find(|name| !devices.insert(*name)) {
             return Err(invalid("gateway.devices", format!("`{twice}` is named twice")));
         }
+        hardware::check_shared(&self.gateway.shared_addresses)
+            .map_err(|problem| invalid("gateway.shared_addresses", problem))?;
         if self.gateway.heartbeat_timeout_ms < 100 {
             return Err(invalid("gateway.heartbeat_timeout_ms", "must be at least 100"));
         }

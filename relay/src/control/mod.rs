@@ -119,6 +119,7 @@ async fn run_async(
     let Started { gateway, threads, registry } = starter.start(&mut signals).await?;
     socket.serve(threads.observer());
     // Last: from here on the gateway diverts connections to us.
+    let _watch = gateway.as_ref().map(|gateway| gateway.watch(config)).transpose()?;
     let mut service = Service::of(gateway.as_ref(), &threads)?;
     if !stop_time.has_begun() {
         service.look()?;

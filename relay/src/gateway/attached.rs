@@ -9,6 +9,8 @@ use aya::maps::{Map, MapError};
 use millrace_common::abi::map;
 use serde::Serialize;
 
+use crate::config::HardwareAddress;
+use crate::gateway::devices::DeviceTable;
 use crate::gateway::error::GatewayError;
 use crate::gateway::host::Device;
 use crate::gateway::links::{info_of, linked_program, pinned_info, program_pin};
@@ -26,6 +28,11 @@ pub struct DeviceStatus {
     pub program_id: Option<u32>,
     /// That program's name in the kernel.
     pub program: Option<String>,
+    /// The hardware address that it has now; null if it is not in this network namespace.
+    pub hardware_address: Option<HardwareAddress>,
+    /// The hardware address by which the programs know it: frames for others are passed. Null if the
+    /// device is not in this network namespace, or not the one that was loaded.
+    pub known_address: Option<HardwareAddress>,
     /// Whether answers are redirected to it; if not, they go through the host's stack. Null if the device
     /// is not in this network namespace: then it cannot be told.
     pub redirects_answers: Option<bool>,
@@ -51,18 +58,32 @@ impl DeviceStatus {
         self.program_id == Some(ingress.id)
     }
 
-    pub(super) fn of(pins: &Path, name: &str) -> Result<Self, GatewayError> {
+    pub(super) fn of(pins: &Path, number: u16, name: &str) -> Result<Self, GatewayError> {
         let found = Device::find(name)?;
         let mode = found.as_ref().map_or("not in this network namespace", Device::mode);
         let failed =
             || GatewayError::bpf::<MapError>(format!("read the map {}", map::CLIENT_LINKS));
         let links = DevMapHash::try_from(Map::DevMapHash(open_map(pins, map::CLIENT_LINKS)?))
             .map_err(failed())?;
-        let redirects_answers = found.map(|found| links.get(found.ifindex, 0).is_ok());
+        let ifindex = found.as_ref().map(|found| found.ifindex);
+        let hardware_address = found.as_ref().and_then(Device::mac).map(HardwareAddress);
+        let known_address = match ifindex {
+            Some(ifindex) => DeviceTable::open(pins)?.known(number, ifindex)?,
+            None => None,
+        };
+        let redirects_answers = ifindex.map(|ifindex| links.get(ifindex, 0).is_ok());
         // Without its link, what runs there is not ours.
         let program_id = linked_program(pins, name).ok();
         let program = program_id.and_then(|id| info_of(id)?.name_as_str().map(str::to_owned));
-        Ok(Self { name: name.to_owned(), mode, program_id, program, redirects_answers })
+        Ok(Self {
+            name: name.to_owned(),
+            mode,
+            program_id,
+            program,
+            hardware_address,
+            known_address,
+            redirects_answers,
+        })
     }
 }
 

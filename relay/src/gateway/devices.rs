@@ -1,107 +1,172 @@
-//! The devices of a loaded instance, changed without `unload`: `load --replace` takes up those that
-//! the configuration names, those too that were removed and are back, and lets go of the others.
+//! The client-facing devices' hardware addresses, told to the programs: they divert what is sent to
+//! these, and nothing that a device sees besides.
 
-use aya::Ebpf;
-use aya::maps::xdp::DevMapHash;
+use std::borrow::{Borrow, BorrowMut};
+use std::collections::HashSet;
+use std::fmt;
+use std::path::Path;
+
+use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use millrace_common::abi::map;
+use millrace_common::link::ClientDevice;
+
+use crate::config::{Config, HardwareAddress};
 
 use super::error::GatewayError;
-use super::host::{Device, Report};
-use super::links::{link_pin, linked_program};
-use super::load::{self, map_mut};
-use super::object::ObjectFile;
-use super::state::{State, ignore_missing};
-use super::topology;
-use super::unload::detach;
-use crate::config::Config;
+use super::host::Device;
+use super::state::State;
+use super::{open_map, unusable};
 
-/// What changes about the devices.
-pub(super) struct Change {
-    /// Those that are loaded now.
-    former: State,
-    /// Those that stay, with their links.
-    pub kept: State,
-    added: Vec<String>,
-    removed: Vec<String>,
+/// A device whose address is another one than the programs knew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Changed {
+    pub device: String,
+    pub from: HardwareAddress,
+    pub to: HardwareAddress,
 }
 
-impl Change {
-    /// Compares what is loaded with the configuration.
-    pub(super) fn of(config: &Config, former: State) -> Result<Self, GatewayError> {
-        let (mut kept, mut added) = (Vec::new(), Vec::new());
-        for device in &config.gateway.devices {
-            let stays = former.devices.contains(device) && !is_back(&former, device)?;
-            if stays { &mut kept } else { &mut added }.push(device.clone());
-        }
-        let configured = |device: &&String| !config.gateway.devices.contains(device);
-        let removed = former.devices.iter().filter(configured).cloned().collect();
-        let kept = State { devices: kept, ..former.clone() };
-        Ok(Self { former, kept, added, removed })
+impl fmt::Display for Changed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { device, from, to } = self;
+        write!(f, "{device} has another hardware address: {from} before, {to} now")
     }
+}
 
-    /// Takes up the devices that are new. Until [`Self::finish`], `unload` removes the former ones and
-    /// the new ones.
-    pub(super) fn begin(
-        &self,
-        config: &Config,
-        (ebpf, object): (&mut Ebpf, &ObjectFile),
-        report: Report<'_>,
-    ) -> Result<(), GatewayError> {
-        if self.added.is_empty() {
-            return Ok(());
-        }
-        let mut only = config.clone();
-        only.gateway.devices.clone_from(&self.added);
-        let facts = load::examine(&only, report)?;
-        let devices = load::devices(&only)?;
-        let mut all = self.former.clone();
-        all.devices
-            .extend(self.added.iter().filter(|name| !self.former.devices.contains(name)).cloned());
-        all.create(config)?;
-        for device in &self.added {
-            // The link of a device that is gone holds nothing.
-            ignore_missing(std::fs::remove_file(all.pin_directory.join(link_pin(device))))
-                .map_err(GatewayError::io(format!("remove the former link to {device}")))?;
-        }
-        load::attach_devices(ebpf, config, (&devices, &facts), &object.path, report)
+/// The two maps.
+pub(super) struct DeviceTable<T> {
+    devices: Array<T, ClientDevice>,
+    shared: HashMap<T, u64, u32>,
+}
+
+impl DeviceTable<MapData> {
+    /// Those of a loaded instance.
+    pub(super) fn open(pins: &Path) -> Result<Self, GatewayError> {
+        let devices = Map::Array(open_map(pins, map::CLIENT_DEVICES)?);
+        let shared = Map::HashMap(open_map(pins, map::SHARED_ADDRESSES)?);
+        Ok(Self {
+            devices: Array::try_from(devices).map_err(unusable(map::CLIENT_DEVICES))?,
+            shared: HashMap::try_from(shared).map_err(unusable(map::SHARED_ADDRESSES))?,
+        })
     }
+}
 
-    /// Lets go of the devices that were taken up.
-    pub(super) fn undo(&self, config: &Config, report: Report<'_>) -> Result<(), GatewayError> {
-        for device in &self.added {
-            detach(&self.former, device, report)?;
-        }
-        self.former.create(config)
-    }
-
-    /// Lets go of the devices that are not configured any more.
-    pub(super) fn finish(
-        &self,
-        config: &Config,
-        ebpf: &mut Ebpf,
-        report: Report<'_>,
-    ) -> Result<(), GatewayError> {
-        for name in &self.removed {
-            if let Some(device) = Device::find(name)? {
-                let mut links: DevMapHash<_> =
-                    DevMapHash::try_from(map_mut(ebpf, map::CLIENT_LINKS)).map_err(
-                        GatewayError::bpf(format!("open the map {}", map::CLIENT_LINKS)),
-                    )?;
-                // Where answers are not redirected, it is not there.
-                let _ = links.remove(device.ifindex);
+impl<'a> DeviceTable<&'a mut MapData> {
+    /// Those of an object; `None` if it is not one of ours.
+    pub(super) fn of(ebpf: &'a mut aya::Ebpf) -> Option<Self> {
+        let (mut devices, mut shared) = (None, None);
+        for (name, present) in ebpf.maps_mut() {
+            match name {
+                map::CLIENT_DEVICES => devices = Array::try_from(present).ok(),
+                map::SHARED_ADDRESSES => shared = HashMap::try_from(present).ok(),
+                _ => {}
             }
-            detach(&self.former, name, report)?;
         }
-        if !(self.added.is_empty() && self.removed.is_empty()) {
-            topology::raise_mtu(config, report)?;
-        }
-        State::of(config).create(config)
+        Some(Self { devices: devices?, shared: shared? })
     }
 }
 
-/// Whether a device was removed since `load`, and one of its name is there now: the link holds nothing.
-fn is_back(state: &State, name: &str) -> Result<bool, GatewayError> {
-    let Some(device) = Device::find(name)? else { return Ok(false) };
-    let linked = linked_program(&state.pin_directory, name).ok();
-    Ok(linked.is_none() || device.program() != linked)
+impl<T: Borrow<MapData>> DeviceTable<T> {
+    /// What the programs take for the address of a device; `None` if it is not the one that was
+    /// loaded under this number.
+    pub(super) fn known(
+        &self,
+        number: u16,
+        ifindex: u32,
+    ) -> Result<Option<HardwareAddress>, GatewayError> {
+        let known = self.get(ClientDevice::slot(ifindex))?;
+        Ok((known.number == number).then(|| HardwareAddress(known.address().bytes())))
+    }
+
+    fn get(&self, slot: u32) -> Result<ClientDevice, GatewayError> {
+        self.devices
+            .get(&slot, 0)
+            .map_err(GatewayError::bpf(format!("read the map {}", map::CLIENT_DEVICES)))
+    }
+}
+
+impl<T: BorrowMut<MapData>> DeviceTable<T> {
+    /// Tells of the devices, in the order of the configuration.
+    pub(super) fn fill(&mut self, devices: &[(String, Device)]) -> Result<(), GatewayError> {
+        for (number, (name, device)) in (1..).zip(devices) {
+            let slot = ClientDevice::slot(device.ifindex);
+            if self.get(slot)?.number != 0 {
+                return Err(GatewayError::DeviceSlot { device: name.clone() });
+            }
+            let address = device.address(name)?;
+            self.set(slot, ClientDevice::new(number, address.key()))?;
+        }
+        Ok(())
+    }
+
+    /// Tells of devices anew, in the order of the configuration, and of no others. One that stays is
+    /// known all the time.
+    pub(super) fn retell(&mut self, devices: &[(String, Device)]) -> Result<(), GatewayError> {
+        let mut slots = HashSet::new();
+        for (number, (name, device)) in (1..).zip(devices) {
+            let slot = ClientDevice::slot(device.ifindex);
+            if !slots.insert(slot) {
+                return Err(GatewayError::DeviceSlot { device: name.clone() });
+            }
+            self.set(slot, ClientDevice::new(number, device.address(name)?.key()))?;
+        }
+        for slot in (0..ClientDevice::SLOTS).filter(|slot| !slots.contains(slot)) {
+            if self.get(slot)?.number != 0 {
+                self.set(slot, ClientDevice::default())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has frames for these addresses looked at, and for no others but the devices' own.
+    pub(super) fn share(&mut self, addresses: &[HardwareAddress]) -> Result<(), GatewayError> {
+        let failed =
+            || GatewayError::bpf::<MapError>(format!("fill the map {}", map::SHARED_ADDRESSES));
+        let wanted: Vec<u64> = addresses.iter().map(|address| address.key().number()).collect();
+        let present: Vec<u64> = self.shared.keys().collect::<Result<_, _>>().map_err(failed())?;
+        for number in present.iter().filter(|number| !wanted.contains(number)) {
+            self.shared.remove(number).map_err(failed())?;
+        }
+        for number in wanted {
+            self.shared.insert(number, 0, 0).map_err(failed())?;
+        }
+        Ok(())
+    }
+
+    /// Has the programs know a device by this address from now on. Gives the former one, if it is
+    /// another.
+    pub(super) fn follow(
+        &mut self,
+        number: u16,
+        ifindex: u32,
+        address: HardwareAddress,
+    ) -> Result<Option<HardwareAddress>, GatewayError> {
+        let Some(known) = self.known(number, ifindex)? else { return Ok(None) };
+        if known == address {
+            return Ok(None);
+        }
+        self.set(ClientDevice::slot(ifindex), ClientDevice::new(number, address.key()))?;
+        Ok(Some(known))
+    }
+
+    fn set(&mut self, slot: u32, device: ClientDevice) -> Result<(), GatewayError> {
+        self.devices
+            .set(slot, device, 0)
+            .map_err(GatewayError::bpf(format!("fill the map {}", map::CLIENT_DEVICES)))
+    }
+}
+
+/// Tells the programs of a loaded instance what its configuration and its devices say now. Devices
+/// that are not in this network namespace stay as they are.
+pub(super) fn refresh(config: &Config, state: &State) -> Result<Vec<Changed>, GatewayError> {
+    let mut table = DeviceTable::open(&state.pin_directory)?;
+    table.share(&config.gateway.shared_addresses)?;
+    let mut changed = Vec::new();
+    for (number, name) in (1..).zip(&state.devices) {
+        let Some(device) = Device::find(name)? else { continue };
+        let to = device.address(name)?;
+        if let Some(from) = table.follow(number, device.ifindex, to)? {
+            changed.push(Changed { device: name.clone(), from, to });
+        }
+    }
+    Ok(changed)
 }

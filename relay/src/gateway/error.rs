@@ -211,6 +211,21 @@ pub enum GatewayError {
         /// [`millrace_common::abi::MAX_CLIENT_LINKS`].
         limit: u32,
     },
+    /// Two client-facing devices have one place in a map.
+    #[error(
+        "the interface index of {device} differs from that of another device in `gateway.devices` \
+         by a multiple of 65536, and so the programs cannot tell them apart; make {device} anew"
+    )]
+    DeviceSlot {
+        /// The second of them.
+        device: String,
+    },
+    /// Not an Ethernet device.
+    #[error("{device} has no hardware address: the programs divert Ethernet frames only")]
+    NoHardwareAddress {
+        /// The device.
+        device: String,
+    },
     /// A tool is missing.
     #[error("`{tool}` cannot be run ({source}); install it with `apt-get install {package}`")]
     NoTool {

@@ -7,6 +7,8 @@ use std::process::Command;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde::Deserialize;
 
+use crate::config::HardwareAddress;
+
 use super::error::GatewayError;
 use super::known::Channels;
 
@@ -168,6 +170,12 @@ impl Device {
             Some(3) => "offload",
             Some(_) => "multiple",
         }
+    }
+
+    /// The hardware address that frames for this device have.
+    pub(super) fn address(&self, name: &str) -> Result<HardwareAddress, GatewayError> {
+        let missing = || GatewayError::NoHardwareAddress { device: name.to_owned() };
+        self.mac().map(HardwareAddress).ok_or_else(missing)
     }
 
     /// The hardware address in bytes.

@@ -15,6 +15,7 @@ use crate::config::{Config, Mode, XdpPolicy};
 use crate::gateway::finding::{Finding, Severity};
 use crate::gateway::rules::in_force::InForce;
 
+use super::devices::DeviceTable;
 use super::error::{GatewayError, causes};
 use super::facts::{self, features};
 use super::host::{self, Device, Report, in_namespace};
@@ -39,16 +40,19 @@ pub(super) const PROGRAMS: [&str; 3] = ["ingress", "egress", "pass"];
 /// All that are pinned.
 pub(super) const PINNED: [&str; 5] = [PROGRAMS[0], PROGRAMS[1], PROGRAMS[2], ANSWER, UNTAG];
 /// The maps that programs and relay share: those that are pinned.
-pub(super) const MAPS: [&str; 10] = [
+pub(super) const MAPS: [&str; 13] = [
     map::CONFIG,
     map::HEARTBEAT,
     map::PORT_CLASSES,
     map::RULES,
     map::PENDING,
+    map::FRAGMENTS,
     map::ESTABLISHED_IPV4,
     map::ESTABLISHED_IPV6,
     map::COUNTERS,
     map::RELAY_LINK,
+    map::CLIENT_DEVICES,
+    map::SHARED_ADDRESSES,
     map::CLIENT_LINKS,
 ];
 
@@ -146,6 +150,9 @@ fn build(
 
     report(&format!("{} class(es) of ports with rules", rules.class_count()));
     fill(&mut ebpf, config, &topology)?;
+    let mut table = DeviceTable::of(&mut ebpf).expect("load_object has checked the maps");
+    table.fill(devices)?;
+    table.share(&config.gateway.shared_addresses)?;
     RuleTables::of(&mut ebpf).expect("load_object has checked the maps").replace(
         Some(&Present { compiled: &Compiled::of(&RuleSet::default())?, closing: &[] }),
         rules,

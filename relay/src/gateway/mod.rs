@@ -9,6 +9,7 @@
 //! links are pinned, and go on without any process of ours.
 
 mod attached;
+mod change;
 mod devices;
 mod drivers;
 mod error;
@@ -26,6 +27,7 @@ mod netdev;
 pub mod object;
 mod preflight;
 mod replace;
+mod rtnetlink;
 pub mod rules;
 mod state;
 mod status;
@@ -34,6 +36,7 @@ mod trace;
 mod traced;
 mod traffic_control;
 mod unload;
+mod watch;
 
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -61,6 +64,7 @@ pub use self::topology::{RELAY_DEVICE, gateway_device};
 pub use self::trace::{TraceEnd, TraceOptions, TraceSummary, trace, trace_by};
 pub use self::traced::Traced;
 pub use self::unload::unload;
+pub use self::watch::Watch;
 pub use crate::gateway::attached::{DeviceStatus, ProgramStatus};
 
 /// A running relay's hold on a loaded instance.
@@ -119,6 +123,12 @@ impl Gateway {
     /// A handle on the flow maps for one thread.
     pub fn flow_table(&self) -> Result<FlowTable, GatewayError> {
         FlowTable::open(&self.pins, self.generation())
+    }
+
+    /// Has the programs follow the hardware addresses of the gateway's devices, for as long as what
+    /// it gives lives.
+    pub fn watch(&self, config: &Config) -> Result<Watch, GatewayError> {
+        Watch::start(config, &self.namespace)
     }
 
     /// The relay namespace, where listeners belong: see [`in_namespace`].

@@ -113,7 +113,7 @@ fn request(family: u16, command: u8, kind: u16, value: &[u8]) -> Vec<u8> {
 }
 
 /// The value of the first attribute of this kind.
-fn attribute(mut attributes: &[u8], kind: u16) -> Option<&[u8]> {
+pub(super) fn attribute(mut attributes: &[u8], kind: u16) -> Option<&[u8]> {
     while let [a, b, c, d, ..] = *attributes {
         let length = usize::from(u16::from_ne_bytes([a, b]));
         let value = attributes.get(ATTRIBUTE_HEADER..length)?;

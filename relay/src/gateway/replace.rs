@@ -6,7 +6,8 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::devices::Change;
+use super::change::Change;
+use super::devices;
 use super::error::GatewayError;
 use super::host::Report;
 use super::links::{self, Slot, Swap, pinned_info, pinned_program, program_pin};
@@ -122,10 +123,13 @@ pub fn replace_by(
         std::fs::rename(draft, pins.join(program_pin(name)))
             .map_err(GatewayError::io(format!("rename {}", draft.display())))?;
     }
-    change.finish(config, &mut ebpf, report)?;
+    let state = change.finish(config, &mut ebpf, report)?;
+    for changed in devices::refresh(config, &state)? {
+        report(&changed.to_string());
+    }
     Ok(ReplaceReport {
         instance: state.instance,
-        devices: config.gateway.devices.clone(),
+        devices: state.devices,
         programs: replaced,
         object: object.path.clone(),
     })

@@ -72,10 +72,9 @@ pub fn status(config: &Config) -> Result<Status, GatewayError> {
     Ok(Status {
         instance: state.instance,
         abi_version: value.abi_version,
-        devices: state
-            .devices
-            .iter()
-            .map(|name| DeviceStatus::of(pins, name))
+        devices: (1..)
+            .zip(&state.devices)
+            .map(|(number, name)| DeviceStatus::of(pins, number, name))
             .collect::<Result<_, GatewayError>>()?,
         programs: programs(pins)?,
         rules: state::read_rules(config)?,
@@ -136,6 +135,15 @@ impl Status {
                 "  GONE       nothing is diverted from {name}: the device of this name is not the \
                  one that was loaded; fix it with `relay load --replace`"
             );
+        }
+        if let (Some(now), Some(known)) = (device.hardware_address, device.known_address)
+            && now != known
+        {
+            writeln!(
+                f,
+                "  ADDRESS    nothing is diverted from {name}: its hardware address was {known} and \
+                 is {now} now; a running relay follows within a second, `relay rules apply` at once"
+            )?;
         }
         match (self.programs.get("ingress"), program_id) {
             (_, None) => writeln!(

@@ -1,5 +1,9 @@
 //! The network that a diverted packet meets: the veth, the relay namespace and its routes.
 
+use std::net::{IpAddr, Ipv4Addr};
+
+use millrace_common::abi::{NEXT_HOP, NEXT_HOP_IPV6};
+
 use crate::config::Config;
 use crate::gateway::finding::Finding;
 
@@ -11,12 +15,6 @@ use super::rules::RuleSet;
 
 /// The relay's end of the veth, in the relay namespace.
 pub const RELAY_DEVICE: &str = "relay0";
-/// The gateway's end of the veth, as the relay namespace's next hop. Its neighbour entry there is
-/// permanent. Link-local (RFC 3927), so that it cannot be a client's; alike in every instance, for
-/// nothing is ever sent to it.
-const NEXT_HOP: &str = "169.254.77.1";
-/// The same for IPv6 (RFC 4291 section 2.5.6).
-const NEXT_HOP_IPV6: &str = "fe80::4d:1";
 
 /// Settings of the relay namespace, and why they are not the kernel's defaults.
 const RELAY_SYSCTLS: &[(&str, &str)] = &[
@@ -25,7 +23,7 @@ const RELAY_SYSCTLS: &[(&str, &str)] = &[
     // The accept queue of a listener, when all clients of a gateway come back at once.
     ("net/core/somaxconn", "65535"),
     ("net/ipv4/tcp_max_syn_backlog", "65535"),
-    // "Fragmentation needed" for a diverted connection goes to the server, which does not know it.
+    // A router that tells nobody of packets that it cannot forward is found out all the same.
     ("net/ipv4/tcp_mtu_probing", "1"),
     // Inherited from the host; everything comes in by the one device there is.
     ("net/ipv4/conf/all/rp_filter", "0"),
@@ -109,7 +107,7 @@ pub(super) fn create(
     // A packet whose next hop the program does not know goes up this device into the host's stack;
     // its source is a server that lives elsewhere, which strict reverse-path filtering refuses, and
     // loose filtering too on a device without any address.
-    let address = format!("{NEXT_HOP}/32");
+    let address = format!("{}/32", Ipv4Addr::from(NEXT_HOP));
     run(report, &["ip", "address", "add", &address, "dev", &gateway_device, "scope", "host"])?;
     sysctl(report, &format!("net/ipv4/conf/{gateway_device}/rp_filter"), "2")?;
     // It forwards, whatever a new device of this host does, and says nothing by itself. IPv6 too:
@@ -209,9 +207,10 @@ fn furnish(config: &Config, gateway: &Device, report: Report<'_>) -> Result<(), 
     step(&format!("ethtool -K {RELAY_DEVICE} tx off tso off"));
     step(&format!("ip link set dev {RELAY_DEVICE} up"));
     let ipv6 = host::sysctl("net/ipv6/conf/all/disable_ipv6")?.is_some();
-    for (family, next_hop, loopback) in
-        [("-4", NEXT_HOP, "127.0.0.0/8"), ("-6", NEXT_HOP_IPV6, "::1/128")]
-    {
+    for (family, next_hop, loopback) in [
+        ("-4", Ipv4Addr::from(NEXT_HOP).into(), "127.0.0.0/8"),
+        ("-6", IpAddr::from(NEXT_HOP_IPV6), "::1/128"),
+    ] {
         if family == "-6" && !ipv6 {
             continue;
         }

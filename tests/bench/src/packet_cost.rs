@@ -10,9 +10,10 @@ use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, ProgramArray};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
+use millrace_common::abi::{GatewayConfig, map};
 use millrace_common::bench::Variation;
 use millrace_common::flow::FlowState;
-use millrace_harness::gateway::test_run::{Family, GENERATION, Programs, RULES, flow};
+use millrace_harness::gateway::test_run::{Family, GATEWAY_MAC, GENERATION, Programs, RULES, flow};
 use millrace_harness::net::frames::{Frame, flag};
 use millrace_harness::net::netns::bpf_object;
 use millrace_relay::gateway::object::verify;
@@ -126,6 +127,14 @@ pub fn establish(programs: &mut Programs, frame: &Frame, clients: &Sources) -> R
         established.insert(flow(&frame.from(clients.address(index))), state)?;
     }
     Ok(())
+}
+
+/// Has diverted frames keep their destination's hardware address: a test run goes on with the frame
+/// as it came out, and one for another host would be passed.
+pub fn keep_address(programs: &mut Programs) -> Result<()> {
+    let mut map: Array<_, GatewayConfig> = Array::try_from(programs.map(map::CONFIG)?)?;
+    let config = map.get(&0, 0)?;
+    Ok(map.set(0, GatewayConfig { relay_mac: GATEWAY_MAC, ..config }, 0)?)
 }
 
 /// A later segment of a client's.

@@ -45,7 +45,7 @@ fn every_verdict_is_documented_once() -> anyhow::Result<()> {
             "pass" => action == "XDP_PASS",
             "drop" => action == "XDP_DROP",
             "divert" => action == "XDP_REDIRECT",
-            _ => ["XDP_PASS", "XDP_DROP", "XDP_REDIRECT"].contains(&action.as_str()),
+            _ => ["XDP_PASS", "XDP_DROP", "XDP_REDIRECT", "XDP_TX"].contains(&action.as_str()),
         };
         ensure!(right && !example.is_empty(), "{row:?}");
     }

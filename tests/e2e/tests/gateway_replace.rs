@@ -231,6 +231,15 @@ fn devices_are_taken_up_and_let_go_of() -> anyhow::Result<()> {
         gateway.ip(&format!("link set dev {device} mtu 1500"))?;
     }
 
+    // From the device that was taken up, connections are diverted.
+    drop(accepted);
+    let server = &topology.servers[0];
+    server.ip("route add 10.77.2.99/32 via 10.77.2.1")?;
+    let mut client = connect(server, std::net::Ipv4Addr::new(10, 77, 2, 99), PORT)?;
+    let mut accepted = relay.accept()?;
+    transfer(&mut client, accepted.stream(), 1000)?;
+    transfer(accepted.stream(), &mut client, 1000)?;
+
     drop(accepted);
     loaded.unload()?;
     let after = traces(gateway, &config)?;

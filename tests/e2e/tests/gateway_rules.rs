@@ -11,12 +11,13 @@ use anyhow::{Context as _, ensure};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use aya_obj::programs::XdpAttachType;
 use millrace_harness::gateway::fake_relay::{
-    FakeRelay, PORT, accept, connect, listen, loaded, shared, transfer,
+    FakeRelay, PORT, accept, connect, listen, loaded, shared, transfer, within,
 };
-use millrace_harness::gateway::test_run::{DROP, PASS, REDIRECT};
+use millrace_harness::gateway::test_run::{DROP, PASS, REDIRECT, admit_test_runs};
 use millrace_harness::net::frames::Frame;
 use millrace_harness::net::frames::flag::{ACK, SYN};
-use millrace_harness::net::netns::{Host, Topology};
+use millrace_harness::net::netns::{Host, Loaded, Topology};
+use millrace_harness::net::raw_socket::Raw;
 use millrace_harness::system::privilege::privileged;
 use millrace_relay::codec::Framing;
 use millrace_relay::config::{Config, Mode};
@@ -110,6 +111,39 @@ fn a_diverted_connection_outlives_its_rule() -> anyhow::Result<()> {
     loaded.unload()
 }
 
+/// Anybody can send a SYN with a client's addresses. Where a rule passed by now, it erased the flow of
+/// the connection, whose next segment went to the server, which reset it.
+#[test]
+fn a_spoofed_syn_ends_no_connection() -> anyhow::Result<()> {
+    if !privileged("a_spoofed_syn_ends_no_connection") {
+        return Ok(());
+    }
+    let _shared = shared();
+    let (loaded, topology) = loaded()?;
+    let rules = Rules::new(&loaded.config);
+    let mut relay = FakeRelay::start(&loaded.config, PORT)?;
+    let host = &topology.clients[0];
+    let mut client = connect(host, Topology::server_address(0), PORT)?;
+    let mut accepted = relay.accept()?;
+    for text in ["pass tcp 10.77.2.0/24 port any\n", "exclude 10.77.1.0/24\n", ""] {
+        rules.apply(text)?;
+        transfer(&mut client, accepted.stream(), 1000)?;
+        let packets = |loaded: &Loaded| -> anyhow::Result<u64> {
+            let verdicts = gateway::status(&loaded.config)?.verdicts;
+            let at_ingress = |name: &str| name.starts_with("pass/") || name.starts_with("divert/");
+            Ok(verdicts.iter().filter(|(name, _)| at_ingress(name)).map(|(_, count)| count).sum())
+        };
+        let before = packets(&loaded)?;
+        let syn = Frame::tcp(client.local_addr()?, client.peer_addr()?, SYN, 77);
+        host.run(|| Raw::new()?.send(&syn))??;
+        within("verdict", || Ok((packets(&loaded)? > before).then_some(())))?;
+        transfer(&mut client, accepted.stream(), 100_000)?;
+        transfer(accepted.stream(), &mut client, 100_000)?;
+    }
+    drop((accepted, client));
+    loaded.unload()
+}
+
 #[test]
 fn a_wrong_line_changes_nothing() -> anyhow::Result<()> {
     if !privileged("a_wrong_line_changes_nothing") {
@@ -192,6 +226,7 @@ fn ten_thousand_rules_are_replaced_a_hundred_times_under_traffic() -> anyhow::Re
     let mut accepted = relay.accept()?;
     let before = gateway::status(&loaded.config)?.verdicts;
 
+    let address = admit_test_runs(&loaded.config.pin_directory())?;
     let ipv4 = |port: u16, flags: u8| {
         Frame::tcp(client_end, (Topology::server_address(0), port).into(), flags, 7)
     };
@@ -208,7 +243,7 @@ fn ten_thousand_rules_are_replaced_a_hundred_times_under_traffic() -> anyhow::Re
     .map(|(verdict, frame, action)| Stream {
         verdict,
         action,
-        frame: frame.bytes(),
+        frame: Frame { link: (address, frame.link.1), ..frame }.bytes(),
         packets: 0,
     });
     let stop = AtomicBool::new(false);

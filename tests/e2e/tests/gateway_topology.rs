@@ -91,7 +91,7 @@ fn without_a_relay_new_connections_reach_their_server() -> anyhow::Result<()> {
     let mut relay = FakeRelay::start(&loaded.config, PORT)?;
     let mut client = connect(&topology.clients[0], Topology::server_address(0), PORT)?;
     transfer(&mut client, relay.accept()?.stream(), 1000)?;
-    let FakeRelay { listener, flows, pulse } = relay;
+    let FakeRelay { listener, flows, pulse, .. } = relay;
     drop(listener);
     reaches_server(&topology, PORT)?;
     ensure!(loaded.verdict("pass/no_listener")? == 1);

@@ -1,15 +1,16 @@
 //! Every verdict of the real eBPF object, by `BPF_PROG_TEST_RUN`.
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 
 use anyhow::ensure;
-use aya::maps::Array;
 use aya::maps::xdp::DevMapHash;
+use aya::maps::{Array, HashMap};
 use millrace_common::abi::{ABI_VERSION, GatewayConfig, map};
+use millrace_common::link::{ClientDevice, HardwareAddress};
 use millrace_common::verdict::Verdict;
 use millrace_harness::gateway::test_run::{
-    Bench, CLIENT_MAC, CLIENT_PORT, CLOSED_PORT, DROP, Family, GATEWAY_MAC, GENERATION, HASH, PASS,
-    Programs, REDIRECT, RELAY_MAC, RULES, flow, now_ns, with_pending,
+    Bench, CLIENT_MAC, CLIENT_PORT, CLOSED_PORT, DROP, Family, GATEWAY_MAC, GENERATION, HASH,
+    LOOPBACK, PASS, Programs, REDIRECT, RELAY_MAC, RULES, SEND_BACK, flow, now_ns, with_pending,
 };
 use millrace_harness::net::frames::flag::{ACK, FIN, RST, SYN};
 use millrace_harness::net::frames::{Frame, SERVICE_TAG, TAG, Transport};
@@ -59,6 +60,28 @@ fn is_diverted(out: &[u8], frame: &Frame) -> anyhow::Result<()> {
     ensure!(out[..6] == RELAY_MAC, "to the relay's hardware address");
     ensure!(out[6..] == bare[6..], "nothing but the destination and the tags changes");
     Ok(())
+}
+
+/// Frames that a device sees and that are for somebody else. They were diverted once, and answered by
+/// the gateway as well as by the host that they were for.
+fn others(programs: &mut Programs, frame: &Frame, verdict: Verdict) -> anyhow::Result<()> {
+    const VIRTUAL_ROUTER: [u8; 6] = [0, 0, 0x5e, 0, 1, 0x33];
+    let to = |address: [u8; 6]| Frame { link: (address, frame.link.1), ..frame.clone() };
+    for address in [VIRTUAL_ROUTER, [2, 0, 0, 0, 0, 2], [3, 0, 0, 0, 0, 1], [0xff; 6]] {
+        programs.ingress(&to(address), Verdict::PassOtherHost, PASS)?;
+    }
+    let map = programs.map(map::SHARED_ADDRESSES)?;
+    let mut shared: HashMap<_, u64, u32> = HashMap::try_from(map)?;
+    let key = HardwareAddress::new(VIRTUAL_ROUTER).number();
+    shared.insert(key, 0, 0)?;
+    programs.ingress(&to(VIRTUAL_ROUTER), verdict, REDIRECT)?;
+    HashMap::<_, u64, u32>::try_from(programs.map(map::SHARED_ADDRESSES)?)?.remove(&key)?;
+    // A device that nobody has told of, and one whose address has changed.
+    programs.device(LOOPBACK, ClientDevice::default())?;
+    programs.ingress(frame, Verdict::PassOtherHost, PASS)?;
+    programs.device(LOOPBACK, ClientDevice::new(1, HardwareAddress::new([2, 0, 0, 0, 0, 9])))?;
+    programs.ingress(frame, Verdict::PassOtherHost, PASS)?;
+    programs.device(LOOPBACK, ClientDevice::new(1, HardwareAddress::new(GATEWAY_MAC)))
 }
 
 fn beginning(programs: &mut Programs, nsid: u32, syn: &Frame) -> anyhow::Result<()> {
@@ -124,6 +147,39 @@ fn following(programs: &mut Programs, segment: &Frame) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A SYN between the ends of a connection that the relay has, where a rule passes by now. It erased
+/// the flow once, and the server reset the connection.
+fn kept_connection(programs: &mut Programs, bench: &Bench, segment: &Frame) -> anyhow::Result<()> {
+    let key = flow(segment);
+    let syn = Frame::tcp(segment.source, segment.destination, SYN, 1);
+    programs.rules("pass tcp 10.77.2.0/24 port any\npass tcp fd77:2::/64 port any", false)?;
+    for (accepted, verdict) in [(false, Verdict::DivertPending), (true, Verdict::DivertEstablished)]
+    {
+        programs.begin(key)?;
+        if accepted {
+            programs.accept(key)?;
+        }
+        is_diverted(&programs.ingress(&syn, verdict, REDIRECT)?, &syn)?;
+        ensure!(programs.has(&key)? == (true, accepted), "a SYN has erased a flow");
+    }
+    // A relay that hangs keeps what it has; what another run of it had is nobody's any more.
+    programs.heartbeat(0, GENERATION)?;
+    programs.ingress(&syn, Verdict::DivertEstablished, REDIRECT)?;
+    programs.heartbeat(now_ns(), GENERATION + 1)?;
+    programs.ingress(&syn, Verdict::PassRule, PASS)?;
+    ensure!(programs.has(&key)? == (false, false), "a former relay's flow is still there");
+    programs.heartbeat(now_ns(), GENERATION)?;
+    // Nor has a relay a connection whose process is gone, or one that its stack has not.
+    programs.accept(key)?;
+    bench.without_process(|| programs.ingress(&syn, Verdict::PassRule, PASS).map(drop))?;
+    programs.accept(key)?;
+    programs.ingress(&syn.from_port(1), Verdict::PassRule, PASS)?;
+    programs.ingress(&syn, Verdict::DivertEstablished, REDIRECT)?;
+    programs.established()?.remove(&key)?;
+    programs.rules(RULES, false)?;
+    Ok(())
+}
+
 /// Connections that `PENDING` has lost, as in a flood of SYNs, and the relay's stack has not.
 fn lost_flows(programs: &mut Programs, bench: &Bench) -> anyhow::Result<()> {
     for family in Family::BOTH {
@@ -137,6 +193,7 @@ fn lost_flows(programs: &mut Programs, bench: &Bench) -> anyhow::Result<()> {
         // It is found again from then on.
         programs.ingress(&ack, Verdict::DivertPending, REDIRECT)?;
         programs.pending()?.remove(&flow(&ack))?;
+        kept_connection(programs, bench, &ack)?;
         // A dead relay's socket, of which the stack has yet to take leave, is not honoured.
         drop(accepted);
         programs.ingress(&ack, Verdict::PassNoFlow, PASS)?;
@@ -250,6 +307,93 @@ fn returning(programs: &mut Programs, family: Family) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A segment that its way does not carry: back comes the ICMP error that says so. The same from a
+/// router belongs to the relay as long as it has the flow.
+fn too_long(programs: &mut Programs, family: Family, client: IpAddr) -> anyhow::Result<()> {
+    let headers = if family == Family::Ipv4 { 20 + 20 } else { 40 + 20 };
+    let answer = |length: usize| Frame {
+        payload: vec![7; length - headers],
+        ..family.from_relay(client, ACK, 7)
+    };
+    programs.egress(&answer(1300), Verdict::ReturnForwarded, REDIRECT)?;
+    let answer = answer(1301);
+    let mut told = programs.egress(&answer, Verdict::ReturnTooLong, SEND_BACK)?;
+    ensure!((&told[..6], &told[6..12]) == (&answer.link.1[..], &answer.link.0[..]), "back");
+    let repeated = told.len() - 14 - if family == Family::Ipv4 { 28 } else { 48 };
+    ensure!(told.ends_with(&answer.bytes()[14..14 + repeated]), "it repeats the segment");
+    let mtu_at = 14 + if family == Family::Ipv4 { 26 } else { 46 };
+    ensure!(told[mtu_at..mtu_at + 2] == 1300u16.to_be_bytes(), "the MTU of the route");
+    if family == Family::Ipv4 {
+        let mut fragmentable = answer.bytes();
+        fragmentable[20] &= !0x40;
+        let out = programs.expect("egress", &fragmentable, Verdict::ReturnFragmented, PASS)?;
+        ensure!(out == fragmentable, "what the stack gets is as it was");
+    }
+
+    told[..6].copy_from_slice(&GATEWAY_MAC);
+    let key = flow(&answer).reversed();
+    programs.expect("ingress", &told, Verdict::PassProtocol, PASS)?;
+    programs.begin(key)?;
+    let out = programs.expect("ingress", &told, Verdict::DivertReport, REDIRECT)?;
+    ensure!(out[..6] == RELAY_MAC && out[6..] == told[6..], "only the destination changes");
+    programs.pending()?.remove(&key)?;
+    programs.accept(key)?;
+    programs.expect("ingress", &told, Verdict::DivertReport, REDIRECT)?;
+    let tagged = [&told[..12], &[0x81, 0, 0, 5], &told[12..]].concat();
+    let out = programs.expect("ingress", &tagged, Verdict::DivertReport, REDIRECT)?;
+    ensure!(out[12..] == told[12..], "the tag is gone");
+    told[..6].copy_from_slice(&CLIENT_MAC);
+    programs.expect("ingress", &told, Verdict::PassProtocol, PASS)?;
+    programs.established()?.remove(&key)?;
+    Ok(())
+}
+
+/// Fragments of a client's segment. All of them went to the server once.
+fn fragments(programs: &mut Programs, family: Family) -> anyhow::Result<()> {
+    let segment = family.from_client(ACK).from_port(43_000);
+    let whole = segment.bytes();
+    let fragment = |id: u8, offset: u16, more: bool| {
+        let mut frame = whole.clone();
+        if family == Family::Ipv4 {
+            frame[18..20].copy_from_slice(&[7, id]);
+            let field = (offset / 8) | if more { 0x2000 } else { 0 };
+            frame[20..22].copy_from_slice(&field.to_be_bytes());
+        } else {
+            frame[20] = 44;
+            let [high, low] = (offset | u16::from(more)).to_be_bytes();
+            frame.splice(54..54, [6, 0, high, low, 7, 7, 7, id]);
+        }
+        frame
+    };
+    let (first, middle, last) =
+        (fragment(1, 0, true), fragment(1, 1200, true), fragment(1, 2400, false));
+    let all = [&first, &middle, &last];
+    for frame in all {
+        programs.expect("ingress", frame, Verdict::PassFragment, PASS)?;
+    }
+    let key = flow(&segment);
+    programs.accept(key)?;
+    programs.expect("ingress", &middle, Verdict::PassFragment, PASS)?;
+    for frame in all {
+        let out = programs.expect("ingress", frame, Verdict::DivertFragment, REDIRECT)?;
+        ensure!(out[..6] == RELAY_MAC && out[6..] == frame[6..], "only the destination changes");
+    }
+    let other = fragment(2, 1200, true);
+    programs.expect("ingress", &other, Verdict::PassFragment, PASS)?;
+    let mut foreign = last.clone();
+    foreign[..6].copy_from_slice(&CLIENT_MAC);
+    programs.expect("ingress", &foreign, Verdict::PassFragment, PASS)?;
+    // Another run of the relay does not inherit them, nor does another segment with the number.
+    programs.heartbeat(now_ns(), GENERATION + 1)?;
+    programs.expect("ingress", &last, Verdict::PassFragment, PASS)?;
+    programs.heartbeat(now_ns(), GENERATION)?;
+    programs.expect("ingress", &last, Verdict::DivertFragment, REDIRECT)?;
+    programs.established()?.remove(&key)?;
+    programs.expect("ingress", &first, Verdict::PassFragment, PASS)?;
+    programs.expect("ingress", &last, Verdict::PassFragment, PASS)?;
+    Ok(())
+}
+
 /// What keeps an answer from its client, each by its own reason.
 fn kept_from_the_client(
     programs: &mut Programs,
@@ -273,11 +417,7 @@ fn kept_from_the_client(
 
     gateway
         .ip(&format!("{ip} route add {}/{length} via {client} dev eth1 mtu lock 1300", away(4)))?;
-    let mut frame = family.from_relay(away(4), ACK, 7).bytes();
-    programs.expect("egress", &frame, Verdict::ReturnForwarded, REDIRECT)?;
-    let length_at = if family == Family::Ipv4 { 16 } else { 18 };
-    frame[length_at..length_at + 2].copy_from_slice(&1301u16.to_be_bytes());
-    programs.expect("egress", &frame, Verdict::ReturnTooLong, PASS)?;
+    too_long(programs, family, away(4))?;
 
     let version = if family == Family::Ipv4 { "ipv4" } else { "ipv6" };
     // A test run comes in by the loopback device.
@@ -319,15 +459,19 @@ fn every_verdict() -> anyhow::Result<()> {
             for (tags, port) in [&[][..], &[TAG], &[SERVICE_TAG, TAG]].into_iter().zip(port..) {
                 let frame = |flags| family.from_client(flags).from_port(port).tagged(tags);
                 beginning(programs, bench.nsid, &frame(SYN))?;
+                others(programs, &frame(SYN), Verdict::DivertNew)?;
                 following(programs, &frame(ACK))?;
+                others(programs, &frame(ACK), Verdict::DivertEstablished)?;
                 let datagram = Frame::udp(family.client(), family.server()).tagged(tags);
                 datagrams(programs, &datagram)?;
+                others(programs, &datagram, Verdict::DivertDatagram)?;
             }
             by_rule(programs, family)?;
             programs.ingress(&family.from_client(SYN), Verdict::DivertNew, REDIRECT)?;
             programs.accept(flow(&family.from_client(SYN)))?;
             returning(programs, family)?;
             kept_from_the_client(programs, &bench.gateway, family)?;
+            fragments(programs, family)?;
         }
         ruling(programs)?;
         lost_flows(programs, &bench)?;

@@ -16,7 +16,7 @@ use crate::gateway::flows::{Established, open_pending};
 use crate::gateway::host::Device;
 use crate::gateway::lock::Lock;
 use crate::gateway::state::{self, State};
-use crate::gateway::{Gateway, read_config, require_root, topology};
+use crate::gateway::{Gateway, devices, read_config, require_root, topology};
 
 /// Lines of rules that are shown to people before they are referred to `--json`.
 const SHOWN: usize = 20;
@@ -46,6 +46,8 @@ pub struct ApplyReport {
     pub removed: Vec<String>,
     /// TCP ports without a rule whose old connections go on.
     pub closing_ports: Vec<u16>,
+    /// Devices whose hardware addresses the programs did not know, in words.
+    pub devices: Vec<String>,
     /// A relay whose heartbeat is older gets no new connections.
     pub heartbeat_timeout_ms: u64,
     /// What that was before, if it was something else.
@@ -111,6 +113,7 @@ pub fn apply(config: &Config) -> Result<ApplyReport, GatewayError> {
     let heartbeat_timeout_ms = u64::from(config.gateway.heartbeat_timeout_ms);
     let former_ms = tables.set_heartbeat_timeout(heartbeat_timeout_ms * 1_000_000)? / 1_000_000;
 
+    let devices = devices::refresh(config, &loaded)?;
     let before: HashSet<&String> = former.rules.iter().collect();
     let after: HashSet<&String> = now.rules.iter().collect();
     let but = |rules: &[String], others: &HashSet<&String>| {
@@ -121,6 +124,7 @@ pub fn apply(config: &Config) -> Result<ApplyReport, GatewayError> {
         added: but(&now.rules, &before),
         removed: but(&former.rules, &after),
         closing_ports: now.closing_ports,
+        devices: devices.iter().map(ToString::to_string).collect(),
         heartbeat_timeout_ms,
         former_heartbeat_timeout_ms: (former_ms != heartbeat_timeout_ms).then_some(former_ms),
     })
@@ -223,6 +227,7 @@ impl fmt::Display for ApplyReport {
         write!(f, "in force: {}; {added} added, {removed} removed", self.now)?;
         list(f, "+ ", &self.added)?;
         list(f, "- ", &self.removed)?;
+        self.devices.iter().try_for_each(|changed| write!(f, "\n{changed}"))?;
         if let Some(former_ms) = self.former_heartbeat_timeout_ms {
             write!(f, "\nheartbeat timeout: {former_ms} ms → {} ms", self.heartbeat_timeout_ms)?;
         }

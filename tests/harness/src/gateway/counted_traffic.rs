@@ -211,7 +211,7 @@ pub struct EchoRelay {
 impl EchoRelay {
     /// Takes hold of the loaded instance.
     pub fn start(config: &Config, port: u16) -> Result<Self> {
-        let FakeRelay { listener, flows, pulse } = FakeRelay::start(config, port)?;
+        let FakeRelay { listener, flows, pulse, .. } = FakeRelay::start(config, port)?;
         let flows = Arc::new(Mutex::new(flows));
         let accepted = Arc::new(AtomicU64::new(0));
         let count = Arc::clone(&accepted);

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use millrace_relay::codec::Framing;
 use millrace_relay::config::Config;
-use millrace_relay::gateway::{self, FlowTable, Gateway, Heartbeat};
+use millrace_relay::gateway::{self, FlowTable, Gateway, Heartbeat, Watch};
 use socket2::{Domain, Socket, Type};
 
 use crate::net::netns::{Host, Loaded, Topology};
@@ -76,6 +76,7 @@ pub struct FakeRelay {
     pub flows: FlowTable,
     /// The heartbeat; without it the relay hangs.
     pub pulse: Option<Pulse>,
+    _watch: Watch,
 }
 
 impl FakeRelay {
@@ -92,7 +93,8 @@ impl FakeRelay {
             gateway::in_namespace(gateway.namespace(), || listen(address.ip(), address.port()))??;
         let flows = gateway.flow_table()?;
         let pulse = Pulse::start(gateway.heartbeat()?)?;
-        Ok(Self { listener, flows, pulse: Some(pulse) })
+        let watch = gateway.watch(config)?;
+        Ok(Self { listener, flows, pulse: Some(pulse), _watch: watch })
     }
 
     /// The next connection, as an established flow.

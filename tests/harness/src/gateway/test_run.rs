@@ -2,14 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::path::Path;
+use std::sync::Mutex;
 
 use anyhow::{Context as _, ensure};
 use aya::maps::xdp::{DevMap, DevMapHash};
-use aya::maps::{Array, HashMap, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use millrace_common::abi::{ABI_VERSION, GatewayConfig, Heartbeat, LIFE_PORT, map};
 use millrace_common::flow::{FlowKey, FlowState};
+use millrace_common::link::{ClientDevice, HardwareAddress};
 use millrace_common::verdict::Verdict;
 use millrace_relay::gateway::Established;
 use millrace_relay::gateway::object::verify;
@@ -25,6 +28,8 @@ use crate::net::netns::{Host, link};
 pub const DROP: u32 = 1;
 /// `XDP_PASS`.
 pub const PASS: u32 = 2;
+/// `XDP_TX`.
+pub const SEND_BACK: u32 = 3;
 /// `XDP_REDIRECT`.
 pub const REDIRECT: u32 = 4;
 
@@ -94,6 +99,8 @@ impl Family {
     }
 }
 
+/// The device by which the frames of a test run come in, unless they say otherwise.
+pub const LOOPBACK: u32 = 1;
 /// `BPF_MAP_TYPE_HASH`.
 pub const HASH: u32 = 1;
 /// `BPF_MAP_TYPE_LRU_HASH`.
@@ -166,7 +173,16 @@ impl Programs {
         let (relay, client) = (bench.relay_ifindex, bench.client_ifindex);
         DevMap::try_from(self.map(map::RELAY_LINK)?)?.set(0, relay, None, 0)?;
         DevMapHash::try_from(self.map(map::CLIENT_LINKS)?)?.insert(client, client, None, 0)?;
+        for (number, ifindex) in [(1, LOOPBACK), (2, client)] {
+            self.device(ifindex, ClientDevice::new(number, HardwareAddress::new(GATEWAY_MAC)))?;
+        }
         Ok(())
+    }
+
+    /// Says what a client-facing device is.
+    pub fn device(&mut self, ifindex: u32, device: ClientDevice) -> anyhow::Result<()> {
+        let mut devices: Array<_, ClientDevice> = Array::try_from(self.map(map::CLIENT_DEVICES)?)?;
+        Ok(devices.set(ClientDevice::slot(ifindex), device, 0)?)
     }
 
     /// Puts rules into force; connections at ports that had rules before go on.
@@ -325,6 +341,19 @@ fn tables(ebpf: &mut Ebpf) -> anyhow::Result<RuleTables<&mut MapData>> {
     RuleTables::of(ebpf).context("an object without rules")
 }
 
+/// Lets frames of test runs for a certain hardware address, which it gives, count as frames for a
+/// loaded gateway: as if loopback, by which they come in, were another of its client-facing devices.
+/// The address is the relay's, and so a frame that is diverted can be run again.
+pub fn admit_test_runs(pins: &Path) -> anyhow::Result<[u8; 6]> {
+    let array = |name| anyhow::Ok(Map::Array(MapData::from_pin(pins.join(name))?));
+    let config: Array<_, GatewayConfig> = Array::try_from(array(map::CONFIG)?)?;
+    let address = config.get(&0, 0)?.relay_mac;
+    let mut devices: Array<_, ClientDevice> = Array::try_from(array(map::CLIENT_DEVICES)?)?;
+    let device = ClientDevice::new(u16::MAX, HardwareAddress::new(address));
+    devices.set(ClientDevice::slot(LOOPBACK), device, 0)?;
+    Ok(address)
+}
+
 /// A gateway with a device towards the clients, and a relay namespace where sockets of both
 /// families wait at [`PORT`].
 #[derive(Debug)]
@@ -332,6 +361,8 @@ pub struct Bench {
     /// Of both families, at [`PORT`].
     pub listeners: Vec<TcpListener>,
     _sockets: Vec<UdpSocket>,
+    /// The relay's sign that its process lives.
+    life: Mutex<Option<UdpSocket>>,
     /// The relay namespace.
     pub relay: Host,
     /// The gateway.
@@ -377,8 +408,8 @@ impl Bench {
         let everywhere: [SocketAddr; 2] =
             [([0; 4], PORT).into(), (Ipv6Addr::UNSPECIFIED, PORT).into()];
         let listeners = relay.run(|| listeners(&everywhere))??;
-        let life = ([127, 0, 0, 1], LIFE_PORT).into();
-        let sockets = relay.run(|| sockets(&[everywhere[0], everywhere[1], life]))??;
+        let sockets = relay.run(|| sockets(&everywhere))??;
+        let life = Mutex::new(Some(life(&relay)?));
         let index = |device: &str| -> anyhow::Result<u32> {
             let answer = gateway.ip(&format!("-json link show dev {device}"))?;
             let answer: serde_json::Value = serde_json::from_str(&answer)?;
@@ -387,6 +418,7 @@ impl Bench {
         Ok(Self {
             listeners,
             _sockets: sockets,
+            life,
             nsid: 5,
             relay_ifindex: index("gw")?,
             client_ifindex: index("eth1")?,
@@ -394,6 +426,14 @@ impl Bench {
             gateway,
             client,
         })
+    }
+
+    /// Does `work` while the relay's process is gone, and its sockets are not.
+    pub fn without_process(&self, work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
+        self.life.lock().expect("nobody panics with it").take();
+        work()?;
+        *self.life.lock().expect("nobody panics with it") = Some(life(&self.relay)?);
+        Ok(())
     }
 
     /// Runs `cases` inside the gateway with a configured object.
@@ -427,6 +467,11 @@ fn listeners(addresses: &[SocketAddr]) -> std::io::Result<Vec<TcpListener>> {
         Ok(socket.into())
     };
     addresses.iter().map(listen).collect()
+}
+
+fn life(relay: &Host) -> anyhow::Result<UdpSocket> {
+    let address = ([127, 0, 0, 1], LIFE_PORT).into();
+    Ok(relay.run(|| socket(address, socket2::Type::DGRAM))??.into())
 }
 
 fn sockets(addresses: &[SocketAddr]) -> std::io::Result<Vec<UdpSocket>> {

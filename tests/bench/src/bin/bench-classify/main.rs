@@ -101,6 +101,7 @@ impl Stage<'_> {
         if !self.by_rule {
             packet_cost::establish(programs, &segment(self.family), &self.clients)?;
         }
+        packet_cost::keep_address(programs)?;
         let mut prologue = Prologue::load()?;
         for round in 1..=rounds {
             eprintln!("round {round} of {rounds}");

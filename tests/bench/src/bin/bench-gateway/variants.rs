@@ -156,7 +156,7 @@ impl End {
             }
             Road::Diverted => {
                 let loaded = hosts.load(&echo_service::config(target, DEVICE)?)?;
-                let FakeRelay { listener, flows, pulse } =
+                let FakeRelay { listener, flows, pulse, .. } =
                     FakeRelay::start(&loaded.config, target.port())?;
                 let server = TcpServer::start(listener, Some(flows))?;
                 Self::Diverted { _server: server, _pulse: pulse, loaded }

@@ -1,0 +1,95 @@
+//! What belongs to a diverted connection without being a segment of it: fragments of its segments, and
+//! ICMP errors about them. Neither is frequent, and so both are read anew, apart from the usual way.
+
+use aya_ebpf::programs::XdpContext;
+use millrace_common::abi::{FRAGMENT_LIFE_NS, NEXT_HOP, NEXT_HOP_IPV6};
+use millrace_common::flow::{Address, FlowKey};
+use millrace_common::fragment::{self, FragmentState};
+use millrace_common::icmp;
+use millrace_common::packet::{Family, Headers, PacketBytes as _};
+use millrace_common::verdict::Verdict;
+
+use crate::ingress::divert;
+use crate::kernel;
+use crate::maps;
+use crate::packet::Packet;
+
+/// A fragment from a client: the first of a segment goes where its flow goes, the others follow it.
+/// One that comes before the first takes the ordinary path, and its segment will be sent again.
+#[inline(never)]
+pub fn fragment(ctx: &XdpContext) -> Verdict {
+    let packet = Packet(ctx);
+    let Some(fragment) = fragment::fragment(&packet) else { return Verdict::PassFragment };
+    let (Some(config), Some(heartbeat)) = (maps::config(), maps::heartbeat()) else {
+        return Verdict::PassFragment;
+    };
+    if !maps::is_for_us(&packet) {
+        return Verdict::PassFragment;
+    }
+    let (generation, now_ns) = (heartbeat.generation, kernel::monotonic_ns());
+    let key = fragment.key;
+    match fragment.first {
+        Some((ports, flags)) => {
+            let flow = FlowKey { client: key.source, server: key.destination, ports };
+            // A SYN belongs to no flow yet, and nobody has reason to fragment one.
+            if flags.opens() || !has(&flow, generation) {
+                maps::forget_fragments(&key);
+                return Verdict::PassFragment;
+            }
+            maps::follow_fragments(&key, FragmentState { generation, stamp_ns: now_ns });
+        }
+        None => {
+            let Some(first) = maps::first_fragment(&key) else { return Verdict::PassFragment };
+            let age_ns = now_ns.saturating_sub(first.stamp_ns);
+            if first.generation != generation || age_ns >= FRAGMENT_LIFE_NS {
+                return Verdict::PassFragment;
+            }
+        }
+    }
+    divert(ctx, config, fragment.tags, Verdict::DivertFragment)
+}
+
+/// An ICMP packet from a client-facing device: an error about a segment of a flow that the relay has
+/// belongs to the relay's stack, although it is addressed to the server.
+#[inline(never)]
+pub fn report(ctx: &XdpContext) -> Verdict {
+    let packet = Packet(ctx);
+    let Some(report) = icmp::report(&packet) else { return Verdict::PassProtocol };
+    let (Some(config), Some(heartbeat)) = (maps::config(), maps::heartbeat()) else {
+        return Verdict::PassProtocol;
+    };
+    if !maps::is_for_us(&packet) || !has(&report.flow, heartbeat.generation) {
+        return Verdict::PassProtocol;
+    }
+    divert(ctx, config, report.tags, Verdict::DivertReport)
+}
+
+/// Whether the relay's present run has a flow, or had it a moment ago.
+#[inline(always)]
+fn has(flow: &FlowKey, generation: u64) -> bool {
+    maps::is_accepted(flow, generation) || maps::is_pending(flow, generation)
+}
+
+/// Turns a packet of the relay's that is too long for its way into the ICMP error that says so. The
+/// host's stack would send it to the server, in whose name the relay speaks.
+#[inline(never)]
+pub fn too_long(ctx: &XdpContext, headers: &Headers, mtu: u16) -> Verdict {
+    let packet = Packet(ctx);
+    let at = headers.network_at();
+    let done = match headers.family {
+        Family::Ipv4 => {
+            let Some(words) = packet.words(at) else { return Verdict::ReturnStack };
+            if !icmp::dont_fragment(&words) {
+                return Verdict::ReturnFragmented;
+            }
+            let from = Address::from_ipv4(NEXT_HOP);
+            packet.replace(&icmp::fragmentation_needed(&words, from, mtu))
+        }
+        Family::Ipv6 => {
+            let Some(words) = packet.words(at) else { return Verdict::ReturnStack };
+            let from = Address::from_ipv6(NEXT_HOP_IPV6);
+            packet.replace(&icmp::packet_too_big(&words, from, mtu))
+        }
+    };
+    if done.is_some() { Verdict::ReturnTooLong } else { Verdict::ReturnStack }
+}
