@@ -12,11 +12,13 @@ use crate::engine::{Engine, SocketId};
 use crate::model::{
     Begin, CloseReason, ConnectionKey, Headers, Identity, Kind, Refusal, ReplyOrigin,
 };
-use crate::ring::{BatchPlace, Credit, MESSAGE_OVERHEAD_BYTES, Receipt, UplinkSender};
+use crate::ring::{
+    BatchPlace, Credit, DownlinkReceiver, MESSAGE_OVERHEAD_BYTES, Receipt, UplinkSender,
+};
 
 use super::connection::{Link, State};
-use super::kept::Settled;
 use super::reasons::Reasons;
+use super::settlement::Settlement;
 use super::stats::WorkerStats;
 use super::step::Step;
 use super::{Shared, Worker};
@@ -30,8 +32,9 @@ pub(super) struct Wishes {
     was_idle: bool,
     close: Option<CloseReason>,
     take_over: Option<ConnectionKey>,
-    /// Receipts of replies that the client does not want after all.
-    given_up: Vec<Settled>,
+    /// Replies of the downlink that the client has confirmed.
+    sent: u64,
+    /// Replies that it does not want after all.
     filtered: u64,
     hand_on: Option<Vec<u8>>,
     /// It has entered the books.
@@ -43,7 +46,8 @@ pub(super) struct CodecActions<'a> {
     shared: &'a Shared,
     uplink: &'a mut UplinkSender,
     link: &'a mut Link,
-    settled: &'a mut Vec<Settled>,
+    settlement: &'a mut Settlement,
+    downlink: &'a DownlinkReceiver,
     wishes: Wishes,
 }
 
@@ -65,10 +69,10 @@ impl<'a> CodecActions<'a> {
         shared: &'a Shared,
         uplink: &'a mut UplinkSender,
         link: &'a mut Link,
-        settled: &'a mut Vec<Settled>,
+        (settlement, downlink): (&'a mut Settlement, &'a DownlinkReceiver),
     ) -> Self {
-        let was_idle = link.output.bytes() == 0;
-        Self { shared, uplink, link, settled, wishes: Wishes { was_idle, ..Wishes::default() } }
+        let wishes = Wishes { was_idle: link.output.bytes() == 0, ..Wishes::default() };
+        Self { shared, uplink, link, settlement, downlink, wishes }
     }
 
     pub(super) fn finish(self, stats: &WorkerStats) -> Wishes {
@@ -126,7 +130,8 @@ impl Actions for CodecActions<'_> {
 
     fn settle(&mut self, reply: ReplyOrigin) {
         if let Some(receipt) = self.link.kept.take(reply) {
-            self.settled.extend(self.link.kept.done(receipt));
+            let kept = &mut self.link.kept;
+            self.wishes.sent += u64::from(self.settlement.done(receipt, kept, self.downlink));
         }
     }
 
@@ -134,7 +139,7 @@ impl Actions for CodecActions<'_> {
         if let Some(receipt) = self.link.kept.take(reply) {
             // One that waited is counted where it waited.
             self.wishes.filtered += u64::from(!matches!(receipt, Receipt::Held { .. }));
-            self.wishes.given_up.extend(self.link.kept.done(receipt));
+            self.settlement.done(receipt, &mut self.link.kept, self.downlink);
         }
     }
 
@@ -192,7 +197,7 @@ impl<E: Engine> Worker<E> {
             &self.shared,
             &mut self.uplink,
             &mut connection.link,
-            &mut self.settled,
+            (&mut self.settlement, &self.downlink),
         );
         let result = call(&mut connection.codec, self.now, &mut actions);
         let wishes = actions.finish(&self.stats);
@@ -243,13 +248,8 @@ impl<E: Engine> Worker<E> {
             connection.link.output.moved = Some(self.now);
             self.to_send.push(socket);
         }
-        if !self.settled.is_empty() {
-            self.settle_all();
-        }
+        self.stats.replies_sent.add(wishes.sent);
         self.stats.replies_filtered.add(wishes.filtered);
-        for given_up in &wishes.given_up {
-            self.report(given_up);
-        }
         if let Some(other) = wishes.take_over {
             self.to_evict.push(other);
         }

@@ -240,8 +240,10 @@ impl<E: Engine> Worker<E> {
         let mut unsent = std::mem::take(&mut link.output.receipts);
         let doubtful = std::mem::take(&mut link.doubtful);
         if !doubtful.is_empty() && self.engine.is_taken(socket) {
-            let kept = &mut link.kept;
-            self.settled.extend(doubtful.into_iter().filter_map(|receipt| kept.done(receipt)));
+            let (settlement, downlink) = (&mut self.settlement, &self.downlink);
+            let of_downlink = |receipt| settlement.done(receipt, &mut link.kept, downlink);
+            let replies = doubtful.into_iter().map(of_downlink).filter(|one| *one).count();
+            self.stats.replies_sent.add(replies as u64);
         } else {
             unsent.extend(doubtful);
         }
@@ -255,8 +257,9 @@ impl<E: Engine> Worker<E> {
             self.shared.presence.left(identity);
             self.shared.associations.dissociate(link.service, who, identity.server);
         }
-        self.settled.extend(delivery);
-        self.settle_all();
+        if let Some(delivered) = delivery {
+            self.downlink.report(delivered);
+        }
         // In the log's order, and what it was not given after what it was: so they are held.
         unsent.make_contiguous().sort_unstable_by_key(Receipt::offset);
         for receipt in unsent {

@@ -23,17 +23,6 @@ struct Progress {
     whole: bool,
 }
 
-/// What is to be reported because a client is done with a reply.
-#[derive(Debug)]
-pub(super) enum Settled {
-    /// A reply of the downlink.
-    Offset(ReplyOffset),
-    /// One that was postponed.
-    Postponed(ReplyOffset),
-    /// All that is to be said about a delivery.
-    Delivery(Delivered),
-}
-
 impl Kept {
     pub(super) fn keep(&mut self, origin: ReplyOrigin, receipt: Receipt) {
         self.replies.push_back((origin, receipt));
@@ -75,37 +64,32 @@ impl Kept {
         left
     }
 
-    /// A reply is done with: what is to be reported thereby.
-    pub(super) fn done(&mut self, receipt: Receipt) -> Option<Settled> {
-        match receipt {
-            Receipt::Offset(offset) => Some(Settled::Offset(offset)),
-            Receipt::Postponed { offset, .. } => Some(Settled::Postponed(offset)),
-            Receipt::Held { part, .. } => self.end(part, |delivered| &mut delivered.sent),
-            Receipt::None => None,
-        }
+    /// The client is done with a part of a delivery: what has become of all of it, if that is known thereby.
+    pub(super) fn done(&mut self, part: u32) -> Option<Delivered> {
+        self.end(part, |delivered| &mut delivered.sent)
     }
 
-    /// A part of a delivery cannot be sent: what is to be reported thereby.
-    pub(super) fn fail(&mut self, part: u32) -> Option<Settled> {
+    /// A part of a delivery cannot be sent: what has become of all of it, if that is known thereby.
+    pub(super) fn fail(&mut self, part: u32) -> Option<Delivered> {
         self.end(part, |delivered| &mut delivered.unencodable)
     }
 
-    fn end(&mut self, part: u32, parts: fn(&mut Delivered) -> &mut Parts) -> Option<Settled> {
+    fn end(&mut self, part: u32, parts: fn(&mut Delivered) -> &mut Parts) -> Option<Delivered> {
         let progress = self.delivery.as_mut()?;
         parts(&mut progress.delivered).add(part);
         progress.open -= 1;
         if progress.open > 0 || !progress.whole {
             return None;
         }
-        self.delivery.take().map(|progress| Settled::Delivery(progress.delivered))
+        self.delivery.take().map(|progress| progress.delivered)
     }
 
     /// The connection is over: the receipts of what is kept, and how far the delivery is. One whose
     /// last part has not come is reported with that part.
-    pub(super) fn give_up(&mut self) -> (impl Iterator<Item = Receipt>, Option<Settled>) {
+    pub(super) fn give_up(&mut self) -> (impl Iterator<Item = Receipt>, Option<Delivered>) {
         let delivery = self.delivery.take().filter(|progress| progress.whole);
         let replies = std::mem::take(&mut self.replies).into_iter();
-        let delivery = delivery.map(|progress| Settled::Delivery(progress.delivered));
+        let delivery = delivery.map(|progress| progress.delivered);
         (replies.map(|(_, receipt)| receipt), delivery)
     }
 
@@ -138,15 +122,10 @@ mod tests {
     }
 
     fn confirm(kept: &mut Kept, part: i64) -> Option<Delivered> {
-        let receipt = kept.take(origin(part)).expect("it is kept");
-        delivered(kept.done(receipt))
-    }
-
-    fn delivered(settled: Option<Settled>) -> Option<Delivered> {
-        match settled? {
-            Settled::Delivery(delivered) => Some(delivered),
-            other => panic!("{other:?}"),
-        }
+        let Some(Receipt::Held { part, .. }) = kept.take(origin(part)) else {
+            panic!("it is kept")
+        };
+        kept.done(part)
     }
 
     fn parts(parts: &[u32]) -> Parts {
@@ -175,7 +154,7 @@ mod tests {
         let (receipts, delivery) = kept.give_up();
         assert_eq!(receipts.count(), 2);
         let expected = Delivered { sent: parts(&[1]), ..Delivered::nothing(7) };
-        assert_eq!(delivered(delivery), Some(expected));
+        assert_eq!(delivery, Some(expected));
     }
 
     #[test]

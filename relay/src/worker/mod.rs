@@ -45,7 +45,6 @@ use crate::stop::StopPart;
 use actions::CodecActions;
 use connection::{Client, Connection, Receive, State};
 use departed::Departed;
-use kept::Settled;
 use lists::Lists;
 use onward::Onward;
 use reasons::Reasons;
@@ -132,8 +131,6 @@ pub struct Worker<E> {
     peers: Vec<DownlinkSender>,
     /// Connections whose clients have connected again, and whose workers do not know it yet.
     to_evict: Vec<ConnectionKey>,
-    /// Receipts of replies that their clients have; empty between two steps.
-    settled: Vec<Settled>,
     /// What is left to be done towards the end of the connection that is dealt with, the next one last; empty
     /// between two connections.
     steps: Vec<Step>,
@@ -176,7 +173,6 @@ impl<E: Engine> Worker<E> {
             timers: Timers::default(),
             peers,
             to_evict: Vec::new(),
-            settled: Vec::new(),
             steps: Vec::new(),
             onward: Onward::default(),
             now: Instant::now(),
@@ -385,8 +381,8 @@ impl<E: Engine> Worker<E> {
         }
         let bytes = self.engine.bytes(buffer, length);
         let Connection { link, codec, .. } = connection;
-        let mut actions =
-            CodecActions::new(&self.shared, &mut self.uplink, link, &mut self.settled);
+        let settlement = (&mut self.settlement, &self.downlink);
+        let mut actions = CodecActions::new(&self.shared, &mut self.uplink, link, settlement);
         codec.receive(bytes, self.now, &mut actions);
         let wishes = actions.finish(&self.stats);
         self.fulfil(socket, wishes);

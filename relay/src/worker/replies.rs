@@ -12,7 +12,6 @@ use crate::ring::{Command, Delivered, Receipt, Return};
 
 use super::connection::{Link, State};
 use super::departed::Nothing;
-use super::kept::Settled;
 use super::send_buffer::Taken;
 use super::step::Step;
 use super::{Worker, of};
@@ -57,33 +56,9 @@ impl<E: Engine> Worker<E> {
         }
     }
 
-    /// Reports what clients have.
-    pub(super) fn settle_all(&mut self) {
-        let mut settled = std::mem::take(&mut self.settled);
-        let replies = settled.drain(..).filter(|one| self.report(one)).count();
-        self.settled = settled;
-        self.stats.replies_sent.add(replies as u64);
-    }
-
-    /// Reports what a client is done with; true if it is a reply of the downlink.
-    pub(super) fn report(&mut self, settled: &Settled) -> bool {
-        match *settled {
-            Settled::Offset(offset) => self.settlement.settle(offset),
-            Settled::Postponed(offset) => {
-                self.settlement.give_back(Return::Sent(offset), None, &self.downlink);
-            }
-            Settled::Delivery(delivered) => self.downlink.report(delivered),
-        }
-        !matches!(settled, Settled::Delivery(_))
-    }
-
     /// What has no payload needs nothing but its being counted.
     fn settle(&mut self, command: Command, receipt: Receipt) {
-        let settled = match receipt {
-            Receipt::Offset(offset) => self.report(&Settled::Offset(offset)),
-            Receipt::Postponed { offset, .. } => self.report(&Settled::Postponed(offset)),
-            Receipt::Held { .. } | Receipt::None => false,
-        };
+        let settled = self.settlement.done_with(receipt, &self.downlink);
         self.stats.replies_orders.add(u64::from(settled && command == Command::Close));
     }
 
@@ -200,18 +175,15 @@ impl<E: Engine> Worker<E> {
             }
             sending
         });
-        let link = &mut self.connection(socket).link;
+        let link = &mut self.connections[socket.index()].as_mut().expect("just seen").link;
         match sending {
             Ok(Sending::WithOutput | Sending::Kept) => {}
             Ok(Sending::Unwanted) => {
                 if let Some(receipt) = link.kept.take(reply.origin) {
-                    let done = link.kept.done(receipt);
                     // One that had waited was counted when it was held.
                     let of_downlink = !matches!(receipt, Receipt::Held { .. });
                     self.stats.replies_filtered.add(u64::from(of_downlink));
-                    if let Some(done) = done {
-                        self.report(&done);
-                    }
+                    self.settlement.done(receipt, &mut link.kept, &self.downlink);
                 }
             }
             Err(Unencodable) => {
@@ -227,8 +199,8 @@ impl<E: Engine> Worker<E> {
             let key = self.connection(socket).link.key;
             return self.undelivered(key, UndeliveredReason::Unencodable, receipt);
         };
-        if let Some(delivery) = self.connection(socket).link.kept.fail(part) {
-            self.report(&delivery);
+        if let Some(delivered) = self.connection(socket).link.kept.fail(part) {
+            self.downlink.report(delivered);
         }
     }
 
@@ -297,12 +269,12 @@ impl<E: Engine> Worker<E> {
         {
             let Link { doubtful, kept, .. } = &mut connection.link;
             if !doubtful.is_empty() && self.engine.is_taken(socket) {
-                self.settled.extend(doubtful.drain(..).filter_map(|receipt| kept.done(receipt)));
+                let (settlement, downlink) = (&mut self.settlement, &self.downlink);
+                let of_downlink = |receipt| settlement.done(receipt, kept, downlink);
+                let replies = doubtful.drain(..).map(of_downlink).filter(|one| *one).count();
+                self.stats.replies_sent.add(replies as u64);
             }
             self.engine.send(socket, buffer);
-            if !self.settled.is_empty() {
-                self.settle_all();
-            }
         }
     }
 
@@ -325,9 +297,11 @@ impl<E: Engine> Worker<E> {
                 if doubtful {
                     link.doubtful.extend(sent);
                 } else {
-                    self.settled.extend(sent.filter_map(|receipt| link.kept.done(receipt)));
+                    let (settlement, downlink) = (&mut self.settlement, &self.downlink);
+                    let of_downlink = |receipt| settlement.done(receipt, &mut link.kept, downlink);
+                    let replies = sent.map(of_downlink).filter(|one| *one).count();
+                    self.stats.replies_sent.add(replies as u64);
                 }
-                self.settle_all();
                 self.book_memory(socket);
                 self.has_read(socket);
                 self.look_at(socket);

@@ -4,7 +4,9 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::model::ReplyOffset;
-use crate::ring::{DownlinkBatch, DownlinkReceiver, Return};
+use crate::ring::{DownlinkBatch, DownlinkReceiver, Receipt, Return};
+
+use super::kept::Kept;
 
 /// What a worker has to say and nobody has taken; above it, the worker takes no more replies, and the
 /// downlink's reader waits. Connections that end still add what they have on their hands.
@@ -54,6 +56,32 @@ impl Settlement {
     pub(super) fn settle(&mut self, offset: ReplyOffset) {
         let behind = self.window.partition_point(|batch| batch.first <= offset);
         self.window[behind - 1].outstanding -= 1;
+    }
+
+    /// The client of a connection is done with a reply: says so to whom its receipt names. True if it is one
+    /// of the downlink.
+    pub(super) fn done(
+        &mut self,
+        receipt: Receipt,
+        kept: &mut Kept,
+        ring: &DownlinkReceiver,
+    ) -> bool {
+        if let Receipt::Held { part, .. } = receipt
+            && let Some(delivered) = kept.done(part)
+        {
+            ring.report(delivered);
+        }
+        self.done_with(receipt, ring)
+    }
+
+    /// Like [`done`](Self::done), of what is no part of a delivery.
+    pub(super) fn done_with(&mut self, receipt: Receipt, ring: &DownlinkReceiver) -> bool {
+        match receipt {
+            Receipt::Offset(offset) => self.settle(offset),
+            Receipt::Postponed { offset, .. } => self.give_back(Return::Sent(offset), None, ring),
+            Receipt::Held { .. } | Receipt::None => return false,
+        }
+        true
     }
 
     /// Says something to the Kafka threads; `settles` is settled when they have it.
@@ -128,7 +156,7 @@ mod tests {
     use crate::model::Reply;
     use crate::model::UndeliveredReason;
     use crate::model::{ConnectionKey, Incarnation, RelayId};
-    use crate::ring::{Command, DownlinkSender, Receipt, Wake, downlink};
+    use crate::ring::{Command, DownlinkSender, Wake, downlink};
 
     fn key() -> ConnectionKey {
         let (relay, incarnation) = (RelayId(0), Incarnation::new(1));
