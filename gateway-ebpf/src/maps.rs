@@ -274,8 +274,8 @@ fn offer_again(flow: &FlowKey, age_ns: u64, ifindex: u32) -> Offer {
     }
     let in_vain = age_ns >= IN_VAIN_NS;
     if let Some(offers) = OFFERS.get_ptr_mut(path(flow, ifindex)) {
-        // SAFETY: an element of the map, which is never taken out; all of it is read and written by
-        // aligned words.
+        // SAFETY: an element of the map, read and written by aligned words. It may be reused for another
+        // path meanwhile, which then counts one too many.
         let offers = unsafe { &mut *offers };
         add(if in_vain { &mut offers.in_vain } else { &mut offers.repeated });
         let [a, b, c, d] = flow.client.words();

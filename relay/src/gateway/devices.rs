@@ -2,6 +2,7 @@
 //! these, and nothing that a device sees besides.
 
 use std::borrow::{Borrow, BorrowMut};
+use std::collections::HashSet;
 use std::fmt;
 use std::path::Path;
 
@@ -93,6 +94,25 @@ impl<T: BorrowMut<MapData>> DeviceTable<T> {
             }
             let address = device.address(name)?;
             self.set(slot, ClientDevice::new(number, address.key()))?;
+        }
+        Ok(())
+    }
+
+    /// Tells of devices anew, in the order of the configuration, and of no others. One that stays is
+    /// known all the time.
+    pub(super) fn retell(&mut self, devices: &[(String, Device)]) -> Result<(), GatewayError> {
+        let mut slots = HashSet::new();
+        for (number, (name, device)) in (1..).zip(devices) {
+            let slot = ClientDevice::slot(device.ifindex);
+            if !slots.insert(slot) {
+                return Err(GatewayError::DeviceSlot { device: name.clone() });
+            }
+            self.set(slot, ClientDevice::new(number, device.address(name)?.key()))?;
+        }
+        for slot in (0..ClientDevice::SLOTS).filter(|slot| !slots.contains(slot)) {
+            if self.get(slot)?.number != 0 {
+                self.set(slot, ClientDevice::default())?;
+            }
         }
         Ok(())
     }

@@ -112,18 +112,6 @@ pub enum GatewayError {
     /// The host or a device stands in the way.
     #[error("{}", joined(.0))]
     Unfit(Vec<Finding>),
-    /// `load --replace` with another set of devices.
-    #[error(
-        "the instance was loaded for the devices {loaded}, but the configuration says \
-         {configured}; a replacement attaches no new programs: restore gateway.devices, or use \
-         `relay unload` and `relay load`"
-    )]
-    DevicesDiffer {
-        /// Of the instance.
-        loaded: String,
-        /// Of the configuration.
-        configured: String,
-    },
     /// Another tracer is at work.
     #[error(
         "instance `{instance}` is already being traced, and only one trace at a time is possible: \

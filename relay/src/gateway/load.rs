@@ -283,15 +283,25 @@ fn aim_answers(
     Ok(())
 }
 
-/// Has what becomes of SYNs counted on every way to clients.
-fn count_offers(ebpf: &mut Ebpf, devices: &[(String, Device)]) -> Result<(), GatewayError> {
+/// Has what becomes of SYNs counted on the ways to clients by these devices, and by no others.
+pub(super) fn count_offers(
+    ebpf: &mut Ebpf,
+    devices: &[(String, Device)],
+) -> Result<(), GatewayError> {
     let failed = || GatewayError::bpf::<MapError>(format!("fill the map {}", map::OFFERS));
-    let mut offers = HashMap::try_from(map_mut(ebpf, map::OFFERS)).map_err(failed())?;
-    for (_, device) in devices {
-        for family in [4, 6] {
-            let path = abi::Path { ifindex: device.ifindex, family };
-            offers.insert(path, Offers::default(), 0).map_err(failed())?;
-        }
+    let mut offers: HashMap<_, abi::Path, Offers> =
+        HashMap::try_from(map_mut(ebpf, map::OFFERS)).map_err(failed())?;
+    let wanted: Vec<abi::Path> = devices
+        .iter()
+        .map(|(_, device)| device.ifindex)
+        .flat_map(|ifindex| [4, 6].map(|family| abi::Path { ifindex, family }))
+        .collect();
+    let present: Vec<abi::Path> = offers.keys().collect::<Result<_, _>>().map_err(failed())?;
+    for path in present.iter().filter(|path| !wanted.contains(path)) {
+        offers.remove(path).map_err(failed())?;
+    }
+    for path in wanted.iter().filter(|path| !present.contains(path)) {
+        offers.insert(path, Offers::default(), 0).map_err(failed())?;
     }
     Ok(())
 }

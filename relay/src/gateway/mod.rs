@@ -9,6 +9,7 @@
 //! links are pinned, and go on without any process of ours.
 
 mod attached;
+mod change;
 mod counters;
 mod devices;
 mod diversion;

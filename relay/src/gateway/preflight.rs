@@ -182,7 +182,7 @@ impl Finding {
                 "device `{device}` was removed after the instance was loaded, and its program \
                  with it, even if the device is back now; when it is there"
             ),
-            "relay unload && relay load",
+            "relay load --replace",
         )
     }
 }

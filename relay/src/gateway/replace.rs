@@ -1,10 +1,12 @@
-//! `load --replace`: other programs on the links of a loaded instance, with its maps.
+//! `load --replace`: other programs on the links of a loaded instance, with its maps, and on other
+//! devices.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Serialize;
 
+use super::change::Change;
 use super::devices;
 use super::error::GatewayError;
 use super::host::Report;
@@ -14,6 +16,7 @@ use super::lock::Lock;
 use super::object::ObjectFile;
 use super::read_config;
 use super::state::{State, ignore_missing};
+use super::topology;
 use super::traffic_control;
 use crate::config::Config;
 
@@ -22,6 +25,8 @@ use crate::config::Config;
 pub struct ReplaceReport {
     /// The instance.
     pub instance: String,
+    /// Client-facing devices that run `ingress` now.
+    pub devices: Vec<String>,
     /// The kernel's ids of the programs, by name.
     pub programs: BTreeMap<&'static str, Replaced>,
     /// The eBPF object.
@@ -45,13 +50,14 @@ impl std::fmt::Display for ReplaceReport {
             .map(|(name, Replaced { from, to })| format!("{name} {from} → {to}"))
             .collect();
         let programs = programs.join(", ");
-        write!(f, "instance `{}` has its programs replaced: {programs}", self.instance)
+        let devices = self.devices.join(", ");
+        write!(f, "instance `{}` has its programs replaced on {devices}: {programs}", self.instance)
     }
 }
 
 /// Replaces the programs of a loaded instance by those of the object that [`ObjectFile::find`]
-/// finds. Rules, flows and counters stay; no packet is lost. Either all programs are replaced, or
-/// none.
+/// finds, and takes up and lets go of devices as the configuration says. Rules, flows and counters
+/// stay; no packet is lost. Either all programs are replaced, or none.
 pub fn replace(config: &Config, report: Report<'_>) -> Result<ReplaceReport, GatewayError> {
     super::require_root("`relay load --replace`")?;
     replace_by(config, &ObjectFile::find()?, report)
@@ -68,12 +74,9 @@ pub fn replace_by(
     let state = State::of_loaded(config)?;
     let pins = &state.pin_directory;
     read_config(config, pins)?;
-    if state.devices != config.gateway.devices {
-        return Err(GatewayError::DevicesDiffer {
-            loaded: state.devices.join(", "),
-            configured: config.gateway.devices.join(", "),
-        });
-    }
+    // The devices are looked up by their names, which mean something else elsewhere.
+    topology::find(&topology::gateway_device(config))?;
+    let change = Change::of(config, state.clone())?;
     all_pinned(pins)?;
 
     report(&format!("load the programs of {} with the instance's maps", object.path.display()));
@@ -88,7 +91,7 @@ pub fn replace_by(
             let from = pinned_info(&pins.join(program_pin(name)))?.id();
             replaced.insert(name, Replaced { from, to: pinned_info(draft)?.id() });
         }
-        let slots = Slot::all(config, &state);
+        let slots = Slot::all(config, &change.kept);
         let swaps = slots
             .iter()
             .map(|slot| {
@@ -96,6 +99,7 @@ pub fn replace_by(
                 Ok(Swap { slot, program })
             })
             .collect::<Result<_, GatewayError>>()?;
+        change.begin(config, (&mut ebpf, object), report)?;
         let done = traffic_control::replace(config, |name| pins.join(draft(name)), report)
             .and_then(|()| links::swap(swaps, report));
         if done.is_err() {
@@ -107,6 +111,9 @@ pub fn replace_by(
         done
     })();
     if let Err(error) = result {
+        if let Err(second) = change.undo(config, report) {
+            report(&format!("could not go back: {second}"));
+        }
         for draft in &drafts {
             remove(draft)?;
         }
@@ -116,10 +123,16 @@ pub fn replace_by(
         std::fs::rename(draft, pins.join(program_pin(name)))
             .map_err(GatewayError::io(format!("rename {}", draft.display())))?;
     }
+    let state = change.finish(config, &mut ebpf, report)?;
     for changed in devices::refresh(config, &state)? {
         report(&changed.to_string());
     }
-    Ok(ReplaceReport { instance: state.instance, programs: replaced, object: object.path.clone() })
+    Ok(ReplaceReport {
+        instance: state.instance,
+        devices: state.devices,
+        programs: replaced,
+        object: object.path.clone(),
+    })
 }
 
 /// Every pin that is reused must be there: what is not would be made anew, and empty.

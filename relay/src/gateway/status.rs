@@ -144,7 +144,7 @@ impl Status {
             return writeln!(
                 f,
                 "  GONE       nothing is diverted from {name}: the device of this name is not the \
-                 one that was loaded; fix it with `relay unload` and `relay load`"
+                 one that was loaded; fix it with `relay load --replace`"
             );
         }
         if let (Some(now), Some(known)) = (device.hardware_address, device.known_address)
@@ -160,7 +160,7 @@ impl Status {
             (_, None) => writeln!(
                 f,
                 "  MISSING    nothing is diverted from {name}: its link is gone; fix it with \
-                 `relay unload` and `relay load`"
+                 `relay load --replace`"
             ),
             (Some(ingress), Some(_)) if !device.is_right(ingress) => writeln!(
                 f,

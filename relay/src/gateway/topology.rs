@@ -138,6 +138,24 @@ fn link_mtu(devices: &[(String, Device)]) -> u32 {
     devices.iter().map(|(_, device)| device.mtu).min().unwrap_or(1500)
 }
 
+/// Gives the relay's end the MTU that the configured devices call for, if that is more than it has: what
+/// is on its way on a connection is as long as was agreed upon when it began, and would not get through
+/// with less. For a device with less, the relay finds out what its route allows.
+pub(super) fn raise_mtu(config: &Config, report: Report<'_>) -> Result<(), GatewayError> {
+    let mut devices = Vec::new();
+    for name in &config.gateway.devices {
+        devices.extend(Device::find(name)?.map(|device| (name.clone(), device)));
+    }
+    let mtu = link_mtu(&devices);
+    if in_namespace(&config.namespace(), || find(RELAY_DEVICE))??.mtu >= mtu {
+        return Ok(());
+    }
+    let mtu = mtu.to_string();
+    let line = ["ip", "link", "set", "dev", RELAY_DEVICE, "mtu", &mtu];
+    report(&format!("[{}] {}", config.gateway.instance, line.join(" ")));
+    in_namespace(&config.namespace(), || command(&line))?.map(drop)
+}
+
 /// One queue for each processor at both ends: a redirected frame is queued by the processor that
 /// received it. Both ends have their hardware address from the start: to one that the kernel has
 /// chosen, udev may give another later (`MACAddressPolicy`, systemd.link(5)), and the programs and the

@@ -48,6 +48,9 @@ pub(super) fn attach_answer(config: &Config, report: Report<'_>) -> Result<(), G
 /// Attaches `untag`, which costs a few nanoseconds a packet: only where a device runs `ingress` in
 /// generic mode.
 pub(super) fn attach_untag(config: &Config, report: Report<'_>) -> Result<(), GatewayError> {
+    if has_untag(config)? {
+        return Ok(());
+    }
     let place = words(&format!("qdisc add dev {RELAY_DEVICE} clsact"));
     let filter = filter(RELAY_DEVICE, &config.pin_directory().join(program_pin(UNTAG)));
     for line in [place, filter] {
@@ -63,12 +66,16 @@ pub(super) fn replace(
     report: Report<'_>,
 ) -> Result<(), GatewayError> {
     run(&filter(&topology::gateway_device(config), &pin(ANSWER)), report)?;
+    if has_untag(config)? {
+        run_inside(config, &filter(RELAY_DEVICE, &pin(UNTAG)), report)?;
+    }
+    Ok(())
+}
+
+fn has_untag(config: &Config) -> Result<bool, GatewayError> {
     let show = words(&format!("filter show dev {RELAY_DEVICE} ingress"));
     let present = in_namespace(&config.namespace(), || command(&borrowed(&show)))??;
-    if present.trim().is_empty() {
-        return Ok(());
-    }
-    run_inside(config, &filter(RELAY_DEVICE, &pin(UNTAG)), report)
+    Ok(!present.trim().is_empty())
 }
 
 /// What attaches a pinned program, in the place of any other: the kernel changes one pointer.

@@ -44,7 +44,7 @@ pub(super) fn undo(config: &Config, state: &State, report: Report<'_>) -> Result
 
 /// Detaches `ingress` from a device, and waits until it is: the kernel lets go of an unpinned link
 /// a moment later, and until then the device refuses another program.
-fn detach(state: &State, device: &str, report: Report<'_>) -> Result<(), GatewayError> {
+pub(super) fn detach(state: &State, device: &str, report: Report<'_>) -> Result<(), GatewayError> {
     let pin = state.pin_directory.join(link_pin(device));
     if !pin.exists() {
         return Ok(());

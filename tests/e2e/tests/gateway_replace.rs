@@ -6,13 +6,14 @@ use std::process::Command;
 use anyhow::{Context as _, ensure};
 use millrace_common::abi::{ABI_VERSION, SECTION};
 use millrace_harness::gateway::fake_relay::{
-    FakeRelay, PORT, connect, diverts, loaded, shared, transfer,
+    FakeRelay, PORT, connect, diverts, loaded, shared, traces, transfer,
 };
 use millrace_harness::net::netns::{Host, Topology, bpf_object};
 use millrace_harness::system::privilege::privileged;
 use millrace_relay::codec::Framing;
 use millrace_relay::config::Config;
-use millrace_relay::gateway::{self, GatewayError, ReplaceReport, Status, object::ObjectFile};
+use millrace_relay::gateway::object::ObjectFile;
+use millrace_relay::gateway::{self, GatewayError, RELAY_DEVICE, ReplaceReport, Status};
 use object::{Object as _, ObjectSection as _};
 
 fn replace(gateway: &Host, config: &Config) -> anyhow::Result<ReplaceReport> {
@@ -103,7 +104,7 @@ fn a_swap_that_fails_half_way_goes_back() -> anyhow::Result<()> {
     .context("the replacement went on without its device")?
     .to_string();
     ensure!(
-        error.contains("device `gone0` was removed") && error.contains("relay unload"),
+        error.contains("device `gone0` was removed") && error.contains("relay load --replace"),
         "{error}"
     );
     ensure!(steps.contains(&"replace XDP program ingress on eth1".to_owned()), "{steps:?}");
@@ -115,7 +116,12 @@ fn a_swap_that_fails_half_way_goes_back() -> anyhow::Result<()> {
     gateway.ip("link add gone0 type veth peer name gone1")?;
     let status = gateway.run(|| gateway::status(&config))??.to_string();
     ensure!(status.contains("GONE       nothing is diverted from gone0"), "{status}");
-    // What went back works, and what is broken can be unloaded.
+    // What went back works, and what is broken can be mended. Before, that took an unload.
+    diverts(&topology, &config, 1000)?;
+    replace(gateway, &config)?;
+    let status = gateway.run(|| gateway::status(&config))??;
+    ensure!(status.devices.iter().all(|device| device.mode == "native"), "{status}");
+    ensure!(!status.to_string().contains("GONE"), "{status}");
     diverts(&topology, &config, 1000)?;
     loaded.unload()
 }
@@ -138,8 +144,8 @@ fn what_does_not_fit_is_not_swapped_in() -> anyhow::Result<()> {
     let loaded = topology.load(&config)?;
     let before = topology.gateway.run(|| gateway::status(&config))??;
     let mut more = config.clone();
-    more.gateway.devices.push("eth2".to_owned());
-    refused(&more, "loaded for the devices eth1, but the configuration says eth1, eth2")?;
+    more.gateway.devices.push("nope".to_owned());
+    refused(&more, "there is no network device `nope`")?;
 
     // An object of another ABI version never reaches the kernel, and both numbers are named.
     let other = Draft::of_version(ABI_VERSION + 1)?;
@@ -158,6 +164,87 @@ fn what_does_not_fit_is_not_swapped_in() -> anyhow::Result<()> {
     refused(&config, &format!("the pin {} is missing", missing.display()))?;
     ensure!(!missing.exists(), "a map was made anew");
     loaded.unload()
+}
+
+/// Before, another set of devices took an unload, and with it every diverted connection.
+#[test]
+fn devices_are_taken_up_and_let_go_of() -> anyhow::Result<()> {
+    if !privileged("devices_are_taken_up_and_let_go_of") {
+        return Ok(());
+    }
+    let _shared = shared();
+    let topology = Topology::new(1, 1)?;
+    let gateway = &topology.gateway;
+    let mut config = topology.config(PORT, Framing::Lines);
+    let before = traces(gateway, &config)?;
+    let loaded = topology.load(&config)?;
+    let mut relay = FakeRelay::start(&config, PORT)?;
+    let mut client = connect(&topology.clients[0], Topology::server_address(0), PORT)?;
+    let mut accepted = relay.accept()?;
+    let devices = |config: &Config| {
+        let status = gateway.run(|| gateway::status(config))??;
+        ensure!(!status.to_string().contains("REPLACED"), "{status}");
+        let device = |it: &gateway::DeviceStatus| (it.name.clone(), it.mode, it.redirects_answers);
+        anyhow::Ok(status.devices.iter().map(device).collect::<Vec<_>>())
+    };
+    let native = |name: &str| (name.to_owned(), "native", Some(true));
+
+    config.gateway.devices = vec!["eth1".to_owned(), "eth2".to_owned()];
+    gateway.ip("link set dev eth2 mtu 1400")?;
+    replace(gateway, &config)?;
+    let mtu = || {
+        let read = || Command::new("ip").args(["link", "show", "dev", RELAY_DEVICE]).output();
+        let output = gateway::in_namespace(&loaded.config.namespace(), read)??;
+        anyhow::Ok(String::from_utf8(output.stdout)?)
+    };
+    // What is on its way is as long as it was.
+    ensure!(mtu()?.contains(" mtu 1500 "), "{}", mtu()?);
+    ensure!(devices(&config)? == [native("eth1"), native("eth2")], "{:?}", devices(&config)?);
+    transfer(&mut client, accepted.stream(), 100_000)?;
+    transfer(accepted.stream(), &mut client, 100_000)?;
+
+    config.gateway.devices = vec!["eth1".to_owned()];
+    replace(gateway, &config)?;
+    ensure!(devices(&config)? == [native("eth1")], "{:?}", devices(&config)?);
+    gateway.ip("link set dev eth2 mtu 1500")?;
+    let links = traces(gateway, &config)?.gateway_links;
+    ensure!(links.iter().any(|link| link.contains("eth2") && link.ends_with("null")), "{links:?}");
+    transfer(&mut client, accepted.stream(), 100_000)?;
+
+    // One of two cannot be had: nothing has changed.
+    config.gateway.devices = vec!["eth1".to_owned(), "eth2".to_owned(), "tun0".to_owned()];
+    gateway.ip("tuntap add dev tun0 mode tun")?;
+    let error = replace(gateway, &config).err().context("it was not refused")?.to_string();
+    ensure!(error.contains("have no Ethernet header"), "{error}");
+    ensure!(devices(&loaded.config)? == [native("eth1")], "{:?}", devices(&loaded.config)?);
+    gateway.ip("link delete tun0")?;
+    transfer(accepted.stream(), &mut client, 100_000)?;
+
+    // Longer segments for new connections.
+    config.gateway.devices.truncate(2);
+    for device in ["eth1", "eth2"] {
+        gateway.ip(&format!("link set dev {device} mtu 1600"))?;
+    }
+    replace(gateway, &config)?;
+    ensure!(mtu()?.contains(" mtu 1600 "), "{}", mtu()?);
+    for device in ["eth1", "eth2"] {
+        gateway.ip(&format!("link set dev {device} mtu 1500"))?;
+    }
+
+    // From the device that was taken up, connections are diverted.
+    drop(accepted);
+    let server = &topology.servers[0];
+    server.ip("route add 10.77.2.99/32 via 10.77.2.1")?;
+    let mut client = connect(server, std::net::Ipv4Addr::new(10, 77, 2, 99), PORT)?;
+    let mut accepted = relay.accept()?;
+    transfer(&mut client, accepted.stream(), 1000)?;
+    transfer(accepted.stream(), &mut client, 1000)?;
+
+    drop(accepted);
+    loaded.unload()?;
+    let after = traces(gateway, &config)?;
+    ensure!(after.gateway_links == before.gateway_links, "{:?}", after.gateway_links);
+    Ok(())
 }
 
 /// The object under test with another ABI version in it; removed with its value.
