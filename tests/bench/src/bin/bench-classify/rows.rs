@@ -55,7 +55,12 @@ impl Row {
 
     /// Makes the state that the packets want to find.
     pub(crate) fn prepare(&self, programs: &mut Programs) -> anyhow::Result<()> {
-        programs.heartbeat(if self.is_alive { now_ns() } else { 0 }, GENERATION)?;
+        let now_ns = now_ns();
+        // A SYN that was diverted a while ago, and comes again, was not answered: it would be passed.
+        // Those of another run of the relay do not count.
+        let is_syn = self.verdict == Verdict::DivertNew;
+        let generation = if is_syn { now_ns } else { GENERATION };
+        programs.heartbeat(if self.is_alive { now_ns } else { 0 }, generation)?;
         if let Some(frame) = &self.flow {
             programs.begin(flow(frame))?;
         }
