@@ -6,8 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::process::Stdio;
 
 use anyhow::{Context as _, ensure};
-use millrace_harness::gateway::fake_relay::{FakeRelay, PORT, connect, loaded, shared, transfer};
-use millrace_harness::net::netns::{Host, Loaded, Topology};
+use millrace_harness::gateway::fake_relay::{FakeRelay, PORT, connect, shared, transfer};
+use millrace_harness::net::netns::{Host, Topology};
 use millrace_harness::net::tcp::{retransmissions, retransmit_losses_only};
 use millrace_harness::system::privilege::privileged;
 use millrace_relay::codec::Framing;
@@ -94,11 +94,17 @@ fn what_cannot_be_redirected_gets_past_the_firewall_too() -> anyhow::Result<()> 
         return Ok(());
     }
     let _shared = shared();
-    let (loaded, topology): (Loaded, Topology) = loaded()?;
+    // The client learns the address of the upper device, and sends to it.
+    const UPPER: &str = "02:00:00:00:00:77";
+    let topology = Topology::new(1, 1)?;
+    let mut config = topology.config(PORT, Framing::Lines);
+    config.gateway.shared_addresses = vec![UPPER.parse().map_err(anyhow::Error::msg)?];
+    let loaded = topology.load(&config)?;
     let gateway = &topology.gateway;
     let mut relay = FakeRelay::start(&loaded.config, PORT)?;
     // As with a VLAN, the route leads to a device on top of the one that was loaded.
-    gateway.ip("link add link eth1 name upper1 type macvlan mode bridge")?;
+    gateway
+        .ip(&format!("link add link eth1 name upper1 address {UPPER} type macvlan mode bridge"))?;
     gateway.ip("link set dev upper1 up")?;
     gateway.ip(&format!("route add {} dev upper1 src 10.77.1.1", Topology::client_address(0)))?;
     for forward in FORWARD_CHAINS {
