@@ -6,11 +6,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::process::Stdio;
 
 use anyhow::{Context as _, ensure};
-use millrace_harness::gateway::fake_relay::{FakeRelay, PORT, connect, shared, transfer};
+use millrace_harness::gateway::fake_relay::{FakeRelay, PORT, connect, shared, transfer, within};
 use millrace_harness::net::netns::{Host, Topology};
 use millrace_harness::net::tcp::{retransmissions, retransmit_losses_only};
 use millrace_harness::system::privilege::privileged;
 use millrace_relay::codec::Framing;
+
+/// Of the device on top of the client-facing one: the client learns it, and sends to it.
+const UPPER: &str = "02:00:00:00:00:77";
 
 /// What hosts have there: nothing is let through at all, or only what belongs to a connection that
 /// the firewall has seen.
@@ -63,6 +66,11 @@ fn an_unknown_neighbour_is_asked_for_whatever_the_firewall_forwards() -> anyhow:
     config.services[0].destinations.push(ipv6);
     let loaded = topology.load(&config)?;
     let (client, gateway) = (&topology.clients[0], &topology.gateway);
+    // Until then, the kernel asks for no neighbour.
+    within("end of duplicate address detection", || {
+        let tentative = gateway.ip("-6 address show dev eth1 tentative")?;
+        Ok(tentative.trim().is_empty().then_some(()))
+    })?;
     let mac = hardware_address(gateway, Topology::CLIENT_DEVICE)?;
     client.ip(&format!("neigh replace 10.77.1.1 lladdr {mac} dev eth0 nud permanent"))?;
     client.ip(&format!("neigh replace fd77:1::1 lladdr {mac} dev eth0 nud permanent"))?;
@@ -94,8 +102,6 @@ fn what_cannot_be_redirected_gets_past_the_firewall_too() -> anyhow::Result<()> 
         return Ok(());
     }
     let _shared = shared();
-    // The client learns the address of the upper device, and sends to it.
-    const UPPER: &str = "02:00:00:00:00:77";
     let topology = Topology::new(1, 1)?;
     let mut config = topology.config(PORT, Framing::Lines);
     config.gateway.shared_addresses = vec![UPPER.parse().map_err(anyhow::Error::msg)?];
