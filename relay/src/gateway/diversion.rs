@@ -10,8 +10,8 @@ use millrace_common::abi::{self, Offers, map};
 use millrace_common::verdict::Verdict;
 use serde::Serialize;
 
-use super::counters::{Link, Links};
 use super::error::{GatewayError, errno};
+use super::rtnetlink::{Link, Links};
 use super::topology::RELAY_DEVICE;
 use super::{open_map, unusable};
 

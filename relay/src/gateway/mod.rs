@@ -10,7 +10,6 @@
 
 mod attached;
 mod change;
-mod counters;
 mod devices;
 mod diversion;
 mod drivers;
@@ -26,6 +25,7 @@ mod links;
 mod load;
 mod lock;
 mod netdev;
+mod netlink;
 pub mod object;
 mod preflight;
 mod replace;
@@ -49,7 +49,6 @@ use millrace_common::abi::{self, ABI_VERSION, GatewayConfig, map};
 
 use crate::config::Config;
 
-pub use self::counters::Link;
 pub use self::diversion::{Diversion, Evidence, PathEvidence};
 use self::error::errno;
 pub use self::error::{FlowError, GatewayError, RuleMistake};
@@ -64,6 +63,7 @@ pub use self::load::{LoadReport, load, load_object_file};
 pub use self::netdev::XdpFeatures;
 pub use self::preflight::AttachMode;
 pub use self::replace::{ReplaceReport, Replaced, replace, replace_by};
+pub use self::rtnetlink::Link;
 pub use self::status::{RelayStatus, Status, status};
 pub use self::topology::{RELAY_DEVICE, gateway_device};
 pub use self::trace::{TraceEnd, TraceOptions, TraceSummary, trace, trace_by};

@@ -1,120 +1,157 @@
-//! The gateway's devices, asked of the kernel from within the relay namespace: a relay is not in the
-//! namespace of the devices, and may not know where that is (rtnetlink(7)).
+//! Devices with their counters, asked over rtnetlink(7): those of the relay namespace, and from there
+//! those of the gateway's, which the kernel knows as the place of the veth's other end. So it does not
+//! matter where the asking process runs.
 
-use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use rustix::fd::OwnedFd;
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with,
-};
+use serde::Serialize;
 
 use super::error::GatewayError;
 use super::host::in_namespace;
-use super::netdev::attribute;
-use super::topology::RELAY_DEVICE;
+use super::netlink::{Request, ask, attribute, malformed, socket};
 
-const NLMSG_ERROR: u16 = 2;
-const NLM_F_REQUEST: u16 = 1;
 const RTM_GETLINK: u16 = 18;
+/// `linux/if_link.h`.
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
+const IFLA_STATS64: u16 = 23;
 const IFLA_LINK_NETNSID: u16 = 37;
 /// Linux 4.16; then called `IFLA_IF_NETNSID`.
 const IFLA_TARGET_NETNSID: u16 = 46;
-
-/// Headers of netlink (`struct nlmsghdr`) and of a link (`struct ifinfomsg`).
-const MESSAGE_HEADER: usize = 16;
+/// `linux/if.h`.
+const IFF_UP: u32 = 1;
+/// Header of a link (`struct ifinfomsg`): family, type, index, flags and which of them are to change.
 const LINK_HEADER: usize = 16;
-/// Where the interface index stands in the latter.
-const INDEX_AT: usize = MESSAGE_HEADER + 4;
 
-/// A view of the gateway's network namespace.
-pub(super) struct GatewayLinks {
-    /// Of the relay namespace.
-    socket: OwnedFd,
-    /// What the relay namespace calls the gateway's.
-    nsid: [u8; 4],
+/// A device as it is now.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Link {
+    /// Its name.
+    pub name: String,
+    /// Whether it was brought up.
+    pub up: bool,
+    /// Packets received, `rx_packets` of `struct rtnl_link_stats64`; the others likewise.
+    pub received: u64,
+    /// Packets sent. Of most drivers: those among them that XDP has redirected there.
+    pub sent: u64,
+    /// Packets dropped on reception.
+    pub receive_dropped: u64,
+    /// Packets dropped instead of being sent.
+    pub send_dropped: u64,
+    /// Its index.
+    #[serde(skip)]
+    pub(super) ifindex: u32,
+    /// Its hardware address; `None` of a device that has none, or another kind than Ethernet's.
+    #[serde(skip)]
+    pub(super) address: Option<[u8; 6]>,
+    /// Identifier of the namespace in which its other end is.
+    #[serde(skip)]
+    namespace: Option<i32>,
 }
 
-/// A device of the gateway.
-pub(super) struct Link {
-    pub ifindex: u32,
-    /// `None` of a device that has none, or another kind than Ethernet's.
-    pub address: Option<[u8; 6]>,
-}
+/// A socket of the relay namespace.
+#[derive(Debug)]
+pub(super) struct Links(OwnedFd);
 
-impl GatewayLinks {
-    /// Looks from the relay namespace to where the other end of its veth is.
-    pub(super) fn open(relay_namespace: &Path) -> Result<Self, GatewayError> {
-        let failed = || GatewayError::io("ask for the gateway's devices");
-        let socket = in_namespace(relay_namespace, || {
-            let (family, kind) = (AddressFamily::NETLINK, SocketType::RAW);
-            socket_with(family, kind, SocketFlags::CLOEXEC, None)
-        })?
-        .map_err(|error| failed()(error.into()))?;
-        let answer = ask(&socket, RELAY_DEVICE, None).map_err(failed())?;
-        let nsid = answer
-            .as_deref()
-            .and_then(|answer| {
-                attribute(answer.get(MESSAGE_HEADER + LINK_HEADER..)?, IFLA_LINK_NETNSID)
-            })
-            .and_then(|value| value.try_into().ok())
-            .ok_or_else(|| failed()(std::io::Error::other("the link to the gateway is gone")))?;
-        Ok(Self { socket, nsid })
+impl Links {
+    pub(super) fn open(namespace: &Path) -> Result<Self, GatewayError> {
+        let socket = in_namespace(namespace, || socket(None))?
+            .map_err(GatewayError::io("open a netlink socket"))?;
+        Ok(Self(socket))
     }
 
-    /// Looks a device up; `None` if there is none of this name.
-    pub(super) fn find(&self, name: &str) -> Result<Option<Link>, GatewayError> {
-        let answer = ask(&self.socket, name, Some(self.nsid))
-            .map_err(GatewayError::io(format!("ask for the gateway's device {name}")))?;
-        Ok(answer.as_deref().and_then(link))
+    /// A device of the relay namespace by its name.
+    pub(super) fn relays(&self, name: &str) -> Result<Option<Link>, GatewayError> {
+        self.ask(request(0).with(IFLA_IFNAME, &terminated(name)))
+            .map_err(GatewayError::io(format!("look at {name}")))
+    }
+
+    /// A device of the gateway's namespace by its index there; `relays` is the relay's end of the veth.
+    pub(super) fn gateways(
+        &self,
+        ifindex: u32,
+        relays: &Link,
+    ) -> Result<Option<Link>, GatewayError> {
+        let Some(namespace) = relays.namespace else { return Ok(None) };
+        self.ask(request(ifindex).with(IFLA_TARGET_NETNSID, &namespace.to_ne_bytes()))
+            .map_err(GatewayError::io(format!("look at device {ifindex} of the gateway")))
+    }
+
+    /// The same by its name.
+    pub(super) fn gateways_named(
+        &self,
+        name: &str,
+        relays: &Link,
+    ) -> Result<Option<Link>, GatewayError> {
+        let Some(namespace) = relays.namespace else { return Ok(None) };
+        let request = request(0)
+            .with(IFLA_TARGET_NETNSID, &namespace.to_ne_bytes())
+            .with(IFLA_IFNAME, &terminated(name));
+        self.ask(request).map_err(GatewayError::io(format!("look at {name} of the gateway")))
+    }
+
+    /// `None` if there is no such device, or no such namespace any more.
+    fn ask(&self, request: Request) -> std::io::Result<Option<Link>> {
+        let answer = ask(&self.0, request, &[Errno::NODEV, Errno::INVAL])?;
+        answer.map(|answer| link(&answer)).transpose()
     }
 }
 
-fn link(answer: &[u8]) -> Option<Link> {
-    let ifindex = u32::from_ne_bytes(*answer.get(INDEX_AT..)?.first_chunk()?);
-    let attributes = answer.get(MESSAGE_HEADER + LINK_HEADER..)?;
-    let address = attribute(attributes, IFLA_ADDRESS).and_then(|value| value.try_into().ok());
-    Some(Link { ifindex, address })
+fn request(ifindex: u32) -> Request {
+    let mut header = [0; LINK_HEADER];
+    header[4..8].copy_from_slice(&ifindex.to_ne_bytes());
+    Request::new(RTM_GETLINK, &header)
 }
 
-/// One question; gives the whole answer, or `None` if there is no such device.
-fn ask(socket: &OwnedFd, name: &str, nsid: Option<[u8; 4]>) -> std::io::Result<Option<Vec<u8>>> {
-    send(socket, &request(name, nsid), SendFlags::empty())?;
-    let mut answer = vec![0; 32 << 10];
-    let (_, length) = recv(socket, answer.as_mut_slice(), RecvFlags::empty())?;
-    answer.truncate(length);
-    let malformed = || std::io::Error::other("malformed netlink answer");
-    let body = answer.get(MESSAGE_HEADER..).ok_or_else(malformed)?;
-    if u16::from_ne_bytes([answer[4], answer[5]]) == NLMSG_ERROR {
-        let code = body.first_chunk().ok_or_else(malformed)?;
-        let errno = Errno::from_raw_os_error(-i32::from_ne_bytes(*code));
-        return if errno == Errno::NODEV { Ok(None) } else { Err(errno.into()) };
-    }
-    Ok(Some(answer))
+fn terminated(name: &str) -> Vec<u8> {
+    [name.as_bytes(), &[0]].concat()
 }
 
-fn request(name: &str, nsid: Option<[u8; 4]>) -> Vec<u8> {
-    let mut attributes = Vec::new();
-    let mut push = |kind: u16, value: &[u8]| {
-        let length = u16::try_from(4 + value.len()).expect("a short value");
-        attributes.extend(length.to_ne_bytes());
-        attributes.extend(kind.to_ne_bytes());
-        attributes.extend(value);
-        attributes.resize(attributes.len().next_multiple_of(4), 0);
-    };
-    if let Some(nsid) = nsid {
-        push(IFLA_TARGET_NETNSID, &nsid);
+fn link(answer: &[u8]) -> std::io::Result<Link> {
+    let (header, attributes) = answer.split_at_checked(LINK_HEADER).ok_or_else(malformed)?;
+    let number = |at: usize| header[at..].first_chunk().copied().map_or(0, u32::from_ne_bytes);
+    let counters = attribute(attributes, IFLA_STATS64).ok_or_else(malformed)?;
+    let (counters, _) = counters.as_chunks::<8>();
+    let counter = |at: usize| counters.get(at).map_or(0, |bytes| u64::from_ne_bytes(*bytes));
+    let name = attribute(attributes, IFLA_IFNAME).ok_or_else(malformed)?;
+    let namespace = attribute(attributes, IFLA_LINK_NETNSID);
+    Ok(Link {
+        name: String::from_utf8_lossy(name).trim_end_matches('\0').to_owned(),
+        up: number(8) & IFF_UP != 0,
+        received: counter(0),
+        sent: counter(1),
+        receive_dropped: counter(6),
+        send_dropped: counter(7),
+        ifindex: number(4),
+        address: attribute(attributes, IFLA_ADDRESS).and_then(|value| value.try_into().ok()),
+        namespace: namespace.and_then(|id| Some(i32::from_ne_bytes(id.try_into().ok()?))),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_tells_of_loopback_and_of_nothing_else() {
+        let links = Links::open(Path::new("/proc/self/ns/net")).unwrap();
+        let loopback = links.relays("lo").unwrap().expect("loopback");
+        assert_eq!((loopback.name.as_str(), loopback.namespace), ("lo", None));
+        assert_eq!((loopback.ifindex, loopback.address), (1, Some([0; 6])));
+        assert_eq!(loopback.received, loopback.sent, "it hears what it says");
+        assert!(links.relays("no-such-device").unwrap().is_none());
+        assert!(links.gateways(1, &loopback).unwrap().is_none(), "it has no other end");
+        assert!(links.gateways_named("lo", &loopback).unwrap().is_none());
     }
-    push(IFLA_IFNAME, &[name.as_bytes(), &[0]].concat());
-    let length = MESSAGE_HEADER + LINK_HEADER + attributes.len();
-    let mut message = Vec::with_capacity(length);
-    message.extend(u32::try_from(length).expect("a short message").to_ne_bytes());
-    message.extend(RTM_GETLINK.to_ne_bytes());
-    message.extend(NLM_F_REQUEST.to_ne_bytes());
-    // Sequence number and port: one question at a time. Then a link of no family, type or index.
-    message.extend([0; 8 + LINK_HEADER]);
-    message.extend(attributes);
-    message
+
+    #[test]
+    fn an_answer_that_is_cut_is_an_error() {
+        let name = [7, 0, 3, 0, b'l', b'o', 0, 0];
+        let answer = [&[0; LINK_HEADER][..], &name].concat();
+        for length in [0, 4, LINK_HEADER, answer.len()] {
+            assert!(link(&answer[..length]).is_err(), "{length}");
+        }
+    }
 }

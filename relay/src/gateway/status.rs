@@ -13,11 +13,11 @@ use crate::config::Config;
 use crate::gateway::attached::{DeviceStatus, ProgramStatus, programs};
 use crate::gateway::rules::in_force::InForce;
 
-use super::counters::Link;
 use super::diversion::{Diversion, Evidence, PathEvidence};
 use super::error::GatewayError;
 use super::flows::{Established, open_pending};
 use super::heartbeat::monotonic_ns;
+use super::rtnetlink::Link;
 
 use super::state::{self, State};
 use super::{heartbeat_timeout_difference, open_map, read_config};

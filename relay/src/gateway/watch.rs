@@ -9,8 +9,9 @@ use crate::config::{Config, HardwareAddress};
 
 use super::devices::{Changed, DeviceTable};
 use super::error::GatewayError;
-use super::rtnetlink::GatewayLinks;
+use super::rtnetlink::Links;
 use super::state::State;
+use super::topology::RELAY_DEVICE;
 
 /// A changed address is known to the programs after so long. Until then its frames are passed.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -26,7 +27,7 @@ impl Watch {
     pub(super) fn start(config: &Config, relay_namespace: &Path) -> Result<Self, GatewayError> {
         let state = State::of_loaded(config)?;
         let mut watcher = Watcher {
-            links: GatewayLinks::open(relay_namespace)?,
+            links: Links::open(relay_namespace)?,
             table: DeviceTable::open(&state.pin_directory)?,
             devices: state.devices,
         };
@@ -64,15 +65,17 @@ impl Drop for Watch {
 }
 
 struct Watcher {
-    links: GatewayLinks,
+    links: Links,
     table: DeviceTable<aya::maps::MapData>,
     devices: Vec<String>,
 }
 
 impl Watcher {
     fn follow(&mut self) -> Result<(), GatewayError> {
+        // Without it there is no way to the relay either.
+        let Some(relays) = self.links.relays(RELAY_DEVICE)? else { return Ok(()) };
         for (number, name) in (1..).zip(&self.devices) {
-            let Some(link) = self.links.find(name)? else { continue };
+            let Some(link) = self.links.gateways_named(name, &relays)? else { continue };
             let Some(to) = link.address.map(HardwareAddress) else { continue };
             if let Some(from) = self.table.follow(number, link.ifindex, to)? {
                 let changed = Changed { device: name.clone(), from, to };
