@@ -186,7 +186,8 @@ fn too_few_files_are_said_at_the_start() {
     serves(&direct);
     let finished = told_to_stop(relay, Signal::TERM);
     assert!(finished.stderr.contains("too few files may be open"), "{finished:?}");
-    assert!(finished.stderr.contains("each accepts only 150"), "{finished:?}");
+    // Half of the files, less those for connections that are on their way when a worker is full.
+    assert!(finished.stderr.contains("each accepts only 134"), "{finished:?}");
 }
 
 /// A connection to the relay of a client that takes next to nothing.
