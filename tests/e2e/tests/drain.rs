@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -59,7 +60,13 @@ impl Relay {
                 sender.send(threads.associations().clone()).expect("the test waits");
             })
         });
-        let associations = ready.recv_timeout(PATIENCE).expect("the relay serves");
+        let associations = match ready.recv_timeout(PATIENCE) {
+            Ok(associations) => associations,
+            Err(RecvTimeoutError::Disconnected) => {
+                panic!("the relay has ended: {:?}", thread.join())
+            }
+            Err(RecvTimeoutError::Timeout) => panic!("the relay does not serve"),
+        };
         Self { config, address, associations, thread, topics, _alone: alone }
     }
 
