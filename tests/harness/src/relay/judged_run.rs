@@ -21,6 +21,8 @@ use crate::system::process::wait_until;
 /// A run in which nothing moves for so long has failed.
 const STANDSTILL: Duration = Duration::from_mins(1);
 const TICK: Duration = Duration::from_millis(50);
+/// Of what the relay has said, so many lines are shown.
+const SHOWN_LINES: usize = 20;
 const SETTLE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// What to run.
@@ -232,6 +234,16 @@ fn check_associations(
     }
 }
 
+/// Where messages are, for who waits for them in vain.
+fn seen(cluster: &Cluster, servers: &Servers) -> String {
+    let stats = cluster.instance.stats().map(|stats| stats.0.to_string());
+    let stats = stats.unwrap_or_else(|error| format!("{error:#}"));
+    let said = cluster.instance.relay_stderr();
+    let lines: Vec<_> = said.lines().rev().take(SHOWN_LINES).collect();
+    let said = lines.into_iter().rev().collect::<Vec<_>>().join("\n");
+    format!("{}; the relay counts {stats} and has said at last:\n{said}", servers.progress())
+}
+
 struct Run<'a> {
     cluster: &'a mut Cluster,
     servers: Servers,
@@ -269,7 +281,10 @@ impl Run<'_> {
             if moved.1 != place {
                 moved = (Instant::now(), place);
             } else if moved.0.elapsed() > STANDSTILL {
-                eprintln!("waiting for {what}, nothing has moved for {STANDSTILL:?}: {snapshot:?}");
+                eprintln!(
+                    "waiting for {what}, nothing has moved for {STANDSTILL:?}: {snapshot:?}; {}",
+                    seen(self.cluster, &self.servers)
+                );
                 return Ok(false);
             }
             std::thread::sleep(TICK);
@@ -319,7 +334,7 @@ impl Run<'_> {
 
     /// Closes the connections; once the servers know of the last close, nothing more is on its way.
     fn finish(self) -> Result<(LoadReport, Arc<Tally>, Arc<crate::clients::load::Progress>)> {
-        let Self { servers, load, .. } = self;
+        let Self { cluster, servers, load, .. } = self;
         let progress = Arc::clone(&load.progress);
         let report = load.close()?;
         let tally = &servers.tally;
@@ -328,10 +343,11 @@ impl Run<'_> {
         });
         if let Err(error) = all_closed {
             bail!(
-                "{error}: {} opened, {} closed; {:?}",
+                "{error}: {} opened, {} closed; {:?}; {}",
                 tally.opened.load(Relaxed),
                 tally.closed.load(Relaxed),
-                tally.complaints()
+                tally.complaints(),
+                seen(cluster, &servers)
             );
         }
         Ok((report, servers.stop()?, progress))

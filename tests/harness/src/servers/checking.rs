@@ -1,7 +1,7 @@
 //! Servers that answer every message, and check all that a server can know of it.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -62,6 +62,10 @@ pub struct Tally {
     /// By partition, connections begun.
     pub opened_at: Vec<AtomicU64>,
     owners: Vec<AtomicU32>,
+    /// By partition, the offset that is read next.
+    places: Vec<AtomicI64>,
+    /// What reading a partition has said last, by partition.
+    troubles: Mutex<HashMap<u16, String>>,
     complaints: Mutex<Vec<String>>,
 }
 
@@ -85,6 +89,9 @@ impl Tally {
 pub struct Servers {
     /// Counters.
     pub tally: Arc<Tally>,
+    uplink: String,
+    partitions: Vec<u16>,
+    brokers: String,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<Result<()>>>,
 }
@@ -105,10 +112,18 @@ impl Servers {
         let tally = Arc::new(Tally {
             opened_at: std::iter::repeat_with(AtomicU64::default).take(places).collect(),
             owners: directory.iter().map(|_| AtomicU32::new(NOBODY)).collect(),
+            places: std::iter::repeat_with(AtomicI64::default).take(places).collect(),
             ..Tally::default()
         });
         let uplink = format!("{}uplink", plan.prefix);
-        let mut servers = Self { tally, stop: Arc::default(), threads: Vec::new() };
+        let mut servers = Self {
+            tally,
+            uplink: uplink.clone(),
+            partitions: plan.partitions.clone(),
+            brokers: plan.brokers.clone(),
+            stop: Arc::default(),
+            threads: Vec::new(),
+        };
         for partition in &plan.partitions {
             let place = i32::from(*partition);
             let (_, end) = producer.client().fetch_watermarks(&uplink, place, START_PATIENCE)?;
@@ -140,6 +155,23 @@ impl Servers {
             join(self.threads.swap_remove(ended))?;
         }
         Ok(())
+    }
+
+    /// How far each has read its partition, and what has hindered it last: for who waits in vain.
+    pub fn progress(&self) -> String {
+        let troubles = self.tally.troubles.lock().expect("no panic under this lock");
+        let count = self.partitions.iter().max().map_or(0, |last| last + 1);
+        let ends = kafka::record_counts(&self.brokers, &self.uplink, count);
+        let of = |partition: &u16| {
+            let end = match &ends {
+                Ok(ends) => ends[usize::from(*partition)].to_string(),
+                Err(error) => format!("{error:#}"),
+            };
+            let read = self.tally.places[usize::from(*partition)].load(Relaxed);
+            let trouble = troubles.get(partition).map_or("no error", String::as_str);
+            format!("partition {partition} is read to {read} of {end} ({trouble})")
+        };
+        self.partitions.iter().map(of).collect::<Vec<_>>().join(", ")
     }
 
     /// Stops them.
@@ -224,9 +256,18 @@ impl Server {
         consumer.assign(&own)?;
         while !stop.load(Relaxed) {
             match consumer.poll(POLL) {
-                Some(Ok(record)) => self.take(&record, stop)?,
+                Some(Ok(record)) => {
+                    self.take(&record, stop)?;
+                    let place = &self.tally.places[usize::from(self.partition)];
+                    place.store(record.offset() + 1, Relaxed);
+                }
+                None => {}
                 // librdkafka goes on trying; a broker that is away for good shows as lost messages.
-                Some(Err(KafkaError::MessageConsumption(_) | KafkaError::Global(_))) | None => {}
+                Some(Err(error @ (KafkaError::MessageConsumption(_) | KafkaError::Global(_)))) => {
+                    let mut troubles =
+                        self.tally.troubles.lock().expect("no panic under this lock");
+                    troubles.insert(self.partition, error.to_string());
+                }
                 Some(Err(error)) => {
                     return Err(error).context("a server cannot read its partition");
                 }
