@@ -162,7 +162,7 @@ pub(super) fn gather(config: &Config) -> Result<Facts, GatewayError> {
     let devices = config.gateway.devices.iter();
     Ok(Facts {
         forwards: host::sysctl("net/ipv4/ip_forward")?.as_deref() == Some("1"),
-        page_size: u32::try_from(rustix::param::page_size()).unwrap_or(u32::MAX),
+        page_size: page_size(),
         processors: host::processors(),
         waits_for_programs: membarrier_query().contains_command(MembarrierCommand::Global),
         bpffs: state::bpffs(),
@@ -172,6 +172,11 @@ pub(super) fn gather(config: &Config) -> Result<Facts, GatewayError> {
             })
             .collect::<Result<_, GatewayError>>()?,
     })
+}
+
+/// Bytes of a page of memory.
+pub(super) fn page_size() -> u32 {
+    u32::try_from(rustix::param::page_size()).unwrap_or(u32::MAX)
 }
 
 /// What is known of a device that is there.
