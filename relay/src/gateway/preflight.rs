@@ -12,7 +12,7 @@ use crate::gateway::finding::{Finding, Severity};
 
 use super::drivers;
 use super::error::GatewayError;
-use super::known::{Bpffs, Facts, LinkFacts, Occupant, Peer};
+use super::known::{Above, Bpffs, Facts, LinkFacts, Occupant, Peer};
 use super::netdev::XdpFeatures;
 
 /// What a veth can have (`max_mtu` of `ip -details link`), and so the link to the relay.
@@ -212,8 +212,46 @@ pub(super) fn judge(facts: &Facts, policy: XdpPolicy) -> Vec<Finding> {
             Some(link) => judge_device(name, link, facts, policy, &mut findings),
         }
     }
+    judge_above(facts, &mut findings);
     findings.sort_by_key(|finding| finding.severity);
     findings
+}
+
+/// Frames for another address than the device's own are somebody else's (`pass/other_host`), unless the
+/// configuration says that they are for this gateway. It alone knows that: a macvlan may be a guest's.
+fn judge_above(facts: &Facts, findings: &mut Vec<Finding>) {
+    let shared = |address| facts.shared_addresses.contains(address);
+    let devices = || facts.devices.iter().filter_map(|(name, link)| Some((name, link.as_ref()?)));
+    let mut all = facts.shared_addresses.clone();
+    for (_, link) in devices() {
+        for Above { address, .. } in &link.above {
+            if !all.contains(address) {
+                all.push(*address);
+            }
+        }
+    }
+    let all: Vec<_> = all.iter().map(|address| format!("\"{address}\"")).collect();
+    for (name, link) in devices() {
+        let missing = link.above.iter().filter(|above| !shared(&above.address));
+        let missing: Vec<_> = missing
+            .map(|Above { name, kind, address }| format!("`{name}` ({kind}) has {address}"))
+            .collect();
+        if missing.is_empty() {
+            continue;
+        }
+        findings.push(Finding::new(
+            Severity::Note,
+            name,
+            "shared_addresses",
+            format!(
+                "on top of device `{name}`, {}, which is not its own hardware address: what clients \
+                 send there takes the ordinary path (pass/other_host); if they know the gateway by \
+                 it, have it diverted too",
+                missing.join(", ")
+            ),
+            format!("gateway.shared_addresses = [{}]", all.join(", ")),
+        ));
+    }
 }
 
 /// The mode in which `ingress` will be attached, as far as can be known before.

@@ -46,6 +46,7 @@ fn card() -> LinkFacts {
         lro: false,
         gro_hw: false,
         peer: None,
+        above: Vec::new(),
     }
 }
 
@@ -56,6 +57,7 @@ fn host(devices: Vec<(String, Option<LinkFacts>)>) -> Facts {
         processors: 8,
         waits_for_programs: true,
         bpffs: Bpffs::Usable,
+        shared_addresses: Vec::new(),
         devices,
     }
 }
@@ -179,6 +181,29 @@ fn merging_devices() {
 fn a_device_that_is_down() {
     let link = LinkFacts { up: false, ..card() };
     assert_eq!(said(XdpPolicy::Native, link), [(Severity::Note, "down")]);
+}
+
+/// Before, `pass/other_host` grew and nothing said what to write.
+#[test]
+fn addresses_on_top_of_a_device_are_told_until_they_are_shared() {
+    let [router, lan] =
+        ["00:00:5e:00:01:33", "02:00:00:00:00:07"].map(|text| text.parse().unwrap());
+    let above = |name: &str, kind: &str, address| Above {
+        name: name.to_owned(),
+        kind: kind.to_owned(),
+        address,
+    };
+    let first = LinkFacts { above: vec![above("vrrp1", "macvlan", router)], ..card() };
+    let second = LinkFacts { above: vec![above("br0", "bridge", lan)], ..card() };
+    let devices = vec![("eth1".to_owned(), Some(first)), ("eth2".to_owned(), Some(second))];
+    let mut facts = Facts { shared_addresses: vec![lan], ..host(devices) };
+    let findings = judge(&facts, XdpPolicy::Native);
+    assert_eq!((findings.len(), findings[0].code), (1, "shared_addresses"));
+    assert!(findings[0].what.contains("`vrrp1` (macvlan) has 00:00:5e:00:01:33"), "{findings:?}");
+    let line = "gateway.shared_addresses = [\"02:00:00:00:00:07\", \"00:00:5e:00:01:33\"]";
+    assert_eq!(findings[0].remedy.as_deref(), Some(line));
+    facts.shared_addresses.push(router);
+    assert_eq!(judge(&facts, XdpPolicy::Native), []);
 }
 
 #[test]
