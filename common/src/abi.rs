@@ -6,7 +6,7 @@ use crate::rule::ActiveSet;
 ///
 /// It stands in the object file ([`SECTION`]) and in [`GatewayConfig`]; whoever finds another
 /// number refuses to go on and names both. Raise it whenever a map, a key or a value changes.
-pub const ABI_VERSION: u32 = 7;
+pub const ABI_VERSION: u32 = 8;
 
 /// ELF section of the eBPF object that holds [`ABI_VERSION`] as a little-endian `u32`.
 pub const SECTION: &str = ".millrace.abi";
@@ -49,6 +49,10 @@ pub mod map {
     /// Hash: [`super::Path`] to anything; where new connections pass, while
     /// [`super::Intake::PATHS_CLOSED`] is set.
     pub const CLOSED_PATHS: &str = "CLOSED_PATHS";
+    /// Array of one [`crate::loss::LossSetup`].
+    pub const LOSS_SETUP: &str = "LOSS_SETUP";
+    /// Per-CPU hash: [`crate::loss::Loss`] to packets as `u64`.
+    pub const LOSSES: &str = "LOSSES";
 }
 
 /// Most steering rules of a set, as they are written.
@@ -200,6 +204,10 @@ mod pod {
     unsafe impl aya::Pod for crate::flow::ShortKey {}
     // SAFETY: repr(C), integers only, no padding (size asserted beside it).
     unsafe impl aya::Pod for crate::link::ClientDevice {}
+    // SAFETY: repr(C), integers only, no padding (sizes asserted beside them).
+    unsafe impl aya::Pod for crate::loss::LossSetup {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for crate::loss::Loss {}
     // SAFETY: one u64.
     unsafe impl aya::Pod for crate::flow::FlowState {}
     // SAFETY: two u64.

@@ -3,7 +3,8 @@
 //! In the order in which a packet meets them: [`packet`] (the one parser), [`link`] (the device that
 //! it came by), [`rule`] (what may be
 //! diverted), [`flow`] (what is diverted), [`fragment`] and
-//! [`icmp`] (what belongs to a flow without being a segment), [`verdict`] (what became of it), [`trace`] (a packet and its
+//! [`icmp`] (what belongs to a flow without being a segment), [`verdict`] (what became of it),
+//! [`loss`] (what did not get where its verdict sent it), [`trace`] (a packet and its
 //! verdict, told), [`abi`] (the maps that carry all this between the kernel and the relay).
 //! Apart from them: [`mod@bench`], for the benchmarks' own program.
 #![no_std]
@@ -16,6 +17,7 @@ pub mod flow;
 pub mod fragment;
 pub mod icmp;
 pub mod link;
+pub mod loss;
 pub mod packet;
 pub mod rule;
 pub mod trace;

@@ -11,6 +11,7 @@ use millrace_common::verdict::Verdict;
 use serde::Serialize;
 
 use super::error::{GatewayError, errno};
+use super::losses::{self, Lost};
 use super::rtnetlink::{Link, Links};
 use super::topology::RELAY_DEVICE;
 use super::{open_map, unusable};
@@ -22,6 +23,7 @@ pub struct Diversion {
     counters: PerCpuArray<MapData, u64>,
     offers: HashMap<MapData, abi::Path, Offers>,
     closed: HashMap<MapData, abi::Path, u32>,
+    losses: losses::Counters,
 }
 
 /// The counters, all since `load`.
@@ -43,6 +45,10 @@ pub struct Evidence {
     pub devices: Vec<Link>,
     /// The ways to clients and back.
     pub paths: Vec<PathEvidence>,
+    /// Packets that were lost where the programs had aimed them, by device and reason.
+    pub losses: Vec<Lost>,
+    /// Tracepoints at which losses are not counted, because the kernel lets no program be attached.
+    pub uncounted: Vec<&'static str>,
 }
 
 /// A way to clients and back.
@@ -94,6 +100,7 @@ impl Diversion {
                 .map_err(unusable(map::OFFERS))?,
             closed: HashMap::try_from(Map::HashMap(open(map::CLOSED_PATHS)?))
                 .map_err(unusable(map::CLOSED_PATHS))?,
+            losses: losses::Counters::open(pins)?,
         })
     }
 
@@ -106,6 +113,8 @@ impl Diversion {
             forwarded: self.packets(|verdict| verdict == Verdict::ReturnForwarded)?,
             left_to_stack: self.packets(Verdict::leaves_answer_to_stack)?,
             relays: self.links.relays(RELAY_DEVICE)?,
+            losses: self.losses.read(self.gateway_ifindex)?,
+            uncounted: self.losses.uncounted.clone(),
             ..Evidence::default()
         };
         let mut devices = BTreeMap::new();
@@ -140,6 +149,14 @@ impl Diversion {
         }
         for path in &mut evidence.paths {
             path.device = devices[&path.ifindex].as_ref().map(|device| device.name.clone());
+        }
+        for lost in &mut evidence.losses {
+            let device = if lost.to_relay {
+                evidence.link.as_ref()
+            } else {
+                devices.get(&lost.ifindex).and_then(Option::as_ref)
+            };
+            lost.device = device.map(|device| device.name.clone());
         }
         evidence.devices = devices.into_values().flatten().collect();
         Ok(evidence)
@@ -192,10 +209,22 @@ impl Evidence {
             ),
             (Some(Link { name, .. }), _) => format!(
                 "both ends of the link are up; does {RELAY_DEVICE} still run the program `pass` \
-                 (`ip -details link`)? `perf trace -e xdp:xdp_redirect_err -e xdp:xdp_devmap_xmit` \
-                 shows why {name} does not take them"
+                 (`ip -details link`)? `relay status` shows why {name} does not take them (LOST)"
             ),
         }
+    }
+
+    /// What kept a device from taking most of the answers that it did not take since an earlier look.
+    fn lost_since(&self, before: &Self, device: &str) -> Option<&Lost> {
+        let grown = |lost: &Lost| {
+            let same = |one: &&Lost| (one.ifindex, one.errno) == (lost.ifindex, lost.errno);
+            let then = before.losses.iter().find(same).map_or(0, |one| one.packets);
+            lost.packets.saturating_sub(then)
+        };
+        let here = |lost: &&Lost| {
+            !lost.to_relay && lost.device.as_deref() == Some(device) && grown(lost) > 0
+        };
+        self.losses.iter().filter(here).max_by_key(|lost| grown(lost))
     }
 
     /// Why no client is answered on a path since an earlier look, as far as it can be seen, and what
@@ -207,6 +236,9 @@ impl Evidence {
         };
         let forwarded = self.forwarded.saturating_sub(before.forwarded);
         let left = self.left_to_stack.saturating_sub(before.left_to_stack);
+        if let Some(lost) = self.lost_since(before, device) {
+            return format!("{device} did not take the answers ({}): {}", lost.error, lost.cause());
+        }
         if forwarded == 0 && left == 0 {
             return "the relay's stack answers nothing; see `nstat` in the relay namespace"
                 .to_owned();

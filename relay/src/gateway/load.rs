@@ -27,6 +27,7 @@ use super::preflight;
 use super::preflight::AttachMode;
 
 use super::lock::Lock;
+use super::losses;
 use super::rules::RuleSet;
 use super::rules::compile::Compiled;
 use super::rules::tables::{Present, RuleTables};
@@ -40,7 +41,7 @@ pub(super) const PROGRAMS: [&str; 3] = ["ingress", "egress", "pass"];
 /// All that are pinned.
 pub(super) const PINNED: [&str; 5] = [PROGRAMS[0], PROGRAMS[1], PROGRAMS[2], ANSWER, UNTAG];
 /// The maps that programs and relay share: those that are pinned.
-pub(super) const MAPS: [&str; 15] = [
+pub(super) const MAPS: [&str; 17] = [
     map::CONFIG,
     map::HEARTBEAT,
     map::PORT_CLASSES,
@@ -56,6 +57,8 @@ pub(super) const MAPS: [&str; 15] = [
     map::CLIENT_LINKS,
     map::OFFERS,
     map::CLOSED_PATHS,
+    map::LOSS_SETUP,
+    map::LOSSES,
 ];
 
 /// What was loaded.
@@ -165,6 +168,7 @@ fn build(
     pin(&mut ebpf, &pins)?;
 
     attach_veth(&mut ebpf, config, &topology, &object.path, report)?;
+    losses::attach(&mut ebpf, &pins, topology.gateway_ifindex, report)?;
     attach_devices(&mut ebpf, config, (devices, facts), &object.path, report)
 }
 

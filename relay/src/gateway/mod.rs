@@ -9,6 +9,7 @@
 //! links are pinned, and go on without any process of ours.
 
 mod attached;
+mod btf;
 mod change;
 mod devices;
 mod diversion;
@@ -24,6 +25,7 @@ mod known;
 mod links;
 mod load;
 mod lock;
+mod losses;
 mod netdev;
 mod netlink;
 pub mod object;
@@ -60,6 +62,7 @@ pub use self::host::{Report, enter_namespace, in_namespace};
 pub use self::kernel::{Version, minimum as minimum_kernel};
 pub use self::known::{Above, Bpffs, Channels, Facts, LinkFacts, Occupant, Peer};
 pub use self::load::{LoadReport, load, load_object_file};
+pub use self::losses::Lost;
 pub use self::netdev::XdpFeatures;
 pub use self::preflight::AttachMode;
 pub use self::replace::{ReplaceReport, Replaced, replace, replace_by};

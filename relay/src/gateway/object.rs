@@ -70,6 +70,7 @@ pub fn verify(program: &mut Program) -> Result<(), ProgramError> {
     match program {
         Program::Xdp(program) => verified(|| program.load()),
         Program::SchedClassifier(program) => verified(|| program.load()),
+        Program::RawTracePoint(program) => verified(|| program.load()),
         _ => Err(ProgramError::UnexpectedProgramType),
     }
 }

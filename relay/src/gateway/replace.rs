@@ -13,6 +13,7 @@ use super::host::Report;
 use super::links::{self, Slot, Swap, pinned_info, pinned_program, program_pin};
 use super::load::{self, MAPS, PINNED};
 use super::lock::Lock;
+use super::losses;
 use super::object::ObjectFile;
 use super::read_config;
 use super::state::{State, ignore_missing};
@@ -75,7 +76,7 @@ pub fn replace_by(
     let pins = &state.pin_directory;
     read_config(config, pins)?;
     // The devices are looked up by their names, which mean something else elsewhere.
-    topology::find(&topology::gateway_device(config))?;
+    let gateway = topology::find(&topology::gateway_device(config))?;
     let change = Change::of(config, state.clone())?;
     all_pinned(pins)?;
 
@@ -123,6 +124,7 @@ pub fn replace_by(
         std::fs::rename(draft, pins.join(program_pin(name)))
             .map_err(GatewayError::io(format!("rename {}", draft.display())))?;
     }
+    losses::attach(&mut ebpf, pins, gateway.ifindex, report)?;
     let state = change.finish(config, &mut ebpf, report)?;
     for changed in devices::refresh(config, &state)? {
         report(&changed.to_string());

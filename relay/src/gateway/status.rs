@@ -17,6 +17,7 @@ use super::diversion::{Diversion, Evidence, PathEvidence};
 use super::error::GatewayError;
 use super::flows::{Established, open_pending};
 use super::heartbeat::monotonic_ns;
+use super::losses::Lost;
 use super::rtnetlink::Link;
 
 use super::state::{self, State};
@@ -210,6 +211,25 @@ impl Status {
         )?;
         for Link { name, sent, send_dropped, .. } in &evidence.devices {
             writeln!(f, "  {name:<22} has sent {sent} packets, and dropped {send_dropped}")?;
+        }
+        for lost in &evidence.losses {
+            let whose = if lost.to_relay { "for the relay" } else { "of the relay" };
+            let device = lost.device.as_deref().unwrap_or("a device that is gone");
+            let Lost { packets, error, .. } = lost;
+            writeln!(
+                f,
+                "  LOST       {device} did not take {packets} packets {whose} ({error}): {}",
+                lost.cause()
+            )?;
+        }
+        if !evidence.uncounted.is_empty() {
+            writeln!(
+                f,
+                "  UNCOUNTED  packets that the kernel drops after a redirect are counted in the totals \
+                 alone, not by reason: no program is attached to {}; `relay load --replace` tries it \
+                 again and says why not",
+                evidence.uncounted.join(" and ")
+            )?;
         }
         for path in &evidence.paths {
             let PathEvidence { answered, repeated, in_vain, .. } = path;

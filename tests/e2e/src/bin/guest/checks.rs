@@ -12,14 +12,16 @@ use millrace_harness::clients::wire::lines;
 use millrace_harness::gateway::fake_relay::{
     FakeRelay, PORT, Traces, connect, reaches_server, traces, transfer, within,
 };
+use millrace_harness::net::frames::{Frame, flag};
 use millrace_harness::net::netns::{self, Topology};
 use millrace_harness::net::pktgen::{self, Traffic};
+use millrace_harness::net::raw_socket::Raw;
 use millrace_harness::relay::instance::Instance;
 use millrace_harness::servers::by_hand::HandServer;
 use millrace_harness::system::process;
 use millrace_relay::codec::Framing;
 use millrace_relay::gateway::object::{ObjectFile, verify};
-use millrace_relay::gateway::{self, TraceOptions, Traced};
+use millrace_relay::gateway::{self, RELAY_DEVICE, TraceOptions, Traced};
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
 use serde_json::{Value, json};
@@ -37,6 +39,8 @@ const DISCARD: u16 = 9;
 /// Packets beside pktgen's in the time of a run: an ARP question, a late acknowledgement.
 const MAX_STRAY: u64 = 20;
 
+/// SYNs that get lost, of each kind.
+const LOST: u16 = 20;
 /// Longest trace.
 const TRACE: Duration = Duration::from_secs(30);
 
@@ -53,6 +57,7 @@ pub(crate) const WORK: &[(&str, Check)] = &[
     ("swap", swap),
     ("ordinary path", ordinary_path),
     ("pktgen", pktgen),
+    ("losses", losses),
     ("unload", unload),
     ("jumbo frames", large::jumbo),
     ("bridge", large::bridge),
@@ -329,6 +334,45 @@ fn scenarios(guest: &mut Guest) -> Result<Finding> {
     ensure!(rows.len() == 3 && report["engine"] == "kernel", "{report}");
     let names: Vec<_> = rows.iter().filter_map(|row| row["scenario"].as_str()).collect();
     Ok(finding(format!("{}, by the kernel's generator", names.join(", ")), report))
+}
+
+/// Packets that are refused before they are queued, and such that the driver does not take: both
+/// tracepoints of this kernel are as the programs expect them.
+fn losses(guest: &mut Guest) -> Result<Finding> {
+    let config = &guest.instance.config;
+    let _relay = FakeRelay::start(config, PORT)?;
+    let (device, namespace) = (gateway::gateway_device(config), config.namespace());
+    let server = (Topology::server_address(0), PORT).into();
+    let mut told = Vec::new();
+    for (first, error) in [(40_000, "ENETDOWN"), (41_000, "ENXIO")] {
+        if error == "ENETDOWN" {
+            guest.topology.gateway.ip(&format!("link set dev {device} down"))?;
+        } else {
+            guest.topology.gateway.ip(&format!("link set dev {device} up"))?;
+            let down = ["link", "set", "dev", RELAY_DEVICE, "down"];
+            gateway::in_namespace(&namespace, || Command::new("ip").args(down).status())??;
+        }
+        let before = guest.verdicts()?["divert/new"];
+        guest.topology.clients[0].run(|| {
+            let raw = Raw::new()?;
+            for port in first..first + LOST {
+                let client = SocketAddr::from((Topology::client_address(0), port));
+                raw.send(&Frame::tcp(client, server, flag::SYN, 7))?;
+            }
+            anyhow::Ok(())
+        })??;
+        let lost = within(error, || {
+            let diverted = guest.verdicts()?["divert/new"] - before;
+            let diversion = gateway::status(config)?.diversion;
+            ensure!(diversion.uncounted.is_empty(), "{:?}", diversion.uncounted);
+            let lost = diversion.losses.into_iter().find(|lost| lost.error == error);
+            Ok(lost.filter(|lost| diverted >= LOST.into() && lost.packets >= LOST.into()))
+        });
+        let lost = lost.with_context(|| format!("{:?}", gateway::status(config)))?;
+        ensure!(lost.to_relay && lost.packets == u64::from(LOST), "{lost:?}");
+        told.push(format!("{} {error}", lost.packets));
+    }
+    Ok(finding(format!("counted by reason: {}", told.join(", ")), Value::Null))
 }
 
 fn unload(guest: &mut Guest) -> Result<Finding> {
