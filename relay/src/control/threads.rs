@@ -67,6 +67,7 @@ pub struct Threads {
     /// Set after that, when the consumer has handed on what nobody takes.
     stop_keeper: Arc<AtomicBool>,
     shared: Shared,
+    orders: Orders,
     observer: Observer,
 }
 
@@ -269,7 +270,7 @@ impl Threads {
             (config.kafka.clone(), retention, written.clone()),
             shared.associations.clone(),
             shared.credit.clone(),
-            orders,
+            orders.clone(),
         );
         let watch = (faults, &stop_time);
         let standing = observer.standing.clone();
@@ -288,6 +289,7 @@ impl Threads {
             keeper,
             stop_keeper,
             shared,
+            orders,
             observer,
         })
     }
@@ -300,6 +302,11 @@ impl Threads {
     /// Worker threads.
     pub fn workers(&self) -> usize {
         self.workers.len()
+    }
+
+    /// Gives orders to the workers.
+    pub(super) fn orders(&self) -> Orders {
+        self.orders.clone()
     }
 
     pub(super) fn observer(&self) -> Observer {
