@@ -1,5 +1,6 @@
 //! The command line.
 
+mod disconnect;
 mod ledger;
 mod rules;
 mod servers;
@@ -132,6 +133,16 @@ enum Command {
     /// Show the servers of all relays, drain or forget one, or spread clients evenly.
     #[command(subcommand, after_help = servers::HELP)]
     Servers(servers::Servers),
+    /// Close the connections of the clients in a prefix that the running relay serves; needs root.
+    ///
+    /// A client's server is told by a record `close` with the reason `disconnected`. What a client has
+    /// sent before is delivered. Connections that were handed on to a server are reset.
+    ///
+    /// A client may connect again, and is served again, unless a rule says otherwise. To keep it away,
+    /// put the rule into force first: `exclude PREFIX` leaves it to its servers and the host's firewall.
+    #[command(after_help = "Examples:\n  sudo relay disconnect 198.51.100.7\n  \
+        sudo relay disconnect 2001:db8:7::/48 --json --config /etc/millrace/millrace.toml")]
+    Disconnect(disconnect::Arguments),
     /// Serve clients until SIGTERM, SIGINT or SIGHUP; then deliver what was read, and stop. Needs root.
     ///
     /// The stop takes no longer than `relay.stop_timeout_ms`. Exit code 1 if the relay could not
@@ -208,6 +219,7 @@ impl Cli {
             }
             Command::Ledger { config, json } => ledger::run(&config.read()?, json)?,
             Command::Trace(arguments) => trace::run(&arguments)?,
+            Command::Disconnect(arguments) => arguments.run()?,
             Command::Run { config, no_gateway, transparent, netns } => {
                 let mode = no_gateway.map_or(control::Mode::Gateway, |address| {
                     let address = Some(address);

@@ -59,6 +59,8 @@ reasons! {
         HandedOn = "handed_on",
         /// The server asked for it.
         ClosedByServer = "closed_by_server",
+        /// An operator asked for it (`relay disconnect`).
+        Disconnected = "disconnected",
         /// Kafka refused a message for good.
         RefusedByKafka = "refused_by_kafka",
         /// More replies waited for the client than may, or one for too long.

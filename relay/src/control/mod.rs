@@ -15,12 +15,14 @@
 //! ```
 
 mod answers;
+mod asking;
 mod error;
 mod faults;
 mod files;
 mod ledger;
 mod listeners;
 mod mover;
+mod orders;
 mod proof;
 mod rounds;
 mod service;
@@ -46,6 +48,7 @@ pub use error::RunError;
 use faults::Faults;
 pub use ledger::{Ledger, LedgerError, ledger};
 pub use listeners::Place;
+pub use orders::disconnect;
 use service::Service;
 use signals::StopSignals;
 pub use snapshot::{CpuTime, Snapshot};
@@ -120,7 +123,7 @@ async fn run_async(
     let starter =
         Starter { config: config.clone(), gateway, place, shared, faults: faults.clone() };
     let Started { gateway, threads, registry } = starter.start(&mut signals).await?;
-    socket.serve(threads.observer());
+    socket.serve(threads.observer(), threads.orders());
     // Last: from here on the gateway diverts connections to us.
     let _watch = gateway.as_ref().map(|gateway| gateway.watch(config)).transpose()?;
     let mut service = Service::of(gateway.as_ref(), &threads)?;

@@ -1,26 +1,53 @@
-//! The control socket: a client that connects gets the counters as one JSON document.
+//! The relay's sockets on its host. Who connects to the control socket gets the counters as one JSON
+//! document; [`super::orders`] has the other one.
 
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use tokio::io::AsyncWriteExt as _;
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 
 use crate::config::Config;
+use crate::worker::Orders;
 
+use super::asking::{ANSWER_TIMEOUT, connect, read_answer};
+use super::orders;
 use super::snapshot::Observer;
 use super::{RunError, Snapshot};
 
-/// Time for a relay to answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// Pause after a failed accept.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// Listens at a path, for whoever has the lock: what is left over there is a killed relay's.
+fn listen(path: &Path) -> Result<UnixListener, RunError> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(RunError::io(format!("remove {}", path.display()))(error));
+        }
+        _ => {}
+    }
+    UnixListener::bind(path).map_err(RunError::io(format!("listen on {}", path.display())))
+}
+
+/// The next client.
+async fn accept(listener: &UnixListener) -> UnixStream {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return stream,
+            // For example while too many files are open. Clients wait meanwhile.
+            Err(error) => {
+                tracing::warn!(
+                    %error, "a control socket cannot accept connections now; retrying"
+                );
+                tokio::time::sleep(ACCEPT_RETRY).await;
+            }
+        }
+    }
+}
 
 /// Locks the file at a path. Creates it if there is none.
 fn lock(path: &Path) -> Result<File, RunError> {
@@ -56,10 +83,10 @@ fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     }
 }
 
-/// The relay's claim to its instance, and its socket. Both end with the process, in whatever way that ends.
+/// The relay's claim to its instance, and its sockets. All end with the process, in whatever way that ends.
 pub(super) struct ControlSocket {
     path: PathBuf,
-    listener: Option<UnixListener>,
+    listeners: Option<(UnixListener, UnixListener)>,
     _lock: File,
 }
 
@@ -79,34 +106,26 @@ impl ControlSocket {
         let lock_path = directory.join("relay.lock");
         let lock = lock(&lock_path)?;
         let path = config.control_socket();
-        // Left over from a killed relay. Nobody listens there, because we have the lock.
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(RunError::io(format!("remove {}", path.display()))(error));
-            }
-            _ => {}
-        }
-        let listener = UnixListener::bind(&path)
-            .map_err(RunError::io(format!("listen on {}", path.display())))?;
-        Ok(Self { path, listener: Some(listener), _lock: lock })
+        let listeners = (listen(&path)?, listen(&orders::socket(config))?);
+        Ok(Self { path, listeners: Some(listeners), _lock: lock })
     }
 
     /// Begins to answer.
-    pub(super) fn serve(&mut self, observer: Observer) {
-        let listener = self.listener.take().expect("served once");
+    pub(super) fn serve(&mut self, observer: Observer, orders: Orders) {
+        let (listener, for_orders) = self.listeners.take().expect("served once");
         tokio::spawn(async move {
             loop {
-                let mut stream = match listener.accept().await {
-                    Ok((stream, _)) => stream,
-                    // For example while too many files are open. Clients wait meanwhile.
-                    Err(error) => {
-                        tracing::warn!(
-                            %error, "the control socket cannot accept connections now; retrying"
-                        );
-                        tokio::time::sleep(ACCEPT_RETRY).await;
-                        continue;
-                    }
-                };
+                let stream = accept(&for_orders).await;
+                // Does not wait for a client that says nothing.
+                tokio::spawn(tokio::time::timeout(
+                    ANSWER_TIMEOUT,
+                    orders::answer(stream, orders.clone()),
+                ));
+            }
+        });
+        tokio::spawn(async move {
+            loop {
+                let mut stream = accept(&listener).await;
                 let snapshot = serde_json::to_vec(&observer.snapshot()).unwrap_or_default();
                 // Does not wait for a client that does not read.
                 tokio::spawn(async move {
@@ -120,6 +139,7 @@ impl ControlSocket {
 impl Drop for ControlSocket {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
+        let _ = std::fs::remove_file(self.path.with_file_name(orders::SOCKET));
         let _ = std::fs::remove_file(self.path.with_file_name("relay.lock"));
         // Fails if the directory is not empty: a loaded gateway keeps its state there.
         if let Some(directory) = self.path.parent() {
@@ -130,31 +150,8 @@ impl Drop for ControlSocket {
 
 /// Asks a running relay for its counters. `None` if no relay runs.
 pub fn read_snapshot(config: &Config) -> io::Result<Option<Snapshot>> {
-    let mut stream = match UnixStream::connect(config.control_socket()) {
-        Ok(stream) => stream,
-        Err(error)
-            if matches!(
-                error.kind(),
-                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
-            ) =>
-        {
-            return Ok(None);
-        }
-        Err(error) => return Err(error),
-    };
-    stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
-    let mut text = Vec::new();
-    stream.read_to_end(&mut text).map_err(|error| match error.kind() {
-        io::ErrorKind::WouldBlock => io::Error::new(
-            io::ErrorKind::TimedOut,
-            format!(
-                "it did not answer within {ANSWER_TIMEOUT:?}: it is suspended (`kill -STOP`), or too \
-                 busy and needs more processors"
-            ),
-        ),
-        _ => error,
-    })?;
-    serde_json::from_slice(&text).map(Some).map_err(io::Error::from)
+    let Some(mut stream) = connect(&config.control_socket())? else { return Ok(None) };
+    serde_json::from_slice(&read_answer(&mut stream)?).map(Some).map_err(io::Error::from)
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use crate::registry::RegistryObserver;
 use crate::ring::{DownlinkSender, UplinkReceiver, Wake, downlink, uplink};
 use crate::route::{AssociationLog, Associations};
 use crate::stop::StopTime;
-use crate::undelivered::{Intake, Keeper, KeeperStats};
+use crate::undelivered::{Intake, Keeper, KeeperParts, KeeperStats};
 use crate::uplink::late::RescueWatch;
 use crate::uplink::{Pump, PumpParts, PumpStats, RdKafkaProducer};
 use crate::uring::{self, EngineLimits, UringEngine};
@@ -67,6 +67,7 @@ pub struct Threads {
     /// Set after that, when the consumer has handed on what nobody takes.
     stop_keeper: Arc<AtomicBool>,
     shared: Shared,
+    orders: Orders,
     observer: Observer,
 }
 
@@ -224,10 +225,13 @@ impl Threads {
         .renewing(retention);
         let keeper = Keeper::new(
             config,
-            &shared.kept(topics.batch_limits.kept),
-            intake.clone(),
-            downlinks.clone(),
-            keeper_stats.clone(),
+            KeeperParts {
+                kept: shared.kept(),
+                letter_batch_bytes: topics.batch_limits.kept,
+                intake: intake.clone(),
+                downlinks: downlinks.clone(),
+                stats: keeper_stats.clone(),
+            },
         )?;
         let written = producer.written();
         let pump = Pump::new(PumpParts {
@@ -266,7 +270,7 @@ impl Threads {
             (config.kafka.clone(), retention, written.clone()),
             shared.associations.clone(),
             shared.credit.clone(),
-            orders,
+            orders.clone(),
         );
         let watch = (faults, &stop_time);
         let standing = observer.standing.clone();
@@ -285,6 +289,7 @@ impl Threads {
             keeper,
             stop_keeper,
             shared,
+            orders,
             observer,
         })
     }
@@ -297,6 +302,11 @@ impl Threads {
     /// Worker threads.
     pub fn workers(&self) -> usize {
         self.workers.len()
+    }
+
+    /// Gives orders to the workers.
+    pub(super) fn orders(&self) -> Orders {
+        self.orders.clone()
     }
 
     pub(super) fn observer(&self) -> Observer {

@@ -8,6 +8,7 @@ mod behind;
 mod check;
 mod connection;
 mod departed;
+mod disconnect;
 mod ending;
 mod kept;
 mod lag;
@@ -55,7 +56,7 @@ use timers::Timers;
 use waiting::Waiting;
 
 pub use limits::{Addresses, Rate};
-pub use orders::{Order, OrderAnswer, OrderReceiver, Orders, Task};
+pub use orders::{OrderAnswer, OrderReceiver, Orders, Task};
 pub use shared::{Flows, NoGateway, Served, Shared};
 pub use stats::{Counter, Gauge, WorkerStats};
 

@@ -352,10 +352,19 @@ impl<E: Engine> Worker<E> {
 
     /// The relay stops: nobody else can go on with them, and an end would look like a whole stream.
     pub(super) fn end_onward(&mut self) {
+        self.abort_onward(|_| true);
+    }
+
+    /// Resets the pipes of some clients; gives how many.
+    pub(super) fn abort_onward(&mut self, concerned: impl Fn(SocketAddr) -> bool) -> u64 {
+        let mut aborted = 0;
         for index in 0..self.onward.pipes.len() {
-            if self.onward.pipes[index].is_some() {
+            let pipe = self.onward.pipes[index].as_ref();
+            if pipe.is_some_and(|pipe| !pipe.over && concerned(pipe.client)) {
                 self.abort_pipe(index);
+                aborted += 1;
             }
         }
+        aborted
     }
 }

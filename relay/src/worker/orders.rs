@@ -1,4 +1,4 @@
-//! Orders of the control plane to the workers, about the connections to a server.
+//! Orders of the control plane to the workers: about the connections to a server, or those of some clients.
 //!
 //! A client goes from one server to another between two messages:
 //!
@@ -11,13 +11,14 @@
 //!  or Release ──────────────────────────► reads on
 //! ```
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam_queue::ArrayQueue;
 
 use crate::engine::{Engine, SocketId};
 use crate::model::{CloseReason, Headers, Kind, ServerId};
+use crate::prefix::Prefix;
 use crate::ring::{BatchPlace, Wake};
 
 use super::Worker;
@@ -48,15 +49,22 @@ pub enum Task {
 
 /// An order.
 #[derive(Clone, Debug)]
-pub struct Order {
-    /// Whose connections.
-    pub server: ServerId,
-    /// What to do.
-    pub task: Task,
+struct Order {
+    what: What,
     answer: Arc<OrderAnswer>,
 }
 
-/// Says when all workers have carried an order out, and handed over all that they had read before.
+/// What is to be done, and with which connections.
+#[derive(Clone, Copy, Debug)]
+enum What {
+    /// Those to a server.
+    AtServer(ServerId, Task),
+    /// Those of clients whose addresses lie there are closed.
+    Disconnect(Prefix),
+}
+
+/// Says when all workers have carried an order out; if it was about a server, also that they have handed
+/// over all that they had read before.
 #[derive(Debug)]
 pub struct OrderAnswer {
     workers: AtomicUsize,
@@ -72,6 +80,15 @@ impl OrderAnswer {
         done.then(|| self.connections.load(Ordering::Relaxed))
     }
 
+    fn count(&self, connections: u64) {
+        self.connections.fetch_add(connections, Ordering::Relaxed);
+    }
+
+    /// One worker is done.
+    fn is_done(&self) {
+        self.workers.fetch_sub(1, Ordering::Release);
+    }
+
     /// True as often as there is room.
     fn take_room(&self) -> bool {
         let one_less = |room: u32| room.checked_sub(1);
@@ -79,9 +96,12 @@ impl OrderAnswer {
     }
 }
 
-/// The control plane's end: gives orders to every worker.
-#[derive(Debug, Default)]
-pub struct Orders(Vec<(Arc<ArrayQueue<Order>>, Wake)>);
+/// The control plane's end: gives orders to every worker. Its clones lead to the same workers.
+#[derive(Clone, Debug, Default)]
+pub struct Orders(Arc<Mutex<Vec<WorkerQueue>>>);
+
+/// What waits for a worker, and how to wake it.
+type WorkerQueue = (Arc<ArrayQueue<Order>>, Wake);
 
 /// A worker's end.
 #[derive(Debug)]
@@ -91,23 +111,36 @@ impl Orders {
     /// One worker more, which `wake` wakes.
     pub fn add_worker(&mut self, wake: Wake) -> OrderReceiver {
         let queue = Arc::new(ArrayQueue::new(ORDERS));
-        self.0.push((queue.clone(), wake));
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push((queue.clone(), wake));
         OrderReceiver(queue)
     }
 
-    /// Gives an order to every worker, or to none if one of them has too many to carry out. Needs
-    /// `&mut`: whoever else pushed could take the place that was seen.
-    pub fn give(&mut self, server: ServerId, task: Task) -> Option<Arc<OrderAnswer>> {
-        if self.0.iter().any(|(queue, _)| queue.is_full()) {
+    /// Gives an order about the connections to a server to every worker, or to none if one of them has
+    /// too many to carry out.
+    pub fn give(&self, server: ServerId, task: Task) -> Option<Arc<OrderAnswer>> {
+        self.push(What::AtServer(server, task))
+    }
+
+    /// Has every worker close the connections of clients whose addresses lie in a prefix, or none if one
+    /// of them has too many orders to carry out.
+    pub fn disconnect(&self, clients: Prefix) -> Option<Arc<OrderAnswer>> {
+        self.push(What::Disconnect(clients))
+    }
+
+    fn push(&self, what: What) -> Option<Arc<OrderAnswer>> {
+        // For as long as it takes: whoever else pushed could take the place that was seen.
+        let workers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if workers.iter().any(|(queue, _)| queue.is_full()) {
             return None;
         }
+        let room = if let What::AtServer(_, Task::QuiesceSome(most)) = what { most } else { 0 };
         let answer = Arc::new(OrderAnswer {
-            workers: AtomicUsize::new(self.0.len()),
+            workers: AtomicUsize::new(workers.len()),
             connections: AtomicU64::new(0),
-            room: AtomicU32::new(if let Task::QuiesceSome(most) = task { most } else { 0 }),
+            room: AtomicU32::new(room),
         });
-        for (queue, wake) in &self.0 {
-            let order = Order { server, task, answer: answer.clone() };
+        for (queue, wake) in workers.iter() {
+            let order = Order { what, answer: answer.clone() };
             queue.push(order).expect("there was room, and nobody else pushes");
             wake.wake();
         }
@@ -129,22 +162,38 @@ pub(super) fn list(server: ServerId, moves: bool) -> usize {
 impl<E: Engine> Worker<E> {
     pub(super) fn take_orders(&mut self) {
         while let Some(order) = self.orders.0.pop() {
-            let (others, moving) = match order.task {
-                Task::Quiesce | Task::QuiesceSome(_) => (true, false),
-                Task::Move | Task::Release => (false, true),
-                Task::Close => (true, true),
-            };
-            let lists = [(others, false), (moving, true)].into_iter().filter(|list| list.0);
-            let lists = lists.map(|(_, moves)| list(order.server, moves));
-            // They leave their lists meanwhile.
-            let concerned: Vec<_> = lists.flat_map(|list| self.at_servers.iter(list)).collect();
-            let mut connections = 0;
-            for socket in concerned {
-                connections += u64::from(self.obey(socket, &order));
+            let answer = order.answer;
+            match order.what {
+                What::AtServer(server, task) => {
+                    let connections = self.obey(server, task, &answer);
+                    answer.count(connections);
+                    self.unanswered.push(answer);
+                }
+                What::Disconnect(clients) => {
+                    answer.count(self.disconnect(clients));
+                    // Nobody waits for what they had sent.
+                    answer.is_done();
+                }
             }
-            order.answer.connections.fetch_add(connections, Ordering::Relaxed);
-            self.unanswered.push(order.answer);
         }
+    }
+
+    /// Carries out an order about the connections to a server; gives how many it was about.
+    fn obey(&mut self, server: ServerId, task: Task, answer: &OrderAnswer) -> u64 {
+        let (others, moving) = match task {
+            Task::Quiesce | Task::QuiesceSome(_) => (true, false),
+            Task::Move | Task::Release => (false, true),
+            Task::Close => (true, true),
+        };
+        let lists = [(others, false), (moving, true)].into_iter().filter(|list| list.0);
+        let lists = lists.map(|(_, moves)| list(server, moves));
+        // They leave their lists meanwhile.
+        let concerned: Vec<_> = lists.flat_map(|list| self.at_servers.iter(list)).collect();
+        let mut connections = 0;
+        for socket in concerned {
+            connections += u64::from(self.obey_one(socket, (server, task), answer));
+        }
+        connections
     }
 
     /// Puts a connection into the list in which orders look for it.
@@ -158,15 +207,20 @@ impl<E: Engine> Worker<E> {
     /// Everything that was decoded before is handed over.
     pub(super) fn give_answers(&mut self) {
         for answer in self.unanswered.drain(..) {
-            answer.workers.fetch_sub(1, Ordering::Release);
+            answer.is_done();
         }
     }
 
     /// True if the connection is one of those that the order is about.
-    fn obey(&mut self, socket: SocketId, order: &Order) -> bool {
+    fn obey_one(
+        &mut self,
+        socket: SocketId,
+        (server, task): (ServerId, Task),
+        answer: &OrderAnswer,
+    ) -> bool {
         let stopping = self.stopping;
         let Some(connection) = self.connections[socket.index()].as_mut() else { return false };
-        match order.task {
+        match task {
             // One that reads no more has nothing to take along; and a stop is not to be waited for.
             Task::Quiesce if connection.state == State::Open && !stopping => {
                 self.quiesce(socket);
@@ -175,9 +229,9 @@ impl<E: Engine> Worker<E> {
                 let link = &connection.link;
                 let may_move = link.who.as_ref().is_some_and(|who| {
                     let associations = &self.shared.associations;
-                    associations.may_rebalance(link.service, who.clone(), order.server)
+                    associations.may_rebalance(link.service, who.clone(), server)
                 });
-                if !may_move || !order.answer.take_room() {
+                if !may_move || !answer.take_room() {
                     return false;
                 }
                 self.quiesce(socket);

@@ -67,7 +67,7 @@ impl Reason {
             CloseReason::TakenOver => Self::SESSION_TAKEN_OVER,
             CloseReason::RelayStop => Self::SHUTTING_DOWN,
             CloseReason::IdleTimeout => Self::KEEP_ALIVE_TIMEOUT,
-            CloseReason::ClosedByServer => Self::ADMINISTRATIVE_ACTION,
+            CloseReason::ClosedByServer | CloseReason::Disconnected => Self::ADMINISTRATIVE_ACTION,
             CloseReason::ServerAway | CloseReason::NoServer => Self::SERVER_BUSY,
             CloseReason::SlowReader | CloseReason::MemoryLimit => Self::QUOTA_EXCEEDED,
             CloseReason::RefusedByKafka => Self::IMPLEMENTATION_SPECIFIC,

@@ -227,6 +227,7 @@ impl WebSocket {
                 return Some(self.farewell.take().unwrap_or((CloseCode::NORMAL, "".into())));
             }
             CloseReason::RelayStop => (CloseCode::GOING_AWAY, "the gateway stops: connect again"),
+            CloseReason::Disconnected => (CloseCode::POLICY, "closed by the gateway's operator"),
             CloseReason::SlowReader => (CloseCode::POLICY, "messages were not read in time"),
             CloseReason::IdleTimeout => (CloseCode::POLICY, "nothing came for too long"),
             CloseReason::MemoryLimit => (CloseCode::POLICY, "too much is kept for the connection"),

@@ -459,6 +459,7 @@ fn last_words() {
     };
     assert_eq!(words(CloseReason::RelayStop, None).0, Some(1001));
     assert_eq!(words(CloseReason::SlowReader, None).0, Some(1008));
+    assert_eq!(words(CloseReason::Disconnected, None).0, Some(1008));
     assert_eq!(words(CloseReason::ServerAway, None).0, Some(1013));
     assert_eq!(words(CloseReason::ConnectionFailed, None), (None, vec![]));
     assert_eq!(words(CloseReason::ClosedByServer, None).1, [0x88, 2, 3, 0xe8]);

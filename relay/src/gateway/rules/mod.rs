@@ -1,4 +1,4 @@
-//! Steering rules: how they are written ([`file`]), what the programs are told of them ([`compile`]),
+//! Steering rules: how they are written (`file`), what the programs are told of them ([`compile`]),
 //! and how a whole set comes into force at once ([`tables`], [`command`]).
 //!
 //! Of the rules whose protocol and ports fit a packet, the one with the longest destination prefix

@@ -1,6 +1,7 @@
 //! What a worker does in one exact order of events.
 
 mod crowd;
+mod disconnect;
 mod endings;
 mod gone;
 mod paused;
@@ -8,7 +9,7 @@ mod stage;
 
 use crate::config::Config;
 use crate::engine::{ReceiveEnd, SocketId};
-use crate::model::{CloseReason, ConnectionKey, Incarnation, RelayId, Reply, ReplyOffset};
+use crate::model::{CloseReason, ConnectionKey, Incarnation, Kind, RelayId, Reply, ReplyOffset};
 use crate::ring::{Command, Receipt, Return};
 
 use stage::{Left, Peer, Stage};

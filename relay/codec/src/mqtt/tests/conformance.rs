@@ -516,6 +516,7 @@ fn a_client_of_the_newer_version_is_told_why_the_relay_ends_it() {
         (CloseReason::SlowReader, 0x97),
         (CloseReason::MemoryLimit, 0x97),
         (CloseReason::ClosedByServer, 0x98),
+        (CloseReason::Disconnected, 0x98),
     ] {
         let mut peer = client(true);
         peer.codec.farewell(reason, peer.now, &mut peer.script);
