@@ -6,7 +6,7 @@ use crate::rule::ActiveSet;
 ///
 /// It stands in the object file ([`SECTION`]) and in [`GatewayConfig`]; whoever finds another
 /// number refuses to go on and names both. Raise it whenever a map, a key or a value changes.
-pub const ABI_VERSION: u32 = 7;
+pub const ABI_VERSION: u32 = 8;
 
 /// ELF section of the eBPF object that holds [`ABI_VERSION`] as a little-endian `u32`.
 pub const SECTION: &str = ".millrace.abi";
@@ -55,7 +55,9 @@ pub mod map {
 pub const MAX_RULES: u32 = 16_384;
 /// Most sources that a set excludes.
 pub const MAX_EXCLUSIONS: u32 = 4096;
-/// Most entries that the rules and exclusions of a set become: a rule has one in every class that
+/// Most sources whose packets a set drops.
+pub const MAX_DROPPED_SOURCES: u32 = 65_536;
+/// Most entries that the rules and sources of a set become: a rule has one in every class that
 /// its ports belong to.
 pub const MAX_SET_ENTRIES: u32 = 131_072;
 /// Slots of port classes: two sets of two protocols.

@@ -1,4 +1,4 @@
-//! What the host and its devices are, for [`super::preflight`] to judge. Nothing is changed.
+//! What the host and its devices are, for [`mod@super::preflight`] to judge. Nothing is changed.
 
 use std::io::ErrorKind;
 

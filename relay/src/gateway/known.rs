@@ -1,4 +1,4 @@
-//! What is known of a host and its devices, for [`super::preflight`] to judge.
+//! What is known of a host and its devices, for [`mod@super::preflight`] to judge.
 
 use serde::{Deserialize, Serialize};
 

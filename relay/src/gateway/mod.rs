@@ -1,11 +1,11 @@
 //! The gateway: the XDP programs on the host, and the relay's handles on them.
 //!
-//! In the order of an instance's life: [`preflight`] looks at host and devices; [`load`] finds and
+//! In the order of an instance's life: [`preflight()`] looks at host and devices; [`load()`] finds and
 //! checks the eBPF object, makes the relay namespace and the link to it, attaches and pins;
 //! [`rules`] says what is diverted and may be replaced at any time, as the programs may by
-//! [`replace`]; [`status`] looks at the pins, [`trace()`] at a client's packets; a relay takes hold of
+//! [`replace()`]; [`status()`] looks at the pins, [`trace()`] at a client's packets; a relay takes hold of
 //! the pins with [`Gateway::open`], says that it is alive with a [`Heartbeat`] and which connections
-//! it has with a [`FlowTable`] per thread; [`unload`] removes everything. The programs, maps and
+//! it has with a [`FlowTable`] per thread; [`unload()`] removes everything. The programs, maps and
 //! links are pinned, and go on without any process of ours.
 
 mod attached;
