@@ -7,10 +7,12 @@ use millrace_common::abi::map;
 
 use super::devices::DeviceTable;
 use super::error::GatewayError;
+use super::facts;
 use super::host::{Device, Report};
 use super::links::{link_pin, linked_program};
 use super::load::{self, map_mut};
 use super::object::ObjectFile;
+use super::preflight;
 use super::state::{State, ignore_missing};
 use super::topology;
 use super::unload::detach;
@@ -95,7 +97,10 @@ impl Change {
             detach(&self.former, name, report)?;
         }
         if !(self.added.is_empty() && self.removed.is_empty()) {
-            topology::raise_mtu(config, report)?;
+            let facts = facts::gather(config)?;
+            let links = facts.devices.iter().filter_map(|(_, link)| link.as_ref());
+            let mtu = preflight::link_mtu(links, config.gateway.xdp, facts.page_size);
+            topology::raise_mtu(config, mtu, report)?;
             let mut devices = Vec::new();
             for name in &config.gateway.devices {
                 devices.extend(Device::find(name)?.map(|device| (name.clone(), device)));

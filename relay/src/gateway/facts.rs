@@ -5,13 +5,13 @@ use std::io::ErrorKind;
 use rustix::thread::{MembarrierCommand, membarrier_query};
 use serde::Serialize;
 
-use crate::config::Config;
+use crate::config::{Config, HardwareAddress};
 use crate::gateway::finding::{Finding, Severity};
 
 use super::error::GatewayError;
-use super::host::{self, Device, Offloads};
+use super::host::{self, Device, Named, Offloads};
 use super::kernel;
-use super::known::{Facts, LinkFacts, Peer};
+use super::known::{Above, Facts, LinkFacts, Peer};
 use super::links::occupant;
 use super::netdev::{self, XdpFeatures};
 use super::object::ObjectFile;
@@ -160,22 +160,29 @@ pub(super) fn loaded(config: &Config) -> Result<(), GatewayError> {
 
 pub(super) fn gather(config: &Config) -> Result<Facts, GatewayError> {
     let devices = config.gateway.devices.iter();
+    let all = Named::all()?;
     Ok(Facts {
         forwards: host::sysctl("net/ipv4/ip_forward")?.as_deref() == Some("1"),
-        page_size: u32::try_from(rustix::param::page_size()).unwrap_or(u32::MAX),
+        page_size: page_size(),
         processors: host::processors(),
         waits_for_programs: membarrier_query().contains_command(MembarrierCommand::Global),
         bpffs: state::bpffs(),
+        shared_addresses: config.gateway.shared_addresses.clone(),
         devices: devices
             .map(|name| {
-                Ok((name.clone(), Device::find(name)?.map(|it| link(name, &it)).transpose()?))
+                Ok((name.clone(), Device::find(name)?.map(|it| link(name, &it, &all)).transpose()?))
             })
             .collect::<Result<_, GatewayError>>()?,
     })
 }
 
+/// Bytes of a page of memory.
+pub(super) fn page_size() -> u32 {
+    u32::try_from(rustix::param::page_size()).unwrap_or(u32::MAX)
+}
+
 /// What is known of a device that is there.
-pub(super) fn link(name: &str, device: &Device) -> Result<LinkFacts, GatewayError> {
+fn link(name: &str, device: &Device, all: &[Named]) -> Result<LinkFacts, GatewayError> {
     let offloads = Offloads::of(name)?;
     Ok(LinkFacts {
         driver: device.driver(name)?,
@@ -189,7 +196,33 @@ pub(super) fn link(name: &str, device: &Device) -> Result<LinkFacts, GatewayErro
         lro: offloads.is_on("large-receive-offload"),
         gro_hw: offloads.is_on("rx-gro-hw"),
         peer: device.is_veth().then(|| peer(device)).transpose()?,
+        above: above(name, device, all),
     })
+}
+
+/// The devices on top of one, of which clients may know the gateway by another hardware address.
+fn above(name: &str, device: &Device, all: &[Named]) -> Vec<Above> {
+    let mut found: Vec<&Named> = Vec::new();
+    let mut below = vec![(name, device)];
+    while let Some((name, lower)) = below.pop() {
+        for one in all {
+            let stands = one.device.lower() == Some(name)
+                || lower.master.as_deref() == Some(one.name.as_str()) && lower.vrf().is_none();
+            if stands && !found.iter().any(|known| known.name == one.name) {
+                found.push(one);
+                below.push((&one.name, &one.device));
+            }
+        }
+    }
+    let with_address = |named: &Named| {
+        let address = named.device.mac().filter(|_| named.device.is_ethernet())?;
+        (named.device.mac() != device.mac()).then(|| Above {
+            name: named.name.clone(),
+            kind: named.device.kind().unwrap_or("device").to_owned(),
+            address: HardwareAddress(address),
+        })
+    };
+    found.into_iter().filter_map(with_address).collect()
 }
 
 /// What a device can do with XDP; `None` if the kernel is too old to say.

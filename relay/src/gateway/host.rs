@@ -114,6 +114,22 @@ pub(super) struct LinkInfo {
     pub info_slave_kind: Option<String>,
 }
 
+/// A device and its name.
+#[derive(Debug, Deserialize)]
+pub(super) struct Named {
+    #[serde(rename = "ifname")]
+    pub name: String,
+    #[serde(flatten)]
+    pub device: Device,
+}
+
+impl Named {
+    /// All devices of the calling thread's network namespace.
+    pub(super) fn all() -> Result<Vec<Self>, GatewayError> {
+        parse("ip link", &command(&["ip", "-json", "-details", "link", "show"])?)
+    }
+}
+
 impl Device {
     /// Looks a device of the calling thread's network namespace up; `None` if there is none.
     pub(super) fn find(name: &str) -> Result<Option<Self>, GatewayError> {
@@ -127,7 +143,7 @@ impl Device {
     }
 
     /// What `ip` calls its kind, if it has one.
-    fn kind(&self) -> Option<&str> {
+    pub(super) fn kind(&self) -> Option<&str> {
         self.linkinfo.as_ref()?.info_kind.as_deref()
     }
 
@@ -138,6 +154,11 @@ impl Device {
     /// Whether its packets begin with an Ethernet header; the loopback device's do.
     pub(super) fn is_ethernet(&self) -> bool {
         matches!(self.link_type.as_str(), "ether" | "loopback")
+    }
+
+    /// The device that it stands on: of a VLAN, a macvlan and their like.
+    pub(super) fn lower(&self) -> Option<&str> {
+        self.link.as_deref().filter(|_| !self.is_veth())
     }
 
     /// The VRF that it belongs to.

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::HardwareAddress;
+
 use super::netdev::XdpFeatures;
 
 /// What is known of the host and the configured devices.
@@ -18,6 +20,9 @@ pub struct Facts {
     pub waits_for_programs: bool,
     /// What becomes of the pins.
     pub bpffs: Bpffs,
+    /// Those of the configuration: frames for them are diverted.
+    #[serde(default)]
+    pub shared_addresses: Vec<HardwareAddress>,
     /// The devices by name; null if there is none of that name.
     pub devices: Vec<(String, Option<LinkFacts>)>,
 }
@@ -61,6 +66,21 @@ pub struct LinkFacts {
     pub gro_hw: bool,
     /// Of a veth.
     pub peer: Option<Peer>,
+    /// What has another hardware address than it.
+    #[serde(default)]
+    pub above: Vec<Above>,
+}
+
+/// A device on top of another: a VLAN, a macvlan, or the bridge or bond that the other is a part of.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Above {
+    /// Its name.
+    pub name: String,
+    /// What `ip` calls its kind.
+    pub kind: String,
+    /// Its own hardware address.
+    pub address: HardwareAddress,
 }
 
 /// Channels of a device, as `ethtool -l` shows them: those that are used, and the most there can be.

@@ -148,7 +148,8 @@ fn build(
 
     report(&format!("load the programs and maps of {}", object.path.display()));
     let mut ebpf = load_object(object, None)?;
-    let topology = topology::create(config, devices, report)?;
+    let mtu = preflight::link_mtu(facts, config.gateway.xdp, facts::page_size());
+    let topology = topology::create(config, mtu, report)?;
 
     report(&format!("{} class(es) of ports with rules", rules.class_count()));
     fill(&mut ebpf, config, &topology)?;
@@ -268,7 +269,7 @@ fn aim_answers(
         .map_err(GatewayError::bpf(format!("open the map {}", map::CLIENT_LINKS)))?;
     for ((name, device), facts) in devices.iter().zip(facts) {
         let now = LinkFacts { features: features(name, device.ifindex)?, ..facts.clone() };
-        if !preflight::answers_redirected(&now, host::processors()) {
+        if !preflight::answers_redirected(&now, host::processors(), facts::page_size()) {
             report(&format!(
                 "redirected frames cannot be sent out of {name} by every processor: answers go \
                  through the host's stack, which is slower (on a veth: run `ethtool -K PEER gro on` \

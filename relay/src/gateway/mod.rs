@@ -58,7 +58,7 @@ pub use self::flows::{Established, FlowTable};
 pub use self::heartbeat::Heartbeat;
 pub use self::host::{Report, enter_namespace, in_namespace};
 pub use self::kernel::{Version, minimum as minimum_kernel};
-pub use self::known::{Bpffs, Channels, Facts, LinkFacts, Occupant, Peer};
+pub use self::known::{Above, Bpffs, Channels, Facts, LinkFacts, Occupant, Peer};
 pub use self::load::{LoadReport, load, load_object_file};
 pub use self::netdev::XdpFeatures;
 pub use self::preflight::AttachMode;

@@ -20,12 +20,15 @@ impl XdpFeatures {
     pub(super) const SEND: Self = Self(1 << 2);
     /// Gives programs packets in several buffers: `NETDEV_XDP_ACT_RX_SG`.
     pub(super) const FRAGS: Self = Self(1 << 5);
+    /// Sends frames in several buffers that XDP hands it: `NETDEV_XDP_ACT_NDO_XMIT_SG`.
+    pub(super) const SEND_FRAGS: Self = Self(1 << 6);
 
-    const NAMES: [(Self, &'static str); 4] = [
+    const NAMES: [(Self, &'static str); 5] = [
         (Self::BASIC, "native"),
         (Self::REDIRECT, "redirect"),
         (Self::SEND, "send-redirected"),
         (Self::FRAGS, "frags"),
+        (Self::SEND_FRAGS, "send-frags"),
     ];
 
     pub(super) const fn has(self, other: Self) -> bool {

@@ -12,7 +12,7 @@ use crate::gateway::finding::{Finding, Severity};
 
 use super::drivers;
 use super::error::GatewayError;
-use super::known::{Bpffs, Facts, LinkFacts, Occupant, Peer};
+use super::known::{Above, Bpffs, Facts, LinkFacts, Occupant, Peer};
 use super::netdev::XdpFeatures;
 
 /// What a veth can have (`max_mtu` of `ip -details link`), and so the link to the relay.
@@ -141,6 +141,21 @@ impl Finding {
         )
     }
 
+    /// An old kernel; there is nothing to type.
+    fn segments_shortened(device: &str, mtu: u32, longest: u32) -> Self {
+        Self {
+            severity: Severity::Costs,
+            subject: device.to_owned(),
+            code: "segments_shortened",
+            what: format!(
+                "this kernel cannot redirect frames in several buffers (Linux 6.3 and later can): \
+                 diverted connections use segments for MTU {longest} on all devices, although \
+                 `{device}` has MTU {mtu}, and longer datagrams are lost if a rule diverts them"
+            ),
+            remedy: None,
+        }
+    }
+
     /// A kernel tells only root what it has; and not even root what is forbidden here.
     pub(super) fn kernel_unanswered(is_root: bool, answers: &[String]) -> Self {
         if is_root {
@@ -197,8 +212,46 @@ pub(super) fn judge(facts: &Facts, policy: XdpPolicy) -> Vec<Finding> {
             Some(link) => judge_device(name, link, facts, policy, &mut findings),
         }
     }
+    judge_above(facts, &mut findings);
     findings.sort_by_key(|finding| finding.severity);
     findings
+}
+
+/// Frames for another address than the device's own are somebody else's (`pass/other_host`), unless the
+/// configuration says that they are for this gateway. It alone knows that: a macvlan may be a guest's.
+fn judge_above(facts: &Facts, findings: &mut Vec<Finding>) {
+    let shared = |address| facts.shared_addresses.contains(address);
+    let devices = || facts.devices.iter().filter_map(|(name, link)| Some((name, link.as_ref()?)));
+    let mut all = facts.shared_addresses.clone();
+    for (_, link) in devices() {
+        for Above { address, .. } in &link.above {
+            if !all.contains(address) {
+                all.push(*address);
+            }
+        }
+    }
+    let all: Vec<_> = all.iter().map(|address| format!("\"{address}\"")).collect();
+    for (name, link) in devices() {
+        let missing = link.above.iter().filter(|above| !shared(&above.address));
+        let missing: Vec<_> = missing
+            .map(|Above { name, kind, address }| format!("`{name}` ({kind}) has {address}"))
+            .collect();
+        if missing.is_empty() {
+            continue;
+        }
+        findings.push(Finding::new(
+            Severity::Note,
+            name,
+            "shared_addresses",
+            format!(
+                "on top of device `{name}`, {}, which is not its own hardware address: what clients \
+                 send there takes the ordinary path (pass/other_host); if they know the gateway by \
+                 it, have it diverted too",
+                missing.join(", ")
+            ),
+            format!("gateway.shared_addresses = [{}]", all.join(", ")),
+        ));
+    }
 }
 
 /// The mode in which `ingress` will be attached, as far as can be known before.
@@ -212,13 +265,43 @@ pub(super) fn planned(link: &LinkFacts, policy: XdpPolicy) -> AttachMode {
 
 /// Whether answers may be redirected to a device. What is redirected to one that does not send it is
 /// lost without a trace; so a kernel that cannot say what a device can do (before Linux 6.3) leaves it
-/// to the driver's name, and a driver that is not known gets its packets from the stack.
-pub(super) fn answers_redirected(link: &LinkFacts, processors: usize) -> bool {
+/// to the driver's name, and a driver that is not known gets its packets from the stack. So does one that
+/// sends no frames in several buffers, where there may be some.
+pub(super) fn answers_redirected(link: &LinkFacts, processors: usize, page_size: u32) -> bool {
     let sends = match link.features {
-        Some(features) => features.has(XdpFeatures::SEND),
+        Some(features) => {
+            let in_one = link.mtu <= one_page(page_size);
+            features.has(XdpFeatures::SEND) && (in_one || features.has(XdpFeatures::SEND_FRAGS))
+        }
         None => drivers::find(&link.driver).is_some(),
     };
     sends && drivers::all_processors_send(link, processors)
+}
+
+/// The longest packet that lies in one page: a frame of a longer one comes in several buffers.
+const fn one_page(page_size: u32) -> u32 {
+    page_size.saturating_sub(PAGE_OVERHEAD)
+}
+
+/// The MTU of the link to the relay: the largest packet that every client-facing device can carry, and
+/// the kernel can redirect.
+pub(super) fn link_mtu<'a>(
+    links: impl IntoIterator<Item = &'a LinkFacts>,
+    policy: XdpPolicy,
+    page_size: u32,
+) -> u32 {
+    let longest = |link| longest_redirected(link, policy, page_size).unwrap_or(u32::MAX);
+    links.into_iter().map(|link| link.mtu.min(longest(link))).min().unwrap_or(1500)
+}
+
+/// The longest packet that can be redirected from and to a device, if there is a limit. Before Linux 6.3,
+/// the kernel refuses to redirect frames in several buffers when the program has run (`xdp_do_redirect`,
+/// `net/core/filter.c`). It learned that by the same series of changes as to say what a device can do.
+fn longest_redirected(link: &LinkFacts, policy: XdpPolicy, page_size: u32) -> Option<u32> {
+    // In generic mode, and by the stack, no frame is redirected in the buffers of a driver.
+    let redirects =
+        planned(link, policy) == AttachMode::Native || drivers::find(&link.driver).is_some();
+    (link.features.is_none() && redirects).then(|| one_page(page_size))
 }
 
 fn lacks_native(link: &LinkFacts) -> bool {
@@ -326,6 +409,11 @@ fn judge_device(
         AttachMode::Native => judge_native(name, link, facts, policy, findings),
         AttachMode::Generic => findings.push(generic(name, link)),
     }
+    if let Some(longest) = longest_redirected(link, policy, facts.page_size)
+        && longest < link.mtu
+    {
+        findings.push(Finding::segments_shortened(name, link.mtu, longest));
+    }
     judge_merging(name, link, findings);
     if let Some(peer) = &link.peer {
         judge_veth(name, link, peer, findings);
@@ -363,7 +451,7 @@ fn judge_native(
     };
     drivers::judge(name, link, facts.processors, severity, findings);
     let frags = link.features.is_none_or(|features| features.has(XdpFeatures::FRAGS));
-    let room = facts.page_size.saturating_sub(PAGE_OVERHEAD);
+    let room = one_page(facts.page_size);
     if !frags && link.mtu > room {
         findings.push(Finding::new(
             Severity::Costs,

@@ -87,14 +87,14 @@ fn forwards_ipv6() -> Result<bool, GatewayError> {
     Ok(host::sysctl("net/ipv6/conf/all/forwarding")?.as_deref() == Some("1"))
 }
 
-/// Makes the relay namespace and the link to it.
+/// Makes the relay namespace and the link to it, whose relay's end gets this MTU. The preflight has
+/// refused what a veth cannot have.
 pub(super) fn create(
     config: &Config,
-    devices: &[(String, Device)],
+    mtu: u32,
     report: Report<'_>,
 ) -> Result<Topology, GatewayError> {
     let instance = &config.gateway.instance;
-    let mtu = link_mtu(devices);
     run(report, &["ip", "netns", "add", instance])?;
     run(report, &["ip", "netns", "set", instance, "auto"])?;
     let nsid = host::namespace_id(instance)?.ok_or_else(|| GatewayError::Command {
@@ -132,21 +132,10 @@ pub(super) fn create(
     Ok(Topology { nsid, gateway_ifindex: gateway.ifindex, relay_ifindex: relay.ifindex, relay_mac })
 }
 
-/// The largest packet that every client-facing device can carry. The preflight has refused what a
-/// veth cannot.
-fn link_mtu(devices: &[(String, Device)]) -> u32 {
-    devices.iter().map(|(_, device)| device.mtu).min().unwrap_or(1500)
-}
-
 /// Gives the relay's end the MTU that the configured devices call for, if that is more than it has: what
 /// is on its way on a connection is as long as was agreed upon when it began, and would not get through
 /// with less. For a device with less, the relay finds out what its route allows.
-pub(super) fn raise_mtu(config: &Config, report: Report<'_>) -> Result<(), GatewayError> {
-    let mut devices = Vec::new();
-    for name in &config.gateway.devices {
-        devices.extend(Device::find(name)?.map(|device| (name.clone(), device)));
-    }
-    let mtu = link_mtu(&devices);
+pub(super) fn raise_mtu(config: &Config, mtu: u32, report: Report<'_>) -> Result<(), GatewayError> {
     if in_namespace(&config.namespace(), || find(RELAY_DEVICE))??.mtu >= mtu {
         return Ok(());
     }
@@ -161,7 +150,8 @@ pub(super) fn raise_mtu(config: &Config, report: Report<'_>) -> Result<(), Gatew
 /// chosen, udev may give another later (`MACAddressPolicy`, systemd.link(5)), and the programs and the
 /// relay namespace have noted the first.
 ///
-/// The relay's end has the MTU of the client-facing devices, which its segments fit. The gateway's end
+/// The relay's end has the MTU of the client-facing devices, which its segments fit, or less where the
+/// kernel redirects no longer packets. The gateway's end
 /// takes all that there can be: in generic mode, packets that the kernel has merged are redirected as
 /// they are, and one that is longer than the MTU of the device is dropped (`xdp_ok_fwd_dev`,
 /// `net/core/filter.c`).

@@ -150,17 +150,9 @@ fn the_link_has_a_queue_for_each_processor_of_the_host() -> anyhow::Result<()> {
 /// the program, in generic mode.
 fn bridged() -> anyhow::Result<(Loaded, Topology)> {
     let topology = Topology::new(1, 1)?;
-    for step in [
-        "link add bridge0 type bridge",
-        "link set dev bridge0 up",
-        "address del 10.77.1.1/24 dev eth1",
-        "link set dev eth1 master bridge0",
-        "address add 10.77.1.1/24 dev bridge0",
-    ] {
-        topology.gateway.ip(step)?;
-    }
+    topology.put_below_a_bridge()?;
     let mut config = topology.config(PORT, Framing::Lines);
-    config.gateway.devices = vec!["bridge0".to_owned()];
+    config.gateway.devices = vec![Topology::BRIDGE.to_owned()];
     config.gateway.xdp = XdpPolicy::Generic;
     Ok((topology.load(&config)?, topology))
 }

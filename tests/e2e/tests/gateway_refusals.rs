@@ -19,6 +19,7 @@ use millrace_harness::system::paths;
 use millrace_harness::system::privilege::privileged;
 use millrace_harness::system::process::{Finished, run};
 use millrace_relay::codec::Framing;
+use millrace_relay::config::Config;
 use millrace_relay::gateway::{self, Gateway, object::ObjectFile, object::VARIABLE};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -111,6 +112,52 @@ fn a_check_needs_no_privilege() -> anyhow::Result<()> {
         ensure!(finding["severity"] == "refuses" && finding["remedy"].is_string(), "{finding}");
     }
     std::fs::remove_dir_all(directory)?;
+    Ok(())
+}
+
+/// Before, nothing said that what clients send to an address on top of the device is not diverted.
+#[test]
+fn a_check_names_the_addresses_on_top_of_a_device() -> anyhow::Result<()> {
+    if !privileged("a_check_names_the_addresses_on_top_of_a_device") {
+        return Ok(());
+    }
+    let _shared = shared();
+    let topology = Topology::new(1, 1)?;
+    let (gateway, mut config) = (&topology.gateway, topology.config(PORT, Framing::Lines));
+    let told = |config: &Config| {
+        let found = gateway.run(|| gateway::preflight(config))??;
+        let told = found.findings.into_iter().find(|finding| finding.code == "shared_addresses");
+        anyhow::Ok(told.map(|finding| (finding.to_string(), finding.remedy.unwrap_or_default())))
+    };
+    ensure!(told(&config)?.is_none(), "nothing is on top of it");
+    for step in [
+        // The address of the device itself is known.
+        "link add bridge0 type bridge",
+        "link set dev eth1 master bridge0",
+        "link add link bridge0 name upper1 address 02:00:00:00:00:71 type macvlan mode bridge",
+    ] {
+        gateway.ip(step)?;
+    }
+    let (words, _) = told(&config)?.context("the macvlan is not told")?;
+    ensure!(words.contains("`upper1` (macvlan) has 02:00:00:00:00:71"), "{words}");
+    ensure!(!words.contains("(bridge)"), "{words}");
+    gateway.ip("link set dev bridge0 address 02:00:00:00:00:70")?;
+    let (words, line) = told(&config)?.context("nothing is told")?;
+    ensure!(words.contains("`bridge0` (bridge) has 02:00:00:00:00:70"), "{words}");
+
+    // The line is what the configuration wants.
+    let line = line.strip_prefix("gateway.").context(line.clone())?.to_owned();
+    let text = toml::to_string(&config)?;
+    let without = text.lines().filter(|line| !line.starts_with("shared_addresses"));
+    let text: Vec<_> = without
+        .flat_map(|text| match text {
+            "[gateway]" => vec![text, &line],
+            text => vec![text],
+        })
+        .collect();
+    config = toml::from_str(&text.join("\n"))?;
+    ensure!(config.gateway.shared_addresses.len() == 2, "{text:?}");
+    ensure!(told(&config)?.is_none(), "they are shared now");
     Ok(())
 }
 

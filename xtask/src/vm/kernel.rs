@@ -14,9 +14,13 @@ use crate::{paths, process};
 /// Debian's package that depends on a release's latest kernel for virtual machines.
 const METAPACKAGE: &str = "linux-image-cloud-amd64";
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-/// The modules that the checks need, below the kernel's module folder. They depend on no other module.
-const MODULES: [&str; 4] = [
+/// The modules that the checks need, below the kernel's module folder. They depend on no others, and on
+/// none that comes later.
+const MODULES: [&str; 7] = [
     "kernel/drivers/net/veth.ko",
+    "kernel/net/llc/llc.ko",
+    "kernel/net/802/stp.ko",
+    "kernel/net/bridge/bridge.ko",
     "kernel/net/core/pktgen.ko",
     "kernel/net/sched/sch_ingress.ko",
     "kernel/net/sched/cls_bpf.ko",

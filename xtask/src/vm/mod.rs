@@ -20,9 +20,9 @@ use kernel::{Kernel, Series};
 pub(crate) const HELP: &str = "\
 Boots the kernel in QEMU, emulated in software and without any network. There it loads every XDP
 program through the verifier, diverts a TCP connection, replaces and traces the programs meanwhile, runs
-the relay, kills it, runs the kernel's pktgen against the loaded program, unloads, and runs the
-scenarios of `cargo xtask pktgen` with that generator. Under 5.10, `relay load` must refuse, say why, and
-leave nothing behind. Root is not needed once the packages are installed.
+the relay, kills it, runs the kernel's pktgen against the loaded program, unloads, diverts full segments
+of jumbo frames by a veth and by a bridge, and runs the scenarios of `cargo xtask pktgen` with that
+generator. Under 5.10, `relay load` must refuse, say why, and leave nothing behind. Root is not needed once the packages are installed.
 
 Changes on the host: installs what is missing (see `setup --vm --check`); fetches Debian's kernel
 packages into target/vm, without installing them. Delete that folder to get newer ones.

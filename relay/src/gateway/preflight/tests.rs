@@ -6,7 +6,11 @@ use super::super::known::Channels;
 use super::*;
 
 const ALL: XdpFeatures = XdpFeatures(
-    XdpFeatures::BASIC.0 | XdpFeatures::REDIRECT.0 | XdpFeatures::SEND.0 | XdpFeatures::FRAGS.0,
+    XdpFeatures::BASIC.0
+        | XdpFeatures::REDIRECT.0
+        | XdpFeatures::SEND.0
+        | XdpFeatures::FRAGS.0
+        | XdpFeatures::SEND_FRAGS.0,
 );
 
 fn occupant(id: u32, instance: Option<&str>) -> Occupant {
@@ -42,6 +46,7 @@ fn card() -> LinkFacts {
         lro: false,
         gro_hw: false,
         peer: None,
+        above: Vec::new(),
     }
 }
 
@@ -52,6 +57,7 @@ fn host(devices: Vec<(String, Option<LinkFacts>)>) -> Facts {
         processors: 8,
         waits_for_programs: true,
         bpffs: Bpffs::Usable,
+        shared_addresses: Vec::new(),
         devices,
     }
 }
@@ -135,6 +141,35 @@ fn mtus() {
     assert_eq!(findings[0].remedy.as_deref(), Some("ip link set dev eth1 mtu 9000"));
 }
 
+/// Before, the link to the relay had the devices' MTU under every kernel: SYNs passed, and full segments
+/// vanished.
+#[test]
+fn an_old_kernel_redirects_no_more_than_a_page() {
+    let jumbo = |driver: &str, features| LinkFacts {
+        mtu: 9000,
+        driver: driver.to_owned(),
+        features,
+        ..card()
+    };
+    let mtu = |link, policy| link_mtu([&card(), &link], policy, 4096);
+    let alone = |link: &LinkFacts, policy| link_mtu([link], policy, 4096);
+    for (link, policy, longest) in [
+        (jumbo("ice", Some(ALL)), XdpPolicy::Native, 9000),
+        (jumbo("ice", None), XdpPolicy::Native, 3506),
+        // Answers are redirected to the one, and go to the other by the stack.
+        (jumbo("ice", None), XdpPolicy::Generic, 3506),
+        (jumbo("bridge", None), XdpPolicy::Generic, 9000),
+    ] {
+        assert_eq!(alone(&link, policy), longest, "{link:?}");
+        let found = judge(&host(vec![("eth1".to_owned(), Some(link.clone()))]), policy);
+        let told = found.iter().any(|finding| finding.code == "segments_shortened");
+        assert_eq!(told, longest < 9000, "{found:?}");
+        assert_eq!(mtu(link, policy), 1500);
+    }
+    assert_eq!(link_mtu([&jumbo("ice", None)], XdpPolicy::Native, 65_536), 9000);
+    assert_eq!(link_mtu([], XdpPolicy::Native, 4096), 1500);
+}
+
 #[test]
 fn merging_devices() {
     let link = LinkFacts { lro: true, gro_hw: true, ..card() };
@@ -146,6 +181,29 @@ fn merging_devices() {
 fn a_device_that_is_down() {
     let link = LinkFacts { up: false, ..card() };
     assert_eq!(said(XdpPolicy::Native, link), [(Severity::Note, "down")]);
+}
+
+/// Before, `pass/other_host` grew and nothing said what to write.
+#[test]
+fn addresses_on_top_of_a_device_are_told_until_they_are_shared() {
+    let [router, lan] =
+        ["00:00:5e:00:01:33", "02:00:00:00:00:07"].map(|text| text.parse().unwrap());
+    let above = |name: &str, kind: &str, address| Above {
+        name: name.to_owned(),
+        kind: kind.to_owned(),
+        address,
+    };
+    let first = LinkFacts { above: vec![above("vrrp1", "macvlan", router)], ..card() };
+    let second = LinkFacts { above: vec![above("br0", "bridge", lan)], ..card() };
+    let devices = vec![("eth1".to_owned(), Some(first)), ("eth2".to_owned(), Some(second))];
+    let mut facts = Facts { shared_addresses: vec![lan], ..host(devices) };
+    let findings = judge(&facts, XdpPolicy::Native);
+    assert_eq!((findings.len(), findings[0].code), (1, "shared_addresses"));
+    assert!(findings[0].what.contains("`vrrp1` (macvlan) has 00:00:5e:00:01:33"), "{findings:?}");
+    let line = "gateway.shared_addresses = [\"02:00:00:00:00:07\", \"00:00:5e:00:01:33\"]";
+    assert_eq!(findings[0].remedy.as_deref(), Some(line));
+    facts.shared_addresses.push(router);
+    assert_eq!(judge(&facts, XdpPolicy::Native), []);
 }
 
 #[test]
@@ -237,11 +295,16 @@ fn answers_are_redirected_only_where_every_processor_sends() {
     let with = |driver: &str, features, combined| {
         let channels = Some(Channels { combined, ..Channels::default() });
         let link = LinkFacts { driver: driver.to_owned(), features, channels, ..card() };
-        answers_redirected(&link, 8)
+        answers_redirected(&link, 8, 4096)
     };
     assert!(with("ice", Some(ALL), 4) && with("mlx5_core", Some(ALL), 8));
     assert!(!with("mlx5_core", Some(ALL), 7) && !with("i40e", Some(ALL), 1));
     assert!(!with("ice", Some(without(XdpFeatures::SEND)), 8));
+    // Before, frames in several buffers were redirected to devices that do not send them.
+    let in_one = Some(without(XdpFeatures::SEND_FRAGS));
+    let jumbo = LinkFacts { mtu: 9000, features: in_one, ..card() };
+    assert!(!answers_redirected(&jumbo, 8, 4096) && answers_redirected(&jumbo, 8, 65_536));
+    assert!(with("ice", in_one, 4));
     // Before Linux 6.3 the kernel cannot say: a bridge never sends.
     assert!(with("ice", None, 4) && !with("bridge", None, 4) && !with("i40e", None, 4));
 }

@@ -162,6 +162,8 @@ pub struct Topology {
 impl Topology {
     /// The gateway's client-facing device.
     pub const CLIENT_DEVICE: &'static str = "eth1";
+    /// What [`Self::put_below_a_bridge`] makes of it.
+    pub const BRIDGE: &'static str = "bridge0";
     /// The gateway's device towards the servers.
     pub const SERVER_DEVICE: &'static str = "eth2";
     /// Where the servers are.
@@ -230,6 +232,30 @@ impl Topology {
                 ..Service::new("test", port, framing)
             }],
         }
+    }
+
+    /// Gives every device of a topology of one client and one server this MTU.
+    pub fn set_mtu(&self, mtu: u32) -> anyhow::Result<()> {
+        for device in [Self::CLIENT_DEVICE, Self::SERVER_DEVICE] {
+            self.gateway.ip(&format!("link set dev {device} mtu {mtu}"))?;
+        }
+        let mut ends = self.clients.iter().chain(&self.servers);
+        ends.try_for_each(|host| host.ip(&format!("link set dev eth0 mtu {mtu}")).map(drop))
+    }
+
+    /// Makes the gateway's client-facing device a port of a bridge, [`Self::BRIDGE`], which has its
+    /// IPv4 address now. A bridge has no native XDP.
+    pub fn put_below_a_bridge(&self) -> anyhow::Result<()> {
+        for step in [
+            "link add bridge0 type bridge",
+            "link set dev bridge0 up",
+            "address del 10.77.1.1/24 dev eth1",
+            "link set dev eth1 master bridge0",
+            "address add 10.77.1.1/24 dev bridge0",
+        ] {
+            self.gateway.ip(step)?;
+        }
+        Ok(())
     }
 
     /// Loads an instance on the gateway.

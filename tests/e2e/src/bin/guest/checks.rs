@@ -24,7 +24,7 @@ use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
 use serde_json::{Value, json};
 
-use crate::Finding;
+use crate::{Finding, large};
 
 /// A port without a rule.
 const OTHER_PORT: u16 = 7001;
@@ -54,6 +54,8 @@ pub(crate) const WORK: &[(&str, Check)] = &[
     ("ordinary path", ordinary_path),
     ("pktgen", pktgen),
     ("unload", unload),
+    ("jumbo frames", large::jumbo),
+    ("bridge", large::bridge),
     ("scenarios", scenarios),
 ];
 
@@ -102,7 +104,7 @@ impl Guest {
     }
 }
 
-fn finding(detail: impl Into<String>, figures: Value) -> Finding {
+pub(crate) fn finding(detail: impl Into<String>, figures: Value) -> Finding {
     Finding { detail: detail.into(), figures }
 }
 

@@ -3,6 +3,7 @@
 //! on standard output, and one at the end.
 
 mod checks;
+mod large;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
