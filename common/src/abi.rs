@@ -59,7 +59,9 @@ pub mod map {
 pub const MAX_RULES: u32 = 16_384;
 /// Most sources that a set excludes.
 pub const MAX_EXCLUSIONS: u32 = 4096;
-/// Most entries that the rules and exclusions of a set become: a rule has one in every class that
+/// Most sources whose packets a set drops.
+pub const MAX_DROPPED_SOURCES: u32 = 65_536;
+/// Most entries that the rules and sources of a set become: a rule has one in every class that
 /// its ports belong to.
 pub const MAX_SET_ENTRIES: u32 = 131_072;
 /// Slots of port classes: two sets of two protocols.

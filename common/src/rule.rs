@@ -53,8 +53,8 @@ impl SetIndex {
 
 /// Which set is in force and what is special about each.
 ///
-/// The low byte has the number of the set in force, and what is so whatever the rules are; the two
-/// halves of the other are the sets' flags: what belongs to a set is written before it comes into
+/// The low byte has the number of the set in force, whether that drops by source, and what is so
+/// whatever the rules are; the two halves of the other are the sets' flags: what belongs to a set is written before it comes into
 /// force, and then one byte changes.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -89,6 +89,20 @@ impl SetFlags {
 
 impl ActiveSet {
     const HANDS_ON: u16 = 2;
+    const DROPS_SOURCES: u16 = 4;
+
+    /// Whether the set in force drops packets by their source. In the low byte, for packets of accepted
+    /// flows ask for it too.
+    #[inline(always)]
+    pub const fn drops_sources(self) -> bool {
+        self.0 & Self::DROPS_SOURCES != 0
+    }
+
+    /// The same with another answer to [`drops_sources`](Self::drops_sources).
+    #[must_use]
+    pub const fn with_drops_sources(self, drops: bool) -> Self {
+        Self(self.0 & !Self::DROPS_SOURCES | (drops as u16 * Self::DROPS_SOURCES))
+    }
 
     /// Whether the relay has connections to servers in its clients' names, whose answers come back
     /// to the clients' ports.
@@ -206,8 +220,8 @@ impl RuleKey {
         Self { scope: set.0 << 31 | class.number(), address }
     }
 
-    /// A source that is not diverted, whatever the rules say. It has the scope of a class that has
-    /// no rules.
+    /// A source that is not diverted ([`Action::Pass`]), or whose packets are dropped
+    /// ([`Action::Drop`]), whatever the rules say. It has the scope of a class that has no rules.
     #[inline(always)]
     pub const fn source(set: SetIndex, address: Address) -> Self {
         Self::destination(set, PortClass::FLOWS_ONLY, address)

@@ -79,6 +79,8 @@ verdicts! {
     PassNoFlow = "pass/no_flow",
     /// Ingress: a `drop` rule decides.
     DropRule = "drop/rule",
+    /// Ingress: a `drop from` rule is for the packet's source.
+    DropSource = "drop/source",
     /// Ingress: to the relay, a SYN.
     DivertNew = "divert/new",
     /// Ingress: to the relay, a segment of a connection that is not accepted yet, or was just closed.

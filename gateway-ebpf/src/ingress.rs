@@ -21,6 +21,9 @@ pub fn verdict(ctx: &XdpContext) -> Verdict {
         Err(Verdict::PassProtocol) => return related::report(ctx),
         Err(verdict) => return verdict,
     };
+    if ruled.active.drops_sources() && is_dropped(ctx) {
+        return Verdict::DropSource;
+    }
     // What most packets are comes first, and needs no more than this.
     let generation = ruled.heartbeat.generation;
     if ruled.continues() && maps::has_accepted(&Packet(ctx), &ruled.headers, generation) {
@@ -49,6 +52,22 @@ fn unaccepted(ctx: &XdpContext) -> Verdict {
     } else {
         steering.datagram()
     }
+}
+
+/// Whether a packet to a port that has rules, or had them, is dropped for its source: it belongs to a
+/// connection that the relay has, or a rule is for its destination. Everything else takes the ordinary
+/// path, where the host's firewall sees it.
+///
+/// Called, and only where there are such rules.
+#[inline(never)]
+fn is_dropped(ctx: &XdpContext) -> bool {
+    let Ok(ruled) = Ruled::of(ctx) else { return false };
+    let Some(flow) = ruled.headers.flow(&Packet(ctx)) else { return false };
+    let (set, generation) = (ruled.active.set(), ruled.heartbeat.generation);
+    maps::drops(set, flow.client)
+        && (ruled.headers.protocol == TCP
+            && (maps::is_accepted(&flow, generation) || maps::is_pending(&flow, generation))
+            || maps::action(set, ruled.class, &flow).is_some())
 }
 
 /// Aims a packet at the relay. It is changed only when the link is there: what goes up to the host

@@ -133,9 +133,10 @@ fn conclude(verdict: Verdict) -> u32 {
         | Verdict::DivertReport
         | Verdict::ReturnForwarded => xdp_action::XDP_REDIRECT,
         Verdict::ReturnTooLong => xdp_action::XDP_TX,
-        Verdict::DropRule | Verdict::ReturnResetHeld | Verdict::ReturnAnswerHeld => {
-            xdp_action::XDP_DROP
-        }
+        Verdict::DropRule
+        | Verdict::DropSource
+        | Verdict::ReturnResetHeld
+        | Verdict::ReturnAnswerHeld => xdp_action::XDP_DROP,
     }
 }
 

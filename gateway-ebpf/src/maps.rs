@@ -9,7 +9,7 @@ use millrace_common::abi::{
     MAX_FRAGMENTS, MAX_PATHS, MAX_PENDING, MAX_SET_ENTRIES, MAX_SHARED_ADDRESSES, Offers,
     PORT_SLOTS, Path, SENT_AGAIN_NS,
 };
-use millrace_common::flow::{FlowKey, FlowState, PendingState, ShortKey};
+use millrace_common::flow::{Address, FlowKey, FlowState, PendingState, ShortKey};
 use millrace_common::fragment::{FragmentKey, FragmentState};
 use millrace_common::link::{ClientDevice, HardwareAddress};
 use millrace_common::packet::{Family, Headers};
@@ -104,7 +104,14 @@ pub fn action(set: SetIndex, class: PortClass, flow: &FlowKey) -> Option<Action>
     RULES.get(Key::new(RuleKey::ALL_BITS, key)).copied().and_then(Action::from_value)
 }
 
-/// Whether a flow's client is excluded from diversion.
+/// Whether a set drops what comes from a source.
+#[inline(always)]
+pub fn drops(set: SetIndex, source: Address) -> bool {
+    let key = Key::new(RuleKey::ALL_BITS, RuleKey::source(set, source));
+    RULES.get(key).is_some_and(|action| *action == Action::Drop as u32)
+}
+
+/// Whether a flow's client is excluded from diversion, or, as was asked before, dropped.
 #[inline(always)]
 pub fn excludes(set: SetIndex, flow: &FlowKey) -> bool {
     RULES.get(Key::new(RuleKey::ALL_BITS, RuleKey::source(set, flow.client))).is_some()

@@ -46,6 +46,10 @@ pub fn fragment(ctx: &XdpContext) -> Verdict {
             }
         }
     }
+    let active = config.active_set;
+    if active.drops_sources() && maps::drops(active.set(), key.source) {
+        return Verdict::DropSource;
+    }
     divert(ctx, config, fragment.tags, Verdict::DivertFragment)
 }
 

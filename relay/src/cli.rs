@@ -139,7 +139,8 @@ enum Command {
     /// sent before is delivered. Connections that were handed on to a server are reset.
     ///
     /// A client may connect again, and is served again, unless a rule says otherwise. To keep it away,
-    /// put the rule into force first: `exclude PREFIX` leaves it to its servers and the host's firewall.
+    /// put a rule into force first: `drop from PREFIX`, or `exclude PREFIX`, which leaves it to its
+    /// servers and the host's firewall.
     #[command(after_help = "Examples:\n  sudo relay disconnect 198.51.100.7\n  \
         sudo relay disconnect 2001:db8:7::/48 --json --config /etc/millrace/millrace.toml")]
     Disconnect(disconnect::Arguments),

@@ -16,9 +16,15 @@ gateway.rules in the configuration names a file with one rule per line:
   pass   tcp 203.0.113.7    port 7000         # this server keeps its own clients
   drop   udp 2001:db8::/32  port any
   exclude 198.51.100.0/24                     # clients that are never diverted
+  drop from 198.51.100.7                      # a client that is not served
 
 Of the rules whose protocol and ports match a packet, the one with the longest destination prefix
 decides; among equal prefixes, the one with the fewest ports. Packets that match no rule are passed.
+
+`exclude` and `drop from` are about sources, and come first; of these, the longest prefix decides.
+`drop from` drops everything from there to destinations that have a rule, and what comes from there on
+connections that are diverted already; `relay disconnect` ends those. Other packets from there take the
+ordinary path, where the host's firewall sees them.
 
 Examples:
   relay rules check new.rules
@@ -34,7 +40,7 @@ pub(super) enum Rules {
     /// needs root.
     ///
     /// No packet meets a mixture of old and new rules. Diverted connections continue until they end,
-    /// whatever the rules say. If a line is wrong, nothing changes. Run this in the network namespace
+    /// whatever the rules say, unless `drop from` names their clients. If a line is wrong, nothing changes. Run this in the network namespace
     /// in which `load` ran.
     #[command(
         after_help = "Changes on the host: the maps of the instance, and its rules.json below \

@@ -1,6 +1,7 @@
 //! Rules replaced while traffic flows, and both families and transports end to end.
 
 use std::fmt::Write as _;
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -138,6 +139,44 @@ fn a_spoofed_syn_ends_no_connection() -> anyhow::Result<()> {
         transfer(&mut client, accepted.stream(), 100_000)?;
         transfer(accepted.stream(), &mut client, 100_000)?;
     }
+    drop((accepted, client));
+    loaded.unload()
+}
+
+/// A source that the operator had blocked was served as long as its connection lasted, and no rule could
+/// name it.
+#[test]
+fn a_blocked_source_is_not_served_any_more() -> anyhow::Result<()> {
+    if !privileged("a_blocked_source_is_not_served_any_more") {
+        return Ok(());
+    }
+    const DIVERT: &str = "divert tcp 10.77.2.0/24 port 7000\n";
+    let _shared = shared();
+    let (loaded, topology) = loaded()?;
+    let rules = Rules::new(&loaded.config);
+    let mut relay = FakeRelay::start(&loaded.config, PORT)?;
+    let mut client = connect(&topology.clients[0], Topology::server_address(0), PORT)?;
+    let mut accepted = relay.accept()?;
+    transfer(&mut client, accepted.stream(), 1000)?;
+
+    let report = rules.apply(&format!("{DIVERT}drop from {}\n", Topology::client_address(0)))?;
+    ensure!(report.closing_ports.is_empty(), "{:?}", report.closing_ports);
+    let shown = show(&rules.config)?;
+    ensure!(shown.difference.is_none(), "{:?}", shown.difference);
+    ensure!(shown.in_force.rules.contains(&"drop from 10.77.1.11/32".to_owned()), "{shown}");
+    client.write_all(b"blocked")?;
+    // The client sends it again and again.
+    within("drop/source", || Ok((loaded.verdict("drop/source")? >= 2).then_some(())))?;
+    accepted.stream().set_nonblocking(true)?;
+    let read = accepted.stream().read(&mut [0; 16]);
+    ensure!(read.is_err_and(|error| error.kind() == ErrorKind::WouldBlock), "it is served");
+    accepted.stream().set_nonblocking(false)?;
+
+    rules.apply(&format!("{DIVERT}drop from 192.0.2.0/24\n"))?;
+    let mut received = [0; 7];
+    accepted.stream().read_exact(&mut received)?;
+    ensure!(&received == b"blocked", "the connection goes on when its client is let in again");
+    transfer(accepted.stream(), &mut client, 100_000)?;
     drop((accepted, client));
     loaded.unload()
 }

@@ -312,6 +312,39 @@ fn ruling(programs: &mut Programs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What comes from a source that is not served: on a connection too that the relay has.
+fn dropped_sources(programs: &mut Programs, family: Family) -> anyhow::Result<()> {
+    let of = |flags| family.from_client(flags).from_port(44_000);
+    let (syn, segment, other) = (of(SYN), of(ACK), family.host(1, 12));
+    let datagram = Frame::udp(syn.source, syn.destination);
+    let client = syn.source.ip();
+    let network = if family == Family::Ipv4 { "10.77.1.0/24" } else { "fd77:1::/64" };
+    programs.accept(flow(&segment))?;
+    programs.ingress(&segment, Verdict::DivertEstablished, REDIRECT)?;
+    for by_rule in [false, true] {
+        programs.rules(&format!("{RULES}drop from {client}\n"), by_rule)?;
+        for frame in [&syn, &segment, &datagram] {
+            programs.ingress(frame, Verdict::DropSource, DROP)?;
+            programs.ingress(&frame.to_port(9), Verdict::PassNoRule, PASS)?;
+        }
+    }
+    programs.rules(&format!("{RULES}drop from {client}\n"), false)?;
+    programs.ingress(&syn.from(other), Verdict::DivertNew, REDIRECT)?;
+    // The longer prefix decides.
+    programs.rules(&format!("{RULES}drop from {network}\nexclude {client}\n"), false)?;
+    programs.ingress(&syn.from_port(44_001), Verdict::PassExcluded, PASS)?;
+    programs.ingress(&segment, Verdict::DivertEstablished, REDIRECT)?;
+    programs.ingress(&syn.from(other), Verdict::DropSource, DROP)?;
+    // Of a port without a rule, what the relay has.
+    programs.rules(&format!("drop from {client}\n"), false)?;
+    programs.ingress(&segment, Verdict::DropSource, DROP)?;
+    programs.ingress(&syn.from_port(44_001), Verdict::PassNoRule, PASS)?;
+    programs.rules(RULES, false)?;
+    programs.ingress(&segment, Verdict::DivertEstablished, REDIRECT)?;
+    programs.established()?.remove(&flow(&segment))?;
+    Ok(())
+}
+
 /// Mode `all`: by rule alone.
 fn by_rule(programs: &mut Programs, family: Family) -> anyhow::Result<()> {
     programs.rules(RULES, true)?;
@@ -440,6 +473,11 @@ fn fragments(programs: &mut Programs, family: Family) -> anyhow::Result<()> {
         let out = programs.expect("ingress", frame, Verdict::DivertFragment, REDIRECT)?;
         ensure!(out[..6] == RELAY_MAC && out[6..] == frame[6..], "only the destination changes");
     }
+    programs.rules(&format!("{RULES}drop from {}\n", segment.source.ip()), false)?;
+    for frame in all {
+        programs.expect("ingress", frame, Verdict::DropSource, DROP)?;
+    }
+    programs.rules(RULES, false)?;
     let other = fragment(2, 1200, true);
     programs.expect("ingress", &other, Verdict::PassFragment, PASS)?;
     let mut foreign = last.clone();
@@ -529,6 +567,7 @@ fn every_verdict() -> anyhow::Result<()> {
                 others(programs, &datagram, Verdict::DivertDatagram)?;
             }
             by_rule(programs, family)?;
+            dropped_sources(programs, family)?;
             programs.ingress(&family.from_client(SYN), Verdict::DivertNew, REDIRECT)?;
             programs.accept(flow(&family.from_client(SYN)))?;
             returning(programs, family)?;

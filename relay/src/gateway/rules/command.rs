@@ -26,7 +26,7 @@ const SHOWN: usize = 20;
 pub struct CheckReport {
     /// Where the rules were written.
     pub source: String,
-    /// Rules and exclusions.
+    /// Rules, and what is said of sources.
     pub rules: usize,
     /// Classes of ports that the same rules cover.
     pub classes: usize,
@@ -77,7 +77,7 @@ pub fn check(config: &Config) -> Result<CheckReport, GatewayError> {
 
 /// Replaces the rules of a loaded instance by those of its configuration, all at once, and its mode
 /// and its heartbeat's timeout as well. Connections that are diverted go on, whatever the new rules
-/// say.
+/// say of their destinations.
 pub fn apply(config: &Config) -> Result<ApplyReport, GatewayError> {
     require_root("`relay rules apply`")?;
     let set = RuleSet::of(config)?;

@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use millrace_common::abi::{MAX_EXCLUSIONS, MAX_RULES, MAX_SET_ENTRIES};
+use millrace_common::abi::{MAX_DROPPED_SOURCES, MAX_EXCLUSIONS, MAX_RULES, MAX_SET_ENTRIES};
 use millrace_common::rule::{Action, PortClass, RuleKey, SetIndex};
 
-use super::{GatewayError, Protocol, Rule, RuleSet};
+use super::{GatewayError, Protocol, Rule, RuleSet, prefixes};
 use crate::prefix::Prefix;
 
 /// Ports of one protocol.
@@ -20,6 +20,8 @@ pub struct Compiled {
     destinations: Vec<(PortClass, Prefix, Action)>,
     /// Sources that are not diverted.
     exclusions: Vec<Prefix>,
+    /// Sources whose packets are dropped.
+    dropped_sources: Vec<Prefix>,
 }
 
 impl Compiled {
@@ -34,13 +36,12 @@ impl Compiled {
         };
         exceeded("steering rules", set.rules.len(), MAX_RULES)?;
         exceeded("excluded prefixes", set.exclusions.len(), MAX_EXCLUSIONS)?;
-        let mut exclusions: Vec<_> = set.exclusions.iter().map(|(prefix, _)| *prefix).collect();
-        exclusions.sort_unstable();
-        exclusions.dedup();
+        exceeded("prefixes of `drop from`", set.dropped_sources.len(), MAX_DROPPED_SOURCES)?;
         let mut compiled = Self {
             classes: [vec![PortClass::NO_RULE; PORTS], vec![PortClass::NO_RULE; PORTS]],
             destinations: Vec::new(),
-            exclusions,
+            exclusions: prefixes(&set.exclusions),
+            dropped_sources: prefixes(&set.dropped_sources),
         };
         let mut next = PortClass::FIRST;
         for protocol in Protocol::ALL {
@@ -129,7 +130,7 @@ impl Compiled {
 
     /// Entries that it takes in the trie.
     pub fn entries(&self) -> usize {
-        self.destinations.len() + self.exclusions.len()
+        self.destinations.len() + self.exclusions.len() + self.dropped_sources.len()
     }
 
     /// Classes of ports that have rules.
@@ -144,6 +145,11 @@ impl Compiled {
         !self.exclusions.is_empty()
     }
 
+    /// Whether packets are dropped by their source.
+    pub fn drops_sources(&self) -> bool {
+        !self.dropped_sources.is_empty()
+    }
+
     /// The entries as one of the two sets: length of the key in bits, key, value.
     pub fn trie(&self, set: SetIndex) -> impl Iterator<Item = (u32, RuleKey, u32)> + '_ {
         let bits = |prefix: Prefix| RuleKey::FIXED_BITS + prefix.key_bits();
@@ -151,10 +157,12 @@ impl Compiled {
             let key = RuleKey::destination(set, *class, prefix.key());
             (bits(*prefix), key, *action as u32)
         });
-        let exclusions = self.exclusions.iter().map(move |prefix| {
-            (bits(*prefix), RuleKey::source(set, prefix.key()), Action::Pass as u32)
+        let exclusions = self.exclusions.iter().map(|prefix| (prefix, Action::Pass));
+        let dropped = self.dropped_sources.iter().map(|prefix| (prefix, Action::Drop));
+        let sources = exclusions.chain(dropped).map(move |(prefix, action)| {
+            (bits(*prefix), RuleKey::source(set, prefix.key()), action as u32)
         });
-        destinations.chain(exclusions)
+        destinations.chain(sources)
     }
 }
 
@@ -285,5 +293,8 @@ mod tests {
         let exclude = |n: u16| format!("exclude 10.{}.{}.0/24", n >> 8, n & 255);
         let error = compiled((0..5000).map(exclude)).unwrap_err().to_string();
         assert!(error.contains("5000 excluded prefixes are more than the 4096"), "{error}");
+        let drop = |n: u32| format!("drop from 10.{}.{}.{}", n >> 16, n >> 8 & 255, n & 255);
+        let error = compiled((0..70_000).map(drop)).unwrap_err().to_string();
+        assert!(error.contains("70000 prefixes of `drop from` are more than the 65536"), "{error}");
     }
 }

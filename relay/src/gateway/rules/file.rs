@@ -1,12 +1,13 @@
 //! The file of rules: one a line, `#` begins a comment.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::{Action, GatewayError, Origin, Ports, Protocol, Rule, RuleMistake, RuleSet, mistake};
 use crate::prefix::Prefix;
 
-const FORM: &str = "a line is `divert|pass|drop tcp|udp PREFIX port PORT|FIRST-LAST|any`, or \
-                    `exclude PREFIX`";
+const FORM: &str = "a line is `divert|pass|drop tcp|udp PREFIX port PORT|FIRST-LAST|any`, \
+                    `exclude PREFIX`, or `drop from PREFIX`";
 
 impl RuleSet {
     /// Reads the text of a file of rules; `name` is what its lines are called by.
@@ -22,11 +23,32 @@ impl RuleSet {
                 Ok(None) => {}
                 Ok(Some(Statement::Rule(rule))) => set.rules.push((rule, origin)),
                 Ok(Some(Statement::Exclusion(prefix))) => set.exclusions.push((prefix, origin)),
+                Ok(Some(Statement::DroppedSource(prefix))) => {
+                    set.dropped_sources.push((prefix, origin));
+                }
                 Err(reason) => mistakes.push(mistake(&origin, reason)),
             }
         }
         mistakes.extend(set.ties());
+        mistakes.extend(set.source_ties());
         if mistakes.is_empty() { Ok(set) } else { Err(GatewayError::Rules { mistakes }) }
+    }
+
+    /// Sources that are to be excluded, and dropped.
+    fn source_ties(&self) -> Vec<RuleMistake> {
+        let excluded: HashMap<_, _> =
+            self.exclusions.iter().map(|(prefix, there)| (prefix, there)).collect();
+        let dropped = self.dropped_sources.iter();
+        dropped
+            .filter_map(|(prefix, here)| {
+                let there = excluded.get(prefix)?;
+                let reason = format!(
+                    "`exclude {prefix}` ({there}) is about the same prefix, so neither takes \
+                     precedence; remove one of them"
+                );
+                Some(mistake(here, reason))
+            })
+            .collect()
     }
 
     /// Rules of which neither comes before the other.
@@ -63,6 +85,7 @@ impl RuleSet {
 enum Statement {
     Rule(Rule),
     Exclusion(Prefix),
+    DroppedSource(Prefix),
 }
 
 fn statement(words: &[&str]) -> Result<Option<Statement>, String> {
@@ -72,6 +95,15 @@ fn statement(words: &[&str]) -> Result<Option<Statement>, String> {
             return match words[1..] {
                 [prefix] => Ok(Some(Statement::Exclusion(prefix.parse()?))),
                 _ => Err(format!("`exclude` needs one prefix; {FORM}")),
+            };
+        }
+        Some(&"drop") if words.contains(&"from") => {
+            return match words[1..] {
+                ["from", prefix] => Ok(Some(Statement::DroppedSource(prefix.parse()?))),
+                _ => Err(format!(
+                    "`drop from` needs one prefix, and drops what comes from there to any \
+                     destination that has a rule; {FORM}"
+                )),
             };
         }
         Some(&"divert") => Action::Divert,
@@ -126,7 +158,7 @@ mod tests {
             "rules",
             "# The chat.\n\n  divert tcp 203.0.113.0/24 port 7000-7010 # and more\n\
              pass tcp 203.0.113.7 port 7000\ndrop udp 2001:db8::/32 port any\n\
-             exclude 198.51.100.0/24\n",
+             exclude 198.51.100.0/24\n drop from 2001:db8:bad::/48\ndrop from 198.51.100.7\n",
         )
         .unwrap();
         assert_eq!(
@@ -136,6 +168,8 @@ mod tests {
                 "pass tcp 203.0.113.7/32 port 7000",
                 "drop udp 2001:db8::/32 port any",
                 "exclude 198.51.100.0/24",
+                "drop from 198.51.100.7/32",
+                "drop from 2001:db8:bad::/48",
             ]
         );
         let again = RuleSet::parse("again", &set.lines().join("\n")).unwrap();
@@ -147,7 +181,8 @@ mod tests {
         let found = mistakes(
             "steer tcp 10.0.0.0/8 port 1\ndivert tcp 10.0.0.0/8 port 1\ndivert sctp 10.0.0.0/8 port \
              1\ndivert tcp 10.0.0.1/8 port 1\ndivert tcp 10.0.0.0/8 port 70000\ndivert tcp \
-             10.0.0.0/8 port 9-3\ndivert tcp 10.0.0.0/8\ndivert tcp 10.0.0.0/8 ports 1\nexclude\n",
+             10.0.0.0/8 port 9-3\ndivert tcp 10.0.0.0/8\ndivert tcp 10.0.0.0/8 ports 1\nexclude\n\
+             drop tcp 10.0.0.0/8 port 1 from 10.1.0.0/16\ndrop from 10.1.0.1/16\n",
         );
         for (line, said) in [
             (1, "`steer` is not an action; a line is `divert|pass|drop"),
@@ -158,6 +193,8 @@ mod tests {
             (7, "3 words"),
             (8, "should be `port`"),
             (9, "needs one prefix"),
+            (10, "`drop from` needs one prefix"),
+            (11, "did you mean 10.1.0.0/16?"),
         ] {
             let place = format!("rules:{line}: ");
             assert!(
@@ -165,7 +202,14 @@ mod tests {
                 "{place}{said}: {found:#?}"
             );
         }
-        assert_eq!(found.len(), 8, "{found:#?}");
+        assert_eq!(found.len(), 10, "{found:#?}");
+    }
+
+    #[test]
+    fn a_source_is_excluded_or_dropped() {
+        let found = mistakes("drop from 10.1.0.0/16\nexclude 10.1.0.0/16\nexclude 10.1.0.0/24\n");
+        assert_eq!(found.len(), 1, "{found:#?}");
+        assert!(found[0].starts_with("rules:1: ") && found[0].contains("(rules:2)"), "{found:?}");
     }
 
     #[test]

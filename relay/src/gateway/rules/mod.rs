@@ -2,7 +2,8 @@
 //! and how a whole set comes into force at once ([`tables`], [`command`]).
 //!
 //! Of the rules whose protocol and ports fit a packet, the one with the longest destination prefix
-//! decides; among equal prefixes, the one with the fewest ports.
+//! decides; among equal prefixes, the one with the fewest ports. What is said of sources comes first; of
+//! that, the longest prefix decides.
 
 pub mod command;
 pub mod compile;
@@ -141,6 +142,8 @@ pub struct RuleSet {
     pub rules: Vec<(Rule, Origin)>,
     /// Sources that no rule diverts.
     pub exclusions: Vec<(Prefix, Origin)>,
+    /// Sources whose packets are dropped. Of these and the exclusions, the longest prefix decides.
+    pub dropped_sources: Vec<(Prefix, Origin)>,
 }
 
 impl RuleSet {
@@ -185,13 +188,12 @@ impl RuleSet {
         rules.sort_unstable_by_key(|rule| {
             (rule.protocol, rule.destination, rule.ports, rule.action)
         });
-        let mut exclusions: Vec<_> = self.exclusions.iter().map(|(prefix, _)| prefix).collect();
-        exclusions.sort_unstable();
-        exclusions.dedup();
+        let [exclusions, dropped] = [&self.exclusions, &self.dropped_sources].map(prefixes);
         rules
             .into_iter()
             .map(ToString::to_string)
             .chain(exclusions.into_iter().map(|prefix| format!("exclude {prefix}")))
+            .chain(dropped.into_iter().map(|prefix| format!("drop from {prefix}")))
             .collect()
     }
 
@@ -201,6 +203,14 @@ impl RuleSet {
             .iter()
             .any(|(rule, _)| rule.action == Action::Divert && rule.destination.address.is_ipv6())
     }
+}
+
+/// Each prefix once, in order.
+fn prefixes(written: &Vec<(Prefix, Origin)>) -> Vec<Prefix> {
+    let mut prefixes: Vec<_> = written.iter().map(|(prefix, _)| *prefix).collect();
+    prefixes.sort_unstable();
+    prefixes.dedup();
+    prefixes
 }
 
 fn mistake(origin: &Origin, reason: impl Into<String>) -> RuleMistake {

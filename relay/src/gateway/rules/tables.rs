@@ -95,7 +95,8 @@ impl<T: Borrow<MapData>> RuleTables<T> {
     ) -> Result<Option<String>, GatewayError> {
         let active = self.active()?;
         let set = active.set();
-        if active.flags() != SetFlags::new(present.compiled.has_exclusions(), by_rule) {
+        let flags = SetFlags::new(present.compiled.has_exclusions(), by_rule);
+        if active.flags() != flags || active.drops_sources() != present.compiled.drops_sources() {
             return Ok(Some("the set has other properties".to_owned()));
         }
         let wanted = present.held(set);
@@ -188,7 +189,8 @@ impl<T: BorrowMut<MapData>> RuleTables<T> {
         }
         let flags = SetFlags::new(compiled.has_exclusions(), by_rule);
         let prepared = active.with_flags(set, flags);
-        for active_set in [prepared, prepared.with_set(set)] {
+        let next_set = prepared.with_set(set).with_drops_sources(compiled.drops_sources());
+        for active_set in [prepared, next_set] {
             let value = GatewayConfig { active_set, ..config };
             self.config.set(0, value, 0).map_err(failed("switch"))?;
         }
