@@ -4,6 +4,7 @@ use aya_ebpf::programs::XdpContext;
 use millrace_common::abi::{GatewayConfig, Heartbeat, Intake};
 use millrace_common::flow::{FlowKey, PendingState};
 use millrace_common::packet::{Headers, TCP, parse};
+use millrace_common::plain::Plain;
 use millrace_common::rule::{Action, ActiveSet, PortClass};
 use millrace_common::verdict::Verdict;
 
@@ -15,18 +16,48 @@ use crate::related;
 /// What becomes of a packet that came in on a client-facing device.
 #[inline(always)]
 pub fn verdict(ctx: &XdpContext) -> Verdict {
+    let decided = match Plain::of(&Packet(ctx)) {
+        Some(plain) => usual(ctx, &plain),
+        None => intricate(ctx),
+    };
+    decided.unwrap_or_else(|| unaccepted(ctx))
+}
+
+/// What nearly all packets are comes first, and needs no more than this: a plain TCP segment to a port
+/// without rules, or of a connection that the relay has. These are the questions of [`Ruled::of`], in the
+/// same order. `None` of a packet of no accepted connection.
+#[inline(always)]
+fn usual(ctx: &XdpContext, plain: &Plain<'_, Packet<'_>>) -> Option<Verdict> {
+    let packet = Packet(ctx);
+    let Some(config) = maps::config() else { return Some(Verdict::PassUnconfigured) };
+    let active = config.active_set;
+    if maps::port_class(active.set(), TCP, plain.ports) == PortClass::NO_RULE {
+        return Some(if active.hands_on() { answer(ctx) } else { Verdict::PassNoRule });
+    }
+    if !maps::is_for_us(&packet) {
+        return Some(Verdict::PassOtherHost);
+    }
+    let Some(heartbeat) = maps::heartbeat() else { return Some(Verdict::PassUnconfigured) };
+    if plain.flags.opens() || !maps::has_accepted_plain(plain, heartbeat.generation) {
+        return None;
+    }
+    Some(divert(ctx, config, 0, Verdict::DivertEstablished))
+}
+
+/// The same of every packet, whatever it is.
+#[inline(always)]
+fn intricate(ctx: &XdpContext) -> Option<Verdict> {
     let ruled = match Ruled::of(ctx) {
         Ok(ruled) => ruled,
-        Err(Verdict::PassFragment) => return related::fragment(ctx),
-        Err(Verdict::PassProtocol) => return related::report(ctx),
-        Err(verdict) => return verdict,
+        Err(Verdict::PassFragment) => return Some(related::fragment(ctx)),
+        Err(Verdict::PassProtocol) => return Some(related::report(ctx)),
+        Err(verdict) => return Some(verdict),
     };
-    // What most packets are comes first, and needs no more than this.
     let generation = ruled.heartbeat.generation;
     if ruled.continues() && maps::has_accepted(&Packet(ctx), &ruled.headers, generation) {
-        return ruled.divert(Verdict::DivertEstablished);
+        return Some(ruled.divert(Verdict::DivertEstablished));
     }
-    unaccepted(ctx)
+    None
 }
 
 /// What becomes of a packet of no accepted connection.
@@ -115,7 +146,7 @@ impl<'a> Ruled<'a> {
         let headers = parse(&Packet(ctx))?;
         let config = maps::config().ok_or(Verdict::PassUnconfigured)?;
         let active = config.active_set;
-        let class = maps::port_class(active.set(), &headers);
+        let class = maps::port_class(active.set(), headers.protocol, headers.ports);
         if class == PortClass::NO_RULE {
             return Err(if active.hands_on() && headers.protocol == TCP {
                 answer(ctx)
