@@ -17,7 +17,7 @@ use crate::registry::RegistryObserver;
 use crate::ring::{DownlinkSender, UplinkReceiver, Wake, downlink, uplink};
 use crate::route::{AssociationLog, Associations};
 use crate::stop::StopTime;
-use crate::undelivered::{Intake, Keeper, KeeperStats};
+use crate::undelivered::{Intake, Keeper, KeeperParts, KeeperStats};
 use crate::uplink::late::RescueWatch;
 use crate::uplink::{Pump, PumpParts, PumpStats, RdKafkaProducer};
 use crate::uring::{self, EngineLimits, UringEngine};
@@ -224,10 +224,13 @@ impl Threads {
         .renewing(retention);
         let keeper = Keeper::new(
             config,
-            &shared.kept(topics.batch_limits.kept),
-            intake.clone(),
-            downlinks.clone(),
-            keeper_stats.clone(),
+            KeeperParts {
+                kept: shared.kept(),
+                letter_batch_bytes: topics.batch_limits.kept,
+                intake: intake.clone(),
+                downlinks: downlinks.clone(),
+                stats: keeper_stats.clone(),
+            },
         )?;
         let written = producer.written();
         let pump = Pump::new(PumpParts {

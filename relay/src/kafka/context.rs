@@ -8,7 +8,7 @@
 //! 5430 tells of the same end.)
 
 use std::ffi::{CStr, CString};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,10 @@ use crate::kafka::client::{CONTROL, DATA};
 /// A client gets its brokers no more often: librdkafka remembers them each time, and in an outage says
 /// once in a while that all are down.
 const REJOIN_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How often it gets them after it has lost all: what it is given at once can be dropped once more, if
+/// another broker answers that there is none, and nothing needs to tell of that.
+const REJOINS: u8 = 2;
 
 /// How long the brokers have told clients to wait because of a quota.
 struct Throttled {
@@ -77,33 +81,34 @@ fn throttling(statistics: &[u8]) -> Option<(String, u64)> {
 #[derive(Debug)]
 pub struct LogContext {
     brokers: CString,
-    lost: AtomicBool,
+    /// So often it is still to be given some.
+    due: AtomicU8,
     rejoined: Mutex<Option<Instant>>,
     /// What it was told last of an error that has a cause: that all brokers are down has one.
     last_error: Mutex<Option<(RDKafkaErrorCode, String)>>,
 }
 
 /// A context that has a [`LogContext`].
-pub(crate) trait Watched: ClientContext {
+pub trait Watched: ClientContext {
     /// Its own.
     fn watch(&self) -> &LogContext;
 }
 
 impl LogContext {
     /// For one client of the configured cluster.
-    pub(crate) fn new(kafka: &KafkaSection) -> Self {
+    pub fn new(kafka: &KafkaSection) -> Self {
         Self {
             // A client could not have been made with a NUL in it.
             brokers: CString::new(kafka.brokers.as_str()).unwrap_or_default(),
-            lost: AtomicBool::new(false),
+            due: AtomicU8::new(0),
             rejoined: Mutex::default(),
             last_error: Mutex::default(),
         }
     }
 
-    /// Whether the client has lost all brokers since it was last given some.
+    /// Whether the client has lost all brokers and is to be given some.
     pub(crate) fn has_lost(&self) -> bool {
-        self.lost.load(Ordering::Relaxed)
+        self.due.load(Ordering::Relaxed) > 0
     }
 
     /// What the client was told last of its connections.
@@ -115,9 +120,11 @@ impl LogContext {
     pub(crate) fn to_rejoin(&self, now: Instant) -> Option<&CStr> {
         let mut last = self.rejoined.lock().unwrap_or_else(PoisonError::into_inner);
         let soon = last.is_some_and(|last| now.saturating_duration_since(last) < REJOIN_INTERVAL);
-        if soon || !self.lost.swap(false, Ordering::Relaxed) {
+        if soon {
             return None;
         }
+        let less = |due: u8| due.checked_sub(1);
+        self.due.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).ok()?;
         *last = Some(now);
         Some(&self.brokers)
     }
@@ -150,7 +157,7 @@ impl ClientContext for LogContext {
             return;
         }
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
-            self.lost.store(true, Ordering::Relaxed);
+            self.due.store(REJOINS, Ordering::Relaxed);
         } else if let Some(code) = error.rdkafka_error_code() {
             let mut last = self.last_error.lock().unwrap_or_else(PoisonError::into_inner);
             *last = Some((code, reason.to_owned()));
@@ -226,9 +233,20 @@ mod tests {
         error(RDKafkaErrorCode::AllBrokersDown);
         assert!(context.has_lost());
         assert_eq!(context.to_rejoin(now), Some(c"192.0.2.1:9092"));
-        assert_eq!((context.has_lost(), context.to_rejoin(now)), (false, None));
+        assert_eq!((context.has_lost(), context.to_rejoin(now)), (true, None));
         error(RDKafkaErrorCode::AllBrokersDown);
         assert_eq!(context.to_rejoin(now + REJOIN_INTERVAL / 2), None);
-        assert_eq!(context.to_rejoin(now + REJOIN_INTERVAL), Some(c"192.0.2.1:9092"));
+        for time in 1..=2 {
+            let then = now + REJOIN_INTERVAL * time;
+            assert_eq!(
+                context.to_rejoin(then),
+                Some(c"192.0.2.1:9092"),
+                "after the last loss twice"
+            );
+        }
+        assert_eq!(
+            (context.has_lost(), context.to_rejoin(now + REJOIN_INTERVAL * 3)),
+            (false, None)
+        );
     }
 }

@@ -106,7 +106,7 @@ pub(crate) fn commit<C: ConsumerContext>(
 
 /// Gives a client that has lost all brokers those of the configuration. To be called between its polls,
 /// again and again: they tell of the loss, and it may be too early to give them anew.
-pub(crate) fn rejoin<C: Watched>(client: &Client<C>) {
+pub fn rejoin<C: Watched>(client: &Client<C>) {
     let watch = client.context().watch();
     if !watch.has_lost() {
         return;

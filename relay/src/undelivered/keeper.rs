@@ -90,15 +90,24 @@ pub struct Keeper {
     stats: Arc<KeeperStats>,
 }
 
+/// What a [`Keeper`] is made from.
+pub struct KeeperParts {
+    /// The clients that it keeps for.
+    pub kept: Kept,
+    /// Longest batch that the topics take which it writes to, if that is known.
+    pub letter_batch_bytes: Option<u32>,
+    /// Where replies are handed in.
+    pub intake: Arc<Intake>,
+    /// The rings to the workers, in the workers' order.
+    pub downlinks: Vec<DownlinkSender>,
+    /// What the keeper counts.
+    pub stats: Arc<KeeperStats>,
+}
+
 impl Keeper {
     /// A keeper for what is handed in at the intake, and for the clients of the workers.
-    pub fn new(
-        config: &Config,
-        kept: &Kept,
-        intake: Arc<Intake>,
-        downlinks: Vec<DownlinkSender>,
-        stats: Arc<KeeperStats>,
-    ) -> Result<Self, OpenError> {
+    pub fn new(config: &Config, parts: KeeperParts) -> Result<Self, OpenError> {
+        let KeeperParts { kept, letter_batch_bytes, intake, downlinks, stats } = parts;
         let relay = RelayId(config.relay.id);
         let sender = Sender::new(relay, kept.incarnation);
         Ok(Self {
@@ -106,12 +115,12 @@ impl Keeper {
             uplink_topic: config.kafka.uplink_topic(),
             deadletter_topic: config.kafka.deadletter_topic(),
             held_topic: config.kafka.held_topic(),
-            postponed: Postponed::new(config, kept, downlinks.clone())?,
-            deliveries: Deliveries::new(config, kept, sender.clone(), downlinks)?,
+            postponed: Postponed::new(config, &kept, downlinks.clone())?,
+            deliveries: Deliveries::new(config, &kept, sender.clone(), downlinks)?,
             sender,
             intake,
             fetcher: Fetcher::new(&config.kafka)?,
-            outbox: Outbox::new(config, kept.batch_bytes, stats.ends.clone())?,
+            outbox: Outbox::new(config, letter_batch_bytes, stats.ends.clone())?,
             lines: Lines::default(),
             later: Vec::new(),
             is_unread: false,

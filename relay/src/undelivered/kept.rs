@@ -17,8 +17,6 @@ pub struct Kept {
     pub protocols: Arc<[Protocol]>,
     /// Which clients are here.
     pub presence: Presence,
-    /// Longest batch that the topics take which are written for them, if that is known.
-    pub batch_bytes: Option<u32>,
     /// Set when the relay should stop.
     pub stop: Arc<AtomicBool>,
 }

@@ -32,7 +32,7 @@ pub use arrivals::Arrivals;
 pub use deadletter::{CUT_BYTES, LetterCounts, Reason, letter};
 pub use held::HeldRefusal;
 pub use intake::Intake;
-pub use keeper::Keeper;
+pub use keeper::{Keeper, KeeperParts};
 pub use kept::Kept;
 pub use note::postponed_before;
 pub use presence::Presence;

@@ -116,9 +116,8 @@ pub struct Shared {
 
 impl Shared {
     /// As much of it as the keeper has to know.
-    pub fn kept(&self, batch_bytes: Option<u32>) -> Kept {
+    pub fn kept(&self) -> Kept {
         Kept {
-            batch_bytes,
             incarnation: self.incarnation,
             protocols: self.services.iter().map(|service| service.protocol.clone()).collect(),
             presence: self.presence.clone(),

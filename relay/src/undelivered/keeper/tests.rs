@@ -57,7 +57,6 @@ impl Rig<'_> {
         }
         producer.flush(PATIENCE).expect("written");
         let kept = Kept {
-            batch_bytes: None,
             incarnation: Incarnation::new(2),
             protocols: config
                 .services
@@ -67,8 +66,14 @@ impl Rig<'_> {
             presence: Presence::new(&config.services),
             stop: Arc::default(),
         };
-        let keeper = Keeper::new(&config, &kept, Arc::default(), Vec::new(), Arc::default());
-        let keeper = keeper.expect("a keeper");
+        let parts = KeeperParts {
+            kept,
+            letter_batch_bytes: None,
+            intake: Arc::default(),
+            downlinks: Vec::new(),
+            stats: Arc::default(),
+        };
+        let keeper = Keeper::new(&config, parts).expect("a keeper");
         Self { cluster, config, keeper, stop: AtomicBool::new(false) }
     }
 

@@ -7,10 +7,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::Consumer;
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Headers, Message};
-use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
+use rdkafka::producer::{BaseRecord, Producer};
 use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::{Offset, TopicPartitionList};
 
@@ -18,6 +18,7 @@ use crate::clients::load::Directory;
 use crate::clients::payload::{Arrival, Payload, Sequence};
 use crate::clients::wire::Wire;
 use crate::kafka;
+use crate::kafka::lasting::{LastingConsumer, LastingProducer, lasting, rejoin};
 
 const NOBODY: u32 = u32::MAX;
 /// Complaints kept for the report.
@@ -99,11 +100,9 @@ pub struct Servers {
 impl Servers {
     /// Starts one thread and one consumer for each partition, reading what comes from now on.
     pub fn start(plan: &ServerPlan, directory: &Directory) -> Result<Self> {
-        let producer: ThreadedProducer<DefaultProducerContext> = kafka::client(&plan.brokers)
-            .set("enable.idempotence", "true")
-            .set("message.timeout.ms", "0")
-            .set("linger.ms", "1")
-            .create()?;
+        let settings =
+            [("enable.idempotence", "true"), ("message.timeout.ms", "0"), ("linger.ms", "1")];
+        let producer: LastingProducer = lasting(&plan.brokers, &settings)?;
         // Finds the topic's leader now, so that the first replies need not wait for it.
         producer
             .client()
@@ -205,7 +204,7 @@ struct Server {
     reply_header: String,
     directory: Directory,
     tally: Arc<Tally>,
-    producer: ThreadedProducer<DefaultProducerContext>,
+    producer: LastingProducer,
     /// By client number.
     clients: HashMap<u32, Sequence>,
     /// Connection key to client address.
@@ -245,16 +244,17 @@ impl<'a> Labels<'a> {
 impl Server {
     fn run(mut self, stop: &AtomicBool) -> Result<()> {
         let partition = i32::from(self.partition);
-        let consumer: BaseConsumer = kafka::client(&self.plan.brokers)
-            // Needed for `assign`, though nothing is committed.
-            .set("group.id", format!("{}check-{}", self.plan.prefix, self.partition))
-            .set("enable.auto.commit", "false")
-            .set("fetch.wait.max.ms", "50")
-            .create()?;
+        // Needed for `assign`, though nothing is committed.
+        let group = format!("{}check-{}", self.plan.prefix, self.partition);
+        let settings =
+            [("group.id", &*group), ("enable.auto.commit", "false"), ("fetch.wait.max.ms", "50")];
+        let consumer: LastingConsumer = lasting(&self.plan.brokers, &settings)?;
         let mut own = TopicPartitionList::new();
         own.add_partition_offset(&self.uplink, partition, Offset::Offset(self.start))?;
         consumer.assign(&own)?;
         while !stop.load(Relaxed) {
+            rejoin(consumer.client());
+            rejoin(self.producer.client());
             match consumer.poll(POLL) {
                 Some(Ok(record)) => {
                     self.take(&record, stop)?;
@@ -368,6 +368,7 @@ impl Server {
                     reply = back;
                     // The producer's own thread makes room as the broker acknowledges.
                     self.producer.flush(POLL).ok();
+                    rejoin(self.producer.client());
                 }
                 Err((error, _)) => return Err(error).context("a server cannot reply"),
             }
