@@ -5,6 +5,13 @@ use crate::packet::PacketBytes;
 /// The bytes of an address in a number that has two more behind them.
 const ADDRESS: u64 = u64::from_ne_bytes([0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]);
 
+/// The bytes of an address, and two more behind them.
+const fn number(address: [u8; 6], [seventh, eighth]: [u8; 2]) -> u64 {
+    let [first @ .., fifth, sixth] = address;
+    let [first, second, third, fourth] = first;
+    u64::from_ne_bytes([first, second, third, fourth, fifth, sixth, seventh, eighth])
+}
+
 /// An Ethernet address, as a number that has its bytes as they stand in a frame.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -12,14 +19,14 @@ pub struct HardwareAddress(u64);
 
 impl HardwareAddress {
     /// From its bytes.
-    pub const fn new([a, b, c, d, e, f]: [u8; 6]) -> Self {
-        Self(u64::from_ne_bytes([a, b, c, d, e, f, 0, 0]))
+    pub const fn new(bytes: [u8; 6]) -> Self {
+        Self(number(bytes, [0; 2]))
     }
 
     /// Its bytes.
     pub const fn bytes(self) -> [u8; 6] {
-        let [a, b, c, d, e, f, _, _] = self.0.to_ne_bytes();
-        [a, b, c, d, e, f]
+        let [bytes @ .., _, _] = self.0.to_ne_bytes();
+        bytes
     }
 
     /// To whom a frame is sent; `None` of one that is shorter than its header.
@@ -51,14 +58,13 @@ impl ClientDevice {
 
     /// A device with its own hardware address.
     pub const fn new(number: u16, address: HardwareAddress) -> Self {
-        let ([a, b, c, d, e, f], [g, h]) = (address.bytes(), number.to_ne_bytes());
-        Self(u64::from_ne_bytes([a, b, c, d, e, f, g, h]))
+        Self(self::number(address.bytes(), number.to_ne_bytes()))
     }
 
     /// Its number; 0: not a device of the instance.
     pub const fn number(self) -> u16 {
-        let [.., g, h] = self.0.to_ne_bytes();
-        u16::from_ne_bytes([g, h])
+        let [.., seventh, eighth] = self.0.to_ne_bytes();
+        u16::from_ne_bytes([seventh, eighth])
     }
 
     /// Its own hardware address.

@@ -6,8 +6,8 @@
 
 use crate::flow::{Address, FlowKey, Ports, ShortKey};
 use crate::packet::{
-    ETHERNET_LENGTH, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Family, IPV4_LENGTH, IPV6_LENGTH, PacketBytes,
-    TCP, TCP_LENGTH, TcpFlags,
+    ETHERNET_LENGTH, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Family, IPV4_BYTES, IPV4_LENGTH, IPV6_BYTES,
+    IPV6_LENGTH, PacketBytes, TCP, TCP_BYTES, TCP_LENGTH, TcpFlags,
 };
 
 /// Such a segment: it has no VLAN tags, IPv4 options or IPv6 extension headers, and is no fragment.
@@ -71,7 +71,7 @@ impl<'a, P: PacketBytes + ?Sized> Plain<'a, P> {
         {
             return None;
         }
-        Self::tcp(packet, Family::Ipv4, (ports, control), length, IPV4_LENGTH as u32)
+        Self::tcp(packet, Family::Ipv4, (ports, control), length, IPV4_BYTES)
     }
 
     #[inline(always)]
@@ -85,8 +85,8 @@ impl<'a, P: PacketBytes + ?Sized> Plain<'a, P> {
         {
             return None;
         }
-        let length = half(second, 0) + IPV6_LENGTH as u32;
-        Self::tcp(packet, Family::Ipv6, (ports, control), length, IPV6_LENGTH as u32)
+        let length = half(second, 0) + IPV6_BYTES;
+        Self::tcp(packet, Family::Ipv6, (ports, control), length, IPV6_BYTES)
     }
 
     /// `ip_length` bytes, of which `before` are in front of the TCP header.
@@ -100,7 +100,7 @@ impl<'a, P: PacketBytes + ?Sized> Plain<'a, P> {
     ) -> Option<Self> {
         let [offset, flags, ..] = control.to_ne_bytes();
         let header_length = u32::from(offset >> 4) * 4;
-        if header_length < TCP_LENGTH as u32 || header_length + before > ip_length {
+        if header_length < TCP_BYTES || header_length + before > ip_length {
             return None;
         }
         let (ports, flags) = (Ports::from_word(ports), TcpFlags(flags));
