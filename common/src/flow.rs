@@ -102,6 +102,12 @@ impl Ports {
         Self(u32::from_ne_bytes(bytes))
     }
 
+    /// From the same four bytes, as one word.
+    #[inline(always)]
+    pub const fn from_word(word: u32) -> Self {
+        Self(word)
+    }
+
     /// From the port of the source and that of the destination.
     pub const fn new(source: u16, destination: u16) -> Self {
         let ([a, b], [c, d]) = (source.to_be_bytes(), destination.to_be_bytes());

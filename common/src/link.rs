@@ -2,52 +2,55 @@
 
 use crate::packet::PacketBytes;
 
-/// An Ethernet address, as two words that have its bytes as they stand in a frame.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct HardwareAddress {
-    first: u32,
-    last: u16,
+/// The bytes of an address in a number that has two more behind them.
+const ADDRESS: u64 = u64::from_ne_bytes([0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]);
+
+/// The bytes of an address, and two more behind them.
+const fn number(address: [u8; 6], [seventh, eighth]: [u8; 2]) -> u64 {
+    let [first @ .., fifth, sixth] = address;
+    let [first, second, third, fourth] = first;
+    u64::from_ne_bytes([first, second, third, fourth, fifth, sixth, seventh, eighth])
 }
+
+/// An Ethernet address, as a number that has its bytes as they stand in a frame.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct HardwareAddress(u64);
 
 impl HardwareAddress {
     /// From its bytes.
     pub const fn new(bytes: [u8; 6]) -> Self {
-        let [first @ .., fifth, sixth] = bytes;
-        Self { first: u32::from_ne_bytes(first), last: u16::from_ne_bytes([fifth, sixth]) }
+        Self(number(bytes, [0; 2]))
     }
 
     /// Its bytes.
     pub const fn bytes(self) -> [u8; 6] {
-        let (first, last) = (self.first.to_ne_bytes(), self.last.to_ne_bytes());
-        [first[0], first[1], first[2], first[3], last[0], last[1]]
+        let [bytes @ .., _, _] = self.0.to_ne_bytes();
+        bytes
     }
 
-    /// To whom a frame is sent; `None` of one that is shorter than the address.
+    /// To whom a frame is sent; `None` of one that is shorter than its header.
     #[inline(always)]
     pub fn of_destination<P: PacketBytes + ?Sized>(frame: &P) -> Option<Self> {
-        let [first] = frame.words(0)?;
-        Some(Self { first, last: u16::from_ne_bytes(frame.load(4)?) })
+        Some(Self(u64::from_ne_bytes(frame.load(0)?) & ADDRESS))
     }
 
     /// As the key of a map.
     #[inline(always)]
     pub const fn number(self) -> u64 {
-        (self.last as u64) << 32 | self.first as u64
+        self.0
     }
 }
 
-/// What the programs know of a client-facing device.
-#[repr(C)]
+/// What the programs know of a client-facing device: its hardware address, and behind it a number, from
+/// 1 upwards in the order of the configuration. All zero: not a device of the instance.
+///
+/// One word, for the programs compare it for every packet of a port that has rules.
+#[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ClientDevice {
-    first: u32,
-    last: u16,
-    /// From 1 upwards, in the order of the configuration; 0: not a device of the instance.
-    pub number: u16,
-}
+pub struct ClientDevice(u64);
 
-const _: () = assert!(size_of::<ClientDevice>() == 8 && align_of::<ClientDevice>() == 4);
+const _: () = assert!(size_of::<ClientDevice>() == 8 && align_of::<ClientDevice>() == 8);
 
 impl ClientDevice {
     /// Slots of the array of devices.
@@ -55,12 +58,18 @@ impl ClientDevice {
 
     /// A device with its own hardware address.
     pub const fn new(number: u16, address: HardwareAddress) -> Self {
-        Self { first: address.first, last: address.last, number }
+        Self(self::number(address.bytes(), number.to_ne_bytes()))
+    }
+
+    /// Its number; 0: not a device of the instance.
+    pub const fn number(self) -> u16 {
+        let [.., seventh, eighth] = self.0.to_ne_bytes();
+        u16::from_ne_bytes([seventh, eighth])
     }
 
     /// Its own hardware address.
     pub const fn address(self) -> HardwareAddress {
-        HardwareAddress { first: self.first, last: self.last }
+        HardwareAddress(self.0 & ADDRESS)
     }
 
     /// Where a device stands in the array. Two devices of a host meet in one slot only if it has
@@ -72,8 +81,8 @@ impl ClientDevice {
 
     /// Whether frames for this address are for the device itself.
     #[inline(always)]
-    pub const fn is(&self, address: HardwareAddress) -> bool {
-        self.number != 0 && self.first == address.first && self.last == address.last
+    pub const fn is(self, address: HardwareAddress) -> bool {
+        self.0 & ADDRESS == address.0 && self.0 & !ADDRESS != 0
     }
 }
 
@@ -86,8 +95,9 @@ mod tests {
         let bytes = [2, 0, 0x5e, 0, 1, 0x33];
         let address = HardwareAddress::new(bytes);
         assert_eq!(address.bytes(), bytes);
-        assert_eq!(HardwareAddress::of_destination(&bytes[..]), Some(address));
-        assert_eq!(HardwareAddress::of_destination(&bytes[..5]), None);
+        let frame = [2, 0, 0x5e, 0, 1, 0x33, 7, 7];
+        assert_eq!(HardwareAddress::of_destination(&frame[..]), Some(address));
+        assert_eq!(HardwareAddress::of_destination(&bytes[..]), None);
         assert_ne!(address.number(), HardwareAddress::new([2, 0, 0x5e, 0, 1, 0x34]).number());
         assert_ne!(address.number(), HardwareAddress::new([3, 0, 0x5e, 0, 1, 0x33]).number());
     }

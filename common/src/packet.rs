@@ -47,9 +47,9 @@ pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 
 /// The same lengths, as header fields count them.
-const IPV4_BYTES: u32 = 20;
-const IPV6_BYTES: u32 = 40;
-const TCP_BYTES: u32 = 20;
+pub(crate) const IPV4_BYTES: u32 = 20;
+pub(crate) const IPV6_BYTES: u32 = 40;
+pub(crate) const TCP_BYTES: u32 = 20;
 const UDP_BYTES: u32 = 8;
 
 /// Where a frame without tags says what it carries.

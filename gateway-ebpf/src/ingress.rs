@@ -1,9 +1,12 @@
 //! From the clients: divert, pass or drop.
 
+use core::arch::asm;
+
 use aya_ebpf::programs::XdpContext;
 use millrace_common::abi::{GatewayConfig, Heartbeat, Intake};
 use millrace_common::flow::{FlowKey, PendingState};
 use millrace_common::packet::{Headers, TCP, parse};
+use millrace_common::plain::Plain;
 use millrace_common::rule::{Action, ActiveSet, PortClass};
 use millrace_common::verdict::Verdict;
 
@@ -15,21 +18,97 @@ use crate::related;
 /// What becomes of a packet that came in on a client-facing device.
 #[inline(always)]
 pub fn verdict(ctx: &XdpContext) -> Verdict {
+    let decided = match Plain::of(&Packet(ctx)) {
+        Some(plain) => usual(ctx, &plain),
+        None => None,
+    };
+    let decided = match decided {
+        Some(decided) => decided,
+        None => intricate(ctx),
+    };
+    // What is called has one place here, which the compiler must not make two of: the verifier goes
+    // through it once for each place.
+    let (mut next, verdict) = match decided {
+        Decided::As(verdict) => (0_u64, verdict),
+        Decided::Unaccepted => (1, Verdict::PassNoFlow),
+        Decided::Answer => (2, Verdict::PassNoFlow),
+    };
+    // SAFETY: changes nothing, which the compiler does not know.
+    unsafe {
+        asm!("{next} = {next}", next = inout(reg) next, options(pure, nomem, nostack, preserves_flags))
+    };
+    match next {
+        0 => verdict,
+        1 => unaccepted(ctx),
+        _ => answer(ctx),
+    }
+}
+
+/// What the first questions have found out.
+enum Decided {
+    /// Everything.
+    As(Verdict),
+    /// It is of no accepted connection: [`unaccepted`].
+    Unaccepted,
+    /// It may be a server's answer: [`answer`].
+    Answer,
+}
+
+/// What nearly all packets are comes first, and needs no more than this: a plain TCP segment to a port
+/// without rules, or of a connection that the relay has. These are the questions of [`Ruled::of`], in the
+/// same order. None where sources are dropped: then [`intricate`] asks about it.
+#[inline(always)]
+fn usual(ctx: &XdpContext, plain: &Plain<'_, Packet<'_>>) -> Option<Decided> {
+    let packet = Packet(ctx);
+    let Some(config) = maps::config() else {
+        return Some(Decided::As(Verdict::PassUnconfigured));
+    };
+    let active = config.active_set;
+    if maps::port_class(active.set(), TCP, plain.ports) == PortClass::NO_RULE {
+        return Some(unruled(active, TCP));
+    }
+    if active.drops_sources() {
+        return None;
+    }
+    if !maps::is_for_us(&packet) {
+        return Some(Decided::As(Verdict::PassOtherHost));
+    }
+    let Some(heartbeat) = maps::heartbeat() else {
+        return Some(Decided::As(Verdict::PassUnconfigured));
+    };
+    if plain.flags.opens() || !maps::has_accepted_plain(plain, heartbeat.generation) {
+        return Some(Decided::Unaccepted);
+    }
+    Some(Decided::As(divert(ctx, config, 0, Verdict::DivertEstablished)))
+}
+
+/// A packet to a port without rules.
+#[inline(always)]
+fn unruled(active: ActiveSet, protocol: u8) -> Decided {
+    if active.hands_on() && protocol == TCP {
+        Decided::Answer
+    } else {
+        Decided::As(Verdict::PassNoRule)
+    }
+}
+
+/// The same of every packet, whatever it is.
+#[inline(always)]
+fn intricate(ctx: &XdpContext) -> Decided {
     let ruled = match Ruled::of(ctx) {
         Ok(ruled) => ruled,
-        Err(Verdict::PassFragment) => return related::fragment(ctx),
-        Err(Verdict::PassProtocol) => return related::report(ctx),
-        Err(verdict) => return verdict,
+        Err(Decided::As(Verdict::PassFragment)) => return Decided::As(related::fragment(ctx)),
+        Err(Decided::As(Verdict::PassProtocol)) => return Decided::As(related::report(ctx)),
+        Err(decided) => return decided,
     };
     if ruled.active.drops_sources() && is_dropped(ctx) {
-        return Verdict::DropSource;
+        return Decided::As(Verdict::DropSource);
     }
-    // What most packets are comes first, and needs no more than this.
     let generation = ruled.heartbeat.generation;
     if ruled.continues() && maps::has_accepted(&Packet(ctx), &ruled.headers, generation) {
-        return ruled.divert(Verdict::DivertEstablished);
+        return Decided::As(ruled.divert(Verdict::DivertEstablished));
     }
-    unaccepted(ctx)
+    Decided::Unaccepted
 }
 
 /// What becomes of a packet of no accepted connection.
@@ -40,7 +119,9 @@ pub fn verdict(ctx: &XdpContext) -> Verdict {
 fn unaccepted(ctx: &XdpContext) -> Verdict {
     let ruled = match Ruled::of(ctx) {
         Ok(ruled) => ruled,
-        Err(verdict) => return verdict,
+        Err(Decided::As(verdict)) => return verdict,
+        // The rules have changed this instant.
+        Err(_) => return Verdict::PassNoRule,
     };
     let Some(flow) = ruled.headers.flow(&Packet(ctx)) else { return Verdict::PassTruncated };
     let (continues, is_tcp) = (ruled.continues(), ruled.headers.protocol == TCP);
@@ -128,24 +209,20 @@ struct Ruled<'a> {
 }
 
 impl<'a> Ruled<'a> {
-    /// What the headers say and the maps know, or what the packet's verdict is without more ado.
+    /// What the headers say and the maps know, or what becomes of the packet without more ado.
     #[inline(always)]
-    fn of(ctx: &'a XdpContext) -> Result<Self, Verdict> {
-        let headers = parse(&Packet(ctx))?;
-        let config = maps::config().ok_or(Verdict::PassUnconfigured)?;
+    fn of(ctx: &'a XdpContext) -> Result<Self, Decided> {
+        let headers = parse(&Packet(ctx)).map_err(|reason| Decided::As(reason.into()))?;
+        let config = maps::config().ok_or(Decided::As(Verdict::PassUnconfigured))?;
         let active = config.active_set;
-        let class = maps::port_class(active.set(), &headers);
+        let class = maps::port_class(active.set(), headers.protocol, headers.ports);
         if class == PortClass::NO_RULE {
-            return Err(if active.hands_on() && headers.protocol == TCP {
-                answer(ctx)
-            } else {
-                Verdict::PassNoRule
-            });
+            return Err(unruled(active, headers.protocol));
         }
         if !maps::is_for_us(&Packet(ctx)) {
-            return Err(Verdict::PassOtherHost);
+            return Err(Decided::As(Verdict::PassOtherHost));
         }
-        let heartbeat = maps::heartbeat().ok_or(Verdict::PassUnconfigured)?;
+        let heartbeat = maps::heartbeat().ok_or(Decided::As(Verdict::PassUnconfigured))?;
         Ok(Self { ctx, headers, config, active, class, heartbeat })
     }
 

@@ -9,10 +9,11 @@ use millrace_common::abi::{
     MAX_FRAGMENTS, MAX_PATHS, MAX_PENDING, MAX_SET_ENTRIES, MAX_SHARED_ADDRESSES, Offers,
     PORT_SLOTS, Path, SENT_AGAIN_NS,
 };
-use millrace_common::flow::{Address, FlowKey, FlowState, PendingState, ShortKey};
+use millrace_common::flow::{Address, FlowKey, FlowState, PendingState, Ports, ShortKey};
 use millrace_common::fragment::{FragmentKey, FragmentState};
 use millrace_common::link::{ClientDevice, HardwareAddress};
 use millrace_common::packet::{Family, Headers};
+use millrace_common::plain::Plain;
 use millrace_common::rule::{Action, PortClass, RuleKey, SetIndex};
 use millrace_common::verdict::Verdict;
 
@@ -82,8 +83,8 @@ fn is_shared(address: HardwareAddress) -> bool {
 
 /// The class of the port that a packet goes to.
 #[inline(always)]
-pub fn port_class(set: SetIndex, headers: &Headers) -> PortClass {
-    let slot = PortClass::slot(set, headers.protocol, headers.ports.destination());
+pub fn port_class(set: SetIndex, protocol: u8, ports: Ports) -> PortClass {
+    let slot = PortClass::slot(set, protocol, ports.destination());
     PortClass(PORT_CLASSES.get(slot).copied().unwrap_or_default())
 }
 
@@ -149,6 +150,17 @@ pub fn has_accepted(packet: &Packet<'_>, headers: &Headers, generation: u64) -> 
     let state = match headers.family {
         Family::Ipv4 => headers.short_flow(packet).and_then(|key| ESTABLISHED_IPV4.get_ptr(key)),
         Family::Ipv6 => headers.flow(packet).and_then(|key| ESTABLISHED_IPV6.get_ptr(key)),
+    };
+    // SAFETY: an element of a flow map.
+    state.is_some_and(|state| unsafe { is_present(state, generation) })
+}
+
+/// The same of a plain segment.
+#[inline(always)]
+pub fn has_accepted_plain(plain: &Plain<'_, Packet<'_>>, generation: u64) -> bool {
+    let state = match plain.family {
+        Family::Ipv4 => plain.short_flow().and_then(|key| ESTABLISHED_IPV4.get_ptr(key)),
+        Family::Ipv6 => plain.flow().and_then(|key| ESTABLISHED_IPV6.get_ptr(key)),
     };
     // SAFETY: an element of a flow map.
     state.is_some_and(|state| unsafe { is_present(state, generation) })

@@ -74,7 +74,7 @@ impl<T: Borrow<MapData>> DeviceTable<T> {
         ifindex: u32,
     ) -> Result<Option<HardwareAddress>, GatewayError> {
         let known = self.get(ClientDevice::slot(ifindex))?;
-        Ok((known.number == number).then(|| HardwareAddress(known.address().bytes())))
+        Ok((known.number() == number).then(|| HardwareAddress(known.address().bytes())))
     }
 
     fn get(&self, slot: u32) -> Result<ClientDevice, GatewayError> {
@@ -89,7 +89,7 @@ impl<T: BorrowMut<MapData>> DeviceTable<T> {
     pub(super) fn fill(&mut self, devices: &[(String, Device)]) -> Result<(), GatewayError> {
         for (number, (name, device)) in (1..).zip(devices) {
             let slot = ClientDevice::slot(device.ifindex);
-            if self.get(slot)?.number != 0 {
+            if self.get(slot)?.number() != 0 {
                 return Err(GatewayError::DeviceSlot { device: name.clone() });
             }
             let address = device.address(name)?;
@@ -110,7 +110,7 @@ impl<T: BorrowMut<MapData>> DeviceTable<T> {
             self.set(slot, ClientDevice::new(number, device.address(name)?.key()))?;
         }
         for slot in (0..ClientDevice::SLOTS).filter(|slot| !slots.contains(slot)) {
-            if self.get(slot)?.number != 0 {
+            if self.get(slot)?.number() != 0 {
                 self.set(slot, ClientDevice::default())?;
             }
         }
