@@ -147,10 +147,10 @@ fn a_spoofed_syn_ends_no_connection() -> anyhow::Result<()> {
 /// name it.
 #[test]
 fn a_blocked_source_is_not_served_any_more() -> anyhow::Result<()> {
+    const DIVERT: &str = "divert tcp 10.77.2.0/24 port 7000\n";
     if !privileged("a_blocked_source_is_not_served_any_more") {
         return Ok(());
     }
-    const DIVERT: &str = "divert tcp 10.77.2.0/24 port 7000\n";
     let _shared = shared();
     let (loaded, topology) = loaded()?;
     let rules = Rules::new(&loaded.config);

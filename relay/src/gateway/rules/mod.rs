@@ -188,7 +188,7 @@ impl RuleSet {
         rules.sort_unstable_by_key(|rule| {
             (rule.protocol, rule.destination, rule.ports, rule.action)
         });
-        let [exclusions, dropped] = [&self.exclusions, &self.dropped_sources].map(prefixes);
+        let [exclusions, dropped] = [prefixes(&self.exclusions), prefixes(&self.dropped_sources)];
         rules
             .into_iter()
             .map(ToString::to_string)
@@ -206,7 +206,7 @@ impl RuleSet {
 }
 
 /// Each prefix once, in order.
-fn prefixes(written: &Vec<(Prefix, Origin)>) -> Vec<Prefix> {
+fn prefixes(written: &[(Prefix, Origin)]) -> Vec<Prefix> {
     let mut prefixes: Vec<_> = written.iter().map(|(prefix, _)| *prefix).collect();
     prefixes.sort_unstable();
     prefixes.dedup();
