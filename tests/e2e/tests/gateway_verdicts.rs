@@ -319,6 +319,8 @@ fn dropped_sources(programs: &mut Programs, family: Family) -> anyhow::Result<()
     let datagram = Frame::udp(syn.source, syn.destination);
     let client = syn.source.ip();
     let network = if family == Family::Ipv4 { "10.77.1.0/24" } else { "fd77:1::/64" };
+    // Of rules that were before, no port keeps anything.
+    programs.close_ports()?;
     programs.accept(flow(&segment))?;
     programs.ingress(&segment, Verdict::DivertEstablished, REDIRECT)?;
     for by_rule in [false, true] {
