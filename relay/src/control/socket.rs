@@ -33,15 +33,15 @@ fn listen(path: &Path) -> Result<UnixListener, RunError> {
     UnixListener::bind(path).map_err(RunError::io(format!("listen on {}", path.display())))
 }
 
-/// The next client.
-async fn accept(listener: &UnixListener) -> UnixStream {
+/// The next client of a socket.
+async fn accept(listener: &UnixListener, name: &str) -> UnixStream {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => return stream,
             // For example while too many files are open. Clients wait meanwhile.
             Err(error) => {
                 tracing::warn!(
-                    %error, "a control socket cannot accept connections now; retrying"
+                    %error, "the {name} socket cannot accept connections now; retrying"
                 );
                 tokio::time::sleep(ACCEPT_RETRY).await;
             }
@@ -115,7 +115,7 @@ impl ControlSocket {
         let (listener, for_orders) = self.listeners.take().expect("served once");
         tokio::spawn(async move {
             loop {
-                let stream = accept(&for_orders).await;
+                let stream = accept(&for_orders, "orders").await;
                 // Does not wait for a client that says nothing.
                 tokio::spawn(tokio::time::timeout(
                     ANSWER_TIMEOUT,
@@ -125,7 +125,7 @@ impl ControlSocket {
         });
         tokio::spawn(async move {
             loop {
-                let mut stream = accept(&listener).await;
+                let mut stream = accept(&listener, "control").await;
                 let snapshot = serde_json::to_vec(&observer.snapshot()).unwrap_or_default();
                 // Does not wait for a client that does not read.
                 tokio::spawn(async move {
