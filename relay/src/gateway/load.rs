@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use aya::maps::xdp::{DevMap, DevMapHash};
-use aya::maps::{Array, HashMap, Map, MapError};
+use aya::maps::{Array, HashMap, MapError};
 use aya::programs::Xdp;
 use aya::programs::links::FdLink;
 use aya::{Ebpf, EbpfLoader};
@@ -22,7 +22,7 @@ use super::host::{self, Device, Report, in_namespace};
 use super::kernel;
 use super::known::LinkFacts;
 use super::links::{attach, pin_link, program_pin};
-use super::object::{ObjectFile, verified};
+use super::object::{ObjectFile, map_mut, verified};
 use super::preflight;
 use super::preflight::AttachMode;
 
@@ -381,10 +381,6 @@ pub(super) fn xdp<'a>(
             problem: format!("it has no XDP program {name}"),
         }
     })
-}
-
-pub(super) fn map_mut<'a>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut Map {
-    ebpf.map_mut(name).expect("load_object has checked the maps")
 }
 
 fn fill(ebpf: &mut Ebpf, config: &Config, topology: &Topology) -> Result<(), GatewayError> {

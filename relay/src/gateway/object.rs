@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use aya::Ebpf;
+use aya::maps::Map;
 use aya::programs::{Program, ProgramError};
 use millrace_common::abi::{ABI_VERSION, SECTION};
 use object::{Object as _, ObjectSection as _};
@@ -73,6 +75,11 @@ pub fn verify(program: &mut Program) -> Result<(), ProgramError> {
         Program::RawTracePoint(program) => verified(|| program.load()),
         _ => Err(ProgramError::UnexpectedProgramType),
     }
+}
+
+/// A map of a loaded object.
+pub(super) fn map_mut<'a>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut Map {
+    ebpf.map_mut(name).expect("load_object has checked the maps")
 }
 
 /// [`verify`] of a program whose kind is known.

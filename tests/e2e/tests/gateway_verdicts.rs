@@ -319,18 +319,16 @@ fn dropped_sources(programs: &mut Programs, family: Family) -> anyhow::Result<()
     let datagram = Frame::udp(syn.source, syn.destination);
     let client = syn.source.ip();
     let network = if family == Family::Ipv4 { "10.77.1.0/24" } else { "fd77:1::/64" };
-    // Of rules that were before, no port keeps anything.
-    programs.close_ports()?;
+    programs.close_ports()?; // whatever earlier rules have left open
     programs.accept(flow(&segment))?;
     programs.ingress(&segment, Verdict::DivertEstablished, REDIRECT)?;
-    for by_rule in [false, true] {
+    for by_rule in [true, false] {
         programs.rules(&format!("{RULES}drop from {client}\n"), by_rule)?;
         for frame in [&syn, &segment, &datagram] {
             programs.ingress(frame, Verdict::DropSource, DROP)?;
             programs.ingress(&frame.to_port(9), Verdict::PassNoRule, PASS)?;
         }
     }
-    programs.rules(&format!("{RULES}drop from {client}\n"), false)?;
     programs.ingress(&syn.from(other), Verdict::DivertNew, REDIRECT)?;
     // The longer prefix decides.
     programs.rules(&format!("{RULES}drop from {network}\nexclude {client}\n"), false)?;
