@@ -195,9 +195,9 @@ pub struct RelaySection {
     /// Bytes of replies that stay in Kafka for one client, plus 128 for each, beyond which the connection
     /// is closed. 0: it is closed beyond `reply_limit_bytes`.
     pub reply_backlog_bytes: usize,
-    /// Bytes kept in memory for one connection (unfinished messages, what was received while it was not
-    /// read from, waiting replies), beyond which it is closed. With the defaults the other limits are
-    /// reached first; this one holds whatever they are set to.
+    /// Bytes kept in memory for one connection (unfinished messages, waiting replies), beyond which it is
+    /// closed. With the defaults the other limits are reached first; this one holds whatever they are set
+    /// to. What was received before a pause took effect does not count.
     pub max_connection_bytes: usize,
     /// How long a client may leave a reply unread before its connection is closed; meanwhile the
     /// downlink's offset is not committed past the reply. Milliseconds.

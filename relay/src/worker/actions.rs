@@ -212,13 +212,14 @@ impl<E: Engine> Worker<E> {
     /// Books what a connection keeps in memory. True if that has just become more than it may.
     pub(super) fn book_memory(&mut self, socket: SocketId) -> bool {
         let connection = self.connections[socket.index()].as_mut().expect("known to the engine");
-        let (before, now) = (connection.booked_bytes, connection.kept_bytes());
-        if now != before {
-            connection.booked_bytes = now;
-            self.stats.connection_bytes.replace(before, now);
+        let (kept, limited) = connection.kept_bytes();
+        let before = std::mem::replace(&mut connection.booked_bytes, kept);
+        if kept != before {
+            self.stats.connection_bytes.replace(before, kept);
         }
+        let before = std::mem::replace(&mut connection.limited_bytes, limited);
         let most = self.shared.limits.max_connection_bytes;
-        before <= most && now > most
+        before <= most && limited > most
     }
 
     /// Does what a codec wants, but for the steps towards its connection's end.

@@ -22,7 +22,7 @@ impl<E: Engine> Worker<E> {
             let Some(connection) = connection else { continue };
             let socket = SocketId(u32::try_from(index).expect("sockets are u32"));
             let what = || format!("{socket:?}: {connection:?}");
-            assert_eq!(connection.booked_bytes, connection.kept_bytes(), "{}", what());
+            assert_eq!(connection.booked_bytes, connection.kept_bytes().0, "{}", what());
             assert_eq!(connection.link.key.slot, socket.0, "{}", what());
             booked += connection.booked_bytes;
             waiting += usize::from(self.waiting.has(socket));

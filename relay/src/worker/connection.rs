@@ -207,6 +207,8 @@ pub(super) struct Connection {
     pub(super) stash: Vec<u8>,
     /// Bytes of memory that it is booked with.
     pub(super) booked_bytes: usize,
+    /// Those of them that its limit is about.
+    pub(super) limited_bytes: usize,
 }
 
 impl Connection {
@@ -252,6 +254,7 @@ impl Connection {
             paused: Reasons::NONE,
             stash: Vec::new(),
             booked_bytes: 0,
+            limited_bytes: 0,
         }
     }
 
@@ -288,13 +291,16 @@ impl Connection {
         .min_by_key(|(at, _)| *at)
     }
 
-    /// Bytes kept in memory for it. Once it is given up nothing of that is its own any more.
-    pub(super) fn kept_bytes(&self) -> usize {
+    /// Bytes kept in memory for it, and what of that is its client's or its server's doing. The rest is what
+    /// the relay has read beyond a pause: the client could not know of that, and the receive buffers bound
+    /// it. Once the connection is given up nothing is its own any more.
+    pub(super) fn kept_bytes(&self) -> (usize, usize) {
         match self.state {
             State::Open | State::HalfClosed | State::Flushing(_) => {
-                self.codec.kept_bytes() + self.stash.len() + self.link.output.bytes()
+                let limited = self.codec.kept_bytes() + self.link.output.bytes();
+                (limited + self.stash.len(), limited)
             }
-            State::HandingOn | State::Draining | State::Closing => 0,
+            State::HandingOn | State::Draining | State::Closing => (0, 0),
         }
     }
 

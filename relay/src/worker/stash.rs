@@ -1,7 +1,6 @@
 //! What was received of a connection before its pause took effect.
 
 use crate::engine::{BufferId, Engine, SocketId};
-use crate::model::CloseReason;
 
 use super::Worker;
 use super::connection::{Receive, State};
@@ -40,9 +39,7 @@ impl<E: Engine> Worker<E> {
             connection.stash = self.spare_stashes.take();
         }
         connection.stash.extend_from_slice(self.engine.bytes(buffer, length));
-        if self.book_memory(socket) {
-            self.flush_and_close(socket, CloseReason::MemoryLimit);
-        }
+        self.book_memory(socket);
     }
 
     /// Goes on with a connection that is not paused any more.

@@ -34,6 +34,37 @@ fn each_goes_on_when_what_it_waits_for_is_there() {
     assert_eq!(stage.worker.paused(), 0);
 }
 
+/// A client that had much on its way was ended when a pause came too late for it: with the defaults, one
+/// turn can bring as much as a connection may keep.
+#[test]
+fn what_came_before_a_pause_took_effect_ends_nobody() {
+    const LINE: &[u8] = &[b'x'; 999];
+    let mut config = config("", PLAIN);
+    let relay = &mut config.relay;
+    (relay.reply_pause_bytes, relay.reply_limit_bytes, relay.max_connection_bytes) =
+        (1000, 2000, 4000);
+    config.check().expect("valid");
+    let mut stage = Stage::new(&config);
+    let socket = stage.accept(LINES, "192.0.2.1:1");
+    let limit = 16 << 20;
+    stage.shared.credit.book(FIRST, limit);
+    for _ in 0..10 {
+        stage.worker.engine().bring(socket, &[LINE, b"\n"].concat());
+    }
+    stage.settle();
+    assert!(stage.worker.engine().is_open(socket) && !stage.worker.engine().is_read(socket));
+    assert_eq!(stage.stats.connection_bytes.get(), 9000, "it is counted");
+    // What it is to be sent is bounded beside that.
+    stage.reply(key(socket, 1), &[0], LINE);
+    assert!(stage.worker.engine().is_open(socket));
+    stage.shared.credit.release(FIRST, limit);
+    stage.settle();
+    assert!(stage.worker.engine().is_read(socket));
+    assert_eq!(stage.closed(CloseReason::MemoryLimit), 0);
+    let messages = stage.records().into_iter().filter(|record| record.kind.is_message());
+    assert_eq!(messages.count(), 10);
+}
+
 #[test]
 fn who_waits_for_its_own_output_goes_on_when_that_is_sent() {
     let mut config = config("", PLAIN);
