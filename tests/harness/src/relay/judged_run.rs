@@ -176,6 +176,9 @@ pub fn run(
     let (report, tally, progress) = run.finish()?;
     errors.extend(report.errors.iter().cloned());
     errors.extend(tally.complaints());
+    if progress.disconnected.load(Relaxed) > 0 {
+        errors.push(seen_of_relay(cluster));
+    }
 
     let get = |counter: &AtomicU64| counter.load(Relaxed);
     let (sent, replied) = (get(&progress.sent), get(&progress.replied));
@@ -234,14 +237,19 @@ fn check_associations(
     }
 }
 
-/// Where messages are, for who waits for them in vain.
-fn seen(cluster: &Cluster, servers: &Servers) -> String {
+/// What the relay counts, and what it has said at last.
+fn seen_of_relay(cluster: &Cluster) -> String {
     let stats = cluster.instance.stats().map(|stats| stats.0.to_string());
     let stats = stats.unwrap_or_else(|error| format!("{error:#}"));
     let said = cluster.instance.relay_stderr();
     let lines: Vec<_> = said.lines().rev().take(SHOWN_LINES).collect();
     let said = lines.into_iter().rev().collect::<Vec<_>>().join("\n");
-    format!("{}; the relay counts {stats} and has said at last:\n{said}", servers.progress())
+    format!("the relay counts {stats} and has said at last:\n{said}")
+}
+
+/// Where messages are, for who waits for them in vain.
+fn seen(cluster: &Cluster, servers: &Servers) -> String {
+    format!("{}; {}", servers.progress(), seen_of_relay(cluster))
 }
 
 struct Run<'a> {
