@@ -53,9 +53,9 @@ impl SetIndex {
 
 /// Which set is in force and what is special about each.
 ///
-/// The low byte has the number of the set in force, whether that drops by source, and what is so
-/// whatever the rules are; the two halves of the other are the sets' flags: what belongs to a set is written before it comes into
-/// force, and then one byte changes.
+/// The low byte has the number of the set in force, whether that drops by source, and what is so whatever
+/// the rules are; the two halves of the other are the sets' flags: what belongs to a set is written before it
+/// comes into force, and then one byte changes.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ActiveSet(u16);

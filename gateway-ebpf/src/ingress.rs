@@ -18,11 +18,7 @@ use crate::related;
 /// What becomes of a packet that came in on a client-facing device.
 #[inline(always)]
 pub fn verdict(ctx: &XdpContext) -> Verdict {
-    let decided = match Plain::of(&Packet(ctx)) {
-        Some(plain) => usual(ctx, &plain),
-        None => None,
-    };
-    let decided = match decided {
+    let decided = match Plain::of(&Packet(ctx)).and_then(|plain| usual(ctx, &plain)) {
         Some(decided) => decided,
         None => intricate(ctx),
     };

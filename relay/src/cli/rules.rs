@@ -40,8 +40,8 @@ pub(super) enum Rules {
     /// needs root.
     ///
     /// No packet meets a mixture of old and new rules. Diverted connections continue until they end,
-    /// whatever the rules say, unless `drop from` names their clients. If a line is wrong, nothing changes. Run this in the network namespace
-    /// in which `load` ran.
+    /// whatever the rules say, unless `drop from` names their clients. If a line is wrong, nothing changes.
+    /// Run this in the network namespace in which `load` ran.
     #[command(
         after_help = "Changes on the host: the maps of the instance, and its rules.json below \
         /run/millrace.\n\nExample:\n  sudo relay rules apply --config millrace.toml"

@@ -25,6 +25,11 @@ impl fmt::Display for Version {
 }
 
 impl Version {
+    /// That of the running kernel; `None` if its release does not begin with one.
+    pub fn running() -> Option<Self> {
+        Self::of_release(&release())
+    }
+
     /// The version in a release such as `6.1.0-56-cloud-amd64`.
     fn of_release(release: &str) -> Option<Self> {
         let mut numbers = release.split(|character: char| !character.is_ascii_digit());

@@ -89,14 +89,13 @@ pub(super) fn attach(
     gateway_ifindex: u32,
     report: Report<'_>,
 ) -> Result<(), GatewayError> {
-    let setup = setup(pins, gateway_ifindex);
+    let prepared = prepare(ebpf, pins, gateway_ifindex);
     for (name, tracepoint) in TRACEPOINTS {
         // That of a program that was replaced.
         ignore_missing(std::fs::remove_file(pins.join(link_pin(tracepoint))))
             .map_err(GatewayError::io(format!("remove the former link to {tracepoint}")))?;
         report(&format!("attach program {name} to the tracepoint {tracepoint}"));
-        let started = setup.as_ref().map_err(Clone::clone);
-        let started = started.and_then(|setup| start(ebpf, pins, *setup, (name, tracepoint)));
+        let started = prepared.clone().and_then(|()| start(ebpf, pins, (name, tracepoint)));
         if let Err(reason) = started {
             report(&format!(
                 "costs: packets that the kernel drops after a redirect are not counted at \
@@ -107,15 +106,15 @@ pub(super) fn attach(
     Ok(())
 }
 
-fn start(
-    ebpf: &mut Ebpf,
-    pins: &Path,
-    setup: LossSetup,
-    (name, tracepoint): (&str, &str),
-) -> Result<(), String> {
+/// Tells the programs what they must know.
+fn prepare(ebpf: &mut Ebpf, pins: &Path, gateway_ifindex: u32) -> Result<(), String> {
+    let setup = setup(pins, gateway_ifindex)?;
     Array::try_from(map_mut(ebpf, map::LOSS_SETUP))
         .and_then(|mut map| map.set(0, setup, 0))
-        .map_err(|error| causes(&error))?;
+        .map_err(|error| causes(&error))
+}
+
+fn start(ebpf: &mut Ebpf, pins: &Path, (name, tracepoint): (&str, &str)) -> Result<(), String> {
     let program: &mut RawTracePoint = ebpf
         .program_mut(name)
         .and_then(|program| program.try_into().ok())

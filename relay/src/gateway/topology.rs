@@ -151,10 +151,9 @@ pub(super) fn raise_mtu(config: &Config, mtu: u32, report: Report<'_>) -> Result
 /// relay namespace have noted the first.
 ///
 /// The relay's end has the MTU of the client-facing devices, which its segments fit, or less where the
-/// kernel redirects no longer packets. The gateway's end
-/// takes all that there can be: in generic mode, packets that the kernel has merged are redirected as
-/// they are, and one that is longer than the MTU of the device is dropped (`xdp_ok_fwd_dev`,
-/// `net/core/filter.c`).
+/// kernel redirects no longer packets. The gateway's end takes all that there can be: in generic mode,
+/// packets that the kernel has merged are redirected as they are, and one that is longer than the MTU of
+/// the device is dropped (`xdp_ok_fwd_dev`, `net/core/filter.c`).
 fn add_veth(
     instance: &str,
     gateway_device: &str,

@@ -85,7 +85,7 @@ impl OrderAnswer {
     }
 
     /// One worker is done.
-    fn is_done(&self) {
+    fn one_is_done(&self) {
         self.workers.fetch_sub(1, Ordering::Release);
     }
 
@@ -172,7 +172,7 @@ impl<E: Engine> Worker<E> {
                 What::Disconnect(clients) => {
                     answer.count(self.disconnect(clients));
                     // Nobody waits for what they had sent.
-                    answer.is_done();
+                    answer.one_is_done();
                 }
             }
         }
@@ -207,7 +207,7 @@ impl<E: Engine> Worker<E> {
     /// Everything that was decoded before is handed over.
     pub(super) fn give_answers(&mut self) {
         for answer in self.unanswered.drain(..) {
-            answer.is_done();
+            answer.one_is_done();
         }
     }
 

@@ -47,12 +47,6 @@ fn is_answered(topology: &Topology, relay: &mut FakeRelay, server: IpAddr) -> an
     Ok(())
 }
 
-fn hardware_address(host: &Host, device: &str) -> anyhow::Result<String> {
-    let links: serde_json::Value =
-        serde_json::from_str(&host.ip(&format!("-json link show dev {device}"))?)?;
-    Ok(links[0]["address"].as_str().context("no address")?.to_owned())
-}
-
 /// Before, nothing was answered until something else had asked for the neighbour: 8 to 20 seconds.
 #[test]
 fn an_unknown_neighbour_is_asked_for_whatever_the_firewall_forwards() -> anyhow::Result<()> {
@@ -71,7 +65,7 @@ fn an_unknown_neighbour_is_asked_for_whatever_the_firewall_forwards() -> anyhow:
         let tentative = gateway.ip("-6 address show dev eth1 tentative")?;
         Ok(tentative.trim().is_empty().then_some(()))
     })?;
-    let mac = hardware_address(gateway, Topology::CLIENT_DEVICE)?;
+    let mac = gateway.hardware_address(Topology::CLIENT_DEVICE)?;
     client.ip(&format!("neigh replace 10.77.1.1 lladdr {mac} dev eth0 nud permanent"))?;
     client.ip(&format!("neigh replace fd77:1::1 lladdr {mac} dev eth0 nud permanent"))?;
     for forward in FORWARD_CHAINS {

@@ -1,13 +1,10 @@
 //! Packets that are lost after their verdict: counted by device and reason, with what helps.
 
-use std::net::SocketAddr;
-
 use anyhow::{Context as _, ensure};
-use millrace_harness::gateway::fake_relay::{FakeRelay, PORT, loaded, shared, within};
-use millrace_harness::net::frames::Frame;
-use millrace_harness::net::frames::flag::SYN;
+use millrace_harness::gateway::fake_relay::{
+    FakeRelay, PORT, loaded, send_syns, shared, take_relay_device_down, within,
+};
 use millrace_harness::net::netns::{Loaded, Topology};
-use millrace_harness::net::raw_socket::Raw;
 use millrace_harness::system::privilege::privileged;
 use millrace_relay::gateway::{self, RELAY_DEVICE, Status, in_namespace};
 
@@ -22,15 +19,7 @@ fn status(topology: &Topology, loaded: &Loaded) -> anyhow::Result<Status> {
 /// Sends SYNs with ports from here on, and waits until all of them are diverted.
 fn send(topology: &Topology, loaded: &Loaded, first: u16) -> anyhow::Result<()> {
     let before = loaded.verdict("divert/new")?;
-    let server = (Topology::server_address(0), PORT).into();
-    topology.clients[0].run(|| {
-        let raw = Raw::new()?;
-        for port in first..first + SYNS {
-            let client = SocketAddr::from((Topology::client_address(0), port));
-            raw.send(&Frame::tcp(client, server, SYN, 7))?;
-        }
-        anyhow::Ok(())
-    })??;
+    send_syns(topology, first..first + SYNS)?;
     within("diverted SYNs", || {
         Ok((loaded.verdict("divert/new")? == before + u64::from(SYNS)).then_some(()))
     })
@@ -77,10 +66,7 @@ fn what_does_not_get_to_the_relay_is_counted_by_reason() -> anyhow::Result<()> {
     topology.gateway.ip(&format!("link set dev {device} up"))?;
 
     // Queued, and not taken by the other end.
-    in_namespace(&loaded.config.namespace(), || {
-        let mut command = std::process::Command::new("ip");
-        command.args(["link", "set", "dev", RELAY_DEVICE, "down"]).status()
-    })??;
+    take_relay_device_down(&loaded.config)?;
     send(&topology, &loaded, 41_000)?;
     let line = lost(&topology, &loaded, (&device, "ENXIO"), SYNS.into())?;
     ensure!(line.contains(RELAY_DEVICE), "{line}");
@@ -110,7 +96,7 @@ fn answers_that_do_not_get_out_are_counted_by_reason() -> anyhow::Result<()> {
     topology.gateway.ip(&format!(
         "neigh replace {} lladdr {} dev eth1 nud permanent",
         Topology::client_address(0),
-        client_mac(&topology)?
+        topology.clients[0].hardware_address("eth0")?
     ))?;
     topology.clients[0].ethtool("-K eth0 gro off")?;
     // Each answer is sent once.
@@ -122,12 +108,6 @@ fn answers_that_do_not_get_out_are_counted_by_reason() -> anyhow::Result<()> {
     let losses = status(&topology, &loaded)?.diversion.losses;
     ensure!(losses.len() == 1 && !losses[0].to_relay, "{losses:?}");
     loaded.unload()
-}
-
-fn client_mac(topology: &Topology) -> anyhow::Result<String> {
-    let text = topology.clients[0].ip("-json link show dev eth0")?;
-    let links: serde_json::Value = serde_json::from_str(&text)?;
-    Ok(links[0]["address"].as_str().context("no address")?.to_owned())
 }
 
 /// A kernel that lets no program be attached costs the reasons, and says so.

@@ -3,7 +3,7 @@
 use std::io::Read as _;
 use std::net::{Ipv4Addr, SocketAddr};
 
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 use millrace_harness::gateway::fake_relay::{
     FakeRelay, PORT, accept, connect, diverts, listen, loaded, reaches_server, shared, transfer,
     within,
@@ -201,9 +201,7 @@ fn an_unknown_neighbour_is_found_by_the_hosts_stack() -> anyhow::Result<()> {
     let client = &topology.clients[0];
     // The strictest host: reverse-path filtering on, as many distributions have it.
     topology.gateway.sysctl("net/ipv4/conf/all/rp_filter", "1")?;
-    let links: serde_json::Value =
-        serde_json::from_str(&topology.gateway.ip("-json link show dev eth1")?)?;
-    let mac = links[0]["address"].as_str().context("no address")?;
+    let mac = topology.gateway.hardware_address("eth1")?;
     client.ip(&format!("neigh replace 10.77.1.1 lladdr {mac} dev eth0 nud permanent"))?;
     topology.gateway.ip("neigh flush dev eth1")?;
 

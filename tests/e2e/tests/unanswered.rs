@@ -219,9 +219,7 @@ fn a_server_address_that_is_the_hosts_own_keeps_nobody_waiting() {
     gateway.ip(&format!("address add {address}/32 dev lo")).unwrap();
     let _own = OrdinaryServer::start(&gateway.namespace(), address, &[LINES_PORT]).unwrap();
     // The client must not ask for the gateway, which would tell the latter where the client is.
-    let device: serde_json::Value =
-        serde_json::from_str(&gateway.ip("-json link show dev eth1").unwrap()).unwrap();
-    let hardware = device[0]["address"].as_str().unwrap();
+    let hardware = gateway.hardware_address("eth1").unwrap();
     cluster.hosts.clients[0]
         .ip(&format!("neigh replace 10.77.1.1 lladdr {hardware} dev eth0 nud permanent"))
         .unwrap();

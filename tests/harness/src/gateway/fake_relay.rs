@@ -3,6 +3,8 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::ops::Range;
+use std::process::Command;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread::JoinHandle;
@@ -11,10 +13,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use millrace_relay::codec::Framing;
 use millrace_relay::config::Config;
-use millrace_relay::gateway::{self, FlowTable, Gateway, Heartbeat, Watch};
+use millrace_relay::gateway::{self, FlowTable, Gateway, Heartbeat, RELAY_DEVICE, Watch};
 use socket2::{Domain, Socket, Type};
 
+use crate::net::frames::{Frame, flag};
 use crate::net::netns::{Host, Loaded, Topology};
+use crate::net::raw_socket::Raw;
 use crate::net::tcp::retransmissions;
 
 /// The port with a rule.
@@ -274,4 +278,26 @@ pub fn traces(gateway: &Host, config: &Config) -> anyhow::Result<Traces> {
             .collect(),
         bpffs: std::fs::read_to_string("/proc/mounts")?.contains(" /sys/fs/bpf bpf "),
     })
+}
+
+/// Sends a SYN from each of these ports of the first client to the port with a rule.
+pub fn send_syns(topology: &Topology, ports: Range<u16>) -> anyhow::Result<()> {
+    let server = (Topology::server_address(0), PORT).into();
+    topology.clients[0].run(|| {
+        let raw = Raw::new()?;
+        for port in ports {
+            let client = SocketAddr::from((Topology::client_address(0), port));
+            raw.send(&Frame::tcp(client, server, flag::SYN, 7))?;
+        }
+        anyhow::Ok(())
+    })?
+}
+
+/// Takes the relay's end of the link down, which then receives nothing.
+pub fn take_relay_device_down(config: &Config) -> anyhow::Result<()> {
+    let down = ["link", "set", "dev", RELAY_DEVICE, "down"];
+    let down = || Command::new("ip").args(down).status();
+    let status = gateway::in_namespace(&config.namespace(), down)??;
+    ensure!(status.success(), "{RELAY_DEVICE} is not taken down: {status}");
+    Ok(())
 }

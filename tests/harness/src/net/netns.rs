@@ -91,6 +91,13 @@ impl Host {
         command
     }
 
+    /// The hardware address of one of its devices.
+    pub fn hardware_address(&self, device: &str) -> anyhow::Result<String> {
+        let links: serde_json::Value =
+            serde_json::from_str(&self.ip(&format!("-json link show dev {device}"))?)?;
+        Ok(links[0]["address"].as_str().context("no address")?.to_owned())
+    }
+
     /// Runs `ip` with these words inside the host, and gives what it prints.
     pub fn ip(&self, words: &str) -> anyhow::Result<String> {
         run(self.command("ip").args(words.split_whitespace()))

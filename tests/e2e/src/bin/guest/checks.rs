@@ -10,18 +10,17 @@ use aya::EbpfLoader;
 use millrace_harness::clients::tcp::Client;
 use millrace_harness::clients::wire::lines;
 use millrace_harness::gateway::fake_relay::{
-    FakeRelay, PORT, Traces, connect, reaches_server, traces, transfer, within,
+    FakeRelay, PORT, Traces, connect, reaches_server, send_syns, take_relay_device_down, traces,
+    transfer, within,
 };
-use millrace_harness::net::frames::{Frame, flag};
 use millrace_harness::net::netns::{self, Topology};
 use millrace_harness::net::pktgen::{self, Traffic};
-use millrace_harness::net::raw_socket::Raw;
 use millrace_harness::relay::instance::Instance;
 use millrace_harness::servers::by_hand::HandServer;
 use millrace_harness::system::process;
 use millrace_relay::codec::Framing;
 use millrace_relay::gateway::object::{ObjectFile, verify};
-use millrace_relay::gateway::{self, RELAY_DEVICE, TraceOptions, Traced};
+use millrace_relay::gateway::{self, TraceOptions, Traced};
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
 use serde_json::{Value, json};
@@ -341,26 +340,17 @@ fn scenarios(guest: &mut Guest) -> Result<Finding> {
 fn losses(guest: &mut Guest) -> Result<Finding> {
     let config = &guest.instance.config;
     let _relay = FakeRelay::start(config, PORT)?;
-    let (device, namespace) = (gateway::gateway_device(config), config.namespace());
-    let server = (Topology::server_address(0), PORT).into();
+    let device = gateway::gateway_device(config);
     let mut told = Vec::new();
     for (first, error) in [(40_000, "ENETDOWN"), (41_000, "ENXIO")] {
         if error == "ENETDOWN" {
             guest.topology.gateway.ip(&format!("link set dev {device} down"))?;
         } else {
             guest.topology.gateway.ip(&format!("link set dev {device} up"))?;
-            let down = ["link", "set", "dev", RELAY_DEVICE, "down"];
-            gateway::in_namespace(&namespace, || Command::new("ip").args(down).status())??;
+            take_relay_device_down(config)?;
         }
         let before = guest.verdicts()?["divert/new"];
-        guest.topology.clients[0].run(|| {
-            let raw = Raw::new()?;
-            for port in first..first + LOST {
-                let client = SocketAddr::from((Topology::client_address(0), port));
-                raw.send(&Frame::tcp(client, server, flag::SYN, 7))?;
-            }
-            anyhow::Ok(())
-        })??;
+        send_syns(&guest.topology, first..first + LOST)?;
         let lost = within(error, || {
             let diverted = guest.verdicts()?["divert/new"] - before;
             let diversion = gateway::status(config)?.diversion;

@@ -10,7 +10,7 @@ use millrace_harness::net::netns::{Loaded, Topology};
 use millrace_harness::net::tcp::retransmissions;
 use millrace_relay::codec::Framing;
 use millrace_relay::config::XdpPolicy;
-use millrace_relay::gateway;
+use millrace_relay::gateway::{self, Version};
 use serde_json::json;
 use socket2::SockRef;
 
@@ -23,7 +23,7 @@ const JUMBO_MTU: u32 = 9000;
 const ONE_PAGE: u32 = 3506;
 /// From this kernel on, frames in several buffers are redirected (`xdp_do_redirect`,
 /// `net/core/filter.c`).
-const REDIRECTS_FRAGS: (u32, u32) = (6, 3);
+const REDIRECTS_FRAGS: Version = Version(6, 3);
 /// Bytes that go each way over a connection: many full segments.
 const BYTES: usize = 1 << 20;
 
@@ -31,7 +31,8 @@ const BYTES: usize = 1 << 20;
 pub(crate) fn jumbo(_: &mut Guest) -> Result<Finding> {
     let topology = Topology::new(1, 1)?;
     topology.set_mtu(JUMBO_MTU)?;
-    let expected = if release()? < REDIRECTS_FRAGS { ONE_PAGE } else { JUMBO_MTU };
+    let running = Version::running().context("the kernel's release has no version")?;
+    let expected = if running < REDIRECTS_FRAGS { ONE_PAGE } else { JUMBO_MTU };
     full_segments(&topology, Topology::CLIENT_DEVICE, XdpPolicy::Native, expected)
 }
 
@@ -41,17 +42,6 @@ pub(crate) fn bridge(_: &mut Guest) -> Result<Finding> {
     topology.set_mtu(JUMBO_MTU)?;
     topology.put_below_a_bridge()?;
     full_segments(&topology, Topology::BRIDGE, XdpPolicy::Generic, JUMBO_MTU)
-}
-
-/// `MAJOR.MINOR` of the kernel.
-fn release() -> Result<(u32, u32)> {
-    let uname = rustix::system::uname();
-    let release = uname.release().to_str()?;
-    let mut numbers = release.split(['.', '-']).map(str::parse);
-    match (numbers.next(), numbers.next()) {
-        (Some(Ok(major)), Some(Ok(minor))) => Ok((major, minor)),
-        _ => anyhow::bail!("{release} is no kernel's release"),
-    }
 }
 
 /// Loads an instance on a device, and has full segments go both ways over diverted connections. They are
@@ -96,11 +86,11 @@ fn full_segments(
 fn carry(topology: &Topology, loaded: &Loaded, mtu: u32) -> Result<(u32, u64)> {
     let (client, namespace) = (&topology.clients[0], loaded.config.namespace());
     // What does not get through is sent again as it was: nobody tries smaller segments.
-    for host in [&client.namespace(), &namespace] {
+    let both: [&Path; 2] = [&client.namespace(), &namespace];
+    for host in both {
         let path = "/proc/sys/net/ipv4/tcp_mtu_probing";
         gateway::in_namespace(host, || std::fs::write(path, "0"))??;
     }
-    let both: [&Path; 2] = [&client.namespace(), &namespace];
     let before = retransmissions(&both)?;
     let mut segment = 0;
     let families: [(IpAddr, IpAddr, u32); 2] = [
