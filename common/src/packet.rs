@@ -107,6 +107,12 @@ impl TcpFlags {
         self.0 & (Self::SYN | Self::ACK | Self::RST | Self::FIN) == Self::SYN
     }
 
+    /// Ends a connection in good order, on its sender's side.
+    #[inline(always)]
+    pub const fn finishes(self) -> bool {
+        self.0 & Self::FIN != 0
+    }
+
     /// Aborts a connection.
     #[inline(always)]
     pub const fn resets(self) -> bool {

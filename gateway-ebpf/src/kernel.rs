@@ -28,6 +28,7 @@ pub const AF_INET6: u8 = 10;
 const TCP_ESTABLISHED: u32 = 1;
 const TCP_FIN_WAIT1: u32 = 4;
 const TCP_FIN_WAIT2: u32 = 5;
+const TCP_TIME_WAIT: u32 = 6;
 const TCP_CLOSE_WAIT: u32 = 8;
 const TCP_LAST_ACK: u32 = 9;
 const TCP_LISTEN: u32 = 10;
@@ -142,21 +143,32 @@ pub enum Known {
 }
 
 /// Asks the stack of the namespace `nsid` for a connection to which a segment of no known flow may
-/// belong. Sockets that nobody holds any more do not count: their relay is dead.
+/// belong. One that is closed on this side counts as long as a relay lives, for it may have bytes on
+/// their way yet; in TIME-WAIT, to which the kernel brings it when those are acknowledged, it is left
+/// to wait for the client's FIN. If no relay lives, these are what a dead one has left.
 #[inline(always)]
 pub fn knows(ctx: &XdpContext, headers: &Headers, flow: &FlowKey, nsid: u32) -> Known {
     let socket = socket(bpf_skc_lookup_tcp, ctx, flow, nsid);
     if socket.is_null() {
         return Known::Nothing;
     }
-    let known = match state(socket) {
-        TCP_ESTABLISHED | TCP_CLOSE_WAIT | TCP_NEW_SYN_RECV => Known::Socket,
-        TCP_LISTEN if carries_cookie(ctx, headers, socket) => Known::Cookie,
-        _ => Known::Nothing,
-    };
+    let state = state(socket);
+    let cookie = state == TCP_LISTEN && carries_cookie(ctx, headers, socket);
     // SAFETY: found above, released once.
     unsafe { bpf_sk_release(socket.cast()) };
-    known
+    let closed = match state {
+        TCP_ESTABLISHED | TCP_CLOSE_WAIT | TCP_NEW_SYN_RECV => return Known::Socket,
+        TCP_FIN_WAIT1 | TCP_FIN_WAIT2 | TCP_CLOSING | TCP_LAST_ACK => true,
+        TCP_TIME_WAIT => headers.flags.finishes(),
+        _ => false,
+    };
+    if cookie {
+        Known::Cookie
+    } else if closed && lives(ctx, nsid) {
+        Known::Socket
+    } else {
+        Known::Nothing
+    }
 }
 
 /// Whether a segment carries a SYN cookie that this listener has sent. Cheap where none has been

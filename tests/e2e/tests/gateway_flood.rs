@@ -30,9 +30,11 @@ const PATIENCE: Duration = Duration::from_mins(2);
 /// After so many SYNs it is seen how many have arrived: a veth drops what is too much for it.
 const ROUND: u32 = 20_000;
 
-/// A source of the flood: 100.64.0.0/10 (RFC 6598), which is routed to the client's host.
+/// A source of the flood: 100.64.0.0/10 (RFC 6598), which is routed to the client's host. After four
+/// million they come again.
 fn source(number: u32) -> SocketAddr {
-    let address = Ipv4Addr::from_bits(Ipv4Addr::new(100, 64, 0, 0).to_bits() + number);
+    let within = number & (u32::MAX >> 10);
+    let address = Ipv4Addr::from_bits(Ipv4Addr::new(100, 64, 0, 0).to_bits() | within);
     (IpAddr::from(address), 1024 + u16::try_from(number % 60_000).expect("small")).into()
 }
 
@@ -120,6 +122,9 @@ fn withstand(bytes: Vec<u8>, syns: u64) -> anyhow::Result<BTreeMap<&'static str,
     ensure!(status.pending <= u64::from(MAX_PENDING), "{} are pending", status.pending);
     ensure!(status.established == u64::try_from(ESTABLISHED)?, "{}", status.established);
     loaded.unload()?;
+    // No segment was passed to a server that does not know its connection: not the last ones either.
+    let (strays, refused) = (count("pass/no_flow"), count("pass/table_full"));
+    ensure!(strays == 0 && refused == 0, "{:?}", status.verdicts);
     Ok(status.verdicts)
 }
 
@@ -143,9 +148,7 @@ fn a_million_spoofed_syns_keep_nobody_out() -> anyhow::Result<()> {
         return Ok(());
     }
     let _alone = alone();
-    let verdicts = withstand(std::fs::read(bpf_object()?)?, 1_000_000)?;
-    // No segment was passed to a server that does not know its connection.
-    ensure!(verdicts["pass/no_flow"] == 0 && verdicts["pass/table_full"] == 0, "{verdicts:?}");
+    withstand(std::fs::read(bpf_object()?)?, 1_000_000)?;
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! Every verdict of the real eBPF object, by `BPF_PROG_TEST_RUN`.
 
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::IpAddr;
 
 use anyhow::ensure;
 use aya::maps::xdp::DevMapHash;
@@ -14,10 +14,11 @@ use millrace_harness::gateway::test_run::{
     LOOPBACK, PASS, Programs, REDIRECT, RELAY_MAC, RULES, SEND_BACK, flow, now_ns, with_pending,
 };
 use millrace_harness::net::frames::flag::{ACK, FIN, RST, SYN};
-use millrace_harness::net::frames::{Frame, SERVICE_TAG, TAG, Transport};
+use millrace_harness::net::frames::{Frame, SERVICE_TAG, TAG};
 use millrace_harness::net::netns::{Host, bpf_object};
-use millrace_harness::net::raw_socket;
 use millrace_harness::system::privilege::privileged;
+
+mod lost;
 
 fn unsupported(programs: &mut Programs) -> anyhow::Result<()> {
     let ipv4 = Family::Ipv4.from_client(SYN).bytes();
@@ -206,73 +207,6 @@ fn unanswered(programs: &mut Programs, family: Family) -> anyhow::Result<()> {
     programs.ingress(&syn, Verdict::DivertNew, REDIRECT)?;
     programs.egress(&answer, Verdict::ReturnForwarded, REDIRECT)?;
     programs.heartbeat(now_ns(), GENERATION)?;
-    Ok(())
-}
-
-/// A SYN between the ends of a connection that the relay has, where a rule passes by now. It erased
-/// the flow once, and the server reset the connection.
-fn kept_connection(programs: &mut Programs, bench: &Bench, segment: &Frame) -> anyhow::Result<()> {
-    let key = flow(segment);
-    let syn = Frame::tcp(segment.source, segment.destination, SYN, 1);
-    programs.rules("pass tcp 10.77.2.0/24 port any\npass tcp fd77:2::/64 port any", false)?;
-    for (accepted, verdict) in [(false, Verdict::DivertPending), (true, Verdict::DivertEstablished)]
-    {
-        programs.begin(key)?;
-        if accepted {
-            programs.accept(key)?;
-        }
-        is_diverted(&programs.ingress(&syn, verdict, REDIRECT)?, &syn)?;
-        ensure!(programs.has(&key)? == (true, accepted), "a SYN has erased a flow");
-    }
-    // A relay that hangs keeps what it has; what another run of it had is nobody's any more.
-    programs.heartbeat(0, GENERATION)?;
-    programs.ingress(&syn, Verdict::DivertEstablished, REDIRECT)?;
-    programs.heartbeat(now_ns(), GENERATION + 1)?;
-    programs.ingress(&syn, Verdict::PassRule, PASS)?;
-    ensure!(programs.has(&key)? == (false, false), "a former relay's flow is still there");
-    programs.heartbeat(now_ns(), GENERATION)?;
-    // Nor has a relay a connection whose process is gone, or one that its stack has not.
-    programs.accept(key)?;
-    bench.without_process(|| programs.ingress(&syn, Verdict::PassRule, PASS).map(drop))?;
-    programs.accept(key)?;
-    programs.ingress(&syn.from_port(1), Verdict::PassRule, PASS)?;
-    programs.ingress(&syn, Verdict::DivertEstablished, REDIRECT)?;
-    programs.established()?.remove(&key)?;
-    programs.rules(RULES, false)?;
-    Ok(())
-}
-
-/// Connections that `PENDING` has lost, as in a flood of SYNs, and the relay's stack has not.
-fn lost_flows(programs: &mut Programs, bench: &Bench) -> anyhow::Result<()> {
-    for family in Family::BOTH {
-        let connection = TcpStream::connect(family.server())?;
-        let listener = &bench.listeners[usize::from(family == Family::Ipv6)];
-        let accepted = listener.accept()?;
-        let segment = |flags| Frame::tcp(accepted.1, family.server(), flags, 7);
-        programs.ingress(&segment(RST), Verdict::PassNoFlow, PASS)?;
-        let ack = segment(ACK);
-        is_diverted(&programs.ingress(&ack, Verdict::DivertSocket, REDIRECT)?, &ack)?;
-        // It is found again from then on.
-        programs.ingress(&ack, Verdict::DivertPending, REDIRECT)?;
-        programs.pending()?.remove(&flow(&ack))?;
-        kept_connection(programs, bench, &ack)?;
-        // A dead relay's socket, of which the stack has yet to take leave, is not honoured.
-        drop(accepted);
-        programs.ingress(&ack, Verdict::PassNoFlow, PASS)?;
-        drop(connection);
-    }
-
-    // A stack that always answers with a cookie keeps nothing of a SYN.
-    bench.relay.sysctl("net/ipv4/tcp_syncookies", "2")?;
-    let client = SocketAddr::from(([10, 77, 1, 1], 50_000));
-    let syn = Frame::tcp(client, Family::Ipv4.server(), SYN, 1000);
-    let cookie = raw_socket::syn_ack_number(&syn)?;
-    let transport = |acknowledgment| Transport::Tcp { flags: ACK, sequence: 1001, acknowledgment };
-    let forged = Frame { transport: transport(cookie.wrapping_add(9)), ..syn.clone() };
-    programs.ingress(&forged, Verdict::PassNoFlow, PASS)?;
-    let ack = Frame { transport: transport(cookie.wrapping_add(1)), ..syn };
-    is_diverted(&programs.ingress(&ack, Verdict::DivertCookie, REDIRECT)?, &ack)?;
-    programs.ingress(&ack, Verdict::DivertPending, REDIRECT)?;
     Ok(())
 }
 
@@ -576,7 +510,7 @@ fn every_verdict() -> anyhow::Result<()> {
             fragments(programs, family)?;
         }
         ruling(programs)?;
-        lost_flows(programs, &bench)?;
+        lost::lost_flows(programs, &bench)?;
         without_links(programs, &bench)?;
         Ok(std::mem::take(&mut programs.seen))
     })?;
