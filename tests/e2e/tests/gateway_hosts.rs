@@ -9,7 +9,7 @@ use millrace_harness::gateway::fake_relay::{
 };
 use millrace_harness::net::frames::{Frame, SERVICE_TAG, TAG, flag};
 use millrace_harness::net::netns::{Host, Loaded, Topology, bpf_object};
-use millrace_harness::net::tcp::{retransmissions, retransmit_losses_only, tcp_counter};
+use millrace_harness::net::tcp::tcp_counter;
 use millrace_harness::system::privilege::privileged;
 use millrace_relay::codec::Framing;
 use millrace_relay::config::XdpPolicy;
@@ -17,6 +17,10 @@ use millrace_relay::gateway::object::ObjectFile;
 use millrace_relay::gateway::rules::command::apply;
 use millrace_relay::gateway::{self, RELAY_DEVICE};
 use rustix::thread::{CpuSet, sched_setaffinity};
+
+/// Goes over one connection, in segments of at most so many bytes.
+const MERGED_BYTES: usize = 1_000_000;
+const SEGMENT_BYTES: usize = 1448;
 
 /// A device as `ip -details` shows it.
 fn details(device: &str) -> anyhow::Result<serde_json::Value> {
@@ -158,7 +162,8 @@ fn bridged() -> anyhow::Result<(Loaded, Topology)> {
 }
 
 /// Below a bridge, the kernel merges segments. Before, the merged ones were longer than the link to
-/// the relay takes, and were lost: 200 kB took 9.6 seconds, with 319 retransmissions.
+/// the relay takes, and were lost: 200 kB took 9.6 seconds, with 319 retransmissions. (What a busy host's
+/// queues lose is no matter here.)
 #[test]
 fn merged_segments_pass_in_generic_mode() -> anyhow::Result<()> {
     if !privileged("merged_segments_pass_in_generic_mode") {
@@ -167,14 +172,15 @@ fn merged_segments_pass_in_generic_mode() -> anyhow::Result<()> {
     let _shared = shared();
     let (loaded, topology) = bridged()?;
     let mut relay = FakeRelay::start(&loaded.config, PORT)?;
-    let client = &topology.clients[0];
-    retransmit_losses_only(&client.namespace())?;
-    let mut stream = connect(client, Topology::server_address(0), PORT)?;
+    let mut stream = connect(&topology.clients[0], Topology::server_address(0), PORT)?;
     let mut accepted = relay.accept()?;
-    let sent_again = retransmissions(&[&client.namespace()])?;
-    transfer(&mut stream, accepted.stream(), 5_000_000)?;
-    let sent_again = retransmissions(&[&client.namespace()])? - sent_again;
-    ensure!(sent_again == 0, "{sent_again} segments were sent again");
+    let before = loaded.verdict("divert/established")?;
+    transfer(&mut stream, accepted.stream(), MERGED_BYTES)?;
+    let packets = loaded.verdict("divert/established")? - before;
+    let segments = u64::try_from(MERGED_BYTES / SEGMENT_BYTES)?;
+    ensure!(packets < segments, "nothing was merged: {packets} packets for {segments} segments");
+    let diversion = topology.gateway.run(|| gateway::status(&loaded.config))??.diversion;
+    ensure!(diversion.uncounted.is_empty() && diversion.losses.is_empty(), "{diversion:?}");
     drop(accepted);
     loaded.unload()
 }
