@@ -6,7 +6,7 @@ use crate::rule::ActiveSet;
 ///
 /// It stands in the object file ([`SECTION`]) and in [`GatewayConfig`]; whoever finds another
 /// number refuses to go on and names both. Raise it whenever a map, a key or a value changes.
-pub const ABI_VERSION: u32 = 8;
+pub const ABI_VERSION: u32 = 9;
 
 /// ELF section of the eBPF object that holds [`ABI_VERSION`] as a little-endian `u32`.
 pub const SECTION: &str = ".millrace.abi";
@@ -210,9 +210,9 @@ mod pod {
     unsafe impl aya::Pod for crate::loss::LossSetup {}
     // SAFETY: as above.
     unsafe impl aya::Pod for crate::loss::Loss {}
-    // SAFETY: one u64.
+    // SAFETY: two u64, one of them transparent.
     unsafe impl aya::Pod for crate::flow::FlowState {}
-    // SAFETY: two u64.
+    // SAFETY: three of the same.
     unsafe impl aya::Pod for crate::flow::PendingState {}
     // SAFETY: repr(C), integers, byte arrays and words only, no padding (sizes asserted beside it).
     unsafe impl aya::Pod for crate::trace::Desk {}

@@ -1,5 +1,7 @@
 //! Flows: the two ends of one connection, as the maps key them.
 
+use crate::zone::Zone;
+
 /// An IPv6 address, or an IPv4 address mapped into IPv6 (RFC 4291 section 2.5.5.2), in network
 /// byte order: one key and one code path for both families.
 ///
@@ -221,6 +223,8 @@ impl From<ShortKey> for FlowKey {
 pub struct FlowState {
     /// [`crate::abi::Heartbeat::generation`] of the relay that owns the flow.
     pub generation: u64,
+    /// Where its client's packets come from.
+    pub zone: Zone,
 }
 
 /// Value of the map of flows that are not accepted.
@@ -233,9 +237,13 @@ pub struct PendingState {
     /// `CLOCK_MONOTONIC` of its first SYN that was diverted, in nanoseconds; 0 once its client has
     /// answered.
     pub offered_ns: u64,
+    /// As in [`FlowState`].
+    pub zone: Zone,
 }
+
+const _: () = assert!(size_of::<FlowState>() == 16 && size_of::<PendingState>() == 24);
 
 impl PendingState {
     /// Of a connection that the server has.
-    pub const SERVERS: Self = Self { generation: 0, offered_ns: 0 };
+    pub const SERVERS: Self = Self { generation: 0, offered_ns: 0, zone: Zone::ANY };
 }

@@ -6,6 +6,7 @@ use crate::packet::{
     ETHERNET_LENGTH, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Family, IPV4_LENGTH, IPV6_FRAGMENT,
     IPV6_LENGTH, PacketBytes, TAG_LENGTH, TCP, TCP_LENGTH, TcpFlags, addresses, link,
 };
+use crate::zone::Zone;
 
 /// What the fragments of a segment have in common.
 #[repr(C)]
@@ -29,6 +30,8 @@ pub struct FragmentState {
     pub generation: u64,
     /// `CLOCK_MONOTONIC` of the first fragment, nanoseconds.
     pub stamp_ns: u64,
+    /// Where it came from.
+    pub zone: Zone,
 }
 
 /// A fragment of a TCP segment.

@@ -10,6 +10,7 @@
 
 use crate::flow::Address;
 use crate::packet::UDP;
+use crate::zone::Zones;
 
 /// What a rule asks for; the value of the rules' trie, as `u32`.
 #[repr(u32)]
@@ -90,6 +91,25 @@ impl SetFlags {
 impl ActiveSet {
     const HANDS_ON: u16 = 2;
     const DROPS_SOURCES: u16 = 4;
+    const ZONES_BY_DEVICE: u16 = 8;
+    const ZONES_BY_VLAN: u16 = 16;
+
+    /// What tells apart the networks that packets come from.
+    #[inline(always)]
+    pub const fn zones(self) -> Zones {
+        Zones {
+            by_device: self.0 & Self::ZONES_BY_DEVICE != 0,
+            by_vlan: self.0 & Self::ZONES_BY_VLAN != 0,
+        }
+    }
+
+    /// The same with other [`zones`](Self::zones).
+    #[must_use]
+    pub const fn with_zones(self, zones: Zones) -> Self {
+        let bits = zones.by_device as u16 * Self::ZONES_BY_DEVICE
+            + zones.by_vlan as u16 * Self::ZONES_BY_VLAN;
+        Self(self.0 & !(Self::ZONES_BY_DEVICE | Self::ZONES_BY_VLAN) | bits)
+    }
 
     /// Whether the set in force drops packets by their source. In the low byte, for packets of accepted
     /// flows ask for it too.

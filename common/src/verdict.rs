@@ -53,6 +53,9 @@ verdicts! {
     PassNoRule = "pass/no_rule",
     /// Ingress: the frame is for another host's hardware address, or for a group's.
     PassOtherHost = "pass/other_host",
+    /// Ingress: the relay has a connection between the same ends, whose packets come from another zone
+    /// (`gateway.zones`): another device or VLAN.
+    PassOtherZone = "pass/other_zone",
     /// Ingress: a `pass` rule decides.
     PassRule = "pass/rule",
     /// Ingress: the packet would be diverted, but its source is excluded.

@@ -9,9 +9,10 @@ use millrace_common::packet::{Headers, TCP, parse};
 use millrace_common::plain::Plain;
 use millrace_common::rule::{Action, ActiveSet, PortClass};
 use millrace_common::verdict::Verdict;
+use millrace_common::zone::Zone;
 
 use crate::kernel::{self, Known};
-use crate::maps::{self, Offer, Pending};
+use crate::maps::{self, Offer, Owner, Pending};
 use crate::packet::Packet;
 use crate::related;
 
@@ -72,7 +73,9 @@ fn usual(ctx: &XdpContext, plain: &Plain<'_, Packet<'_>>) -> Option<Decided> {
     let Some(heartbeat) = maps::heartbeat() else {
         return Some(Decided::As(Verdict::PassUnconfigured));
     };
-    if plain.flags.opens() || !maps::has_accepted_plain(plain, heartbeat.generation) {
+    // Read anew, for it is the same in every set of rules: kept for the few who ask, it would cost all 1 ns.
+    let zone = || maps::zone(&packet, 0, config.active_set);
+    if plain.flags.opens() || !maps::has_accepted_plain(plain, heartbeat.generation, zone) {
         return Some(Decided::Unaccepted);
     }
     Some(Decided::As(divert(ctx, config, 0, Verdict::DivertEstablished)))
@@ -101,7 +104,9 @@ fn intricate(ctx: &XdpContext) -> Decided {
         return Decided::As(Verdict::DropSource);
     }
     let generation = ruled.heartbeat.generation;
-    if ruled.continues() && maps::has_accepted(&Packet(ctx), &ruled.headers, generation) {
+    let has_accepted =
+        || maps::has_accepted(&Packet(ctx), &ruled.headers, generation, || ruled.zone());
+    if ruled.continues() && has_accepted() {
         return Decided::As(ruled.divert(Verdict::DivertEstablished));
     }
     Decided::Unaccepted
@@ -121,7 +126,8 @@ fn unaccepted(ctx: &XdpContext) -> Verdict {
     };
     let Some(flow) = ruled.headers.flow(&Packet(ctx)) else { return Verdict::PassTruncated };
     let (continues, is_tcp) = (ruled.continues(), ruled.headers.protocol == TCP);
-    let steering = Steering { ruled, flow: &flow };
+    let zone = ruled.zone();
+    let steering = Steering { ruled, flow: &flow, zone };
     if continues {
         steering.follow()
     } else if is_tcp {
@@ -142,8 +148,7 @@ fn is_dropped(ctx: &XdpContext) -> bool {
     let Some(flow) = ruled.headers.flow(&Packet(ctx)) else { return false };
     let (set, generation) = (ruled.active.set(), ruled.heartbeat.generation);
     maps::drops(set, flow.client)
-        && (ruled.headers.protocol == TCP
-            && (maps::is_accepted(&flow, generation) || maps::is_pending(&flow, generation))
+        && (ruled.headers.protocol == TCP && maps::has(&flow, generation, ruled.zone())
             || maps::action(set, ruled.class, &flow).is_some())
 }
 
@@ -179,18 +184,49 @@ fn answer(ctx: &XdpContext) -> Verdict {
     if !maps::is_for_us(&packet) {
         return Verdict::PassNoRule;
     }
-    let generation = heartbeat.generation;
-    let accepted = maps::has_accepted(&packet, &headers, generation);
-    let verdict = if accepted {
+    let (generation, zone) = (heartbeat.generation, maps::zone(&packet, headers.tags, active));
+    let verdict = if maps::has_accepted(&packet, &headers, generation, || zone) {
         Verdict::DivertEstablished
     } else {
         let Some(flow) = headers.flow(&packet) else { return Verdict::PassTruncated };
-        if !maps::is_pending(&flow, generation) {
-            return Verdict::PassNoRule;
+        match accepted_owner(&flow, generation, zone) {
+            Owner::Nobody => match maps::pending_owner(&flow, generation, zone) {
+                Owner::Nobody => return Verdict::PassNoRule,
+                Owner::Relay => Verdict::DivertPending,
+                Owner::OtherZone => return Verdict::PassOtherZone,
+            },
+            Owner::Relay => Verdict::DivertEstablished,
+            Owner::OtherZone => return Verdict::PassOtherZone,
         }
-        Verdict::DivertPending
     };
     Ruled { ctx, headers, config, active, class: PortClass::FLOWS_ONLY, heartbeat }.divert(verdict)
+}
+
+/// Whose an accepted flow is that [`maps::has_accepted`] has not found, which finds only what is known to
+/// be in a packet's zone. A segment shows the zone of a flow, where that is not known yet.
+#[inline(always)]
+fn accepted_owner(flow: &FlowKey, generation: u64, zone: Zone) -> Owner {
+    if zone == Zone::ANY {
+        return Owner::Nobody;
+    }
+    let owner = maps::accepted_owner(flow, generation, zone);
+    if owner == Owner::Relay {
+        maps::settle(flow, zone);
+    }
+    owner
+}
+
+/// Whether the relay has a connection between these ends in another zone: one that it has not closed, or
+/// of which its stack has anything left. The stack could not tell the two apart. So a SYN from this zone is
+/// the server's, and disturbs nothing.
+///
+/// Called, and only where there are zones: within [`Steering::open`], it would make the verifier's work a
+/// quarter more.
+#[inline(never)]
+fn is_anothers(ctx: &XdpContext, flow: &FlowKey, generation: u64, zone: Zone, nsid: u32) -> bool {
+    maps::accepted_owner(flow, generation, zone) == Owner::OtherZone
+        || maps::pending_owner(flow, generation, zone) == Owner::OtherZone
+            && kernel::occupied(ctx, flow, nsid)
 }
 
 /// A packet to a port that has rules, or had them.
@@ -228,6 +264,12 @@ impl<'a> Ruled<'a> {
         self.headers.protocol == TCP && !self.headers.flags.opens()
     }
 
+    /// Where it comes from.
+    #[inline(always)]
+    fn zone(&self) -> Zone {
+        maps::zone(&Packet(self.ctx), self.headers.tags, self.active)
+    }
+
     /// [`divert`], of this packet.
     #[inline(always)]
     fn divert(&self, verdict: Verdict) -> Verdict {
@@ -240,6 +282,8 @@ struct Steering<'a> {
     ruled: Ruled<'a>,
     /// Apart, for its address goes to the kernel: within, it would take all of this onto the stack.
     flow: &'a FlowKey,
+    /// Where it comes from.
+    zone: Zone,
 }
 
 impl Steering<'_> {
@@ -249,6 +293,14 @@ impl Steering<'_> {
     /// (RFC 9293 section 3.10.7.4).
     #[inline(always)]
     fn open(&self) -> Verdict {
+        let Ruled { ctx, config, heartbeat, .. } = &self.ruled;
+        let (generation, nsid) = (heartbeat.generation, config.relay_nsid);
+        if self.zone != Zone::ANY && is_anothers(ctx, self.flow, generation, self.zone, nsid) {
+            return match self.action() {
+                Some(Action::Drop) => Verdict::DropRule,
+                _ => Verdict::PassOtherZone,
+            };
+        }
         let verdict = self.offer();
         if matches!(verdict, Verdict::DivertNew | Verdict::DivertRule | Verdict::DropRule) {
             return verdict;
@@ -267,9 +319,10 @@ impl Steering<'_> {
     #[inline(always)]
     fn kept(&self) -> Option<Verdict> {
         let Ruled { ctx, config, heartbeat, .. } = &self.ruled;
-        let known = if maps::is_accepted(self.flow, heartbeat.generation) {
+        let (generation, zone) = (heartbeat.generation, self.zone);
+        let known = if maps::accepted_owner(self.flow, generation, zone) == Owner::Relay {
             Verdict::DivertEstablished
-        } else if maps::is_pending(self.flow, heartbeat.generation) {
+        } else if maps::pending_owner(self.flow, generation, zone) == Owner::Relay {
             Verdict::DivertPending
         } else {
             return None;
@@ -293,7 +346,8 @@ impl Steering<'_> {
         if self.ruled.active.flags().by_rule() {
             return self.ruled.divert(Verdict::DivertRule);
         }
-        match maps::offer(self.flow, self.ruled.heartbeat.generation, now_ns, self.ifindex()) {
+        let generation = self.ruled.heartbeat.generation;
+        match maps::offer(self.flow, generation, self.zone, now_ns, self.ifindex()) {
             Offer::Made => self.ruled.divert(Verdict::DivertNew),
             Offer::InVain => Verdict::PassUnanswered,
             Offer::NoRoom => Verdict::PassTableFull,
@@ -324,6 +378,12 @@ impl Steering<'_> {
     /// A later segment of a connection that the relay has not accepted, or no longer has.
     #[inline(always)]
     fn follow(&self) -> Verdict {
+        // A flow that the relay has accepted is in its zone where a rule alone decides too.
+        match accepted_owner(self.flow, self.ruled.heartbeat.generation, self.zone) {
+            Owner::Nobody => {}
+            Owner::Relay => return self.ruled.divert(Verdict::DivertEstablished),
+            Owner::OtherZone => return Verdict::PassOtherZone,
+        }
         let mut kept_away = None;
         if self.ruled.active.flags().by_rule() && self.action() == Some(Action::Divert) {
             kept_away = self.kept_away(kernel::monotonic_ns());
@@ -331,12 +391,13 @@ impl Steering<'_> {
                 return self.ruled.divert(Verdict::DivertRule);
             }
         }
-        let servers =
-            match maps::pending(self.flow, self.ruled.heartbeat.generation, self.ifindex()) {
-                Pending::Relay => return self.ruled.divert(Verdict::DivertPending),
-                Pending::Server => true,
-                Pending::Unknown => false,
-            };
+        let generation = self.ruled.heartbeat.generation;
+        let servers = match maps::pending(self.flow, generation, self.zone, self.ifindex()) {
+            Pending::Relay => return self.ruled.divert(Verdict::DivertPending),
+            Pending::OtherZone => return kept_away.unwrap_or(Verdict::PassOtherZone),
+            Pending::Server => true,
+            Pending::Unknown => false,
+        };
         kept_away.unwrap_or_else(|| self.stray(servers))
     }
 
@@ -367,7 +428,8 @@ impl Steering<'_> {
         maps::answered(self.flow, self.ifindex());
         let generation = self.ruled.heartbeat.generation;
         // If there is no room, the next segment is looked for in the same way.
-        let _ = maps::begin(self.flow, PendingState { generation, offered_ns: 0 });
+        let state = PendingState { generation, offered_ns: 0, zone: self.zone };
+        let _ = maps::begin(self.flow, state);
         self.ruled.divert(verdict)
     }
 

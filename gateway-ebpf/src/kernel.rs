@@ -132,6 +132,20 @@ pub fn holds(ctx: &XdpContext, flow: &FlowKey, nsid: u32) -> bool {
     holds
 }
 
+/// Whether the stack of the namespace `nsid` has anything between exactly these ends, in whatever state: a
+/// handshake that has begun, and what an ended connection has left, too.
+#[inline(always)]
+pub fn occupied(ctx: &XdpContext, flow: &FlowKey, nsid: u32) -> bool {
+    let socket = socket(bpf_skc_lookup_tcp, ctx, flow, nsid);
+    if socket.is_null() {
+        return false;
+    }
+    let occupied = state(socket) != TCP_LISTEN;
+    // SAFETY: found above, released once.
+    unsafe { bpf_sk_release(socket.cast()) };
+    occupied
+}
+
 /// What a namespace's stack knows of a connection.
 pub enum Known {
     /// Nothing.

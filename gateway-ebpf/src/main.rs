@@ -103,6 +103,7 @@ fn conclude(verdict: Verdict) -> u32 {
         | Verdict::PassMalformedUdp
         | Verdict::PassNoRule
         | Verdict::PassOtherHost
+        | Verdict::PassOtherZone
         | Verdict::PassRule
         | Verdict::PassExcluded
         | Verdict::PassUnconfigured

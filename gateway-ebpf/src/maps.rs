@@ -1,5 +1,7 @@
 //! The maps, and the few questions that the programs ask of them.
 
+use core::arch::asm;
+
 use aya_ebpf::bindings::{BPF_ANY, BPF_F_NO_PREALLOC, xdp_action};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
@@ -12,10 +14,11 @@ use millrace_common::abi::{
 use millrace_common::flow::{Address, FlowKey, FlowState, PendingState, Ports, ShortKey};
 use millrace_common::fragment::{FragmentKey, FragmentState};
 use millrace_common::link::{ClientDevice, HardwareAddress};
-use millrace_common::packet::{Family, Headers};
+use millrace_common::packet::{Family, Headers, vlans};
 use millrace_common::plain::Plain;
-use millrace_common::rule::{Action, PortClass, RuleKey, SetIndex};
+use millrace_common::rule::{Action, ActiveSet, PortClass, RuleKey, SetIndex};
 use millrace_common::verdict::Verdict;
+use millrace_common::zone::Zone;
 
 use crate::packet::Packet;
 
@@ -81,6 +84,26 @@ fn is_shared(address: HardwareAddress) -> bool {
     SHARED_ADDRESSES.get_ptr(address.number()).is_some()
 }
 
+/// The zone that a frame with so many tags comes from.
+#[inline(always)]
+pub fn zone(packet: &Packet<'_>, tags: usize, active: ActiveSet) -> Zone {
+    let zones = active.zones();
+    let vlans = if zones.by_vlan { vlans(packet, tags) } else { 0 };
+    let mut zone = Zone::new(zones, packet.0.ingress_ifindex() as u32, vlans).number();
+    // Swapped to and fro: of such a number the verifier knows nothing, and so does not go on from here once
+    // for each way in which it may have come about.
+    // SAFETY: changes nothing but this number, and that not in the end.
+    unsafe {
+        asm!(
+            "{zone} = be64 {zone}",
+            "{zone} = be64 {zone}",
+            zone = inout(reg) zone,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    Zone::of_number(zone)
+}
+
 /// The class of the port that a packet goes to.
 #[inline(always)]
 pub fn port_class(set: SetIndex, protocol: u8, ports: Ports) -> PortClass {
@@ -131,39 +154,55 @@ pub fn heartbeat() -> Option<&'static Heartbeat> {
     HEARTBEAT.get(0)
 }
 
-/// Whether a flow's state is that of the relay's present run.
+/// Whether a flow's state is that of the relay's present run, and known to be in the zone of a packet,
+/// which is asked for only where there are zones.
 ///
 /// # Safety
 /// The state is an element of a flow map. It may be reused for another flow while it is read: it
-/// holds one aligned u64, which is read whole; the generation read is then another flow's of this
-/// relay, and the packet is diverted as it would have been a moment earlier.
+/// holds aligned u64, which are read whole; what is read is then another flow's of this relay, and the
+/// packet is diverted as it would have been a moment earlier.
 #[inline(always)]
-unsafe fn is_present(state: *const FlowState, generation: u64) -> bool {
+unsafe fn is_present(
+    state: *const FlowState,
+    generation: u64,
+    zone: impl FnOnce() -> Zone,
+) -> bool {
     // SAFETY: see above.
-    unsafe { (*state).generation == generation }
+    let (present, of) = unsafe { ((*state).generation, (*state).zone) };
+    present == generation && (of == Zone::ANY || of == zone())
 }
 
-/// Whether the relay's present run has accepted the flow of a packet. Asked before [`is_pending`]: a
-/// flow that the relay closes is in `PENDING` before it is taken out here, and so is never missed.
+/// Whether the relay's present run has accepted the flow of a packet, and has it in the packet's zone.
+/// Asked before `PENDING` is: a flow that the relay closes is in there before it is taken out here, and
+/// so is never missed.
 #[inline(always)]
-pub fn has_accepted(packet: &Packet<'_>, headers: &Headers, generation: u64) -> bool {
+pub fn has_accepted(
+    packet: &Packet<'_>,
+    headers: &Headers,
+    generation: u64,
+    zone: impl FnOnce() -> Zone,
+) -> bool {
     let state = match headers.family {
         Family::Ipv4 => headers.short_flow(packet).and_then(|key| ESTABLISHED_IPV4.get_ptr(key)),
         Family::Ipv6 => headers.flow(packet).and_then(|key| ESTABLISHED_IPV6.get_ptr(key)),
     };
     // SAFETY: an element of a flow map.
-    state.is_some_and(|state| unsafe { is_present(state, generation) })
+    state.is_some_and(|state| unsafe { is_present(state, generation, zone) })
 }
 
 /// The same of a plain segment.
 #[inline(always)]
-pub fn has_accepted_plain(plain: &Plain<'_, Packet<'_>>, generation: u64) -> bool {
+pub fn has_accepted_plain(
+    plain: &Plain<'_, Packet<'_>>,
+    generation: u64,
+    zone: impl FnOnce() -> Zone,
+) -> bool {
     let state = match plain.family {
         Family::Ipv4 => plain.short_flow().and_then(|key| ESTABLISHED_IPV4.get_ptr(key)),
         Family::Ipv6 => plain.flow().and_then(|key| ESTABLISHED_IPV6.get_ptr(key)),
     };
     // SAFETY: an element of a flow map.
-    state.is_some_and(|state| unsafe { is_present(state, generation) })
+    state.is_some_and(|state| unsafe { is_present(state, generation, zone) })
 }
 
 /// Where a segment belongs whose flow the relay has not accepted, or no longer has.
@@ -172,6 +211,8 @@ pub enum Pending {
     Relay,
     /// To the server, whatever the relay's stack knows.
     Server,
+    /// Not to the relay's flow between these ends: that is in another zone.
+    OtherZone,
     /// Nobody knows.
     Unknown,
 }
@@ -179,9 +220,9 @@ pub enum Pending {
 /// Looks a flow up at a segment that continues it. The first one is its client's answer to what the
 /// relay's stack has answered to its SYN.
 #[inline(always)]
-pub fn pending(flow: &FlowKey, generation: u64, ifindex: u32) -> Pending {
+pub fn pending(flow: &FlowKey, generation: u64, zone: Zone, ifindex: u32) -> Pending {
     let Some(state) = PENDING.get_ptr_mut(flow) else { return Pending::Unknown };
-    // SAFETY: an element of a flow map, whose two aligned u64 are read and written whole. It may be
+    // SAFETY: an element of a flow map, whose aligned u64 are read and written whole. It may be
     // reused for another flow meanwhile: that one then counts as answered, once.
     let state = unsafe { &mut *state };
     if state.generation == PendingState::SERVERS.generation {
@@ -190,6 +231,12 @@ pub fn pending(flow: &FlowKey, generation: u64, ifindex: u32) -> Pending {
     if state.generation != generation {
         return Pending::Unknown;
     }
+    if !state.zone.admits(zone) {
+        return Pending::OtherZone;
+    }
+    if state.zone == Zone::UNKNOWN {
+        state.zone = zone;
+    }
     if state.offered_ns != 0 {
         state.offered_ns = 0;
         answered(flow, ifindex);
@@ -197,28 +244,83 @@ pub fn pending(flow: &FlowKey, generation: u64, ifindex: u32) -> Pending {
     Pending::Relay
 }
 
-/// Whether a flow of the relay's present run is on its way, or was just closed.
+/// How a flow stands to the relay and to the zone of a packet between its ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    /// It is not the relay's.
+    Nobody,
+    /// It is the relay's, and the packet may belong to it.
+    Relay,
+    /// It is the relay's, and the packet comes from another zone.
+    OtherZone,
+}
+
+impl Owner {
+    #[inline(always)]
+    fn of(state: Option<(u64, Zone)>, generation: u64, zone: Zone) -> Self {
+        match state {
+            Some((present, of)) if present == generation => {
+                if of.admits(zone) {
+                    Self::Relay
+                } else {
+                    Self::OtherZone
+                }
+            }
+            _ => Self::Nobody,
+        }
+    }
+}
+
+/// Whose a flow is that is on its way, or was just closed.
 #[inline(always)]
-pub fn is_pending(flow: &FlowKey, generation: u64) -> bool {
+pub fn pending_owner(flow: &FlowKey, generation: u64, zone: Zone) -> Owner {
     // SAFETY: an element of a flow map; see [`is_present`].
-    PENDING.get_ptr(flow).is_some_and(|state| unsafe { (*state).generation == generation })
+    let state = PENDING.get_ptr(flow).map(|state| unsafe { ((*state).generation, (*state).zone) });
+    Owner::of(state, generation, zone)
 }
 
 /// Whether a connection is the server's, although its SYN was diverted before.
 #[inline(always)]
 pub fn is_servers(flow: &FlowKey) -> bool {
-    is_pending(flow, PendingState::SERVERS.generation)
+    pending_owner(flow, PendingState::SERVERS.generation, Zone::ANY) == Owner::Relay
 }
 
-/// [`has_accepted`] of a flow that is known otherwise than by a packet's own headers.
+/// [`has_accepted`] of a flow that is known otherwise than by a packet's own headers; also where its zone
+/// is not known yet.
 #[inline(always)]
-pub fn is_accepted(flow: &FlowKey, generation: u64) -> bool {
-    let state = match flow.short() {
-        Some(key) => ESTABLISHED_IPV4.get_ptr(key),
-        None => ESTABLISHED_IPV6.get_ptr(flow),
-    };
-    // SAFETY: an element of a flow map.
-    state.is_some_and(|state| unsafe { is_present(state, generation) })
+pub fn accepted_owner(flow: &FlowKey, generation: u64, zone: Zone) -> Owner {
+    // SAFETY: an element of a flow map; see [`is_present`].
+    let state = accepted(flow).map(|state| unsafe { ((*state).generation, (*state).zone) });
+    Owner::of(state, generation, zone)
+}
+
+/// Whether the relay's present run has a flow, or had it a moment ago, and a packet of this zone may belong
+/// to it.
+#[inline(always)]
+pub fn has(flow: &FlowKey, generation: u64, zone: Zone) -> bool {
+    accepted_owner(flow, generation, zone) == Owner::Relay
+        || pending_owner(flow, generation, zone) == Owner::Relay
+}
+
+/// Has an accepted flow whose zone is not known be in this one: a flood has evicted what its SYN had left,
+/// or the relay has opened it itself.
+#[inline(never)]
+pub fn settle(flow: &FlowKey, zone: Zone) {
+    if let Some(state) = accepted(flow) {
+        // SAFETY: an element of a flow map; see [`pending`].
+        let of = unsafe { &mut (*state).zone };
+        if *of == Zone::UNKNOWN {
+            *of = zone;
+        }
+    }
+}
+
+#[inline(always)]
+fn accepted(flow: &FlowKey) -> Option<*mut FlowState> {
+    match flow.short() {
+        Some(key) => ESTABLISHED_IPV4.get_ptr_mut(key),
+        None => ESTABLISHED_IPV6.get_ptr_mut(flow),
+    }
 }
 
 /// Has the later fragments of a segment follow the first.
@@ -228,27 +330,26 @@ pub fn follow_fragments(key: &FragmentKey, state: FragmentState) {
     let _ = FRAGMENTS.insert(key, state, u64::from(BPF_ANY));
 }
 
-/// Has fragments of this number follow nobody: they are another segment's now.
+/// Has fragments of this number and zone follow nobody: they are another segment's now.
 #[inline(always)]
-pub fn forget_fragments(key: &FragmentKey) {
-    let _ = FRAGMENTS.remove(key);
+pub fn forget_fragments(key: &FragmentKey, zone: Zone) {
+    if first_fragment(key).is_some_and(|first| first.zone == zone) {
+        let _ = FRAGMENTS.remove(key);
+    }
 }
 
 /// The first fragment that one of this number follows.
 #[inline(always)]
 pub fn first_fragment(key: &FragmentKey) -> Option<FragmentState> {
-    // SAFETY: an element of the map. It may be reused for another segment while it is read; both its
-    // words are a present relay's then, or the fragment is passed.
+    // SAFETY: an element of the map. It may be reused for another segment while it is read; its words
+    // are a present relay's then, or the fragment is passed.
     FRAGMENTS.get_ptr(key).map(|state| unsafe { *state })
 }
 
 /// Whether a relay has accepted a flow.
 #[inline(always)]
 pub fn is_established(flow: &FlowKey) -> bool {
-    match flow.short() {
-        Some(key) => ESTABLISHED_IPV4.get_ptr(key).is_some(),
-        None => ESTABLISHED_IPV6.get_ptr(flow).is_some(),
-    }
+    accepted(flow).is_some()
 }
 
 /// A flow at its SYN.
@@ -264,15 +365,15 @@ pub enum Offer {
 /// Takes a flow up at its SYN.
 #[inline(always)]
 #[must_use]
-pub fn offer(flow: &FlowKey, generation: u64, now_ns: u64, ifindex: u32) -> Offer {
+pub fn offer(flow: &FlowKey, generation: u64, zone: Zone, now_ns: u64, ifindex: u32) -> Offer {
     if let Some(state) = PENDING.get_ptr(flow) {
         // SAFETY: an element of a flow map; see [`pending`].
-        let PendingState { generation: present, offered_ns } = unsafe { *state };
-        if present == generation && offered_ns != 0 {
+        let PendingState { generation: present, offered_ns, zone: of } = unsafe { *state };
+        if present == generation && of == zone && offered_ns != 0 {
             return offer_again(flow, now_ns.saturating_sub(offered_ns), ifindex);
         }
     }
-    match begin(flow, PendingState { generation, offered_ns: now_ns }) {
+    match begin(flow, PendingState { generation, offered_ns: now_ns, zone }) {
         Some(()) => Offer::Made,
         None => Offer::NoRoom,
     }

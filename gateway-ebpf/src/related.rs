@@ -27,21 +27,23 @@ pub fn fragment(ctx: &XdpContext) -> Verdict {
         return Verdict::PassFragment;
     }
     let (generation, now_ns) = (heartbeat.generation, kernel::monotonic_ns());
+    let zone = maps::zone(&packet, fragment.tags, config.active_set);
     let key = fragment.key;
     match fragment.first {
         Some((ports, flags)) => {
             let flow = FlowKey { client: key.source, server: key.destination, ports };
             // A SYN belongs to no flow yet, and nobody has reason to fragment one.
-            if flags.opens() || !has(&flow, generation) {
-                maps::forget_fragments(&key);
+            if flags.opens() || !maps::has(&flow, generation, zone) {
+                maps::forget_fragments(&key, zone);
                 return Verdict::PassFragment;
             }
-            maps::follow_fragments(&key, FragmentState { generation, stamp_ns: now_ns });
+            maps::follow_fragments(&key, FragmentState { generation, stamp_ns: now_ns, zone });
         }
         None => {
             let Some(first) = maps::first_fragment(&key) else { return Verdict::PassFragment };
             let age_ns = now_ns.saturating_sub(first.stamp_ns);
-            if first.generation != generation || age_ns >= FRAGMENT_LIFE_NS {
+            let follows = first.generation == generation && first.zone == zone;
+            if !follows || age_ns >= FRAGMENT_LIFE_NS {
                 return Verdict::PassFragment;
             }
         }
@@ -62,16 +64,11 @@ pub fn report(ctx: &XdpContext) -> Verdict {
     let (Some(config), Some(heartbeat)) = (maps::config(), maps::heartbeat()) else {
         return Verdict::PassProtocol;
     };
-    if !maps::is_for_us(&packet) || !has(&report.flow, heartbeat.generation) {
+    let zone = maps::zone(&packet, report.tags, config.active_set);
+    if !maps::is_for_us(&packet) || !maps::has(&report.flow, heartbeat.generation, zone) {
         return Verdict::PassProtocol;
     }
     divert(ctx, config, report.tags, Verdict::DivertReport)
-}
-
-/// Whether the relay's present run has a flow, or had it a moment ago.
-#[inline(always)]
-fn has(flow: &FlowKey, generation: u64) -> bool {
-    maps::is_accepted(flow, generation) || maps::is_pending(flow, generation)
 }
 
 /// Turns a packet of the relay's that is too long for its way into the ICMP error that says so. The

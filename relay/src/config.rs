@@ -4,6 +4,7 @@
 //! `docs/millrace.toml`.
 
 mod absence;
+mod gateway;
 mod hardware;
 mod registry;
 mod service;
@@ -19,6 +20,7 @@ use crate::codec::{Otherwise, ProtocolKind};
 use crate::model::Partition;
 
 pub use absence::{Absence, Then};
+pub use gateway::{Mode, XdpPolicy, Zones};
 pub use hardware::HardwareAddress;
 pub use registry::RegistrySection;
 pub use service::{Server, Service};
@@ -103,6 +105,9 @@ pub struct GatewaySection {
     /// for them are diverted as those for the devices' own addresses are.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub shared_addresses: Vec<HardwareAddress>,
+    /// What tells apart networks whose addresses may overlap. Changed by `unload` and `load`.
+    #[serde(default)]
+    pub zones: Zones,
     /// Where on these devices the program may run.
     #[serde(default)]
     pub xdp: XdpPolicy,
@@ -126,46 +131,13 @@ impl GatewaySection {
             instance: instance.into(),
             devices: devices.iter().map(ToString::to_string).collect(),
             shared_addresses: Vec::new(),
+            zones: Zones::default(),
             xdp: XdpPolicy::default(),
             heartbeat_timeout_ms: default_heartbeat_timeout_ms(),
             mode: Mode::default(),
             rules: None,
         }
     }
-}
-
-/// Which packets a `divert` rule diverts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Mode {
-    /// Packets of connections that begin after the rule is in force, until they end.
-    #[default]
-    New,
-    /// Every packet that the rule matches: by rule alone, without a table of flows.
-    All,
-}
-
-impl Mode {
-    /// As it is written.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::New => "new",
-            Self::All => "all",
-        }
-    }
-}
-
-/// Where the program may run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum XdpPolicy {
-    /// Only in the drivers: a device whose driver cannot run it is refused.
-    #[default]
-    Native,
-    /// In the kernel's stack: slower, but on any device.
-    Generic,
-    /// In the driver if it can run it, else in the kernel's stack; `load` and `status` say which.
-    NativeOrGeneric,
 }
 
 /// The process.

@@ -46,7 +46,7 @@ impl Flows for FlowTable {
     fn onward(&mut self, client: SocketAddr, server: SocketAddr) -> io::Result<OwnedFd> {
         let socket = listeners::onward(client)?;
         // The server's answers are diverted like a client's packets, although the relay opened the flow.
-        Self::accepted(self, server, client).map_err(io::Error::other)?;
+        Self::opened(self, server, client).map_err(io::Error::other)?;
         Ok(socket)
     }
 

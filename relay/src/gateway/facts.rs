@@ -168,6 +168,7 @@ pub(super) fn gather(config: &Config) -> Result<Facts, GatewayError> {
         waits_for_programs: membarrier_query().contains_command(MembarrierCommand::Global),
         bpffs: state::bpffs(),
         shared_addresses: config.gateway.shared_addresses.clone(),
+        zones: config.gateway.zones,
         devices: devices
             .map(|name| {
                 Ok((name.clone(), Device::find(name)?.map(|it| link(name, &it, &all)).transpose()?))
@@ -195,6 +196,7 @@ fn link(name: &str, device: &Device, all: &[Named]) -> Result<LinkFacts, Gateway
         channels: host::channels(name)?,
         lro: offloads.is_on("large-receive-offload"),
         gro_hw: offloads.is_on("rx-gro-hw"),
+        untags: offloads.is_on("rx-vlan-offload"),
         peer: device.is_veth().then(|| peer(device)).transpose()?,
         above: above(name, device, all),
     })

@@ -8,6 +8,7 @@ use aya::Ebpf;
 use aya::maps::{HashMap, Map, MapData, MapError};
 use millrace_common::abi::{MAX_ESTABLISHED, map};
 use millrace_common::flow::{Address, FlowKey, FlowState, PendingState, ShortKey};
+use millrace_common::zone::{Zone, Zones};
 
 use super::error::{FlowError, GatewayError, causes, errno};
 use super::{open_map, unusable};
@@ -110,19 +111,45 @@ impl<T: BorrowMut<MapData>> Established<T> {
 pub struct FlowTable {
     established: Established<MapData>,
     pending: Pending,
-    state: FlowState,
+    generation: u64,
+    zones: Zones,
 }
 
 impl FlowTable {
-    pub(super) fn open(pins: &Path, generation: u64) -> Result<Self, GatewayError> {
+    pub(super) fn open(pins: &Path, generation: u64, zones: Zones) -> Result<Self, GatewayError> {
         let (established, pending) = (Established::open(pins)?, open_pending(pins)?);
-        Ok(Self { established, pending, state: FlowState { generation } })
+        Ok(Self { established, pending, generation, zones })
     }
 
     /// The relay has accepted a connection: `client` is the socket's peer, `server` its local
     /// address. On [`FlowError::Full`] the connection must be closed; its packets may stop coming.
     pub fn accepted(&mut self, client: SocketAddr, server: SocketAddr) -> Result<(), FlowError> {
-        match self.established.insert(key(client, server), self.state) {
+        let key = key(client, server);
+        // Its SYN has left it there, unless a flood has evicted that.
+        let zone = self.zone(|| self.pending.get(&key, 0).map(|it| (it.generation, it.zone)));
+        self.establish(key, zone)
+    }
+
+    /// The relay opens a connection itself: what `server` sends from its address to `client` will be
+    /// diverted. As [`Self::accepted`] otherwise.
+    pub fn opened(&mut self, server: SocketAddr, client: SocketAddr) -> Result<(), FlowError> {
+        let zone = if self.zones.are_one() { Zone::ANY } else { Zone::UNKNOWN };
+        self.establish(key(server, client), zone)
+    }
+
+    /// The zone of a flow, as one of the maps has it.
+    fn zone(&self, found: impl FnOnce() -> Result<(u64, Zone), MapError>) -> Zone {
+        if self.zones.are_one() {
+            return Zone::ANY;
+        }
+        match found() {
+            Ok((generation, zone)) if generation == self.generation => zone,
+            _ => Zone::UNKNOWN,
+        }
+    }
+
+    fn establish(&mut self, key: FlowKey, zone: Zone) -> Result<(), FlowError> {
+        match self.established.insert(key, FlowState { generation: self.generation, zone }) {
             Ok(()) => Ok(()),
             Err(error) if errno(&error) == Some(libc::E2BIG) => {
                 Err(FlowError::Full { limit: MAX_ESTABLISHED })
@@ -135,8 +162,9 @@ impl FlowTable {
     pub fn closed(&mut self, client: SocketAddr, server: SocketAddr) -> Result<(), FlowError> {
         let key = key(client, server);
         // Without it the flow's last segments go astray, but the flow must leave the table anyway.
-        let FlowState { generation } = self.state;
-        let pending = self.pending.insert(key, PendingState { generation, offered_ns: 0 }, 0);
+        let zone = self.zone(|| self.established.get(&key).map(|it| (it.generation, it.zone)));
+        let state = PendingState { generation: self.generation, offered_ns: 0, zone };
+        let pending = self.pending.insert(key, state, 0);
         // A SYN that was passed may have taken it out already.
         self.established.remove(&key).map_err(|error| FlowError::Map { reason: causes(&error) })?;
         pending.map_err(|error| FlowError::Map { reason: causes(&error) })

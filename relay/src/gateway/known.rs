@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::HardwareAddress;
+use crate::config::{HardwareAddress, Zones};
 
 use super::netdev::XdpFeatures;
 
@@ -23,6 +23,9 @@ pub struct Facts {
     /// Those of the configuration: frames for them are diverted.
     #[serde(default)]
     pub shared_addresses: Vec<HardwareAddress>,
+    /// What the configuration tells zones apart by.
+    #[serde(default)]
+    pub zones: Zones,
     /// The devices by name; null if there is none of that name.
     pub devices: Vec<(String, Option<LinkFacts>)>,
 }
@@ -64,6 +67,9 @@ pub struct LinkFacts {
     pub lro: bool,
     /// The same, so that they can be taken apart again.
     pub gro_hw: bool,
+    /// Whether it takes VLAN tags off, so that no program sees them.
+    #[serde(default)]
+    pub untags: bool,
     /// Of a veth.
     pub peer: Option<Peer>,
     /// What has another hardware address than it.

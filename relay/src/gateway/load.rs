@@ -390,7 +390,9 @@ fn fill(ebpf: &mut Ebpf, config: &Config, topology: &Topology) -> Result<(), Gat
         relay_nsid: topology.nsid,
         heartbeat_timeout_ns: u64::from(config.gateway.heartbeat_timeout_ms) * 1_000_000,
         relay_mac: topology.relay_mac,
-        active_set: ActiveSet::default().with_hands_on(config.hands_on()),
+        active_set: ActiveSet::default()
+            .with_hands_on(config.hands_on())
+            .with_zones(config.gateway.zones.told()),
     };
     Array::try_from(map_mut(ebpf, map::CONFIG))
         .and_then(|mut map| map.set(0, value, 0))

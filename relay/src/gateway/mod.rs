@@ -49,7 +49,7 @@ use aya::maps::{Array, Map, MapData, MapError};
 pub use millrace_common::abi::Intake;
 use millrace_common::abi::{self, ABI_VERSION, GatewayConfig, map};
 
-use crate::config::Config;
+use crate::config::{Config, Zones};
 
 pub use self::diversion::{Diversion, Evidence, PathEvidence};
 use self::error::errno;
@@ -80,6 +80,7 @@ pub use crate::gateway::attached::{DeviceStatus, ProgramStatus};
 pub struct Gateway {
     pins: PathBuf,
     namespace: PathBuf,
+    zones: Zones,
     generation: Option<u64>,
 }
 
@@ -97,7 +98,11 @@ impl Gateway {
         if configured_ms != loaded_ms {
             tracing::warn!("{}", heartbeat_timeout_difference(configured_ms, loaded_ms));
         }
-        Ok(Self { pins, namespace: config.namespace(), generation: None })
+        let zones = Zones::of(value.active_set.zones());
+        if config.gateway.zones != zones {
+            tracing::warn!("{}", zones_difference(config.gateway.zones, zones));
+        }
+        Ok(Self { pins, namespace: config.namespace(), zones, generation: None })
     }
 
     /// Begins a new run of the relay: its number, unlike any before it. What former runs have left
@@ -139,7 +144,7 @@ impl Gateway {
 
     /// A handle on the flow maps for one thread.
     pub fn flow_table(&self) -> Result<FlowTable, GatewayError> {
-        FlowTable::open(&self.pins, self.generation())
+        FlowTable::open(&self.pins, self.generation(), self.zones.told())
     }
 
     /// Has the programs follow the hardware addresses of the gateway's devices, for as long as what
@@ -198,6 +203,16 @@ fn heartbeat_timeout_difference(configured_ms: u64, loaded_ms: u64) -> String {
     format!(
         "gateway.heartbeat_timeout_ms is {configured_ms} in the configuration, but {loaded_ms} in the \
          loaded instance, which counts; `relay rules apply` puts the former into force"
+    )
+}
+
+/// What to say where configuration and programs tell other zones apart.
+fn zones_difference(configured: Zones, loaded: Zones) -> String {
+    format!(
+        "gateway.zones is \"{}\" in the configuration, but \"{}\" in the loaded instance, which counts; \
+         `relay unload` and `relay load` put the former into force",
+        configured.name(),
+        loaded.name()
     )
 }
 

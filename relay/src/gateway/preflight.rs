@@ -7,7 +7,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::config::XdpPolicy;
+use crate::config::{XdpPolicy, Zones};
 use crate::gateway::finding::{Finding, Severity};
 
 use super::drivers;
@@ -138,6 +138,20 @@ impl Finding {
                  say more"
             ),
             "dmesg | tail",
+        )
+    }
+
+    /// Without the tags, all VLANs would be one zone.
+    fn untags(device: &str, zones: Zones) -> Self {
+        Self::refuses(
+            device,
+            "untags",
+            format!(
+                "device `{device}` takes VLAN tags off before the program sees them, but gateway.zones \
+                 = \"{}\" tells networks apart by them",
+                zones.name()
+            ),
+            format!("ethtool -K {device} rxvlan off"),
         )
     }
 
@@ -415,6 +429,9 @@ fn judge_device(
         findings.push(Finding::segments_shortened(name, link.mtu, longest));
     }
     judge_merging(name, link, findings);
+    if link.untags && facts.zones.told().by_vlan {
+        findings.push(Finding::untags(name, facts.zones));
+    }
     if let Some(peer) = &link.peer {
         judge_veth(name, link, peer, findings);
     }

@@ -9,7 +9,7 @@ use millrace_common::abi::{self, GatewayConfig, map};
 use millrace_common::verdict::Verdict;
 use serde::Serialize;
 
-use crate::config::Config;
+use crate::config::{Config, Zones};
 use crate::gateway::attached::{DeviceStatus, ProgramStatus, programs};
 use crate::gateway::rules::in_force::InForce;
 
@@ -21,7 +21,7 @@ use super::losses::Lost;
 use super::rtnetlink::Link;
 
 use super::state::{self, State};
-use super::{heartbeat_timeout_difference, open_map, read_config};
+use super::{heartbeat_timeout_difference, open_map, read_config, zones_difference};
 
 /// Rules that the text shows; a gateway may have thousands.
 const SHOWN_RULES: usize = 10;
@@ -37,6 +37,10 @@ pub struct Status {
     pub devices: Vec<DeviceStatus>,
     /// The loaded programs, by name.
     pub programs: BTreeMap<&'static str, ProgramStatus>,
+    /// What tells apart networks whose addresses may overlap.
+    pub zones: Zones,
+    /// That of the configuration, if it is another one: the former counts.
+    pub configured_zones: Option<Zones>,
     /// Steering rules, as `relay rules show` has them.
     pub rules: InForce,
     /// Packets by verdict, all processors together.
@@ -78,6 +82,7 @@ pub fn status(config: &Config) -> Result<Status, GatewayError> {
     let state = State::of_loaded(config)?;
     let pins = &state.pin_directory;
     let value = read_config(config, pins)?;
+    let (zones, configured) = (Zones::of(value.active_set.zones()), config.gateway.zones);
     Ok(Status {
         instance: state.instance,
         abi_version: value.abi_version,
@@ -86,6 +91,8 @@ pub fn status(config: &Config) -> Result<Status, GatewayError> {
             .map(|(number, name)| DeviceStatus::of(pins, number, name))
             .collect::<Result<_, GatewayError>>()?,
         programs: programs(pins)?,
+        zones,
+        configured_zones: (configured != zones).then_some(configured),
         rules: state::read_rules(config)?,
         verdicts: verdicts(pins)?,
         relay: relay(config, pins, &value)?,
@@ -264,6 +271,12 @@ impl fmt::Display for Status {
         }
         for (name, program) in &self.programs {
             writeln!(f, "program      {name}: {program}")?;
+        }
+        if self.zones != Zones::One {
+            writeln!(f, "zones        by {}", self.zones.name())?;
+        }
+        if let Some(configured) = self.configured_zones {
+            writeln!(f, "  ZONES      {}", zones_difference(configured, self.zones))?;
         }
         let InForce { source, mode, rules, .. } = &self.rules;
         writeln!(f, "rules        {} of {source}, mode {}", rules.len(), mode.name())?;

@@ -122,7 +122,7 @@ pub fn rules(count: usize) -> String {
 /// Makes the flow of a frame established for every client.
 pub fn establish(programs: &mut Programs, frame: &Frame, clients: &Sources) -> Result<()> {
     let mut established = programs.established()?;
-    let state = FlowState { generation: GENERATION };
+    let state = FlowState { generation: GENERATION, ..FlowState::default() };
     for index in 0..clients.count {
         established.insert(flow(&frame.from(clients.address(index))), state)?;
     }

@@ -13,6 +13,7 @@ use millrace_harness::servers::by_hand::HandServer;
 use millrace_harness::system::privilege;
 use millrace_harness::system::process::wait_until;
 use millrace_relay::codec::{AutoSection, ByteOrder, Framing, Otherwise, ProtocolKind, Recognised};
+use millrace_relay::config::Zones;
 
 const PORT: u16 = 7022;
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -43,6 +44,8 @@ impl Shared {
         topics.prefix().clone_into(&mut config.kafka.topic_prefix);
         // What the server answers comes in there.
         config.gateway.devices.push(Topology::SERVER_DEVICE.to_owned());
+        // A flow that the relay opens itself gets its zone from the first answer.
+        config.gateway.zones = if ipv6 { Zones::Device } else { Zones::One };
         let service = &mut config.services[0];
         service.protocol = ProtocolKind::Auto;
         service.destinations.push(Topology::SERVER_NETWORK_IPV6.parse().unwrap());

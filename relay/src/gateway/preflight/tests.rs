@@ -45,6 +45,7 @@ fn card() -> LinkFacts {
         channels: None,
         lro: false,
         gro_hw: false,
+        untags: false,
         peer: None,
         above: Vec::new(),
     }
@@ -58,6 +59,7 @@ fn host(devices: Vec<(String, Option<LinkFacts>)>) -> Facts {
         waits_for_programs: true,
         bpffs: Bpffs::Usable,
         shared_addresses: Vec::new(),
+        zones: Zones::One,
         devices,
     }
 }
@@ -168,6 +170,22 @@ fn an_old_kernel_redirects_no_more_than_a_page() {
     }
     assert_eq!(link_mtu([&jumbo("ice", None)], XdpPolicy::Native, 65_536), 9000);
     assert_eq!(link_mtu([], XdpPolicy::Native, 4096), 1500);
+}
+
+#[test]
+fn zones_by_vlan_need_the_tags() {
+    let untags = || vec![("eth1".to_owned(), Some(LinkFacts { untags: true, ..card() }))];
+    for (zones, refused) in [
+        (Zones::One, false),
+        (Zones::Device, false),
+        (Zones::Vlan, true),
+        (Zones::DeviceAndVlan, true),
+    ] {
+        let found = codes(&Facts { zones, ..host(untags()) }, XdpPolicy::Native);
+        assert_eq!(found.contains(&(Severity::Refuses, "untags")), refused, "{found:?}");
+    }
+    let told = judge(&Facts { zones: Zones::Vlan, ..host(untags()) }, XdpPolicy::Native);
+    assert_eq!(told[0].remedy.as_deref(), Some("ethtool -K eth1 rxvlan off"));
 }
 
 #[test]

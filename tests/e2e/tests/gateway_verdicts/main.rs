@@ -19,6 +19,8 @@ use millrace_harness::net::netns::{Host, bpf_object};
 use millrace_harness::system::privilege::privileged;
 
 mod lost;
+mod related;
+mod zones;
 
 fn unsupported(programs: &mut Programs) -> anyhow::Result<()> {
     let ipv4 = Family::Ipv4.from_client(SYN).bytes();
@@ -186,7 +188,8 @@ fn unanswered(programs: &mut Programs, family: Family) -> anyhow::Result<()> {
     }
     // The same ends again, and no answer.
     let offered_ago = |programs: &mut Programs, frame: &Frame, ago_ns: u64| {
-        let state = PendingState { generation: GENERATION, offered_ns: now_ns() - ago_ns };
+        let offered_ns = now_ns() - ago_ns;
+        let state = PendingState { generation: GENERATION, offered_ns, ..PendingState::SERVERS };
         anyhow::Ok(programs.pending()?.insert(flow(frame), state, 0)?)
     };
     offered_ago(programs, &syn, abi::SENT_AGAIN_NS)?;
@@ -377,57 +380,6 @@ fn too_long(programs: &mut Programs, family: Family, client: IpAddr) -> anyhow::
     Ok(())
 }
 
-/// Fragments of a client's segment. All of them went to the server once.
-fn fragments(programs: &mut Programs, family: Family) -> anyhow::Result<()> {
-    let segment = family.from_client(ACK).from_port(43_000);
-    let whole = segment.bytes();
-    let fragment = |id: u8, offset: u16, more: bool| {
-        let mut frame = whole.clone();
-        if family == Family::Ipv4 {
-            frame[18..20].copy_from_slice(&[7, id]);
-            let field = (offset / 8) | if more { 0x2000 } else { 0 };
-            frame[20..22].copy_from_slice(&field.to_be_bytes());
-        } else {
-            frame[20] = 44;
-            let [high, low] = (offset | u16::from(more)).to_be_bytes();
-            frame.splice(54..54, [6, 0, high, low, 7, 7, 7, id]);
-        }
-        frame
-    };
-    let (first, middle, last) =
-        (fragment(1, 0, true), fragment(1, 1200, true), fragment(1, 2400, false));
-    let all = [&first, &middle, &last];
-    for frame in all {
-        programs.expect("ingress", frame, Verdict::PassFragment, PASS)?;
-    }
-    let key = flow(&segment);
-    programs.accept(key)?;
-    programs.expect("ingress", &middle, Verdict::PassFragment, PASS)?;
-    for frame in all {
-        let out = programs.expect("ingress", frame, Verdict::DivertFragment, REDIRECT)?;
-        ensure!(out[..6] == RELAY_MAC && out[6..] == frame[6..], "only the destination changes");
-    }
-    programs.rules(&format!("{RULES}drop from {}\n", segment.source.ip()), false)?;
-    for frame in all {
-        programs.expect("ingress", frame, Verdict::DropSource, DROP)?;
-    }
-    programs.rules(RULES, false)?;
-    let other = fragment(2, 1200, true);
-    programs.expect("ingress", &other, Verdict::PassFragment, PASS)?;
-    let mut foreign = last.clone();
-    foreign[..6].copy_from_slice(&CLIENT_MAC);
-    programs.expect("ingress", &foreign, Verdict::PassFragment, PASS)?;
-    // Another run of the relay does not inherit them, nor does another segment with the number.
-    programs.heartbeat(now_ns(), GENERATION + 1)?;
-    programs.expect("ingress", &last, Verdict::PassFragment, PASS)?;
-    programs.heartbeat(now_ns(), GENERATION)?;
-    programs.expect("ingress", &last, Verdict::DivertFragment, REDIRECT)?;
-    programs.established()?.remove(&key)?;
-    programs.expect("ingress", &first, Verdict::PassFragment, PASS)?;
-    programs.expect("ingress", &last, Verdict::PassFragment, PASS)?;
-    Ok(())
-}
-
 /// What keeps an answer from its client, each by its own reason.
 fn kept_from_the_client(
     programs: &mut Programs,
@@ -507,7 +459,8 @@ fn every_verdict() -> anyhow::Result<()> {
             returning(programs, family)?;
             kept_from_the_client(programs, &bench.gateway, family)?;
             unanswered(programs, family)?;
-            fragments(programs, family)?;
+            related::fragments(programs, family)?;
+            zones::zones(programs, &bench, family)?;
         }
         ruling(programs)?;
         lost::lost_flows(programs, &bench)?;

@@ -14,6 +14,7 @@ use millrace_common::abi::{self, ABI_VERSION, GatewayConfig, Heartbeat, Intake, 
 use millrace_common::flow::{FlowKey, FlowState, PendingState};
 use millrace_common::link::{ClientDevice, HardwareAddress};
 use millrace_common::verdict::Verdict;
+use millrace_common::zone::{Zone, Zones};
 use millrace_relay::gateway::Established;
 use millrace_relay::gateway::object::verify;
 use millrace_relay::gateway::rules::RuleSet;
@@ -179,6 +180,14 @@ impl Programs {
         Ok(())
     }
 
+    /// Says what tells zones apart.
+    pub fn zones(&mut self, zones: Zones) -> anyhow::Result<()> {
+        let mut map: Array<_, GatewayConfig> = Array::try_from(self.map(map::CONFIG)?)?;
+        let config = map.get(&0, 0)?;
+        let active_set = config.active_set.with_zones(zones);
+        Ok(map.set(0, GatewayConfig { active_set, ..config }, 0)?)
+    }
+
     /// Says what a client-facing device is.
     pub fn device(&mut self, ifindex: u32, device: ClientDevice) -> anyhow::Result<()> {
         let mut devices: Array<_, ClientDevice> = Array::try_from(self.map(map::CLIENT_DEVICES)?)?;
@@ -253,12 +262,22 @@ impl Programs {
 
     /// Lets the present relay accept a flow.
     pub fn accept(&mut self, flow: FlowKey) -> anyhow::Result<()> {
-        Ok(self.established()?.insert(flow, FlowState { generation: GENERATION })?)
+        self.accept_in(flow, Zone::ANY)
+    }
+
+    /// The same of a flow in a zone.
+    pub fn accept_in(&mut self, flow: FlowKey, zone: Zone) -> anyhow::Result<()> {
+        Ok(self.established()?.insert(flow, FlowState { generation: GENERATION, zone })?)
     }
 
     /// Lets a flow of the present relay be on its way.
     pub fn begin(&mut self, flow: FlowKey) -> anyhow::Result<()> {
-        let state = PendingState { generation: GENERATION, offered_ns: 0 };
+        self.begin_in(flow, Zone::ANY)
+    }
+
+    /// The same of a flow in a zone.
+    pub fn begin_in(&mut self, flow: FlowKey, zone: Zone) -> anyhow::Result<()> {
+        let state = PendingState { generation: GENERATION, offered_ns: 0, zone };
         Ok(self.pending()?.insert(flow, state, 0)?)
     }
 
