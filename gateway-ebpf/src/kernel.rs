@@ -206,25 +206,10 @@ pub enum Route {
 /// Asks the host's routing what becomes of a packet that came in where this one did.
 #[inline(always)]
 pub fn route(ctx: &XdpContext, headers: &Headers, flow: &FlowKey) -> Route {
-    // SAFETY: integers, byte arrays and unions of them: all zero is a valid value.
-    let mut fib: FibParameters = unsafe { core::mem::zeroed() };
-    fib.l4_protocol = headers.protocol;
-    fib.sport = u16::from_ne_bytes(flow.ports.source());
-    fib.dport = u16::from_ne_bytes(flow.ports.destination());
+    let mut fib = fib_parameters(flow, headers.protocol, headers.traffic_class);
     // Only a jumbogram is longer, and the parser refuses those.
     fib.__bindgen_anon_1.tot_len = headers.ip_length.min(u32::from(u16::MAX)) as u16;
     fib.ifindex = ctx.ingress_ifindex() as u32;
-    if let (Some(source), Some(destination)) = (flow.client.to_ipv4(), flow.server.to_ipv4()) {
-        fib.family = AF_INET;
-        fib.__bindgen_anon_2.tos = headers.traffic_class;
-        fib.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(source);
-        fib.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(destination);
-    } else {
-        fib.family = AF_INET6;
-        fib.__bindgen_anon_2.flowinfo = (u32::from(headers.traffic_class) << 20).to_be();
-        fib.__bindgen_anon_3.ipv6_src = flow.client.words();
-        fib.__bindgen_anon_4.ipv6_dst = flow.server.words();
-    }
     // SAFETY: the parameters live on the stack for the call, and their size is given.
     let answer =
         unsafe { bpf_fib_lookup(ctx.as_ptr(), &raw mut fib, size_of::<FibParameters>() as i32, 0) };
@@ -245,4 +230,61 @@ pub fn route(ctx: &XdpContext, headers: &Headers, flow: &FlowKey) -> Route {
         }
         _ => Verdict::ReturnStack,
     })
+}
+
+/// Whether the host would send an answer back where a packet came from: as what comes from the relay, for
+/// so it would come. `strict`: out of the device by which the packet came in; otherwise it is enough that
+/// there is a route at all.
+///
+/// Where the kernel does not say, it is as if it had not been asked: the device of a route with an
+/// encapsulation of its own (`BPF_FIB_LKUP_RET_UNSUPP_LWT`), and everything while the link does not
+/// forward (`BPF_FIB_LKUP_RET_FWD_DISABLED`) or is gone.
+#[inline(always)]
+pub fn leads_back(
+    ctx: &XdpContext,
+    flow: &FlowKey,
+    (protocol, traffic_class): (u8, u8),
+    (relay_link, strict): (u32, bool),
+) -> bool {
+    let mut fib = fib_parameters(&flow.reversed(), protocol, traffic_class);
+    fib.ifindex = relay_link;
+    // SAFETY: the parameters live on the stack for the call, and their size is given. Their length of 0
+    // has no MTU asked for.
+    let answer =
+        unsafe { bpf_fib_lookup(ctx.as_ptr(), &raw mut fib, size_of::<FibParameters>() as i32, 0) };
+    match u32::try_from(answer) {
+        // The kernel names the device of both (Linux 5.10, commit d1c362e1dd68).
+        Ok(BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH) => {
+            !strict || fib.ifindex == ctx.ingress_ifindex() as u32
+        }
+        Ok(
+            BPF_FIB_LKUP_RET_BLACKHOLE
+            | BPF_FIB_LKUP_RET_UNREACHABLE
+            | BPF_FIB_LKUP_RET_PROHIBIT
+            | BPF_FIB_LKUP_RET_NOT_FWDED,
+        ) => false,
+        _ => true,
+    }
+}
+
+/// What a route look-up wants to know of a packet from `flow.client` to `flow.server`; all else is zero.
+#[inline(always)]
+fn fib_parameters(flow: &FlowKey, protocol: u8, traffic_class: u8) -> FibParameters {
+    // SAFETY: integers, byte arrays and unions of them: all zero is a valid value.
+    let mut fib: FibParameters = unsafe { core::mem::zeroed() };
+    fib.l4_protocol = protocol;
+    fib.sport = u16::from_ne_bytes(flow.ports.source());
+    fib.dport = u16::from_ne_bytes(flow.ports.destination());
+    if let (Some(source), Some(destination)) = (flow.client.to_ipv4(), flow.server.to_ipv4()) {
+        fib.family = AF_INET;
+        fib.__bindgen_anon_2.tos = traffic_class;
+        fib.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(source);
+        fib.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(destination);
+    } else {
+        fib.family = AF_INET6;
+        fib.__bindgen_anon_2.flowinfo = (u32::from(traffic_class) << 20).to_be();
+        fib.__bindgen_anon_3.ipv6_src = flow.client.words();
+        fib.__bindgen_anon_4.ipv6_dst = flow.server.words();
+    }
+    fib
 }

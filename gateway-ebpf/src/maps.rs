@@ -11,7 +11,7 @@ use millrace_common::abi::{
 };
 use millrace_common::flow::{Address, FlowKey, FlowState, PendingState, Ports, ShortKey};
 use millrace_common::fragment::{FragmentKey, FragmentState};
-use millrace_common::link::{ClientDevice, HardwareAddress};
+use millrace_common::link::{ClientDevice, HardwareAddress, ReversePath};
 use millrace_common::packet::{Family, Headers};
 use millrace_common::plain::Plain;
 use millrace_common::rule::{Action, PortClass, RuleKey, SetIndex};
@@ -79,6 +79,18 @@ pub fn is_for_us(packet: &Packet<'_>) -> bool {
 #[inline(never)]
 fn is_shared(address: HardwareAddress) -> bool {
     SHARED_ADDRESSES.get_ptr(address.number()).is_some()
+}
+
+/// How far sources are checked on a client-facing device.
+#[inline(always)]
+pub fn reverse_path(ifindex: u32) -> ReversePath {
+    CLIENT_DEVICES.get(ClientDevice::slot(ifindex)).map_or(ReversePath::Off, |it| it.reverse_path())
+}
+
+/// The gateway's end of the link to the relay, by which its answers come in; `None` if it is gone.
+#[inline(always)]
+pub fn relay_link() -> Option<u32> {
+    RELAY_LINK.get_ifindex(0)
 }
 
 /// The class of the port that a packet goes to.

@@ -4,8 +4,10 @@
 //! `docs/millrace.toml`.
 
 mod absence;
+mod gateway;
 mod hardware;
 mod registry;
+mod reverse_path;
 mod service;
 
 use std::collections::{HashMap, HashSet};
@@ -19,8 +21,10 @@ use crate::codec::{Otherwise, ProtocolKind};
 use crate::model::Partition;
 
 pub use absence::{Absence, Then};
+pub use gateway::{GatewaySection, Mode, XdpPolicy};
 pub use hardware::HardwareAddress;
 pub use registry::RegistrySection;
+pub use reverse_path::ReversePath;
 pub use service::{Server, Service};
 
 /// Longest instance name: `NAME-gw` must fit an interface name (15 bytes).
@@ -88,84 +92,6 @@ pub struct Config {
     /// What is diverted, and which servers it belongs to.
     #[serde(rename = "service")]
     pub services: Vec<Service>,
-}
-
-/// The XDP side.
-#[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct GatewaySection {
-    /// Names everything that the instance puts on the host.
-    #[serde(default = "default_instance")]
-    pub instance: String,
-    /// Client-facing network devices.
-    pub devices: Vec<String>,
-    /// Hardware addresses that this gateway shares with others (VRRP, RFC 9568 section 7.3). Frames
-    /// for them are diverted as those for the devices' own addresses are.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub shared_addresses: Vec<HardwareAddress>,
-    /// Where on these devices the program may run.
-    #[serde(default)]
-    pub xdp: XdpPolicy,
-    /// A relay one of whose workers has not gone round its loop for this long gets no new connections.
-    /// Milliseconds. `relay rules apply` changes it while the instance is loaded.
-    #[serde(default = "default_heartbeat_timeout_ms")]
-    pub heartbeat_timeout_ms: u32,
-    /// Which packets a `divert` rule diverts.
-    #[serde(default)]
-    pub mode: Mode,
-    /// File of steering rules, relative to the configuration. Without one, the destinations of every
-    /// service are diverted at its port.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rules: Option<PathBuf>,
-}
-
-impl GatewaySection {
-    /// An instance on these devices, with defaults for everything else.
-    pub fn new(instance: impl Into<String>, devices: &[&str]) -> Self {
-        Self {
-            instance: instance.into(),
-            devices: devices.iter().map(ToString::to_string).collect(),
-            shared_addresses: Vec::new(),
-            xdp: XdpPolicy::default(),
-            heartbeat_timeout_ms: default_heartbeat_timeout_ms(),
-            mode: Mode::default(),
-            rules: None,
-        }
-    }
-}
-
-/// Which packets a `divert` rule diverts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Mode {
-    /// Packets of connections that begin after the rule is in force, until they end.
-    #[default]
-    New,
-    /// Every packet that the rule matches: by rule alone, without a table of flows.
-    All,
-}
-
-impl Mode {
-    /// As it is written.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::New => "new",
-            Self::All => "all",
-        }
-    }
-}
-
-/// Where the program may run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum XdpPolicy {
-    /// Only in the drivers: a device whose driver cannot run it is refused.
-    #[default]
-    Native,
-    /// In the kernel's stack: slower, but on any device.
-    Generic,
-    /// In the driver if it can run it, else in the kernel's stack; `load` and `status` say which.
-    NativeOrGeneric,
 }
 
 /// The process.
@@ -332,14 +258,6 @@ impl Default for HoldSection {
     fn default() -> Self {
         Self { max_age_ms: 86_400_000, max_per_client: 10_000, max_bytes: 256 << 20 }
     }
-}
-
-fn default_instance() -> String {
-    "millrace".to_owned()
-}
-
-const fn default_heartbeat_timeout_ms() -> u32 {
-    2000
 }
 
 impl Config {

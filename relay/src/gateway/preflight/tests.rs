@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::super::known::Channels;
+use super::super::known::{Channels, SourceFacts};
 use super::*;
 
 const ALL: XdpFeatures = XdpFeatures(
@@ -47,6 +47,7 @@ fn card() -> LinkFacts {
         gro_hw: false,
         peer: None,
         above: Vec::new(),
+        sources: SourceFacts::default(),
     }
 }
 

@@ -1,5 +1,7 @@
 //! Every verdict of the real eBPF object, by `BPF_PROG_TEST_RUN`.
 
+mod reverse_path;
+
 use std::net::{IpAddr, SocketAddr, TcpStream};
 
 use anyhow::ensure;
@@ -27,14 +29,13 @@ fn unsupported(programs: &mut Programs) -> anyhow::Result<()> {
         frame[offset..offset + bytes.len()].copy_from_slice(bytes);
         frame
     };
-    let three = Family::Ipv4.from_client(SYN).tagged(&[TAG; 3]).bytes();
     for (frame, verdict) in [
         (ipv4[..33].to_vec(), Verdict::PassTruncated),
         (ipv4[..53].to_vec(), Verdict::PassTruncated),
         (ipv6[..53].to_vec(), Verdict::PassTruncated),
         (ipv6[..73].to_vec(), Verdict::PassTruncated),
         (with(&ipv4, 12, &[0x08, 0x06]), Verdict::PassEtherType),
-        (three, Verdict::PassTooManyTags),
+        (Family::Ipv4.from_client(SYN).tagged(&[TAG; 3]).bytes(), Verdict::PassTooManyTags),
         (with(&ipv4, 14, &[0x65]), Verdict::PassMalformedIpv4),
         (with(&ipv4, 14, &[0x44]), Verdict::PassMalformedIpv4),
         (with(&ipv4, 14, &[0x46]), Verdict::PassIpv4Options),
@@ -574,6 +575,7 @@ fn every_verdict() -> anyhow::Result<()> {
             kept_from_the_client(programs, &bench.gateway, family)?;
             unanswered(programs, family)?;
             fragments(programs, family)?;
+            reverse_path::checked(programs, &bench, family)?;
         }
         ruling(programs)?;
         lost_flows(programs, &bench)?;
@@ -586,15 +588,13 @@ fn every_verdict() -> anyhow::Result<()> {
     let bench = Bench::new()?;
     seen.extend(bench.with_programs(&with_pending(&bytes, HASH, 1)?, |programs| {
         let first = Family::Ipv4.from_client(SYN);
-        let second = first.from_port(CLIENT_PORT + 1);
         programs.ingress(&first, Verdict::DivertNew, REDIRECT)?;
-        programs.ingress(&second, Verdict::PassTableFull, PASS)?;
+        programs.ingress(&first.from_port(CLIENT_PORT + 1), Verdict::PassTableFull, PASS)?;
         programs.ingress(&first, Verdict::DivertNew, REDIRECT)?;
         Ok(std::mem::take(&mut programs.seen))
     })?);
 
-    let missing: Vec<_> =
-        Verdict::ALL.iter().filter(|verdict| !seen.contains(verdict)).map(|v| v.name()).collect();
+    let missing: Vec<_> = Verdict::ALL.iter().filter(|it| !seen.contains(it)).collect();
     ensure!(missing.is_empty(), "never seen: {missing:?}");
     Ok(())
 }
