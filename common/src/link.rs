@@ -42,8 +42,22 @@ impl HardwareAddress {
     }
 }
 
+/// How far the programs ask where an answer would go, before they divert what begins something new.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReversePath {
+    /// They do not ask.
+    #[default]
+    Off,
+    /// There must be a route to the source.
+    Loose,
+    /// It must lead out of the device by which the packet came in. Of packets with VLAN tags, as
+    /// [`Self::Loose`]: the route names the VLAN's device.
+    Strict,
+}
+
 /// What the programs know of a client-facing device: its hardware address, and behind it a number, from
-/// 1 upwards in the order of the configuration. All zero: not a device of the instance.
+/// 1 upwards in the order of the configuration, with the device's [`ReversePath`] in its upper two bits.
+/// All zero: not a device of the instance.
 ///
 /// One word, for the programs compare it for every packet of a port that has rules.
 #[repr(transparent)]
@@ -56,13 +70,43 @@ impl ClientDevice {
     /// Slots of the array of devices.
     pub const SLOTS: u32 = 1 << 16;
 
-    /// A device with its own hardware address.
+    /// The highest number.
+    pub const MAX_NUMBER: u16 = (1 << Self::NUMBER_BITS) - 1;
+    /// Above them are two for the [`ReversePath`].
+    const NUMBER_BITS: u32 = 14;
+
+    /// A device with its own hardware address, by which sources are not checked. Its number is
+    /// [`Self::MAX_NUMBER`] at most.
     pub const fn new(number: u16, address: HardwareAddress) -> Self {
+        let number = number & Self::MAX_NUMBER;
         Self(self::number(address.bytes(), number.to_ne_bytes()))
+    }
+
+    /// The same device with its sources checked so far.
+    #[must_use]
+    pub const fn with_reverse_path(self, check: ReversePath) -> Self {
+        let bits = (check as u16) << Self::NUMBER_BITS | self.number();
+        Self(self::number(self.address().bytes(), bits.to_ne_bytes()))
     }
 
     /// Its number; 0: not a device of the instance.
     pub const fn number(self) -> u16 {
+        self.upper() & Self::MAX_NUMBER
+    }
+
+    /// How far sources are checked on it.
+    #[inline(always)]
+    pub const fn reverse_path(self) -> ReversePath {
+        match self.upper() >> Self::NUMBER_BITS {
+            0 => ReversePath::Off,
+            1 => ReversePath::Loose,
+            _ => ReversePath::Strict,
+        }
+    }
+
+    /// What stands behind the address.
+    #[inline(always)]
+    const fn upper(self) -> u16 {
         let [.., seventh, eighth] = self.0.to_ne_bytes();
         u16::from_ne_bytes([seventh, eighth])
     }
@@ -100,6 +144,23 @@ mod tests {
         assert_eq!(HardwareAddress::of_destination(&bytes[..]), None);
         assert_ne!(address.number(), HardwareAddress::new([2, 0, 0x5e, 0, 1, 0x34]).number());
         assert_ne!(address.number(), HardwareAddress::new([3, 0, 0x5e, 0, 1, 0x33]).number());
+    }
+
+    #[test]
+    fn a_device_keeps_its_check_beside_its_number() {
+        let address = HardwareAddress::new([2, 0, 0, 0, 0, 1]);
+        for number in [1, 64, ClientDevice::MAX_NUMBER] {
+            let device = ClientDevice::new(number, address);
+            assert_eq!(device.reverse_path(), ReversePath::Off);
+            for check in [ReversePath::Strict, ReversePath::Loose, ReversePath::Off] {
+                let device = device.with_reverse_path(check).with_reverse_path(check);
+                assert_eq!((device.reverse_path(), device.number()), (check, number));
+                assert_eq!(device.address(), address);
+                assert!(device.is(address));
+            }
+        }
+        let nothing = ClientDevice::default();
+        assert_eq!((nothing.number(), nothing.reverse_path()), (0, ReversePath::Off));
     }
 
     #[test]

@@ -80,6 +80,10 @@ verdicts! {
     /// Ingress: a segment of a connection that the relay does not have: the connection began before
     /// the gateway was loaded, or while the relay was down.
     PassNoFlow = "pass/no_flow",
+    /// Ingress: a SYN or datagram that would be diverted, or in mode `all` a segment of no accepted
+    /// connection, but the host has no route to its source, or, where that is asked too, one that leads
+    /// out of another device than the one by which it came in.
+    PassReversePath = "pass/reverse_path",
     /// Ingress: a `drop` rule decides.
     DropRule = "drop/rule",
     /// Ingress: a `drop from` rule is for the packet's source.

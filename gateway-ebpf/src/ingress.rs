@@ -15,6 +15,7 @@ use crate::kernel::{self, Known};
 use crate::maps::{self, Offer, Owner, Pending};
 use crate::packet::Packet;
 use crate::related;
+use crate::reverse_path;
 
 /// What becomes of a packet that came in on a client-facing device.
 #[inline(always)]
@@ -343,6 +344,9 @@ impl Steering<'_> {
         {
             return Verdict::PassNoListener;
         }
+        if self.comes_astray() {
+            return Verdict::PassReversePath;
+        }
         if self.ruled.active.flags().by_rule() {
             return self.ruled.divert(Verdict::DivertRule);
         }
@@ -369,6 +373,19 @@ impl Steering<'_> {
         }
     }
 
+    /// Whether an answer would not go back where the packet came from, as far as that is asked here.
+    #[inline(always)]
+    fn comes_astray(&self) -> bool {
+        let headers = &self.ruled.headers;
+        reverse_path::fails(
+            self.ruled.ctx,
+            self.flow,
+            headers.protocol,
+            headers.traffic_class,
+            headers.tags > 0,
+        )
+    }
+
     /// The device on which it came in.
     #[inline(always)]
     fn ifindex(&self) -> u32 {
@@ -387,6 +404,10 @@ impl Steering<'_> {
         let mut kept_away = None;
         if self.ruled.active.flags().by_rule() && self.action() == Some(Action::Divert) {
             kept_away = self.kept_away(kernel::monotonic_ns());
+            // Where its SYN went, for which the same was asked.
+            if kept_away.is_none() && self.comes_astray() {
+                kept_away = Some(Verdict::PassReversePath);
+            }
             if kept_away.is_none() {
                 return self.ruled.divert(Verdict::DivertRule);
             }
@@ -441,6 +462,9 @@ impl Steering<'_> {
         }
         if !kernel::receives(self.ruled.ctx, self.flow, self.ruled.config.relay_nsid) {
             return Verdict::PassNoListener;
+        }
+        if self.comes_astray() {
+            return Verdict::PassReversePath;
         }
         self.ruled.divert(Verdict::DivertDatagram)
     }

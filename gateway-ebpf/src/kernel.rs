@@ -1,5 +1,7 @@
 //! The kernel's helpers that the programs ask, wrapped.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED,
@@ -271,4 +273,60 @@ pub fn route(ctx: &XdpContext, headers: &Headers, flow: &FlowKey) -> Route {
         }
         _ => Verdict::ReturnStack,
     })
+}
+
+/// Whether the host would send an answer back where a packet came from: as what comes from the relay, for
+/// so it would come. `strict`: out of the device by which the packet came in; otherwise it is enough that
+/// there is a route at all.
+///
+/// Where the kernel does not say, it is as if it had not been asked: the device of a route with an
+/// encapsulation of its own (`BPF_FIB_LKUP_RET_UNSUPP_LWT`), and everything while the link does not
+/// forward (`BPF_FIB_LKUP_RET_FWD_DISABLED`).
+#[inline(always)]
+pub fn leads_back(
+    ctx: &XdpContext,
+    flow: &FlowKey,
+    (protocol, traffic_class): (u8, u8),
+    (relay_link, strict): (u32, bool),
+) -> bool {
+    let mut space = MaybeUninit::<FibParameters>::uninit();
+    let words = space.as_mut_ptr().cast::<u32>();
+    for index in 0..size_of::<FibParameters>() / size_of::<u32>() {
+        // SAFETY: within the parameters. Volatile, or it becomes a call, and the stack has no room for
+        // one more.
+        unsafe { words.add(index).write_volatile(0) };
+    }
+    // SAFETY: integers, byte arrays and unions of them, all zero.
+    let fib = unsafe { space.assume_init_mut() };
+    fib.l4_protocol = protocol;
+    fib.sport = u16::from_ne_bytes(flow.ports.destination());
+    fib.dport = u16::from_ne_bytes(flow.ports.source());
+    fib.ifindex = relay_link;
+    if let (Some(source), Some(destination)) = (flow.server.to_ipv4(), flow.client.to_ipv4()) {
+        fib.family = AF_INET;
+        fib.__bindgen_anon_2.tos = traffic_class;
+        fib.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(source);
+        fib.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(destination);
+    } else {
+        fib.family = AF_INET6;
+        fib.__bindgen_anon_2.flowinfo = (u32::from(traffic_class) << 20).to_be();
+        fib.__bindgen_anon_3.ipv6_src = flow.server.words();
+        fib.__bindgen_anon_4.ipv6_dst = flow.client.words();
+    }
+    // SAFETY: the parameters live on the stack for the call, and their size is given. Their length of 0
+    // has no MTU asked for.
+    let answer = unsafe { bpf_fib_lookup(ctx.as_ptr(), fib, size_of::<FibParameters>() as i32, 0) };
+    match u32::try_from(answer) {
+        // The kernel names the device of both (Linux 5.10, commit d1c362e1dd68).
+        Ok(BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH) => {
+            !strict || fib.ifindex == ctx.ingress_ifindex() as u32
+        }
+        Ok(
+            BPF_FIB_LKUP_RET_BLACKHOLE
+            | BPF_FIB_LKUP_RET_UNREACHABLE
+            | BPF_FIB_LKUP_RET_PROHIBIT
+            | BPF_FIB_LKUP_RET_NOT_FWDED,
+        ) => false,
+        _ => true,
+    }
 }

@@ -19,6 +19,7 @@ mod maps;
 mod object;
 mod packet;
 mod related;
+mod reverse_path;
 mod trace;
 
 use aya_ebpf::bindings::{TC_ACT_OK, xdp_action};
@@ -114,6 +115,7 @@ fn conclude(verdict: Verdict) -> u32 {
         | Verdict::PassTableFull
         | Verdict::PassNoLink
         | Verdict::PassNoFlow
+        | Verdict::PassReversePath
         | Verdict::ReturnNoNeighbour
         | Verdict::ReturnNoRoute
         | Verdict::ReturnBlackhole

@@ -13,7 +13,7 @@ use millrace_common::abi::{
 };
 use millrace_common::flow::{Address, FlowKey, FlowState, PendingState, Ports, ShortKey};
 use millrace_common::fragment::{FragmentKey, FragmentState};
-use millrace_common::link::{ClientDevice, HardwareAddress};
+use millrace_common::link::{ClientDevice, HardwareAddress, ReversePath};
 use millrace_common::packet::{Family, Headers, vlans};
 use millrace_common::plain::Plain;
 use millrace_common::rule::{Action, ActiveSet, PortClass, RuleKey, SetIndex};
@@ -102,6 +102,18 @@ pub fn zone(packet: &Packet<'_>, tags: usize, active: ActiveSet) -> Zone {
         );
     }
     Zone::of_number(zone)
+}
+
+/// How far sources are checked on a client-facing device.
+#[inline(always)]
+pub fn reverse_path(ifindex: u32) -> ReversePath {
+    CLIENT_DEVICES.get(ClientDevice::slot(ifindex)).map_or(ReversePath::Off, |it| it.reverse_path())
+}
+
+/// The gateway's end of the link to the relay, by which its answers come in; `None` if it is gone.
+#[inline(always)]
+pub fn relay_link() -> Option<u32> {
+    RELAY_LINK.get_ifindex(0)
 }
 
 /// The class of the port that a packet goes to.

@@ -39,9 +39,9 @@ enum Command {
     /// diverted until a relay runs.
     ///
     /// --check reports what would make a load fail (exit code 1) and what would make it slow, with the
-    /// command that fixes each. --replace replaces the programs of a loaded instance by those of the
-    /// current eBPF object, each device in one atomic step: no packet is lost, and rules, flows and
-    /// counters stay.
+    /// command that fixes each, and how far sources would be checked on each device. --replace replaces
+    /// the programs of a loaded instance by those of the current eBPF object, each device in one atomic
+    /// step: no packet is lost, and rules, flows and counters stay.
     #[command(after_help = "Examples:\n  relay load --check --config docs/millrace.toml\n  \
         sudo relay load --config /etc/millrace/millrace.toml\n  sudo relay load --replace")]
     Load {

@@ -7,6 +7,7 @@ mod absence;
 mod gateway;
 mod hardware;
 mod registry;
+mod reverse_path;
 mod service;
 
 use std::collections::{HashMap, HashSet};
@@ -20,9 +21,10 @@ use crate::codec::{Otherwise, ProtocolKind};
 use crate::model::Partition;
 
 pub use absence::{Absence, Then};
-pub use gateway::{Mode, XdpPolicy, Zones};
+pub use gateway::{GatewaySection, Mode, XdpPolicy, Zones};
 pub use hardware::HardwareAddress;
 pub use registry::RegistrySection;
+pub use reverse_path::ReversePath;
 pub use service::{Server, Service};
 
 /// Longest instance name: `NAME-gw` must fit an interface name (15 bytes).
@@ -90,54 +92,6 @@ pub struct Config {
     /// What is diverted, and which servers it belongs to.
     #[serde(rename = "service")]
     pub services: Vec<Service>,
-}
-
-/// The XDP side.
-#[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct GatewaySection {
-    /// Names everything that the instance puts on the host.
-    #[serde(default = "default_instance")]
-    pub instance: String,
-    /// Client-facing network devices.
-    pub devices: Vec<String>,
-    /// Hardware addresses that this gateway shares with others (VRRP, RFC 9568 section 7.3). Frames
-    /// for them are diverted as those for the devices' own addresses are.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub shared_addresses: Vec<HardwareAddress>,
-    /// What tells apart networks whose addresses may overlap. Changed by `unload` and `load`.
-    #[serde(default)]
-    pub zones: Zones,
-    /// Where on these devices the program may run.
-    #[serde(default)]
-    pub xdp: XdpPolicy,
-    /// A relay one of whose workers has not gone round its loop for this long gets no new connections.
-    /// Milliseconds. `relay rules apply` changes it while the instance is loaded.
-    #[serde(default = "default_heartbeat_timeout_ms")]
-    pub heartbeat_timeout_ms: u32,
-    /// Which packets a `divert` rule diverts.
-    #[serde(default)]
-    pub mode: Mode,
-    /// File of steering rules, relative to the configuration. Without one, the destinations of every
-    /// service are diverted at its port.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rules: Option<PathBuf>,
-}
-
-impl GatewaySection {
-    /// An instance on these devices, with defaults for everything else.
-    pub fn new(instance: impl Into<String>, devices: &[&str]) -> Self {
-        Self {
-            instance: instance.into(),
-            devices: devices.iter().map(ToString::to_string).collect(),
-            shared_addresses: Vec::new(),
-            zones: Zones::default(),
-            xdp: XdpPolicy::default(),
-            heartbeat_timeout_ms: default_heartbeat_timeout_ms(),
-            mode: Mode::default(),
-            rules: None,
-        }
-    }
 }
 
 /// The process.
@@ -304,14 +258,6 @@ impl Default for HoldSection {
     fn default() -> Self {
         Self { max_age_ms: 86_400_000, max_per_client: 10_000, max_bytes: 256 << 20 }
     }
-}
-
-fn default_instance() -> String {
-    "millrace".to_owned()
-}
-
-const fn default_heartbeat_timeout_ms() -> u32 {
-    2000
 }
 
 impl Config {

@@ -36,8 +36,8 @@ pub(super) enum Rules {
     /// Check a file of rules; changes nothing and needs no privilege.
     #[command(after_help = "Example:\n  relay rules check --config millrace.toml new.rules")]
     Check(Written),
-    /// Put the rules into force, all at once, with `gateway.mode` and `gateway.heartbeat_timeout_ms`;
-    /// needs root.
+    /// Put the rules into force, all at once, with `gateway.mode`, `gateway.heartbeat_timeout_ms` and
+    /// `gateway.reverse_path`; needs root.
     ///
     /// No packet meets a mixture of old and new rules. Diverted connections continue until they end,
     /// whatever the rules say, unless `drop from` names their clients. If a line is wrong, nothing changes.

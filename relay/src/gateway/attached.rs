@@ -9,13 +9,14 @@ use aya::maps::{Map, MapError};
 use millrace_common::abi::map;
 use serde::Serialize;
 
-use crate::config::HardwareAddress;
+use crate::config::{Config, HardwareAddress};
 use crate::gateway::devices::DeviceTable;
 use crate::gateway::error::GatewayError;
 use crate::gateway::host::Device;
 use crate::gateway::links::{info_of, linked_program, pinned_info, program_pin};
 use crate::gateway::load::PINNED;
 use crate::gateway::open_map;
+use crate::gateway::reverse_path::{self, SourceCheck};
 
 /// A client-facing device.
 #[derive(Debug, Serialize)]
@@ -36,6 +37,11 @@ pub struct DeviceStatus {
     /// Whether answers are redirected to it; if not, they go through the host's stack. Null if the device
     /// is not in this network namespace: then it cannot be told.
     pub redirects_answers: Option<bool>,
+    /// How far the programs check the sources of what comes in by it: `off`, `loose` or `strict`. Null as
+    /// `known_address`.
+    pub reverse_path: Option<&'static str>,
+    /// How far they would after a load now, and why.
+    pub wanted_reverse_path: Option<SourceCheck>,
 }
 
 /// A loaded program.
@@ -58,7 +64,12 @@ impl DeviceStatus {
         self.program_id == Some(ingress.id)
     }
 
-    pub(super) fn of(pins: &Path, number: u16, name: &str) -> Result<Self, GatewayError> {
+    pub(super) fn of(
+        config: &Config,
+        pins: &Path,
+        number: u16,
+        name: &str,
+    ) -> Result<Self, GatewayError> {
         let found = Device::find(name)?;
         let mode = found.as_ref().map_or("not in this network namespace", Device::mode);
         let failed =
@@ -67,10 +78,15 @@ impl DeviceStatus {
             .map_err(failed())?;
         let ifindex = found.as_ref().map(|found| found.ifindex);
         let hardware_address = found.as_ref().and_then(Device::mac).map(HardwareAddress);
-        let known_address = match ifindex {
-            Some(ifindex) => DeviceTable::open(pins)?.known(number, ifindex)?,
-            None => None,
-        };
+        let (mut known_address, mut reverse_path, mut wanted_reverse_path) = (None, None, None);
+        if let Some(device) = &found {
+            let table = DeviceTable::open(pins)?;
+            known_address = table.known(number, device.ifindex)?;
+            reverse_path = table.check(number, device.ifindex)?.map(reverse_path::name);
+            if known_address.is_some() {
+                wanted_reverse_path = Some(reverse_path::of(config, name, device)?);
+            }
+        }
         let redirects_answers = ifindex.map(|ifindex| links.get(ifindex, 0).is_ok());
         // Without its link, what runs there is not ours.
         let program_id = linked_program(pins, name).ok();
@@ -83,6 +99,8 @@ impl DeviceStatus {
             hardware_address,
             known_address,
             redirects_answers,
+            reverse_path,
+            wanted_reverse_path,
         })
     }
 }

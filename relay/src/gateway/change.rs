@@ -13,6 +13,7 @@ use super::links::{link_pin, linked_program};
 use super::load;
 use super::object::{ObjectFile, map_mut};
 use super::preflight;
+use super::reverse_path;
 use super::state::{State, ignore_missing};
 use super::topology;
 use super::unload::detach;
@@ -101,11 +102,14 @@ impl Change {
             let links = facts.devices.iter().filter_map(|(_, link)| link.as_ref());
             let mtu = preflight::link_mtu(links, config.gateway.xdp, facts.page_size);
             topology::raise_mtu(config, mtu, report)?;
-            let mut devices = Vec::new();
+            let (mut devices, mut checks) = (Vec::new(), Vec::new());
             for name in &config.gateway.devices {
-                devices.extend(Device::find(name)?.map(|device| (name.clone(), device)));
+                let Some(device) = Device::find(name)? else { continue };
+                checks.push(reverse_path::of(config, name, &device)?);
+                devices.push((name.clone(), device));
             }
-            DeviceTable::of(ebpf).expect("load_object has checked the maps").retell(&devices)?;
+            let mut table = DeviceTable::of(ebpf).expect("load_object has checked the maps");
+            table.retell(&devices, &checks)?;
             load::count_offers(ebpf, &devices)?;
         }
         let state = State::of(config);

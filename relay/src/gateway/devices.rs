@@ -8,27 +8,39 @@ use std::path::Path;
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use millrace_common::abi::map;
-use millrace_common::link::ClientDevice;
+use millrace_common::link::{ClientDevice, ReversePath};
 
 use crate::config::{Config, HardwareAddress};
 
 use super::error::GatewayError;
 use super::host::Device;
+use super::reverse_path::{self, SourceCheck};
 use super::state::State;
 use super::{open_map, unusable};
 
-/// A device whose address is another one than the programs knew.
+/// What the programs did not know of a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Changed {
-    pub device: String,
-    pub from: HardwareAddress,
-    pub to: HardwareAddress,
+pub(super) enum Changed {
+    /// It has another hardware address.
+    Address { device: String, from: HardwareAddress, to: HardwareAddress },
+    /// Its sources are to be checked otherwise.
+    ReversePath { device: String, from: ReversePath, to: SourceCheck },
 }
 
 impl fmt::Display for Changed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { device, from, to } = self;
-        write!(f, "{device} has another hardware address: {from} before, {to} now")
+        match self {
+            Self::Address { device, from, to } => {
+                write!(f, "{device} has another hardware address: {from} before, {to} now")
+            }
+            Self::ReversePath { device, from, to } => {
+                write!(
+                    f,
+                    "reverse path of {device}: {} before, {to} now",
+                    reverse_path::name(*from)
+                )
+            }
+        }
     }
 }
 
@@ -73,8 +85,22 @@ impl<T: Borrow<MapData>> DeviceTable<T> {
         number: u16,
         ifindex: u32,
     ) -> Result<Option<HardwareAddress>, GatewayError> {
+        let known = self.device(number, ifindex)?;
+        Ok(known.map(|known| HardwareAddress(known.address().bytes())))
+    }
+
+    /// How far the programs check the sources of a device; `None` as [`Self::known`].
+    pub(super) fn check(
+        &self,
+        number: u16,
+        ifindex: u32,
+    ) -> Result<Option<ReversePath>, GatewayError> {
+        Ok(self.device(number, ifindex)?.map(ClientDevice::reverse_path))
+    }
+
+    fn device(&self, number: u16, ifindex: u32) -> Result<Option<ClientDevice>, GatewayError> {
         let known = self.get(ClientDevice::slot(ifindex))?;
-        Ok((known.number() == number).then(|| HardwareAddress(known.address().bytes())))
+        Ok((known.number() == number).then_some(known))
     }
 
     fn get(&self, slot: u32) -> Result<ClientDevice, GatewayError> {
@@ -85,29 +111,38 @@ impl<T: Borrow<MapData>> DeviceTable<T> {
 }
 
 impl<T: BorrowMut<MapData>> DeviceTable<T> {
-    /// Tells of the devices, in the order of the configuration.
-    pub(super) fn fill(&mut self, devices: &[(String, Device)]) -> Result<(), GatewayError> {
-        for (number, (name, device)) in (1..).zip(devices) {
+    /// Tells of the devices, in the order of the configuration, each with how far it is checked.
+    pub(super) fn fill(
+        &mut self,
+        devices: &[(String, Device)],
+        checks: &[SourceCheck],
+    ) -> Result<(), GatewayError> {
+        for (number, ((name, device), check)) in (1..).zip(devices.iter().zip(checks)) {
             let slot = ClientDevice::slot(device.ifindex);
             if self.get(slot)?.number() != 0 {
                 return Err(GatewayError::DeviceSlot { device: name.clone() });
             }
-            let address = device.address(name)?;
-            self.set(slot, ClientDevice::new(number, address.key()))?;
+            let told = ClientDevice::new(number, device.address(name)?.key());
+            self.set(slot, told.with_reverse_path(check.mode))?;
         }
         Ok(())
     }
 
     /// Tells of devices anew, in the order of the configuration, and of no others. One that stays is
     /// known all the time.
-    pub(super) fn retell(&mut self, devices: &[(String, Device)]) -> Result<(), GatewayError> {
+    pub(super) fn retell(
+        &mut self,
+        devices: &[(String, Device)],
+        checks: &[SourceCheck],
+    ) -> Result<(), GatewayError> {
         let mut slots = HashSet::new();
-        for (number, (name, device)) in (1..).zip(devices) {
+        for (number, ((name, device), check)) in (1..).zip(devices.iter().zip(checks)) {
             let slot = ClientDevice::slot(device.ifindex);
             if !slots.insert(slot) {
                 return Err(GatewayError::DeviceSlot { device: name.clone() });
             }
-            self.set(slot, ClientDevice::new(number, device.address(name)?.key()))?;
+            let told = ClientDevice::new(number, device.address(name)?.key());
+            self.set(slot, told.with_reverse_path(check.mode))?;
         }
         for slot in (0..ClientDevice::SLOTS).filter(|slot| !slots.contains(slot)) {
             if self.get(slot)?.number() != 0 {
@@ -140,12 +175,30 @@ impl<T: BorrowMut<MapData>> DeviceTable<T> {
         ifindex: u32,
         address: HardwareAddress,
     ) -> Result<Option<HardwareAddress>, GatewayError> {
-        let Some(known) = self.known(number, ifindex)? else { return Ok(None) };
-        if known == address {
+        let Some(device) = self.device(number, ifindex)? else { return Ok(None) };
+        if device.address() == address.key() {
             return Ok(None);
         }
-        self.set(ClientDevice::slot(ifindex), ClientDevice::new(number, address.key()))?;
-        Ok(Some(known))
+        let told = ClientDevice::new(number, address.key());
+        let told = told.with_reverse_path(device.reverse_path());
+        self.set(ClientDevice::slot(ifindex), told)?;
+        Ok(Some(HardwareAddress(device.address().bytes())))
+    }
+
+    /// Has the programs check a device so far from now on. Gives how far they did, if it is another.
+    fn recheck(
+        &mut self,
+        number: u16,
+        ifindex: u32,
+        check: ReversePath,
+    ) -> Result<Option<ReversePath>, GatewayError> {
+        let Some(device) = self.device(number, ifindex)? else { return Ok(None) };
+        let former = device.reverse_path();
+        if former == check {
+            return Ok(None);
+        }
+        self.set(ClientDevice::slot(ifindex), device.with_reverse_path(check))?;
+        Ok(Some(former))
     }
 
     fn set(&mut self, slot: u32, device: ClientDevice) -> Result<(), GatewayError> {
@@ -165,7 +218,11 @@ pub(super) fn refresh(config: &Config, state: &State) -> Result<Vec<Changed>, Ga
         let Some(device) = Device::find(name)? else { continue };
         let to = device.address(name)?;
         if let Some(from) = table.follow(number, device.ifindex, to)? {
-            changed.push(Changed { device: name.clone(), from, to });
+            changed.push(Changed::Address { device: name.clone(), from, to });
+        }
+        let to = reverse_path::of(config, name, &device)?;
+        if let Some(from) = table.recheck(number, device.ifindex, to.mode)? {
+            changed.push(Changed::ReversePath { device: name.clone(), from, to });
         }
     }
     Ok(changed)

@@ -17,6 +17,7 @@ use super::netdev::{self, XdpFeatures};
 use super::object::ObjectFile;
 use super::preflight::{self, AttachMode};
 
+use super::reverse_path::{self, SourceCheck};
 use super::rules::RuleSet;
 use super::rules::compile::Compiled;
 use super::state::{self, State};
@@ -48,6 +49,8 @@ pub struct DevicePlan {
     pub mode: AttachMode,
     /// What it can do with XDP; null if the kernel is too old to say (Linux 6.3).
     pub xdp: Option<Vec<&'static str>>,
+    /// How far sources would be checked on it.
+    pub reverse_path: SourceCheck,
 }
 
 impl Preflight {
@@ -65,13 +68,14 @@ impl Preflight {
 impl std::fmt::Display for Preflight {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         for device in &self.devices {
-            let DevicePlan { name, driver, mtu, mode, xdp } = device;
+            let DevicePlan { name, driver, mtu, mode, xdp, reverse_path } = device;
             let xdp = match xdp.as_deref() {
                 None => "not known".to_owned(),
                 Some([]) => "none".to_owned(),
                 Some(features) => features.join(", "),
             };
             writeln!(f, "device   {name}: driver {driver}, MTU {mtu}, XDP: {xdp}; {mode} mode")?;
+            writeln!(f, "sources  {name}: reverse path {reverse_path}")?;
         }
         for Finding { severity, subject, what, remedy, .. } in &self.findings {
             write!(f, "{severity:<8} {subject}: {what}")?;
@@ -128,6 +132,7 @@ pub fn preflight(config: &Config) -> Result<Preflight, GatewayError> {
             mtu: link.mtu,
             mode: preflight::planned(link, policy),
             xdp: link.features.map(XdpFeatures::names),
+            reverse_path: reverse_path::decide(config.gateway.reverse_path, &link.sources),
         })
     };
     Ok(Preflight {
@@ -199,23 +204,12 @@ fn link(name: &str, device: &Device, all: &[Named]) -> Result<LinkFacts, Gateway
         untags: offloads.is_on("rx-vlan-offload"),
         peer: device.is_veth().then(|| peer(device)).transpose()?,
         above: above(name, device, all),
+        sources: reverse_path::facts(name, device, all)?,
     })
 }
 
 /// The devices on top of one, of which clients may know the gateway by another hardware address.
 fn above(name: &str, device: &Device, all: &[Named]) -> Vec<Above> {
-    let mut found: Vec<&Named> = Vec::new();
-    let mut below = vec![(name, device)];
-    while let Some((name, lower)) = below.pop() {
-        for one in all {
-            let stands = one.device.lower() == Some(name)
-                || lower.master.as_deref() == Some(one.name.as_str()) && lower.vrf().is_none();
-            if stands && !found.iter().any(|known| known.name == one.name) {
-                found.push(one);
-                below.push((&one.name, &one.device));
-            }
-        }
-    }
     let with_address = |named: &Named| {
         let address = named.device.mac().filter(|_| named.device.is_ethernet())?;
         (named.device.mac() != device.mac()).then(|| Above {
@@ -224,7 +218,7 @@ fn above(name: &str, device: &Device, all: &[Named]) -> Vec<Above> {
             address: HardwareAddress(address),
         })
     };
-    found.into_iter().filter_map(with_address).collect()
+    reverse_path::stacked(name, device, all).into_iter().filter_map(with_address).collect()
 }
 
 /// What a device can do with XDP; `None` if the kernel is too old to say.

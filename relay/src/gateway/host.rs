@@ -269,7 +269,11 @@ pub(super) fn namespace_id(name: &str) -> Result<Option<u32>, GatewayError> {
         .and_then(|entry| u32::try_from(entry.id?).ok()))
 }
 
-fn parse<T: serde::de::DeserializeOwned>(what: &str, answer: &str) -> Result<T, GatewayError> {
+/// What a command has said in JSON.
+pub(super) fn parse<T: serde::de::DeserializeOwned>(
+    what: &str,
+    answer: &str,
+) -> Result<T, GatewayError> {
     serde_json::from_str(answer).map_err(|error| GatewayError::Command {
         command: what.to_owned(),
         output: format!("an answer that cannot be understood ({error}): {}", answer.trim()),

@@ -75,6 +75,26 @@ pub struct LinkFacts {
     /// What has another hardware address than it.
     #[serde(default)]
     pub above: Vec<Above>,
+    /// What decides how far sources are checked on it.
+    #[serde(default)]
+    pub sources: SourceFacts,
+}
+
+/// What the host asks of the sources of packets that come in by a device, and what keeps the programs from
+/// asking as much.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct SourceFacts {
+    /// The larger of `net.ipv4.conf.all.rp_filter` and the device's own, which is the one that counts
+    /// (Documentation/networking/ip-sysctl.rst): 0 off, 1 strict, 2 loose.
+    pub rp_filter: u8,
+    /// Names of the devices on top of it: routes may name these, while packets come in by the one below.
+    pub above: Vec<String>,
+    /// Whether a default route has several next hops, one by this device and one by another.
+    pub several_ways: bool,
+    /// Whether the marks of packets choose their routes (`net.ipv4.conf.*.src_valid_mark`): the programs run
+    /// before a packet has any.
+    pub marked: bool,
 }
 
 /// A device on top of another: a VLAN, a macvlan, or the bridge or bond that the other is a part of.

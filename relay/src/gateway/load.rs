@@ -28,6 +28,7 @@ use super::preflight::AttachMode;
 
 use super::lock::Lock;
 use super::losses;
+use super::reverse_path;
 use super::rules::RuleSet;
 use super::rules::compile::Compiled;
 use super::rules::tables::{Present, RuleTables};
@@ -157,8 +158,14 @@ fn build(
     report(&format!("{} class(es) of ports with rules", rules.class_count()));
     fill(&mut ebpf, config, &topology)?;
     count_offers(&mut ebpf, devices)?;
+    let setting = config.gateway.reverse_path;
+    let checks: Vec<_> =
+        facts.iter().map(|link| reverse_path::decide(setting, &link.sources)).collect();
+    for ((name, _), check) in devices.iter().zip(&checks) {
+        report(&format!("reverse path of {name}: {check}"));
+    }
     let mut table = DeviceTable::of(&mut ebpf).expect("load_object has checked the maps");
-    table.fill(devices)?;
+    table.fill(devices, &checks)?;
     table.share(&config.gateway.shared_addresses)?;
     RuleTables::of(&mut ebpf).expect("load_object has checked the maps").replace(
         Some(&Present { compiled: &Compiled::of(&RuleSet::default())?, closing: &[] }),

@@ -18,6 +18,7 @@ use super::error::GatewayError;
 use super::flows::{Established, open_pending};
 use super::heartbeat::monotonic_ns;
 use super::losses::Lost;
+use super::reverse_path;
 use super::rtnetlink::Link;
 
 use super::state::{self, State};
@@ -88,7 +89,7 @@ pub fn status(config: &Config) -> Result<Status, GatewayError> {
         abi_version: value.abi_version,
         devices: (1..)
             .zip(&state.devices)
-            .map(|(number, name)| DeviceStatus::of(pins, number, name))
+            .map(|(number, name)| DeviceStatus::of(config, pins, number, name))
             .collect::<Result<_, GatewayError>>()?,
         programs: programs(pins)?,
         zones,
@@ -162,6 +163,15 @@ impl Status {
                 f,
                 "  ADDRESS    nothing is diverted from {name}: its hardware address was {known} and \
                  is {now} now; a running relay follows within a second, `relay rules apply` at once"
+            )?;
+        }
+        if let (Some(now), Some(wanted)) = (device.reverse_path, &device.wanted_reverse_path)
+            && now != reverse_path::name(wanted.mode)
+        {
+            writeln!(
+                f,
+                "  SOURCES    what comes in by {name} is checked by reverse path {now}, and would be by \
+                 {wanted}: `relay rules apply` puts that into force"
             )?;
         }
         match (self.programs.get("ingress"), program_id) {
@@ -266,7 +276,9 @@ impl fmt::Display for Status {
                 None => "",
             };
             let (name, mode) = (&device.name, device.mode);
-            writeln!(f, "device       {name}: {mode}, {program}{answers}")?;
+            let check = device.reverse_path.map(|check| format!(", reverse path {check}"));
+            let check = check.unwrap_or_default();
+            writeln!(f, "device       {name}: {mode}, {program}{answers}{check}")?;
             self.warn(device, f)?;
         }
         for (name, program) in &self.programs {

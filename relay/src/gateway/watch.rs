@@ -78,7 +78,7 @@ impl Watcher {
             let Some(link) = self.links.gateways_named(name, &relays)? else { continue };
             let Some(to) = link.address.map(HardwareAddress) else { continue };
             if let Some(from) = self.table.follow(number, link.ifindex, to)? {
-                let changed = Changed { device: name.clone(), from, to };
+                let changed = Changed::Address { device: name.clone(), from, to };
                 tracing::warn!("{changed}; frames for the former one are passed from now on");
             }
         }

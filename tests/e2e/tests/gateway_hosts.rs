@@ -8,7 +8,8 @@ use millrace_harness::gateway::fake_relay::{
     FakeRelay, PORT, connect, diverts, loaded, shared, traces, transfer, within,
 };
 use millrace_harness::net::frames::{Frame, SERVICE_TAG, TAG, flag};
-use millrace_harness::net::netns::{Host, Loaded, Topology, bpf_object};
+use millrace_harness::net::netns::{Loaded, Topology, bpf_object};
+use millrace_harness::net::raw_socket::send_frame;
 use millrace_harness::net::tcp::tcp_counter;
 use millrace_harness::system::privilege::privileged;
 use millrace_relay::codec::Framing;
@@ -212,16 +213,4 @@ fn a_tag_that_generic_mode_cannot_see_is_taken_off() -> anyhow::Result<()> {
             .with_context(|| format!("{} tag(s)", tags.len()))?;
     }
     loaded.unload()
-}
-
-/// Sends a frame as it is.
-fn send_frame(host: &Host, frame: &Frame) -> anyhow::Result<()> {
-    let program = "import socket, sys\n\
-                   out = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)\n\
-                   out.bind(('eth0', 0))\n\
-                   out.send(bytes.fromhex(sys.argv[1]))";
-    let digits: Vec<_> = frame.bytes().iter().map(|byte| format!("{byte:02x}")).collect();
-    let output = host.command("python3").args(["-c", program, &digits.concat()]).output()?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
 }

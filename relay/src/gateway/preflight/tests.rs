@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::super::known::Channels;
+use super::super::known::{Channels, SourceFacts};
 use super::*;
 
 const ALL: XdpFeatures = XdpFeatures(
@@ -48,6 +48,7 @@ fn card() -> LinkFacts {
         untags: false,
         peer: None,
         above: Vec::new(),
+        sources: SourceFacts::default(),
     }
 }
 

@@ -20,6 +20,7 @@ use millrace_harness::system::privilege::privileged;
 
 mod lost;
 mod related;
+mod reverse_path;
 mod zones;
 
 fn unsupported(programs: &mut Programs) -> anyhow::Result<()> {
@@ -30,14 +31,13 @@ fn unsupported(programs: &mut Programs) -> anyhow::Result<()> {
         frame[offset..offset + bytes.len()].copy_from_slice(bytes);
         frame
     };
-    let three = Family::Ipv4.from_client(SYN).tagged(&[TAG; 3]).bytes();
     for (frame, verdict) in [
         (ipv4[..33].to_vec(), Verdict::PassTruncated),
         (ipv4[..53].to_vec(), Verdict::PassTruncated),
         (ipv6[..53].to_vec(), Verdict::PassTruncated),
         (ipv6[..73].to_vec(), Verdict::PassTruncated),
         (with(&ipv4, 12, &[0x08, 0x06]), Verdict::PassEtherType),
-        (three, Verdict::PassTooManyTags),
+        (Family::Ipv4.from_client(SYN).tagged(&[TAG; 3]).bytes(), Verdict::PassTooManyTags),
         (with(&ipv4, 14, &[0x65]), Verdict::PassMalformedIpv4),
         (with(&ipv4, 14, &[0x44]), Verdict::PassMalformedIpv4),
         (with(&ipv4, 14, &[0x46]), Verdict::PassIpv4Options),
@@ -461,6 +461,7 @@ fn every_verdict() -> anyhow::Result<()> {
             unanswered(programs, family)?;
             related::fragments(programs, family)?;
             zones::zones(programs, &bench, family)?;
+            reverse_path::checked(programs, &bench, family)?;
         }
         ruling(programs)?;
         lost::lost_flows(programs, &bench)?;
@@ -473,15 +474,13 @@ fn every_verdict() -> anyhow::Result<()> {
     let bench = Bench::new()?;
     seen.extend(bench.with_programs(&with_pending(&bytes, HASH, 1)?, |programs| {
         let first = Family::Ipv4.from_client(SYN);
-        let second = first.from_port(CLIENT_PORT + 1);
         programs.ingress(&first, Verdict::DivertNew, REDIRECT)?;
-        programs.ingress(&second, Verdict::PassTableFull, PASS)?;
+        programs.ingress(&first.from_port(CLIENT_PORT + 1), Verdict::PassTableFull, PASS)?;
         programs.ingress(&first, Verdict::DivertNew, REDIRECT)?;
         Ok(std::mem::take(&mut programs.seen))
     })?);
 
-    let missing: Vec<_> =
-        Verdict::ALL.iter().filter(|verdict| !seen.contains(verdict)).map(|v| v.name()).collect();
+    let missing: Vec<_> = Verdict::ALL.iter().filter(|it| !seen.contains(it)).collect();
     ensure!(missing.is_empty(), "never seen: {missing:?}");
     Ok(())
 }

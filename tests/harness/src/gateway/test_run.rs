@@ -327,11 +327,19 @@ impl Programs {
 
     /// Runs a program over a frame.
     pub fn run(&mut self, program: &str, frame: &[u8]) -> anyhow::Result<Outcome> {
+        self.run_on(LOOPBACK, program, frame)
+    }
+
+    /// The same as if this device had received the frame. Another one than [`LOOPBACK`] has to run a
+    /// program in its driver: only then can it hand a frame to one.
+    pub fn run_on(&mut self, ifindex: u32, program: &str, frame: &[u8]) -> anyhow::Result<Outcome> {
         let before = self.counters()?;
         let mut out = vec![0; frame.len()];
+        let context = (ifindex != LOOPBACK).then(|| received_by(ifindex, frame.len()));
         let result = self.program(program)?.test_run(TestRunOptions {
             data_in: Some(frame),
             data_out: Some(&mut out),
+            ctx_in: context.as_deref(),
             ..TestRunOptions::default()
         })?;
         out.truncate(usize::try_from(result.data_size_out)?);
@@ -375,6 +383,13 @@ impl Programs {
     }
 }
 
+/// `struct xdp_md`: where the packet begins and ends, its metadata, and the device that received it.
+pub fn received_by(ifindex: u32, length: usize) -> Vec<u8> {
+    let length = u32::try_from(length).expect("a frame's");
+    let (data, meta, queue, egress) = (0, 0, 0, 0);
+    [data, length, meta, ifindex, queue, egress].map(u32::to_ne_bytes).concat()
+}
+
 fn tables(ebpf: &mut Ebpf) -> anyhow::Result<RuleTables<&mut MapData>> {
     RuleTables::of(ebpf).context("an object without rules")
 }
@@ -387,7 +402,7 @@ pub fn admit_test_runs(pins: &Path) -> anyhow::Result<[u8; 6]> {
     let config: Array<_, GatewayConfig> = Array::try_from(array(map::CONFIG)?)?;
     let address = config.get(&0, 0)?.relay_mac;
     let mut devices: Array<_, ClientDevice> = Array::try_from(array(map::CLIENT_DEVICES)?)?;
-    let device = ClientDevice::new(u16::MAX, HardwareAddress::new(address));
+    let device = ClientDevice::new(ClientDevice::MAX_NUMBER, HardwareAddress::new(address));
     devices.set(ClientDevice::slot(LOOPBACK), device, 0)?;
     Ok(address)
 }

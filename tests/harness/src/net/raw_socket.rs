@@ -1,4 +1,4 @@
-//! IPv4 packets past the stack: with any source, and whatever the stack thinks of them.
+//! Packets past the stack: with any source, and whatever the stack thinks of them.
 
 use std::io::{ErrorKind, Read as _};
 use std::time::Duration;
@@ -7,6 +7,7 @@ use anyhow::{Context as _, ensure};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::net::frames::{Frame, flag};
+use crate::net::netns::Host;
 
 /// Longest wait for an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -60,4 +61,16 @@ pub fn syn_ack_number(syn: &Frame) -> anyhow::Result<u32> {
             return Ok(u32::from_be_bytes(*number));
         }
     }
+}
+
+/// Sends a frame as it is, out of a host's `eth0`.
+pub fn send_frame(host: &Host, frame: &Frame) -> anyhow::Result<()> {
+    let program = "import socket, sys\n\
+                   out = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)\n\
+                   out.bind(('eth0', 0))\n\
+                   out.send(bytes.fromhex(sys.argv[1]))";
+    let digits: Vec<_> = frame.bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+    let output = host.command("python3").args(["-c", program, &digits.concat()]).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
 }

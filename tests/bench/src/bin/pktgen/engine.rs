@@ -8,6 +8,7 @@ use aya::programs::xdp::XdpMode;
 use aya::programs::{TestRun as _, TestRunAttrs, TestRunOptions, Xdp};
 use clap::ValueEnum;
 use millrace_bench::packet_cost::{Prologue, thread_time, thread_time_since};
+use millrace_harness::gateway::test_run::received_by;
 use millrace_harness::net::netns::Host;
 use millrace_harness::net::pktgen::{self, Traffic};
 
@@ -81,7 +82,7 @@ pub(crate) fn live_frames(
     frame: &[u8],
     packets: u32,
 ) -> Result<Passage> {
-    let context = context(u32::try_from(frame.len())?, road.bench.client_ifindex);
+    let context = received_by(road.bench.client_ifindex, frame.len());
     let arrived = road.arrived()?;
     let (processor, started) = (thread_time(), Instant::now());
     let options = TestRunOptions {
@@ -102,16 +103,6 @@ pub(crate) fn live_frames(
         processor: Some(processor),
         arrived: road.arrived()? - arrived,
     })
-}
-
-/// `struct xdp_md`: where the packet begins and ends, its metadata, and the device that received it.
-fn context(length: u32, ifindex: u32) -> Vec<u8> {
-    let (data, meta, queue, egress) = (0, 0, 0, 0);
-    [data, length, meta, ifindex, queue, egress]
-        .iter()
-        .copied()
-        .flat_map(u32::to_ne_bytes)
-        .collect()
 }
 
 /// Lets the kernel's generator send to `program`, which is attached for that long.
