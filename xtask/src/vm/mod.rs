@@ -42,7 +42,7 @@ pub(crate) struct Options {
     #[arg(long)]
     json: bool,
     /// Seconds after which a machine is ended
-    #[arg(long, default_value_t = 240, value_parser = clap::value_parser!(u64).range(10..))]
+    #[arg(long, default_value_t = 420, value_parser = clap::value_parser!(u64).range(10..))]
     limit_s: u64,
 }
 

@@ -65,6 +65,10 @@ impl Host {
         let name = format!("{HOST_PREFIX}{}-{number}-{name}", std::process::id());
         run(Command::new("ip").args(["netns", "add", &name]))?;
         let host = Self { name };
+        // Whatever the machine has, which a new namespace inherits.
+        for scope in ["all", "default"] {
+            host.sysctl(&format!("net/ipv4/conf/{scope}/rp_filter"), "0")?;
+        }
         host.ip("link set dev lo up")?;
         Ok(host)
     }
