@@ -112,40 +112,42 @@ pub fn receives(ctx: &XdpContext, flow: &FlowKey, nsid: u32) -> bool {
     found(socket(bpf_sk_lookup_udp, ctx, flow, nsid))
 }
 
+/// The state of what the stack of the namespace `nsid` has for a segment between these ends: a
+/// connection, or a listener.
+#[inline(always)]
+fn tcp_state(ctx: &XdpContext, flow: &FlowKey, nsid: u32) -> Option<u32> {
+    let socket = socket(bpf_skc_lookup_tcp, ctx, flow, nsid);
+    if socket.is_null() {
+        return None;
+    }
+    let state = state(socket);
+    // SAFETY: found above, released once.
+    unsafe { bpf_sk_release(socket.cast()) };
+    Some(state)
+}
+
 /// Whether the stack of the namespace `nsid` has a connection between exactly these ends: one whose
 /// handshake is done and that has not ended on both sides.
 #[inline(always)]
 pub fn holds(ctx: &XdpContext, flow: &FlowKey, nsid: u32) -> bool {
-    let socket = socket(bpf_skc_lookup_tcp, ctx, flow, nsid);
-    if socket.is_null() {
-        return false;
-    }
-    let holds = matches!(
-        state(socket),
-        TCP_ESTABLISHED
-            | TCP_FIN_WAIT1
-            | TCP_FIN_WAIT2
-            | TCP_CLOSE_WAIT
-            | TCP_LAST_ACK
-            | TCP_CLOSING
-    );
-    // SAFETY: found above, released once.
-    unsafe { bpf_sk_release(socket.cast()) };
-    holds
+    matches!(
+        tcp_state(ctx, flow, nsid),
+        Some(
+            TCP_ESTABLISHED
+                | TCP_FIN_WAIT1
+                | TCP_FIN_WAIT2
+                | TCP_CLOSE_WAIT
+                | TCP_LAST_ACK
+                | TCP_CLOSING
+        )
+    )
 }
 
 /// Whether the stack of the namespace `nsid` has anything between exactly these ends, in whatever state: a
 /// handshake that has begun, and what an ended connection has left, too.
 #[inline(always)]
 pub fn occupied(ctx: &XdpContext, flow: &FlowKey, nsid: u32) -> bool {
-    let socket = socket(bpf_skc_lookup_tcp, ctx, flow, nsid);
-    if socket.is_null() {
-        return false;
-    }
-    let occupied = state(socket) != TCP_LISTEN;
-    // SAFETY: found above, released once.
-    unsafe { bpf_sk_release(socket.cast()) };
-    occupied
+    tcp_state(ctx, flow, nsid).is_some_and(|state| state != TCP_LISTEN)
 }
 
 /// What a namespace's stack knows of a connection.
@@ -231,28 +233,42 @@ pub enum Route {
     None(Verdict),
 }
 
+/// Tells a route look-up of a packet by its protocol and traffic class, and by where it comes from and goes
+/// to: addresses, and ports in network byte order.
+#[inline(always)]
+fn describe(
+    fib: &mut FibParameters,
+    (protocol, traffic_class): (u8, u8),
+    (source, sport): (&Address, [u8; 2]),
+    (destination, dport): (&Address, [u8; 2]),
+) {
+    fib.l4_protocol = protocol;
+    fib.sport = u16::from_ne_bytes(sport);
+    fib.dport = u16::from_ne_bytes(dport);
+    if let (Some(source), Some(destination)) = (source.to_ipv4(), destination.to_ipv4()) {
+        fib.family = AF_INET;
+        fib.__bindgen_anon_2.tos = traffic_class;
+        fib.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(source);
+        fib.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(destination);
+    } else {
+        fib.family = AF_INET6;
+        fib.__bindgen_anon_2.flowinfo = (u32::from(traffic_class) << 20).to_be();
+        fib.__bindgen_anon_3.ipv6_src = source.words();
+        fib.__bindgen_anon_4.ipv6_dst = destination.words();
+    }
+}
+
 /// Asks the host's routing what becomes of a packet that came in where this one did.
 #[inline(always)]
 pub fn route(ctx: &XdpContext, headers: &Headers, flow: &FlowKey) -> Route {
     // SAFETY: integers, byte arrays and unions of them: all zero is a valid value.
     let mut fib: FibParameters = unsafe { core::mem::zeroed() };
-    fib.l4_protocol = headers.protocol;
-    fib.sport = u16::from_ne_bytes(flow.ports.source());
-    fib.dport = u16::from_ne_bytes(flow.ports.destination());
+    let (from, to) = (flow.ports.source(), flow.ports.destination());
+    let kind = (headers.protocol, headers.traffic_class);
+    describe(&mut fib, kind, (&flow.client, from), (&flow.server, to));
     // Only a jumbogram is longer, and the parser refuses those.
     fib.__bindgen_anon_1.tot_len = headers.ip_length.min(u32::from(u16::MAX)) as u16;
     fib.ifindex = ctx.ingress_ifindex() as u32;
-    if let (Some(source), Some(destination)) = (flow.client.to_ipv4(), flow.server.to_ipv4()) {
-        fib.family = AF_INET;
-        fib.__bindgen_anon_2.tos = headers.traffic_class;
-        fib.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(source);
-        fib.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(destination);
-    } else {
-        fib.family = AF_INET6;
-        fib.__bindgen_anon_2.flowinfo = (u32::from(headers.traffic_class) << 20).to_be();
-        fib.__bindgen_anon_3.ipv6_src = flow.client.words();
-        fib.__bindgen_anon_4.ipv6_dst = flow.server.words();
-    }
     // SAFETY: the parameters live on the stack for the call, and their size is given.
     let answer =
         unsafe { bpf_fib_lookup(ctx.as_ptr(), &raw mut fib, size_of::<FibParameters>() as i32, 0) };
@@ -298,21 +314,9 @@ pub fn leads_back(
     }
     // SAFETY: integers, byte arrays and unions of them, all zero.
     let fib = unsafe { space.assume_init_mut() };
-    fib.l4_protocol = protocol;
-    fib.sport = u16::from_ne_bytes(flow.ports.destination());
-    fib.dport = u16::from_ne_bytes(flow.ports.source());
+    let (from, to) = (flow.ports.destination(), flow.ports.source());
+    describe(fib, (protocol, traffic_class), (&flow.server, from), (&flow.client, to));
     fib.ifindex = relay_link;
-    if let (Some(source), Some(destination)) = (flow.server.to_ipv4(), flow.client.to_ipv4()) {
-        fib.family = AF_INET;
-        fib.__bindgen_anon_2.tos = traffic_class;
-        fib.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(source);
-        fib.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(destination);
-    } else {
-        fib.family = AF_INET6;
-        fib.__bindgen_anon_2.flowinfo = (u32::from(traffic_class) << 20).to_be();
-        fib.__bindgen_anon_3.ipv6_src = flow.server.words();
-        fib.__bindgen_anon_4.ipv6_dst = flow.client.words();
-    }
     // SAFETY: the parameters live on the stack for the call, and their size is given. Their length of 0
     // has no MTU asked for.
     let answer = unsafe { bpf_fib_lookup(ctx.as_ptr(), fib, size_of::<FibParameters>() as i32, 0) };
