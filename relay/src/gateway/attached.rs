@@ -16,7 +16,7 @@ use crate::gateway::host::Device;
 use crate::gateway::links::{info_of, linked_program, pinned_info, program_pin};
 use crate::gateway::load::PINNED;
 use crate::gateway::open_map;
-use crate::gateway::reverse_path::{self, SourceCheck};
+use crate::gateway::reverse_path::{self, SourceCheck, Surroundings};
 
 /// A client-facing device.
 #[derive(Debug, Serialize)]
@@ -66,6 +66,7 @@ impl DeviceStatus {
 
     pub(super) fn of(
         config: &Config,
+        surroundings: &Surroundings,
         pins: &Path,
         number: u16,
         name: &str,
@@ -84,7 +85,7 @@ impl DeviceStatus {
             known_address = table.known(number, device.ifindex)?;
             reverse_path = table.check(number, device.ifindex)?.map(reverse_path::name);
             if known_address.is_some() {
-                wanted_reverse_path = Some(reverse_path::of(config, name, device)?);
+                wanted_reverse_path = Some(surroundings.check(config, name, device)?);
             }
         }
         let redirects_answers = ifindex.map(|ifindex| links.get(ifindex, 0).is_ok());

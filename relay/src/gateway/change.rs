@@ -103,9 +103,9 @@ impl Change {
             let mtu = preflight::link_mtu(links, config.gateway.xdp, facts.page_size);
             topology::raise_mtu(config, mtu, report)?;
             let (mut devices, mut checks) = (Vec::new(), Vec::new());
-            for name in &config.gateway.devices {
-                let Some(device) = Device::find(name)? else { continue };
-                checks.push(reverse_path::of(config, name, &device)?);
+            for (name, link) in &facts.devices {
+                let (Some(link), Some(device)) = (link, Device::find(name)?) else { continue };
+                checks.push(reverse_path::decide(config.gateway.reverse_path, &link.sources));
                 devices.push((name.clone(), device));
             }
             let mut table = DeviceTable::of(ebpf).expect("load_object has checked the maps");

@@ -14,7 +14,7 @@ use crate::config::{Config, HardwareAddress};
 
 use super::error::GatewayError;
 use super::host::Device;
-use super::reverse_path::{self, SourceCheck};
+use super::reverse_path::{self, SourceCheck, Surroundings};
 use super::state::State;
 use super::{open_map, unusable};
 
@@ -110,6 +110,17 @@ impl<T: Borrow<MapData>> DeviceTable<T> {
     }
 }
 
+/// What the programs are to know of a device.
+fn told(
+    number: u16,
+    name: &str,
+    device: &Device,
+    check: &SourceCheck,
+) -> Result<ClientDevice, GatewayError> {
+    let told = ClientDevice::new(number, device.address(name)?.key());
+    Ok(told.with_reverse_path(check.mode))
+}
+
 impl<T: BorrowMut<MapData>> DeviceTable<T> {
     /// Tells of the devices, in the order of the configuration, each with how far it is checked.
     pub(super) fn fill(
@@ -122,8 +133,7 @@ impl<T: BorrowMut<MapData>> DeviceTable<T> {
             if self.get(slot)?.number() != 0 {
                 return Err(GatewayError::DeviceSlot { device: name.clone() });
             }
-            let told = ClientDevice::new(number, device.address(name)?.key());
-            self.set(slot, told.with_reverse_path(check.mode))?;
+            self.set(slot, told(number, name, device, check)?)?;
         }
         Ok(())
     }
@@ -141,8 +151,7 @@ impl<T: BorrowMut<MapData>> DeviceTable<T> {
             if !slots.insert(slot) {
                 return Err(GatewayError::DeviceSlot { device: name.clone() });
             }
-            let told = ClientDevice::new(number, device.address(name)?.key());
-            self.set(slot, told.with_reverse_path(check.mode))?;
+            self.set(slot, told(number, name, device, check)?)?;
         }
         for slot in (0..ClientDevice::SLOTS).filter(|slot| !slots.contains(slot)) {
             if self.get(slot)?.number() != 0 {
@@ -213,14 +222,14 @@ impl<T: BorrowMut<MapData>> DeviceTable<T> {
 pub(super) fn refresh(config: &Config, state: &State) -> Result<Vec<Changed>, GatewayError> {
     let mut table = DeviceTable::open(&state.pin_directory)?;
     table.share(&config.gateway.shared_addresses)?;
-    let mut changed = Vec::new();
+    let (mut changed, surroundings) = (Vec::new(), Surroundings::read()?);
     for (number, name) in (1..).zip(&state.devices) {
         let Some(device) = Device::find(name)? else { continue };
         let to = device.address(name)?;
         if let Some(from) = table.follow(number, device.ifindex, to)? {
             changed.push(Changed::Address { device: name.clone(), from, to });
         }
-        let to = reverse_path::of(config, name, &device)?;
+        let to = surroundings.check(config, name, &device)?;
         if let Some(from) = table.recheck(number, device.ifindex, to.mode)? {
             changed.push(Changed::ReversePath { device: name.clone(), from, to });
         }

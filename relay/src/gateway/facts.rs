@@ -17,7 +17,7 @@ use super::netdev::{self, XdpFeatures};
 use super::object::ObjectFile;
 use super::preflight::{self, AttachMode};
 
-use super::reverse_path::{self, SourceCheck};
+use super::reverse_path::{self, SourceCheck, Surroundings};
 use super::rules::RuleSet;
 use super::rules::compile::Compiled;
 use super::state::{self, State};
@@ -165,7 +165,8 @@ pub(super) fn loaded(config: &Config) -> Result<(), GatewayError> {
 
 pub(super) fn gather(config: &Config) -> Result<Facts, GatewayError> {
     let devices = config.gateway.devices.iter();
-    let all = Named::all()?;
+    let surroundings = Surroundings::read()?;
+    let link = |name: &str, device| link(name, &device, &surroundings);
     Ok(Facts {
         forwards: host::sysctl("net/ipv4/ip_forward")?.as_deref() == Some("1"),
         page_size: page_size(),
@@ -176,7 +177,7 @@ pub(super) fn gather(config: &Config) -> Result<Facts, GatewayError> {
         zones: config.gateway.zones,
         devices: devices
             .map(|name| {
-                Ok((name.clone(), Device::find(name)?.map(|it| link(name, &it, &all)).transpose()?))
+                Ok((name.clone(), Device::find(name)?.map(|it| link(name, it)).transpose()?))
             })
             .collect::<Result<_, GatewayError>>()?,
     })
@@ -188,7 +189,11 @@ pub(super) fn page_size() -> u32 {
 }
 
 /// What is known of a device that is there.
-fn link(name: &str, device: &Device, all: &[Named]) -> Result<LinkFacts, GatewayError> {
+fn link(
+    name: &str,
+    device: &Device,
+    surroundings: &Surroundings,
+) -> Result<LinkFacts, GatewayError> {
     let offloads = Offloads::of(name)?;
     Ok(LinkFacts {
         driver: device.driver(name)?,
@@ -203,14 +208,14 @@ fn link(name: &str, device: &Device, all: &[Named]) -> Result<LinkFacts, Gateway
         gro_hw: offloads.is_on("rx-gro-hw"),
         untags: offloads.is_on("rx-vlan-offload"),
         peer: device.is_veth().then(|| peer(device)).transpose()?,
-        above: above(name, device, all),
-        sources: reverse_path::facts(name, device, all)?,
+        above: above(device, &surroundings.stacked(name, device)),
+        sources: surroundings.facts(name, device)?,
     })
 }
 
-/// The devices on top of one, of which clients may know the gateway by another hardware address.
-fn above(name: &str, device: &Device, all: &[Named]) -> Vec<Above> {
-    let with_address = |named: &Named| {
+/// Those on top of a device of which clients may know the gateway by another hardware address.
+fn above(device: &Device, stacked: &[&Named]) -> Vec<Above> {
+    let with_address = |named: &&Named| {
         let address = named.device.mac().filter(|_| named.device.is_ethernet())?;
         (named.device.mac() != device.mac()).then(|| Above {
             name: named.name.clone(),
@@ -218,7 +223,7 @@ fn above(name: &str, device: &Device, all: &[Named]) -> Vec<Above> {
             address: HardwareAddress(address),
         })
     };
-    reverse_path::stacked(name, device, all).into_iter().filter_map(with_address).collect()
+    stacked.iter().filter_map(with_address).collect()
 }
 
 /// What a device can do with XDP; `None` if the kernel is too old to say.

@@ -80,53 +80,72 @@ fn obstacle(facts: &SourceFacts) -> Option<String> {
     }
 }
 
-/// How far a device would be checked by a load now.
-pub(super) fn of(
-    config: &Config,
-    name: &str,
-    device: &Device,
-) -> Result<SourceCheck, GatewayError> {
-    Ok(decide(config.gateway.reverse_path, &facts(name, device, &Named::all()?)?))
+/// The host's devices and default routes, which decide beside its settings: read once, however many
+/// devices are asked about.
+pub(super) struct Surroundings {
+    devices: Vec<Named>,
+    default_routes: Vec<Route>,
 }
 
-/// What is known of a device that is there.
-pub(super) fn facts(
-    name: &str,
-    device: &Device,
-    all: &[Named],
-) -> Result<SourceFacts, GatewayError> {
-    let largest = |key: &str| -> Result<u8, GatewayError> {
-        let mut largest = 0;
-        for device in ["all", name] {
-            let value = sysctl(&format!("net/ipv4/conf/{device}/{key}"))?;
-            largest = largest.max(value.and_then(|value| value.parse().ok()).unwrap_or(0));
-        }
-        Ok(largest)
-    };
-    Ok(SourceFacts {
-        rp_filter: largest("rp_filter")?,
-        above: stacked(name, device, all).iter().map(|above| above.name.clone()).collect(),
-        several_ways: several_ways(name, "-4")? || several_ways(name, "-6")?,
-        marked: largest("src_valid_mark")? > 0,
-    })
-}
-
-/// The devices on top of one, directly or not: its VLANs and macvlans, the bridge or bond that it is a part
-/// of, and what is on top of these.
-pub(super) fn stacked<'a>(name: &str, device: &Device, all: &'a [Named]) -> Vec<&'a Named> {
-    let mut found: Vec<&Named> = Vec::new();
-    let mut below = vec![(name, device)];
-    while let Some((name, lower)) = below.pop() {
-        for one in all {
-            let stands = one.device.lower() == Some(name)
-                || lower.master.as_deref() == Some(one.name.as_str()) && lower.vrf().is_none();
-            if stands && !found.iter().any(|known| known.name == one.name) {
-                found.push(one);
-                below.push((&one.name, &one.device));
+impl Surroundings {
+    pub(super) fn read() -> Result<Self, GatewayError> {
+        let mut default_routes = Vec::new();
+        for family in ["-4", "-6"] {
+            match command(&["ip", family, "-json", "route", "show", "default"]) {
+                // A kernel without this family.
+                Err(GatewayError::Command { .. }) => {}
+                answer => default_routes.extend(routes(&answer?)?),
             }
         }
+        Ok(Self { devices: Named::all()?, default_routes })
     }
-    found
+
+    /// How far a device would be checked by a load now.
+    pub(super) fn check(
+        &self,
+        config: &Config,
+        name: &str,
+        device: &Device,
+    ) -> Result<SourceCheck, GatewayError> {
+        Ok(decide(config.gateway.reverse_path, &self.facts(name, device)?))
+    }
+
+    /// What is known of a device that is there.
+    pub(super) fn facts(&self, name: &str, device: &Device) -> Result<SourceFacts, GatewayError> {
+        let largest = |key: &str| -> Result<u8, GatewayError> {
+            let mut largest = 0;
+            for device in ["all", name] {
+                let value = sysctl(&format!("net/ipv4/conf/{device}/{key}"))?;
+                largest = largest.max(value.and_then(|value| value.parse().ok()).unwrap_or(0));
+            }
+            Ok(largest)
+        };
+        let above = self.stacked(name, device);
+        Ok(SourceFacts {
+            rp_filter: largest("rp_filter")?,
+            above: above.iter().map(|above| above.name.clone()).collect(),
+            several_ways: lead_several_ways(name, &self.default_routes),
+            marked: largest("src_valid_mark")? > 0,
+        })
+    }
+
+    /// The devices on top of one, directly or not: its VLANs and macvlans, the bridge or bond that it is a
+    /// part of, and what is on top of these.
+    pub(super) fn stacked(&self, name: &str, device: &Device) -> Vec<&Named> {
+        let mut found: Vec<&Named> = Vec::new();
+        let mut below = vec![(name, device)];
+        while let Some((name, lower)) = below.pop() {
+            for one in &self.devices {
+                let stands = one.device.lower() == Some(name)
+                    || lower.master.as_deref() == Some(one.name.as_str()) && lower.vrf().is_none();
+                if stands && !found.iter().any(|known| known.name == one.name) {
+                    found.push(one);
+                    below.push((&one.name, &one.device));
+                }
+            }
+        }
+        found
+    }
 }
 
 /// A route as `ip -json route` shows it.
@@ -142,25 +161,19 @@ struct NextHop {
     dev: Option<String>,
 }
 
-fn several_ways(name: &str, family: &str) -> Result<bool, GatewayError> {
-    let answer = match command(&["ip", family, "-json", "route", "show", "default"]) {
-        // A kernel without this family.
-        Err(GatewayError::Command { .. }) => return Ok(false),
-        answer => answer?,
-    };
-    lead_several_ways(name, &answer)
+fn routes(text: &str) -> Result<Vec<Route>, GatewayError> {
+    if text.trim().is_empty() {
+        return Ok(Vec::new());
+    }
+    parse("ip route", text)
 }
 
 /// Whether one of these routes leads by this device and by another.
-fn lead_several_ways(name: &str, routes: &str) -> Result<bool, GatewayError> {
-    if routes.trim().is_empty() {
-        return Ok(false);
-    }
-    let routes: Vec<Route> = parse("ip route", routes)?;
-    Ok(routes.iter().any(|route| {
+fn lead_several_ways(name: &str, routes: &[Route]) -> bool {
+    routes.iter().any(|route| {
         let is_ours = |hop: &NextHop| hop.dev.as_deref() == Some(name);
         route.nexthops.iter().any(is_ours) && !route.nexthops.iter().all(is_ours)
-    }))
+    })
 }
 
 #[cfg(test)]
@@ -204,7 +217,7 @@ mod tests {
 
     #[test]
     fn a_route_by_several_devices_is_recognised() {
-        let ways = |routes: &str| lead_several_ways("eth1", routes).unwrap();
+        let ways = |text: &str| lead_several_ways("eth1", &routes(text).unwrap());
         assert!(!ways("") && !ways("[ ]"));
         assert!(!ways("[{\"dst\":\"default\",\"gateway\":\"10.0.0.1\",\"dev\":\"eth1\"}]"));
         let hops = |devices: [&str; 2]| {

@@ -18,7 +18,7 @@ use super::error::GatewayError;
 use super::flows::{Established, open_pending};
 use super::heartbeat::monotonic_ns;
 use super::losses::Lost;
-use super::reverse_path;
+use super::reverse_path::{self, Surroundings};
 use super::rtnetlink::Link;
 
 use super::state::{self, State};
@@ -83,13 +83,14 @@ pub fn status(config: &Config) -> Result<Status, GatewayError> {
     let state = State::of_loaded(config)?;
     let pins = &state.pin_directory;
     let value = read_config(config, pins)?;
+    let surroundings = Surroundings::read()?;
     let (zones, configured) = (Zones::of(value.active_set.zones()), config.gateway.zones);
     Ok(Status {
         instance: state.instance,
         abi_version: value.abi_version,
         devices: (1..)
             .zip(&state.devices)
-            .map(|(number, name)| DeviceStatus::of(config, pins, number, name))
+            .map(|(number, name)| DeviceStatus::of(config, &surroundings, pins, number, name))
             .collect::<Result<_, GatewayError>>()?,
         programs: programs(pins)?,
         zones,
