@@ -8,6 +8,7 @@ use millrace_harness::gateway::fake_relay::{FakeRelay, PORT, connect, shared, tr
 use millrace_harness::net::frames::{Frame, flag};
 use millrace_harness::net::netns::{Loaded, Topology, bpf_object};
 use millrace_harness::net::raw_socket::send_frame;
+use millrace_harness::net::tcp::counter;
 use millrace_harness::system::privilege::privileged;
 use millrace_relay::codec::Framing;
 use millrace_relay::config::{Config, HardwareAddress, ReversePath};
@@ -41,8 +42,7 @@ fn gateway_with(rp_filter: &str) -> anyhow::Result<(Topology, Config)> {
 }
 
 fn filter(topology: &Topology, rp_filter: &str) -> anyhow::Result<()> {
-    // The larger of the two counts.
-    topology.gateway.sysctl("net/ipv4/conf/all/rp_filter", "0")?;
+    // The larger of this and that of `all` counts, which is 0.
     topology.gateway.sysctl("net/ipv4/conf/eth1/rp_filter", rp_filter)
 }
 
@@ -57,13 +57,7 @@ fn send_syn(topology: &Topology, source: IpAddr, server: IpAddr) -> anyhow::Resu
 
 /// Packets that the host's own check has dropped.
 fn dropped_by_host(topology: &Topology) -> anyhow::Result<u64> {
-    let read = || std::fs::read_to_string("/proc/thread-self/net/netstat");
-    let text = topology.gateway.run(read)??;
-    let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt: "));
-    let (names, values) = lines.next().zip(lines.next()).context("no `TcpExt:`")?;
-    let is_ours = |name: &str| name == "IPReversePathFilter";
-    let position = names.split(' ').position(is_ours).context("no counter")?;
-    Ok(values.split(' ').nth(position).context("no value")?.parse()?)
+    counter(&topology.gateway.namespace(), "netstat", "TcpExt", "IPReversePathFilter")
 }
 
 /// Sends a SYN from a source, and sees what becomes of it.

@@ -38,11 +38,9 @@ impl Tenant {
         ] {
             link(gateway, device, &format!("{own}/32"), host, "eth0", address)?;
             host.ip(&format!("route add default via {own}"))?;
-            gateway.sysctl(&format!("net/ipv4/conf/{device}/rp_filter"), "0")?;
             gateway.ip(&format!("route add {network} dev {device} table 100"))?;
             gateway.ip(&format!("rule add iif {device} lookup 100"))?;
         }
-        gateway.sysctl("net/ipv4/conf/all/rp_filter", "0")?;
         Ok(Self { client, server })
     }
 }

@@ -23,10 +23,17 @@ pub fn retransmissions(namespaces: &[&Path]) -> Result<u64> {
 
 /// A counter of a network namespace's TCP, by its name in RFC 4022 without the `tcp`.
 pub fn tcp_counter(namespace: &Path, name: &str) -> Result<u64> {
-    let read = || std::fs::read_to_string("/proc/thread-self/net/snmp");
+    counter(namespace, "snmp", "Tcp", name)
+}
+
+/// A counter of a network namespace, by its name in a group of this file of `/proc/net`.
+pub fn counter(namespace: &Path, file: &str, group: &str, name: &str) -> Result<u64> {
+    let read = || std::fs::read_to_string(Path::new("/proc/thread-self/net").join(file));
     let text = in_namespace(namespace, read)??;
-    let mut lines = text.lines().filter_map(|line| line.strip_prefix("Tcp: "));
-    let (names, values) = lines.next().zip(lines.next()).context("no `Tcp:` in snmp")?;
+    let group = format!("{group}: ");
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix(&group));
+    let (names, values) =
+        lines.next().zip(lines.next()).with_context(|| format!("no `{group}` in {file}"))?;
     let position = names.split(' ').position(|known| known == name).context(name.to_owned())?;
     Ok(values.split(' ').nth(position).context(name.to_owned())?.parse()?)
 }
