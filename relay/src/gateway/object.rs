@@ -6,6 +6,7 @@ use aya::Ebpf;
 use aya::maps::Map;
 use aya::programs::{Program, ProgramError};
 use millrace_common::abi::{ABI_VERSION, SECTION};
+use nix::sys::signal::{SigSet, SigmaskHow};
 use object::{Object as _, ObjectSection as _};
 
 use super::error::{GatewayError, errno};
@@ -66,8 +67,12 @@ impl ObjectFile {
 
 /// Has the kernel verify a program.
 ///
-/// A signal that comes in meanwhile, a child's end for one, makes the verifier give up with EAGAIN;
-/// that says nothing about the program, and libbpf tries as often again.
+/// A signal that comes in meanwhile makes the verifier give up with EAGAIN, which says nothing about
+/// the program. Signals that can be blocked wait until it is done: who gets one every few
+/// milliseconds would never load anything, however often it tried. SIGCHLD is one of them where
+/// nobody handles it, if the child ends before `posix_spawn` has unblocked its parent's signals.
+/// For a stop of the process and a freezer's (cgroups(7)), the verifier is asked again, as often as
+/// libbpf does.
 pub fn verify(program: &mut Program) -> Result<(), ProgramError> {
     match program {
         Program::Xdp(program) => verified(|| program.load()),
@@ -86,6 +91,7 @@ pub(super) fn map_mut<'a>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut Map {
 pub(super) fn verified(
     mut load: impl FnMut() -> Result<(), ProgramError>,
 ) -> Result<(), ProgramError> {
+    let _blocked = Blocked::all()?;
     for _ in 1..VERIFY_ATTEMPTS {
         match load() {
             Err(error) if errno(&error) == Some(libc::EAGAIN) => {}
@@ -93,6 +99,25 @@ pub(super) fn verified(
         }
     }
     load()
+}
+
+/// This thread's signals are blocked; those that were not before come when it is dropped.
+struct Blocked {
+    before: SigSet,
+}
+
+impl Blocked {
+    fn all() -> Result<Self, ProgramError> {
+        let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK);
+        Ok(Self { before: before.map_err(|errno| ProgramError::IOError(errno.into()))? })
+    }
+}
+
+impl Drop for Blocked {
+    fn drop(&mut self) {
+        // Fails for an invalid argument alone (pthread_sigmask(3)).
+        let _ = self.before.thread_set_mask();
+    }
 }
 
 fn abi_version(bytes: &[u8]) -> Result<u32, String> {

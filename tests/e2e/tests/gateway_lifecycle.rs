@@ -3,6 +3,8 @@
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use millrace_harness::gateway::fake_relay::{
@@ -13,6 +15,8 @@ use millrace_harness::system::privilege::privileged;
 use millrace_relay::codec::Framing;
 use millrace_relay::config::{Config, XdpPolicy};
 use millrace_relay::gateway::{self, Gateway, GatewayError, object::ObjectFile};
+use nix::sys::pthread::{pthread_kill, pthread_self};
+use nix::sys::signal::Signal;
 
 const OTHER_PORT: u16 = 7001;
 
@@ -70,6 +74,47 @@ fn unload_removes_what_is_left_of_an_instance() -> anyhow::Result<()> {
 
     let after = traces(&topology.gateway, &config)?;
     ensure!(Traces { bpffs: before.bpffs, ..after } == before, "something is left");
+    Ok(())
+}
+
+/// The verifier gives up for a signal to its thread, and verifying takes much longer than the time
+/// between two of these. Children's ends did the same to loads beside other tests.
+#[test]
+fn a_load_outlasts_a_signal_every_millisecond() -> anyhow::Result<()> {
+    if !privileged("a_load_outlasts_a_signal_every_millisecond") {
+        return Ok(());
+    }
+    let _shared = shared();
+    let topology = Topology::new(1, 1)?;
+    let config = topology.config(PORT, Framing::Lines);
+    let object = ObjectFile::read(&bpf_object()?)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let _handled = {
+        let _inside = runtime.enter();
+        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::user_defined1())?
+    };
+    let loaded = AtomicBool::new(false);
+    let sent = topology.gateway.run(|| {
+        let loader = pthread_self();
+        std::thread::scope(|scope| {
+            let sender = scope.spawn(|| {
+                let mut sent = 0;
+                while !loaded.load(Relaxed) {
+                    pthread_kill(loader, Signal::SIGUSR1)?;
+                    sent += 1;
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                anyhow::Ok(sent)
+            });
+            let report = gateway::load_object_file(&config, &object, &mut |_| {});
+            loaded.store(true, Relaxed);
+            let sent = sender.join().expect("the sender")?;
+            report?;
+            anyhow::Ok(sent)
+        })
+    })??;
+    ensure!(sent > 50, "only {sent} signals came");
+    topology.gateway.run(|| gateway::unload(&config, &mut |_| {}))??;
     Ok(())
 }
 
