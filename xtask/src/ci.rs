@@ -64,7 +64,7 @@ pub(crate) fn run() -> Result<()> {
     drop(autogroups);
     cluster.release()?;
     tested?;
-    // After the broker's end: each virtual machine needs 1 GB.
+    // After the broker's end: each virtual machine needs 1 GB and a processor.
     step("cargo xtask vm-test", &|| xtask(&["vm-test"]))?;
 
     process::say("All checks passed:");

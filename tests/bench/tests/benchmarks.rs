@@ -30,7 +30,7 @@ fn rows<'a>(report: &'a Value, table: &str) -> &'a [Value] {
 
 #[test]
 fn the_gateway_is_measured_by_every_road() {
-    let Some(_right) = privilege::exclusive() else { return };
+    let Some(_right) = privilege::shared_if_privileged() else { return };
     let report = quick(env!("CARGO_BIN_EXE_bench-gateway"), &["--brokers", &kafka::brokers()]);
     let count = |comparison: &str| {
         rows(&report, "rows").iter().filter(|row| row["comparison"] == comparison).count()
@@ -45,7 +45,7 @@ fn the_gateway_is_measured_by_every_road() {
 
 #[test]
 fn the_routers_and_the_server_see_nothing_of_a_diverted_connection() {
-    let Some(_right) = privilege::exclusive() else { return };
+    let Some(_right) = privilege::shared_if_privileged() else { return };
     let report = quick(env!("CARGO_BIN_EXE_bench-path"), &["--brokers", &kafka::brokers()]);
     assert_eq!((rows(&report, "messages").len(), rows(&report, "idle").len()), (2 * 5, 2 * 3));
     let connected = rows(&report, "idle").iter().filter(|row| row["connections"] != 0);
@@ -68,7 +68,7 @@ fn the_routers_and_the_server_see_nothing_of_a_diverted_connection() {
 
 #[test]
 fn every_way_through_the_programs_has_its_cost() {
-    let Some(_right) = privilege::exclusive() else { return };
+    let Some(_right) = privilege::shared_if_privileged() else { return };
     let report = quick(env!("CARGO_BIN_EXE_bench-classify"), &[]);
     // The benchmark itself refuses a packet that takes another way than its row's.
     let verdicts: HashSet<_> =
@@ -84,7 +84,7 @@ fn every_way_through_the_programs_has_its_cost() {
 
 #[test]
 fn packets_of_every_scenario_go_where_they_should() {
-    let Some(_right) = privilege::exclusive() else { return };
+    let Some(_right) = privilege::shared_if_privileged() else { return };
     let size = ["--engine", "live-frames", "--size", "64"];
     let report = quick(env!("CARGO_BIN_EXE_pktgen"), &size);
     assert_eq!((&report["engine"], rows(&report, "rows").len()), (&"live-frames".into(), 9));
@@ -99,7 +99,7 @@ fn packets_of_every_scenario_go_where_they_should() {
 /// With the module there it runs, and without it it says what to do.
 #[test]
 fn the_kernels_generator_runs_or_is_refused() {
-    let Some(_right) = privilege::exclusive() else { return };
+    let Some(_right) = privilege::shared_if_privileged() else { return };
     let asked = ["flows-1000", "--engine", "kernel", "--size", "64"];
     let mut command = Command::new(env!("CARGO_BIN_EXE_pktgen"));
     let finished = run("pktgen", command.args(["--quick", "--json"]).args(asked), PATIENCE);

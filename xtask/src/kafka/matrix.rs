@@ -25,6 +25,9 @@ Examples:
   cargo xtask test-brokers 3.9.1 three-nodes
   cargo xtask test-brokers 4.0.1 --test ledger";
 
+/// Where the tests are: a binary each, and in them a file per name.
+const BINARIES: [&str; 3] = ["brokers", "delivery", "in_process"];
+
 /// The tests to run unless some are named.
 const TESTS: [&str; 7] =
     ["associations", "deadletter", "drain", "held", "ledger", "offsets", "registration"];
@@ -54,7 +57,7 @@ pub(crate) struct Options {
     /// Any of 3.6.2, 3.9.1, 4.0.1, 4.3.1, three-nodes [default: all]
     #[arg(value_name = "CLUSTER")]
     clusters: Vec<String>,
-    /// A test of tests/e2e/tests; may be given several times
+    /// A file of the folders below tests/e2e/tests, as `ledger`; may be given several times
     #[arg(long = "test", value_name = "NAME")]
     tests: Vec<String>,
 }
@@ -65,6 +68,11 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     if let Some(name) = options.clusters.iter().find(|name| !known(name)) {
         let names: Vec<_> = KINDS.iter().map(|kind| kind.name).collect();
         bail!("there is no cluster `{name}`; known clusters: {}", names.join(", "));
+    }
+    let known_tests = all_tests();
+    // One that is unknown would filter out everything, and pass.
+    if let Some(name) = options.tests.iter().find(|name| !known_tests.contains(name)) {
+        bail!("there is no test `{name}`; known tests: {}", known_tests.join(", "));
     }
     require_root()?;
     setup::ensure(&setup::USUAL)?;
@@ -106,6 +114,18 @@ impl Options {
     }
 }
 
+/// The names of all tests that there are.
+fn all_tests() -> Vec<String> {
+    let folders = BINARIES.map(|binary| paths::root().join("tests/e2e/tests").join(binary));
+    let files = folders.iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten().flatten();
+    let mut names: Vec<_> = files
+        .filter_map(|file| Some(file.file_name().to_str()?.strip_suffix(".rs")?.to_owned()))
+        .filter(|name| name != "main")
+        .collect();
+    names.sort_unstable();
+    names
+}
+
 /// True if all of these tests pass.
 fn test(brokers: &str, tests: &[&str], arguments: &[&str]) -> Result<bool> {
     if tests.is_empty() {
@@ -113,10 +133,10 @@ fn test(brokers: &str, tests: &[&str], arguments: &[&str]) -> Result<bool> {
     }
     let mut command = build::cargo();
     command.args(["test", "--release", "--no-fail-fast", "-p", "millrace-e2e"]);
-    for test in tests {
-        command.args(["--test", test]);
+    for binary in BINARIES {
+        command.args(["--test", binary]);
     }
-    command.arg("--").args(arguments);
+    command.arg("--").args(arguments).args(tests.iter().map(|test| format!("{test}::")));
     environment(&mut command, brokers)?;
     command.env("MILLRACE_REQUIRE_PRIVILEGE", "1");
     Ok(process::status(&mut command)?.success())

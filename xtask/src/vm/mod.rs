@@ -7,6 +7,9 @@ mod machine;
 
 use std::{
     fs,
+    panic::resume_unwind,
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -18,7 +21,8 @@ use crate::{build, paths, process, setup};
 use kernel::{Kernel, Series};
 
 pub(crate) const HELP: &str = "\
-Boots the kernel in QEMU, emulated in software and without any network. There it loads every XDP
+Boots each kernel in QEMU, emulated in software and without any network, as many at the same time as there
+are processors. There it loads every XDP
 program through the verifier, diverts a TCP connection, replaces and traces the programs meanwhile, runs
 the relay, kills it, runs the kernel's pktgen against the loaded program, loses packets, unloads, diverts
 full segments of jumbo frames by a veth and by a bridge, and runs the scenarios of `cargo xtask pktgen`
@@ -51,24 +55,23 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     setup::ensure(&[setup::Part::Build, setup::Part::Ebpf, setup::Part::Network, setup::Part::Vm])?;
     build::all()?;
     let chosen = options.kernel.series();
-    let (mut reports, mut skipped, mut failed) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut kernels, mut skipped) = (Vec::new(), Vec::new());
     for series in chosen {
-        let kernel = match Kernel::get(*series) {
-            Ok(kernel) => kernel,
+        match Kernel::get(*series) {
+            Ok(kernel) => kernels.push((*series, kernel)),
             // A kernel that was asked for by name must be available.
             Err(error) if chosen.len() == 1 || series.required => return Err(error),
             Err(error) => {
                 process::say(format!("SKIPPED kernel {}: {error:#}", series.name));
                 skipped.push(json!({ "kernel": series.name, "why": format!("{error:#}") }));
-                continue;
             }
-        };
-        let report = test(*series, &kernel, Duration::from_secs(options.limit_s))?;
-        if let Some(why) = report["failed"].as_str() {
-            failed.push(format!("{}: {why}", series.name));
         }
-        reports.push(report);
     }
+    let reports = test_all(&kernels, Duration::from_secs(options.limit_s))?;
+    let failures = reports.iter().filter_map(|report| {
+        Some(format!("{}: {}", report["kernel"].as_str()?, report["failed"].as_str()?))
+    });
+    let failed: Vec<_> = failures.collect();
     if options.json {
         println!("{}", json!({ "kernels": reports, "skipped": skipped }));
     }
@@ -77,6 +80,30 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     process::say(format!("{} of {} kernels tested, all passed.", reports.len(), chosen.len()));
     Ok(())
+}
+
+/// Boots them, as many at the same time as there are processors: a machine is emulated by one thread.
+fn test_all(kernels: &[(Series, Kernel)], limit: Duration) -> Result<Vec<Value>> {
+    let next = AtomicUsize::new(0);
+    let one_after_the_other = || -> Result<Vec<(usize, Value)>> {
+        let mut reports = Vec::new();
+        loop {
+            let index = next.fetch_add(1, Relaxed);
+            let Some((series, kernel)) = kernels.get(index) else { return Ok(reports) };
+            reports.push((index, test(*series, kernel, limit)?));
+        }
+    };
+    let mut reports = Vec::new();
+    thread::scope(|scope| {
+        let lanes = thread::available_parallelism()?.get().min(kernels.len());
+        let lanes: Vec<_> = (0..lanes).map(|_| scope.spawn(one_after_the_other)).collect();
+        for lane in lanes {
+            reports.extend(lane.join().unwrap_or_else(|panic| resume_unwind(panic))?);
+        }
+        anyhow::Ok(())
+    })?;
+    reports.sort_unstable_by_key(|(index, _)| *index);
+    Ok(reports.into_iter().map(|(_, report)| report).collect())
 }
 
 /// Boots a kernel. The report has a field `failed` if it did not pass.
@@ -90,7 +117,7 @@ fn test(series: Series, kernel: &Kernel, limit: Duration) -> Result<Value> {
     let mut checks = Vec::new();
     let console = folder.join("console.log");
     let outcome = machine::run(kernel, &initramfs, &console, limit, &mut |check| {
-        say(check);
+        say(series, check);
         checks.push(check.clone());
     });
     fs::remove_file(&initramfs)?;
@@ -102,7 +129,8 @@ fn test(series: Series, kernel: &Kernel, limit: Duration) -> Result<Value> {
     });
     match outcome {
         Ok(()) => process::say(format!(
-            "  {} checks passed in {:.1} s",
+            "  {:<5} {} checks passed in {:.1} s",
+            series.name,
             checks.len(),
             started.elapsed().as_secs_f64()
         )),
@@ -111,10 +139,11 @@ fn test(series: Series, kernel: &Kernel, limit: Duration) -> Result<Value> {
     Ok(report)
 }
 
-fn say(check: &Value) {
+fn say(series: Series, check: &Value) {
     let mark = if check["passed"] == true { "passed" } else { "FAILED" };
     process::say(format!(
-        "  {mark} {:<13} {:>6} ms  {}",
+        "  {:<5} {mark} {:<13} {:>6} ms  {}",
+        series.name,
         check["check"].as_str().unwrap_or_default(),
         check["took_ms"],
         check["detail"].as_str().unwrap_or_default()

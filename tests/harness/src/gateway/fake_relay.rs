@@ -6,7 +6,6 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::ops::Range;
 use std::process::Command;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -28,19 +27,6 @@ const BACKLOG: i32 = 128;
 /// Longer than any step takes, shorter than patience.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// Held for reading by every test that loads, for writing by one that wants to be alone with the
-/// host's shared parts (the bpffs mount).
-static HOST: RwLock<()> = RwLock::new(());
-
-/// Beside other tests that load.
-pub fn shared() -> RwLockReadGuard<'static, ()> {
-    HOST.read().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// With the host's shared parts to itself.
-pub fn alone() -> RwLockWriteGuard<'static, ()> {
-    HOST.write().unwrap_or_else(PoisonError::into_inner)
-}
 /// Beats from a thread of its own until it is dropped.
 #[derive(Debug)]
 pub struct Pulse {

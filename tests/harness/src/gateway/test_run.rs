@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use aya::maps::xdp::{DevMap, DevMapHash};
@@ -24,6 +25,11 @@ use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 
 use crate::net::frames::Frame;
 use crate::net::netns::{Host, link};
+use crate::net::socket_table;
+use crate::system::process::wait_until;
+
+/// The longest that the kernel takes to let go of a socket.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// `XDP_DROP`.
 pub const DROP: u32 = 1;
@@ -484,6 +490,9 @@ impl Bench {
     /// Does `work` while the relay's process is gone, and its sockets are not.
     pub fn without_process(&self, work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
         self.life.lock().expect("nobody panics with it").take();
+        wait_until(PATIENCE, "the end of the relay's process", || {
+            Ok(self.relay.run(|| socket_table::inode("udp", LIFE_PORT, 0))??.is_none())
+        })?;
         work()?;
         *self.life.lock().expect("nobody panics with it") = Some(life(&self.relay)?);
         Ok(())

@@ -5,6 +5,7 @@ pub mod netns;
 pub mod ordinary;
 pub mod pktgen;
 pub mod raw_socket;
+pub mod socket_table;
 pub mod tcp;
 pub mod tproxy;
 

@@ -1,8 +1,10 @@
-//! Tests that need root say so when they skip, and run one at a time.
+//! Tests that need root say so when they skip, and share the host.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+/// Held for reading by every test that loads, for writing by one that wants to be alone with the
+/// host's shared parts (the bpffs mount).
+static HOST: RwLock<()> = RwLock::new(());
 
 /// Environment variable that turns a skip for want of privilege into a failure.
 pub const REQUIRE_PRIVILEGE: &str = "MILLRACE_REQUIRE_PRIVILEGE";
@@ -21,13 +23,19 @@ pub fn privileged(what: &str) -> bool {
     false
 }
 
-/// The right to build namespaces and load programs, held until the test ends. Without root the
-/// test is told to skip, or fails if `MILLRACE_REQUIRE_PRIVILEGE=1`.
-pub fn exclusive() -> Option<MutexGuard<'static, ()>> {
-    let test = std::thread::current().name().unwrap_or("a test").to_owned();
-    if !privileged(&test) {
-        return None;
-    }
+/// Beside other tests that load.
+pub fn shared() -> RwLockReadGuard<'static, ()> {
     // A test that failed has cleaned up after itself.
-    Some(ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner))
+    HOST.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// With the host's shared parts to itself.
+pub fn alone() -> RwLockWriteGuard<'static, ()> {
+    HOST.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// [`shared`], if the running test is [`privileged`].
+pub fn shared_if_privileged() -> Option<RwLockReadGuard<'static, ()>> {
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    privileged(&test).then(shared)
 }
