@@ -190,7 +190,7 @@ fn answer(ctx: &XdpContext) -> Verdict {
         Verdict::DivertEstablished
     } else {
         let Some(flow) = headers.flow(&packet) else { return Verdict::PassTruncated };
-        match accepted_owner(&flow, generation, zone) {
+        match settled_owner(&flow, generation, zone) {
             Owner::Nobody => match maps::pending_owner(&flow, generation, zone) {
                 Owner::Nobody => return Verdict::PassNoRule,
                 Owner::Relay => Verdict::DivertPending,
@@ -206,7 +206,7 @@ fn answer(ctx: &XdpContext) -> Verdict {
 /// Whose an accepted flow is that [`maps::has_accepted`] has not found, which finds only what is known to
 /// be in a packet's zone. A segment shows the zone of a flow, where that is not known yet.
 #[inline(always)]
-fn accepted_owner(flow: &FlowKey, generation: u64, zone: Zone) -> Owner {
+fn settled_owner(flow: &FlowKey, generation: u64, zone: Zone) -> Owner {
     if zone == Zone::ANY {
         return Owner::Nobody;
     }
@@ -396,7 +396,7 @@ impl Steering<'_> {
     #[inline(always)]
     fn follow(&self) -> Verdict {
         // A flow that the relay has accepted is in its zone where a rule alone decides too.
-        match accepted_owner(self.flow, self.ruled.heartbeat.generation, self.zone) {
+        match settled_owner(self.flow, self.ruled.heartbeat.generation, self.zone) {
             Owner::Nobody => {}
             Owner::Relay => return self.ruled.divert(Verdict::DivertEstablished),
             Owner::OtherZone => return Verdict::PassOtherZone,

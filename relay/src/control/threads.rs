@@ -226,7 +226,7 @@ impl Threads {
         let keeper = Keeper::new(
             config,
             KeeperParts {
-                kept: shared.kept(),
+                clientele: shared.clientele(),
                 letter_batch_bytes: topics.batch_limits.kept,
                 intake: intake.clone(),
                 downlinks: downlinks.clone(),

@@ -16,9 +16,9 @@ use crate::kafka::inspect::command;
 use crate::kafka::reader::{Known, OpenError, TopicReader};
 use crate::model::{ConnectionKey, HeaderList, RelayId, Reply, ReplyOrigin};
 use crate::ring::{Command, DELIVERY_PARTS, Delivered, DownlinkSender, Receipt};
+use crate::undelivered::clientele::Clientele;
 use crate::undelivered::deadletter::Sender;
 use crate::undelivered::held::{Entry, HeldIndex, HeldRefusal, Record, held_header};
-use crate::undelivered::kept::Kept;
 use crate::undelivered::presence::Presence;
 use crate::undelivered::stats::HeldStats;
 use crate::undelivered::turns::Turns;
@@ -71,7 +71,7 @@ pub(crate) struct Deliveries {
 impl Deliveries {
     pub(crate) fn new(
         config: &Config,
-        kept: &Kept,
+        clientele: &Clientele,
         sender: Sender,
         downlinks: Vec<DownlinkSender>,
     ) -> Result<Self, OpenError> {
@@ -81,8 +81,8 @@ impl Deliveries {
         Ok(Self {
             reader,
             topic,
-            protocols: kept.protocols.clone(),
-            presence: kept.presence.clone(),
+            protocols: clientele.protocols.clone(),
+            presence: clientele.presence.clone(),
             index: HeldIndex::new(config.hold.clone(), RelayId(config.relay.id), sender),
             here: HashMap::new(),
             turns: Turns::new(),

@@ -16,7 +16,7 @@ use crate::kafka::inspect::command;
 use crate::kafka::reader::OpenError;
 use crate::model::{HeaderList, RelayId, ReplyOffset, split_reply_key};
 use crate::ring::{Command, DownlinkSender};
-use crate::undelivered::Kept;
+use crate::undelivered::Clientele;
 use crate::undelivered::deadletter::{Letter, Reason, Refused, Sender};
 use crate::undelivered::delivery::{Deliveries, HeldNote};
 use crate::undelivered::held::{Entry, held_header, print_offsets};
@@ -93,7 +93,7 @@ pub struct Keeper {
 /// What a [`Keeper`] is made from.
 pub struct KeeperParts {
     /// The clients that it keeps for.
-    pub kept: Kept,
+    pub clientele: Clientele,
     /// Longest batch that the topics take which it writes to, if that is known.
     pub letter_batch_bytes: Option<u32>,
     /// Where replies are handed in.
@@ -107,16 +107,16 @@ pub struct KeeperParts {
 impl Keeper {
     /// A keeper for what is handed in at the intake, and for the clients of the workers.
     pub fn new(config: &Config, parts: KeeperParts) -> Result<Self, OpenError> {
-        let KeeperParts { kept, letter_batch_bytes, intake, downlinks, stats } = parts;
+        let KeeperParts { clientele, letter_batch_bytes, intake, downlinks, stats } = parts;
         let relay = RelayId(config.relay.id);
-        let sender = Sender::new(relay, kept.incarnation);
+        let sender = Sender::new(relay, clientele.incarnation);
         Ok(Self {
             downlink: (config.kafka.downlink_topic(), i32::from(relay.0)),
             uplink_topic: config.kafka.uplink_topic(),
             deadletter_topic: config.kafka.deadletter_topic(),
             held_topic: config.kafka.held_topic(),
-            postponed: Postponed::new(config, &kept, downlinks.clone())?,
-            deliveries: Deliveries::new(config, &kept, sender.clone(), downlinks)?,
+            postponed: Postponed::new(config, &clientele, downlinks.clone())?,
+            deliveries: Deliveries::new(config, &clientele, sender.clone(), downlinks)?,
             sender,
             intake,
             fetcher: Fetcher::new(&config.kafka)?,

@@ -13,12 +13,12 @@
 pub(crate) mod abandoned;
 pub(crate) mod arrivals;
 pub(crate) mod backlog;
+mod clientele;
 pub(crate) mod deadletter;
 pub(crate) mod delivery;
 pub(crate) mod held;
 pub(crate) mod intake;
 pub(crate) mod keeper;
-mod kept;
 mod lines;
 pub(crate) mod note;
 pub(crate) mod outbox;
@@ -29,11 +29,11 @@ pub(crate) mod turns;
 
 pub use abandoned::{BuryError, Undertaker};
 pub use arrivals::Arrivals;
+pub use clientele::Clientele;
 pub use deadletter::{CUT_BYTES, LetterCounts, Reason, letter};
 pub use held::HeldRefusal;
 pub use intake::Intake;
 pub use keeper::{Keeper, KeeperParts};
-pub use kept::Kept;
 pub use note::postponed_before;
 pub use presence::Presence;
 pub use stats::{HeldStats, KeeperStats};

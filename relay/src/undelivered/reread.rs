@@ -14,8 +14,8 @@ use crate::kafka::inspect::command;
 use crate::model::{ConnectionKey, HeaderList, RelayId, Reply, ReplyOrigin, split_reply_key};
 use crate::ring::{Command, DownlinkBatch, DownlinkSender, Receipt};
 use crate::undelivered::backlog::Next;
+use crate::undelivered::clientele::Clientele;
 use crate::undelivered::intake::Intake;
-use crate::undelivered::kept::Kept;
 use crate::undelivered::stats::KeeperStats;
 
 /// How long to wait for a worker to give a batch back.
@@ -38,7 +38,7 @@ pub(crate) struct Postponed {
 impl Postponed {
     pub(crate) fn new(
         config: &Config,
-        kept: &Kept,
+        clientele: &Clientele,
         downlinks: Vec<DownlinkSender>,
     ) -> KafkaResult<Self> {
         let relay = RelayId(config.relay.id);
@@ -49,7 +49,7 @@ impl Postponed {
             fetcher: Fetcher::new(&config.kafka)?,
             open: downlinks.iter().map(|_| None).collect(),
             downlinks,
-            stopping: kept.stop.clone(),
+            stopping: clientele.stop.clone(),
         })
     }
 

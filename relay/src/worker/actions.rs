@@ -129,17 +129,18 @@ impl Actions for CodecActions<'_> {
     }
 
     fn settle(&mut self, reply: ReplyOrigin) {
-        if let Some(receipt) = self.link.kept.take(reply) {
-            let kept = &mut self.link.kept;
-            self.wishes.sent += u64::from(self.settlement.done(receipt, kept, self.downlink));
+        if let Some(receipt) = self.link.unconfirmed.take(reply) {
+            let unconfirmed = &mut self.link.unconfirmed;
+            self.wishes.sent +=
+                u64::from(self.settlement.done(receipt, unconfirmed, self.downlink));
         }
     }
 
     fn give_up(&mut self, reply: ReplyOrigin) {
-        if let Some(receipt) = self.link.kept.take(reply) {
+        if let Some(receipt) = self.link.unconfirmed.take(reply) {
             // One that waited is counted where it waited.
             self.wishes.filtered += u64::from(!matches!(receipt, Receipt::Held { .. }));
-            self.settlement.done(receipt, &mut self.link.kept, self.downlink);
+            self.settlement.done(receipt, &mut self.link.unconfirmed, self.downlink);
         }
     }
 
@@ -148,7 +149,7 @@ impl Actions for CodecActions<'_> {
     }
 
     fn release(&mut self, reply: ReplyOrigin) {
-        if let Some(receipt) = self.link.kept.take(reply) {
+        if let Some(receipt) = self.link.unconfirmed.take(reply) {
             self.link.output.receipts.push_back(receipt);
         }
     }

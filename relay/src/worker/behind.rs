@@ -40,11 +40,11 @@ impl<E: Engine> Worker<E> {
     pub(super) fn leave_unconfirmed(&mut self, socket: SocketId, overdue: ReplyOffset) {
         let left = self.left_for_others();
         let link = &mut self.connection(socket).link;
-        if link.kept.below(overdue) > left {
+        if link.unconfirmed.below(overdue) > left {
             return;
         }
         let key = link.key;
-        for offset in link.kept.leave_below(overdue) {
+        for offset in link.unconfirmed.leave_below(overdue) {
             self.shared.postponed.fetch_add(1, Ordering::Relaxed);
             let returned = Return::Unconfirmed { key, offset };
             self.settlement.give_back(returned, Some(offset), &self.downlink);

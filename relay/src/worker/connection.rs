@@ -10,12 +10,12 @@ use crate::codec::AnyCodec;
 use crate::model::{ClientIdentity, CloseReason, ConnectionKey, Identity, ReplyOffset, ServiceId};
 use crate::ring::{BatchPlace, Receipt};
 
-use super::kept::Kept;
 use super::lag::Behind;
 use super::limits::Pace;
 use super::reasons::Reasons;
 use super::send_buffer::{SendBuffer, Taken};
 use super::shared::Served;
+use super::unconfirmed::Unconfirmed;
 
 /// What an idle connection keeps of its list of receipts.
 const RECEIPTS_KEPT: usize = 64;
@@ -156,7 +156,7 @@ pub(super) struct Link {
     /// Sent to a client that had ended its side, and that may have gone: whether it has them is known when
     /// its kernel has acknowledged them. None are here of clients whose replies do not wait for them.
     pub(super) doubtful: VecDeque<Receipt>,
-    pub(super) kept: Kept,
+    pub(super) unconfirmed: Unconfirmed,
     /// Its client reads slower than its server writes.
     pub(super) behind: Option<Box<Behind>>,
 }
@@ -170,7 +170,7 @@ impl Link {
 
     /// The first offset of the downlink that waits for the client.
     pub(super) fn oldest_offset(&self) -> Option<ReplyOffset> {
-        self.oldest_unread().into_iter().chain(self.kept.oldest_offset()).min()
+        self.oldest_unread().into_iter().chain(self.unconfirmed.oldest_offset()).min()
     }
 }
 
@@ -232,7 +232,7 @@ impl Connection {
             origin: BatchPlace::default(),
             output: Output::default(),
             doubtful: VecDeque::new(),
-            kept: Kept::default(),
+            unconfirmed: Unconfirmed::default(),
             behind: None,
         };
         Self {

@@ -241,13 +241,13 @@ impl<E: Engine> Worker<E> {
         let doubtful = std::mem::take(&mut link.doubtful);
         if !doubtful.is_empty() && self.engine.is_taken(socket) {
             let (settlement, downlink) = (&mut self.settlement, &self.downlink);
-            let of_downlink = |receipt| settlement.done(receipt, &mut link.kept, downlink);
+            let of_downlink = |receipt| settlement.done(receipt, &mut link.unconfirmed, downlink);
             let replies = doubtful.into_iter().map(of_downlink).filter(|one| *one).count();
             self.stats.replies_sent.add(replies as u64);
         } else {
             unsent.extend(doubtful);
         }
-        let (kept, delivery) = link.kept.give_up();
+        let (kept, delivery) = link.unconfirmed.give_up();
         unsent.extend(kept);
         let (key, left) = (link.key, link.behind.take().is_some_and(|behind| behind.is_waiting()));
         if let (Some(identity), Some(who)) = (&link.identity, link.who.take()) {

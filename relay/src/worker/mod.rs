@@ -10,7 +10,6 @@ mod connection;
 mod departed;
 mod disconnect;
 mod ending;
-mod kept;
 mod lag;
 mod limits;
 mod lists;
@@ -29,6 +28,7 @@ mod stop;
 #[cfg(test)]
 mod tests;
 mod timers;
+mod unconfirmed;
 mod waiting;
 
 use std::io;

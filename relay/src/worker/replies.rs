@@ -167,7 +167,7 @@ impl<E: Engine> Worker<E> {
         }
         let connection = self.connections[socket.index()].as_mut().expect("just seen");
         // Before the call, because the codec may ask for its settlement within it.
-        connection.link.kept.keep(reply.origin, receipt);
+        connection.link.unconfirmed.keep(reply.origin, receipt);
         let sending = self.act(socket, |codec, now, actions| {
             let sending = codec.reply(reply, now, actions);
             if sending == Ok(Sending::WithOutput) {
@@ -179,15 +179,15 @@ impl<E: Engine> Worker<E> {
         match sending {
             Ok(Sending::WithOutput | Sending::Kept) => {}
             Ok(Sending::Unwanted) => {
-                if let Some(receipt) = link.kept.take(reply.origin) {
+                if let Some(receipt) = link.unconfirmed.take(reply.origin) {
                     // One that had waited was counted when it was held.
                     let of_downlink = !matches!(receipt, Receipt::Held { .. });
                     self.stats.replies_filtered.add(u64::from(of_downlink));
-                    self.settlement.done(receipt, &mut link.kept, &self.downlink);
+                    self.settlement.done(receipt, &mut link.unconfirmed, &self.downlink);
                 }
             }
             Err(Unencodable) => {
-                if let Some(receipt) = link.kept.take(reply.origin) {
+                if let Some(receipt) = link.unconfirmed.take(reply.origin) {
                     self.unencodable(socket, receipt);
                 }
             }
@@ -199,7 +199,7 @@ impl<E: Engine> Worker<E> {
             let key = self.connection(socket).link.key;
             return self.undelivered(key, UndeliveredReason::Unencodable, receipt);
         };
-        if let Some(delivered) = self.connection(socket).link.kept.fail(part) {
+        if let Some(delivered) = self.connection(socket).link.unconfirmed.fail(part) {
             self.downlink.report(delivered);
         }
     }
@@ -267,10 +267,10 @@ impl<E: Engine> Worker<E> {
             && connection.state != State::Closing
             && let Some(buffer) = connection.link.output.begin_send()
         {
-            let Link { doubtful, kept, .. } = &mut connection.link;
+            let Link { doubtful, unconfirmed, .. } = &mut connection.link;
             if !doubtful.is_empty() && self.engine.is_taken(socket) {
                 let (settlement, downlink) = (&mut self.settlement, &self.downlink);
-                let of_downlink = |receipt| settlement.done(receipt, kept, downlink);
+                let of_downlink = |receipt| settlement.done(receipt, unconfirmed, downlink);
                 let replies = doubtful.drain(..).map(of_downlink).filter(|one| *one).count();
                 self.stats.replies_sent.add(replies as u64);
             }
@@ -298,7 +298,8 @@ impl<E: Engine> Worker<E> {
                     link.doubtful.extend(sent);
                 } else {
                     let (settlement, downlink) = (&mut self.settlement, &self.downlink);
-                    let of_downlink = |receipt| settlement.done(receipt, &mut link.kept, downlink);
+                    let of_downlink =
+                        |receipt| settlement.done(receipt, &mut link.unconfirmed, downlink);
                     let replies = sent.map(of_downlink).filter(|one| *one).count();
                     self.stats.replies_sent.add(replies as u64);
                 }

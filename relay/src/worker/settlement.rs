@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::model::ReplyOffset;
 use crate::ring::{DownlinkBatch, DownlinkReceiver, Receipt, Return};
 
-use super::kept::Kept;
+use super::unconfirmed::Unconfirmed;
 
 /// What a worker has to say and nobody has taken; above it, the worker takes no more replies, and the
 /// downlink's reader waits. Connections that end still add what they have on their hands.
@@ -63,11 +63,11 @@ impl Settlement {
     pub(super) fn done(
         &mut self,
         receipt: Receipt,
-        kept: &mut Kept,
+        unconfirmed: &mut Unconfirmed,
         ring: &DownlinkReceiver,
     ) -> bool {
         if let Receipt::Held { part, .. } = receipt
-            && let Some(delivered) = kept.done(part)
+            && let Some(delivered) = unconfirmed.done(part)
         {
             ring.report(delivered);
         }

@@ -15,7 +15,7 @@ use crate::model::{Incarnation, RelayId};
 use crate::ring::Credit;
 use crate::route::Associations;
 use crate::stop::StopTime;
-use crate::undelivered::Kept;
+use crate::undelivered::Clientele;
 use crate::undelivered::{Arrivals, Presence};
 use crate::uplink::Leases;
 
@@ -116,8 +116,8 @@ pub struct Shared {
 
 impl Shared {
     /// As much of it as the keeper has to know.
-    pub fn kept(&self) -> Kept {
-        Kept {
+    pub fn clientele(&self) -> Clientele {
+        Clientele {
             incarnation: self.incarnation,
             protocols: self.services.iter().map(|service| service.protocol.clone()).collect(),
             presence: self.presence.clone(),

@@ -56,7 +56,7 @@ impl Rig<'_> {
             assert!(producer.send(record.partition(0)).is_ok());
         }
         producer.flush(PATIENCE).expect("written");
-        let kept = Kept {
+        let clientele = Clientele {
             incarnation: Incarnation::new(2),
             protocols: config
                 .services
@@ -67,7 +67,7 @@ impl Rig<'_> {
             stop: Arc::default(),
         };
         let parts = KeeperParts {
-            kept,
+            clientele,
             letter_batch_bytes: None,
             intake: Arc::default(),
             downlinks: Vec::new(),

@@ -8,7 +8,7 @@ use crate::ring::{Delivered, Parts, Receipt};
 
 /// Replies that the codec has, until their client confirms them. Few at a time, and mostly in order.
 #[derive(Debug, Default)]
-pub(super) struct Kept {
+pub(super) struct Unconfirmed {
     replies: VecDeque<(ReplyOrigin, Receipt)>,
     /// Replies that waited for the client. There is one delivery at a time.
     delivery: Option<Box<Progress>>,
@@ -23,7 +23,7 @@ struct Progress {
     whole: bool,
 }
 
-impl Kept {
+impl Unconfirmed {
     pub(super) fn keep(&mut self, origin: ReplyOrigin, receipt: Receipt) {
         self.replies.push_back((origin, receipt));
         if let Receipt::Held { delivery, last, .. } = receipt {
@@ -93,7 +93,7 @@ impl Kept {
         (replies.map(|(_, receipt)| receipt), delivery)
     }
 
-    /// The first offset of the downlink that is kept.
+    /// The first offset of the downlink that is unconfirmed.
     pub(super) fn oldest_offset(&self) -> Option<ReplyOffset> {
         self.replies.iter().find_map(|(_, receipt)| match receipt {
             Receipt::Offset(offset) => Some(*offset),
@@ -112,20 +112,20 @@ mod tests {
     }
 
     /// Three parts, as a worker gives them to a connection one after the other.
-    fn kept(parts: u32) -> Kept {
-        let mut kept = Kept::default();
+    fn unconfirmed(parts: u32) -> Unconfirmed {
+        let mut unconfirmed = Unconfirmed::default();
         for part in 0..parts {
             let receipt = Receipt::Held { delivery: 7, part, last: part == 2 };
-            kept.keep(origin(part.into()), receipt);
+            unconfirmed.keep(origin(part.into()), receipt);
         }
-        kept
+        unconfirmed
     }
 
-    fn confirm(kept: &mut Kept, part: i64) -> Option<Delivered> {
-        let Some(Receipt::Held { part, .. }) = kept.take(origin(part)) else {
+    fn confirm(unconfirmed: &mut Unconfirmed, part: i64) -> Option<Delivered> {
+        let Some(Receipt::Held { part, .. }) = unconfirmed.take(origin(part)) else {
             panic!("it is kept")
         };
-        kept.done(part)
+        unconfirmed.done(part)
     }
 
     fn parts(parts: &[u32]) -> Parts {
@@ -138,20 +138,20 @@ mod tests {
 
     #[test]
     fn a_delivery_is_reported_once_when_the_end_of_all_is_known() {
-        let mut kept = kept(3);
-        assert_eq!(confirm(&mut kept, 2), None);
-        kept.take(origin(0));
-        assert!(kept.fail(0).is_none());
+        let mut unconfirmed = unconfirmed(3);
+        assert_eq!(confirm(&mut unconfirmed, 2), None);
+        unconfirmed.take(origin(0));
+        assert!(unconfirmed.fail(0).is_none());
         let expected = Delivered { delivery: 7, sent: parts(&[1, 2]), unencodable: parts(&[0]) };
-        assert_eq!(confirm(&mut kept, 1), Some(expected));
-        assert!(kept.give_up().1.is_none());
+        assert_eq!(confirm(&mut unconfirmed, 1), Some(expected));
+        assert!(unconfirmed.give_up().1.is_none());
     }
 
     #[test]
     fn what_is_not_confirmed_when_the_connection_ends_waits_on() {
-        let mut kept = kept(3);
-        assert_eq!(confirm(&mut kept, 1), None);
-        let (receipts, delivery) = kept.give_up();
+        let mut unconfirmed = unconfirmed(3);
+        assert_eq!(confirm(&mut unconfirmed, 1), None);
+        let (receipts, delivery) = unconfirmed.give_up();
         assert_eq!(receipts.count(), 2);
         let expected = Delivered { sent: parts(&[1]), ..Delivered::nothing(7) };
         assert_eq!(delivery, Some(expected));
@@ -159,9 +159,9 @@ mod tests {
 
     #[test]
     fn the_last_part_reports_a_delivery_that_it_comes_too_late_for() {
-        let mut kept = kept(2);
-        assert_eq!(confirm(&mut kept, 0), None);
-        assert_eq!(confirm(&mut kept, 1), None, "the last one is to come");
-        assert!(kept.give_up().1.is_none());
+        let mut unconfirmed = unconfirmed(2);
+        assert_eq!(confirm(&mut unconfirmed, 0), None);
+        assert_eq!(confirm(&mut unconfirmed, 1), None, "the last one is to come");
+        assert!(unconfirmed.give_up().1.is_none());
     }
 }

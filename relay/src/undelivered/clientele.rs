@@ -10,7 +10,7 @@ use super::presence::Presence;
 
 /// What the keeper has to know of the clients that it keeps for.
 #[derive(Clone, Debug)]
-pub struct Kept {
+pub struct Clientele {
     /// This run of the relay.
     pub incarnation: Incarnation,
     /// What the clients of each service speak, by [`ServiceId`](crate::model::ServiceId).
