@@ -3,6 +3,7 @@
 //! It only orchestrates: it installs, builds, starts Kafka and runs other programs. Everything that an
 //! operator's host needs is in the `relay` binary.
 
+mod against;
 mod autogroup;
 mod build;
 mod ci;

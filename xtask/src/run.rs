@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 
 use crate::{
-    build, kafka, paths, process,
+    against, build, kafka, paths, process,
     setup::{self, Part},
 };
 
@@ -27,13 +27,16 @@ Examples:
 
 const BENCH_HELP: &str = "\
 Arguments go to the benchmark:
-  --json           the last line of standard output is one JSON object
-  --brokers LIST   use an existing Kafka instead of the one on 127.0.0.1
+  --against REVISION   also the relay of that commit, which is built below target/against, beside this one
+  --only PART          peers, protocols, or, with --against, commits
+  --json               the last line of standard output is one JSON object
+  --brokers LIST       use an existing Kafka instead of the one on 127.0.0.1
 
 Changes on the host: as `demo`; also installs rsyslog, masked as a service if it was not installed.
 
-Example:
-  cargo xtask bench relay --json";
+Examples:
+  cargo xtask bench relay --json
+  cargo xtask bench relay --against HEAD~1 --only commits";
 
 const BENCH_GATEWAY_HELP: &str = "\
 The same clients do the same work over several roads through a gateway: forwarded without a program,
@@ -153,11 +156,24 @@ pub(crate) fn demo(passed: &Passed) -> Result<()> {
 /// Prepares everything, and replaces this process by the benchmark.
 pub(crate) fn bench(bench: &Bench) -> Result<()> {
     match bench {
-        Bench::Relay(passed) => hand_over("bench-relay", &setup::WITH_BENCH, passed),
+        Bench::Relay(passed) => bench_relay(passed),
         Bench::Gateway(passed) => hand_over("bench-gateway", &setup::USUAL, passed),
         Bench::Path(passed) => hand_over("bench-path", &setup::USUAL, passed),
         Bench::Classify(passed) => without_kafka("bench-classify", passed),
     }
+}
+
+/// With the relay of another commit, if one is named.
+fn bench_relay(passed: &Passed) -> Result<()> {
+    let (against, mut arguments) =
+        take(&passed.arguments, "--against", "a commit, as git names it")?;
+    if let Some(revision) = against {
+        // Before minutes of building.
+        require_root()?;
+        let (commit, program) = against::build(&revision)?;
+        arguments.push(format!("--against={commit}={}", program.display()).into());
+    }
+    hand_over("bench-relay", &setup::WITH_BENCH, &Passed { arguments })
 }
 
 /// Builds the packet generator, and replaces this process by it.
@@ -210,27 +226,38 @@ pub(crate) fn environment(command: &mut Command, brokers: &str) -> Result<()> {
 impl Passed {
     /// The value of `--brokers`, which xtask itself needs, and the other arguments.
     pub(crate) fn split(&self) -> Result<(Option<String>, Vec<OsString>)> {
-        let (mut brokers, mut others) = (None, Vec::new());
-        let mut arguments = self.arguments.iter();
-        while let Some(argument) = arguments.next() {
-            let text = argument.to_string_lossy();
-            if text == "--" {
-                others.push(argument.clone());
-                others.extend(arguments.cloned());
-                break;
-            } else if text == "--brokers" {
-                match arguments.next() {
-                    Some(value) => brokers = Some(value.to_string_lossy().into_owned()),
-                    None => bail!("--brokers needs a value: HOST:PORT[,HOST:PORT…]"),
-                }
-            } else if let Some(value) = text.strip_prefix("--brokers=") {
-                brokers = Some(value.to_owned());
-            } else {
-                others.push(argument.clone());
-            }
-        }
-        Ok((brokers, others))
+        take(&self.arguments, "--brokers", "HOST:PORT[,HOST:PORT…]")
     }
+}
+
+/// The value of an option, wherever it stands before `--`, and the other arguments.
+fn take(
+    arguments: &[OsString],
+    option: &str,
+    value: &str,
+) -> Result<(Option<String>, Vec<OsString>)> {
+    let (mut found, mut others) = (None, Vec::new());
+    let mut arguments = arguments.iter();
+    while let Some(argument) = arguments.next() {
+        let text = argument.to_string_lossy();
+        if text == "--" {
+            others.push(argument.clone());
+            others.extend(arguments.cloned());
+            break;
+        } else if text == option {
+            match arguments.next() {
+                Some(value) => found = Some(value.to_string_lossy().into_owned()),
+                None => bail!("{option} needs a value: {value}"),
+            }
+        } else if let Some(value) =
+            text.strip_prefix(option).and_then(|rest| rest.strip_prefix('='))
+        {
+            found = Some(value.to_owned());
+        } else {
+            others.push(argument.clone());
+        }
+    }
+    Ok((found, others))
 }
 
 #[cfg(test)]

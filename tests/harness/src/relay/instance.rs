@@ -74,6 +74,12 @@ impl Instance {
         &self.program
     }
 
+    /// Another relay's program, and what it reads instead of this one's configuration.
+    pub fn use_program(&mut self, program: &Path, configuration: &str) -> Result<()> {
+        program.clone_into(&mut self.program);
+        Ok(std::fs::write(self.config_file(), configuration)?)
+    }
+
     /// Writes the configuration anew, as it was changed: for the commands and the start that follow.
     pub fn write_config(&self) -> Result<()> {
         self.config.check()?;

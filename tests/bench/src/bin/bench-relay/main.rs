@@ -1,6 +1,7 @@
 //! `bench relay`: what a message costs from a client's socket to Kafka's acknowledgement, beside
 //! rsyslog, which does the same, and beside two floors that nobody who does it can get below.
 
+mod against;
 mod answer;
 mod floors;
 mod measure;
@@ -18,6 +19,7 @@ use millrace_harness::clients::speech::Speech;
 use millrace_harness::system::interrupt;
 use millrace_relay::config::KafkaSection;
 
+use against::Against;
 use report::Report;
 use subject::Comparison;
 
@@ -28,7 +30,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Sends messages from many connections through the relay to Kafka, and through rsyslog (imptcp to
 /// omkafka) to the same broker, alternating; and measures two floors: librdkafka alone producing the
 /// same records, and the io_uring engine alone receiving. Then the relay's protocols beside plain
-/// framing: messages to the server alone, and with a server that answers each.
+/// framing: messages to the server alone, and with a server that answers each. With --against also
+/// the relay beside that of another commit.
 ///
 /// Example: bench-relay --json
 #[derive(Debug, Parser)]
@@ -61,6 +64,10 @@ struct Arguments {
     /// How long every producer waits for a batch to fill, in microseconds
     #[arg(long, default_value_t = KafkaSection::default().linger_us)]
     linger_us: u32,
+    /// Another commit's relay, to stand beside this one. `cargo xtask bench relay --against REVISION`
+    /// builds it.
+    #[arg(long, value_name = "REVISION=PROGRAM")]
+    against: Option<Against>,
     #[command(flatten)]
     output: Output,
     #[command(flatten)]
@@ -74,6 +81,8 @@ struct Arguments {
 enum Part {
     /// The relay beside rsyslog and the floors.
     Peers,
+    /// The relay beside that of another commit; needs --against.
+    Commits,
     /// The relay's protocols beside plain framing.
     Protocols,
 }
@@ -102,7 +111,14 @@ fn main() -> ExitCode {
 
 fn measure_all(arguments: &Arguments) -> Result<()> {
     let brokers = arguments.brokers.begin()?;
-    let wanted = |part| arguments.only.is_none_or(|only| only == part);
+    ensure!(
+        arguments.only != Some(Part::Commits) || arguments.against.is_some(),
+        "--only commits needs --against REVISION"
+    );
+    let wanted = |part| match arguments.only {
+        Some(only) => only == part,
+        None => part != Part::Commits || arguments.against.is_some(),
+    };
     if wanted(Part::Peers) {
         rsyslog::check()?;
     }
@@ -112,6 +128,8 @@ fn measure_all(arguments: &Arguments) -> Result<()> {
     let workloads = [
         (Part::Peers, Comparison::Peers, single),
         (Part::Peers, Comparison::Peers, batched),
+        (Part::Commits, Comparison::Commits, single),
+        (Part::Commits, Comparison::Commits, batched),
         (Part::Protocols, Comparison::Protocols, single),
         (Part::Protocols, Comparison::Protocols, batched),
         (Part::Protocols, Comparison::RoundTrips, (1, arguments.answered)),
@@ -146,6 +164,7 @@ fn measure_one(
                 brokers,
                 workers: arguments.workers,
                 linger_us: arguments.linger_us,
+                against: arguments.against.as_ref(),
             };
             let measured = measure::measure(*subject, &setting)?;
             eprintln!("round {round}: {}", report::line(*subject, &measured));

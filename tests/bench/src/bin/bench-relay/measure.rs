@@ -19,6 +19,7 @@ use millrace_relay::config::{
 use millrace_relay::model::Partition;
 
 use crate::Arguments;
+use crate::against::{Against, sparse};
 use crate::answer::Trips;
 use crate::floors::PARTITIONS;
 use crate::rsyslog::{Rsyslog, Tuning, producer};
@@ -32,6 +33,7 @@ pub(crate) struct Setting<'a> {
     pub(crate) brokers: &'a str,
     pub(crate) workers: usize,
     pub(crate) linger_us: u32,
+    pub(crate) against: Option<&'a Against>,
 }
 
 /// What came out.
@@ -55,7 +57,11 @@ pub(crate) fn measure(subject: Subject, setting: &Setting<'_>) -> Result<Measure
     let topics = Topics::new(setting.brokers, "bench");
     let context = || format!("{} could not be measured", subject.name());
     match subject {
-        Subject::Relay | Subject::Speaking(_) => relay(setting, &topics),
+        Subject::Relay | Subject::Speaking(_) => relay(setting, &topics, None),
+        Subject::Former => {
+            let against = setting.against.context("without --against there is none")?;
+            relay(setting, &topics, Some(against))
+        }
         Subject::Rsyslog => rsyslog(setting, &topics, Tuning::None),
         Subject::RsyslogTuned => rsyslog(setting, &topics, Tuning::Best),
         Subject::Produce => produce(setting, &topics),
@@ -102,9 +108,12 @@ fn clocked(
     })
 }
 
-fn relay(setting: &Setting<'_>, topics: &Topics) -> Result<Measured> {
+fn relay(setting: &Setting<'_>, topics: &Topics, against: Option<&Against>) -> Result<Measured> {
     let address = free_address()?;
     let mut instance = Instance::new(config(setting, topics, address.port()), None)?;
+    if let Some(Against { program, .. }) = against {
+        instance.use_program(program, &sparse(&instance.config)?)?;
+    }
     instance.start()?;
     let measured = timed(setting, address, instance.process_id()?, || {
         wait_until(PATIENCE, "the relay to deliver everything", || {
@@ -267,6 +276,7 @@ pub(crate) fn configuration(brokers: &str, arguments: &Arguments) -> Result<serd
         "producers": producer(arguments.linger_us).map(|(key, value)| format!("{key}={value}")),
         "relay": relay,
         "relay_kafka": kafka,
+        "against": arguments.against.as_ref().map(|against| &against.revision),
         "rsyslog": crate::rsyslog::version()?,
         "rsyslog_tuned": "no parser, FixedArray queue of 200000, batches of 1024",
         "librdkafka": rdkafka::util::get_rdkafka_version().1,

@@ -32,6 +32,9 @@ struct Workload {
     subjects: Vec<Figures>,
     #[serde(skip_serializing_if = "Option::is_none")]
     relay_cpu_ratio_to: Option<Ratios>,
+    /// The relay's `cpu_us` and `user_us` as multiples of those of the other commit's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    relay_ratio_to_against: Option<AgainstRatios>,
 }
 
 /// Medians of a subject. Times in microseconds per message.
@@ -60,6 +63,13 @@ struct Ratios {
     rsyslog_tuned: f64,
     rdkafka: f64,
     floors: f64,
+}
+
+/// The relay's times per message as multiples of those of another commit's relay.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct AgainstRatios {
+    cpu: f64,
+    user: f64,
 }
 
 #[allow(clippy::cast_precision_loss, reason = "counts become rates")]
@@ -138,6 +148,7 @@ impl Report {
                 })
                 .collect(),
             relay_cpu_ratio_to: None,
+            relay_ratio_to_against: None,
         });
         eprintln!("{}", self.workloads.last().expect("just pushed").title());
     }
@@ -176,12 +187,19 @@ impl Workload {
     /// whole round.
     fn compare(&mut self) {
         let complete = self.subjects.last().map_or(0, |last| last.rounds.len());
-        let cpu: Vec<Vec<f64>> = self
-            .subjects
-            .iter()
-            .map(|row| row.rounds[..complete].iter().map(|round| round[3]).collect())
-            .collect();
         if complete == 0 {
+            return;
+        }
+        let of = |column: usize| -> Vec<Vec<f64>> {
+            let rounds = self.subjects.iter().map(|row| &row.rounds[..complete]);
+            rounds.map(|rounds| rounds.iter().map(|round| round[column]).collect()).collect()
+        };
+        let (user, cpu) = (of(1), of(3));
+        if self.comparison == Comparison::Commits {
+            let ratio =
+                |of: &[Vec<f64>]| median(of[0].iter().zip(&of[1]).map(|(own, it)| own / it));
+            self.relay_ratio_to_against =
+                Some(AgainstRatios { cpu: ratio(&cpu), user: ratio(&user) });
             return;
         }
         if self.comparison != Comparison::Peers {
@@ -219,7 +237,10 @@ impl fmt::Display for Report {
                 "system µs",
                 "cpu µs",
                 "machine",
-                if workload.comparison == Comparison::Peers { "" } else { "  cpu/lines" }
+                match workload.comparison {
+                    Comparison::Peers | Comparison::Commits => "",
+                    Comparison::Protocols | Comparison::RoundTrips => "  cpu/lines",
+                }
             )?;
             for row in &workload.subjects {
                 write!(
@@ -234,6 +255,15 @@ impl fmt::Display for Report {
                 )?;
                 row.cpu_ratio_to_lines.map_or(Ok(()), |ratio| write!(f, "  {ratio:>9.2}"))?;
                 writeln!(f)?;
+            }
+            if let Some(ratios) = workload.relay_ratio_to_against {
+                writeln!(
+                    f,
+                    "  the relay's cpu is {:.3} of that of {}, its user time {:.3}",
+                    ratios.cpu,
+                    self.configuration["against"].as_str().unwrap_or("the other commit"),
+                    ratios.user
+                )?;
             }
             if let Some(ratios) = workload.relay_cpu_ratio_to {
                 writeln!(

@@ -7,6 +7,8 @@ use millrace_harness::clients::speech::Speech;
 pub(crate) enum Subject {
     /// The relay: receive, frame, associate, produce.
     Relay,
+    /// The relay of another commit.
+    Former,
     /// rsyslog: imptcp to omkafka, everything else as it comes.
     Rsyslog,
     /// rsyslog without parsers, and with a queue of large batches: the best that we know.
@@ -26,6 +28,7 @@ impl Subject {
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Relay => "relay",
+            Self::Former => "against",
             Self::Rsyslog => "rsyslog",
             Self::RsyslogTuned => "rsyslog_tuned",
             Self::Produce => "floor_rdkafka",
@@ -48,6 +51,8 @@ impl Subject {
 pub(crate) enum Comparison {
     /// The relay beside rsyslog and the floors.
     Peers,
+    /// The relay beside that of another commit.
+    Commits,
     /// Protocols, messages to the server only.
     Protocols,
     /// Protocols, each message answered.
@@ -57,9 +62,10 @@ pub(crate) enum Comparison {
 impl Comparison {
     pub(crate) const fn subjects(self) -> &'static [Subject] {
         use Speech::{Http, Lines, Mqtt, MqttQos1, WebSocket};
-        use Subject::{Answered, Produce, Relay, Rsyslog, RsyslogTuned, Sink, Speaking};
+        use Subject::{Answered, Former, Produce, Relay, Rsyslog, RsyslogTuned, Sink, Speaking};
         match self {
             Self::Peers => &[Relay, Rsyslog, RsyslogTuned, Produce, Sink],
+            Self::Commits => &[Relay, Former],
             Self::Protocols => {
                 &[Speaking(Lines), Speaking(WebSocket), Speaking(Mqtt), Speaking(MqttQos1)]
             }
