@@ -8,6 +8,7 @@ use millrace_harness::clients::tcp::Client;
 use millrace_harness::clients::wire::frames;
 use millrace_harness::kafka::{self, Topics};
 use millrace_harness::net::netns::Topology;
+use millrace_harness::net::uninterrupted;
 use millrace_harness::relay::instance::Instance;
 use millrace_harness::servers::by_hand::HandServer;
 use millrace_harness::system::privilege;
@@ -135,11 +136,11 @@ fn expect(stream: &mut TcpStream, bytes: &[u8]) {
 }
 
 fn expect_end(stream: &mut TcpStream) {
-    assert_eq!(stream.read(&mut [0; 16]).unwrap(), 0, "not at its end");
+    assert_eq!(uninterrupted(|| stream.read(&mut [0; 16])).unwrap(), 0, "not at its end");
 }
 
 fn expect_reset(stream: &mut TcpStream) {
-    let error = stream.read(&mut [0; 16]).unwrap_err();
+    let error = uninterrupted(|| stream.read(&mut [0; 16])).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
 }
 
@@ -314,7 +315,7 @@ fn a_side_that_does_not_read_stops_the_other_one() {
     let mut received = 0;
     let mut buffer = vec![0; 64 << 10];
     loop {
-        match server.read(&mut buffer).unwrap() {
+        match uninterrupted(|| server.read(&mut buffer)).unwrap() {
             0 => break,
             length => received += length,
         }
@@ -336,7 +337,7 @@ fn they_end_with_the_relay() {
     let (mut client, mut server) = shared.pair();
     shared.instance.kill().unwrap();
     // The kernel closes what a killed process had.
-    let ended = |stream: &mut TcpStream| match stream.read(&mut [0; 16]) {
+    let ended = |stream: &mut TcpStream| match uninterrupted(|| stream.read(&mut [0; 16])) {
         Ok(0) => true,
         Ok(_) => false,
         Err(error) => error.kind() == ErrorKind::ConnectionReset,
@@ -364,7 +365,7 @@ fn seconds(mut client: TcpStream, mut server: TcpStream, bytes: usize) -> f64 {
         });
         let (mut left, mut buffer) = (bytes, vec![0; 256 << 10]);
         while left > 0 {
-            left -= server.read(&mut buffer).unwrap();
+            left -= uninterrupted(|| server.read(&mut buffer)).unwrap();
         }
     });
     start.elapsed().as_secs_f64()

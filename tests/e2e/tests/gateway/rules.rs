@@ -19,6 +19,7 @@ use millrace_harness::net::frames::Frame;
 use millrace_harness::net::frames::flag::{ACK, SYN};
 use millrace_harness::net::netns::{Host, Loaded, Topology};
 use millrace_harness::net::raw_socket::Raw;
+use millrace_harness::net::uninterrupted;
 use millrace_harness::system::privilege::{privileged, shared};
 use millrace_relay::codec::Framing;
 use millrace_relay::config::{Config, Mode};
@@ -335,16 +336,9 @@ fn udp(host: &Host, address: IpAddr) -> anyhow::Result<UdpSocket> {
 /// The next datagram: what it says, and who sent it. A signal is no answer.
 fn receive(socket: &UdpSocket) -> anyhow::Result<(Vec<u8>, SocketAddr)> {
     let mut buffer = vec![0; 100];
-    loop {
-        match socket.recv_from(&mut buffer) {
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            result => {
-                let (length, peer) = result?;
-                buffer.truncate(length);
-                return Ok((buffer, peer));
-            }
-        }
-    }
+    let (length, peer) = uninterrupted(|| socket.recv_from(&mut buffer))?;
+    buffer.truncate(length);
+    Ok((buffer, peer))
 }
 
 #[test]

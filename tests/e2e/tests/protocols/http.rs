@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use millrace_harness::clients::web::{Site, curl, speak_http};
+use millrace_harness::net::uninterrupted;
 use millrace_harness::relay::direct::Direct;
 use millrace_harness::relay::instance::Stats;
 use millrace_harness::servers::by_hand::HandServer;
@@ -119,7 +120,7 @@ fn who_reads_slowly_gets_large_files_one_after_the_other() {
     for number in 0..FILES {
         let content = &web.site.files[FILE];
         while head_end(&answer).is_none_or(|at| answer.len() < at + 4 + content.len()) {
-            let count = stream.read(&mut buffer).unwrap();
+            let count = uninterrupted(|| stream.read(&mut buffer)).unwrap();
             assert!(count > 0, "file {number}: {} bytes came", answer.len());
             answer.extend_from_slice(&buffer[..count]);
             thread::sleep(Duration::from_millis(10));
@@ -274,7 +275,7 @@ fn a_response_that_is_not_read_is_cut_off_at_the_bound_and_stops_nobody() {
         server.reply_part(&request, (number, PARTS), &part).unwrap();
         if number == 0 {
             // All at once would be cut before anything of it was sent.
-            assert!(slow.peek(&mut [0]).unwrap() > 0, "it has the head");
+            assert!(uninterrupted(|| slow.peek(&mut [0])).unwrap() > 0, "it has the head");
         }
     }
     let mut other = web.connect();
@@ -336,7 +337,7 @@ fn a_client_that_leaves_a_response_is_noticed() {
         let part = [("http.request", &b"1"[..]), ("http.part", b"0")];
         server.reply_with(&record, Some(b"data: 1\n\n"), &part).unwrap();
         let mut answer = [0; 4096];
-        let length = stream.read(&mut answer).unwrap();
+        let length = uninterrupted(|| stream.read(&mut answer)).unwrap();
         assert!(answer[..length].starts_with(b"HTTP/1.1 200 OK"));
         if resets {
             socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();

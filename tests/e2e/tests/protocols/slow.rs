@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use millrace_harness::clients::speech::{FRAMES, Speaker, Speech, UPGRADE};
-use millrace_harness::net::free_port;
+use millrace_harness::net::{free_port, uninterrupted};
 use millrace_harness::relay::direct::Direct;
 use millrace_harness::servers::by_hand::{HandServer, Record};
 use millrace_harness::system::meter::resident_bytes;
@@ -92,7 +92,7 @@ impl Slow {
     fn beat(&mut self) {
         let (Some(stream), Some(byte)) = (&mut self.stream, self.rest.next()) else { return };
         // What it is told at the end is read, as somebody would who waits for an answer.
-        let ended = match stream.read(&mut [0; 512]) {
+        let ended = match uninterrupted(|| stream.read(&mut [0; 512])) {
             Ok(count) => count == 0,
             Err(error) => error.kind() != ErrorKind::WouldBlock,
         };

@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
+use millrace_harness::net::uninterrupted;
 use millrace_harness::relay::dead_letters::Letters;
 use millrace_harness::relay::direct::Direct;
 use millrace_harness::servers::by_hand::HandServer;
@@ -69,7 +70,8 @@ impl Client {
     }
 
     fn expect_end(&mut self) {
-        assert_eq!(self.0.read(&mut [0; 8]).unwrap(), 0, "the connection goes on");
+        let read = uninterrupted(|| self.0.read(&mut [0; 8]));
+        assert_eq!(read.unwrap(), 0, "the connection goes on");
     }
 }
 

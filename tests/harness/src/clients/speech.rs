@@ -1,7 +1,7 @@
 //! The clients' side of each protocol, as bytes: for tests that care for who says what when, and for
 //! benchmarks, where the client is to cost little; not for what a whole client of the protocol does.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,7 @@ use millrace_relay::config::Service;
 use crate::clients::mqtt;
 use crate::clients::tcp::PATIENCE;
 use crate::clients::wire::Wire;
+use crate::net::uninterrupted;
 
 /// The framing of [`Speech::Framing`].
 pub const FRAMES: Wire = Wire(Framing::Length { bytes: 2, order: ByteOrder::Big });
@@ -226,10 +227,8 @@ impl Speaker {
         self.inbox.clear();
         let mut bytes = [0; 4096];
         while !whole(&self.inbox) {
-            let count = match self.stream.read(&mut bytes) {
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                result => result.context("nothing came")?,
-            };
+            let read = uninterrupted(|| self.stream.read(&mut bytes));
+            let count = read.context("nothing came")?;
             ensure!(count > 0, "the connection ended: {}", self.inbox.escape_ascii());
             self.inbox.extend_from_slice(&bytes[..count]);
         }

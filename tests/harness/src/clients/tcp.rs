@@ -12,6 +12,7 @@ use socket2::{Domain, Socket, Type};
 
 use crate::clients::wire::Wire;
 use crate::net::ordinary::BANNER;
+use crate::net::uninterrupted;
 
 /// How long an answer is waited for.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -98,7 +99,7 @@ impl Client {
                 return Ok(message);
             }
             let mut bytes = [0; 16 << 10];
-            match self.stream.read(&mut bytes).context("no message came")? {
+            match uninterrupted(|| self.stream.read(&mut bytes)).context("no message came")? {
                 0 => bail!("the connection ended with {} bytes of a message", self.inbox.len()),
                 count => self.inbox.extend_from_slice(&bytes[..count]),
             }
@@ -114,7 +115,7 @@ impl Client {
     pub fn wait_end(&mut self) -> Result<()> {
         loop {
             let mut bytes = [0; 16 << 10];
-            match self.stream.read(&mut bytes) {
+            match uninterrupted(|| self.stream.read(&mut bytes)) {
                 Ok(0) => return Ok(()),
                 Ok(_) => {}
                 Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(()),

@@ -15,6 +15,7 @@ use millrace_relay::gateway::FlowTable;
 
 use crate::gateway::fake_relay::{FakeRelay, Pulse, accept_now};
 use crate::net::netns::Host;
+use crate::net::uninterrupted;
 
 /// Between two datagrams.
 const DATAGRAM_EVERY: Duration = Duration::from_micros(500);
@@ -158,10 +159,8 @@ impl Stream {
             ensure!(first == greeting, "it was greeted with {first:?}");
             let mut buffer = vec![0; 65_536];
             loop {
-                let length = match reading.read(&mut buffer) {
-                    Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                    result => result.context("read what was echoed")?,
-                };
+                let length =
+                    uninterrupted(|| reading.read(&mut buffer)).context("read what was echoed")?;
                 if length == 0 {
                     return Ok(count.load(Relaxed));
                 }

@@ -9,11 +9,22 @@ pub mod socket_table;
 pub mod tcp;
 pub mod tproxy;
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, TcpListener};
 use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 
 use anyhow::{Context as _, Result};
+
+/// What a signal has interrupted is done again. A call with a timeout is not by itself (signal(7)), and
+/// SIGCHLD comes though nobody handles it: the end of a child that `posix_spawn` has made just before.
+pub fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
 
 /// Below the ports that the kernel gives to whoever connects (`net.ipv4.ip_local_port_range`, from 32768
 /// by default): one of those may be a client's by the time that it is listened at.

@@ -1,6 +1,6 @@
 //! Packets past the stack: with any source, and whatever the stack thinks of them.
 
-use std::io::{ErrorKind, Read as _};
+use std::io::Read as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -8,6 +8,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::net::frames::{Frame, flag};
 use crate::net::netns::Host;
+use crate::net::uninterrupted;
 
 /// Longest wait for an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -36,15 +37,9 @@ impl Raw {
     /// The next TCP packet, from its IPv4 header on.
     pub fn receive(&self) -> anyhow::Result<Vec<u8>> {
         let mut packet = vec![0; 2048];
-        loop {
-            match (&self.0).read(&mut packet) {
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                result => {
-                    packet.truncate(result.context("no answer")?);
-                    return Ok(packet);
-                }
-            }
-        }
+        let length = uninterrupted(|| (&self.0).read(&mut packet)).context("no answer")?;
+        packet.truncate(length);
+        Ok(packet)
     }
 }
 
