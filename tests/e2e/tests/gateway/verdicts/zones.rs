@@ -1,6 +1,6 @@
 //! Connections between the same ends in two zones. The second was mixed into the first once.
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 
 use anyhow::{Context as _, ensure};
 use millrace_common::flow::FlowKey;
@@ -89,7 +89,12 @@ pub(super) fn zones(programs: &mut Programs, bench: &Bench, family: Family) -> a
     }
     programs.zones(BY_DEVICE)?;
     ruled(programs, family, accepted.1)?;
-    left_over(programs, family, accepted.1, || drop((connection, accepted.0)))?;
+    left_over(programs, family, accepted.1, || {
+        // The client ends it first, whoever else holds its socket: the other end has TIME-WAIT else.
+        connection.shutdown(Shutdown::Both)?;
+        drop((connection, accepted.0));
+        Ok(())
+    })?;
     if family == Family::Ipv4 {
         handshake(programs)?;
     }
@@ -235,13 +240,13 @@ fn left_over(
     programs: &mut Programs,
     family: Family,
     client: SocketAddr,
-    end: impl FnOnce(),
+    end: impl FnOnce() -> std::io::Result<()>,
 ) -> anyhow::Result<()> {
     let syn = Frame::tcp(client, family.server(), SYN, 7);
     let key = flow(&syn);
     put(programs, key, elsewhere(BY_DEVICE), false)?;
     programs.ingress(&syn, Verdict::PassOtherZone, PASS)?;
-    end();
+    end()?;
     put(programs, key, elsewhere(BY_DEVICE), true)?;
     programs.ingress(&syn, Verdict::PassOtherZone, PASS)?;
     within("the end of the connection", || {
