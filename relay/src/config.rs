@@ -9,6 +9,7 @@ mod hardware;
 mod registry;
 mod reverse_path;
 mod service;
+mod tcp;
 
 use std::collections::{HashMap, HashSet};
 use std::fs::DirBuilder;
@@ -17,7 +18,6 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::codec::{Otherwise, ProtocolKind};
 use crate::model::Partition;
 
 pub use absence::{Absence, Then};
@@ -26,6 +26,7 @@ pub use hardware::HardwareAddress;
 pub use registry::RegistrySection;
 pub use reverse_path::ReversePath;
 pub use service::{Server, Service};
+pub use tcp::TcpSection;
 
 /// Longest instance name: `NAME-gw` must fit an interface name (15 bytes).
 const MAX_INSTANCE_LENGTH: usize = 12;
@@ -436,6 +437,7 @@ impl Config {
                 ));
             }
             service.check_protocol().map_err(|problem| invalid(key.clone(), problem))?;
+            service.check_tcp().map_err(|problem| invalid(key.clone(), problem))?;
             if service.servers.is_empty() && self.kafka.uplink_partitions == 0 {
                 let problem = "needs at least one [[service.server]], or kafka.uplink_partitions \
                                for servers that register";
@@ -465,9 +467,7 @@ impl Config {
 
     /// Whether connections of some service are handed on to the server that the client addressed.
     pub fn hands_on(&self) -> bool {
-        self.services.iter().any(|service| {
-            service.protocol == ProtocolKind::Auto && service.auto.otherwise == Otherwise::HandOn
-        })
+        self.services.iter().any(Service::hands_on)
     }
 
     /// Number of partitions that the uplink needs: at least one more than the highest declared one.

@@ -22,6 +22,14 @@ fn a_stop_has_some_time() {
 }
 
 #[test]
+fn options_of_sockets_are_checked() {
+    let keep = "association_keep_ms = 0";
+    sample(keep, "tcp = { keepalive_idle_s = 0 }").expect("off");
+    let told = sample(keep, "tcp = { keepalive_probes = 0 }").expect_err("none").to_string();
+    assert_eq!(told, "service `chat`: tcp.keepalive_probes must be from 1 to 127");
+}
+
+#[test]
 fn mistakes_are_told_with_what_would_be_right() {
     let told = |piece: &str, other: &str| sample(piece, other).expect_err(other).to_string();
     let prefix = "topic_prefix = \"millrace.\"";
