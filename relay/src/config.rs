@@ -9,6 +9,7 @@ mod hardware;
 mod registry;
 mod reverse_path;
 mod service;
+mod sysctls;
 mod tcp;
 
 use std::collections::{HashMap, HashSet};
@@ -26,6 +27,7 @@ pub use hardware::HardwareAddress;
 pub use registry::RegistrySection;
 pub use reverse_path::ReversePath;
 pub use service::{Server, Service};
+pub use sysctls::Sysctls;
 pub use tcp::TcpSection;
 
 /// Longest instance name: `NAME-gw` must fit an interface name (15 bytes).
@@ -328,7 +330,8 @@ impl Config {
         if self.gateway.heartbeat_timeout_ms < 100 {
             return Err(invalid("gateway.heartbeat_timeout_ms", "must be at least 100"));
         }
-        Ok(())
+        self.gateway.sysctls.check().map_err(|problem| invalid("gateway.sysctls", problem))?;
+        self.gateway.check_coalesce()
     }
 
     fn check_relay(&self) -> Result<(), ConfigError> {

@@ -22,6 +22,21 @@ fn a_stop_has_some_time() {
 }
 
 #[test]
+fn packets_are_not_collected_for_long() {
+    let mode = "mode = \"new\"";
+    sample(mode, "coalesce_us = 1000").expect("a millisecond");
+    let told = sample(mode, "coalesce_us = 1001").expect_err("more").to_string();
+    assert!(told.starts_with("gateway.coalesce_us: must be at most 1000, or 0"), "{told}");
+}
+
+#[test]
+fn settings_of_the_relay_namespace_are_checked() {
+    let told = sample("mode = \"new\"", "sysctls = { \"net.ipv4.ip_forward\" = 1 }");
+    let told = told.expect_err("reserved").to_string();
+    assert!(told.starts_with("gateway.sysctls: `net.ipv4.ip_forward` cannot be set: "), "{told}");
+}
+
+#[test]
 fn options_of_sockets_are_checked() {
     let keep = "association_keep_ms = 0";
     sample(keep, "tcp = { keepalive_idle_s = 0 }").expect("off");
