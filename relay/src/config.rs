@@ -9,6 +9,8 @@ mod hardware;
 mod registry;
 mod reverse_path;
 mod service;
+mod sysctls;
+mod tcp;
 
 use std::collections::{HashMap, HashSet};
 use std::fs::DirBuilder;
@@ -17,7 +19,6 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::codec::{Otherwise, ProtocolKind};
 use crate::model::Partition;
 
 pub use absence::{Absence, Then};
@@ -26,6 +27,8 @@ pub use hardware::HardwareAddress;
 pub use registry::RegistrySection;
 pub use reverse_path::ReversePath;
 pub use service::{Server, Service};
+pub use sysctls::Sysctls;
+pub use tcp::TcpSection;
 
 /// Longest instance name: `NAME-gw` must fit an interface name (15 bytes).
 const MAX_INSTANCE_LENGTH: usize = 12;
@@ -327,7 +330,8 @@ impl Config {
         if self.gateway.heartbeat_timeout_ms < 100 {
             return Err(invalid("gateway.heartbeat_timeout_ms", "must be at least 100"));
         }
-        Ok(())
+        self.gateway.sysctls.check().map_err(|problem| invalid("gateway.sysctls", problem))?;
+        self.gateway.check_coalesce()
     }
 
     fn check_relay(&self) -> Result<(), ConfigError> {
@@ -436,6 +440,7 @@ impl Config {
                 ));
             }
             service.check_protocol().map_err(|problem| invalid(key.clone(), problem))?;
+            service.check_tcp().map_err(|problem| invalid(key.clone(), problem))?;
             if service.servers.is_empty() && self.kafka.uplink_partitions == 0 {
                 let problem = "needs at least one [[service.server]], or kafka.uplink_partitions \
                                for servers that register";
@@ -465,9 +470,7 @@ impl Config {
 
     /// Whether connections of some service are handed on to the server that the client addressed.
     pub fn hands_on(&self) -> bool {
-        self.services.iter().any(|service| {
-            service.protocol == ProtocolKind::Auto && service.auto.otherwise == Otherwise::HandOn
-        })
+        self.services.iter().any(Service::hands_on)
     }
 
     /// Number of partitions that the uplink needs: at least one more than the highest declared one.

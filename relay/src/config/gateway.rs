@@ -5,7 +5,11 @@ use std::path::PathBuf;
 use millrace_common::zone;
 use serde::{Deserialize, Serialize};
 
-use super::{HardwareAddress, ReversePath};
+use super::{ConfigError, HardwareAddress, ReversePath, Sysctls, invalid};
+
+/// The link to the relay keeps 256 packets for each processor (`VETH_RING_SIZE`, `drivers/net/veth.c`); so
+/// many come in this time at 256,000 a second, and more are lost.
+const MAX_COALESCE_US: u32 = 1000;
 
 /// The XDP side.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -41,6 +45,14 @@ pub struct GatewaySection {
     /// service are diverted at its port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rules: Option<PathBuf>,
+    /// How long the relay's end of the veth collects packets before it looks at them, after it has looked.
+    /// Each packet waits for up to that time. Microseconds; 0: none waits. `load --replace` changes it
+    /// while the instance is loaded.
+    #[serde(default)]
+    pub coalesce_us: u32,
+    /// Kernel settings of the relay namespace. `load --replace` changes them while the instance is loaded.
+    #[serde(default, skip_serializing_if = "Sysctls::is_empty")]
+    pub sysctls: Sysctls,
 }
 
 impl GatewaySection {
@@ -56,7 +68,20 @@ impl GatewaySection {
             mode: Mode::default(),
             reverse_path: ReversePath::default(),
             rules: None,
+            coalesce_us: 0,
+            sysctls: Sysctls::default(),
         }
+    }
+
+    pub(super) fn check_coalesce(&self) -> Result<(), ConfigError> {
+        if self.coalesce_us > MAX_COALESCE_US {
+            let problem = format!(
+                "must be at most {MAX_COALESCE_US}, or 0 for no wait: the link keeps 256 packets for each \
+                 processor, and loses more"
+            );
+            return Err(invalid("gateway.coalesce_us", problem));
+        }
+        Ok(())
     }
 }
 

@@ -7,9 +7,10 @@ use std::num::NonZeroU32;
 use serde::{Deserialize, Serialize};
 
 use crate::codec::{
-    AutoSection, Framing, HttpSection, MqttSection, ProtocolKind, Settings, WebSocketSection,
+    AutoSection, Framing, HttpSection, MqttSection, Otherwise, ProtocolKind, Settings,
+    WebSocketSection,
 };
-use crate::config::Absence;
+use crate::config::{Absence, TcpSection};
 use crate::model::{IdentityKind, Partition};
 use crate::prefix::Prefix;
 
@@ -72,6 +73,9 @@ pub struct Service {
     /// Limits of `protocol = "http"`.
     #[serde(default)]
     pub http: HttpSection,
+    /// How long a connection outlives a client that has vanished.
+    #[serde(default)]
+    pub tcp: TcpSection,
     /// Declared servers; others may register.
     #[serde(rename = "server", default)]
     pub servers: Vec<Server>,
@@ -99,6 +103,7 @@ impl Service {
             prefer: BTreeMap::new(),
             absence: Absence::default(),
             http: HttpSection::default(),
+            tcp: TcpSection::default(),
             servers: Vec::new(),
         }
     }
@@ -116,6 +121,16 @@ impl Service {
             http: self.http.clone(),
             mqtt: self.mqtt.clone().unwrap_or_default(),
         }
+    }
+
+    /// Whether some of its connections are handed on to the server that the client addressed.
+    pub fn hands_on(&self) -> bool {
+        self.protocol == ProtocolKind::Auto && self.auto.otherwise == Otherwise::HandOn
+    }
+
+    /// Checks the options of its sockets.
+    pub(super) fn check_tcp(&self) -> Result<(), String> {
+        self.tcp.check(self.hands_on())
     }
 
     /// Checks what the protocol needs.

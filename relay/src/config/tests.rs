@@ -22,6 +22,29 @@ fn a_stop_has_some_time() {
 }
 
 #[test]
+fn packets_are_not_collected_for_long() {
+    let mode = "mode = \"new\"";
+    sample(mode, "coalesce_us = 1000").expect("a millisecond");
+    let told = sample(mode, "coalesce_us = 1001").expect_err("more").to_string();
+    assert!(told.starts_with("gateway.coalesce_us: must be at most 1000, or 0"), "{told}");
+}
+
+#[test]
+fn settings_of_the_relay_namespace_are_checked() {
+    let told = sample("mode = \"new\"", "sysctls = { \"net.ipv4.ip_forward\" = 1 }");
+    let told = told.expect_err("reserved").to_string();
+    assert!(told.starts_with("gateway.sysctls: `net.ipv4.ip_forward` cannot be set: "), "{told}");
+}
+
+#[test]
+fn options_of_sockets_are_checked() {
+    let keep = "association_keep_ms = 0";
+    sample(keep, "tcp = { keepalive_idle_s = 0 }").expect("off");
+    let told = sample(keep, "tcp = { keepalive_probes = 0 }").expect_err("none").to_string();
+    assert_eq!(told, "service `chat`: tcp.keepalive_probes must be from 1 to 127");
+}
+
+#[test]
 fn mistakes_are_told_with_what_would_be_right() {
     let told = |piece: &str, other: &str| sample(piece, other).expect_err(other).to_string();
     let prefix = "topic_prefix = \"millrace.\"";

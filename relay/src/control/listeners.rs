@@ -5,11 +5,10 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
-use crate::config::Config;
+use crate::config::{Config, TcpSection};
 use crate::gateway::in_namespace;
 use crate::model::ServiceId;
 
@@ -17,8 +16,6 @@ use super::RunError;
 
 /// Most connections that wait to be accepted; `net.core.somaxconn` is another bound.
 const BACKLOG: i32 = 4096;
-/// A client that has been silent for this long gets a keep-alive probe.
-const KEEPALIVE: Duration = Duration::from_mins(1);
 
 /// Where a relay listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,8 +69,8 @@ fn open_services(
     for (service, id) in config.services.iter().zip((0..).map(ServiceId)) {
         for address in addresses {
             let address = SocketAddr::from((*address, service.port));
-            let socket =
-                listener(address, place.transparent).map_err(|source| RunError::Listen {
+            let socket = listener(address, place.transparent, &service.tcp).map_err(|source| {
+                RunError::Listen {
                     service: service.name.clone(),
                     address,
                     place: place
@@ -93,7 +90,8 @@ fn open_services(
                         _ => "",
                     },
                     source,
-                })?;
+                }
+            })?;
             listeners.push((id, socket));
         }
     }
@@ -102,13 +100,12 @@ fn open_services(
 
 /// A socket with a client's address, to connect to the client's server in its name. For a thread in the relay
 /// namespace, where the server's answers are local.
-pub(super) fn onward(client: SocketAddr) -> io::Result<OwnedFd> {
+pub(super) fn onward(client: SocketAddr, tcp: &TcpSection) -> io::Result<OwnedFd> {
     let socket = Socket::new(Domain::for_address(client), Type::STREAM, Some(Protocol::TCP))?;
     // A listener may have the same port, at the wildcard address.
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
-    socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
+    set_options(&socket, tcp)?;
     set_transparent(&socket, client)?;
     socket.bind(&client.into())?;
     Ok(socket.into())
@@ -121,7 +118,17 @@ fn set_transparent(socket: &Socket, address: SocketAddr) -> io::Result<()> {
     }
 }
 
-fn listener(address: SocketAddr, transparent: bool) -> io::Result<OwnedFd> {
+/// What all sockets of a service have in common.
+fn set_options(socket: &Socket, tcp: &TcpSection) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    if let Some((idle, interval, probes)) = tcp.keepalive() {
+        let keepalive = TcpKeepalive::new().with_time(idle);
+        socket.set_tcp_keepalive(&keepalive.with_interval(interval).with_retries(probes))?;
+    }
+    socket.set_tcp_user_timeout(tcp.user_timeout())
+}
+
+fn listener(address: SocketAddr, transparent: bool, tcp: &TcpSection) -> io::Result<OwnedFd> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
@@ -130,12 +137,61 @@ fn listener(address: SocketAddr, transparent: bool) -> io::Result<OwnedFd> {
         socket.set_only_v6(true)?;
     }
     // Accepted sockets inherit these.
-    socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
+    set_options(&socket, tcp)?;
     if transparent {
         set_transparent(&socket, address)?;
     }
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpStream;
+    use std::time::Duration;
+
+    use super::*;
+
+    /// An accepted connection of a service with these options.
+    fn accepted(tcp: &TcpSection) -> Socket {
+        let listener = Socket::from(listener((Ipv4Addr::LOCALHOST, 0).into(), false, tcp).unwrap());
+        let address = listener.local_addr().unwrap().as_socket().unwrap();
+        let _client = TcpStream::connect(address).unwrap();
+        listener.accept().unwrap().0
+    }
+
+    #[test]
+    fn an_accepted_connection_has_the_options_of_its_service() {
+        let tcp = TcpSection {
+            keepalive_idle_s: 20,
+            keepalive_interval_s: 7,
+            keepalive_probes: 5,
+            user_timeout_ms: 45_000,
+        };
+        for (tcp, user_timeout) in
+            [(tcp, Some(Duration::from_secs(45))), (TcpSection { user_timeout_ms: 0, ..tcp }, None)]
+        {
+            let socket = accepted(&tcp);
+            assert!(socket.keepalive().unwrap());
+            assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(20));
+            assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(7));
+            assert_eq!(socket.tcp_keepalive_retries().unwrap(), 5);
+            assert_eq!(socket.tcp_user_timeout().unwrap(), user_timeout);
+        }
+        let off = TcpSection { keepalive_idle_s: 0, ..tcp };
+        assert!(!accepted(&off).keepalive().unwrap());
+    }
+
+    #[test]
+    fn a_connection_to_the_server_has_them_too() {
+        let tcp = TcpSection { keepalive_interval_s: 3, ..TcpSection::default() };
+        // Only root may take a client's address.
+        let Ok(socket) = onward((Ipv4Addr::LOCALHOST, 0).into(), &tcp).map(Socket::from) else {
+            assert!(!rustix::process::geteuid().is_root(), "root was refused");
+            return;
+        };
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_mins(1));
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(3));
+    }
 }

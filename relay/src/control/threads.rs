@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
-use crate::config::Config;
+use crate::config::{Config, TcpSection};
 use crate::downlink::{Consumer, ConsumerStats};
 use crate::gateway::{FlowTable, Gateway, enter_namespace};
 use crate::kafka::{Retention, Topics};
@@ -43,8 +43,13 @@ impl Flows for FlowTable {
         }
     }
 
-    fn onward(&mut self, client: SocketAddr, server: SocketAddr) -> io::Result<OwnedFd> {
-        let socket = listeners::onward(client)?;
+    fn onward(
+        &mut self,
+        client: SocketAddr,
+        server: SocketAddr,
+        tcp: &TcpSection,
+    ) -> io::Result<OwnedFd> {
+        let socket = listeners::onward(client, tcp)?;
         // The server's answers are diverted like a client's packets, although the relay opened the flow.
         Self::opened(self, server, client).map_err(io::Error::other)?;
         Ok(socket)

@@ -21,6 +21,7 @@ use super::reverse_path::{self, SourceCheck, Surroundings};
 use super::rules::RuleSet;
 use super::rules::compile::Compiled;
 use super::state::{self, State};
+use super::sysctls;
 use super::topology;
 
 /// What a load would find.
@@ -175,6 +176,7 @@ pub(super) fn gather(config: &Config) -> Result<Facts, GatewayError> {
         bpffs: state::bpffs(),
         shared_addresses: config.gateway.shared_addresses.clone(),
         zones: config.gateway.zones,
+        sysctls: sysctls::try_out(&config.gateway.sysctls)?,
         devices: devices
             .map(|name| {
                 Ok((name.clone(), Device::find(name)?.map(|it| link(name, it)).transpose()?))

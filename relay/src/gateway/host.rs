@@ -289,10 +289,19 @@ pub(super) fn sysctl(key: &str) -> Result<Option<String>, GatewayError> {
     }
 }
 
+/// Whether the calling thread's network namespace has a sysctl.
+pub(super) fn has_sysctl(key: &str) -> bool {
+    sysctl_path(key).is_file()
+}
+
 /// Writes a sysctl of the calling thread's network namespace.
 pub(super) fn set_sysctl(key: &str, value: &str) -> Result<(), GatewayError> {
-    std::fs::write(sysctl_path(key), value)
-        .map_err(GatewayError::io(format!("set the sysctl {key} to {value}")))
+    write_sysctl(key, value).map_err(GatewayError::io(format!("set the sysctl {key} to {value}")))
+}
+
+/// The same with the kernel's bare answer. A line, for an empty value is one too.
+pub(super) fn write_sysctl(key: &str, value: &str) -> std::io::Result<()> {
+    std::fs::write(sysctl_path(key), format!("{value}\n"))
 }
 
 /// `key` has slashes between its parts, as sysctl(8) allows: a device's name may contain dots.

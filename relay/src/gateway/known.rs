@@ -26,8 +26,37 @@ pub struct Facts {
     /// What the configuration tells zones apart by.
     #[serde(default)]
     pub zones: Zones,
+    /// Whether a network namespace can have the settings of the configuration.
+    #[serde(default)]
+    pub sysctls: SysctlTrial,
     /// The devices by name; null if there is none of that name.
     pub devices: Vec<(String, Option<LinkFacts>)>,
+}
+
+/// What came out when settings were tried in a network namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SysctlTrial {
+    /// Nothing: only root can make one.
+    Untried,
+    /// It cannot have these.
+    Refused(Vec<SysctlRefusal>),
+}
+
+impl Default for SysctlTrial {
+    fn default() -> Self {
+        Self::Refused(Vec::new())
+    }
+}
+
+/// A setting that a network namespace cannot have.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct SysctlRefusal {
+    /// As sysctl(8) names it.
+    pub name: String,
+    /// Why not.
+    pub why: String,
 }
 
 /// The BPF file system that the pins need.

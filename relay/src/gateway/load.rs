@@ -15,6 +15,7 @@ use crate::config::{Config, Mode, XdpPolicy};
 use crate::gateway::finding::{Finding, Severity};
 use crate::gateway::rules::in_force::InForce;
 
+use super::coalesce;
 use super::devices::DeviceTable;
 use super::error::{GatewayError, causes};
 use super::facts::{self, features};
@@ -33,6 +34,7 @@ use super::rules::RuleSet;
 use super::rules::compile::Compiled;
 use super::rules::tables::{Present, RuleTables};
 use super::state::{self, State};
+use super::sysctls;
 use super::topology::{self, RELAY_DEVICE, Topology};
 use super::traffic_control::{self, ANSWER, UNTAG};
 use super::unload::undo;
@@ -154,6 +156,7 @@ fn build(
     let mut ebpf = load_object(object, None)?;
     let mtu = preflight::link_mtu(facts, config.gateway.xdp, facts::page_size());
     let topology = topology::create(config, mtu, report)?;
+    sysctls::apply(config, state::Settings::new(), report)?;
 
     report(&format!("{} class(es) of ports with rules", rules.class_count()));
     fill(&mut ebpf, config, &topology)?;
@@ -175,6 +178,7 @@ fn build(
     pin(&mut ebpf, &pins)?;
 
     attach_veth(&mut ebpf, config, &topology, &object.path, report)?;
+    coalesce::apply(config, report)?;
     losses::attach(&mut ebpf, &pins, topology.gateway_ifindex, report)?;
     attach_devices(&mut ebpf, config, (devices, facts), &object.path, report)
 }

@@ -11,6 +11,7 @@
 mod attached;
 mod btf;
 mod change;
+mod coalesce;
 mod devices;
 mod diversion;
 mod drivers;
@@ -36,6 +37,7 @@ mod rtnetlink;
 pub mod rules;
 mod state;
 mod status;
+mod sysctls;
 mod topology;
 mod trace;
 mod traced;
@@ -61,7 +63,10 @@ pub use self::flows::{Established, FlowTable};
 pub use self::heartbeat::Heartbeat;
 pub use self::host::{Report, enter_namespace, in_namespace};
 pub use self::kernel::{Version, minimum as minimum_kernel};
-pub use self::known::{Above, Bpffs, Channels, Facts, LinkFacts, Occupant, Peer, SourceFacts};
+pub use self::known::{
+    Above, Bpffs, Channels, Facts, LinkFacts, Occupant, Peer, SourceFacts, SysctlRefusal,
+    SysctlTrial,
+};
 pub use self::load::{LoadReport, load, load_object_file};
 pub use self::losses::Lost;
 pub use self::netdev::XdpFeatures;
@@ -69,7 +74,8 @@ pub use self::preflight::AttachMode;
 pub use self::replace::{ReplaceReport, Replaced, replace, replace_by};
 pub use self::reverse_path::SourceCheck;
 pub use self::rtnetlink::Link;
-pub use self::status::{RelayStatus, Status, status};
+pub use self::status::{NamespaceStatus, RelayStatus, Status, status};
+pub use self::sysctls::SysctlStatus;
 pub use self::topology::{RELAY_DEVICE, gateway_device};
 pub use self::trace::{TraceEnd, TraceOptions, TraceSummary, trace, trace_by};
 pub use self::traced::Traced;

@@ -12,8 +12,9 @@ use crate::gateway::finding::{Finding, Severity};
 
 use super::drivers;
 use super::error::GatewayError;
-use super::known::{Above, Bpffs, Facts, LinkFacts, Occupant, Peer};
+use super::known::{Above, Bpffs, Facts, LinkFacts, Occupant, Peer, SysctlTrial};
 use super::netdev::XdpFeatures;
+use super::sysctls;
 
 /// What a veth can have (`max_mtu` of `ip -details link`), and so the link to the relay.
 pub(super) const MAX_LINK_MTU: u32 = 65_535;
@@ -191,6 +192,17 @@ impl Finding {
         )
     }
 
+    /// Only root can make a network namespace to try them in.
+    fn sysctls_untried() -> Self {
+        Self::new(
+            Severity::Note,
+            "host",
+            "sysctls_untried",
+            "only root can try whether the relay namespace can have gateway.sysctls",
+            "sudo relay load --check",
+        )
+    }
+
     /// Only root sees what is loaded.
     pub(super) fn instances_hidden() -> Self {
         Self::new(
@@ -352,6 +364,10 @@ fn judge_host(facts: &Facts, findings: &mut Vec<Finding>) {
              CONFIG_BPF_SYSCALL, as all distributions' are",
             "grep bpf /proc/filesystems",
         )),
+    }
+    match &facts.sysctls {
+        SysctlTrial::Refused(refused) => findings.extend(refused.iter().map(sysctls::finding)),
+        SysctlTrial::Untried => findings.push(Finding::sysctls_untried()),
     }
     let links = facts.devices.iter().filter_map(|(name, link)| Some((name, link.as_ref()?.mtu)));
     if let Some((smallest, least)) = links.clone().min_by_key(|(_, mtu)| *mtu) {

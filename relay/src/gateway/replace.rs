@@ -7,6 +7,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::change::Change;
+use super::coalesce;
 use super::devices;
 use super::error::GatewayError;
 use super::host::Report;
@@ -16,7 +17,8 @@ use super::lock::Lock;
 use super::losses;
 use super::object::ObjectFile;
 use super::read_config;
-use super::state::{State, ignore_missing};
+use super::state::{self, State, ignore_missing};
+use super::sysctls;
 use super::topology;
 use super::traffic_control;
 use crate::config::Config;
@@ -77,6 +79,7 @@ pub fn replace_by(
     read_config(config, pins)?;
     // The devices are looked up by their names, which mean something else elsewhere.
     let gateway = topology::find(&topology::gateway_device(config))?;
+    sysctls::check(config)?;
     let change = Change::of(config, state.clone())?;
     all_pinned(pins)?;
 
@@ -84,7 +87,10 @@ pub fn replace_by(
     let mut ebpf = load::load_object(object, Some(pins))?;
     let drafts: Vec<_> = PINNED.iter().map(|name| pins.join(draft(name))).collect();
     let mut replaced = BTreeMap::new();
+    let collected = coalesce::in_force(config)?;
+    let settings = sysctls::apply(config, state::read_sysctls(config)?, report)?;
     let result = (|| {
+        coalesce::apply(config, report)?;
         for (name, draft) in PINNED.into_iter().zip(&drafts) {
             // What a replacement that was killed has left.
             remove(draft)?;
@@ -112,7 +118,12 @@ pub fn replace_by(
         done
     })();
     if let Err(error) = result {
-        if let Err(second) = change.undo(config, report) {
+        let undone = [
+            change.undo(config, report),
+            settings.undo(report),
+            coalesce::set(config, collected, report),
+        ];
+        for second in undone.into_iter().filter_map(Result::err) {
             report(&format!("could not go back: {second}"));
         }
         for draft in &drafts {

@@ -1,5 +1,6 @@
 //! What an instance leaves on the host outside the network: its state file, and the bpffs mount.
 
+use std::collections::BTreeMap;
 use std::fs::{DirEntry, File, OpenOptions};
 use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -95,6 +96,35 @@ impl State {
 
 fn rules_path(config: &Config) -> PathBuf {
     config.run_directory().join("rules.json")
+}
+
+/// A setting of the relay namespace that was put into force.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Setting {
+    /// What the namespace had before.
+    pub before: String,
+    /// As the configuration had it.
+    pub wanted: String,
+    /// What the kernel made of that; it writes some values otherwise.
+    pub made: String,
+}
+
+/// Those of an instance, by name.
+pub(super) type Settings = BTreeMap<String, Setting>;
+
+fn sysctls_path(config: &Config) -> PathBuf {
+    config.run_directory().join("sysctls.json")
+}
+
+/// The settings of the relay namespace that were put into force last.
+pub(super) fn read_sysctls(config: &Config) -> Result<Settings, GatewayError> {
+    Ok(read_json(&sysctls_path(config))?.unwrap_or_default())
+}
+
+/// Writes down settings of the relay namespace.
+pub(super) fn draft_sysctls(config: &Config, settings: &Settings) -> Result<Draft, GatewayError> {
+    Draft::write(sysctls_path(config), settings)
 }
 
 /// The rules that were put into force last.

@@ -13,6 +13,7 @@ use crate::config::{Config, Zones};
 use crate::gateway::attached::{DeviceStatus, ProgramStatus, programs};
 use crate::gateway::rules::in_force::InForce;
 
+use super::coalesce;
 use super::diversion::{Diversion, Evidence, PathEvidence};
 use super::error::GatewayError;
 use super::flows::{Established, open_pending};
@@ -22,6 +23,7 @@ use super::reverse_path::{self, Surroundings};
 use super::rtnetlink::Link;
 
 use super::state::{self, State};
+use super::sysctls::{self, SysctlStatus};
 use super::{heartbeat_timeout_difference, open_map, read_config, zones_difference};
 
 /// Rules that the text shows; a gateway may have thousands.
@@ -46,6 +48,8 @@ pub struct Status {
     pub rules: InForce,
     /// Packets by verdict, all processors together.
     pub verdicts: BTreeMap<&'static str, u64>,
+    /// Settings of the relay namespace.
+    pub namespace: NamespaceStatus,
     /// The relay's sign of life.
     pub relay: RelayStatus,
     /// What became of diverted packets.
@@ -54,6 +58,17 @@ pub struct Status {
     pub pending: u64,
     /// Flows that the relay has accepted and not closed.
     pub established: u64,
+}
+
+/// Settings of the relay namespace.
+#[derive(Debug, Serialize)]
+pub struct NamespaceStatus {
+    /// How long its end of the veth collects packets. Microseconds; 0: it does not.
+    pub coalesce_us: u32,
+    /// That of the configuration, if it is another one: the former counts.
+    pub configured_coalesce_us: Option<u32>,
+    /// Those of `gateway.sysctls`.
+    pub sysctls: Vec<SysctlStatus>,
 }
 
 /// The relay's sign of life, as the programs see it.
@@ -97,10 +112,20 @@ pub fn status(config: &Config) -> Result<Status, GatewayError> {
         configured_zones: (configured != zones).then_some(configured),
         rules: state::read_rules(config)?,
         verdicts: verdicts(pins)?,
+        namespace: namespace(config)?,
         relay: relay(config, pins, &value)?,
         diversion: Diversion::open(pins, &config.namespace())?.look()?,
         pending: count(open_pending(pins)?.iter())?,
         established: count(Established::open(pins)?.iter())?,
+    })
+}
+
+fn namespace(config: &Config) -> Result<NamespaceStatus, GatewayError> {
+    let (coalesce_us, configured) = (coalesce::in_force(config)?, config.gateway.coalesce_us);
+    Ok(NamespaceStatus {
+        coalesce_us,
+        configured_coalesce_us: (configured != coalesce_us).then_some(configured),
+        sysctls: sysctls::status(config)?,
     })
 }
 
@@ -264,6 +289,39 @@ impl Status {
     }
 }
 
+impl fmt::Display for NamespaceStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const REMEDY: &str = "`relay load --replace` puts that into force";
+        if self.coalesce_us > 0 {
+            writeln!(f, "coalesce     for {} µs", self.coalesce_us)?;
+        }
+        if let Some(configured) = self.configured_coalesce_us {
+            writeln!(
+                f,
+                "  COALESCE   packets for the relay are collected for {} µs, and gateway.coalesce_us is \
+                 {configured}: {REMEDY}",
+                self.coalesce_us
+            )?;
+        }
+        for SysctlStatus { name, now, configured } in &self.sysctls {
+            let now = now.as_deref().unwrap_or("not there");
+            writeln!(f, "sysctl       {name} = {now}")?;
+            match configured.as_deref() {
+                None => {}
+                Some("") => writeln!(
+                    f,
+                    "  SYSCTLS    {name} is not in gateway.sysctls any more: `relay load --replace` undoes it"
+                )?,
+                Some(value) => writeln!(
+                    f,
+                    "  SYSCTLS    {name} is {now}, and gateway.sysctls says {value}: {REMEDY}"
+                )?,
+            }
+        }
+        Ok(())
+    }
+}
+
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "instance     {} (ABI version {})", self.instance, self.abi_version)?;
@@ -291,6 +349,7 @@ impl fmt::Display for Status {
         if let Some(configured) = self.configured_zones {
             writeln!(f, "  ZONES      {}", zones_difference(configured, self.zones))?;
         }
+        write!(f, "{}", self.namespace)?;
         let InForce { source, mode, rules, .. } = &self.rules;
         writeln!(f, "rules        {} of {source}, mode {}", rules.len(), mode.name())?;
         for rule in rules.iter().take(SHOWN_RULES) {

@@ -193,7 +193,8 @@ impl<E: Engine> Worker<E> {
         if self.stopping {
             return self.close(socket, CloseReason::RelayStop);
         }
-        let onward = match self.flows.onward(client, server) {
+        let tcp = &self.shared.services[service.index()].tcp;
+        let onward = match self.flows.onward(client, server, tcp) {
             Ok(onward) => onward,
             Err(error) => {
                 if error.kind() != io::ErrorKind::Unsupported {

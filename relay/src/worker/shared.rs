@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use crate::codec::Protocol;
-use crate::config::{Config, RelaySection, Service};
+use crate::config::{Config, RelaySection, Service, TcpSection};
 use crate::model::{Incarnation, RelayId};
 use crate::ring::Credit;
 use crate::route::Associations;
@@ -30,7 +30,12 @@ pub trait Flows: Send {
 
     /// A socket for a connection to the server in the client's name; what the server answers will
     /// come here. Not connected yet. Unsupported where there is no gateway.
-    fn onward(&mut self, _client: SocketAddr, _server: SocketAddr) -> io::Result<OwnedFd> {
+    fn onward(
+        &mut self,
+        _client: SocketAddr,
+        _server: SocketAddr,
+        _tcp: &TcpSection,
+    ) -> io::Result<OwnedFd> {
         Err(io::ErrorKind::Unsupported.into())
     }
 
@@ -60,6 +65,8 @@ pub struct Served {
     pub idle: Option<Duration>,
     /// How long the server may take to accept a connection that is handed on.
     pub connect: Duration,
+    /// Options of the sockets of connections that are handed on.
+    pub tcp: TcpSection,
     /// Connections that one address may have.
     pub connections_per_address: Option<u32>,
     /// What a connection may send.
@@ -74,6 +81,7 @@ impl From<&Service> for Served {
             handshake: ms(service.handshake_timeout_ms),
             idle: (service.idle_timeout_ms > 0).then(|| ms(service.idle_timeout_ms)),
             connect: ms(service.auto.connect_timeout_ms),
+            tcp: service.tcp,
             connections_per_address: Some(service.max_connections_per_address)
                 .filter(|most| *most > 0),
             rate: Rate::per_second(service.max_messages_per_second),

@@ -61,6 +61,7 @@ fn host(devices: Vec<(String, Option<LinkFacts>)>) -> Facts {
         bpffs: Bpffs::Usable,
         shared_addresses: Vec::new(),
         zones: Zones::One,
+        sysctls: SysctlTrial::default(),
         devices,
     }
 }

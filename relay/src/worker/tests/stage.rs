@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::config::Config;
+use crate::config::{Config, TcpSection};
 use crate::engine::{BufferId, Engine, Event, ReceiveEnd, SocketId};
 use crate::model::{CloseReason, ConnectionKey, Incarnation, Kind, Partition, ServiceId};
 use crate::ring::{DownlinkSender, UplinkBatch, UplinkReceiver, Wake, downlink, uplink};
@@ -285,7 +285,12 @@ impl Flows for Onward {
 
     fn closed(&mut self, _client: SocketAddr, _server: SocketAddr) {}
 
-    fn onward(&mut self, _client: SocketAddr, _server: SocketAddr) -> io::Result<OwnedFd> {
+    fn onward(
+        &mut self,
+        _client: SocketAddr,
+        _server: SocketAddr,
+        _tcp: &TcpSection,
+    ) -> io::Result<OwnedFd> {
         Ok(std::fs::File::open("/dev/null")?.into())
     }
 }

@@ -21,3 +21,4 @@ mod registration;
 mod simulation;
 mod transparent;
 mod undisturbed;
+mod vanished;

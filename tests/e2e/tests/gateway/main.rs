@@ -12,6 +12,7 @@ mod hostile;
 mod hosts;
 mod lifecycle;
 mod losses;
+mod namespace;
 mod path_mtu;
 mod refusals;
 mod replace;

@@ -19,7 +19,7 @@ use millrace_harness::system::paths;
 use millrace_harness::system::privilege::{alone, privileged, shared};
 use millrace_harness::system::process::{Finished, run};
 use millrace_relay::codec::Framing;
-use millrace_relay::config::Config;
+use millrace_relay::config::{Config, Sysctls};
 use millrace_relay::gateway::{self, Gateway, object::ObjectFile, object::VARIABLE};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -103,8 +103,12 @@ fn a_check_needs_no_privilege() -> anyhow::Result<()> {
     topology.gateway.ip("link add bridge0 type bridge")?;
     config.gateway.devices = ["eth1", "nope", "bridge0"].map(str::to_owned).to_vec();
     topology.gateway.sysctl("net/ipv4/ip_forward", "0")?;
+    // Whether the relay namespace can have it, only root can try.
+    config.gateway.sysctls = Sysctls::new([("net.ipv4.no_such_setting", "1")]);
     let (code, found) = check(&config)?;
     ensure!(code == Some(1), "{found}");
+    let untried = |finding: &serde_json::Value| finding["code"] == "sysctls_untried";
+    ensure!(found["findings"].as_array().is_some_and(|all| all.iter().any(untried)), "{found}");
     let findings = found["findings"].as_array().context("no findings")?;
     for code in ["no_forwarding", "no_device", "no_native_xdp"] {
         let finding = findings.iter().find(|finding| finding["code"] == code);

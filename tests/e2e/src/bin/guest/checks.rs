@@ -25,7 +25,7 @@ use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
 use serde_json::{Value, json};
 
-use crate::{Finding, large};
+use crate::{Finding, large, settings};
 
 /// A port without a rule.
 const OTHER_PORT: u16 = 7001;
@@ -60,6 +60,7 @@ pub(crate) const WORK: &[(&str, Check)] = &[
     ("unload", unload),
     ("jumbo frames", large::jumbo),
     ("bridge", large::bridge),
+    ("settings", settings::in_force),
     ("scenarios", scenarios),
 ];
 

@@ -4,6 +4,7 @@
 
 mod checks;
 mod large;
+mod settings;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
