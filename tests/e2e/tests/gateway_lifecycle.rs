@@ -95,12 +95,12 @@ fn a_load_outlasts_a_signal_every_millisecond() -> anyhow::Result<()> {
     };
     let loaded = AtomicBool::new(false);
     let sent = topology.gateway.run(|| {
-        let loader = pthread_self();
+        let thread = pthread_self();
         std::thread::scope(|scope| {
             let sender = scope.spawn(|| {
                 let mut sent = 0;
                 while !loaded.load(Relaxed) {
-                    pthread_kill(loader, Signal::SIGUSR1)?;
+                    pthread_kill(thread, Signal::SIGUSR1)?;
                     sent += 1;
                     std::thread::sleep(Duration::from_millis(1));
                 }
