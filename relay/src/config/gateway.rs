@@ -41,6 +41,10 @@ pub struct GatewaySection {
     /// `relay rules apply` decides it anew while the instance is loaded.
     #[serde(default)]
     pub reverse_path: ReversePath,
+    /// Whether a running relay attaches a device again that comes back after it was removed. If not, that
+    /// takes `relay load --replace`.
+    #[serde(default = "default_reattach")]
+    pub reattach: bool,
     /// File of steering rules, relative to the configuration. Without one, the destinations of every
     /// service are diverted at its port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -67,6 +71,7 @@ impl GatewaySection {
             heartbeat_timeout_ms: default_heartbeat_timeout_ms(),
             mode: Mode::default(),
             reverse_path: ReversePath::default(),
+            reattach: default_reattach(),
             rules: None,
             coalesce_us: 0,
             sysctls: Sysctls::default(),
@@ -166,6 +171,10 @@ impl Zones {
 
 fn default_instance() -> String {
     "millrace".to_owned()
+}
+
+const fn default_reattach() -> bool {
+    true
 }
 
 const fn default_heartbeat_timeout_ms() -> u32 {

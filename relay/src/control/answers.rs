@@ -131,6 +131,8 @@ impl Answers {
         }
         decision.cut = self.link.trial(now) == Some(false);
 
+        // A device that is gone has taken its paths with it.
+        self.paths.retain(|path, _| counted.paths.iter().any(|(other, _)| other == path));
         for (path, offers) in &counted.paths {
             let Some((_, before)) = before.paths.iter().find(|(other, _)| other == path) else {
                 continue;
@@ -188,6 +190,16 @@ mod tests {
             }
             Decision { changes, ..last }
         }
+    }
+
+    /// Before, it was never calm again.
+    #[test]
+    fn a_path_that_is_gone_leaves_nothing() {
+        let mut stage = Stage::new();
+        stage.go(1, repeated);
+        assert!(!stage.answers.are_calm());
+        stage.go(1, |counted| counted.paths.clear());
+        assert!(stage.answers.are_calm());
     }
 
     fn repeated(counted: &mut Counted) {

@@ -11,6 +11,7 @@
 //!  keeper         undelivered::Keeper
 //!  proof          checks that diverted packets are answered
 //!  waiting        measures how long messages have waited for their servers
+//!  gateway        gateway::Watch: follows the gateway's devices
 //!  log            logging
 //! ```
 
@@ -125,7 +126,10 @@ async fn run_async(
     let Started { gateway, threads, registry } = starter.start(&mut signals).await?;
     socket.serve(threads.observer(), threads.orders());
     // Last: from here on the gateway diverts connections to us.
-    let _watch = gateway.as_ref().map(|gateway| gateway.watch(config)).transpose()?;
+    let watch = gateway.as_ref().map(|gateway| gateway.watch(config)).transpose()?;
+    if let Some(watch) = &watch {
+        threads.standing().follow(watch.news());
+    }
     let mut service = Service::of(gateway.as_ref(), &threads)?;
     if !stop_time.has_begun() {
         service.look()?;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::downlink::{Break, ConsumerStats};
+use crate::gateway::News;
 use crate::kafka::{Difference, LogEnd, Written, WrittenPart, brokers_clock, throttled_ms};
 use crate::model::{CloseReason, DeliveryFailure, UndeliveredReason};
 use crate::registry::{RegistryObserver, RegistryStatus};
@@ -60,6 +61,13 @@ pub struct Snapshot {
     /// As long as there is one, new connections take the ordinary path.
     #[serde(default)]
     pub workers_hanging_ms: BTreeMap<String, u64>,
+    /// Client-facing devices from which nothing is diverted, because they are gone or were not attached
+    /// again when they came back, and why.
+    #[serde(default)]
+    pub devices_detached: BTreeMap<String, String>,
+    /// Times that a device which had come back was attached again, by device.
+    #[serde(default)]
+    pub devices_reattached: BTreeMap<String, u64>,
     /// Connections open now.
     pub connections: u64,
     /// Connections accepted.
@@ -300,6 +308,7 @@ impl Observer {
             .iter()
             .map(|reason| (reason.name(), self.sum(|worker| &worker.closed[*reason as usize])));
         let undelivered = UndeliveredReason::ALL.iter().map(|reason| self.undelivered(*reason));
+        let News { detached, reattached } = self.standing.devices();
         let log = self.associations.log_stats();
         let log_refused = RecordRefusal::ALL
             .iter()
@@ -309,6 +318,8 @@ impl Observer {
             incarnation: self.incarnation,
             workers: self.workers.len(),
             workers_hanging_ms: self.workers_hanging_ms(),
+            devices_detached: detached,
+            devices_reattached: reattached,
             connections: self.workers.iter().map(|worker| worker.connections()).sum(),
             accepted: self.sum(|worker| &worker.accepted),
             connection_bytes: self.workers.iter().map(|worker| worker.connection_bytes.get()).sum(),
@@ -426,6 +437,12 @@ impl std::fmt::Display for Snapshot {
                  the ordinary path; see what it does with `gdb -p $(pidof relay)`, or start the relay \
                  again"
             )?;
+        }
+        for (device, why) in &self.devices_detached {
+            writeln!(f, "  DETACHED   nothing is diverted from {device}: {why}")?;
+        }
+        if !self.devices_reattached.is_empty() {
+            writeln!(f, "  attached again {}", list(&self.devices_reattached))?;
         }
         writeln!(
             f,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::gateway::Intake;
+use crate::gateway::{DeviceNews, Intake, News};
 
 /// Written by those who look at the workers, and at what becomes of diverted packets.
 #[derive(Clone, Debug, Default)]
@@ -15,6 +15,7 @@ struct State {
     hanging: BTreeMap<usize, Duration>,
     /// Bits of [`Intake`] that tell that nothing is answered.
     unanswered: u64,
+    devices: DeviceNews,
 }
 
 impl Standing {
@@ -33,6 +34,17 @@ impl Standing {
         hanging: BTreeMap<usize, Duration>,
     ) -> BTreeMap<usize, Duration> {
         std::mem::replace(&mut self.state().hanging, hanging)
+    }
+
+    /// What becomes of the gateway's devices is told by these from now on.
+    pub(super) fn follow(&self, devices: DeviceNews) {
+        self.state().devices = devices;
+    }
+
+    /// What has become of the gateway's devices.
+    pub(super) fn devices(&self) -> News {
+        let devices = self.state().devices.clone();
+        devices.now()
     }
 
     /// Whether nothing that is diverted arrives, or nothing is answered on some paths.

@@ -12,8 +12,9 @@ use serde::Serialize;
 use crate::config::{Config, HardwareAddress};
 use crate::gateway::devices::DeviceTable;
 use crate::gateway::error::GatewayError;
+use crate::gateway::finding::Finding;
 use crate::gateway::host::Device;
-use crate::gateway::links::{info_of, linked_program, pinned_info, program_pin};
+use crate::gateway::links::{info_of, linked_program, occupant, pinned_info, program_pin};
 use crate::gateway::load::PINNED;
 use crate::gateway::open_map;
 use crate::gateway::reverse_path::{self, SourceCheck, Surroundings};
@@ -29,6 +30,9 @@ pub struct DeviceStatus {
     pub program_id: Option<u32>,
     /// That program's name in the kernel.
     pub program: Option<String>,
+    /// Why the program that runs there is not the instance's, whose it is, and how to remove it; null if it
+    /// runs none, or the instance's.
+    pub other_program: Option<String>,
     /// The hardware address that it has now; null if it is not in this network namespace.
     pub hardware_address: Option<HardwareAddress>,
     /// The hardware address by which the programs know it: frames for others are passed. Null if the
@@ -91,12 +95,17 @@ impl DeviceStatus {
         let redirects_answers = ifindex.map(|ifindex| links.get(ifindex, 0).is_ok());
         // Without its link, what runs there is not ours.
         let program_id = linked_program(pins, name).ok();
+        let other_program = match &found {
+            Some(device) => other_program(name, device, pins)?,
+            None => None,
+        };
         let program = program_id.and_then(|id| info_of(id)?.name_as_str().map(str::to_owned));
         Ok(Self {
             name: name.to_owned(),
             mode,
             program_id,
             program,
+            other_program,
             hardware_address,
             known_address,
             redirects_answers,
@@ -104,6 +113,20 @@ impl DeviceStatus {
             wanted_reverse_path,
         })
     }
+}
+
+/// Tells of the program of a device, if it is not the one that the instance's link holds.
+fn other_program(name: &str, device: &Device, pins: &Path) -> Result<Option<String>, GatewayError> {
+    let is_other = |device: &Device| {
+        device.program().is_some() && device.program() != linked_program(pins, name).ok()
+    };
+    if !is_other(device) {
+        return Ok(None);
+    }
+    // It may have been replaced between the two looks.
+    let Some(device) = Device::find(name)?.filter(is_other) else { return Ok(None) };
+    let occupant = occupant(&device);
+    Ok(occupant.map(|occupant| Finding::foreign_program(name, &occupant).to_string()))
 }
 
 /// The pinned programs, by name.

@@ -12,6 +12,7 @@ use super::host::{Device, Report};
 use super::links::{link_pin, linked_program};
 use super::load;
 use super::object::{ObjectFile, map_mut};
+use super::offered::Offered;
 use super::preflight;
 use super::reverse_path;
 use super::state::{State, ignore_missing};
@@ -110,7 +111,8 @@ impl Change {
             }
             let mut table = DeviceTable::of(ebpf).expect("load_object has checked the maps");
             table.retell(&devices, &checks)?;
-            load::count_offers(ebpf, &devices)?;
+            let ifindexes: Vec<_> = devices.iter().map(|(_, device)| device.ifindex).collect();
+            Offered::of(ebpf)?.count(&ifindexes)?;
         }
         let state = State::of(config);
         state.create(config)?;

@@ -98,6 +98,12 @@ impl<T: Borrow<MapData>> DeviceTable<T> {
         Ok(self.device(number, ifindex)?.map(ClientDevice::reverse_path))
     }
 
+    /// The number of the device that stands where one of this index would stand.
+    pub(super) fn occupant(&self, ifindex: u32) -> Result<Option<u16>, GatewayError> {
+        let number = self.get(ClientDevice::slot(ifindex))?.number();
+        Ok((number != 0).then_some(number))
+    }
+
     fn device(&self, number: u16, ifindex: u32) -> Result<Option<ClientDevice>, GatewayError> {
         let known = self.get(ClientDevice::slot(ifindex))?;
         Ok((known.number() == number).then_some(known))
@@ -156,6 +162,23 @@ impl<T: BorrowMut<MapData>> DeviceTable<T> {
         for slot in (0..ClientDevice::SLOTS).filter(|slot| !slots.contains(slot)) {
             if self.get(slot)?.number() != 0 {
                 self.set(slot, ClientDevice::default())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells of one device, and that the one which had its number before is gone.
+    pub(super) fn place(
+        &mut self,
+        number: u16,
+        (name, device): (&str, &Device),
+        check: &SourceCheck,
+    ) -> Result<(), GatewayError> {
+        let slot = ClientDevice::slot(device.ifindex);
+        self.set(slot, told(number, name, device, check)?)?;
+        for other in (0..ClientDevice::SLOTS).filter(|other| *other != slot) {
+            if self.get(other)?.number() == number {
+                self.set(other, ClientDevice::default())?;
             }
         }
         Ok(())

@@ -251,7 +251,7 @@ impl Evidence {
             );
         }
         match (sent(self), sent(before)) {
-            (None, _) => "the device is gone: `relay unload` and `relay load`".to_owned(),
+            (None, _) => "the device is gone: see DETACHED in `relay status`".to_owned(),
             (Some(now), Some(then)) if now.saturating_sub(then) < forwarded => format!(
                 "{device} has sent {} of {forwarded} answers that were redirected to it: it does not \
                  send what XDP hands it (on a veth: `ethtool -K PEER gro on` at its other end; `relay \

@@ -220,6 +220,16 @@ pub enum GatewayError {
         /// The second of them.
         device: String,
     },
+    /// The configuration leaves it to the operator.
+    #[error("gateway.reattach is false; attach it with `relay load --replace`")]
+    NotReattached,
+    /// No file leads to the namespace of the gateway's devices.
+    #[error(
+        "the network namespace of the gateway's devices cannot be found: it is not the relay's own, not \
+         that of process 1, and has no name in /run/netns; run `relay run` in it, or name it with `ip \
+         netns attach NAME PROCESS-ID`"
+    )]
+    NamespaceHidden,
     /// Not an Ethernet device.
     #[error("{device} has no hardware address: the programs divert Ethernet frames only")]
     NoHardwareAddress {

@@ -1,5 +1,6 @@
 //! The host's network: namespaces, `ip`, and sysctls.
 
+use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::process::Command;
@@ -21,8 +22,16 @@ pub fn in_namespace<T: Send>(
     namespace: &Path,
     work: impl FnOnce() -> T + Send,
 ) -> Result<T, GatewayError> {
+    inside(&open(namespace)?, work)
+}
+
+/// [`in_namespace`], with the namespace's file open.
+pub(super) fn inside<T: Send>(
+    namespace: &File,
+    work: impl FnOnce() -> T + Send,
+) -> Result<T, GatewayError> {
     let enter = move || {
-        enter_namespace(namespace)?;
+        enter(namespace)?;
         Ok(work())
     };
     std::thread::scope(|scope| match scope.spawn(enter).join() {
@@ -33,9 +42,16 @@ pub fn in_namespace<T: Send>(
 
 /// Moves the calling thread into a network namespace for good: the sockets that it makes are there.
 pub fn enter_namespace(namespace: &Path) -> Result<(), GatewayError> {
-    let file = std::fs::File::open(namespace)
-        .map_err(GatewayError::io(format!("open the network namespace {}", namespace.display())))?;
-    move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
+    enter(&open(namespace)?)
+}
+
+fn open(namespace: &Path) -> Result<File, GatewayError> {
+    File::open(namespace)
+        .map_err(GatewayError::io(format!("open the network namespace {}", namespace.display())))
+}
+
+fn enter(namespace: &File) -> Result<(), GatewayError> {
+    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
         .map_err(|error| GatewayError::io("enter a network namespace")(error.into()))
 }
 

@@ -72,7 +72,7 @@ pub enum Bpffs {
 }
 
 /// What is known of a device that is there.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 #[expect(clippy::struct_excessive_bools, reason = "facts, each on its own")]
 pub struct LinkFacts {

@@ -17,7 +17,7 @@ use super::kernel;
 use super::known::Occupant;
 use super::preflight::AttachMode;
 
-use super::state::State;
+use super::state::{State, ignore_missing};
 use super::topology::{self, RELAY_DEVICE};
 
 /// A place where a program of the instance runs.
@@ -48,19 +48,23 @@ impl Slot {
 
     /// The program that runs there now.
     pub(super) fn program_id(&self) -> Result<u32, GatewayError> {
-        let link =
-            PinnedLink::from_pin(&self.pin).map_err(GatewayError::bpf(self.failed("find")))?;
-        let info = FdLink::from(link).info().map_err(GatewayError::bpf(self.failed("inspect")))?;
+        let info = self.link()?.info().map_err(GatewayError::bpf(self.failed("inspect")))?;
         Ok(info.program_id())
+    }
+
+    fn link(&self) -> Result<FdLink, GatewayError> {
+        if !self.pin.exists() {
+            return Err(GatewayError::unfit(Finding::device_gone(&self.device)));
+        }
+        let link = PinnedLink::from_pin(&self.pin);
+        link.map(FdLink::from).map_err(GatewayError::bpf(self.failed("find")))
     }
 
     /// Puts another program there; the device runs either the one or the other all the time
     /// (`BPF_LINK_UPDATE`, bpf(2)).
     fn update(&self, program: &mut Xdp) -> Result<(), GatewayError> {
         let link =
-            PinnedLink::from_pin(&self.pin).map_err(GatewayError::bpf(self.failed("find")))?;
-        let link =
-            XdpLink::try_from(FdLink::from(link)).map_err(GatewayError::bpf(self.failed("use")))?;
+            XdpLink::try_from(self.link()?).map_err(GatewayError::bpf(self.failed("use")))?;
         match program.attach_to_link(link) {
             Ok(_) => Ok(()),
             // The kernel keeps the link of a device that is gone, without a device.
@@ -134,6 +138,27 @@ pub(super) fn swap(swaps: Vec<Swap<'_>>, report: Report<'_>) -> Result<(), Gatew
         }
     }
     Ok(())
+}
+
+/// Gives every slot its program whose device is there, whatever becomes of the others: what they have is
+/// not what they should have. Gives the first error.
+pub(super) fn put_back(swaps: Vec<Swap<'_>>, report: Report<'_>) -> Result<(), GatewayError> {
+    let mut result = Ok(());
+    for Swap { slot, mut program } in swaps {
+        report(&format!("replace XDP program {} on {}", slot.program, slot.device));
+        let Err(error) = slot.update(&mut program) else { continue };
+        let is_gone = matches!(&error, GatewayError::Unfit(findings)
+            if findings.iter().any(|finding| finding.code == Finding::DEVICE_GONE));
+        if is_gone {
+            // Its link still names the former program, for whoever attaches the device when it is back.
+            report(&format!("{} is gone; rm {}", slot.device, slot.pin.display()));
+            let removed = ignore_missing(std::fs::remove_file(&slot.pin));
+            result = result.and(removed.map_err(GatewayError::io(slot.failed("remove"))));
+        } else if result.is_ok() {
+            result = Err(error);
+        }
+    }
+    result
 }
 
 /// A handle on the program that a slot has.

@@ -1,13 +1,14 @@
 //! `load`: programs into the kernel, maps filled, everything attached and pinned.
 
+use std::borrow::BorrowMut;
 use std::path::Path;
 
 use aya::maps::xdp::{DevMap, DevMapHash};
-use aya::maps::{Array, HashMap, MapError};
+use aya::maps::{Array, MapData, MapError};
 use aya::programs::Xdp;
 use aya::programs::links::FdLink;
 use aya::{Ebpf, EbpfLoader};
-use millrace_common::abi::{self, ABI_VERSION, GatewayConfig, MAX_CLIENT_LINKS, Offers, map};
+use millrace_common::abi::{ABI_VERSION, GatewayConfig, MAX_CLIENT_LINKS, map};
 use millrace_common::rule::ActiveSet;
 use serde::Serialize;
 
@@ -24,6 +25,7 @@ use super::kernel;
 use super::known::LinkFacts;
 use super::links::{attach, pin_link, program_pin};
 use super::object::{ObjectFile, map_mut, verified};
+use super::offered::Offered;
 use super::preflight;
 use super::preflight::AttachMode;
 
@@ -160,7 +162,8 @@ fn build(
 
     report(&format!("{} class(es) of ports with rules", rules.class_count()));
     fill(&mut ebpf, config, &topology)?;
-    count_offers(&mut ebpf, devices)?;
+    let ifindexes: Vec<_> = devices.iter().map(|(_, device)| device.ifindex).collect();
+    Offered::of(&mut ebpf)?.count(&ifindexes)?;
     let setting = config.gateway.reverse_path;
     let checks: Vec<_> =
         facts.iter().map(|link| reverse_path::decide(setting, &link.sources)).collect();
@@ -202,7 +205,12 @@ pub(super) fn attach_devices(
     if generic {
         traffic_control::attach_untag(config, report)?;
     }
-    aim_answers(ebpf, devices, facts, report)
+    let mut links = DevMapHash::try_from(map_mut(ebpf, map::CLIENT_LINKS))
+        .map_err(GatewayError::bpf(format!("open the map {}", map::CLIENT_LINKS)))?;
+    for ((name, device), facts) in devices.iter().zip(facts) {
+        aim_answers(&mut links, (name, device.ifindex), facts, report)?;
+    }
+    Ok(())
 }
 
 /// Attaches the programs of both ends of the link to the relay.
@@ -232,7 +240,7 @@ fn attach_veth(
 
 /// Attaches `ingress` as the policy has it. A driver that was thought able and refuses is one that
 /// cannot: only then, and only if it may, the program runs in the kernel's stack.
-fn attach_ingress(
+pub(super) fn attach_ingress(
     program: &mut Xdp,
     slot: (&str, u32),
     facts: &LinkFacts,
@@ -272,54 +280,27 @@ pub(super) fn examine(config: &Config, report: Report<'_>) -> Result<Vec<LinkFac
     Ok(facts.devices.into_iter().filter_map(|(_, link)| link).collect())
 }
 
-/// Has answers redirected to the devices that can send them. Asked after attaching: many drivers
-/// can only while they run a program.
-fn aim_answers(
-    ebpf: &mut Ebpf,
-    devices: &[(String, Device)],
-    facts: &[LinkFacts],
+/// Has answers redirected to a device if it can send them; whether it can. Asked after attaching: many
+/// drivers can only while they run a program.
+pub(super) fn aim_answers<T: BorrowMut<MapData>>(
+    links: &mut DevMapHash<T>,
+    (name, ifindex): (&str, u32),
+    facts: &LinkFacts,
     report: Report<'_>,
-) -> Result<(), GatewayError> {
-    let mut links = DevMapHash::try_from(map_mut(ebpf, map::CLIENT_LINKS))
-        .map_err(GatewayError::bpf(format!("open the map {}", map::CLIENT_LINKS)))?;
-    for ((name, device), facts) in devices.iter().zip(facts) {
-        let now = LinkFacts { features: features(name, device.ifindex)?, ..facts.clone() };
-        if !preflight::answers_redirected(&now, host::processors(), facts::page_size()) {
-            report(&format!(
-                "redirected frames cannot be sent out of {name} by every processor: answers go \
-                 through the host's stack, which is slower (on a veth: run `ethtool -K PEER gro on` \
-                 at its other end, then load again)"
-            ));
-            continue;
-        }
-        links
-            .insert(device.ifindex, device.ifindex, None, 0)
-            .map_err(GatewayError::bpf(format!("fill the map {}", map::CLIENT_LINKS)))?;
+) -> Result<bool, GatewayError> {
+    let now = LinkFacts { features: features(name, ifindex)?, ..facts.clone() };
+    if !preflight::answers_redirected(&now, host::processors(), facts::page_size()) {
+        report(&format!(
+            "redirected frames cannot be sent out of {name} by every processor: answers go \
+             through the host's stack, which is slower (on a veth: run `ethtool -K PEER gro on` \
+             at its other end, then load again)"
+        ));
+        return Ok(false);
     }
-    Ok(())
-}
-
-/// Has what becomes of SYNs counted on the ways to clients by these devices, and by no others.
-pub(super) fn count_offers(
-    ebpf: &mut Ebpf,
-    devices: &[(String, Device)],
-) -> Result<(), GatewayError> {
-    let failed = || GatewayError::bpf::<MapError>(format!("fill the map {}", map::OFFERS));
-    let mut offers: HashMap<_, abi::Path, Offers> =
-        HashMap::try_from(map_mut(ebpf, map::OFFERS)).map_err(failed())?;
-    let wanted: Vec<abi::Path> = devices
-        .iter()
-        .map(|(_, device)| device.ifindex)
-        .flat_map(|ifindex| [4, 6].map(|family| abi::Path { ifindex, family }))
-        .collect();
-    let present: Vec<abi::Path> = offers.keys().collect::<Result<_, _>>().map_err(failed())?;
-    for path in present.iter().filter(|path| !wanted.contains(path)) {
-        offers.remove(path).map_err(failed())?;
-    }
-    for path in wanted.iter().filter(|path| !present.contains(path)) {
-        offers.insert(path, Offers::default(), 0).map_err(failed())?;
-    }
-    Ok(())
+    links
+        .insert(ifindex, ifindex, None, 0)
+        .map_err(GatewayError::bpf(format!("fill the map {}", map::CLIENT_LINKS)))?;
+    Ok(true)
 }
 
 /// The client-facing devices.

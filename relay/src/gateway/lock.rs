@@ -26,6 +26,11 @@ impl Lock {
         Self::take_within(PATIENCE)
     }
 
+    /// Takes it if nobody has it.
+    pub(super) fn try_take() -> Result<Self, GatewayError> {
+        Self::take_within(Duration::ZERO)
+    }
+
     fn take_within(patience: Duration) -> Result<Self, GatewayError> {
         let start = Instant::now();
         let mut told = false;

@@ -191,7 +191,7 @@ impl Lost {
                  host's stack send it"
             ),
             (libc::ENODEV | libc::ENOENT | libc::EINVAL, _) => {
-                "it is gone, or was made anew: `relay load --replace`".to_owned()
+                "it is gone, or was made anew: see DETACHED in `relay status`".to_owned()
             }
             (number, _) => format!(
                 "{}; `perf trace -e xdp:xdp_redirect_err -e xdp:xdp_devmap_xmit` shows more",

@@ -30,7 +30,10 @@ mod losses;
 mod netdev;
 mod netlink;
 pub mod object;
+mod offered;
+mod place;
 mod preflight;
+mod reattach;
 mod replace;
 mod reverse_path;
 mod rtnetlink;
@@ -80,7 +83,7 @@ pub use self::topology::{RELAY_DEVICE, gateway_device};
 pub use self::trace::{TraceEnd, TraceOptions, TraceSummary, trace, trace_by};
 pub use self::traced::Traced;
 pub use self::unload::unload;
-pub use self::watch::Watch;
+pub use self::watch::{DeviceNews, News, Watch};
 pub use crate::gateway::attached::{DeviceStatus, ProgramStatus};
 
 /// A running relay's hold on a loaded instance.
@@ -155,8 +158,8 @@ impl Gateway {
         FlowTable::open(&self.pins, self.generation(), self.zones.told())
     }
 
-    /// Has the programs follow the hardware addresses of the gateway's devices, for as long as what
-    /// it gives lives.
+    /// Has the programs follow the gateway's devices, their hardware addresses and those that come back
+    /// after they were removed, for as long as what it gives lives.
     pub fn watch(&self, config: &Config) -> Result<Watch, GatewayError> {
         Watch::start(config, &self.namespace)
     }

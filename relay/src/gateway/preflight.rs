@@ -44,6 +44,7 @@ impl fmt::Display for AttachMode {
 impl Finding {
     pub(super) const FOREIGN_PROGRAM: &str = "foreign_program";
     pub(super) const NO_NATIVE_XDP: &str = "no_native_xdp";
+    pub(super) const DEVICE_GONE: &str = "device_gone";
 
     /// A refusal in the words of an error, which say what to do.
     pub(super) fn of_error(error: &GatewayError) -> Self {
@@ -218,7 +219,7 @@ impl Finding {
     pub(super) fn device_gone(device: &str) -> Self {
         Self::refuses(
             device,
-            "device_gone",
+            Self::DEVICE_GONE,
             format!(
                 "device `{device}` was removed after the instance was loaded, and its program \
                  with it, even if the device is back now; when it is there"

@@ -2,6 +2,8 @@
 //! those of the gateway's, which the kernel knows as the place of the veth's other end. So it does not
 //! matter where the asking process runs.
 
+use std::fs::File;
+use std::os::fd::AsRawFd as _;
 use std::path::Path;
 
 use rustix::fd::OwnedFd;
@@ -13,17 +15,28 @@ use super::host::in_namespace;
 use super::netlink::{Request, ask, attribute, malformed, socket};
 
 const RTM_GETLINK: u16 = 18;
+const RTM_GETNSID: u16 = 90;
 /// `linux/if_link.h`.
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
+const IFLA_MASTER: u16 = 10;
 const IFLA_STATS64: u16 = 23;
 const IFLA_LINK_NETNSID: u16 = 37;
+const IFLA_XDP: u16 = 43;
+/// In [`IFLA_XDP`].
+const IFLA_XDP_PROG_ID: u16 = 4;
 /// Linux 4.16; then called `IFLA_IF_NETNSID`.
 const IFLA_TARGET_NETNSID: u16 = 46;
 /// `linux/if.h`.
 const IFF_UP: u32 = 1;
 /// Header of a link (`struct ifinfomsg`): family, type, index, flags and which of them are to change.
 const LINK_HEADER: usize = 16;
+/// `linux/net_namespace.h`.
+const NETNSA_NSID: u16 = 1;
+const NETNSA_FD: u16 = 3;
+/// Header of a namespace's identifier (`struct rtgenmsg`), with what it is filled up with.
+const NAMESPACE_HEADER: usize = 4;
 
 /// A device as it is now.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -46,9 +59,36 @@ pub struct Link {
     /// Its hardware address; `None` of a device that has none, or another kind than Ethernet's.
     #[serde(skip)]
     pub(super) address: Option<[u8; 6]>,
+    /// Its MTU in bytes.
+    #[serde(skip)]
+    mtu: u32,
+    /// Index of the device that it is a part of; 0: of none.
+    #[serde(skip)]
+    master: u32,
+    /// The kernel's id of the XDP program that it runs; 0: it runs none.
+    #[serde(skip)]
+    program: u32,
     /// Identifier of the namespace in which its other end is.
     #[serde(skip)]
     namespace: Option<i32>,
+}
+
+/// What can be seen of a device at a glance, and decides whether it can run a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shape {
+    ifindex: u32,
+    up: bool,
+    address: Option<[u8; 6]>,
+    mtu: u32,
+    master: u32,
+    program: u32,
+}
+
+impl Link {
+    pub(super) const fn shape(&self) -> Shape {
+        let Self { ifindex, up, address, mtu, master, program, .. } = *self;
+        Shape { ifindex, up, address, mtu, master, program }
+    }
 }
 
 /// A socket of the relay namespace.
@@ -92,6 +132,19 @@ impl Links {
         self.ask(request).map_err(GatewayError::io(format!("look at {name} of the gateway")))
     }
 
+    /// Whether this is the file of the gateway's namespace.
+    pub(super) fn is_gateways(&self, file: &File, relays: &Link) -> Result<bool, GatewayError> {
+        let Some(namespace) = relays.namespace else { return Ok(false) };
+        let request = Request::new(RTM_GETNSID, &[0; NAMESPACE_HEADER])
+            .with(NETNSA_FD, &file.as_raw_fd().to_ne_bytes());
+        // That of a file which is no namespace.
+        let answer = ask(&self.0, request, &[Errno::INVAL])
+            .map_err(GatewayError::io("look for the gateway's network namespace"))?;
+        let id = answer.as_deref().and_then(|answer| answer.get(NAMESPACE_HEADER..));
+        let id = id.and_then(|attributes| attribute(attributes, NETNSA_NSID));
+        Ok(id == Some(&namespace.to_ne_bytes()))
+    }
+
     /// `None` if there is no such device, or no such namespace any more.
     fn ask(&self, request: Request) -> std::io::Result<Option<Link>> {
         let answer = ask(&self.0, request, &[Errno::NODEV, Errno::INVAL])?;
@@ -116,7 +169,11 @@ fn link(answer: &[u8]) -> std::io::Result<Link> {
     let (counters, _) = counters.as_chunks::<8>();
     let counter = |at: usize| counters.get(at).map_or(0, |bytes| u64::from_ne_bytes(*bytes));
     let name = attribute(attributes, IFLA_IFNAME).ok_or_else(malformed)?;
-    let namespace = attribute(attributes, IFLA_LINK_NETNSID);
+    let namespace = attribute(attributes, IFLA_LINK_NETNSID).and_then(|id| id.try_into().ok());
+    let value = |attributes, kind| {
+        let value = attribute(attributes, kind).and_then(|value| value.try_into().ok());
+        value.map_or(0, u32::from_ne_bytes)
+    };
     Ok(Link {
         name: String::from_utf8_lossy(name).trim_end_matches('\0').to_owned(),
         up: number(8) & IFF_UP != 0,
@@ -126,7 +183,11 @@ fn link(answer: &[u8]) -> std::io::Result<Link> {
         send_dropped: counter(7),
         ifindex: number(4),
         address: attribute(attributes, IFLA_ADDRESS).and_then(|value| value.try_into().ok()),
-        namespace: namespace.and_then(|id| Some(i32::from_ne_bytes(id.try_into().ok()?))),
+        mtu: value(attributes, IFLA_MTU),
+        master: value(attributes, IFLA_MASTER),
+        program: attribute(attributes, IFLA_XDP).map_or(0, |xdp| value(xdp, IFLA_XDP_PROG_ID)),
+        // Of one that is about to go, there is none: -1, as of all that are strangers.
+        namespace: namespace.map(i32::from_ne_bytes).filter(|id| *id >= 0),
     })
 }
 
@@ -144,6 +205,9 @@ mod tests {
         assert!(links.relays("no-such-device").unwrap().is_none());
         assert!(links.gateways(1, &loopback).unwrap().is_none(), "it has no other end");
         assert!(links.gateways_named("lo", &loopback).unwrap().is_none());
+        let own = File::open("/proc/self/ns/net").unwrap();
+        assert!(!links.is_gateways(&own, &loopback).unwrap(), "it has no other end");
+        assert_eq!((loopback.mtu, loopback.master, loopback.program), (65536, 0, 0));
     }
 
     #[test]

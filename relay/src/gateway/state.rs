@@ -134,6 +134,11 @@ pub(super) fn read_rules(config: &Config) -> Result<InForce, GatewayError> {
         .ok_or_else(|| GatewayError::State { path, problem: "it is missing".to_owned() })
 }
 
+/// Whether a load has come to its end, where it writes the rules down.
+pub(super) fn is_complete(config: &Config) -> bool {
+    rules_path(config).exists()
+}
+
 /// Writes rules down that are about to be put into force.
 pub(super) fn draft_rules(config: &Config, rules: &InForce) -> Result<Draft, GatewayError> {
     Draft::write(rules_path(config), rules)

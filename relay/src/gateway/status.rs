@@ -175,11 +175,15 @@ impl Status {
         if device.mode == "generic" {
             writeln!(f, "  SLOW       {name} runs in generic mode; see `relay load --check`")?;
         }
+        if let Some(other) = &device.other_program {
+            return writeln!(f, "  FOREIGN    nothing is diverted from {name}: {other}");
+        }
         if device.mode == "none" && program_id.is_some() {
             return writeln!(
                 f,
                 "  GONE       nothing is diverted from {name}: the device of this name is not the \
-                 one that was loaded; fix it with `relay load --replace`"
+                 one that was loaded; a running relay attaches it, or says why not (DETACHED); so \
+                 does `relay load --replace`"
             );
         }
         if let (Some(now), Some(known)) = (device.hardware_address, device.known_address)
@@ -203,8 +207,8 @@ impl Status {
         match (self.programs.get("ingress"), program_id) {
             (_, None) => writeln!(
                 f,
-                "  MISSING    nothing is diverted from {name}: its link is gone; fix it with \
-                 `relay load --replace`"
+                "  MISSING    nothing is diverted from {name}: its link is gone; if the device is there, \
+                 fix it with `relay load --replace`"
             ),
             (Some(ingress), Some(_)) if !device.is_right(ingress) => writeln!(
                 f,

@@ -159,13 +159,7 @@ impl<'a> Tracer<'a> {
         links::swap(swaps, report)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now_ns = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
-        let devices = slots
-            .iter()
-            .filter(|slot| programs.contains_key(slot.program))
-            .filter_map(|slot| {
-                Some((Device::find(&slot.device).ok()??.ifindex, slot.device.clone()))
-            })
-            .collect();
+        let devices = names(&slots);
         Ok(Self {
             config,
             ebpf,
@@ -219,12 +213,24 @@ impl<'a> Tracer<'a> {
                 return Some(TraceEnd::Complete);
             }
             let event = self.events.try_recv().ok()?;
+            if !self.devices.contains_key(&event.ifindex) {
+                self.learn(event.ifindex);
+            }
             if tell(&Traced::of(&event, &self.devices, self.epoch_ns)).is_err() {
                 // Nobody listens any more.
                 return Some(TraceEnd::Stopped);
             }
             self.shown += 1;
         }
+    }
+
+    /// Looks for the name of a device that has come since.
+    fn learn(&mut self, ifindex: u32) {
+        if let Ok(Some(state)) = State::read(self.config) {
+            self.devices.extend(names(&Slot::all(self.config, &state)));
+        }
+        // Asked once, though it has no name here.
+        self.devices.entry(ifindex).or_insert_with(|| format!("if{ifindex}"));
     }
 
     /// Waits for the log, but not for long.
@@ -286,8 +292,15 @@ impl<'a> Tracer<'a> {
                 Ok(Swap { slot, program: pinned_program(&pin)? })
             })
             .collect::<Result<_, GatewayError>>()?;
-        links::swap(swaps, report)
+        links::put_back(swaps, report)
     }
+}
+
+/// The names of the devices whose packets are traced, as far as they are there.
+fn names(slots: &[Slot]) -> HashMap<u32, String> {
+    let traced = |slot: &&Slot| TRACED.iter().any(|(name, _)| *name == slot.program);
+    let name = |slot: &Slot| Some((Device::find(&slot.device).ok()??.ifindex, slot.device.clone()));
+    slots.iter().filter(traced).filter_map(name).collect()
 }
 
 /// Loads the traced programs with the instance's maps.

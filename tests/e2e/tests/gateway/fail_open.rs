@@ -4,11 +4,14 @@ use std::time::Duration;
 
 use millrace_harness::clients::tcp::Client;
 use millrace_harness::clients::wire::lines;
+use millrace_harness::gateway::fake_relay::{Traces, traces};
 use millrace_harness::relay::cluster::{Cluster, ClusterPlan, FRAMES_PORT, LINES_PORT};
 use millrace_harness::servers::by_hand::HandServer;
 use millrace_harness::system::freeze::Frozen;
 use millrace_harness::system::privilege;
 use millrace_harness::system::process::{run_ok, wait_until};
+
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// A new connection is diverted: its message comes out of Kafka.
 fn expect_diverted(cluster: &Cluster, server: &HandServer, message: &[u8]) -> Client {
@@ -174,6 +177,70 @@ fn the_heartbeats_timeout_is_the_loaded_one_and_can_be_changed() {
         Ok(cluster.instance.relay_stderr().contains("timeout was changed"))
     })
     .unwrap();
+}
+
+/// At whatever moment a relay is killed that attaches a device which is back: the next one goes on from
+/// there, and `unload` removes it all.
+#[test]
+fn relays_that_are_killed_while_a_device_comes_back_leave_nothing_wrong() {
+    let Some(_right) = privilege::shared_if_privileged() else { return };
+    let mut cluster = Cluster::build(ClusterPlan::small("back", 1)).unwrap();
+    let config = cluster.instance.config.clone();
+    let before = traces(&cluster.hosts.gateway, &config).unwrap();
+    cluster.start().unwrap();
+    let server = cluster.server(&cluster.lines_partitions()).unwrap();
+    expect_diverted(&cluster, &server, b"before");
+    let of_device = |cluster: &Cluster, counter: &str| {
+        cluster.instance.stats().unwrap().value()[counter]["eth1"].clone()
+    };
+    let remove = |cluster: &Cluster| {
+        cluster.hosts.remove_client_device().unwrap();
+        wait_until(PATIENCE, "the loss to be seen", || {
+            Ok(of_device(cluster, "devices_detached") == "there is no such device")
+        })
+        .unwrap();
+    };
+    for pause_ms in [0, 30, 60, 90, 120, 180] {
+        remove(&cluster);
+        cluster.hosts.restore_client_device().unwrap();
+        std::thread::sleep(Duration::from_millis(pause_ms));
+        cluster.instance.kill().unwrap();
+        connect(&cluster).expect_ordinary().unwrap();
+        cluster.instance.start().unwrap();
+        wait_until(PATIENCE, "the device to be attached again", || {
+            let status = cluster.instance.status()?;
+            let device = &status["gateway"]["devices"][0];
+            Ok(device["known_address"].is_string() && device["mode"] == "native")
+        })
+        .unwrap();
+        expect_diverted(&cluster, &server, format!("after {pause_ms} ms").as_bytes());
+    }
+
+    // This relay has attached it if the one before was killed too early.
+    let before_that = of_device(&cluster, "devices_reattached").as_u64().unwrap_or(0);
+    remove(&cluster);
+    let mut command = cluster.instance.command("status", true);
+    let status = run_ok("relay status", &mut command, PATIENCE).unwrap().stdout;
+    let told = "DETACHED   nothing is diverted from eth1: there is no such device";
+    assert!(status.contains(told), "{status}");
+    cluster.hosts.restore_client_device().unwrap();
+    wait_until(PATIENCE, "the device to be attached again", || {
+        Ok(of_device(&cluster, "devices_reattached") == before_that + 1)
+    })
+    .unwrap();
+    expect_diverted(&cluster, &server, b"by the same relay");
+    let log = cluster.instance.relay_stderr();
+    let told = |words: &str| log.matches(words).count() as u64;
+    assert_eq!(told("eth1 is gone: nothing"), 1, "{log}");
+    let back = "eth1 is back: it runs the program again, in native mode";
+    assert_eq!(told(back), before_that + 1, "{log}");
+
+    remove(&cluster);
+    cluster.hosts.restore_client_device().unwrap();
+    cluster.instance.kill().unwrap();
+    cluster.instance.unload().unwrap();
+    let after = traces(&cluster.hosts.gateway, &config).unwrap();
+    assert_eq!(Traces { bpffs: before.bpffs, ..after }, before);
 }
 
 #[test]

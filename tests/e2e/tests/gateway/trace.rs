@@ -307,6 +307,57 @@ fn one_trace_at_a_time_and_unload_ends_it() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The relay attaches what the link of the device had; the trace does not end, nor does it leave anything.
+#[test]
+fn a_device_that_comes_back_is_traced_on_and_has_the_usual_program_in_the_end() -> anyhow::Result<()>
+{
+    if !privileged("a_device_that_comes_back_is_traced_on_and_has_the_usual_program_in_the_end") {
+        return Ok(());
+    }
+    let _shared = shared();
+    let (loaded, topology) = loaded()?;
+    let config = &loaded.config;
+    let mut relay = FakeRelay::start(config, PORT)?;
+    let news = relay.watch.news();
+    let gone = || wait_until(PATIENCE, "the loss", || Ok(!news.now().detached.is_empty()));
+    let back = || {
+        wait_until(PATIENCE, "the device to be attached again", || {
+            let status = topology.gateway.run(|| gateway::status(config))??;
+            Ok(status.devices[0].known_address.is_some() && news.now().detached.is_empty())
+        })
+    };
+    let traced = options(Topology::client_address(0).into());
+    let ((), seen, summary) = during((&topology.gateway, config), traced, |shows| {
+        topology.remove_client_device()?;
+        gone()?;
+        topology.restore_client_device()?;
+        back()?;
+        ensure!(is_traced(config)?, "the traced program is not back");
+        let mut client = connect(&topology.clients[0], Topology::server_address(0), PORT)?;
+        let mut accepted = relay.accept()?;
+        transfer(&mut client, accepted.stream(), 100)?;
+        shows("divert/established")
+    })?;
+    ensure!(summary.end == TraceEnd::Stopped, "{summary:?}");
+    ensure!(is_usual(config)?, "the usual programs are not back");
+    let syn = seen.iter().find(|packet| packet.verdict == "divert/new").context("no SYN")?;
+    ensure!(syn.device == "eth1", "{syn:?}");
+
+    // Before, the trace put nothing back anywhere, and failed.
+    during((&topology.gateway, config), traced, |_| {
+        topology.remove_client_device()?;
+        gone()
+    })?;
+    let status = topology.gateway.run(|| gateway::status(config))??;
+    ensure!(status.devices[0].program_id.is_none(), "the link that is dead is still there");
+    topology.restore_client_device()?;
+    back()?;
+    ensure!(is_usual(config)?, "the usual program is not on the device");
+    let mut client = connect(&topology.clients[0], Topology::server_address(0), PORT)?;
+    transfer(&mut client, relay.accept()?.stream(), 100)?;
+    loaded.unload()
+}
+
 /// The command, as an operator runs it.
 struct Cli {
     config: PathBuf,

@@ -66,7 +66,8 @@ pub struct FakeRelay {
     pub flows: FlowTable,
     /// The heartbeat; without it the relay hangs.
     pub pulse: Option<Pulse>,
-    _watch: Watch,
+    /// What looks after the devices.
+    pub watch: Watch,
 }
 
 impl FakeRelay {
@@ -84,7 +85,7 @@ impl FakeRelay {
         let flows = gateway.flow_table()?;
         let pulse = Pulse::start(gateway.heartbeat()?)?;
         let watch = gateway.watch(config)?;
-        Ok(Self { listener, flows, pulse: Some(pulse), _watch: watch })
+        Ok(Self { listener, flows, pulse: Some(pulse), watch })
     }
 
     /// The next connection, as an established flow.
@@ -241,7 +242,7 @@ pub struct Traces {
 /// What there is now.
 pub fn traces(gateway: &Host, config: &Config) -> anyhow::Result<Traces> {
     let links: serde_json::Value = serde_json::from_str(&gateway.ip("-json -details link")?)?;
-    let gateway_links = links
+    let mut gateway_links: Vec<String> = links
         .as_array()
         .context("no list of links")?
         .iter()
@@ -249,15 +250,18 @@ pub fn traces(gateway: &Host, config: &Config) -> anyhow::Result<Traces> {
         .collect();
     let output =
         gateway.command("sysctl").args(["-a", "--pattern", r"^net\.(ipv4|ipv6|core)"]).output()?;
-    let gateway_sysctls = String::from_utf8_lossy(&output.stdout)
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    let mut gateway_sysctls: Vec<_> = stdout
         .lines()
         // Counters, not settings.
         .filter(|line| !line.contains(".nf_conntrack_count") && !line.contains("dev-stats"))
-        .collect::<Vec<_>>()
-        .join("\n");
+        .collect();
+    // A device that was made anew is the last one.
+    gateway_links.sort();
+    gateway_sysctls.sort_unstable();
     Ok(Traces {
         gateway_links,
-        gateway_sysctls,
+        gateway_sysctls: gateway_sysctls.join("\n"),
         instance_files: [config.namespace(), config.pin_directory(), config.run_directory()]
             .iter()
             .map(|path| path.exists())

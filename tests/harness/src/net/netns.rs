@@ -254,6 +254,19 @@ impl Topology {
         ends.try_for_each(|host| host.ip(&format!("link set dev eth0 mtu {mtu}")).map(drop))
     }
 
+    /// Deletes the gateway's client-facing device, and with it that of the one client.
+    pub fn remove_client_device(&self) -> anyhow::Result<()> {
+        self.gateway.ip(&format!("link delete {}", Self::CLIENT_DEVICE)).map(drop)
+    }
+
+    /// Makes both anew, with the addresses that they had.
+    pub fn restore_client_device(&self) -> anyhow::Result<()> {
+        let [client] = self.clients.as_slice() else { bail!("not one client") };
+        let own = format!("{}/24", Self::client_address(0));
+        link(&self.gateway, Self::CLIENT_DEVICE, "10.77.1.1/24", client, "eth0", &own)?;
+        client.ip("route add default via 10.77.1.1").map(drop)
+    }
+
     /// Makes the gateway's client-facing device a port of a bridge, [`Self::BRIDGE`], which has its
     /// IPv4 address now. A bridge has no native XDP.
     pub fn put_below_a_bridge(&self) -> anyhow::Result<()> {
