@@ -114,8 +114,9 @@ fn connections_go_on_and_new_ones_are_diverted() -> anyhow::Result<()> {
         let paths = &status.diversion.paths;
         ensure!(paths.len() == 2, "{paths:?}");
         ensure!(paths.iter().all(|path| path.device.as_deref() == Some(DEVICE)), "{paths:?}");
-        let news = relay.watch.news().now();
-        ensure!(news.detached.is_empty() && news.reattached[DEVICE] == round, "{news:?}");
+        let news = relay.watch.news();
+        wait_until(PATIENCE, "that to be told", || Ok(news.now().detached.is_empty()))?;
+        ensure!(news.now().reattached[DEVICE] == round, "{:?}", news.now());
         let status = status.to_string();
         for bad in ["GONE", "MISSING", "FOREIGN", "ADDRESS", "SOURCES"] {
             ensure!(!status.contains(bad), "{status}");

@@ -25,6 +25,7 @@ use millrace_relay::codec::Framing;
 use millrace_relay::config::{Config, Mode};
 use millrace_relay::gateway;
 use millrace_relay::gateway::rules::command::{apply, show};
+use nix::sys::signal::SigSet;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The packets of the test keep a processor busy, and so do other tests.
@@ -236,9 +237,12 @@ struct Stream {
 }
 
 /// Runs the loaded program over one frame after the other, again and again, until it is told to
-/// stop.
+/// stop. The calling thread's signals are blocked from then on: one, a child's end for example, ends a
+/// burst early with EINTR (`bpf_test_timer_continue`), after nobody knows how
+/// many packets.
 fn run(program: &Xdp, streams: &mut [Stream], stop: &AtomicBool) -> anyhow::Result<()> {
     const BURST: u32 = 256;
+    SigSet::all().thread_block()?;
     while !stop.load(Ordering::Relaxed) {
         for stream in &mut *streams {
             let data_in = Some(&*stream.frame);

@@ -233,6 +233,15 @@ fn a_server_address_that_is_the_hosts_own_keeps_nobody_waiting() {
     }
 }
 
+/// Ends what goes on until then.
+struct Ended<'a>(&'a AtomicBool);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Sources of a flood, each of which sends its SYN again as a client does that gets no answer.
 #[test]
 fn a_flood_that_looks_like_clients_without_answers_ends_nothing() {
@@ -244,12 +253,15 @@ fn a_flood_that_looks_like_clients_without_answers_ends_nothing() {
     cluster.start().unwrap();
     wait_diverted(&cluster);
     let over = AtomicBool::new(false);
+    let is_over = || over.load(Ordering::Relaxed);
     let target = target(&cluster);
-    std::thread::scope(|scope| {
+    let (diverted, diversion) = std::thread::scope(|scope| {
+        // Whatever fails: the scope waits for both threads.
+        let ended = Ended(&over);
         let flooder = scope.spawn(|| {
             cluster.hosts.clients[0].run(|| {
                 let raw = Raw::new().unwrap();
-                while !over.load(Ordering::Relaxed) {
+                while !is_over() {
                     for number in 0..500_u16 {
                         let [a, b] = number.to_be_bytes();
                         let source = (IpAddr::from([100, 64, a, b]), 1024 + number).into();
@@ -259,14 +271,26 @@ fn a_flood_that_looks_like_clients_without_answers_ends_nothing() {
                 }
             })
         });
+        // Clients, as a gateway has them: without one that is answered, the flood would be right.
+        let honest = scope.spawn(|| {
+            while !is_over() {
+                drop(connect(&cluster));
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        });
         let begun = Instant::now();
-        while begun.elapsed() < Duration::from_secs(8) {
-            assert!(is_diverted(&cluster), "{}", cluster.instance.relay_stderr());
+        let mut diverted = true;
+        while diverted && begun.elapsed() < Duration::from_secs(8) {
+            diverted = is_diverted(&cluster);
         }
-        over.store(true, Ordering::Relaxed);
+        // While both go on.
+        let diversion = of_gateway(&cluster, "diversion");
+        drop(ended);
         flooder.join().unwrap().unwrap();
+        honest.join().unwrap();
+        (diverted, diversion)
     });
-    let diversion = of_gateway(&cluster, "diversion");
+    assert!(diverted, "{diversion} {}", cluster.instance.relay_stderr());
     let paths = diversion["paths"].as_array().unwrap();
     let repeated: u64 = paths.iter().map(|path| path["repeated"].as_u64().unwrap()).sum();
     assert!(repeated > 500, "it was no such flood: {diversion}");
