@@ -9,6 +9,7 @@ use millrace_harness::gateway::counted_traffic::Datagrams;
 use millrace_harness::net::netns::{Topology, bpf_object};
 use millrace_harness::system::paths;
 use millrace_harness::system::privilege::privileged;
+use millrace_harness::system::process::copy_program;
 use millrace_relay::codec::Framing;
 use millrace_relay::config::Config;
 
@@ -183,7 +184,7 @@ fn without_root_it_says_so() -> anyhow::Result<()> {
     }
     let scratch = Scratch::new("nobody")?;
     let executable = scratch.0.join("relay");
-    std::fs::copy(paths::relay()?, &executable)?;
+    copy_program(&paths::relay()?, &executable)?;
     let path = paths::workspace().join("docs/millrace.toml");
     let path = std::fs::copy(path, scratch.0.join("millrace.toml"))
         .map(|_| scratch.0.join("millrace.toml"))?;

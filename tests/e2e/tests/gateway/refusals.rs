@@ -17,7 +17,7 @@ use millrace_harness::gateway::fake_relay::{FakeRelay, PORT, loaded, traces};
 use millrace_harness::net::netns::{Topology, bpf_object, load_on, load_told};
 use millrace_harness::system::paths;
 use millrace_harness::system::privilege::{alone, privileged, shared};
-use millrace_harness::system::process::{Finished, run};
+use millrace_harness::system::process::{Finished, copy_program, run};
 use millrace_relay::codec::Framing;
 use millrace_relay::config::{Config, Sysctls};
 use millrace_relay::gateway::{self, Gateway, object::ObjectFile, object::VARIABLE};
@@ -79,7 +79,7 @@ fn a_check_needs_no_privilege() -> anyhow::Result<()> {
     let directory = std::env::temp_dir().join(format!("millrace-check-{}", std::process::id()));
     std::fs::create_dir_all(&directory)?;
     let (program, object) = (directory.join("relay"), directory.join("gateway.bpf.o"));
-    std::fs::copy(paths::relay()?, &program)?;
+    copy_program(&paths::relay()?, &program)?;
     std::fs::copy(bpf_object()?, &object)?;
     let topology = Topology::new(1, 1)?;
     let mut config = topology.config(PORT, Framing::Lines);

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use millrace_harness::relay::cluster::{Cluster, ClusterPlan, FRAMES_PORT};
-use millrace_harness::system::process::{Finished, run, run_ok};
+use millrace_harness::system::process::{Finished, copy_program, run, run_ok};
 use millrace_harness::system::{paths, privilege};
 use millrace_relay::config::Config;
 use millrace_relay::gateway::in_namespace;
@@ -94,7 +94,7 @@ fn no_root() {
     let cluster = build_with("noroot", |_| {});
     // The program and its configuration must be readable for those who are nobody.
     let program = std::env::temp_dir().join(format!("millrace-relay-{}", std::process::id()));
-    std::fs::copy(paths::relay().unwrap(), &program).unwrap();
+    copy_program(&paths::relay().unwrap(), &program).unwrap();
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
     for verb in ["load", "unload", "run", "status"] {
         let mut command = Command::new("nsenter");

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -218,6 +219,14 @@ pub fn run_ok(name: &str, command: &mut Command, patience: Duration) -> Result<F
         bail!("{name} failed ({}): {}", finished.status, finished.stderr.trim());
     }
     Ok(finished)
+}
+
+/// Copies a program that is to be run. Not by this process: the kernel executes nothing that is open for
+/// writing (ETXTBSY), and a child that another thread has just made has all that is open here until its
+/// `exec`.
+pub fn copy_program(from: &Path, to: &Path) -> Result<()> {
+    run_ok("cp", Command::new("cp").args(["--preserve=mode"]).args([from, to]), STOP_PATIENCE)
+        .map(drop)
 }
 
 /// Looks at `condition` until it holds.
