@@ -1,11 +1,8 @@
 //! `cargo xtask test`: cargo's test runner, with everything that the tests need.
 
 use std::{
-    env,
     io::{BufRead as _, BufReader, Write as _},
-    num::NonZero,
     process::{Command, ExitCode, ExitStatus, Stdio},
-    thread,
 };
 
 use anyhow::{Context as _, Result};
@@ -18,7 +15,8 @@ use crate::{
 
 pub(crate) const HELP: &str = "\
 Arguments go to `cargo test`, except --brokers LIST, which names an existing Kafka to use instead of the
-one on 127.0.0.1. Two tests per processor run at the same time, unless RUST_TEST_THREADS says otherwise.
+one on 127.0.0.1. As many tests run at the same time as there are processors; RUST_TEST_THREADS
+changes that.
 
 Changes on the host: installs what is missing (see `setup --check`); as root, creates network
 namespaces and removes them, and turns the kernel's autogroups off until the end (sched(7), sysctl
@@ -29,9 +27,6 @@ Examples:
   cargo xtask test
   cargo xtask test -p millrace-codec mqtt
   cargo xtask test -- --nocapture";
-
-/// How many tests of a binary run at the same time, for libtest.
-const THREADS: &str = "RUST_TEST_THREADS";
 
 /// Sums of what the test binaries reported.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -57,11 +52,6 @@ pub(crate) fn run(passed: &Passed) -> Result<ExitCode> {
         command.arg("--workspace");
     }
     environment(&mut command, cluster.brokers())?;
-    if env::var_os(THREADS).is_none() {
-        // Most tests wait: for a broker, for a client, for a time to pass.
-        let processors = thread::available_parallelism().map_or(1, NonZero::get);
-        command.env(THREADS, (2 * processors).to_string());
-    }
     if process::is_root() {
         // A test that lacks a privilege must fail and not skip.
         command.env("MILLRACE_REQUIRE_PRIVILEGE", "1");
