@@ -1,0 +1,344 @@
+//! What waits for a partition, and what is on its way to it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::link::LinkId;
+use super::{LEAST_BACKOFF, MOST_BACKOFF, MOST_OF_PARTITION, Refusal};
+use crate::batch::{Batch, Sequence, sequence_after};
+use crate::message::ProducerIdentity;
+
+/// For how long after an answer a broker surely remembers the producer: brokers forget after
+/// `producer.id.expiration.ms`, a day.
+const REMEMBERED: Duration = Duration::from_mins(1);
+
+/// Where a batch is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// Here.
+    Waiting,
+    /// On its way, with the request of this number.
+    Flying(LinkId, i32),
+    /// Its fate is known, and will be told after that of those before it.
+    Settled(Result<i64, Refusal>),
+}
+
+/// A batch that takes no more records.
+#[derive(Debug)]
+pub(super) struct Queued {
+    pub(super) batch: Arc<Batch>,
+    pub(super) state: State,
+    /// Its first sequence number, if it has one.
+    sequence: Option<i32>,
+}
+
+/// What has to be done when no batch is on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Renewal {
+    /// The numbers go on behind the last batch that was written.
+    Numbers,
+    /// They begin anew, in the next epoch.
+    Epoch,
+    /// They begin anew, with another id.
+    Identity,
+}
+
+/// Of one partition.
+#[derive(Debug, Default)]
+pub(super) struct Partition {
+    /// Takes records.
+    pub(super) open: Option<Arc<Batch>>,
+    /// When it was seen first.
+    opened: Option<Instant>,
+    /// The others, in order.
+    queue: VecDeque<Queued>,
+    /// The number of the first in the queue, counted from the partition's first batch.
+    first: u64,
+    flying: usize,
+    pub(super) leader: Option<i32>,
+    pub(super) leader_epoch: i32,
+    identity: Option<ProducerIdentity>,
+    /// The sequence number of the next batch that gets one.
+    next_sequence: i32,
+    /// That which follows the last record that was written.
+    written_to: i32,
+    renewal: Option<Renewal>,
+    /// When the leader acknowledged something with this identity.
+    known: Option<Instant>,
+    not_before: Option<Instant>,
+    failures: u32,
+    /// It stands in the list of those with something to send.
+    pub(super) is_pending: bool,
+}
+
+/// Why nothing of a partition can be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Idle {
+    /// There is nothing.
+    Empty,
+    /// Until an answer comes.
+    Answer,
+    /// Until its leader's connection takes it.
+    Link,
+    /// Until that time.
+    Time(Instant),
+    /// Until there is a producer's id; the one that it had is of no use any more.
+    Identity(Option<ProducerIdentity>),
+}
+
+impl Partition {
+    /// True if every record is settled.
+    pub(super) fn is_empty(&self) -> bool {
+        self.open.is_none() && self.queue.is_empty()
+    }
+
+    /// True if a batch waits, or is filling.
+    pub(super) fn has_unsent(&self) -> bool {
+        self.open.is_some() || self.queue.iter().any(|queued| queued.state == State::Waiting)
+    }
+
+    /// The open batch takes no more.
+    pub(super) fn close(&mut self) {
+        if let Some(batch) = self.open.take() {
+            self.opened = None;
+            self.queue.push_back(Queued { batch, state: State::Waiting, sequence: None });
+        }
+    }
+
+    /// The batch to be sent next, by its place in the queue.
+    pub(super) fn next(
+        &mut self,
+        now: Instant,
+        linger: Duration,
+        identity: Option<ProducerIdentity>,
+    ) -> Result<usize, Idle> {
+        if let Some(then) = self.not_before.filter(|then| *then > now) {
+            return Err(Idle::Time(then));
+        }
+        if let Some(renewal) = self.renewal {
+            if self.flying > 0 {
+                return Err(Idle::Answer);
+            }
+            self.renew(renewal)?;
+        }
+        if self.identity.is_none() {
+            self.identity = Some(identity.ok_or(Idle::Identity(None))?);
+        }
+        let is_known =
+            self.known.is_some_and(|then| now.saturating_duration_since(then) < REMEMBERED);
+        if self.flying >= if is_known { MOST_OF_PARTITION } else { 1 } {
+            return Err(if self.has_unsent() { Idle::Answer } else { Idle::Empty });
+        }
+        if let Some(place) = self.queue.iter().position(|queued| queued.state == State::Waiting) {
+            return Ok(place);
+        }
+        if self.open.is_none() {
+            return Err(Idle::Empty);
+        }
+        if self.flying > 0 {
+            return Err(Idle::Answer);
+        }
+        let ripe = *self.opened.get_or_insert(now) + linger;
+        if ripe > now {
+            return Err(Idle::Time(ripe));
+        }
+        self.close();
+        Ok(self.queue.len() - 1)
+    }
+
+    fn renew(&mut self, renewal: Renewal) -> Result<(), Idle> {
+        self.renewal = None;
+        match (renewal, &mut self.identity) {
+            (Renewal::Numbers, _) => self.next_sequence = self.written_to,
+            (Renewal::Epoch, Some(identity)) if identity.epoch < i16::MAX => {
+                identity.epoch += 1;
+                self.begin_anew();
+            }
+            (Renewal::Epoch | Renewal::Identity, identity) => {
+                let useless = identity.take();
+                self.begin_anew();
+                self.forget_numbers();
+                return Err(Idle::Identity(useless));
+            }
+        }
+        self.forget_numbers();
+        Ok(())
+    }
+
+    fn begin_anew(&mut self) {
+        (self.next_sequence, self.written_to, self.known) = (0, 0, None);
+    }
+
+    fn forget_numbers(&mut self) {
+        self.queue.iter_mut().for_each(|queued| queued.sequence = None);
+    }
+
+    /// The size of the batch at this place.
+    pub(super) fn size(&self, place: usize) -> usize {
+        self.queue[place].batch.size()
+    }
+
+    /// The batch at this place goes on its way with a request; its number and the batch, or nothing if it
+    /// cannot.
+    pub(super) fn send(
+        &mut self,
+        place: usize,
+        link: LinkId,
+        correlation: i32,
+    ) -> Option<(u64, Arc<Batch>)> {
+        let queued = &mut self.queue[place];
+        let identity = self.identity?;
+        if queued.sequence.is_none() {
+            // Copied if somebody else has it still: a broker may answer before it was sent everything.
+            let batch = Arc::make_mut(&mut queued.batch);
+            let first = self.next_sequence;
+            batch.seal(Sequence { producer_id: identity.id, epoch: identity.epoch, first });
+            self.next_sequence = sequence_after(first, batch.count());
+            queued.sequence = Some(first);
+        }
+        queued.state = State::Flying(link, correlation);
+        self.flying += 1;
+        Some((self.first + place as u64, queued.batch.clone()))
+    }
+
+    /// The place of a batch that is on its way with that request; none if it was given up.
+    fn place(&self, number: u64, flight: (LinkId, i32)) -> Option<usize> {
+        let place = usize::try_from(number.checked_sub(self.first)?).ok()?;
+        let queued = self.queue.get(place)?;
+        (queued.state == State::Flying(flight.0, flight.1)).then_some(place)
+    }
+
+    /// The batch is on its way no more; its place.
+    fn land(&mut self, number: u64, flight: (LinkId, i32), state: State) -> Option<usize> {
+        let place = self.place(number, flight)?;
+        self.queue[place].state = state;
+        self.flying -= 1;
+        Some(place)
+    }
+
+    /// Nobody knows what became of a batch.
+    pub(super) fn lost(&mut self, number: u64, flight: (LinkId, i32)) {
+        self.land(number, flight, State::Waiting);
+    }
+
+    /// A batch was written.
+    pub(super) fn written(
+        &mut self,
+        number: u64,
+        flight: (LinkId, i32),
+        base_offset: i64,
+        now: Instant,
+    ) {
+        let Some(place) = self.land(number, flight, State::Settled(Ok(base_offset))) else {
+            return;
+        };
+        let queued = &self.queue[place];
+        if let Some(first) = queued.sequence {
+            self.written_to = sequence_after(first, queued.batch.count());
+        }
+        (self.known, self.not_before, self.failures) = (Some(now), None, 0);
+    }
+
+    /// A batch was refused for good.
+    pub(super) fn refused(&mut self, number: u64, flight: (LinkId, i32), refusal: Refusal) {
+        if self.land(number, flight, State::Settled(Err(refusal))).is_some() {
+            self.renewal.get_or_insert(Renewal::Numbers);
+        }
+    }
+
+    /// A batch is to be sent again, after a while.
+    pub(super) fn again(&mut self, number: u64, flight: (LinkId, i32), now: Instant) {
+        if self.land(number, flight, State::Waiting).is_some() {
+            self.back_off(now);
+        }
+    }
+
+    fn back_off(&mut self, now: Instant) {
+        self.not_before = Some(now + backoff(self.failures));
+        self.failures = self.failures.saturating_add(1);
+    }
+
+    /// The numbers of a batch do not follow. True if that is news: if those before it are not on their way
+    /// either, and will not be numbered anew anyway.
+    pub(super) fn out_of_order(
+        &mut self,
+        number: u64,
+        flight: (LinkId, i32),
+        now: Instant,
+    ) -> bool {
+        let Some(place) = self.land(number, flight, State::Waiting) else { return false };
+        let is_oldest =
+            self.queue.iter().take(place).all(|queued| matches!(queued.state, State::Settled(_)));
+        if !is_oldest || self.renewal.is_some() {
+            return false;
+        }
+        self.renewal = Some(Renewal::Epoch);
+        self.back_off(now);
+        true
+    }
+
+    /// The broker does not take the identity.
+    pub(super) fn fenced(&mut self, number: u64, flight: (LinkId, i32), now: Instant) {
+        if self.land(number, flight, State::Waiting).is_some() {
+            self.renewal = Some(Renewal::Identity);
+            self.back_off(now);
+        }
+    }
+
+    /// The leader, as a broker knows it. True if it is another one than before.
+    pub(super) fn led_by(&mut self, leader: Option<i32>, leader_epoch: i32) -> bool {
+        // A broker that has not heard yet; one without epochs says -1.
+        if leader_epoch >= 0 && leader_epoch < self.leader_epoch {
+            return false;
+        }
+        self.leader_epoch = leader_epoch;
+        if leader == self.leader {
+            return false;
+        }
+        self.leader = leader;
+        self.known = None;
+        true
+    }
+
+    /// The topic is another one of the same name.
+    pub(super) fn is_made_anew(&mut self) {
+        (self.leader_epoch, self.known) = (-1, None);
+    }
+
+    /// Refuses all that waits.
+    pub(super) fn refuse_waiting(&mut self, refusal: Refusal) {
+        self.close();
+        for queued in &mut self.queue {
+            if queued.state == State::Waiting {
+                queued.state = State::Settled(Err(refusal));
+                self.renewal.get_or_insert(Renewal::Numbers);
+            }
+        }
+    }
+
+    /// The oldest batch, if its fate is known.
+    pub(super) fn pop_settled(&mut self) -> Option<(Arc<Batch>, Result<i64, Refusal>)> {
+        let State::Settled(result) = self.queue.front()?.state else { return None };
+        self.first += 1;
+        self.queue.pop_front().map(|queued| (queued.batch, result))
+    }
+
+    /// On which connections it has something on its way.
+    pub(super) fn flights(&self) -> impl Iterator<Item = LinkId> {
+        self.queue.iter().filter_map(|queued| match queued.state {
+            State::Flying(link, _) => Some(link),
+            _ => None,
+        })
+    }
+
+    /// All batches, in order.
+    pub(super) fn into_batches(self) -> impl Iterator<Item = Arc<Batch>> {
+        self.queue.into_iter().map(|queued| queued.batch).chain(self.open)
+    }
+}
+
+/// How long to wait after so many failures and one more.
+pub(super) fn backoff(failures: u32) -> Duration {
+    LEAST_BACKOFF.saturating_mul(1 << failures.min(10)).min(MOST_BACKOFF)
+}
