@@ -3,7 +3,7 @@
 //!
 //! | request | versions | from |
 //! |---|---|---|
-//! | ApiVersions | 3 | KIP-511 |
+//! | ApiVersions | 3, and 0 where that is not known | KIP-511 |
 //! | Metadata | 12 | KIP-516: topics by name, and their ids |
 //! | InitProducerId | 4 | KIP-360 |
 //! | Produce | 9 to 12 (topics by name), 13 (by id) | KIP-482, KIP-516 |
@@ -14,7 +14,7 @@ mod versions;
 
 pub use metadata::{Broker, Metadata, PartitionMetadata, put_metadata_request};
 pub use produce::{ProduceRequest, ProduceResult, read_produce_response};
-pub use versions::{Unusable, Versions, put_versions_request};
+pub use versions::{Unusable, Versions, VersionsFormat, put_versions_request};
 
 use crate::primitive::{Malformed, NO_TAGS, Reader, put_short_str, put_unsigned};
 
@@ -47,7 +47,7 @@ impl Api {
         match self {
             Self::Produce => (9, 13),
             Self::Metadata => (12, 12),
-            Self::ApiVersions => (3, 3),
+            Self::ApiVersions => (0, 3),
             Self::InitProducerId => (4, 4),
         }
     }
@@ -121,7 +121,6 @@ pub fn read_init_producer_response(
     let error = reader.i16()?;
     let identity = ProducerIdentity { id: reader.i64()?, epoch: reader.i16()? };
     reader.skip_tags()?;
-    reader.end()?;
     Ok((throttle_ms, if error == 0 { Ok(identity) } else { Err(error) }))
 }
 

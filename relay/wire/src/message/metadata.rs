@@ -83,7 +83,6 @@ impl Metadata {
             }
         }
         reader.skip_tags()?;
-        reader.end()?;
         Ok(Self { throttle_ms, brokers, topic: found })
     }
 }

@@ -106,6 +106,5 @@ pub fn read_produce_response(
     }
     let throttle_ms = reader.i32()?;
     reader.skip_tags()?;
-    reader.end()?;
     Ok(throttle_ms)
 }

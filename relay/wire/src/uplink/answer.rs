@@ -10,8 +10,8 @@ use super::{
     LEAST_BACKOFF, METADATA_INTERVAL, MOST_BACKOFF, Order, PROPAGATION, Question, Refusal, Uplink,
 };
 use crate::message::{
-    Metadata, ProduceResult, ProducerIdentity, Unusable, Versions, put_versions_request,
-    read_header, read_init_producer_response, read_produce_response,
+    Metadata, ProduceResult, ProducerIdentity, Unusable, Versions, VersionsFormat,
+    put_versions_request, read_header, read_init_producer_response, read_produce_response,
 };
 use crate::primitive::Malformed;
 
@@ -39,11 +39,14 @@ impl Uplink {
             return;
         }
         (link.stage, link.since) = (Stage::Greeting, now);
-        let correlation = link.correlation();
-        let mut request = Vec::with_capacity(64);
-        put_versions_request(&mut request, correlation, &self.settings.client_id);
-        link.output.push(request);
-        link.flights.push_back(Flight { correlation, sent: now, what: What::Versions });
+        let id = link.id;
+        self.greet(id, VersionsFormat::Usual, now);
+    }
+
+    fn greet(&mut self, id: LinkId, format: VersionsFormat, now: Instant) {
+        self.question(id, What::Versions(format), now, |out, correlation, client| {
+            put_versions_request(out, format, correlation, client);
+        });
     }
 
     /// A connection could not be made, or has ended.
@@ -78,7 +81,7 @@ impl Uplink {
                 }
                 What::Metadata => self.metadata.asked = None,
                 What::Identity => self.identity_question.asked = None,
-                What::Versions => {}
+                What::Versions(_) => {}
             }
         }
         // Perhaps there is another leader by now.
@@ -124,11 +127,17 @@ impl Uplink {
             return Err(Wrong::Order { asked: flight.correlation, answered: correlation });
         }
         match &flight.what {
-            What::Versions => {
-                let versions = Versions::read(reader)?;
-                self.landed(id);
-                self.greeted(id, versions, now);
-            }
+            What::Versions(format) => match Versions::read(reader, *format) {
+                Ok(versions) => {
+                    self.landed(id);
+                    self.greeted(id, versions, now);
+                }
+                Err(Unusable::Format) => {
+                    self.landed(id);
+                    self.greet(id, VersionsFormat::Oldest, now);
+                }
+                Err(unusable) => return Err(unusable.into()),
+            },
             What::Metadata => {
                 let metadata = Metadata::read(reader, &self.settings.topic)?;
                 self.landed(id);
@@ -193,8 +202,8 @@ impl Uplink {
             Err(code) => {
                 if codes::is_for_good(code) {
                     self.fatal.get_or_insert(format!(
-                        "the brokers give no producer id (error {code}): the relay's user needs the \
-                         right to write to the topic {}, or IdempotentWrite on the cluster",
+                        "the brokers give no producer id (error {code}): the relay's user is not \
+                         authorized to write to the topic {}, nor has it IdempotentWrite on the cluster",
                         self.settings.topic
                     ));
                 }

@@ -9,7 +9,7 @@ use super::{
     CONNECT_TIMEOUT, FORMER_LEADER_TIMEOUT, MOST_OF_LINK, QUESTION_TIMEOUT, partition::backoff,
 };
 use crate::batch::Batch;
-use crate::message::{Api, Versions};
+use crate::message::{Api, Versions, VersionsFormat};
 
 /// A connection's name. None is used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -42,7 +42,7 @@ pub(super) struct Flight {
 /// What was asked.
 #[derive(Debug)]
 pub(super) enum What {
-    Versions,
+    Versions(VersionsFormat),
     Metadata,
     Identity,
     /// The version, and batches: partition, and number in it.
@@ -52,7 +52,7 @@ pub(super) enum What {
 impl What {
     pub(super) const fn api(&self) -> Api {
         match self {
-            Self::Versions => Api::ApiVersions,
+            Self::Versions(_) => Api::ApiVersions,
             Self::Metadata => Api::Metadata,
             Self::Identity => Api::InitProducerId,
             Self::Produce(..) => Api::Produce,

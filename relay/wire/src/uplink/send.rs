@@ -73,7 +73,7 @@ impl Uplink {
         due.into_iter().filter(|(of, _)| of.asked.is_none()).filter_map(|(_, then)| then).min()
     }
 
-    fn question(
+    pub(super) fn question(
         &mut self,
         link: LinkId,
         what: What,
