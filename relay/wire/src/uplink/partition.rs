@@ -131,7 +131,8 @@ impl Partition {
             return Err(if self.has_unsent() { Idle::Answer } else { Idle::Empty });
         }
         if let Some(place) = self.queue.iter().position(|queued| queued.state == State::Waiting) {
-            return Ok(place);
+            // As many batches after one that is not settled, and its broker does not remember that one.
+            return if place < MOST_OF_PARTITION { Ok(place) } else { Err(Idle::Answer) };
         }
         if self.open.is_none() {
             return Err(Idle::Empty);
