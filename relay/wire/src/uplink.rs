@@ -12,7 +12,8 @@
 //!
 //! | case | what |
 //! |---|---|
-//! | a batch is refused for good | those behind it have not been written, because their numbers do not follow. When none of the partition is on its way, they are numbered anew from the last one that was written |
+//! | a batch is refused for good | those behind it have not been written, because their numbers do not follow. When those before it are settled and none of the partition is on its way, they are numbered anew from the last one that was written; in the next epoch if an answer about one of them has not come, because a broker that has it still could write it then |
+//! | the same, and it may have been written when it was sent before | those behind it keep their numbers, which follow if it was. If not, they are out of order |
 //! | the oldest batch is out of order | the broker has lost what was before it. When none of the partition is on its way, the partition goes on with the next epoch, from 0. Epochs are each partition's own: the others go on as they are |
 //! | the epoch is refused, or there is none above it | the same with a new id |
 //!

@@ -31,13 +31,25 @@ pub(super) struct Queued {
     pub(super) state: State,
     /// Its first sequence number, if it has one.
     sequence: Option<i32>,
+    /// It was sent with that number, and nobody knows what became of it.
+    is_in_doubt: bool,
+    /// It was sent to another leader, or to another topic, than there is now.
+    is_outdated: bool,
+}
+
+impl Queued {
+    fn new(batch: Arc<Batch>) -> Self {
+        let (sequence, is_in_doubt, is_outdated) = (None, false, false);
+        Self { batch, state: State::Waiting, sequence, is_in_doubt, is_outdated }
+    }
 }
 
 /// What has to be done when no batch is on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Renewal {
-    /// The numbers go on behind the last batch that was written.
-    Numbers,
+    /// The batch of this number was refused. Those before it go on as they are; when they are settled, the
+    /// numbers of those after it go on behind the last one that was written.
+    Numbers(u64),
     /// They begin anew, in the next epoch.
     Epoch,
     /// They begin anew, with another id.
@@ -63,6 +75,9 @@ pub(super) struct Partition {
     next_sequence: i32,
     /// That which follows the last record that was written.
     written_to: i32,
+    /// The number of the last batch that was refused although it may have been written before: until a
+    /// later one is written, nobody knows what follows the last record that was.
+    refused_in_doubt: Option<u64>,
     renewal: Option<Renewal>,
     /// When the leader acknowledged something with this identity.
     known: Option<Instant>,
@@ -102,7 +117,7 @@ impl Partition {
     pub(super) fn close(&mut self) {
         if let Some(batch) = self.open.take() {
             self.opened = None;
-            self.queue.push_back(Queued { batch, state: State::Waiting, sequence: None });
+            self.queue.push_back(Queued::new(batch));
         }
     }
 
@@ -116,11 +131,16 @@ impl Partition {
         if let Some(then) = self.not_before.filter(|then| *then > now) {
             return Err(Idle::Time(then));
         }
-        if let Some(renewal) = self.renewal {
-            if self.flying > 0 {
-                return Err(Idle::Answer);
+        match self.renewal {
+            Some(Renewal::Numbers(refused)) if self.first < refused => {
+                let before = usize::try_from(refused - self.first).unwrap_or(usize::MAX);
+                if self.waiting().is_none_or(|place| place > before) {
+                    return Err(Idle::Answer);
+                }
             }
-            self.renew(renewal)?;
+            Some(_) if self.flying > 0 => return Err(Idle::Answer),
+            Some(renewal) => self.renew(renewal)?,
+            None => {}
         }
         if self.identity.is_none() {
             self.identity = Some(identity.ok_or(Idle::Identity(None))?);
@@ -130,8 +150,9 @@ impl Partition {
         if self.flying >= if is_known { MOST_OF_PARTITION } else { 1 } {
             return Err(if self.has_unsent() { Idle::Answer } else { Idle::Empty });
         }
-        if let Some(place) = self.queue.iter().position(|queued| queued.state == State::Waiting) {
-            return Ok(place);
+        if let Some(place) = self.waiting() {
+            // As many batches after one that is not settled, and its broker does not remember that one.
+            return if place < MOST_OF_PARTITION { Ok(place) } else { Err(Idle::Answer) };
         }
         if self.open.is_none() {
             return Err(Idle::Empty);
@@ -147,15 +168,22 @@ impl Partition {
         Ok(self.queue.len() - 1)
     }
 
+    /// The place of the oldest batch that waits.
+    fn waiting(&self) -> Option<usize> {
+        self.queue.iter().position(|queued| queued.state == State::Waiting)
+    }
+
     fn renew(&mut self, renewal: Renewal) -> Result<(), Idle> {
         self.renewal = None;
+        let is_in_doubt = self.is_in_doubt();
         match (renewal, &mut self.identity) {
-            (Renewal::Numbers, _) => self.next_sequence = self.written_to,
-            (Renewal::Epoch, Some(identity)) if identity.epoch < i16::MAX => {
+            (Renewal::Numbers(_), _) if !is_in_doubt => self.next_sequence = self.written_to,
+            // With the old numbers something may yet be written, if others take the place before them.
+            (Renewal::Numbers(_) | Renewal::Epoch, Some(identity)) if identity.epoch < i16::MAX => {
                 identity.epoch += 1;
                 self.begin_anew();
             }
-            (Renewal::Epoch | Renewal::Identity, identity) => {
+            (_, identity) => {
                 let useless = identity.take();
                 self.begin_anew();
                 self.forget_numbers();
@@ -168,10 +196,18 @@ impl Partition {
 
     fn begin_anew(&mut self) {
         (self.next_sequence, self.written_to, self.known) = (0, 0, None);
+        self.refused_in_doubt = None;
     }
 
     fn forget_numbers(&mut self) {
-        self.queue.iter_mut().for_each(|queued| queued.sequence = None);
+        for queued in &mut self.queue {
+            (queued.sequence, queued.is_in_doubt) = (None, false);
+        }
+    }
+
+    /// True if nobody knows what the brokers have, or may yet carry out, of what was sent.
+    fn is_in_doubt(&self) -> bool {
+        self.refused_in_doubt.is_some() || self.queue.iter().any(|queued| queued.is_in_doubt)
     }
 
     /// The size of the batch at this place.
@@ -197,7 +233,7 @@ impl Partition {
             self.next_sequence = sequence_after(first, batch.count());
             queued.sequence = Some(first);
         }
-        queued.state = State::Flying(link, correlation);
+        (queued.state, queued.is_outdated) = (State::Flying(link, correlation), false);
         self.flying += 1;
         Some((self.first + place as u64, queued.batch.clone()))
     }
@@ -219,7 +255,9 @@ impl Partition {
 
     /// Nobody knows what became of a batch.
     pub(super) fn lost(&mut self, number: u64, flight: (LinkId, i32)) {
-        self.land(number, flight, State::Waiting);
+        if let Some(place) = self.land(number, flight, State::Waiting) {
+            self.queue[place].is_in_doubt = true;
+        }
     }
 
     /// A batch was written.
@@ -234,22 +272,51 @@ impl Partition {
             return;
         };
         let queued = &self.queue[place];
-        if let Some(first) = queued.sequence {
+        let is_written =
+            |of: &Queued| matches!(of.state, State::Settled(Ok(_))) && of.sequence.is_some();
+        let is_last = !self.queue.iter().skip(place + 1).any(is_written);
+        if let Some(first) = queued.sequence.filter(|_| is_last) {
             self.written_to = sequence_after(first, queued.batch.count());
         }
-        (self.known, self.not_before, self.failures) = (Some(now), None, 0);
+        self.refused_in_doubt = self.refused_in_doubt.filter(|refused| *refused > number);
+        if !queued.is_outdated {
+            self.known = Some(now);
+        }
+        (self.not_before, self.failures) = (None, 0);
     }
 
     /// A batch was refused for good.
     pub(super) fn refused(&mut self, number: u64, flight: (LinkId, i32), refusal: Refusal) {
-        if self.land(number, flight, State::Settled(Err(refusal))).is_some() {
-            self.renewal.get_or_insert(Renewal::Numbers);
+        if let Some(place) = self.land(number, flight, State::Settled(Err(refusal))) {
+            self.leaves_gap(place);
         }
+    }
+
+    /// The batch at this place is refused.
+    fn leaves_gap(&mut self, place: usize) {
+        let number = self.first + place as u64;
+        let queued = &mut self.queue[place];
+        let was_in_doubt = std::mem::take(&mut queued.is_in_doubt);
+        if queued.sequence.is_none() {
+            return;
+        }
+        if was_in_doubt {
+            // If it was written those after it follow as they are, and if not, they are out of order.
+            self.refused_in_doubt = self.refused_in_doubt.max(Some(number));
+            return;
+        }
+        self.renewal = match self.renewal {
+            None => Some(Renewal::Numbers(number)),
+            Some(Renewal::Numbers(other)) => Some(Renewal::Numbers(other.min(number))),
+            other => other,
+        };
     }
 
     /// A batch is to be sent again, after a while.
     pub(super) fn again(&mut self, number: u64, flight: (LinkId, i32), now: Instant) {
-        if self.land(number, flight, State::Waiting).is_some() {
+        if let Some(place) = self.land(number, flight, State::Waiting) {
+            // Even who leads the partition no more may have written it as its leader.
+            self.queue[place].is_in_doubt = true;
             self.back_off(now);
         }
     }
@@ -259,8 +326,8 @@ impl Partition {
         self.failures = self.failures.saturating_add(1);
     }
 
-    /// The numbers of a batch do not follow. True if that is news: if those before it are not on their way
-    /// either, and will not be numbered anew anyway.
+    /// The numbers of a batch do not follow. True if that is news: if those before it are settled, all of
+    /// them as far as anybody knows, and it will not be numbered anew anyway.
     pub(super) fn out_of_order(
         &mut self,
         number: u64,
@@ -270,12 +337,17 @@ impl Partition {
         let Some(place) = self.land(number, flight, State::Waiting) else { return false };
         let is_oldest =
             self.queue.iter().take(place).all(|queued| matches!(queued.state, State::Settled(_)));
-        if !is_oldest || self.renewal.is_some() {
+        let is_expected = match self.renewal {
+            None => false,
+            Some(Renewal::Numbers(refused)) => number > refused,
+            Some(_) => true,
+        };
+        if !is_oldest || is_expected {
             return false;
         }
         self.renewal = Some(Renewal::Epoch);
         self.back_off(now);
-        true
+        self.refused_in_doubt.is_none()
     }
 
     /// The broker does not take the identity.
@@ -297,22 +369,29 @@ impl Partition {
             return false;
         }
         self.leader = leader;
-        self.known = None;
+        self.forget_known();
         true
     }
 
     /// The topic is another one of the same name.
     pub(super) fn is_made_anew(&mut self) {
-        (self.leader_epoch, self.known) = (-1, None);
+        self.leader_epoch = -1;
+        self.forget_known();
+    }
+
+    /// What the leader knows has to be seen anew, from what is sent from now on.
+    fn forget_known(&mut self) {
+        self.known = None;
+        self.queue.iter_mut().for_each(|queued| queued.is_outdated = true);
     }
 
     /// Refuses all that waits.
     pub(super) fn refuse_waiting(&mut self, refusal: Refusal) {
         self.close();
-        for queued in &mut self.queue {
-            if queued.state == State::Waiting {
-                queued.state = State::Settled(Err(refusal));
-                self.renewal.get_or_insert(Renewal::Numbers);
+        for place in 0..self.queue.len() {
+            if self.queue[place].state == State::Waiting {
+                self.queue[place].state = State::Settled(Err(refusal));
+                self.leaves_gap(place);
             }
         }
     }

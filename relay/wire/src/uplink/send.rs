@@ -20,8 +20,9 @@ impl Uplink {
     /// has to be called again if nothing happens before.
     pub fn advance(&mut self, now: Instant) -> Option<Instant> {
         self.give_up(now);
-        let asking = self.ask(now);
+        // What is to be sent may be what makes a question urgent.
         let sending = self.send(now);
+        let asking = self.ask(now);
         let timeout = self.settings.request_timeout;
         let patience = self.peers.links.iter().filter_map(|link| link.deadline(timeout)).min();
         [asking, sending, patience].into_iter().flatten().min()
@@ -192,10 +193,14 @@ impl Uplink {
                     true
                 }
                 Err(Idle::Identity(useless)) => {
-                    if useless.is_some() && self.identity == useless {
-                        self.identity = None;
-                        self.identity_question.ask_by(now);
-                        next = Some(now);
+                    if let Some(useless) = useless {
+                        if self.identity.is_some_and(|identity| identity.id != useless.id) {
+                            // There is another one already.
+                            next = Some(now);
+                        } else {
+                            self.identity = None;
+                            self.identity_question.ask_by(now);
+                        }
                     }
                     true
                 }
