@@ -195,11 +195,11 @@ pub fn put_str(out: &mut Vec<u8>, text: &str) {
 }
 
 /// Appends a `NULLABLE_STRING` of the old kind, with a length of two bytes, as in the header of every
-/// request.
+/// request. What is too long for that is cut, between two letters.
 pub fn put_short_str(out: &mut Vec<u8>, text: &str) {
-    let text = &text.as_bytes()[..text.len().min(MOST_SHORT_STR)];
+    let text = &text[..text.floor_char_boundary(MOST_SHORT_STR)];
     out.extend_from_slice(&u16::try_from(text.len()).unwrap_or_default().to_be_bytes());
-    out.extend_from_slice(text);
+    out.extend_from_slice(text.as_bytes());
 }
 
 /// Longest text with a length of two bytes, which has a sign.
