@@ -67,11 +67,12 @@ impl Batch {
         Self::default()
     }
 
-    /// Takes all records out; the memory stays, up to `most_bytes`.
+    /// Takes all records out; the memory stays, up to `most_bytes` for records and as much for tags.
     pub fn clear(&mut self, most_bytes: usize) {
         self.bytes.clear();
         self.bytes.shrink_to(most_bytes);
         self.tags.clear();
+        self.tags.shrink_to(most_bytes / size_of::<Tag>());
     }
 
     /// Appends a record; its time is in Unix milliseconds, or -1.
@@ -132,7 +133,8 @@ impl Batch {
         self.bytes.len()
     }
 
-    /// About how many bytes the batch would have with this record too, never fewer.
+    /// About how many bytes the batch would have with this record too, never fewer if `header_bytes` are
+    /// those of the headers with the lengths before their names and values.
     pub fn size_with(&self, key: &[u8], value: &[u8], header_bytes: usize) -> usize {
         self.size().max(HEADER_BYTES) + MOST_FRAME_BYTES + key.len() + value.len() + header_bytes
     }

@@ -16,9 +16,6 @@ pub enum Malformed {
     /// A text is not UTF-8.
     #[error("a text is not UTF-8")]
     Text,
-    /// There is more than its fields.
-    #[error("there is more than its fields")]
-    Long,
 }
 
 /// Reads fields one after another. Whatever the bytes are, it neither panics nor allocates.
@@ -156,11 +153,6 @@ impl<'a> Reader<'a> {
         }
         Ok(())
     }
-
-    /// Fails if anything is left.
-    pub fn end(self) -> Result<(), Malformed> {
-        if self.rest.is_empty() { Ok(()) } else { Err(Malformed::Long) }
-    }
 }
 
 /// Bytes of an `UNSIGNED_VARINT`.
@@ -195,11 +187,11 @@ pub fn put_str(out: &mut Vec<u8>, text: &str) {
 }
 
 /// Appends a `NULLABLE_STRING` of the old kind, with a length of two bytes, as in the header of every
-/// request.
+/// request. What is too long for that is cut, between two letters.
 pub fn put_short_str(out: &mut Vec<u8>, text: &str) {
-    let text = &text.as_bytes()[..text.len().min(MOST_SHORT_STR)];
+    let text = &text[..text.floor_char_boundary(MOST_SHORT_STR)];
     out.extend_from_slice(&u16::try_from(text.len()).unwrap_or_default().to_be_bytes());
-    out.extend_from_slice(text);
+    out.extend_from_slice(text.as_bytes());
 }
 
 /// Longest text with a length of two bytes, which has a sign.
@@ -226,7 +218,7 @@ mod tests {
             prop_assert_eq!(reader.varlong(), Ok(value));
             prop_assert_eq!(reader.varint(), Ok(short));
             prop_assert_eq!(reader.unsigned(), Ok(unsigned));
-            prop_assert_eq!(reader.end(), Ok(()));
+            prop_assert!(reader.rest().is_empty());
         }
 
         #[test]

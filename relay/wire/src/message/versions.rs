@@ -57,7 +57,10 @@ pub enum Unusable {
     /// It refuses to tell.
     #[error("it refuses to tell its versions, with error {0}")]
     Refused(i16),
-    /// It knows none of ours.
+    /// It has no such request.
+    #[error("it does not know {0} at all: it is no broker, or older than Kafka 3.6")]
+    Missing(&'static str),
+    /// It knows none of our versions.
     #[error(
         "it knows {name} {least} to {most}, and {ours_least} to {ours_most} are needed (Kafka 3.6 and newer)"
     )]
@@ -84,8 +87,7 @@ impl Versions {
             let is_unknown = error == UNSUPPORTED_VERSION && format == VersionsFormat::Usual;
             return Err(if is_unknown { Unusable::Format } else { Unusable::Refused(error) });
         }
-        // What is not in the list is not known at all: from 0 to -1.
-        let mut found = [(0, -1); NEEDED.len()];
+        let mut found = [None; NEEDED.len()];
         let count = match format {
             VersionsFormat::Usual => reader.array_length()?,
             VersionsFormat::Oldest => reader.u32()?,
@@ -96,14 +98,20 @@ impl Versions {
                 reader.skip_tags()?;
             }
             if let Some(index) = NEEDED.iter().position(|api| api.key() == key) {
-                found[index] = (least, most);
+                found[index] = Some((least, most));
             }
         }
+        if format == VersionsFormat::Usual {
+            // For how long it wants no more requests; if that goes on the next answer says it too.
+            reader.i32()?;
+            reader.skip_tags()?;
+        }
         let mut newest = [0; NEEDED.len()];
-        for ((api, (least, most)), newest) in NEEDED.iter().zip(found).zip(&mut newest) {
+        for ((api, found), newest) in NEEDED.iter().zip(found).zip(&mut newest) {
+            let name = api.name();
+            let (least, most) = found.ok_or(Unusable::Missing(name))?;
             let (ours_least, ours_most) = api.versions();
             if most < ours_least || least > ours_most {
-                let name = api.name();
                 return Err(Unusable::Versions { name, least, most, ours_least, ours_most });
             }
             *newest = most.min(ours_most);
