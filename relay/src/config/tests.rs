@@ -31,7 +31,7 @@ fn packets_are_not_collected_for_long() {
 
 #[test]
 fn no_property_is_silently_without_effect() {
-    let linger = "linger_us = 500";
+    let linger = "linger_us = 500 ";
     let set = |engine: &str, property: &str| {
         sample(linger, &format!("engine = \"{engine}\"\nproperties = {{ {property} }}"))
     };

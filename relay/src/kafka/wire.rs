@@ -41,8 +41,7 @@ impl WireProducer {
         tag: Tag,
     ) -> Result<(), RDKafkaErrorCode> {
         let headers = headers.map(|(name, value)| (name.to_bytes(), value));
-        let weight = headers.clone().map(|(name, value)| name.len() + value.len() + 10).sum();
-        let taken = self.uplink.push(partition.0, (unix_ms, key, value), headers, weight, tag);
+        let taken = self.uplink.push(partition.0, (unix_ms, key, value), headers, tag);
         if taken { Ok(()) } else { Err(RDKafkaErrorCode::UnknownPartition) }
     }
 

@@ -3,7 +3,7 @@
 //! A record is written once, behind room for the batch's header; the header is written when the batch is to
 //! be sent, and again if its sequence number has to change.
 
-use crate::primitive::{Malformed, Reader, put_signed, unsigned_size, zigzag};
+use crate::primitive::{MOST_VARINT_BYTES, Malformed, Reader, put_signed, put_unsigned};
 
 /// Bytes of a batch's header, with the offset and the length before it.
 pub const HEADER_BYTES: usize = 61;
@@ -23,9 +23,8 @@ mod place {
     pub(super) const COUNT: usize = 57;
 }
 
-/// Bytes of a record that are not its key, value and headers, at most: six numbers of variable length, and
-/// the attributes.
-const MOST_FRAME_BYTES: usize = 5 + 1 + 10 + 5 + 5 + 5 + 5;
+/// Of the length of a record of 64 bytes to 8 KiB.
+const USUAL_LENGTH_BYTES: usize = 2;
 
 /// By whom and as the how-many-eth a batch is written (KIP-98).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +58,8 @@ pub struct Batch {
     tags: Vec<Tag>,
     base_time: i64,
     most_time: i64,
+    /// The bytes and the latest time before the last record.
+    before_last: (usize, i64),
 }
 
 impl Batch {
@@ -81,7 +82,7 @@ impl Batch {
         time: i64,
         key: &[u8],
         value: &[u8],
-        headers: impl Iterator<Item = (&'a [u8], &'a [u8])> + Clone,
+        headers: impl Iterator<Item = (&'a [u8], &'a [u8])>,
         tag: Tag,
     ) {
         let out = &mut self.bytes;
@@ -90,32 +91,36 @@ impl Batch {
             out.resize(HEADER_BYTES, 0);
             (self.base_time, self.most_time) = (time, time);
         }
+        self.before_last = (out.len(), self.most_time);
         self.most_time = self.most_time.max(time);
-        let (time_delta, offset_delta) = (time - self.base_time, self.tags.len());
-        let (count, of_headers) =
-            headers.clone().fold((0_u32, 0), |(count, bytes), (name, value)| {
-                (count + 1, bytes + bytes_size(name) + bytes_size(value))
-            });
-        let size = 1
-            + signed_size(time_delta)
-            + length_size(offset_delta)
-            + bytes_size(key)
-            + bytes_size(value)
-            + length_size(count as usize)
-            + of_headers;
-        out.reserve(size + MOST_FRAME_BYTES);
-        put_length(out, size);
+        // The lengths of the record and of its headers stand before them. Most take so many bytes.
+        let start = out.len();
+        out.extend_from_slice(&[0; USUAL_LENGTH_BYTES]);
         out.push(0);
-        put_signed(out, time_delta);
-        put_length(out, offset_delta);
+        put_signed(out, time - self.base_time);
+        put_length(out, self.tags.len());
         put_bytes(out, key);
         put_bytes(out, value);
-        put_length(out, count as usize);
+        let place_of_count = out.len();
+        out.push(0);
+        let mut count = 0;
         headers.for_each(|(name, value)| {
             put_bytes(out, name);
             put_bytes(out, value);
+            count += 1;
         });
+        set_length_at(out, place_of_count, 1, count);
+        let size = out.len() - start - USUAL_LENGTH_BYTES;
+        set_length_at(out, start, USUAL_LENGTH_BYTES, size);
         self.tags.push(tag);
+    }
+
+    /// Takes the record out again that was appended last. Once.
+    pub fn take_back(&mut self) {
+        let (length, most_time) = self.before_last;
+        self.bytes.truncate(length);
+        self.most_time = most_time;
+        self.tags.pop();
     }
 
     /// Number of records.
@@ -131,12 +136,6 @@ impl Batch {
     /// Bytes on the wire.
     pub fn size(&self) -> usize {
         self.bytes.len()
-    }
-
-    /// About how many bytes the batch would have with this record too, never fewer if `header_bytes` are
-    /// those of the headers with the lengths before their names and values.
-    pub fn size_with(&self, key: &[u8], value: &[u8], header_bytes: usize) -> usize {
-        self.size().max(HEADER_BYTES) + MOST_FRAME_BYTES + key.len() + value.len() + header_bytes
     }
 
     /// Writes the header. After this the batch can be sent.
@@ -218,21 +217,25 @@ impl<'a> Record<'a> {
     }
 }
 
-const fn signed_size(value: i64) -> usize {
-    unsigned_size(zigzag(value))
-}
-
-/// Of a length, which is never negative: as a signed number it takes twice its value.
-const fn length_size(length: usize) -> usize {
-    unsigned_size((length as u64) << 1)
-}
-
-const fn bytes_size(bytes: &[u8]) -> usize {
-    length_size(bytes.len()) + bytes.len()
-}
-
 fn put_length(out: &mut Vec<u8>, length: usize) {
-    crate::primitive::put_unsigned(out, (length as u64) << 1);
+    put_unsigned(out, (length as u64) << 1);
+}
+
+/// Writes a length where so many bytes are kept for it. If it takes more or fewer, what follows moves.
+fn set_length_at(out: &mut Vec<u8>, place: usize, kept: usize, length: usize) {
+    let (mut bytes, mut count, mut rest) = ([0; MOST_VARINT_BYTES], 0, (length as u64) << 1);
+    while rest >= 0x80 {
+        bytes[count] = rest.to_le_bytes()[0] | 0x80;
+        rest >>= 7;
+        count += 1;
+    }
+    bytes[count] = rest.to_le_bytes()[0];
+    let bytes = &bytes[..=count];
+    if bytes.len() == kept {
+        out[place..place + kept].copy_from_slice(bytes);
+    } else {
+        out.splice(place..place + kept, bytes.iter().copied());
+    }
 }
 
 fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {

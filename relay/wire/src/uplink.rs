@@ -226,27 +226,24 @@ impl Uplink {
     }
 
     /// Takes a copy of a record, to be written after those that were taken before it for the same
-    /// partition. `header_bytes` is about what the headers have. False if there is no such partition.
+    /// partition. False if there is no such partition.
     pub fn push<'a>(
         &mut self,
         partition: u16,
         (time, key, value): (i64, &[u8], &[u8]),
         headers: impl Iterator<Item = (&'a [u8], &'a [u8])> + Clone,
-        header_bytes: usize,
         tag: Tag,
     ) -> bool {
         let Some(of_partition) = self.partitions.get_mut(usize::from(partition)) else {
             return false;
         };
-        let open = &of_partition.open;
-        if open.as_ref().is_some_and(|open| {
-            open.size_with(key, value, header_bytes) > self.settings.batch_bytes
-        }) {
+        let open = of_partition.filling(&mut self.spare);
+        open.push(time, key, value, headers.clone(), tag);
+        if open.size() > self.settings.batch_bytes && open.count() > 1 {
+            open.take_back();
             of_partition.close();
+            of_partition.filling(&mut self.spare).push(time, key, value, headers, tag);
         }
-        let open = of_partition.open.get_or_insert_with(|| self.spare.pop().unwrap_or_default());
-        let open = Arc::get_mut(open).expect("a batch that is open has one owner");
-        open.push(time, key, value, headers, tag);
         if !of_partition.is_pending {
             of_partition.is_pending = true;
             self.pending.push_back(partition);

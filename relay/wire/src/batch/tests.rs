@@ -23,10 +23,6 @@ impl Given {
         self.headers.iter().map(|(name, value)| (name.as_bytes(), &**value))
     }
 
-    fn header_bytes(&self) -> usize {
-        self.headers().map(|(name, value)| bytes_size(name) + bytes_size(value)).sum()
-    }
-
     fn push(&self, batch: &mut Batch, tag: Tag) {
         batch.push(self.time, &self.key, &self.value, self.headers(), tag);
     }
@@ -79,11 +75,18 @@ fn headers() -> impl Strategy<Value = Vec<(String, Vec<u8>)>> {
     ]
 }
 
+fn record() -> impl Strategy<Value = Given> {
+    (times(), payloads(), payloads(), headers()).prop_map(|(time, key, value, headers)| Given {
+        time,
+        key,
+        value,
+        headers,
+    })
+}
+
 fn records() -> impl Strategy<Value = Vec<Given>> {
-    let record = (times(), payloads(), payloads(), headers())
-        .prop_map(|(time, key, value, headers)| Given { time, key, value, headers });
     prop_oneof![
-        8 => prop::collection::vec(record, 1..20),
+        8 => prop::collection::vec(record(), 1..20),
         // So many that their places take two bytes.
         1 => prop::collection::vec(times(), 1..200).prop_map(|times| {
             let bare = |time| Given { time, key: vec![], value: vec![], headers: vec![] };
@@ -235,14 +238,24 @@ proptest! {
     }
 
     #[test]
-    fn it_is_never_larger_than_was_said(records in records()) {
-        let mut batch = Batch::new();
-        for (place, record) in records.iter().enumerate() {
-            let most = batch.size_with(&record.key, &record.value, record.header_bytes());
-            record.push(&mut batch, tag(place));
-            prop_assert!(batch.size() <= most, "{} of {most}", batch.size());
-            prop_assert!(most - batch.size() <= MOST_FRAME_BYTES, "{} of {most}", batch.size());
+    fn what_is_taken_back_was_never_there(
+        records in records(),
+        last in record(),
+        sequence in sequences(),
+    ) {
+        let mut batch = batch_of(&records);
+        last.push(&mut batch, tag(7));
+        batch.take_back();
+        batch.seal(sequence);
+        let mut without = batch_of(&records);
+        without.seal(sequence);
+        prop_assert_eq!(batch.as_bytes(), without.as_bytes());
+        prop_assert_eq!(batch.count(), without.count());
+        for batch in [&mut batch, &mut without] {
+            last.push(batch, tag(7));
+            batch.seal(sequence);
         }
+        prop_assert_eq!(batch.as_bytes(), without.as_bytes());
     }
 
     #[test]
@@ -294,7 +307,6 @@ fn an_empty_batch_has_nothing() {
     batch.seal(Sequence { producer_id: 1, epoch: 2, first: 3 });
     assert_eq!((batch.as_bytes(), batch.count(), batch.size()), (&[][..], 0, 0));
     assert!(batch.is_empty() && batch.records().next().is_none() && batch.tags().next().is_none());
-    assert_eq!(batch.size_with(b"", b"", 0), HEADER_BYTES + MOST_FRAME_BYTES);
 }
 
 /// Names of headers are texts by convention only.

@@ -113,6 +113,13 @@ impl Partition {
         self.open.is_some() || self.queue.iter().any(|queued| queued.state == State::Waiting)
     }
 
+    /// The open batch, which is one of those that are spare if there was none.
+    pub(super) fn filling(&mut self, spare: &mut Vec<Arc<Batch>>) -> &mut Batch {
+        let open = self.open.get_or_insert_with(|| spare.pop().unwrap_or_default());
+        // It has one owner: it is shared when it is sent, and then it is open no more.
+        Arc::make_mut(open)
+    }
+
     /// The open batch takes no more.
     pub(super) fn close(&mut self) {
         if let Some(batch) = self.open.take() {

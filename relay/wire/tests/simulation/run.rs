@@ -238,7 +238,7 @@ impl Run {
             let record = (time, &b"key"[..], &value[..]);
             let headers = [(&b"name"[..], &b"header"[..])].into_iter();
             let index = u16::try_from(partition).expect("few");
-            assert!(self.uplink.push(index, record, headers, 12, tag), "there is the partition");
+            assert!(self.uplink.push(index, record, headers, tag), "there is the partition");
             self.pushed[partition].push(value.into());
         }
         true
