@@ -97,7 +97,7 @@ impl Batch {
         let start = out.len();
         out.extend_from_slice(&[0; USUAL_LENGTH_BYTES]);
         out.push(0);
-        put_signed(out, time - self.base_time);
+        put_signed(out, time.wrapping_sub(self.base_time));
         put_length(out, self.tags.len());
         put_bytes(out, key);
         put_bytes(out, value);

@@ -164,15 +164,17 @@ impl Question {
         *self = Self { not_before: None, asked: Some(link) };
     }
 
-    /// It is to be asked at that time, or earlier if that was wanted.
+    /// It is to be asked at that time, or earlier if that was wanted: without a time, it is due.
     fn ask_by(&mut self, then: Instant) {
-        self.not_before = Some(self.not_before.map_or(then, |earlier| earlier.min(then)));
+        if self.asked.is_some() || self.not_before.is_some() {
+            self.not_before = Some(self.not_before.map_or(then, |earlier| earlier.min(then)));
+        }
     }
 
     /// If it was wanted again meanwhile that still holds.
     fn answered(&mut self, next: Instant) {
-        self.asked = None;
         self.ask_by(next);
+        self.asked = None;
     }
 }
 

@@ -155,6 +155,7 @@ impl Uplink {
                 results.clear();
                 let throttle_ms =
                     read_produce_response(reader, *version, |result| results.push(result))?;
+                results.sort_by_key(|result| result.partition);
                 if let Some(flight) = self.landed(id) {
                     self.answered(id, &flight, &results, now);
                 }
@@ -234,7 +235,8 @@ impl Uplink {
         }
         (self.topic.id, self.topic.is_known) = (id, true);
         let mut leaderless = false;
-        let count = partitions.iter().map(|of| of.partition + 1).max().unwrap_or_default();
+        let count =
+            partitions.iter().map(|of| of.partition.saturating_add(1)).max().unwrap_or_default();
         for found in partitions {
             let index = usize::try_from(found.partition).unwrap_or(usize::MAX);
             let Some(partition) = self.partitions.get_mut(index) else { continue };
@@ -287,15 +289,16 @@ impl Uplink {
         self.settle_oldest(partition);
     }
 
-    /// Takes what became of batches.
+    /// Takes what became of batches; `results` are in the partitions' order.
     fn answered(&mut self, id: LinkId, flight: &Flight, results: &[ProduceResult], now: Instant) {
         let What::Produce(_, batches) = &flight.what else { return };
         let flown = (id, flight.correlation);
         for (partition, number) in batches {
             let (index, number) = (usize::from(*partition), *number);
             let of_partition = &mut self.partitions[index];
+            let place = results.partition_point(|of| of.partition < i32::from(*partition));
             let is_of = |result: &&ProduceResult| result.partition == i32::from(*partition);
-            let Some(result) = results.iter().find(is_of) else {
+            let Some(result) = results.get(place).filter(is_of) else {
                 // Nothing is said of it.
                 of_partition.again(number, flown, now);
                 self.touch(*partition);
