@@ -421,3 +421,6 @@ impl Partition {
 pub(super) fn backoff(failures: u32) -> Duration {
     LEAST_BACKOFF.saturating_mul(1 << failures.min(10)).min(MOST_BACKOFF)
 }
+
+#[cfg(test)]
+mod tests;
