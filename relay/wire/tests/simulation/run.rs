@@ -17,6 +17,8 @@ use crate::network::{Event, Network};
 const MOST_ROUNDS: usize = 100_000;
 /// After the last fault everything is settled in that time.
 const PEACE: Duration = Duration::from_mins(5);
+/// Bytes that it takes to print an uplink that has nothing to do: addresses, links, empty batches.
+const MOST_KEPT: usize = 12_000;
 /// One to each broker and one to each address of the configuration, and what is not closed yet.
 const MOST_CONNECTIONS: usize = 12;
 
@@ -68,6 +70,8 @@ struct Run {
     peace: Duration,
     /// A fault in so many rounds.
     fault_one_in: usize,
+    /// Brokers may come back with another port.
+    ports_change: bool,
     /// By partition, the records that were pushed, and what became of them.
     pushed: Vec<Vec<Bytes>>,
     fates: Vec<Vec<Fate>>,
@@ -101,7 +105,10 @@ impl Run {
         // A broker that carries out late what it would not carry out before: nobody can know that.
         let has_late_requests = !matches!(kind, Kind::Revoked | Kind::Lossy);
         let network = Network::new(Dice::new(seed << 8), cluster.nodes, has_late_requests);
-        let names = (1..2 + dice.below(3)).map(|number| (format!("b{number}"), PORT));
+        // Either some of the brokers, or addresses that are always good.
+        let kind_of_name = dice.of(&['b', 's']);
+        let names = 1..2 + dice.below(3);
+        let names = names.map(|number| (format!("{kind_of_name}{number}"), PORT));
         let settings = Settings {
             topic: TOPIC.to_owned(),
             partitions: u16::try_from(partitions).expect("few"),
@@ -121,6 +128,7 @@ impl Run {
             now: Duration::ZERO,
             peace,
             fault_one_in: dice.of(&[20, 60, 200, 1000]),
+            ports_change: kind_of_name == 's',
             pushed: vec![Vec::new(); partitions],
             fates: vec![Vec::new(); partitions],
             bursts: 1 + dice.below(40),
@@ -266,8 +274,7 @@ impl Run {
             any = true;
             match order {
                 Order::Connect { link, host, port } => {
-                    assert_eq!(port, PORT);
-                    self.network.connect(link, &host, self.now);
+                    self.network.connect(link, (&host, port), &self.cluster, self.now);
                 }
                 Order::Close { link } => self.network.close(link, &mut self.cluster, self.now),
             }
@@ -367,6 +374,9 @@ impl Run {
             4 | 5 => cluster.elect(partition, dice, now),
             6 => {
                 network.take_down(node, cluster, now);
+                if self.ports_change && dice.one_in(3) {
+                    cluster.ports[node] += 1;
+                }
                 for partition in 0..self.pushed.len() {
                     if cluster.truth[partition].0 == Some(node) {
                         cluster.elect(partition, dice, now);
@@ -386,6 +396,7 @@ impl Run {
                     throttle: rate(),
                     no_brokers: rate(),
                     no_identity: rate(),
+                    incomplete: rate(),
                 };
             }
             _ => self.fault_of_kind(partition),
@@ -455,6 +466,8 @@ impl Run {
             assert!(places.is_empty(), "partition {partition}: nobody has pushed {places:?}");
         }
         assert_eq!(self.uplink.fatal(), None);
+        let kept = format!("{:?}", self.uplink).len();
+        assert!(kept < MOST_KEPT, "{kept} bytes to print what is kept: {:?}", self.uplink);
         self.counts.full = usize::from(self.network.most_flying == MOST_OF_PARTITION);
     }
 }
