@@ -139,6 +139,9 @@ impl Partition {
                 }
             }
             Some(_) if self.flying > 0 => return Err(Idle::Answer),
+            Some(Renewal::Epoch | Renewal::Identity) if self.doubtful().is_some() => {
+                return self.doubtful().ok_or(Idle::Empty);
+            }
             Some(renewal) => self.renew(renewal)?,
             None => {}
         }
@@ -171,6 +174,12 @@ impl Partition {
     /// The place of the oldest batch that waits.
     fn waiting(&self) -> Option<usize> {
         self.queue.iter().position(|queued| queued.state == State::Waiting)
+    }
+
+    /// The place of the oldest batch that waits, and of which nobody knows what became of it.
+    fn doubtful(&self) -> Option<usize> {
+        let is_it = |queued: &Queued| queued.state == State::Waiting && queued.is_in_doubt;
+        self.queue.iter().position(is_it)
     }
 
     fn renew(&mut self, renewal: Renewal) -> Result<(), Idle> {
@@ -340,22 +349,31 @@ impl Partition {
         let is_expected = match self.renewal {
             None => false,
             Some(Renewal::Numbers(refused)) => number > refused,
-            Some(_) => true,
+            Some(Renewal::Epoch | Renewal::Identity) => {
+                self.queue[place].is_in_doubt = false;
+                true
+            }
         };
         if !is_oldest || is_expected {
             return false;
         }
-        self.renewal = Some(Renewal::Epoch);
-        self.back_off(now);
+        self.begins_anew(place, Renewal::Epoch, now);
         self.refused_in_doubt.is_none()
     }
 
     /// The broker does not take the identity.
     pub(super) fn fenced(&mut self, number: u64, flight: (LinkId, i32), now: Instant) {
-        if self.land(number, flight, State::Waiting).is_some() {
-            self.renewal = Some(Renewal::Identity);
-            self.back_off(now);
+        if let Some(place) = self.land(number, flight, State::Waiting) {
+            self.begins_anew(place, Renewal::Identity, now);
         }
+    }
+
+    /// The batch at this place will never be written with its numbers. Others may have been: when none is
+    /// on its way, the broker is asked again for those of which nobody knows.
+    fn begins_anew(&mut self, place: usize, renewal: Renewal, now: Instant) {
+        self.queue[place].is_in_doubt = false;
+        self.renewal = Some(renewal);
+        self.back_off(now);
     }
 
     /// The leader, as a broker knows it. True if it is another one than before.

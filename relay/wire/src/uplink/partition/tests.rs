@@ -207,6 +207,37 @@ fn what_was_sent_to_another_leader_does_not_make_the_new_one_known() {
 }
 
 #[test]
+fn what_is_in_doubt_is_asked_for_before_a_new_epoch_or_id() {
+    for is_fenced in [true, false] {
+        let mut bench = Bench::new();
+        (0..3).for_each(|_| bench.push(1));
+        let [first, second, third] = [(); 3].map(|()| bench.send());
+        if is_fenced {
+            bench.partition.fenced(first.number, first.flight(), bench.now);
+        } else {
+            assert!(bench.out_of_order(first));
+        }
+        bench.again(second);
+        bench.partition.lost(third.number, third.flight());
+        let again = bench.send();
+        assert_eq!((again.number, again.epoch, again.first), (second.number, 0, second.first));
+        bench.written(again);
+        let again = bench.send();
+        assert_eq!((again.number, again.epoch, again.first), (third.number, 0, third.first));
+        assert!(!bench.out_of_order(again));
+        if is_fenced {
+            bench.now += MOST_BACKOFF;
+            assert_eq!(bench.next(), Err(Idle::Identity(Some(IDENTITY))));
+        }
+        let first = bench.send();
+        assert_eq!((first.epoch, first.first), (i16::from(!is_fenced), 0));
+        bench.written(first);
+        let last = bench.send();
+        assert_eq!((last.number, last.first), (third.number, 1));
+    }
+}
+
+#[test]
 fn what_never_had_a_number_leaves_no_gap() {
     let mut bench = Bench::new();
     (0..3).for_each(|_| bench.push(1));
