@@ -382,13 +382,13 @@ impl Partition {
         if leader_epoch >= 0 && leader_epoch < self.leader_epoch {
             return false;
         }
-        self.leader_epoch = leader_epoch;
-        if leader == self.leader {
-            return false;
+        let is_same = leader == self.leader;
+        if !is_same || leader_epoch != self.leader_epoch {
+            // Also who is elected again may have lost something.
+            self.forget_known();
         }
-        self.leader = leader;
-        self.forget_known();
-        true
+        (self.leader, self.leader_epoch) = (leader, leader_epoch);
+        !is_same
     }
 
     /// The topic is another one of the same name.

@@ -238,6 +238,17 @@ fn what_is_in_doubt_is_asked_for_before_a_new_epoch_or_id() {
 }
 
 #[test]
+fn a_leader_that_is_elected_again_may_know_nothing() {
+    let mut bench = Bench::new();
+    (0..2).for_each(|_| bench.push(1));
+    assert!(bench.partition.led_by(Some(1), 1));
+    bench.partition.known = Some(bench.now);
+    assert!(!bench.partition.led_by(Some(1), 2), "the same one");
+    bench.send();
+    assert_eq!(bench.next(), Err(Idle::Answer), "one at a time");
+}
+
+#[test]
 fn what_never_had_a_number_leaves_no_gap() {
     let mut bench = Bench::new();
     (0..3).for_each(|_| bench.push(1));
