@@ -407,7 +407,13 @@ impl Run {
         let Self { dice, cluster, now, .. } = self;
         match self.kind {
             Kind::Strict => cluster.logs[partition].fence(),
-            Kind::Revoked => cluster.revoked_until = *now + dice.millis(2000),
+            Kind::Revoked => {
+                let until = *now + dice.millis(2000);
+                match dice.below(3) {
+                    0 => cluster.odd = Some((Odd::Error(REVOKED), until)),
+                    _ => cluster.revoked_until = until,
+                }
+            }
             Kind::Purged => {
                 let now = self.instant();
                 self.uplink.purge(now);
