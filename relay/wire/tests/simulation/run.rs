@@ -70,6 +70,8 @@ struct Run {
     peace: Duration,
     /// A fault in so many rounds.
     fault_one_in: usize,
+    /// A record in so many is never taken.
+    refused_one_in: usize,
     /// Brokers may come back with another port.
     ports_change: bool,
     /// By partition, the records that were pushed, and what became of them.
@@ -128,6 +130,7 @@ impl Run {
             now: Duration::ZERO,
             peace,
             fault_one_in: dice.of(&[20, 60, 200, 1000]),
+            refused_one_in: dice.of(&[8, 30, 100, 1000]),
             ports_change: kind_of_name == 's',
             pushed: vec![Vec::new(); partitions],
             fates: vec![Vec::new(); partitions],
@@ -233,7 +236,7 @@ impl Run {
         for _ in 0..count {
             let number = self.pushed[partition].len();
             let mut value = format!("{partition}/{number} ").into_bytes();
-            if self.dice.one_in(50) {
+            if self.dice.one_in(self.refused_one_in) {
                 value.extend_from_slice(self.dice.of(&REFUSALS).0);
             }
             let more = self.dice.of(&[0, 20, 150, 150, 3000]);
