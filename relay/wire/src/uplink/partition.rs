@@ -139,10 +139,14 @@ impl Partition {
                 }
             }
             Some(_) if self.flying > 0 => return Err(Idle::Answer),
-            Some(Renewal::Epoch | Renewal::Identity) if self.doubtful().is_some() => {
-                return self.doubtful().ok_or(Idle::Empty);
+            Some(renewal) => {
+                if !matches!(renewal, Renewal::Numbers(_))
+                    && let Some(place) = self.doubtful()
+                {
+                    return Ok(place);
+                }
+                self.renew(renewal)?;
             }
-            Some(renewal) => self.renew(renewal)?,
             None => {}
         }
         if self.identity.is_none() {
@@ -179,7 +183,7 @@ impl Partition {
     /// The place of the oldest batch that waits, and of which nobody knows what became of it.
     fn doubtful(&self) -> Option<usize> {
         let is_it = |queued: &Queued| queued.state == State::Waiting && queued.is_in_doubt;
-        self.queue.iter().position(is_it)
+        self.queue.iter().take(MOST_OF_PARTITION).position(is_it)
     }
 
     fn renew(&mut self, renewal: Renewal) -> Result<(), Idle> {
@@ -283,7 +287,7 @@ impl Partition {
         let queued = &self.queue[place];
         let is_written =
             |of: &Queued| matches!(of.state, State::Settled(Ok(_))) && of.sequence.is_some();
-        let is_last = !self.queue.iter().skip(place + 1).any(is_written);
+        let is_last = !self.queue.iter().take(MOST_OF_PARTITION).skip(place + 1).any(is_written);
         if let Some(first) = queued.sequence.filter(|_| is_last) {
             self.written_to = sequence_after(first, queued.batch.count());
         }
@@ -421,9 +425,9 @@ impl Partition {
         self.queue.pop_front().map(|queued| (queued.batch, result))
     }
 
-    /// On which connections it has something on its way.
+    /// On which connections it has something on its way. What is sent is among the first.
     pub(super) fn flights(&self) -> impl Iterator<Item = LinkId> {
-        self.queue.iter().filter_map(|queued| match queued.state {
+        self.queue.iter().take(MOST_OF_PARTITION).filter_map(|queued| match queued.state {
             State::Flying(link, _) => Some(link),
             _ => None,
         })
