@@ -169,6 +169,22 @@ fn nobody_knows_the_numbers_after_two_refusals_one_of_which_may_be_wrong() {
 }
 
 #[test]
+fn what_is_written_before_a_refusal_does_not_tell_whether_it_is_right() {
+    let mut bench = Bench::new();
+    (0..4).for_each(|_| bench.push(1));
+    let [first, second] = [(); 2].map(|()| bench.send());
+    bench.again(first);
+    bench.again(second);
+    let [first, second] = [(); 2].map(|()| bench.send());
+    bench.refused(second);
+    bench.written(first);
+    let third = bench.send();
+    bench.refused(third);
+    let fourth = bench.send();
+    assert_eq!((fourth.epoch, fourth.first), (1, 0));
+}
+
+#[test]
 fn a_request_that_is_lost_behind_a_refused_batch_is_fenced_off() {
     let mut bench = Bench::new();
     (0..2).for_each(|_| bench.push(1));
@@ -235,6 +251,16 @@ fn what_is_in_doubt_is_asked_for_before_a_new_epoch_or_id() {
         let last = bench.send();
         assert_eq!((last.number, last.first), (third.number, 1));
     }
+}
+
+#[test]
+fn a_leader_of_an_earlier_epoch_is_old_news() {
+    let mut partition = Partition::default();
+    assert!(partition.led_by(Some(1), 5));
+    assert!(!partition.led_by(Some(2), 4));
+    assert_eq!(partition.leader, Some(1));
+    partition.is_made_anew();
+    assert!(partition.led_by(Some(2), 0), "another topic begins anew");
 }
 
 #[test]
