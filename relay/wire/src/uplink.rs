@@ -14,7 +14,7 @@
 //! |---|---|
 //! | a batch is refused for good | those behind it have not been written, because their numbers do not follow. When those before it are settled and none of the partition is on its way, they are numbered anew from the last one that was written; in the next epoch if an answer about one of them has not come, because a broker that has it still could write it then |
 //! | the same, and it may have been written when it was sent before | those behind it keep their numbers, which follow if it was. If not, they are out of order |
-//! | the oldest batch is out of order | the broker has lost what was before it. When none of the partition is on its way, the partition goes on with the next epoch, from 0. Epochs are each partition's own: the others go on as they are |
+//! | the oldest batch is out of order | the broker has lost what was before it. When none of the partition is on its way, and it was asked again for those of which no answer has come, the partition goes on with the next epoch, from 0. Epochs are each partition's own: the others go on as they are |
 //! | the epoch is refused, or there is none above it | the same with a new id |
 //!
 //! A broker accepts any number from a producer of which it knows nothing. So a partition has one batch on its

@@ -171,12 +171,7 @@ impl Uplink {
         if self.peers.works(id) {
             tracing::info!("Kafka: connected again");
         }
-        let link = self.peers.get(id)?;
-        let flight = link.flights.pop_front();
-        if !link.carries_records() {
-            link.former_until = None;
-        }
-        flight
+        self.peers.get(id)?.landed()
     }
 
     fn throttle(&mut self, id: LinkId, throttle_ms: i32, now: Instant) {

@@ -77,8 +77,8 @@ pub(super) struct Link {
     next_correlation: i32,
     /// The broker wants no request until then.
     pub(super) quiet_until: Option<Instant>,
-    /// It leads no more what was sent to it, and has so long to answer.
-    pub(super) former_until: Option<Instant>,
+    /// It leads no more what was sent to it up to the request of this number, and has so long to answer.
+    former_until: Option<(i32, Instant)>,
 }
 
 impl Link {
@@ -115,12 +115,21 @@ impl Link {
                 flight.sent + if records { request_timeout } else { QUESTION_TIMEOUT }
             }),
         };
-        patience.into_iter().chain(self.former_until).min()
+        patience.into_iter().chain(self.former_until.map(|(_, then)| then)).min()
     }
 
     /// Has so long to answer as a former leader has.
     pub(super) fn is_former(&mut self, now: Instant) {
-        self.former_until.get_or_insert(now + FORMER_LEADER_TIMEOUT);
+        if let Some(last) = self.flights.back() {
+            self.former_until.get_or_insert((last.correlation, now + FORMER_LEADER_TIMEOUT));
+        }
+    }
+
+    /// The oldest request is answered.
+    pub(super) fn landed(&mut self) -> Option<Flight> {
+        let flight = self.flights.pop_front()?;
+        self.former_until = self.former_until.filter(|(last, _)| *last != flight.correlation);
+        Some(flight)
     }
 
     /// What has come of an answer that is not whole yet.
@@ -310,5 +319,31 @@ impl Peers {
     /// Forgets addresses that are none of these.
     pub(super) fn keep_addresses(&mut self, is_kept: impl Fn(&str, u16) -> bool) {
         self.addresses.retain(|address| is_kept(&address.host, address.port));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_former_leader_that_has_answered_is_not_given_up() {
+        let (mut peers, now) = (Peers::default(), Instant::now());
+        let id = peers.connect(Some(1), ("b1", 9092), now);
+        let link = peers.get(id).expect("it is there");
+        link.stage = Stage::Greeting;
+        let send = |link: &mut Link| {
+            let (correlation, what) = (link.correlation(), What::Produce(9, Vec::new()));
+            link.flights.push_back(Flight { correlation, sent: now, what });
+        };
+        let timeout = Duration::from_secs(30);
+        (0..2).for_each(|_| send(link));
+        link.is_former(now);
+        send(link);
+        assert_eq!(link.deadline(timeout), Some(now + FORMER_LEADER_TIMEOUT));
+        link.landed();
+        assert_eq!(link.deadline(timeout), Some(now + FORMER_LEADER_TIMEOUT));
+        link.landed();
+        assert_eq!(link.deadline(timeout), Some(now + timeout), "it leads what was sent since");
     }
 }

@@ -146,7 +146,14 @@ impl Partition {
                 }
             }
             Some(_) if self.flying > 0 => return Err(Idle::Answer),
-            Some(renewal) => self.renew(renewal)?,
+            Some(renewal) => {
+                if !matches!(renewal, Renewal::Numbers(_))
+                    && let Some(place) = self.doubtful()
+                {
+                    return Ok(place);
+                }
+                self.renew(renewal)?;
+            }
             None => {}
         }
         if self.identity.is_none() {
@@ -178,6 +185,12 @@ impl Partition {
     /// The place of the oldest batch that waits.
     fn waiting(&self) -> Option<usize> {
         self.queue.iter().position(|queued| queued.state == State::Waiting)
+    }
+
+    /// The place of the oldest batch that waits, and of which nobody knows what became of it.
+    fn doubtful(&self) -> Option<usize> {
+        let is_it = |queued: &Queued| queued.state == State::Waiting && queued.is_in_doubt;
+        self.queue.iter().take(MOST_OF_PARTITION).position(is_it)
     }
 
     fn renew(&mut self, renewal: Renewal) -> Result<(), Idle> {
@@ -281,7 +294,7 @@ impl Partition {
         let queued = &self.queue[place];
         let is_written =
             |of: &Queued| matches!(of.state, State::Settled(Ok(_))) && of.sequence.is_some();
-        let is_last = !self.queue.iter().skip(place + 1).any(is_written);
+        let is_last = !self.queue.iter().take(MOST_OF_PARTITION).skip(place + 1).any(is_written);
         if let Some(first) = queued.sequence.filter(|_| is_last) {
             self.written_to = sequence_after(first, queued.batch.count());
         }
@@ -347,22 +360,31 @@ impl Partition {
         let is_expected = match self.renewal {
             None => false,
             Some(Renewal::Numbers(refused)) => number > refused,
-            Some(_) => true,
+            Some(Renewal::Epoch | Renewal::Identity) => {
+                self.queue[place].is_in_doubt = false;
+                true
+            }
         };
         if !is_oldest || is_expected {
             return false;
         }
-        self.renewal = Some(Renewal::Epoch);
-        self.back_off(now);
+        self.begins_anew(place, Renewal::Epoch, now);
         self.refused_in_doubt.is_none()
     }
 
     /// The broker does not take the identity.
     pub(super) fn fenced(&mut self, number: u64, flight: (LinkId, i32), now: Instant) {
-        if self.land(number, flight, State::Waiting).is_some() {
-            self.renewal = Some(Renewal::Identity);
-            self.back_off(now);
+        if let Some(place) = self.land(number, flight, State::Waiting) {
+            self.begins_anew(place, Renewal::Identity, now);
         }
+    }
+
+    /// The batch at this place will never be written with its numbers. Others may have been: when none is
+    /// on its way, the broker is asked again for those of which nobody knows.
+    fn begins_anew(&mut self, place: usize, renewal: Renewal, now: Instant) {
+        self.queue[place].is_in_doubt = false;
+        self.renewal = Some(renewal);
+        self.back_off(now);
     }
 
     /// The leader, as a broker knows it. True if it is another one than before.
@@ -371,13 +393,13 @@ impl Partition {
         if leader_epoch >= 0 && leader_epoch < self.leader_epoch {
             return false;
         }
-        self.leader_epoch = leader_epoch;
-        if leader == self.leader {
-            return false;
+        let is_same = leader == self.leader;
+        if !is_same || leader_epoch != self.leader_epoch {
+            // Also who is elected again may have lost something.
+            self.forget_known();
         }
-        self.leader = leader;
-        self.forget_known();
-        true
+        (self.leader, self.leader_epoch) = (leader, leader_epoch);
+        !is_same
     }
 
     /// The topic is another one of the same name.
@@ -410,9 +432,9 @@ impl Partition {
         self.queue.pop_front().map(|queued| (queued.batch, result))
     }
 
-    /// On which connections it has something on its way.
+    /// On which connections it has something on its way. What is sent is among the first.
     pub(super) fn flights(&self) -> impl Iterator<Item = LinkId> {
-        self.queue.iter().filter_map(|queued| match queued.state {
+        self.queue.iter().take(MOST_OF_PARTITION).filter_map(|queued| match queued.state {
             State::Flying(link, _) => Some(link),
             _ => None,
         })
@@ -428,3 +450,6 @@ impl Partition {
 pub(super) fn backoff(failures: u32) -> Duration {
     LEAST_BACKOFF.saturating_mul(1 << failures.min(10)).min(MOST_BACKOFF)
 }
+
+#[cfg(test)]
+mod tests;

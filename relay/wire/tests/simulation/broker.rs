@@ -8,7 +8,10 @@ use kafka_protocol::messages::api_versions_response::ApiVersion;
 use kafka_protocol::messages::metadata_response::{
     MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic,
 };
-use kafka_protocol::messages::produce_response::{PartitionProduceResponse, TopicProduceResponse};
+use kafka_protocol::messages::produce_response::{
+    BatchIndexAndErrorMessage, LeaderIdAndEpoch, NodeEndpoint, PartitionProduceResponse,
+    TopicProduceResponse,
+};
 use kafka_protocol::messages::{
     ApiVersionsRequest, ApiVersionsResponse, BrokerId, InitProducerIdRequest,
     InitProducerIdResponse, MetadataRequest, MetadataResponse, ProduceRequest, ProduceResponse,
@@ -17,7 +20,7 @@ use kafka_protocol::messages::{
 use kafka_protocol::protocol::{Decodable, Encodable, StrBytes};
 use kafka_protocol::records::RecordBatchDecoder;
 
-use crate::cluster::{Cluster, Odd, PORT, TOPIC};
+use crate::cluster::{Cluster, Odd, TOPIC};
 use crate::dice::Dice;
 use crate::log::Incoming;
 
@@ -90,7 +93,12 @@ impl Request {
         let throttle_ms = if throttle > 0 && dice.one_in(throttle) { dice.below(800) } else { 0 };
         let throttle_ms = i32::try_from(throttle_ms).expect("small");
         match &self.body {
-            Body::Versions => self.encode(0, &versions(cluster.produce_max)),
+            Body::Versions => {
+                let incomplete = cluster.faults.incomplete;
+                let is_old = incomplete > 0 && dice.one_in(incomplete);
+                let produce_max = if is_old { 8 } else { cluster.produce_max };
+                self.encode(0, &versions(produce_max))
+            }
             Body::Metadata => {
                 let answer = metadata(cluster, node, dice, now);
                 self.encode(1, &answer.with_throttle_time_ms(throttle_ms))
@@ -111,24 +119,53 @@ impl Request {
                 assert!(self.version <= cluster.produce_max, "Produce {}", self.version);
                 let results = batches.iter().map(|(partition, batch)| {
                     let result = cluster.produce((node, *partition), *topic_id, batch, dice, now);
-                    PartitionProduceResponse::default()
-                        .with_index(i32::try_from(*partition).expect("small"))
-                        .with_error_code(result.err().unwrap_or_default())
-                        .with_base_offset(result.unwrap_or(-1))
+                    self.result(*partition, result, dice)
                 });
-                let mut topic =
-                    TopicProduceResponse::default().with_partition_responses(results.collect());
+                let mut results: Vec<_> = results.collect();
+                let incomplete = cluster.faults.incomplete;
+                if incomplete > 0 && dice.one_in(incomplete) {
+                    results.swap_remove(dice.below(results.len()));
+                }
+                let mut topic = TopicProduceResponse::default().with_partition_responses(results);
                 if let Some(id) = topic_id {
                     topic.topic_id = uuid(*id);
                 } else {
                     topic.name = name();
                 }
-                let answer = ProduceResponse::default()
+                let mut answer = ProduceResponse::default()
                     .with_responses(vec![topic])
                     .with_throttle_time_ms(throttle_ms);
+                if self.version >= 10 && dice.one_in(2) {
+                    answer.node_endpoints = vec![NodeEndpoint::default().with_node_id(BrokerId(1))];
+                }
                 self.encode(1, &answer)
             }
         }
+    }
+
+    /// An answer about a batch, with all that brokers may tell besides.
+    fn result(
+        &self,
+        partition: usize,
+        result: Result<i64, i16>,
+        dice: &mut Dice,
+    ) -> PartitionProduceResponse {
+        let mut told = PartitionProduceResponse::default()
+            .with_index(i32::try_from(partition).expect("small"))
+            .with_error_code(result.err().unwrap_or_default())
+            .with_base_offset(result.unwrap_or(-1));
+        if result.is_err() && dice.one_in(2) {
+            let record = BatchIndexAndErrorMessage::default()
+                .with_batch_index(0)
+                .with_batch_index_error_message(Some(StrBytes::from_static_str("this one")));
+            told.record_errors = vec![record; dice.below(3)];
+            told.error_message = Some(StrBytes::from_static_str("it failed"));
+            if self.version >= 10 {
+                told.current_leader =
+                    LeaderIdAndEpoch::default().with_leader_id(BrokerId(1)).with_leader_epoch(0);
+            }
+        }
+        told
     }
 
     fn encode(&self, header_version: i16, answer: &impl Encodable) -> Bytes {
@@ -203,7 +240,7 @@ fn metadata(
             MetadataResponseBroker::default()
                 .with_node_id(of_node(node))
                 .with_host(StrBytes::from_string(format!("b{}", node + 1)))
-                .with_port(PORT.into())
+                .with_port(cluster.ports[node].into())
         })
         .collect();
     if no_brokers > 0 && dice.one_in(no_brokers) {

@@ -43,6 +43,8 @@ pub(crate) struct Faults {
     pub(crate) throttle: usize,
     pub(crate) no_brokers: usize,
     pub(crate) no_identity: usize,
+    /// Answers that say nothing of a partition, or that speak of versions that are too old.
+    pub(crate) incomplete: usize,
 }
 
 #[derive(Debug)]
@@ -57,6 +59,8 @@ pub(crate) struct Cluster {
     /// Nobody may write until then.
     pub(crate) revoked_until: Duration,
     pub(crate) faults: Faults,
+    /// The ports of the brokers.
+    pub(crate) ports: Vec<u16>,
     next_producer: i64,
     /// Leaders that will be elected.
     elections: Vec<(Duration, usize)>,
@@ -77,6 +81,7 @@ impl Cluster {
             odd: None,
             revoked_until: Duration::ZERO,
             faults: Faults::default(),
+            ports: vec![PORT; nodes],
             next_producer: 1000,
             elections: Vec::new(),
         }

@@ -1,7 +1,7 @@
 //! A partition's log, and what its brokers remember of producers, with the checks of Kafka's
 //! `ProducerStateEntry` and `ProducerAppendInfo`.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use bytes::Bytes;
 
@@ -49,6 +49,8 @@ pub(crate) struct Log {
     pub(crate) values: Vec<Bytes>,
     batches: Vec<Written>,
     producers: HashMap<i64, Entry>,
+    /// Producers that may write no more.
+    fenced: HashSet<i64>,
 }
 
 impl Log {
@@ -60,6 +62,9 @@ impl Log {
             };
             if let Some(before) = entry.batches.iter().find(is_same) {
                 return Ok(i64::try_from(before.offset).expect("small"));
+            }
+            if self.fenced.contains(&batch.producer) {
+                return Err(INVALID_PRODUCER_EPOCH);
             }
             if batch.epoch < entry.epoch {
                 return Err(INVALID_PRODUCER_EPOCH);
@@ -96,6 +101,11 @@ impl Log {
         if entry.batches.len() > REMEMBERED {
             entry.batches.pop_front();
         }
+    }
+
+    /// The last producer may write no more.
+    pub(crate) fn fence(&mut self) {
+        self.fenced.extend(self.batches.last().map(|last| last.producer));
     }
 
     /// An unclean election: the last batches are gone, and what is remembered is what the rest says. The

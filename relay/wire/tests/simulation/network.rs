@@ -94,11 +94,19 @@ impl Network {
         }
     }
 
-    pub(crate) fn connect(&mut self, link: LinkId, host: &str, now: Duration) {
-        let number: usize = host.trim_start_matches('b').parse().expect("a broker's name");
+    /// A broker `n` is at `bn` and its port; somebody is always at `sn`.
+    pub(crate) fn connect(
+        &mut self,
+        link: LinkId,
+        (host, port): (&str, u16),
+        cluster: &Cluster,
+        now: Duration,
+    ) {
+        let number: usize = host[1..].parse().expect("a broker's name");
         let node = (number - 1) % self.down.len();
+        let is_there = host.starts_with('s') || port == cluster.ports[node];
         let then = now + self.dice.millis(20);
-        let stage = if now < self.down[node] {
+        let stage = if now < self.down[node] || !is_there {
             Stage::Making(then, false)
         } else if !self.is_well && self.dice.one_in(20) {
             self.dice.of(&[Stage::Lost, Stage::Making(then, false)])
@@ -262,6 +270,8 @@ impl Network {
                 let then = now + dice.millis(delay);
                 let then = connection.answers.back().map_or(then, |last| last.then.max(then));
                 let is_of_records = request.partitions().is_some();
+                let is_wrong = !self.is_well && dice.one_in(500);
+                let bytes = if is_wrong { spoil(&bytes, dice) } else { bytes };
                 connection.answers.push_back(Answer { then, bytes, is_of_records });
             }
         }
@@ -316,6 +326,19 @@ impl Network {
     pub(crate) fn count(&self) -> usize {
         self.connections.iter().filter(|of| of.stage != Stage::Left).count()
     }
+}
+
+/// Makes an answer wrong, so that nobody can take it for another one.
+fn spoil(answer: &Bytes, dice: &mut Dice) -> Bytes {
+    let mut body = answer[4..].to_vec();
+    match dice.below(4) {
+        0 => body[1] ^= 1 << dice.below(8),
+        1 => body.truncate(dice.below(body.len())),
+        2 => body.push(0),
+        _ => return Bytes::from_static(&[0xff; 4]),
+    }
+    let length = u32::try_from(body.len()).expect("short");
+    [&length.to_be_bytes()[..], &body].concat().into()
 }
 
 impl Connection {

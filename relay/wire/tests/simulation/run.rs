@@ -17,6 +17,8 @@ use crate::network::{Event, Network};
 const MOST_ROUNDS: usize = 100_000;
 /// After the last fault everything is settled in that time.
 const PEACE: Duration = Duration::from_mins(5);
+/// Bytes that it takes to print an uplink that has nothing to do: addresses, links, empty batches.
+const MOST_KEPT: usize = 12_000;
 /// One to each broker and one to each address of the configuration, and what is not closed yet.
 const MOST_CONNECTIONS: usize = 12;
 
@@ -68,6 +70,10 @@ struct Run {
     peace: Duration,
     /// A fault in so many rounds.
     fault_one_in: usize,
+    /// A record in so many is never taken.
+    refused_one_in: usize,
+    /// Brokers may come back with another port.
+    ports_change: bool,
     /// By partition, the records that were pushed, and what became of them.
     pushed: Vec<Vec<Bytes>>,
     fates: Vec<Vec<Fate>>,
@@ -101,7 +107,10 @@ impl Run {
         // A broker that carries out late what it would not carry out before: nobody can know that.
         let has_late_requests = !matches!(kind, Kind::Revoked | Kind::Lossy);
         let network = Network::new(Dice::new(seed << 8), cluster.nodes, has_late_requests);
-        let names = (1..2 + dice.below(3)).map(|number| (format!("b{number}"), PORT));
+        // Either some of the brokers, or addresses that are always good.
+        let kind_of_name = dice.of(&['b', 's']);
+        let names = 1..2 + dice.below(3);
+        let names = names.map(|number| (format!("{kind_of_name}{number}"), PORT));
         let settings = Settings {
             topic: TOPIC.to_owned(),
             partitions: u16::try_from(partitions).expect("few"),
@@ -121,6 +130,8 @@ impl Run {
             now: Duration::ZERO,
             peace,
             fault_one_in: dice.of(&[20, 60, 200, 1000]),
+            refused_one_in: dice.of(&[8, 30, 100, 1000]),
+            ports_change: kind_of_name == 's',
             pushed: vec![Vec::new(); partitions],
             fates: vec![Vec::new(); partitions],
             bursts: 1 + dice.below(40),
@@ -225,7 +236,7 @@ impl Run {
         for _ in 0..count {
             let number = self.pushed[partition].len();
             let mut value = format!("{partition}/{number} ").into_bytes();
-            if self.dice.one_in(50) {
+            if self.dice.one_in(self.refused_one_in) {
                 value.extend_from_slice(self.dice.of(&REFUSALS).0);
             }
             let more = self.dice.of(&[0, 20, 150, 150, 3000]);
@@ -266,8 +277,7 @@ impl Run {
             any = true;
             match order {
                 Order::Connect { link, host, port } => {
-                    assert_eq!(port, PORT);
-                    self.network.connect(link, &host, self.now);
+                    self.network.connect(link, (&host, port), &self.cluster, self.now);
                 }
                 Order::Close { link } => self.network.close(link, &mut self.cluster, self.now),
             }
@@ -367,6 +377,9 @@ impl Run {
             4 | 5 => cluster.elect(partition, dice, now),
             6 => {
                 network.take_down(node, cluster, now);
+                if self.ports_change && dice.one_in(3) {
+                    cluster.ports[node] += 1;
+                }
                 for partition in 0..self.pushed.len() {
                     if cluster.truth[partition].0 == Some(node) {
                         cluster.elect(partition, dice, now);
@@ -386,6 +399,7 @@ impl Run {
                     throttle: rate(),
                     no_brokers: rate(),
                     no_identity: rate(),
+                    incomplete: rate(),
                 };
             }
             _ => self.fault_of_kind(partition),
@@ -395,8 +409,14 @@ impl Run {
     fn fault_of_kind(&mut self, partition: usize) {
         let Self { dice, cluster, now, .. } = self;
         match self.kind {
-            Kind::Strict => {}
-            Kind::Revoked => cluster.revoked_until = *now + dice.millis(2000),
+            Kind::Strict => cluster.logs[partition].fence(),
+            Kind::Revoked => {
+                let until = *now + dice.millis(2000);
+                match dice.below(3) {
+                    0 => cluster.odd = Some((Odd::Error(REVOKED), until)),
+                    _ => cluster.revoked_until = until,
+                }
+            }
             Kind::Purged => {
                 let now = self.instant();
                 self.uplink.purge(now);
@@ -415,16 +435,17 @@ impl Run {
 
     /// What must hold when everything is settled.
     fn check(&mut self) {
-        // A request that names the topic may be for the old one and be written to the new one, which knows
-        // no producers and takes anything in any order.
-        let is_exact = self.former.is_empty() || self.cluster.produce_max >= 13;
+        // A new topic knows no producers and takes anything in any order; also what was for the old one, if
+        // requests name it.
+        let is_in_order = self.former.is_empty();
+        let is_there_once = is_in_order || self.cluster.produce_max >= 13;
         for partition in 0..self.pushed.len() {
             let (pushed, fates) = (&self.pushed[partition], &self.fates[partition]);
             assert_eq!(pushed.len(), fates.len(), "partition {partition}: reports");
             let log = &self.cluster.logs[partition].values;
             let mut places: HashMap<&Bytes, usize> = HashMap::new();
             for (place, value) in log.iter().enumerate() {
-                let before = places.insert(value, place).filter(|_| is_exact);
+                let before = places.insert(value, place).filter(|_| is_there_once);
                 assert_eq!(before, None, "partition {partition}: written twice: {value:?}");
             }
             let mut last = None;
@@ -446,7 +467,7 @@ impl Run {
                 }
                 if place.is_some() && (fate.is_ok() || self.kind != Kind::Purged) {
                     assert!(
-                        place > last || !is_exact,
+                        place > last || !is_in_order,
                         "partition {partition}: {number} is at {place:?}"
                     );
                     last = place;
@@ -455,6 +476,8 @@ impl Run {
             assert!(places.is_empty(), "partition {partition}: nobody has pushed {places:?}");
         }
         assert_eq!(self.uplink.fatal(), None);
+        let kept = format!("{:?}", self.uplink).len();
+        assert!(kept < MOST_KEPT, "{kept} bytes to print what is kept: {:?}", self.uplink);
         self.counts.full = usize::from(self.network.most_flying == MOST_OF_PARTITION);
     }
 }
