@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use millrace_wire::batch::Tag;
 use millrace_wire::message::{
-    Api, Metadata, Versions, read_header, read_init_producer_response, read_produce_response,
+    Api, Metadata, Versions, VersionsFormat, read_header, read_init_producer_response,
+    read_produce_response,
 };
 use millrace_wire::primitive::{NO_TAGS, Reader, put_str, put_unsigned};
 use millrace_wire::uplink::{LinkId, Order, Refusal, Settings, Uplink};
@@ -104,7 +105,9 @@ pub fn answer(input: &[u8]) {
 
 /// Everything that reads an answer, over the same bytes.
 fn read(bytes: &[u8], version: i16) {
-    let _ = Versions::read(Reader::new(bytes));
+    for format in [VersionsFormat::Usual, VersionsFormat::Oldest] {
+        let _ = Versions::read(Reader::new(bytes), format);
+    }
     let _ = read_init_producer_response(Reader::new(bytes));
     if let Ok(metadata) = Metadata::read(Reader::new(bytes), TOPIC) {
         assert!(metadata.brokers.len() * BROKER_BYTES <= bytes.len());
@@ -176,7 +179,7 @@ impl Producer {
             let tag = Tag { token: record, booked_bytes: 1 };
             let header = (&b"name"[..], &b"value"[..]);
             let taken =
-                self.uplink.push(partition, (1, b"key", b"value"), [header].into_iter(), 32, tag);
+                self.uplink.push(partition, (1, b"key", b"value"), [header].into_iter(), tag);
             assert!(taken);
         }
     }
