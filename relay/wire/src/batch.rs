@@ -76,6 +76,11 @@ impl Batch {
         self.tags.shrink_to(most_bytes / size_of::<Tag>());
     }
 
+    /// The memory that it takes, filled or not.
+    pub(crate) fn memory(&self) -> usize {
+        size_of::<Self>() + self.bytes.capacity() + self.tags.capacity() * size_of::<Tag>()
+    }
+
     /// Appends a record; its time is in Unix milliseconds, or -1.
     pub fn push<'a>(
         &mut self,

@@ -26,6 +26,7 @@ mod codes;
 mod link;
 mod partition;
 mod send;
+mod spare;
 #[cfg(test)]
 mod tests;
 
@@ -39,6 +40,7 @@ use crate::message::{Broker, ProduceResult, ProducerIdentity};
 use link::Peers;
 use partition::Partition;
 use send::Load;
+use spare::Spare;
 
 pub use link::LinkId;
 
@@ -65,8 +67,6 @@ const SLOW: Duration = Duration::from_secs(1);
 /// After a failure, doubled with each that follows it.
 const LEAST_BACKOFF: Duration = Duration::from_millis(50);
 const MOST_BACKOFF: Duration = Duration::from_secs(1);
-/// Empty batches that are kept.
-const SPARE_BATCHES: usize = 32;
 
 /// What a producer is made from.
 #[derive(Clone, Debug)]
@@ -198,7 +198,9 @@ pub struct Uplink {
     results: Vec<ProduceResult>,
     /// Of the requests that are being made; empty in between.
     loads: Vec<Load>,
-    spare: Vec<Arc<Batch>>,
+    spare: Spare,
+    /// Memory for what is on its way with a request: as much as there was at a time.
+    spare_flown: Vec<Vec<(u16, u64)>>,
     orders: VecDeque<Order>,
     throttled: VecDeque<(String, i32)>,
     fatal: Option<String>,
@@ -219,7 +221,8 @@ impl Uplink {
             settled: VecDeque::new(),
             results: Vec::new(),
             loads: Vec::new(),
-            spare: Vec::new(),
+            spare: Spare::default(),
+            spare_flown: Vec::new(),
             orders: VecDeque::new(),
             throttled: VecDeque::new(),
             fatal: None,
@@ -310,18 +313,9 @@ impl Uplink {
                 continue;
             }
             let batch = self.settled.pop_front().expect("there is one").batch;
-            self.recycle(batch);
+            self.spare.put(batch, 2 * self.settings.batch_bytes);
         }
         any
-    }
-
-    fn recycle(&mut self, mut batch: Arc<Batch>) {
-        if self.spare.len() < SPARE_BATCHES
-            && let Some(empty) = Arc::get_mut(&mut batch)
-        {
-            empty.clear(2 * self.settings.batch_bytes);
-            self.spare.push(batch);
-        }
     }
 
     /// Gives up every record that is not written; each is reported. What comes later is taken as ever.

@@ -25,7 +25,19 @@ impl ProduceRequest {
         timeout_ms: i32,
         batches: usize,
     ) -> Self {
-        let mut head = Vec::with_capacity(64 + topic.len() + client.len());
+        let head = Vec::with_capacity(64 + topic.len() + client.len());
+        Self::within(head, version, (correlation, client), (topic, topic_id), timeout_ms, batches)
+    }
+
+    /// The same, with memory that is there already.
+    pub(crate) fn within(
+        mut head: Vec<u8>,
+        version: i16,
+        (correlation, client): (i32, &str),
+        (topic, topic_id): (&str, [u8; 16]),
+        timeout_ms: i32,
+        batches: usize,
+    ) -> Self {
         put_header(&mut head, Api::Produce, version, correlation, client);
         // No transactional id.
         put_unsigned(&mut head, 0);

@@ -72,12 +72,13 @@ impl Uplink {
         }
         for flight in link.flights {
             match flight.what {
-                What::Produce(_, batches) => {
-                    for (partition, number) in batches {
+                What::Produce(_, mut batches) => {
+                    for (partition, number) in batches.drain(..) {
                         let of_partition = &mut self.partitions[usize::from(partition)];
                         of_partition.lost(number, (id, flight.correlation));
                         self.touch(partition);
                     }
+                    self.spare_flown.push(batches);
                 }
                 What::Metadata => self.metadata.asked = None,
                 What::Identity => self.identity_question.asked = None,
@@ -155,9 +156,10 @@ impl Uplink {
                 results.clear();
                 let throttle_ms =
                     read_produce_response(reader, *version, |result| results.push(result))?;
-                results.sort_by_key(|result| result.partition);
+                // Unlike the stable one it sorts in place.
+                results.sort_unstable_by_key(|result| result.partition);
                 if let Some(flight) = self.landed(id) {
-                    self.answered(id, &flight, &results, now);
+                    self.answered(id, flight, &results, now);
                 }
                 self.throttle(id, throttle_ms, now);
                 self.results = results;
@@ -285,18 +287,18 @@ impl Uplink {
     }
 
     /// Takes what became of batches; `results` are in the partitions' order.
-    fn answered(&mut self, id: LinkId, flight: &Flight, results: &[ProduceResult], now: Instant) {
-        let What::Produce(_, batches) = &flight.what else { return };
+    fn answered(&mut self, id: LinkId, flight: Flight, results: &[ProduceResult], now: Instant) {
+        let What::Produce(_, mut batches) = flight.what else { return };
         let flown = (id, flight.correlation);
-        for (partition, number) in batches {
-            let (index, number) = (usize::from(*partition), *number);
+        for (partition, number) in batches.drain(..) {
+            let index = usize::from(partition);
             let of_partition = &mut self.partitions[index];
-            let place = results.partition_point(|of| of.partition < i32::from(*partition));
-            let is_of = |result: &&ProduceResult| result.partition == i32::from(*partition);
+            let place = results.partition_point(|of| of.partition < i32::from(partition));
+            let is_of = |result: &&ProduceResult| result.partition == i32::from(partition);
             let Some(result) = results.get(place).filter(is_of) else {
                 // Nothing is said of it.
                 of_partition.again(number, flown, now);
-                self.touch(*partition);
+                self.touch(partition);
                 continue;
             };
             let code = result.error;
@@ -330,8 +332,9 @@ impl Uplink {
                 }
             }
             self.settle_oldest(index);
-            self.touch(*partition);
+            self.touch(partition);
         }
+        self.spare_flown.push(batches);
     }
 
     fn settle_oldest(&mut self, partition: usize) {

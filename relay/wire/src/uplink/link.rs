@@ -17,6 +17,10 @@ pub struct LinkId(pub u64);
 
 /// Memory that a connection keeps for answers.
 const INPUT_BYTES: usize = 64 << 10;
+/// Of a request, without the batches in it.
+const USUAL_REQUEST_BYTES: usize = 128;
+/// Requests whose memory a connection keeps: so many with records, and a question or two.
+const SPARE_REQUESTS: usize = MOST_OF_LINK + 2;
 /// Most slices of one writev(2).
 const MOST_SLICES: usize = 64;
 
@@ -152,11 +156,19 @@ pub(super) struct Output {
     /// Of the first piece.
     sent: usize,
     is_blocked: bool,
+    /// Memory of what was sent.
+    spare: Vec<Vec<u8>>,
 }
+
+/// Longest of the short pieces, which stand before and after a batch; with it a piece takes no more room
+/// than with the others.
+const MOST_SHORT_BYTES: usize = 22;
 
 #[derive(Debug)]
 enum Piece {
     Bytes(Vec<u8>),
+    /// So many of these bytes.
+    Short(u8, [u8; MOST_SHORT_BYTES]),
     Batch(Arc<Batch>),
 }
 
@@ -164,14 +176,44 @@ impl Piece {
     fn as_bytes(&self) -> &[u8] {
         match self {
             Self::Bytes(bytes) => bytes,
+            Self::Short(length, bytes) => &bytes[..usize::from(*length)],
             Self::Batch(batch) => batch.as_bytes(),
         }
     }
 }
 
 impl Output {
+    /// Memory for what is to be pushed.
+    pub(super) fn blank(&mut self) -> Vec<u8> {
+        self.spare.pop().unwrap_or_else(|| Vec::with_capacity(USUAL_REQUEST_BYTES))
+    }
+
     pub(super) fn push(&mut self, bytes: Vec<u8>) {
         self.pieces.push_back(Piece::Bytes(bytes));
+    }
+
+    /// A place for what is not known yet, but is to be sent before what is pushed next.
+    pub(super) fn reserve(&mut self) -> usize {
+        self.push(Vec::new());
+        self.pieces.len() - 1
+    }
+
+    /// What stands in a place that was reserved, before anything more is sent.
+    pub(super) fn fill(&mut self, place: usize, bytes: Vec<u8>) {
+        self.pieces[place] = Piece::Bytes(bytes);
+    }
+
+    /// A copy of something that is short as a rule.
+    pub(super) fn push_short(&mut self, bytes: &[u8]) {
+        let mut short = [0; MOST_SHORT_BYTES];
+        let piece = match (short.get_mut(..bytes.len()), u8::try_from(bytes.len())) {
+            (Some(place), Ok(length)) => {
+                place.copy_from_slice(bytes);
+                Piece::Short(length, short)
+            }
+            _ => Piece::Bytes(bytes.to_vec()),
+        };
+        self.pieces.push_back(piece);
     }
 
     pub(super) fn push_batch(&mut self, batch: Arc<Batch>) {
@@ -214,7 +256,12 @@ impl Output {
                 break;
             }
             self.sent -= length;
-            self.pieces.pop_front();
+            if let Some(Piece::Bytes(mut bytes)) = self.pieces.pop_front()
+                && self.spare.len() < SPARE_REQUESTS
+            {
+                bytes.clear();
+                self.spare.push(bytes);
+            }
         }
     }
 }
@@ -310,8 +357,8 @@ impl Peers {
     /// A broker has answered. True if its address had failed before.
     pub(super) fn works(&mut self, id: LinkId) -> bool {
         let Some(link) = self.links.iter().find(|link| link.id == id) else { return false };
-        let (host, port) = (link.host.clone(), link.port);
-        let address = self.address(&host, port);
+        let is_it = |of: &&mut Address| of.port == link.port && of.host == link.host;
+        let Some(address) = self.addresses.iter_mut().find(is_it) else { return false };
         address.not_before = None;
         std::mem::take(&mut address.failures) > 0
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::link::LinkId;
+use super::spare::Spare;
 use super::{LEAST_BACKOFF, MOST_BACKOFF, MOST_OF_PARTITION, Refusal};
 use crate::batch::{Batch, Sequence, sequence_after};
 use crate::message::ProducerIdentity;
@@ -114,8 +115,8 @@ impl Partition {
     }
 
     /// The open batch, which is one of those that are spare if there was none.
-    pub(super) fn filling(&mut self, spare: &mut Vec<Arc<Batch>>) -> &mut Batch {
-        let open = self.open.get_or_insert_with(|| spare.pop().unwrap_or_default());
+    pub(super) fn filling(&mut self, spare: &mut Spare) -> &mut Batch {
+        let open = self.open.get_or_insert_with(|| spare.take());
         // It has one owner: it is shared when it is sent, and then it is open no more.
         Arc::make_mut(open)
     }

@@ -1,10 +1,12 @@
 //! What goes to brokers.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::link::{Flight, Link, LinkId, Stage, What};
 use super::partition::Idle;
 use super::{LEAST_BACKOFF, MOST_BACKOFF, Order, REQUEST_BYTES, SLOW, Settings, Uplink};
+use crate::batch::Batch;
 use crate::message::{ProduceRequest, put_init_producer_request, put_metadata_request};
 
 /// Batches for one request.
@@ -13,6 +15,10 @@ pub(super) struct Load {
     /// Partition, and place in its queue.
     batches: Vec<(u16, usize)>,
     bytes: usize,
+    /// The batches themselves while the request is made; empty in between.
+    sent: Vec<Arc<Batch>>,
+    /// What stands between two of them.
+    glue: Vec<u8>,
 }
 
 impl Uplink {
@@ -83,7 +89,7 @@ impl Uplink {
     ) {
         let Some(link) = self.peers.get(link) else { return };
         let correlation = link.correlation();
-        let mut request = Vec::with_capacity(128);
+        let mut request = link.output.blank();
         put(&mut request, correlation, &self.settings.client_id);
         link.output.push(request);
         link.flights.push_back(Flight { correlation, sent: now, what });
@@ -250,42 +256,39 @@ impl Uplink {
         Ok(())
     }
 
-    fn request(&mut self, place: usize, load: &Load, now: Instant) {
+    fn request(&mut self, place: usize, load: &mut Load, now: Instant) {
         let link = &mut self.peers.links[place];
         let Stage::Ready(versions) = link.stage else { return };
         let correlation = link.correlation();
-        let mut flown = Vec::with_capacity(load.batches.len());
-        let mut batches = Vec::with_capacity(load.batches.len());
-        for (number, batch) in &load.batches {
-            let partition = &mut self.partitions[usize::from(*number)];
-            if let Some((batch_number, batch)) = partition.send(*batch, link.id, correlation) {
-                flown.push((*number, batch_number));
-                batches.push(batch);
+        let mut flown = self.spare_flown.pop().unwrap_or_default();
+        for (number, batch) in load.batches.drain(..) {
+            let partition = &mut self.partitions[usize::from(number)];
+            if let Some((batch_number, batch)) = partition.send(batch, link.id, correlation) {
+                flown.push((number, batch_number));
+                load.sent.push(batch);
             }
         }
         let Settings { topic, client_id, request_timeout, .. } = &self.settings;
         // So that the broker answers that it took too long before the connection is given up.
         let patience = i32::try_from(request_timeout.as_millis() * 2 / 3).unwrap_or(i32::MAX);
-        let mut request = ProduceRequest::new(
+        let mut request = ProduceRequest::within(
+            link.output.blank(),
             versions.produce,
             (correlation, client_id),
             (topic, self.topic.id),
             patience,
-            batches.len(),
+            load.sent.len(),
         );
-        let mut before = Vec::with_capacity(batches.len() + 1);
-        for ((number, _), batch) in flown.iter().zip(&batches) {
-            let mut out = Vec::with_capacity(16);
-            request.partition(&mut out, (*number).into(), batch.size());
-            before.push(out);
-        }
-        let mut end = Vec::with_capacity(4);
-        link.output.push(request.end(&mut end));
-        for (out, batch) in before.into_iter().zip(batches) {
-            link.output.push(out);
+        let head = link.output.reserve();
+        for ((number, _), batch) in flown.iter().zip(load.sent.drain(..)) {
+            load.glue.clear();
+            request.partition(&mut load.glue, (*number).into(), batch.size());
+            link.output.push_short(&load.glue);
             link.output.push_batch(batch);
         }
-        link.output.push(end);
+        load.glue.clear();
+        link.output.fill(head, request.end(&mut load.glue));
+        link.output.push_short(&load.glue);
         let what = What::Produce(versions.produce, flown);
         link.flights.push_back(Flight { correlation, sent: now, what });
     }
