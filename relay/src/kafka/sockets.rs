@@ -20,7 +20,7 @@ const EVENTS: usize = 64;
 /// Bytes read at a time.
 const READ_BYTES: usize = 64 << 10;
 /// A broker that has gone without a word is noticed when nothing is asked of it either.
-const KEEPALIVE: Duration = Duration::from_secs(60);
+const KEEPALIVE: Duration = Duration::from_mins(1);
 
 /// What has happened to a connection.
 #[derive(Debug)]
