@@ -168,8 +168,12 @@ pub struct KafkaSection {
     pub brokers: String,
     /// Prefix of the names of all topics and groups.
     pub topic_prefix: String,
-    /// How long the producer waits for a batch to fill; a lower bound of the latency. Microseconds.
-    pub linger_us: u32,
+    /// How long the producer waits for a batch to fill; a lower bound of the latency. Microseconds. By
+    /// default 500 with `librdkafka`, and 0 with `millrace`, whose batches fill while those before them are
+    /// on their way.
+    pub linger_us: Option<u32>,
+    /// What writes messages to the uplink. Replies, and all other traffic with Kafka, are librdkafka's.
+    pub engine: UplinkEngine,
     /// Limit of unacknowledged bytes of one partition. Beyond it in messages, the partition's clients are
     /// not read from; beyond it in `open` and `close` records, new connections are refused. Each record
     /// counts 512 bytes in addition to its own.
@@ -188,7 +192,8 @@ impl Default for KafkaSection {
         Self {
             brokers: "127.0.0.1:9092".to_owned(),
             topic_prefix: "millrace.".to_owned(),
-            linger_us: 500,
+            linger_us: None,
+            engine: UplinkEngine::default(),
             partition_in_flight_bytes: 16 << 20,
             uplink_partitions: 0,
             replication: -1,
@@ -197,7 +202,80 @@ impl Default for KafkaSection {
     }
 }
 
+/// What writes messages to the uplink.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UplinkEngine {
+    /// librdkafka.
+    #[default]
+    Librdkafka,
+    /// The relay itself: less processor time and less latency. Without TLS and SASL.
+    Millrace,
+}
+
 impl KafkaSection {
+    /// How long a batch waits for more records. Microseconds.
+    pub fn linger_us(&self) -> u32 {
+        self.linger_us.unwrap_or(match self.engine {
+            UplinkEngine::Librdkafka => 500,
+            UplinkEngine::Millrace => 0,
+        })
+    }
+
+    /// No property of librdkafka's that would silently not apply to the uplink.
+    fn check_engine(&self) -> Result<(), String> {
+        /// These the relay's own producer has too, or they are the default that it knows.
+        const BOTH: [&str; 2] = ["batch.size", "client.id"];
+        /// What those begin with that concern librdkafka's consumers and its log.
+        const OF_OTHERS: [&str; 17] = [
+            "auto.",
+            "check.crcs",
+            "client.rack",
+            "coordinator.",
+            "debug",
+            "enable.auto.",
+            "enable.partition.eof",
+            "fetch.",
+            "group.",
+            "heartbeat.",
+            "isolation.level",
+            "log",
+            "max.partition.",
+            "max.poll.",
+            "partition.assignment.",
+            "queued.",
+            "session.",
+        ];
+        if self.engine != UplinkEngine::Millrace {
+            return Ok(());
+        }
+        let is_plain = |name: &str, value: &str| {
+            name == "security.protocol" && value.eq_ignore_ascii_case("plaintext")
+        };
+        let mut names: Vec<&str> = self
+            .properties
+            .iter()
+            .filter(|(name, value)| !BOTH.contains(&&***name) && !is_plain(name, value))
+            .map(|(name, _)| &**name)
+            .filter(|name| !OF_OTHERS.iter().any(|of_others| name.starts_with(of_others)))
+            .collect();
+        names.sort_unstable();
+        match names.first() {
+            None => Ok(()),
+            Some(name) => Err(format!(
+                "`{name}` is librdkafka's, and would not apply to the uplink, which kafka.engine = \
+                 \"millrace\" writes without it; TLS, SASL and compression need kafka.engine = \
+                 \"librdkafka\""
+            )),
+        }
+    }
+
+    /// Hosts and ports of the bootstrap brokers.
+    pub fn bootstrap(&self) -> Vec<(String, u16)> {
+        let each = self.brokers.split(',').filter_map(|broker| broker.trim().rsplit_once(':'));
+        each.filter_map(|(host, port)| Some((host.to_owned(), port.parse().ok()?))).collect()
+    }
+
     /// Client to server: one partition per server.
     pub fn uplink_topic(&self) -> String {
         format!("{}uplink", self.topic_prefix)
@@ -394,6 +472,7 @@ impl Config {
             );
             return Err(invalid("kafka.topic_prefix", problem));
         }
+        self.kafka.check_engine().map_err(|problem| invalid("kafka.properties", problem))?;
         if self.kafka.partition_in_flight_bytes < 1 << 16 {
             return Err(invalid("kafka.partition_in_flight_bytes", "must be at least 65536"));
         }

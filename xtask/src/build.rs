@@ -19,10 +19,12 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
-/// Builds everything: eBPF object, relay, and the programs of demo, tests and benchmarks.
+/// Builds everything: eBPF object, relay, and the programs of demo, tests and benchmarks. The whole
+/// workspace, as the tests do: with other packages chosen, dependencies have other features, and what
+/// stands on them would be built twice.
 pub(crate) fn all() -> Result<()> {
     ebpf()?;
-    userspace(&["-p", "millrace-relay", "-p", "millrace-bench", "-p", "millrace-e2e"])
+    userspace(&["--workspace"])
 }
 
 /// Builds what an operator needs: eBPF object and relay.

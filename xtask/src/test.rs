@@ -2,6 +2,7 @@
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
+    num::NonZero,
     process::{Command, ExitCode, ExitStatus, Stdio},
 };
 
@@ -15,8 +16,8 @@ use crate::{
 
 pub(crate) const HELP: &str = "\
 Arguments go to `cargo test`, except --brokers LIST, which names an existing Kafka to use instead of the
-one on 127.0.0.1. As many tests run at the same time as there are processors; RUST_TEST_THREADS
-changes that.
+one on 127.0.0.1. Twice as many tests run at the same time as there are processors, because most of
+them wait; RUST_TEST_THREADS changes that.
 
 Changes on the host: installs what is missing (see `setup --check`); as root, creates network
 namespaces and removes them, and turns the kernel's autogroups off until the end (sched(7), sysctl
@@ -27,6 +28,9 @@ Examples:
   cargo xtask test
   cargo xtask test -p millrace-codec mqtt
   cargo xtask test -- --nocapture";
+
+/// How many tests a test binary runs at the same time (libtest).
+const TEST_THREADS: &str = "RUST_TEST_THREADS";
 
 /// Sums of what the test binaries reported.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -52,6 +56,10 @@ pub(crate) fn run(passed: &Passed) -> Result<ExitCode> {
         command.arg("--workspace");
     }
     environment(&mut command, cluster.brokers())?;
+    if std::env::var_os(TEST_THREADS).is_none() {
+        let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+        command.env(TEST_THREADS, (2 * processors).to_string());
+    }
     if process::is_root() {
         // A test that lacks a privilege must fail and not skip.
         command.env("MILLRACE_REQUIRE_PRIVILEGE", "1");

@@ -30,6 +30,39 @@ fn packets_are_not_collected_for_long() {
 }
 
 #[test]
+fn no_property_is_silently_without_effect() {
+    let linger = "linger_us = 500 ";
+    let set = |engine: &str, property: &str| {
+        sample(linger, &format!("engine = \"{engine}\"\nproperties = {{ {property} }}"))
+    };
+    let tls = "\"security.protocol\" = \"ssl\"";
+    set("librdkafka", tls).expect("its own");
+    let told = set("millrace", tls).expect_err("no TLS").to_string();
+    assert!(told.starts_with("kafka.properties: `security.protocol` is librdkafka's"), "{told}");
+    for property in [
+        "\"security.protocol\" = \"PLAINTEXT\"",
+        "\"client.id\" = \"edge\"",
+        "\"batch.size\" = \"65536\"",
+        "\"fetch.wait.max.ms\" = \"50\"",
+    ] {
+        set("millrace", property).expect(property);
+    }
+    for property in ["\"compression.type\" = \"lz4\"", "\"acks\" = \"1\""] {
+        set("millrace", property).expect_err(property);
+    }
+}
+
+#[test]
+fn a_batch_waits_as_long_as_its_engine_needs() {
+    let waits = |text: &str| {
+        let kafka: KafkaSection = toml::from_str(text).expect("valid");
+        kafka.linger_us()
+    };
+    assert_eq!([waits(""), waits("engine = \"millrace\"")], [500, 0]);
+    assert_eq!(waits("engine = \"millrace\"\nlinger_us = 7"), 7);
+}
+
+#[test]
 fn settings_of_the_relay_namespace_are_checked() {
     let told = sample("mode = \"new\"", "sysctls = { \"net.ipv4.ip_forward\" = 1 }");
     let told = told.expect_err("reserved").to_string();

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::downlink::ConsumerError;
 use crate::gateway::GatewayError;
-use crate::kafka::{OpenError, RightsError, TopicError};
+use crate::kafka::{OpenError, RightsError, TopicError, WriterError};
 use crate::registry::RegistryError;
 
 /// Why the relay did not start, or ended without being told to.
@@ -60,6 +60,10 @@ pub enum RunError {
     /// Kafka's client could not be made.
     #[error("the Kafka client refuses its configuration: {0}; see kafka.properties")]
     Client(#[from] rdkafka::error::KafkaError),
+
+    /// What writes the uplink could not be made.
+    #[error(transparent)]
+    Writer(#[from] WriterError),
     /// An io_uring could not be made.
     #[error("cannot make an io_uring ({source}): {cause}")]
     Ring {

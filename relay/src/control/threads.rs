@@ -19,7 +19,7 @@ use crate::route::{AssociationLog, Associations};
 use crate::stop::StopTime;
 use crate::undelivered::{Intake, Keeper, KeeperParts, KeeperStats};
 use crate::uplink::late::RescueWatch;
-use crate::uplink::{Pump, PumpParts, PumpStats, RdKafkaProducer};
+use crate::uplink::{KafkaProducer, Pump, PumpParts, PumpStats};
 use crate::uring::{self, EngineLimits, UringEngine};
 use crate::worker::{Flows, NoGateway, Orders, Shared, Worker, WorkerParts, WorkerStats};
 
@@ -203,7 +203,7 @@ impl Threads {
         let (producer_wake, consumer_wake) = (wake()?, wake()?);
         let intake = Arc::new(Intake::new(shared.postponed.clone(), shared.arrivals.clone()));
         // Kafka's clients first: they can fail, and nothing is running yet.
-        let producer = RdKafkaProducer::new(
+        let producer = KafkaProducer::new(
             config,
             topics.batch_limits,
             producer_wake.clone(),
@@ -410,7 +410,7 @@ fn watch_rescue(faults: &Faults, stop_time: &StopTime) -> RescueWatch {
 
 /// The producer's thread reports its failure at once, because it still has work to do after that.
 fn spawn_pump(
-    pump: Pump<RdKafkaProducer>,
+    pump: Pump<KafkaProducer>,
     (faults, stop_time): (&Faults, &StopTime),
 ) -> Result<JoinHandle<()>, RunError> {
     let (faults, stop_time) = (faults.clone(), stop_time.clone());

@@ -50,9 +50,21 @@ fn client_for(kafka: &KafkaSection, purpose: &str) -> ClientConfig {
     for (key, value) in &kafka.properties {
         config.set(key, value);
     }
-    let client = kafka.properties.get("client.id").map_or(CLIENT, String::as_str);
-    config.set("client.id", format!("{client}-{purpose}"));
+    config.set("client.id", client_id(kafka, purpose));
     config
+}
+
+/// What a client with that purpose is called.
+pub(crate) fn client_id(kafka: &KafkaSection, purpose: &str) -> String {
+    let client = kafka.properties.get("client.id").map_or(CLIENT, String::as_str);
+    format!("{client}-{purpose}")
+}
+
+/// Longest batch, for a topic that takes batches of `most_bytes` (`max.message.bytes`): larger ones would be
+/// refused whole, with every record in them.
+pub(crate) fn batch_bytes(kafka: &KafkaSection, most_bytes: Option<u32>) -> u32 {
+    let asked = kafka.properties.get("batch.size").and_then(|size| size.parse().ok());
+    asked.unwrap_or(DEFAULT_BATCH_BYTES).min(most_bytes.unwrap_or(u32::MAX)).max(1)
 }
 
 /// Makes `config` that of a consumer that reads records by their offsets, and commits none.
@@ -93,21 +105,18 @@ pub(crate) fn longest_record(config: &Config) -> u32 {
 pub fn producer_config(config: &Config) -> ClientConfig {
     let mut client = written_once(data_config(&config.kafka));
     client
-        .set("linger.ms", (f64::from(config.kafka.linger_us) / 1000.0).to_string())
+        .set("linger.ms", (f64::from(config.kafka.linger_us()) / 1000.0).to_string())
         .set("queue.buffering.max.messages", "0")
         .set("queue.buffering.max.kbytes", "2147483647")
         .set("message.max.bytes", longest_record(config).max(1_000_000).to_string());
     client
 }
 
-/// The same for a topic that takes batches of `most_bytes` (`max.message.bytes`): larger ones would be
-/// refused whole, with every record in them.
+/// The same for a topic that takes batches of `most_bytes` (`max.message.bytes`).
 pub(crate) fn fitting_config(config: &Config, most_bytes: Option<u32>) -> ClientConfig {
     let mut client = producer_config(config);
-    if let Some(most_bytes) = most_bytes {
-        let asked = client.get("batch.size").and_then(|size| size.parse().ok());
-        let batch = asked.unwrap_or(DEFAULT_BATCH_BYTES).min(most_bytes).max(1);
-        client.set("batch.size", batch.to_string());
+    if most_bytes.is_some() {
+        client.set("batch.size", batch_bytes(&config.kafka, most_bytes).to_string());
     }
     client
 }

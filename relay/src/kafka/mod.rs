@@ -18,8 +18,11 @@ pub(crate) mod reader;
 pub(crate) mod retention;
 mod retry;
 mod rights;
+mod sockets;
 mod topics;
 pub(crate) mod unreadable;
+mod wire;
+pub(crate) mod writer;
 pub(crate) mod written;
 
 pub use client::producer_config;
@@ -44,4 +47,5 @@ pub use topics::{
     BatchLimits, Difference, TopicError, Topics, check_properties, ensure_topics, look_at_topics,
 };
 pub(crate) use unreadable::{is_unreadable, unreadable_at};
+pub use writer::WriterError;
 pub use written::{LogEnd, LogEnds, Written, WrittenPart};

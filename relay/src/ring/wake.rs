@@ -54,10 +54,19 @@ impl Wake {
     /// [`announce_sleep`](Self::announce_sleep) and [`awake`](Self::awake). For threads that do not
     /// wait in a ring.
     pub fn wait(&self, timeout: Duration) {
+        self.wait_for(timeout, None);
+    }
+
+    /// The same, and until another descriptor becomes readable, which stays as it is.
+    pub fn wait_for(&self, timeout: Duration, other: Option<BorrowedFd<'_>>) {
         let timeout = Timespec::try_from(timeout).expect("a sleep is short");
-        let mut descriptors = [PollFd::new(&self.0.event, PollFlags::IN)];
+        let event = self.0.event.as_fd();
+        let mut descriptors =
+            [event, other.unwrap_or(event)].map(|of| PollFd::from_borrowed_fd(of, PollFlags::IN));
         // An interrupted wait is a short one.
-        if rustix::event::poll(&mut descriptors, Some(&timeout)).is_ok_and(|ready| ready > 0) {
+        if rustix::event::poll(&mut descriptors, Some(&timeout)).is_ok()
+            && descriptors[0].revents().contains(PollFlags::IN)
+        {
             let _ = rustix::io::read(&self.0.event, &mut [0_u8; 8]);
         }
     }

@@ -18,6 +18,6 @@ mod refused_tests;
 pub(crate) mod token;
 
 pub use leases::Leases;
-pub use producer::{ProduceError, Producer, RdKafkaProducer, Report};
+pub use producer::{KafkaProducer, ProduceError, Producer, Report};
 pub use pump::{Pump, PumpParts, PumpStats};
 pub use token::Token;

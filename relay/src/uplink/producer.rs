@@ -1,17 +1,18 @@
-//! The producer behind one small trait, so that another engine can stand beside librdkafka.
+//! The producer behind one small trait, so that a faulty one can take its place in tests.
 
 use std::ffi::CString;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use millrace_wire::batch::Tag;
+use rdkafka::error::RDKafkaErrorCode;
 
 use crate::config::Config;
 use crate::kafka::BatchLimits;
-use crate::kafka::client::fitting_config;
 use crate::kafka::clock::{NO_TIME, brokers_clock};
-use crate::kafka::context::LogContext;
-use crate::kafka::ffi::{NativeProducer, NativeRecord, NativeReport};
+use crate::kafka::ffi::{NativeRecord, NativeReport};
+use crate::kafka::writer::{Writer, WriterError};
 use crate::kafka::written::Written;
 use crate::model::{
     Decimal, DeliveryFailure, Headers, Identity, Incarnation, Kind, Partition, header,
@@ -83,6 +84,16 @@ pub trait Producer: Send {
     /// Said before the records of a batch.
     fn look(&mut self) {}
 
+    /// Becomes readable when a poll has something to do, if that is not told by a wake-up.
+    fn readiness(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// How long it may be before a poll has something to do though nothing happens.
+    fn patience(&self) -> Option<Duration> {
+        None
+    }
+
     /// Gives up what is not acknowledged; it is reported.
     fn purge(&mut self);
 
@@ -90,9 +101,9 @@ pub trait Producer: Send {
     fn fatal(&self) -> Option<String>;
 }
 
-/// librdkafka.
-pub struct RdKafkaProducer {
-    native: NativeProducer<LogContext>,
+/// Kafka.
+pub struct KafkaProducer {
+    writer: Writer,
     intake: Arc<Intake>,
     leases: Arc<Leases>,
     lateness: Lateness,
@@ -106,7 +117,7 @@ pub struct RdKafkaProducer {
     mending: Mending,
 }
 
-impl RdKafkaProducer {
+impl KafkaProducer {
     /// A producer for the uplink. `wake` is woken when reports come. Messages that Kafka refuses for good
     /// are handed in at the intake. The thread that looks for late messages runs under `watch`.
     pub fn new(
@@ -116,19 +127,13 @@ impl RdKafkaProducer {
         intake: Arc<Intake>,
         leases: Arc<Leases>,
         watch: RescueWatch,
-    ) -> Result<Self, KafkaError> {
-        let topic = config.kafka.uplink_topic();
-        let native = NativeProducer::new(
-            &fitting_config(config, limits.uplink),
-            LogContext::new(&config.kafka),
-            &topic,
-            wake.clone(),
-        )?;
+    ) -> Result<Self, WriterError> {
+        let writer = Writer::new(config, limits.uplink, wake.clone())?;
         let lateness = Lateness::new(config.partitions());
         let rescue = Rescue::new(config, limits.kept, leases.clone(), watch);
         intake.tell_of_room(wake);
         Ok(Self {
-            native,
+            writer,
             intake,
             leases,
             lateness,
@@ -171,7 +176,7 @@ impl RdKafkaProducer {
         }
     }
 
-    /// False if librdkafka does not take it now.
+    /// False if it is not taken now.
     fn send_again(&mut self, again: &Again) -> bool {
         let NativeRecord { key, value, headers } = &again.record;
         let named =
@@ -179,8 +184,10 @@ impl RdKafkaProducer {
         let headers: Vec<_> = headers.iter().filter_map(named).collect();
         let unix_ms = if self.mending.is_timeless() { NO_TIME } else { brokers_clock().unix_ms() };
         let headers = headers.iter().map(|(name, value)| (&**name, &**value));
-        let (partition, token) = (again.report.partition, again.report.token);
-        let sent = self.native.produce(partition, key, value, unix_ms, headers, token).is_ok();
+        let NativeReport { partition, token, booked_bytes, .. } = again.report;
+        let tag = Tag { token, booked_bytes: u32::try_from(booked_bytes).unwrap_or(u32::MAX) };
+        let record = (&**key, &**value);
+        let sent = self.writer.produce(partition, record, unix_ms, headers, tag).is_ok();
         if sent {
             self.lateness.produced(partition);
         }
@@ -231,7 +238,7 @@ impl RdKafkaProducer {
 }
 
 /// What has come too late is looked for as far as it is known.
-impl Drop for RdKafkaProducer {
+impl Drop for KafkaProducer {
     fn drop(&mut self) {
         if let Some(run) = self.run {
             let rescue = &mut self.rescue;
@@ -242,7 +249,7 @@ impl Drop for RdKafkaProducer {
     }
 }
 
-impl Producer for RdKafkaProducer {
+impl Producer for KafkaProducer {
     fn produce(
         &mut self,
         identity: &Identity,
@@ -276,14 +283,18 @@ impl Producer for RdKafkaProducer {
             .chain(name.map(|name| (header::KIND, name.as_bytes())))
             .chain(of_protocol.iter())
             .chain(more);
-        let token = token(identity, kind, of_protocol).pack();
-        let (partition, key) = (identity.partition, &identity.printed);
+        let booked_bytes = payload.len() + of_protocol.weight();
+        let tag = Tag {
+            token: token(identity, kind, of_protocol).pack(),
+            booked_bytes: u32::try_from(booked_bytes).unwrap_or(u32::MAX),
+        };
+        let (partition, record) = (identity.partition, (&*identity.printed, payload));
         let unix_ms =
             if self.mending.is_timeless() { NO_TIME } else { brokers_clock().correct(unix_ms) };
         let produced = if self.leases.is_over(partition, identity.epoch) {
             Err(DeliveryFailure::LeaseOver)
         } else {
-            match self.native.produce(partition, key, payload, unix_ms, headers.clone(), token) {
+            match self.writer.produce(partition, record, unix_ms, headers.clone(), tag) {
                 Err(RDKafkaErrorCode::QueueFull) => return Err(ProduceError::Full),
                 produced => produced.map_err(delivery_failure),
             }
@@ -307,11 +318,11 @@ impl Producer for RdKafkaProducer {
     }
 
     fn poll(&mut self, on_report: &mut dyn FnMut(Report)) -> bool {
-        let Self { native, intake, written, mending, purged, lateness, .. } = self;
+        let Self { writer, intake, written, mending, purged, lateness, .. } = self;
         let room = || *purged || intake.has_room_for_refused();
         let weighed = |token| Token::unpack(token).weighed;
         let was_active = mending.is_active();
-        let events = native.poll(room, weighed, |report| {
+        let any = writer.poll(room, weighed, |report| {
             let is_there = report.error.is_none() && report.offset >= 0;
             lateness.reported(report.partition, is_there.then_some(report.offset));
             if let Some(report) = mending.report(report) {
@@ -333,20 +344,28 @@ impl Producer for RdKafkaProducer {
             }
             self.mend(on_report);
         }
-        events > 0
+        any
     }
 
     fn look(&mut self) {
         self.may_write = self.purged || self.leases.is_fresh(Instant::now());
     }
 
+    fn readiness(&self) -> Option<BorrowedFd<'_>> {
+        self.writer.readiness()
+    }
+
+    fn patience(&self) -> Option<Duration> {
+        self.writer.patience()
+    }
+
     fn purge(&mut self) {
         // The stop's time is over: nothing waits for the registry any more.
         self.purged = true;
-        self.native.purge();
+        self.writer.purge();
     }
 
     fn fatal(&self) -> Option<String> {
-        self.native.fatal_error()
+        self.writer.fatal_error()
     }
 }

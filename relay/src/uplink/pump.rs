@@ -233,7 +233,9 @@ impl<P: Producer> Pump<P> {
                 || !self.lot.is_empty()
                 || self.tally.news.iter().any(|of_worker| !of_worker.is_empty());
             let is_busy = owes || self.stop_time.has_begun();
-            self.wake.wait(if is_busy { BUSY_TICK } else { IDLE_TICK });
+            let tick = if is_busy { BUSY_TICK } else { IDLE_TICK };
+            let patience = self.producer.patience().map_or(tick, |patience| patience.min(tick));
+            self.wake.wait_for(patience, self.producer.readiness());
         }
         self.wake.awake();
     }

@@ -8,7 +8,7 @@ use rdkafka::mocking::MockCluster;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
 use crate::config::{
-    Config, GatewaySection, HoldSection, KafkaSection, RegistrySection, RelaySection,
+    Config, GatewaySection, HoldSection, KafkaSection, RegistrySection, RelaySection, UplinkEngine,
 };
 use crate::kafka::BatchLimits;
 use crate::model::{
@@ -18,16 +18,17 @@ use crate::model::{
 use crate::ring::Wake;
 use crate::undelivered::intake::Intake;
 use crate::uplink::leases::Leases;
-use crate::uplink::producer::{ProduceError, Producer as _, RdKafkaProducer};
+use crate::uplink::producer::{KafkaProducer, ProduceError, Producer as _};
 
 /// More than the intake has room for.
 const MESSAGES: u64 = 5000;
 
-fn config(brokers: &str) -> Config {
+fn config(brokers: &str, engine: UplinkEngine) -> Config {
     let kafka = KafkaSection {
         brokers: brokers.to_owned(),
         uplink_partitions: 1,
-        linger_us: 0,
+        linger_us: Some(0),
+        engine,
         ..KafkaSection::default()
     };
     Config {
@@ -55,17 +56,22 @@ fn identity(epoch: u64) -> Identity {
     Identity::new(key, None, &association, address, address, begin)
 }
 
+fn for_each_engine(test: impl Fn(UplinkEngine)) {
+    test(UplinkEngine::Librdkafka);
+    test(UplinkEngine::Millrace);
+}
+
 struct Bench {
     intake: Arc<Intake>,
     leases: Arc<Leases>,
-    producer: RdKafkaProducer,
+    producer: KafkaProducer,
 }
 
 impl Bench {
     fn new(config: &Config) -> Self {
         let (intake, leases) = (Arc::<Intake>::default(), Arc::new(Leases::new(config)));
         let wake = Wake::new().unwrap();
-        let producer = RdKafkaProducer::new(
+        let producer = KafkaProducer::new(
             config,
             BatchLimits::default(),
             wake,
@@ -96,78 +102,84 @@ impl Bench {
 
 #[test]
 fn reports_of_refusals_wait_until_there_is_room_for_what_they_are_about() {
-    let cluster = MockCluster::new(1).unwrap();
-    let config = config(&cluster.bootstrap_servers());
-    cluster.create_topic(&config.kafka.uplink_topic(), 1, 1).unwrap();
-    let refusal = RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED;
-    cluster.request_errors(RDKafkaApiKey::Produce, &vec![refusal; 5000]);
-    let (mut bench, identity) = (Bench::new(&config), identity(0));
-    for sequence in 1..=MESSAGES {
-        bench.produce(&identity, sequence).unwrap();
-    }
-    let (mut reports, mut letters, mut told) = (0, Vec::new(), Vec::new());
-    let begun = Instant::now();
-    let mut quiet = 0;
-    while (letters.len() as u64) < MESSAGES {
-        assert!(begun.elapsed() < Duration::from_mins(1), "{reports} reports, {letters:?}");
-        let mut came = 0;
-        bench.producer.poll(&mut |report| {
-            assert_eq!(report.result, Err(DeliveryFailure::Authorization));
-            told.push(report.message);
-            came += 1;
-        });
-        reports += came;
-        let waiting = bench.intake.refused_undone();
-        assert!(waiting < 1000 + 256, "{waiting} are in memory twice");
-        // The keeper is slow: it begins when nothing more comes.
-        quiet = if came == 0 { quiet + 1 } else { 0 };
-        if quiet > 5 {
-            letters.extend(bench.bury());
+    for_each_engine(|engine| {
+        let cluster = MockCluster::new(1).unwrap();
+        let config = config(&cluster.bootstrap_servers(), engine);
+        cluster.create_topic(&config.kafka.uplink_topic(), 1, 1).unwrap();
+        let refusal = RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED;
+        cluster.request_errors(RDKafkaApiKey::Produce, &vec![refusal; 5000]);
+        let (mut bench, identity) = (Bench::new(&config), identity(0));
+        for sequence in 1..=MESSAGES {
+            bench.produce(&identity, sequence).unwrap();
         }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    letters.sort_unstable();
-    assert!(letters.into_iter().eq(1..=MESSAGES), "each once");
-    told.sort_unstable();
-    assert!(told.into_iter().eq(1..=MESSAGES), "each by its number");
-    assert_eq!(reports, MESSAGES);
+        let (mut reports, mut letters, mut told) = (0, Vec::new(), Vec::new());
+        let begun = Instant::now();
+        let mut quiet = 0;
+        while (letters.len() as u64) < MESSAGES {
+            assert!(begun.elapsed() < Duration::from_mins(1), "{reports} reports, {letters:?}");
+            let mut came = 0;
+            bench.producer.poll(&mut |report| {
+                assert_eq!(report.result, Err(DeliveryFailure::Authorization));
+                told.push(report.message);
+                came += 1;
+            });
+            reports += came;
+            let waiting = bench.intake.refused_undone();
+            assert!(waiting < 1000 + 256, "{waiting} are in memory twice");
+            // The keeper is slow: it begins when nothing more comes.
+            quiet = if came == 0 { quiet + 1 } else { 0 };
+            if quiet > 5 {
+                letters.extend(bench.bury());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        letters.sort_unstable();
+        assert!(letters.into_iter().eq(1..=MESSAGES), "each once");
+        told.sort_unstable();
+        assert!(told.into_iter().eq(1..=MESSAGES), "each by its number");
+        assert_eq!(reports, MESSAGES);
+    });
 }
 
 #[test]
 fn what_would_be_refused_at_once_is_not_taken_while_there_is_no_room() {
-    let cluster = MockCluster::new(1).unwrap();
-    let mut bench = Bench::new(&config(&cluster.bootstrap_servers()));
-    bench.leases.set(Partition(0), "server", 1, 0, true);
-    bench.leases.set(Partition(0), "another", 2, 0, true);
-    let identity = identity(1);
-    let (mut sequence, mut letters, mut full) = (1, Vec::new(), 0);
-    while (letters.len() as u64) < MESSAGES {
-        match bench.produce(&identity, sequence) {
-            Err(ProduceError::Refused(DeliveryFailure::LeaseOver)) => sequence += 1,
-            Err(ProduceError::Full) => {
-                full += 1;
+    for_each_engine(|engine| {
+        let cluster = MockCluster::new(1).unwrap();
+        let mut bench = Bench::new(&config(&cluster.bootstrap_servers(), engine));
+        bench.leases.set(Partition(0), "server", 1, 0, true);
+        bench.leases.set(Partition(0), "another", 2, 0, true);
+        let identity = identity(1);
+        let (mut sequence, mut letters, mut full) = (1, Vec::new(), 0);
+        while (letters.len() as u64) < MESSAGES {
+            match bench.produce(&identity, sequence) {
+                Err(ProduceError::Refused(DeliveryFailure::LeaseOver)) => sequence += 1,
+                Err(ProduceError::Full) => {
+                    full += 1;
+                    letters.extend(bench.bury());
+                }
+                other => panic!("{other:?}"),
+            }
+            if sequence > MESSAGES {
                 letters.extend(bench.bury());
             }
-            other => panic!("{other:?}"),
         }
-        if sequence > MESSAGES {
-            letters.extend(bench.bury());
-        }
-    }
-    assert!(letters.into_iter().eq(1..=MESSAGES), "each once, in order");
-    assert_eq!(full, 4);
+        assert!(letters.into_iter().eq(1..=MESSAGES), "each once, in order");
+        assert_eq!(full, 4);
+    });
 }
 
 #[test]
 fn when_the_time_of_a_stop_is_over_nothing_waits_for_room() {
-    let cluster = MockCluster::new(1).unwrap();
-    let mut bench = Bench::new(&config(&cluster.bootstrap_servers()));
-    bench.leases.set(Partition(0), "server", 1, 0, true);
-    bench.leases.set(Partition(0), "another", 2, 0, true);
-    bench.producer.purge();
-    let identity = identity(1);
-    for sequence in 1..=MESSAGES {
-        assert!(matches!(bench.produce(&identity, sequence), Err(ProduceError::Refused(_))));
-    }
-    assert_eq!(bench.bury().len() as u64, MESSAGES);
+    for_each_engine(|engine| {
+        let cluster = MockCluster::new(1).unwrap();
+        let mut bench = Bench::new(&config(&cluster.bootstrap_servers(), engine));
+        bench.leases.set(Partition(0), "server", 1, 0, true);
+        bench.leases.set(Partition(0), "another", 2, 0, true);
+        bench.producer.purge();
+        let identity = identity(1);
+        for sequence in 1..=MESSAGES {
+            assert!(matches!(bench.produce(&identity, sequence), Err(ProduceError::Refused(_))));
+        }
+        assert_eq!(bench.bury().len() as u64, MESSAGES);
+    });
 }

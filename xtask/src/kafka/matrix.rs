@@ -34,7 +34,7 @@ const TESTS: [&str; 7] =
 
 /// The tests to run after them on a cluster of several nodes. They damage their own nodes, and are otherwise
 /// ignored.
-const TESTS_WITH_OWN_NODES: [&str; 1] = ["unclean"];
+const TESTS_WITH_OWN_NODES: [&str; 2] = ["rolling", "unclean"];
 
 /// A cluster to test with.
 struct Kind {
@@ -245,7 +245,7 @@ mod tests {
             tests: tests.iter().map(|test| (*test).to_owned()).collect(),
         };
         assert_eq!(options(&[]).tests(kind(1)), (vec![], TESTS.to_vec()));
-        assert_eq!(options(&[]).tests(kind(3)), (vec!["unclean"], TESTS.to_vec()));
+        assert_eq!(options(&[]).tests(kind(3)), (TESTS_WITH_OWN_NODES.to_vec(), TESTS.to_vec()));
         let named = options(&["unclean", "ledger"]);
         assert_eq!(named.tests(kind(1)), (vec!["unclean"], vec!["ledger"]));
     }

@@ -16,19 +16,21 @@ use crate::model::{Association, Begin, Headers, Identity, Kind, ServerId};
 use crate::ring::{BatchPlace, UplinkSender, downlink, uplink};
 use crate::undelivered::Intake;
 use crate::uplink::pump::*;
-use crate::uplink::{Leases, RdKafkaProducer};
+use crate::uplink::{KafkaProducer, Leases};
 
 const PATIENCE: Duration = Duration::from_secs(30);
+/// What can write records (`kafka.engine`).
+const ENGINES: [&str; 2] = ["librdkafka", "millrace"];
 /// More than the rings hold together.
 const MESSAGES: u64 = 400;
 const MESSAGE: [u8; 16 << 10] = [b'x'; 16 << 10];
 
-fn config(brokers: &str) -> Config {
+fn config(brokers: &str, engine: &str) -> Config {
     let config = format!(
         r#"
         gateway = {{ devices = ["eth0"] }}
         relay = {{ stop_timeout_ms = 10000 }}
-        kafka = {{ brokers = "{brokers}", uplink_partitions = 1 }}
+        kafka = {{ brokers = "{brokers}", engine = "{engine}", uplink_partitions = 1 }}
         registry = {{ relay_timeout_ms = 1 }}
         [[service]]
         name = "test"
@@ -63,14 +65,14 @@ struct Rig {
 
 impl Rig {
     /// A pump that runs, and a worker's end of its ring.
-    fn start(brokers: &str, epoch: u64) -> Self {
-        let config = config(brokers);
+    fn start(brokers: &str, engine: &str, epoch: u64) -> Self {
+        let config = config(brokers, engine);
         let wake = || Wake::new().expect("an eventfd");
         let (wake_of_pump, stats) = (wake(), Arc::<PumpStats>::default());
         let (mut sender, receiver) = uplink(wake(), wake_of_pump.clone());
         let (downlink, _) = downlink(wake(), wake());
         let (intake, leases) = (Arc::<Intake>::default(), Arc::new(Leases::new(&config)));
-        let producer = RdKafkaProducer::new(
+        let producer = KafkaProducer::new(
             &config,
             BatchLimits::default(),
             wake_of_pump.clone(),
@@ -79,13 +81,14 @@ impl Rig {
             Arc::new(|body| body()),
         );
         let stop_time = StopTime::new(&config.relay);
+        let credit = Arc::new(Credit::new(1, usize::MAX / 2));
         let pump = Pump::new(PumpParts {
             producer: producer.expect("a producer"),
             relay: RelayId(0),
             incarnation: Incarnation::new(1),
             uplinks: vec![receiver],
             downlinks: vec![downlink],
-            credit: Arc::new(Credit::new(1, usize::MAX / 2)),
+            credit: credit.clone(),
             stats: stats.clone(),
             wake: wake_of_pump,
             stop_time: stop_time.clone(),
@@ -93,6 +96,7 @@ impl Rig {
         let (identity, mut origin) = (identity(epoch), BatchPlace::default());
         for sequence in 1..=MESSAGES {
             let kind = Kind::Message { sequence };
+            credit.book(Partition(0), MESSAGE.len() + MESSAGE_OVERHEAD_BYTES);
             sender.push(&mut origin, &identity, kind, Headers::NONE, &MESSAGE);
             sender.has_room();
         }
@@ -121,25 +125,29 @@ impl Rig {
 
 #[test]
 fn a_producer_that_has_failed_for_good_is_told_and_nobody_waits_for_it() {
-    let cluster = MockCluster::new(1).expect("a cluster");
-    let refusal = RDKafkaRespErr::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED;
-    cluster.request_errors(RDKafkaApiKey::InitProducerId, &[refusal]);
-    let mut rig = Rig::start(&cluster.bootstrap_servers(), 0);
-    let told = rig.failed.recv_timeout(PATIENCE).expect("it says so");
-    assert!(told.contains("uthoriz"), "{told}");
-    rig.finish();
-    assert_eq!(rig.refused(), MESSAGES, "each is counted");
+    for engine in ENGINES {
+        let cluster = MockCluster::new(1).expect("a cluster");
+        let refusal = RDKafkaRespErr::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED;
+        cluster.request_errors(RDKafkaApiKey::InitProducerId, &[refusal]);
+        let mut rig = Rig::start(&cluster.bootstrap_servers(), engine, 0);
+        let told = rig.failed.recv_timeout(PATIENCE).expect("it says so");
+        assert!(told.contains("uthoriz"), "{told}");
+        rig.finish();
+        assert_eq!(rig.refused(), MESSAGES, "each is counted");
+    }
 }
 
 #[test]
 fn a_stop_with_stale_leases_ends_in_its_time() {
-    // Nobody there knows of this relay: what it has for a server with a lease may not be written.
-    let mut rig = Rig::start("127.0.0.1:1", 3);
-    rig.stop_time.begin();
-    let took = rig.finish();
-    assert!(took <= rig.stop_time.timeout(), "{took:?}");
-    let purged = &rig.stats.refused[DeliveryFailure::Purged as usize];
-    assert_eq!(purged.load(Ordering::Relaxed), MESSAGES, "each is counted");
+    for engine in ENGINES {
+        // Nobody there knows of this relay: what it has for a server with a lease may not be written.
+        let mut rig = Rig::start("127.0.0.1:1", engine, 3);
+        rig.stop_time.begin();
+        let took = rig.finish();
+        assert!(took <= rig.stop_time.timeout(), "{took:?}");
+        let purged = &rig.stats.refused[DeliveryFailure::Purged as usize];
+        assert_eq!(purged.load(Ordering::Relaxed), MESSAGES, "each is counted");
+    }
 }
 
 /// What is in a partition of the uplink: the numbers of its messages.
@@ -156,66 +164,72 @@ fn written(config: &Config, partition: i32, records: usize) -> Vec<u64> {
 
 #[test]
 fn ordinary_servers_go_on_while_it_is_not_known_whether_leases_are_in_force() {
-    let cluster = MockCluster::new(1).expect("a cluster");
-    let mut config = config(&cluster.bootstrap_servers());
-    config.kafka.uplink_partitions = 2;
-    cluster.create_topic(&config.kafka.uplink_topic(), 2, 1).expect("a topic");
-    let wake = || Wake::new().expect("an eventfd");
-    let (mut sender, receiver) = uplink(wake(), wake());
-    let (downlink, _downlink) = downlink(wake(), wake());
-    let (intake, leases) = (Arc::<Intake>::default(), Arc::new(Leases::new(&config)));
-    let producer = RdKafkaProducer::new(
-        &config,
-        BatchLimits::default(),
-        wake(),
-        intake,
-        leases.clone(),
-        Arc::new(|body| body()),
-    );
-    let stats = Arc::<PumpStats>::default();
-    let mut pump = Pump::new(PumpParts {
-        producer: producer.expect("a producer"),
-        relay: RelayId(0),
-        incarnation: Incarnation::new(1),
-        uplinks: vec![receiver],
-        downlinks: vec![downlink],
-        credit: Arc::new(Credit::new(2, usize::MAX / 2)),
-        stats: stats.clone(),
-        wake: wake(),
-        stop_time: StopTime::new(&config.relay),
-    });
-    let (registered, ordinary) = (identity_at(Partition(0), 3), identity_at(Partition(1), 0));
-    let (mut first, mut second) = (BatchPlace::default(), BatchPlace::default());
-    let mut push = |pump: &mut Pump<RdKafkaProducer>, numbers: std::ops::RangeInclusive<u64>| {
-        for sequence in numbers {
-            let kind = Kind::Message { sequence };
-            sender.push(&mut first, &registered, kind, Headers::NONE, &MESSAGE);
-            sender.push(&mut second, &ordinary, kind, Headers::NONE, &MESSAGE);
+    for engine in ENGINES {
+        let cluster = MockCluster::new(1).expect("a cluster");
+        let mut config = config(&cluster.bootstrap_servers(), engine);
+        config.kafka.uplink_partitions = 2;
+        cluster.create_topic(&config.kafka.uplink_topic(), 2, 1).expect("a topic");
+        let wake = || Wake::new().expect("an eventfd");
+        let (mut sender, receiver) = uplink(wake(), wake());
+        let (downlink, _downlink) = downlink(wake(), wake());
+        let (intake, leases) = (Arc::<Intake>::default(), Arc::new(Leases::new(&config)));
+        let producer = KafkaProducer::new(
+            &config,
+            BatchLimits::default(),
+            wake(),
+            intake,
+            leases.clone(),
+            Arc::new(|body| body()),
+        );
+        let (credit, stats) =
+            (Arc::new(Credit::new(2, usize::MAX / 2)), Arc::<PumpStats>::default());
+        let mut pump = Pump::new(PumpParts {
+            producer: producer.expect("a producer"),
+            relay: RelayId(0),
+            incarnation: Incarnation::new(1),
+            uplinks: vec![receiver],
+            downlinks: vec![downlink],
+            credit: credit.clone(),
+            stats: stats.clone(),
+            wake: wake(),
+            stop_time: StopTime::new(&config.relay),
+        });
+        let (registered, ordinary) = (identity_at(Partition(0), 3), identity_at(Partition(1), 0));
+        let (mut first, mut second) = (BatchPlace::default(), BatchPlace::default());
+        let mut push = |pump: &mut Pump<KafkaProducer>, numbers: std::ops::RangeInclusive<u64>| {
+            for sequence in numbers {
+                let kind = Kind::Message { sequence };
+                for partition in [0, 1].map(Partition) {
+                    credit.book(partition, MESSAGE.len() + MESSAGE_OVERHEAD_BYTES);
+                }
+                sender.push(&mut first, &registered, kind, Headers::NONE, &MESSAGE);
+                sender.push(&mut second, &ordinary, kind, Headers::NONE, &MESSAGE);
+                let begun = Instant::now();
+                while !sender.hand_over() {
+                    assert!(begun.elapsed() < PATIENCE, "the ring stays full");
+                    pump.step();
+                }
+            }
+        };
+        let run_until = |pump: &mut Pump<KafkaProducer>, acknowledged: u64| {
             let begun = Instant::now();
-            while !sender.hand_over() {
-                assert!(begun.elapsed() < PATIENCE, "the ring stays full");
+            while stats.acknowledged.load(Ordering::Relaxed) < acknowledged {
+                assert!(begun.elapsed() < PATIENCE, "waited in vain for {acknowledged}");
                 pump.step();
             }
-        }
-    };
-    let run_until = |pump: &mut Pump<RdKafkaProducer>, acknowledged: u64| {
-        let begun = Instant::now();
-        while stats.acknowledged.load(Ordering::Relaxed) < acknowledged {
-            assert!(begun.elapsed() < PATIENCE, "waited in vain for {acknowledged}");
-            pump.step();
-        }
-    };
-    // Everything that a relay knows is stale after a millisecond.
-    std::thread::sleep(2 * BUSY_TICK);
-    push(&mut pump, 1..=100);
-    run_until(&mut pump, 100);
-    assert!(written(&config, 1, 100).into_iter().eq(1..=100), "in order");
-    assert!(!pump.is_settled(), "the others wait");
-    // It knows again, for an hour; what comes then is behind them.
-    push(&mut pump, 101..=101);
-    leases.known(Instant::now() + Duration::from_hours(1));
-    push(&mut pump, 102..=110);
-    run_until(&mut pump, 220);
-    assert!(pump.is_settled());
-    assert!(written(&config, 0, 110).into_iter().eq(1..=110), "in order");
+        };
+        // Everything that a relay knows is stale after a millisecond.
+        std::thread::sleep(2 * BUSY_TICK);
+        push(&mut pump, 1..=100);
+        run_until(&mut pump, 100);
+        assert!(written(&config, 1, 100).into_iter().eq(1..=100), "in order");
+        assert!(!pump.is_settled(), "the others wait");
+        // It knows again, for an hour; what comes then is behind them.
+        push(&mut pump, 101..=101);
+        leases.known(Instant::now() + Duration::from_hours(1));
+        push(&mut pump, 102..=110);
+        run_until(&mut pump, 220);
+        assert!(pump.is_settled());
+        assert!(written(&config, 0, 110).into_iter().eq(1..=110), "in order");
+    }
 }

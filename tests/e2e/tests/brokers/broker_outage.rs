@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use millrace_harness::clients::wire::frames;
-use millrace_harness::kafka::OwnBroker;
+use millrace_harness::kafka::{self, OwnBroker};
 use millrace_harness::relay::cluster::{Cluster, ClusterPlan};
 use millrace_harness::relay::direct::Direct;
 use millrace_harness::relay::judged_run::{Outcome, RunPlan, Snapshot, run};
 use millrace_harness::system::privilege;
 use millrace_harness::system::process::{run as run_command, wait_until};
+use millrace_relay::config::UplinkEngine;
 use rustix::process::Signal;
 use socket2::SockRef;
 
@@ -26,8 +27,13 @@ fn directory(name: &str) -> PathBuf {
 }
 
 fn build(name: &str, broker: &OwnBroker) -> Cluster {
+    build_with(name, broker, kafka::section("", "").engine)
+}
+
+fn build_with(name: &str, broker: &OwnBroker, engine: UplinkEngine) -> Cluster {
     let plan = ClusterPlan { brokers: broker.address().to_owned(), ..ClusterPlan::small(name, 2) };
     let mut cluster = Cluster::build_with(plan, |config| {
+        config.kafka.engine = engine;
         config.kafka.partition_in_flight_bytes = 1 << 20;
     })
     .unwrap();
@@ -93,19 +99,21 @@ fn a_broker_that_hangs_for_20_seconds_slows_the_clients_and_loses_nothing() {
 fn a_broker_that_is_killed_and_restarted_loses_nothing() {
     let Some(_right) = privilege::shared_if_privileged() else { return };
     let broker = OwnBroker::start(&directory("kill")).unwrap();
-    let mut cluster = build("kill", &broker);
-    let mut killed = false;
-    let mut observe = |_: &mut Cluster, snapshot: &Snapshot| -> Result<()> {
-        if !killed && snapshot.delivered >= DISTURB_AT {
-            broker.signal(Signal::KILL)?;
-            broker.restart()?;
-            killed = true;
-        }
-        Ok(())
-    };
-    let outcome = run(&mut cluster, &PLAN(), &mut observe).unwrap();
-    assert!(killed, "the broker was not killed in mid-run");
-    assert_whole(&outcome);
+    for engine in [UplinkEngine::Librdkafka, UplinkEngine::Millrace] {
+        let mut cluster = build_with("kill", &broker, engine);
+        let mut killed = false;
+        let mut observe = |_: &mut Cluster, snapshot: &Snapshot| -> Result<()> {
+            if !killed && snapshot.delivered >= DISTURB_AT {
+                broker.signal(Signal::KILL)?;
+                broker.restart()?;
+                killed = true;
+            }
+            Ok(())
+        };
+        let outcome = run(&mut cluster, &PLAN(), &mut observe).unwrap();
+        assert!(killed, "the broker was not killed in mid-run");
+        assert_whole(&outcome);
+    }
 }
 
 /// Clients that leave while the relay does not read from them: some of them at once, with what they have

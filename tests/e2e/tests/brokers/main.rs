@@ -4,6 +4,7 @@ mod broker_outage;
 mod clocks;
 mod offsets;
 mod rights;
+mod rolling;
 mod topics;
 mod unclean;
 mod unreadable;

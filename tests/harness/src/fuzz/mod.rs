@@ -2,6 +2,7 @@
 //! them. `tests/fuzz` runs them under libFuzzer (`cargo xtask fuzz`), `tests/e2e/tests/fuzz.rs` over the
 //! committed corpora and over generated inputs.
 
+pub mod answer;
 pub mod framing;
 pub mod http;
 pub mod mqtt;
@@ -22,6 +23,7 @@ pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
 pub const TARGETS: &[Target] = &[
+    ("answer", answer::answer),
     ("auto", protocols::auto),
     ("codec", framing::codec),
     ("config", records::config),

@@ -9,6 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use millrace_relay::config::{KafkaSection, UplinkEngine};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{
     AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier,
@@ -29,6 +30,22 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// The brokers to use: `MILLRACE_BROKERS`, or those that `cargo xtask kafka start` runs.
 pub fn brokers() -> String {
     std::env::var("MILLRACE_BROKERS").unwrap_or_else(|_| "127.0.0.1:9092".to_owned())
+}
+
+/// What a relay's configuration says of Kafka. What writes the uplink is librdkafka, or what
+/// `MILLRACE_ENGINE` names (`kafka.engine`): so every test can be run with either.
+pub fn section(brokers: &str, prefix: &str) -> KafkaSection {
+    let engine = match std::env::var("MILLRACE_ENGINE").as_deref() {
+        Ok("millrace") => UplinkEngine::Millrace,
+        Ok("librdkafka") | Err(_) => UplinkEngine::Librdkafka,
+        Ok(other) => panic!("MILLRACE_ENGINE={other}: it must be librdkafka or millrace"),
+    };
+    KafkaSection {
+        brokers: brokers.to_owned(),
+        topic_prefix: prefix.to_owned(),
+        engine,
+        ..KafkaSection::default()
+    }
 }
 
 /// Settings that every client here needs.

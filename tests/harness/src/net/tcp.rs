@@ -21,6 +21,19 @@ pub fn retransmissions(namespaces: &[&Path]) -> Result<u64> {
     namespaces.iter().map(|namespace| tcp_counter(namespace, "RetransSegs")).sum()
 }
 
+/// Segments that the TCP of these namespaces has sent again because they were lost. One that its
+/// receiver got twice (RFC 2883) was not lost, but overtaken: a sender that is moved to another processor
+/// sends by another queue.
+pub fn lost_segments(namespaces: &[&Path]) -> Result<u64> {
+    let again = retransmissions(namespaces)?;
+    let twice = |namespace: &&Path| counter(namespace, "netstat", "TcpExt", "TCPDSACKRecvSegs");
+    let twice: u64 = namespaces.iter().map(twice).sum::<Result<_>>()?;
+    if again > 0 {
+        println!("{again} segments were sent again, of which {twice} had arrived");
+    }
+    Ok(again.saturating_sub(twice))
+}
+
 /// A counter of a network namespace's TCP, by its name in RFC 4022 without the `tcp`.
 pub fn tcp_counter(namespace: &Path, name: &str) -> Result<u64> {
     counter(namespace, "snmp", "Tcp", name)

@@ -6,13 +6,12 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use millrace_relay::config::{
-    Config, GatewaySection, HoldSection, KafkaSection, RegistrySection, RelaySection, Server,
-    Service,
+    Config, GatewaySection, HoldSection, RegistrySection, RelaySection, Server, Service,
 };
 use millrace_relay::model::Partition;
 
 use crate::clients::wire::{Wire, frames, lines};
-use crate::kafka::Topics;
+use crate::kafka::{self, Topics};
 use crate::net::netns::{Topology, instance_name};
 use crate::net::ordinary::OrdinaryServer;
 use crate::relay::instance::Instance;
@@ -153,11 +152,7 @@ fn config(plan: &ClusterPlan, prefix: &str) -> Config {
     Config {
         gateway: GatewaySection::new(instance_name(), &[Topology::CLIENT_DEVICE]),
         relay: RelaySection::default(),
-        kafka: KafkaSection {
-            brokers: plan.brokers.clone(),
-            topic_prefix: prefix.to_owned(),
-            ..KafkaSection::default()
-        },
+        kafka: kafka::section(&plan.brokers, prefix),
         registry: RegistrySection::default(),
         hold: HoldSection::default(),
         services: vec![

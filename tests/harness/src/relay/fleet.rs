@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use millrace_relay::config::{
-    Config, GatewaySection, HoldSection, KafkaSection, RegistrySection, RelaySection, Server,
-    Service,
+    Config, GatewaySection, HoldSection, RegistrySection, RelaySection, Server, Service,
 };
 use millrace_relay::model::Partition;
 use millrace_relay::registry::RegistryStatus;
@@ -42,11 +41,7 @@ pub fn config(prefix: &str, relay: u16, servers: u16, port: u16) -> Config {
     Config {
         gateway: GatewaySection::new(instance_name(), &["none"]),
         relay: RelaySection { id: relay, ..RelaySection::default() },
-        kafka: KafkaSection {
-            brokers: kafka::brokers(),
-            topic_prefix: prefix.to_owned(),
-            ..KafkaSection::default()
-        },
+        kafka: kafka::section(&kafka::brokers(), prefix),
         registry: RegistrySection::default(),
         hold: HoldSection::default(),
         services: vec![Service {

@@ -19,6 +19,7 @@ use crate::clients::payload::{Arrival, Payload, Sequence};
 use crate::clients::wire::Wire;
 use crate::kafka;
 use crate::kafka::lasting::{LastingConsumer, LastingProducer, lasting, rejoin};
+use crate::system::process::wait_until;
 
 const NOBODY: u32 = u32::MAX;
 /// Complaints kept for the report.
@@ -125,7 +126,13 @@ impl Servers {
         };
         for partition in &plan.partitions {
             let place = i32::from(*partition);
-            let (_, end) = producer.client().fetch_watermarks(&uplink, place, START_PATIENCE)?;
+            // Its leader may just be another one.
+            let mut end = 0;
+            wait_until(START_PATIENCE, "the end of a partition to be known", || {
+                let found = producer.client().fetch_watermarks(&uplink, place, START_PATIENCE);
+                end = found.as_ref().map_or(end, |(_, end)| *end);
+                Ok(found.is_ok())
+            })?;
             let server = Server {
                 uplink: uplink.clone(),
                 start: end,

@@ -17,7 +17,7 @@ use millrace_bench::flood::Flood;
 use millrace_bench::program::{self, Brokers, Output};
 use millrace_harness::clients::speech::Speech;
 use millrace_harness::system::interrupt;
-use millrace_relay::config::KafkaSection;
+use millrace_relay::config::UplinkEngine;
 
 use against::Against;
 use report::Report;
@@ -61,9 +61,14 @@ struct Arguments {
     /// The relay's worker threads
     #[arg(long, default_value_t = 1)]
     workers: usize,
-    /// How long every producer waits for a batch to fill, in microseconds
-    #[arg(long, default_value_t = KafkaSection::default().linger_us)]
-    linger_us: u32,
+    /// How long every producer waits for a batch to fill, in microseconds [default: what the relay's
+    /// engine has, and 500 for the others]
+    #[arg(long)]
+    linger_us: Option<u32>,
+    /// What writes this relay's uplink (kafka.engine): librdkafka or millrace. Another commit's relay
+    /// uses librdkafka
+    #[arg(long, default_value = "librdkafka", value_parser = engine)]
+    engine: UplinkEngine,
     /// Another commit's relay, to stand beside this one. `cargo xtask bench relay --against REVISION`
     /// builds it.
     #[arg(long, value_name = "REVISION=PROGRAM")]
@@ -74,6 +79,14 @@ struct Arguments {
     brokers: Brokers,
     #[command(subcommand)]
     floor: Option<Floor>,
+}
+
+fn engine(name: &str) -> Result<UplinkEngine, String> {
+    match name {
+        "librdkafka" => Ok(UplinkEngine::Librdkafka),
+        "millrace" => Ok(UplinkEngine::Millrace),
+        _ => Err("it must be librdkafka or millrace".to_owned()),
+    }
 }
 
 /// What can be measured by itself.
@@ -164,6 +177,7 @@ fn measure_one(
                 brokers,
                 workers: arguments.workers,
                 linger_us: arguments.linger_us,
+                engine: arguments.engine,
                 against: arguments.against.as_ref(),
             };
             let measured = measure::measure(*subject, &setting)?;

@@ -14,7 +14,7 @@ use millrace_harness::system::process::{Process, wait_until};
 use millrace_relay::codec::Framing;
 use millrace_relay::config::{
     Config, GatewaySection, HoldSection, KafkaSection, RegistrySection, RelaySection, Server,
-    Service,
+    Service, UplinkEngine,
 };
 use millrace_relay::model::Partition;
 
@@ -32,7 +32,9 @@ pub(crate) struct Setting<'a> {
     pub(crate) flood: Flood,
     pub(crate) brokers: &'a str,
     pub(crate) workers: usize,
-    pub(crate) linger_us: u32,
+    /// If it is not what the engine has.
+    pub(crate) linger_us: Option<u32>,
+    pub(crate) engine: UplinkEngine,
     pub(crate) against: Option<&'a Against>,
 }
 
@@ -69,6 +71,11 @@ pub(crate) fn measure(subject: Subject, setting: &Setting<'_>) -> Result<Measure
         Subject::Answered(_) => answered(setting, &topics),
     }
     .with_context(context)
+}
+
+/// How long producers wait that are not the relay's. Microseconds.
+pub(crate) fn linger_of_others(linger_us: Option<u32>) -> u32 {
+    linger_us.unwrap_or(KafkaSection::default().linger_us())
 }
 
 /// A port of the loopback address that is free now.
@@ -110,7 +117,11 @@ fn clocked(
 
 fn relay(setting: &Setting<'_>, topics: &Topics, against: Option<&Against>) -> Result<Measured> {
     let address = free_address()?;
-    let mut instance = Instance::new(config(setting, topics, address.port()), None)?;
+    let mut config = config(setting, topics, address.port());
+    if against.is_some() {
+        config.kafka.engine = UplinkEngine::default();
+    }
+    let mut instance = Instance::new(config, None)?;
     if let Some(Against { program, .. }) = against {
         instance.use_program(program, &sparse(&instance.config)?)?;
     }
@@ -140,7 +151,7 @@ fn answered(setting: &Setting<'_>, topics: &Topics) -> Result<Measured> {
         "answer",
         &format!("--brokers={}", setting.brokers),
         &format!("--prefix={}", topics.prefix()),
-        &format!("--linger-us={}", setting.linger_us),
+        &format!("--linger-us={}", linger_of_others(setting.linger_us)),
     ])?;
     server.wait_line("begin", PATIENCE)?;
     let streams = setting.flood.connect(address)?.into_streams();
@@ -175,6 +186,7 @@ fn config(setting: &Setting<'_>, topics: &Topics, port: u16) -> Config {
             brokers: setting.brokers.to_owned(),
             topic_prefix: topics.prefix().to_owned(),
             linger_us: setting.linger_us,
+            engine: setting.engine,
             ..KafkaSection::default()
         },
         registry: RegistrySection::default(),
@@ -224,7 +236,7 @@ fn produce(setting: &Setting<'_>, topics: &Topics) -> Result<Measured> {
         &format!("--bytes={size}"),
         &format!("--connections={connections}"),
         &format!("--per-write={per_write}"),
-        &format!("--linger-us={}", setting.linger_us),
+        &format!("--linger-us={}", linger_of_others(setting.linger_us)),
     ])?;
     floor.wait_line("begin", PATIENCE)?;
     let start = Instant::now();
@@ -264,6 +276,7 @@ pub(crate) fn configuration(brokers: &str, arguments: &Arguments) -> Result<serd
     let kafka = KafkaSection {
         brokers: brokers.to_owned(),
         linger_us: arguments.linger_us,
+        engine: arguments.engine,
         ..KafkaSection::default()
     };
     Ok(serde_json::json!({
@@ -273,7 +286,7 @@ pub(crate) fn configuration(brokers: &str, arguments: &Arguments) -> Result<serd
         "brokers": brokers,
         "partitions": PARTITIONS,
         "path": "TCP over loopback, lines; relay without gateway",
-        "producers": producer(arguments.linger_us).map(|(key, value)| format!("{key}={value}")),
+        "producers": producer(linger_of_others(arguments.linger_us)).map(|(key, value)| format!("{key}={value}")),
         "relay": relay,
         "relay_kafka": kafka,
         "against": arguments.against.as_ref().map(|against| &against.revision),

@@ -103,7 +103,7 @@ fn configuration(
         items.map(|item| format!("\"{item}\"")).collect::<Vec<_>>().join(",")
     };
     let brokers = quoted(&mut setting.brokers.split(',').map(str::to_owned));
-    let producer = producer(setting.linger_us);
+    let producer = producer(crate::measure::linger_of_others(setting.linger_us));
     let producer = quoted(&mut producer.iter().map(|(key, value)| format!("{key}={value}")));
     let (ip, port) = (address.ip(), address.port());
     let directory = directory.display();
