@@ -109,7 +109,8 @@ pub enum Order {
 /// Why a record will never be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// A broker says so, with this error's code.
+    /// A broker says so, with this error's code. If it was sent before, and no answer to that came, it may
+    /// have been written then.
     Broker(i16),
     /// It was [given up](Uplink::purge); it may have been written.
     Purged,

@@ -13,6 +13,7 @@ use millrace_harness::net::netns::Topology;
 use millrace_harness::net::ordinary::OrdinaryServer;
 use millrace_harness::net::raw_socket::Raw;
 use millrace_harness::relay::cluster::{Cluster, ClusterPlan, LINES_PORT};
+use millrace_harness::system::ended::Ended;
 use millrace_harness::system::privilege;
 use millrace_harness::system::process::{run_ok, wait_until};
 use millrace_relay::gateway::gateway_device;
@@ -233,15 +234,6 @@ fn a_server_address_that_is_the_hosts_own_keeps_nobody_waiting() {
     }
 }
 
-/// Ends what goes on until then.
-struct Ended<'a>(&'a AtomicBool);
-
-impl Drop for Ended<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 /// Sources of a flood, each of which sends its SYN again as a client does that gets no answer.
 #[test]
 fn a_flood_that_looks_like_clients_without_answers_ends_nothing() {
@@ -257,7 +249,7 @@ fn a_flood_that_looks_like_clients_without_answers_ends_nothing() {
     let target = target(&cluster);
     let (diverted, diversion) = std::thread::scope(|scope| {
         // Whatever fails: the scope waits for both threads.
-        let ended = Ended(&over);
+        let ended = Ended([&over]);
         let flooder = scope.spawn(|| {
             cluster.hosts.clients[0].run(|| {
                 let raw = Raw::new().unwrap();

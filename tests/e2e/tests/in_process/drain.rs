@@ -17,6 +17,7 @@ use millrace_harness::kafka::{self, Topics};
 use millrace_harness::net::free_port;
 use millrace_harness::relay::fleet::config;
 use millrace_harness::servers::by_hand::HandServer;
+use millrace_harness::system::ended::Ended;
 use millrace_harness::system::process::wait_until;
 use millrace_relay::config::{Absence, Config, Then};
 use millrace_relay::control::{self, Mode, Place, Snapshot};
@@ -173,15 +174,6 @@ fn chatter(address: SocketAddr, stop: &AtomicBool, sent: &AtomicU64) -> Result<u
     client.end()?;
     client.wait_end()?;
     Ok(next)
-}
-
-/// Ends the threads of a test that has failed, too.
-struct Ended<'a>([&'a AtomicBool; 2]);
-
-impl Drop for Ended<'_> {
-    fn drop(&mut self) {
-        self.0.iter().for_each(|flag| flag.store(true, SeqCst));
-    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 pub mod clock;
 pub mod cpu;
+pub mod ended;
 pub mod freeze;
 pub mod interrupt;
 pub mod meter;
