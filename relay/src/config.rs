@@ -202,6 +202,13 @@ impl Default for KafkaSection {
     }
 }
 
+/// The parts of HOST:PORT.
+fn host_and_port(broker: &str) -> Option<(&str, u16)> {
+    let (host, port) = broker.rsplit_once(':')?;
+    let port = port.parse().ok().filter(|port| *port != 0)?;
+    (!host.is_empty()).then_some((host, port))
+}
+
 /// What writes messages to the uplink.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -272,8 +279,8 @@ impl KafkaSection {
 
     /// Hosts and ports of the bootstrap brokers.
     pub fn bootstrap(&self) -> Vec<(String, u16)> {
-        let each = self.brokers.split(',').filter_map(|broker| broker.trim().rsplit_once(':'));
-        each.filter_map(|(host, port)| Some((host.to_owned(), port.parse().ok()?))).collect()
+        let each = self.brokers.split(',').filter_map(host_and_port);
+        each.map(|(host, port)| (host.trim().to_owned(), port)).collect()
     }
 
     /// Client to server: one partition per server.
@@ -455,9 +462,7 @@ impl Config {
 
     fn check_kafka(&self) -> Result<(), ConfigError> {
         for broker in self.kafka.brokers.split(',') {
-            if !broker.rsplit_once(':').is_some_and(|(host, port)| {
-                !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0)
-            }) {
+            if host_and_port(broker).is_none() {
                 return Err(invalid("kafka.brokers", format!("`{broker}` is not HOST:PORT")));
             }
         }

@@ -143,8 +143,8 @@ struct Settled {
 struct Topic {
     id: [u8; 16],
     is_known: bool,
-    /// The error about it, and since when there is none but errors.
-    missing: Option<(i16, Instant)>,
+    /// Since when brokers answer with nothing but errors about it.
+    missing_since: Option<Instant>,
     /// Since when records wait for partitions that it does not have.
     short_since: Option<Instant>,
 }
@@ -250,10 +250,7 @@ impl Uplink {
             of_partition.close();
             of_partition.filling(&mut self.spare).push(time, key, value, headers, tag);
         }
-        if !of_partition.is_pending {
-            of_partition.is_pending = true;
-            self.pending.push_back(partition);
-        }
+        self.touch(partition);
         true
     }
 

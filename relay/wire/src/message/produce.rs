@@ -17,20 +17,9 @@ pub struct ProduceRequest {
 }
 
 impl ProduceRequest {
-    /// Begins a request with so many batches; the broker may take `timeout_ms` for it.
+    /// Begins a request with so many batches, in memory that is empty; the broker may take `timeout_ms` for
+    /// it.
     pub fn new(
-        version: i16,
-        (correlation, client): (i32, &str),
-        (topic, topic_id): (&str, [u8; 16]),
-        timeout_ms: i32,
-        batches: usize,
-    ) -> Self {
-        let head = Vec::with_capacity(64 + topic.len() + client.len());
-        Self::within(head, version, (correlation, client), (topic, topic_id), timeout_ms, batches)
-    }
-
-    /// The same, with memory that is there already.
-    pub(crate) fn within(
         mut head: Vec<u8>,
         version: i16,
         (correlation, client): (i32, &str),

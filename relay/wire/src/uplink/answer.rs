@@ -226,7 +226,7 @@ impl Uplink {
             Ok(topic) => topic,
             Err(code) => return self.topic_missing(code, now),
         };
-        self.topic.missing = None;
+        self.topic.missing_since = None;
         if !self.topic.is_known || self.topic.id != id {
             self.partitions.iter_mut().for_each(Partition::is_made_anew);
         }
@@ -271,7 +271,7 @@ impl Uplink {
 
     fn topic_missing(&mut self, code: i16, now: Instant) {
         self.metadata.ask_by(now + MOST_BACKOFF);
-        let (_, since) = *self.topic.missing.get_or_insert((code, now));
+        let since = *self.topic.missing_since.get_or_insert(now);
         let is_over = now.saturating_duration_since(since) >= PROPAGATION;
         let is_gone = is_over && code == codes::UNKNOWN_TOPIC_OR_PARTITION;
         if is_gone || codes::is_for_good(code) {

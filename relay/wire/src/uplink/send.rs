@@ -271,7 +271,7 @@ impl Uplink {
         let Settings { topic, client_id, request_timeout, .. } = &self.settings;
         // So that the broker answers that it took too long before the connection is given up.
         let patience = i32::try_from(request_timeout.as_millis() * 2 / 3).unwrap_or(i32::MAX);
-        let mut request = ProduceRequest::within(
+        let mut request = ProduceRequest::new(
             link.output.blank(),
             versions.produce,
             (correlation, client_id),

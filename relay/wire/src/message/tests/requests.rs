@@ -113,7 +113,7 @@ proptest! {
     ) {
         let who = (correlation, &*client);
         let mut request =
-            ProduceRequest::new(version, who, (&topic, topic_id), timeout_ms, batches.len());
+            ProduceRequest::new(Vec::new(), version, who, (&topic, topic_id), timeout_ms, batches.len());
         let mut behind_head = Vec::new();
         for (partition, batch) in &batches {
             request.partition(&mut behind_head, *partition, batch.size());
