@@ -6,24 +6,24 @@
 mod absence;
 mod gateway;
 mod hardware;
+mod kafka;
 mod registry;
 mod reverse_path;
 mod service;
 mod sysctls;
 mod tcp;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::Partition;
-
 pub use absence::{Absence, Then};
 pub use gateway::{GatewaySection, Mode, XdpPolicy, Zones};
 pub use hardware::HardwareAddress;
+pub use kafka::{KafkaSection, UplinkEngine};
 pub use registry::RegistrySection;
 pub use reverse_path::ReversePath;
 pub use service::{Server, Service};
@@ -32,8 +32,6 @@ pub use tcp::TcpSection;
 
 /// Longest instance name: `NAME-gw` must fit an interface name (15 bytes).
 const MAX_INSTANCE_LENGTH: usize = 12;
-/// Longest `kafka.topic_prefix`: a topic's name in Kafka has at most 249 characters.
-const MAX_PREFIX_LENGTH: usize = 200;
 /// Maximum number of worker threads; the token of a delivery report has 7 bits for them.
 pub const MAX_WORKERS: usize = 128;
 /// Maximum number of connections of a worker; the token of a delivery report has 22 bits for them.
@@ -160,175 +158,6 @@ impl Default for RelaySection {
     }
 }
 
-/// The cluster.
-#[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct KafkaSection {
-    /// Bootstrap brokers, `HOST:PORT`, separated by commas.
-    pub brokers: String,
-    /// Prefix of the names of all topics and groups.
-    pub topic_prefix: String,
-    /// How long the producer waits for a batch to fill; a lower bound of the latency. Microseconds. By
-    /// default 500 with `librdkafka`, and 0 with `millrace`, whose batches fill while those before them are
-    /// on their way.
-    pub linger_us: Option<u32>,
-    /// What writes messages to the uplink. Replies, and all other traffic with Kafka, are librdkafka's.
-    pub engine: UplinkEngine,
-    /// Limit of unacknowledged bytes of one partition. Beyond it in messages, the partition's clients are
-    /// not read from; beyond it in `open` and `close` records, new connections are refused. Each record
-    /// counts 512 bytes in addition to its own.
-    pub partition_in_flight_bytes: usize,
-    /// Minimum number of partitions of the uplink. Those that no declared server has are leased to
-    /// servers that register.
-    pub uplink_partitions: u16,
-    /// Replication factor of topics that the relay creates; -1: the broker's default.
-    pub replication: i32,
-    /// Further librdkafka properties, by their own names.
-    pub properties: HashMap<String, String>,
-}
-
-impl Default for KafkaSection {
-    fn default() -> Self {
-        Self {
-            brokers: "127.0.0.1:9092".to_owned(),
-            topic_prefix: "millrace.".to_owned(),
-            linger_us: None,
-            engine: UplinkEngine::default(),
-            partition_in_flight_bytes: 16 << 20,
-            uplink_partitions: 0,
-            replication: -1,
-            properties: HashMap::new(),
-        }
-    }
-}
-
-/// The parts of HOST:PORT.
-fn host_and_port(broker: &str) -> Option<(&str, u16)> {
-    let (host, port) = broker.rsplit_once(':')?;
-    let port = port.parse().ok().filter(|port| *port != 0)?;
-    (!host.is_empty()).then_some((host, port))
-}
-
-/// What writes messages to the uplink.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum UplinkEngine {
-    /// librdkafka.
-    #[default]
-    Librdkafka,
-    /// The relay itself: less processor time and less latency. Without TLS and SASL.
-    Millrace,
-}
-
-impl KafkaSection {
-    /// How long a batch waits for more records. Microseconds.
-    pub fn linger_us(&self) -> u32 {
-        self.linger_us.unwrap_or(match self.engine {
-            UplinkEngine::Librdkafka => 500,
-            UplinkEngine::Millrace => 0,
-        })
-    }
-
-    /// No property of librdkafka's that would silently not apply to the uplink.
-    fn check_engine(&self) -> Result<(), String> {
-        /// These the relay's own producer has too, or they are the default that it knows.
-        const BOTH: [&str; 2] = ["batch.size", "client.id"];
-        /// What those begin with that concern librdkafka's consumers and its log.
-        const OF_OTHERS: [&str; 17] = [
-            "auto.",
-            "check.crcs",
-            "client.rack",
-            "coordinator.",
-            "debug",
-            "enable.auto.",
-            "enable.partition.eof",
-            "fetch.",
-            "group.",
-            "heartbeat.",
-            "isolation.level",
-            "log",
-            "max.partition.",
-            "max.poll.",
-            "partition.assignment.",
-            "queued.",
-            "session.",
-        ];
-        if self.engine != UplinkEngine::Millrace {
-            return Ok(());
-        }
-        let is_plain = |name: &str, value: &str| {
-            name == "security.protocol" && value.eq_ignore_ascii_case("plaintext")
-        };
-        let mut names: Vec<&str> = self
-            .properties
-            .iter()
-            .filter(|(name, value)| !BOTH.contains(&&***name) && !is_plain(name, value))
-            .map(|(name, _)| &**name)
-            .filter(|name| !OF_OTHERS.iter().any(|of_others| name.starts_with(of_others)))
-            .collect();
-        names.sort_unstable();
-        match names.first() {
-            None => Ok(()),
-            Some(name) => Err(format!(
-                "`{name}` is librdkafka's, and would not apply to the uplink, which kafka.engine = \
-                 \"millrace\" writes without it; TLS, SASL and compression need kafka.engine = \
-                 \"librdkafka\""
-            )),
-        }
-    }
-
-    /// Hosts and ports of the bootstrap brokers.
-    pub fn bootstrap(&self) -> Vec<(String, u16)> {
-        let each = self.brokers.split(',').filter_map(host_and_port);
-        each.map(|(host, port)| (host.trim().to_owned(), port)).collect()
-    }
-
-    /// Client to server: one partition per server.
-    pub fn uplink_topic(&self) -> String {
-        format!("{}uplink", self.topic_prefix)
-    }
-
-    /// Server to client: one partition per relay.
-    pub fn downlink_topic(&self) -> String {
-        format!("{}downlink", self.topic_prefix)
-    }
-
-    /// Registrations and leases: one partition, whose order all relays agree on.
-    pub fn registry_topic(&self) -> String {
-        format!("{}registry", self.topic_prefix)
-    }
-
-    /// Client and server: the associations of all relays.
-    pub fn associations_topic(&self) -> String {
-        format!("{}associations", self.topic_prefix)
-    }
-
-    /// Replies for clients that are away.
-    pub fn held_topic(&self) -> String {
-        format!("{}held", self.topic_prefix)
-    }
-
-    /// What could not be delivered, and why.
-    pub fn deadletter_topic(&self) -> String {
-        format!("{}deadletter", self.topic_prefix)
-    }
-
-    /// The consumer group under which a relay commits its position in the downlink.
-    pub fn relay_group(&self, relay: u16) -> String {
-        format!("{}relay-{relay}", self.topic_prefix)
-    }
-
-    /// The consumer group that chooses the coordinator: the member with the registry's partition.
-    pub fn coordinator_group(&self) -> String {
-        format!("{}coordinator", self.topic_prefix)
-    }
-
-    /// The consumer group under which the reader of an uplink partition commits its position.
-    pub fn server_group(&self, partition: Partition) -> String {
-        format!("{}server-{partition}", self.topic_prefix)
-    }
-}
-
 /// Replies for clients that are away, of services whose clients have an identity that outlives their
 /// connection. A reply beyond a limit becomes a dead letter.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -375,7 +204,7 @@ impl Config {
     pub fn check(&self) -> Result<(), ConfigError> {
         self.check_gateway()?;
         self.check_relay()?;
-        self.check_kafka()?;
+        self.kafka.check()?;
         self.registry.check()?;
         self.check_services()
     }
@@ -456,33 +285,6 @@ impl Config {
                 "relay.max_connection_bytes",
                 "must not be below relay.reply_limit_bytes, which is part of it",
             ));
-        }
-        Ok(())
-    }
-
-    fn check_kafka(&self) -> Result<(), ConfigError> {
-        for broker in self.kafka.brokers.split(',') {
-            if host_and_port(broker).is_none() {
-                return Err(invalid("kafka.brokers", format!("`{broker}` is not HOST:PORT")));
-            }
-        }
-        let is_legal = |character: char| {
-            character.is_ascii_alphanumeric() || matches!(character, '.' | '_' | '-')
-        };
-        let prefix = &self.kafka.topic_prefix;
-        if prefix.len() > MAX_PREFIX_LENGTH || !prefix.chars().all(is_legal) {
-            let problem = format!(
-                "`{prefix}` must have at most {MAX_PREFIX_LENGTH} of a-z, A-Z, 0-9, `.`, `_` and `-`: the \
-                 names of topics begin with it"
-            );
-            return Err(invalid("kafka.topic_prefix", problem));
-        }
-        self.kafka.check_engine().map_err(|problem| invalid("kafka.properties", problem))?;
-        if self.kafka.partition_in_flight_bytes < 1 << 16 {
-            return Err(invalid("kafka.partition_in_flight_bytes", "must be at least 65536"));
-        }
-        if !matches!(self.kafka.replication, -1 | 1..=32_767) {
-            return Err(invalid("kafka.replication", "must be -1, or from 1 to 32767"));
         }
         Ok(())
     }
