@@ -22,6 +22,11 @@ impl SocketId {
     }
 }
 
+/// How many of an engine's receive buffers should be there for whatever comes next, however many are kept.
+pub const fn reserve(buffers: u16) -> u16 {
+    if buffers < 64 { 1 } else { buffers / 32 }
+}
+
 /// A receive buffer of the engine, lent with [`Event::Received`].
 #[derive(Debug, PartialEq, Eq)]
 pub struct BufferId(pub u16);
@@ -157,6 +162,7 @@ pub trait Engine {
     /// The bytes of a lent buffer.
     fn bytes(&self, buffer: &BufferId, length: usize) -> &[u8];
 
-    /// Gives a lent buffer back.
+    /// Gives a lent buffer back. It may be kept over any number of waits, if all but the [`reserve`] are
+    /// given back before the next one.
     fn recycle(&mut self, buffer: BufferId);
 }

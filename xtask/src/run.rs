@@ -28,6 +28,7 @@ Examples:
 const BENCH_HELP: &str = "\
 Arguments go to the benchmark:
   --against REVISION   also the relay of that commit, which is built below target/against, beside this one
+  --engine ENGINE      what writes this relay's uplink: librdkafka or millrace
   --only PART          peers, protocols, or, with --against, commits
   --json               the last line of standard output is one JSON object
   --brokers LIST       use an existing Kafka instead of the one on 127.0.0.1

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use io_uring::IoUring;
 use io_uring::types::BufRingEntry;
 
-use crate::engine::BufferId;
+use crate::engine::{BufferId, reserve};
 
 /// Anonymous memory, page-aligned.
 #[derive(Debug)]
@@ -44,6 +44,9 @@ impl Drop for Mapping {
 }
 
 /// Receive buffers, and the ring from which the kernel takes them.
+///
+/// What a wait brings may have to be [kept](crate::engine::Engine::recycle). So the kernel is offered no more
+/// buffers than may be kept beside those that are; but for a reserve, which it is offered in any case.
 #[derive(Debug)]
 pub(super) struct BufferRing {
     ring: Mapping,
@@ -51,6 +54,10 @@ pub(super) struct BufferRing {
     entries: u16,
     buffer_bytes: usize,
     tail: u16,
+    /// So many of them the kernel has.
+    offered: u16,
+    /// Those that are neither offered nor lent, the last used one last: it may still be in a cache.
+    idle: Vec<u16>,
 }
 
 impl BufferRing {
@@ -65,6 +72,8 @@ impl BufferRing {
             entries,
             buffer_bytes,
             tail: 0,
+            offered: 0,
+            idle: (0..entries).rev().collect(),
         };
         // SAFETY: page-aligned zeroed memory of `entries` entries that lives as long as the ring:
         // the engine holds both and drops the ring first.
@@ -76,10 +85,7 @@ impl BufferRing {
                 0,
             )?;
         }
-        for id in 0..entries {
-            buffers.push(id);
-        }
-        buffers.publish();
+        buffers.offer();
         Ok(buffers)
     }
 
@@ -117,10 +123,33 @@ impl BufferRing {
         }
     }
 
-    /// Gives a buffer back to the kernel.
+    /// The kernel has lent a buffer.
+    pub(super) fn lend(&mut self, id: u16) -> BufferId {
+        self.offered -= 1;
+        BufferId(id)
+    }
+
+    /// Takes a buffer back.
     #[allow(clippy::needless_pass_by_value)]
     pub(super) fn recycle(&mut self, buffer: BufferId) {
-        self.push(buffer.0);
-        self.publish();
+        self.idle.push(buffer.0);
+    }
+
+    /// Offers buffers to the kernel; gives how many it has.
+    pub(super) fn offer(&mut self) -> u16 {
+        let lent = self.entries - self.offered - u16::try_from(self.idle.len()).expect("entries");
+        let reserve = reserve(self.entries);
+        let most = (self.entries - reserve).saturating_sub(lent).max(reserve);
+        let before = self.offered;
+        while self.offered < most
+            && let Some(id) = self.idle.pop()
+        {
+            self.push(id);
+            self.offered += 1;
+        }
+        if self.offered != before {
+            self.publish();
+        }
+        self.offered
     }
 }

@@ -82,6 +82,8 @@ struct Slot {
     socket: OwnedFd,
     receiving: bool,
     stopping: bool,
+    /// Would be received from, had there been a buffer.
+    parked: bool,
     /// The buffer that the kernel reads from until the send completes.
     sending: Option<Vec<u8>>,
     /// The address that the kernel reads until the connect completes.
@@ -96,6 +98,7 @@ impl Slot {
             socket,
             receiving: false,
             stopping: false,
+            parked: false,
             sending: None,
             connecting: None,
             watching: false,
@@ -111,6 +114,9 @@ pub struct UringEngine {
     buffers: BufferRing,
     slots: Vec<Option<Slot>>,
     free: Vec<SocketId>,
+    /// Sockets for which there was no buffer, first come first served. One that is not parked any more may
+    /// still stand here.
+    parked: VecDeque<SocketId>,
     listeners: Vec<Listener>,
     completions: VecDeque<cqueue::Entry>,
     /// Events that did not come from a completion.
@@ -138,6 +144,7 @@ impl UringEngine {
             buffers,
             slots: Vec::new(),
             free: Vec::new(),
+            parked: VecDeque::new(),
             listeners: Vec::new(),
             completions: VecDeque::with_capacity(COMPLETIONS as usize),
             events: VecDeque::new(),
@@ -300,7 +307,7 @@ impl UringEngine {
         more: bool,
     ) -> Option<Event> {
         let result = outcome(completion.result());
-        let buffer = cqueue::buffer_select(completion.flags()).map(BufferId);
+        let buffer = cqueue::buffer_select(completion.flags()).map(|id| self.buffers.lend(id));
         if !more {
             self.receive_ended(socket, &result);
         }
@@ -316,21 +323,35 @@ impl UringEngine {
         }
     }
 
+    /// Offers buffers to the kernel, and receives from as many sockets that have had none.
+    fn offer_buffers(&mut self) {
+        let mut buffers = self.buffers.offer();
+        while buffers > 0
+            && let Some(socket) = self.parked.pop_front()
+        {
+            let slot = self.slots[socket.index()].as_mut();
+            if slot.is_some_and(|slot| std::mem::take(&mut slot.parked)) {
+                self.receive(socket);
+                buffers -= 1;
+            }
+        }
+    }
+
     /// The multishot receive is over: for good, or to be armed again.
     fn receive_ended(&mut self, socket: SocketId, result: &io::Result<usize>) {
         let slot = self.slot(socket);
         slot.receiving = false;
         let end = match result {
             Ok(0) => ReceiveEnd::EndOfStream,
-            // The kernel also ends a multishot for its own reasons, such as a lack of buffers. By the next
-            // submission all buffers of this wait have been returned.
+            // The kernel also ends a multishot for its own reasons.
             Ok(_) if !slot.stopping && !slot.closing => return self.receive(socket),
             Err(error)
                 if error.raw_os_error() == Some(libc::ENOBUFS)
                     && !slot.stopping
                     && !slot.closing =>
             {
-                return self.receive(socket);
+                slot.parked = true;
+                return self.parked.push_back(socket);
             }
             Ok(_) => ReceiveEnd::Stopped,
             Err(error) => match error.raw_os_error() {
@@ -388,6 +409,8 @@ impl Engine for UringEngine {
         if slot.receiving && !slot.stopping {
             slot.stopping = true;
             self.cancel(Operation::Receive(socket));
+        } else if std::mem::take(&mut slot.parked) {
+            self.events.push_back(Event::ReceiveEnded { socket, end: ReceiveEnd::Stopped });
         }
     }
 
@@ -453,6 +476,7 @@ impl Engine for UringEngine {
             return;
         }
         slot.closing = true;
+        slot.parked = false;
         if slot.connecting.is_some() {
             self.cancel(Operation::Connect(socket));
         }
@@ -478,6 +502,7 @@ impl Engine for UringEngine {
                 self.arm_accept(index);
             }
         }
+        self.offer_buffers();
         let waits = self.completions.is_empty() && self.events.is_empty() && !timeout.is_zero();
         let timespec = Timespec::from(timeout);
         let mut arguments = SubmitArgs::new().timespec(&timespec);

@@ -10,6 +10,8 @@ mod cause;
 mod engine;
 mod operation;
 mod taken;
+#[cfg(test)]
+mod tests;
 
 pub use cause::{cause, is_forbidden};
 pub use engine::{EngineLimits, UringEngine};

@@ -18,6 +18,7 @@ impl<E: Engine> Worker<E> {
         self.waiting.check();
         self.at_servers.check();
         let (mut booked, mut waiting, mut at_servers, mut served) = (0, 0, 0, 0);
+        let mut lent = 0;
         for (index, connection) in self.connections.iter().enumerate() {
             let Some(connection) = connection else { continue };
             let socket = SocketId(u32::try_from(index).expect("sockets are u32"));
@@ -25,6 +26,7 @@ impl<E: Engine> Worker<E> {
             assert_eq!(connection.booked_bytes, connection.kept_bytes().0, "{}", what());
             assert_eq!(connection.link.key.slot, socket.0, "{}", what());
             booked += connection.booked_bytes;
+            lent += connection.stash.as_ref().map_or(0, |stash| stash.buffers());
             waiting += usize::from(self.waiting.has(socket));
             at_servers += usize::from(self.at_servers.has(socket));
             served += u64::from(!matches!(connection.state, State::Draining | State::Closing));
@@ -34,6 +36,7 @@ impl<E: Engine> Worker<E> {
             assert!(connection.will_be_looked_at(), "{}", what());
         }
         assert_eq!(self.stats.connection_bytes.get(), booked as u64, "bytes that are kept");
+        assert_eq!(self.stashes.lent(), lent, "buffers that are kept");
         assert_eq!(self.stats.connections(), served, "connections that are counted as open");
         assert_eq!(self.waiting.length(), waiting, "nobody else waits");
         assert_eq!(self.at_servers.length(), at_servers, "nobody else is at a server");
@@ -47,7 +50,7 @@ impl<E: Engine> Worker<E> {
         match connection.receive {
             _ if !connection.reads() => !connection.paused.has(Reasons::BOUNDS),
             Receive::Armed => !paused || connection.client != Client::There,
-            Receive::Stopping => paused || self.stopping || connection.stash.is_empty(),
+            Receive::Stopping => paused || self.stopping || !connection.has_stash(),
             Receive::Stopped | Receive::Ended => paused,
         }
     }
@@ -87,7 +90,7 @@ impl<E: Engine> Worker<E> {
 impl Connection {
     /// Something is kept back though nothing keeps it from being read.
     fn is_stuck(&self) -> bool {
-        self.is_read() && !self.stash.is_empty()
+        self.is_read() && self.has_stash()
     }
 
     /// One that is over has a time at which it is looked at; and what is there for a client is sent.

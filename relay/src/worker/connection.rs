@@ -15,6 +15,7 @@ use super::limits::Pace;
 use super::reasons::Reasons;
 use super::send_buffer::{SendBuffer, Taken};
 use super::shared::Served;
+use super::stash::Stash;
 use super::unconfirmed::Unconfirmed;
 
 /// What an idle connection keeps of its list of receipts.
@@ -204,7 +205,7 @@ pub(super) struct Connection {
     /// Why it is not read from, if it is not.
     pub(super) paused: Reasons,
     /// What was received before its pause took effect.
-    pub(super) stash: Vec<u8>,
+    pub(super) stash: Option<Box<Stash>>,
     /// Bytes of memory that it is booked with.
     pub(super) booked_bytes: usize,
     /// Those of them that its limit is about.
@@ -252,7 +253,7 @@ impl Connection {
             lingers_until: None,
             drains_until: None,
             paused: Reasons::NONE,
-            stash: Vec::new(),
+            stash: None,
             booked_bytes: 0,
             limited_bytes: 0,
         }
@@ -298,7 +299,7 @@ impl Connection {
         match self.state {
             State::Open | State::HalfClosed | State::Flushing(_) => {
                 let limited = self.codec.kept_bytes() + self.link.output.bytes();
-                (limited + self.stash.len(), limited)
+                (limited + self.stash.as_ref().map_or(0, |stash| stash.len()), limited)
             }
             State::HandingOn | State::Draining | State::Closing => (0, 0),
         }

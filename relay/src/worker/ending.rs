@@ -229,7 +229,7 @@ impl<E: Engine> Worker<E> {
         self.at_servers.remove(socket);
         let connection = self.connection(socket);
         connection.paused = Reasons::NONE;
-        connection.stash = Vec::new();
+        self.drop_stash(socket);
         self.call(socket, |codec, now, actions| codec.ended(reason, now, actions));
         let connection = self.connections[socket.index()].as_mut().expect("just seen");
         let link = &mut connection.link;

@@ -33,6 +33,7 @@ mod waiting;
 
 use std::io;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -50,7 +51,7 @@ use lists::Lists;
 use onward::Onward;
 use reasons::Reasons;
 use settlement::Settlement;
-use stash::SpareStashes;
+use stash::Stashes;
 use step::Step;
 use timers::Timers;
 use waiting::Waiting;
@@ -118,7 +119,7 @@ pub struct Worker<E> {
     next_generation: u32,
     /// Connections that are paused for a bound, by what they wait for.
     waiting: Waiting,
-    spare_stashes: SpareStashes,
+    stashes: Stashes,
     /// Connections with output and no send going on.
     to_send: Vec<SocketId>,
     /// Connections that may have replies of the downlink to read or to confirm, and when the first of
@@ -149,6 +150,7 @@ impl<E: Engine> Worker<E> {
     pub fn new(engine: E, parts: WorkerParts) -> Self {
         let WorkerParts { index, shared, wake, flows, uplink, downlink, orders, stats, peers } =
             parts;
+        let stashes = Stashes::new(shared.limits.receive_buffers);
         Self {
             index,
             shared,
@@ -167,7 +169,7 @@ impl<E: Engine> Worker<E> {
             departed: Departed::default(),
             next_generation: 0,
             waiting: Waiting::default(),
-            spare_stashes: SpareStashes::default(),
+            stashes,
             to_send: Vec::new(),
             owing: Timers::default(),
             lingering: Timers::default(),
@@ -284,8 +286,9 @@ impl<E: Engine> Worker<E> {
             Event::AcceptFailed { error } => self.on_accept_failed(&error),
             Event::Received { socket, buffer, length } => {
                 self.stats.received_bytes.add(length as u64);
-                self.on_received(socket, &buffer, length);
-                self.engine.recycle(buffer);
+                if let Some(buffer) = self.on_received(socket, buffer, length) {
+                    self.engine.recycle(buffer);
+                }
             }
             Event::ReceiveEnded { socket, end } => self.on_receive_ended(socket, &end),
             Event::Sent { socket, buffer, result } => self.on_sent(socket, buffer, &result),
@@ -366,13 +369,19 @@ impl<E: Engine> Worker<E> {
         self.engine.receive(socket);
     }
 
-    fn on_received(&mut self, socket: SocketId, buffer: &BufferId, length: usize) {
+    /// Decodes what has come, or keeps it back. Gives the buffer back if it is not needed for that.
+    fn on_received(
+        &mut self,
+        socket: SocketId,
+        buffer: BufferId,
+        length: usize,
+    ) -> Option<BufferId> {
         let connection = self.connections[socket.index()].as_mut().expect("known to the engine");
         if connection.state == State::Draining {
             connection.heard = self.now;
         }
         if !connection.reads() {
-            return;
+            return Some(buffer);
         }
         connection.heard = self.now;
         if !connection.paused.is_empty() {
@@ -382,14 +391,22 @@ impl<E: Engine> Worker<E> {
             self.pause(socket, Reasons::RING);
             return self.keep_back(socket, buffer, length);
         }
-        let bytes = self.engine.bytes(buffer, length);
+        self.decode(socket, &buffer, 0..length);
+        self.carry_out(socket);
+        Some(buffer)
+    }
+
+    /// Decodes a part of a buffer. Steps that its connection wants are left to be carried out.
+    #[inline]
+    fn decode(&mut self, socket: SocketId, buffer: &BufferId, part: Range<usize>) {
+        let connection = self.connections[socket.index()].as_mut().expect("known to the engine");
+        let bytes = &self.engine.bytes(buffer, part.end)[part.start..];
         let Connection { link, codec, .. } = connection;
         let settlement = (&mut self.settlement, &self.downlink);
         let mut actions = CodecActions::new(&self.shared, &mut self.uplink, link, settlement);
         codec.receive(bytes, self.now, &mut actions);
         let wishes = actions.finish(&self.stats);
         self.fulfil(socket, wishes);
-        self.carry_out(socket);
     }
 
     fn on_receive_ended(&mut self, socket: SocketId, end: &ReceiveEnd) {

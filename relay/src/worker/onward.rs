@@ -187,9 +187,9 @@ impl<E: Engine> Worker<E> {
         }
         let (client, server) = (connection.link.client, connection.link.server);
         let service = connection.link.service;
-        received.append(&mut connection.stash);
         let receive = connection.receive;
         let counted = connection.counted.then_some(service);
+        self.take_stash(socket, &mut received);
         if self.stopping {
             return self.close(socket, CloseReason::RelayStop);
         }

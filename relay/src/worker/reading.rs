@@ -230,7 +230,7 @@ impl<E: Engine> Worker<E> {
         if !connection.reads() || connection.paused.is_empty() {
             return;
         }
-        let empty = connection.stash.is_empty();
+        let empty = !connection.has_stash();
         match (connection.client, connection.receive) {
             (Client::There, _) | (_, Receive::Armed | Receive::Stopping) => {}
             (Client::Gone, Receive::Ended) => self.end_failed(socket),

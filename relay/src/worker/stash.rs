@@ -1,45 +1,104 @@
 //! What was received of a connection before its pause took effect.
+//!
+//! A turn may bring as much as all buffers of the engine hold, and a pause in its midst concerns the rest of
+//! it. That stays in the buffers, so that it is not copied, into memory that would have to be got for it and
+//! given back. The buffers are there for all connections, though: small pieces are copied, and so is all when
+//! no more than the [reserve] is left.
 
-use crate::engine::{BufferId, Engine, SocketId};
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use crate::engine::{BufferId, Engine, SocketId, reserve};
 
 use super::Worker;
-use super::connection::{Receive, State};
+use super::connection::{Connection, Receive, State};
 
 /// What of a stash is decoded between two looks at the bounds.
 const PIECE_BYTES: usize = 4 << 10;
+/// A buffer with less is copied: that is cheaper than to be without the buffer.
+const WORTH_A_BUFFER: usize = 2 << 10;
 /// Most stashes that a worker keeps for pauses to come: under back-pressure connections are paused and
 /// resumed many times a second.
 const MAX_SPARE: usize = 64;
-/// A larger one is given back to the allocator.
+/// A copy with more room is given back to the allocator.
 const MAX_SPARE_BYTES: usize = 256 << 10;
 
-/// Empty stashes, for the next connections that are paused with something received.
+/// What waits of one connection.
 #[derive(Debug, Default)]
-pub(super) struct SpareStashes(Vec<Vec<u8>>);
+pub(super) struct Stash {
+    /// Buffers of the engine, and what of them is not decoded.
+    lent: VecDeque<(BufferId, Range<usize>)>,
+    /// What came after those.
+    copied: Vec<u8>,
+    /// So much of that is decoded.
+    taken: usize,
+}
 
-impl SpareStashes {
-    fn take(&mut self) -> Vec<u8> {
-        self.0.pop().unwrap_or_default()
+impl Stash {
+    /// Bytes that wait.
+    pub(super) fn len(&self) -> usize {
+        let lent: usize = self.lent.iter().map(|(_, part)| part.len()).sum();
+        lent + self.copied.len() - self.taken
     }
 
-    fn keep(&mut self, mut stash: Vec<u8>) {
-        let fits = (1..=MAX_SPARE_BYTES).contains(&stash.capacity());
-        if fits && self.0.len() < MAX_SPARE {
-            stash.clear();
-            self.0.push(stash);
-        }
+    /// How many of the engine's buffers it has. For the checks between two turns.
+    pub(super) fn buffers(&self) -> usize {
+        self.lent.len()
+    }
+}
+
+/// The stashes of a worker that are nobody's, and what all have together.
+#[derive(Debug)]
+pub(super) struct Stashes {
+    #[expect(clippy::vec_box, reason = "as connections have them: an idle one is small")]
+    spare: Vec<Box<Stash>>,
+    /// Buffers of the engine in all stashes.
+    lent: usize,
+    most_lent: usize,
+}
+
+impl Stashes {
+    /// For an engine with so many buffers.
+    pub(super) fn new(buffers: u16) -> Self {
+        Self { spare: Vec::new(), lent: 0, most_lent: usize::from(buffers - reserve(buffers)) }
+    }
+
+    /// Buffers of the engine in all stashes. For the checks between two turns.
+    pub(super) fn lent(&self) -> usize {
+        self.lent
+    }
+}
+
+impl Connection {
+    /// True if something that it has sent waits to be decoded.
+    pub(super) fn has_stash(&self) -> bool {
+        self.stash.is_some()
     }
 }
 
 impl<E: Engine> Worker<E> {
-    /// Keeps what has come of a connection that is not to be read from.
-    pub(super) fn keep_back(&mut self, socket: SocketId, buffer: &BufferId, length: usize) {
+    /// Keeps what has come of a connection that is not to be read from. Gives the buffer back if it is not
+    /// needed for that.
+    pub(super) fn keep_back(
+        &mut self,
+        socket: SocketId,
+        buffer: BufferId,
+        length: usize,
+    ) -> Option<BufferId> {
         let connection = self.connections[socket.index()].as_mut().expect("known to the engine");
-        if connection.stash.capacity() == 0 {
-            connection.stash = self.spare_stashes.take();
-        }
-        connection.stash.extend_from_slice(self.engine.bytes(buffer, length));
+        let stashes = &mut self.stashes;
+        let stash = connection.stash.get_or_insert_with(|| stashes.spare.pop().unwrap_or_default());
+        let lends = length >= WORTH_A_BUFFER && stashes.lent < stashes.most_lent;
+        let back = if lends && stash.copied.is_empty() {
+            stashes.lent += 1;
+            stash.lent.push_back((buffer, 0..length));
+            None
+        } else {
+            stash.copied.extend_from_slice(self.engine.bytes(&buffer, length));
+            Some(buffer)
+        };
         self.book_memory(socket);
+        back
     }
 
     /// Goes on with a connection that is not paused any more.
@@ -49,25 +108,21 @@ impl<E: Engine> Worker<E> {
             return;
         }
         connection.not_read(self.now);
-        let mut stash = std::mem::take(&mut connection.stash);
-        let mut taken = 0;
-        while taken < stash.len() {
+        if let Some(mut stash) = connection.stash.take() {
             // Piece by piece: what is beyond a bound should stay here.
-            let piece = &stash[taken..stash.len().min(taken + PIECE_BYTES)];
-            taken += piece.len();
-            self.act(socket, |codec, now, actions| codec.receive(piece, now, actions));
-            if !self.connection(socket).is_read() {
-                break;
+            let mut is_left = true;
+            while is_left && self.connection(socket).is_read() {
+                is_left = self.decode_piece(socket, &mut stash, PIECE_BYTES);
+                self.carry_out(socket);
             }
-        }
-        // What is about to be handed on takes its rest along.
-        let goes_on = matches!(self.connection(socket).state, State::Open | State::HandingOn);
-        if taken < stash.len() && goes_on {
-            stash.drain(..taken);
-            self.connection(socket).stash = stash;
-            self.book_memory(socket);
-        } else {
-            self.spare_stashes.keep(stash);
+            // What is about to be handed on takes its rest along.
+            let goes_on = matches!(self.connection(socket).state, State::Open | State::HandingOn);
+            if goes_on && stash.len() > 0 {
+                self.connection(socket).stash = Some(stash);
+                self.book_memory(socket);
+            } else {
+                self.spare(stash);
+            }
         }
         let connection = self.connection(socket);
         if !connection.is_read() {
@@ -85,11 +140,68 @@ impl<E: Engine> Worker<E> {
     /// not get lost.
     pub(super) fn deliver_stash(&mut self, socket: SocketId) {
         let connection = self.connections[socket.index()].as_mut().expect("known to the engine");
-        if !connection.reads() || connection.stash.is_empty() {
+        if !connection.reads() {
             return;
         }
-        let stash = std::mem::take(&mut connection.stash);
-        self.call(socket, |codec, now, actions| codec.receive(&stash, now, actions));
-        self.spare_stashes.keep(stash);
+        if let Some(mut stash) = connection.stash.take() {
+            while self.decode_piece(socket, &mut stash, usize::MAX) {}
+            self.spare(stash);
+        }
+    }
+
+    /// Decodes the first piece, or the rest of a buffer; steps that its connection wants are left to be
+    /// carried out. False if there was nothing.
+    fn decode_piece(&mut self, socket: SocketId, stash: &mut Stash, most: usize) -> bool {
+        if let Some((buffer, part)) = stash.lent.pop_front() {
+            let end = part.start + part.len().min(most);
+            self.decode(socket, &buffer, part.start..end);
+            if end < part.end {
+                stash.lent.push_front((buffer, end..part.end));
+            } else {
+                self.give_back_buffer(buffer);
+            }
+            return true;
+        }
+        let rest = &stash.copied[stash.taken..];
+        if rest.is_empty() {
+            return false;
+        }
+        let piece = &rest[..rest.len().min(most)];
+        stash.taken += piece.len();
+        self.call(socket, |codec, now, actions| codec.receive(piece, now, actions));
+        true
+    }
+
+    /// Moves what a pause has kept back to the end of something else.
+    pub(super) fn take_stash(&mut self, socket: SocketId, to: &mut Vec<u8>) {
+        let Some(stash) = self.connection(socket).stash.take() else { return };
+        for (buffer, part) in &stash.lent {
+            to.extend_from_slice(&self.engine.bytes(buffer, part.end)[part.start..]);
+        }
+        to.extend_from_slice(&stash.copied[stash.taken..]);
+        self.spare(stash);
+    }
+
+    /// Forgets what a pause has kept back.
+    pub(super) fn drop_stash(&mut self, socket: SocketId) {
+        if let Some(stash) = self.connection(socket).stash.take() {
+            self.spare(stash);
+        }
+    }
+
+    fn spare(&mut self, mut stash: Box<Stash>) {
+        while let Some((buffer, _)) = stash.lent.pop_front() {
+            self.give_back_buffer(buffer);
+        }
+        if stash.copied.capacity() <= MAX_SPARE_BYTES && self.stashes.spare.len() < MAX_SPARE {
+            stash.copied.clear();
+            stash.taken = 0;
+            self.stashes.spare.push(stash);
+        }
+    }
+
+    fn give_back_buffer(&mut self, buffer: BufferId) {
+        self.stashes.lent -= 1;
+        self.engine.recycle(buffer);
     }
 }

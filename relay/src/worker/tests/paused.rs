@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use crate::model::Partition;
 
+use super::stage::StagedRecord;
 use super::*;
 
 const FIRST: Partition = Partition(0);
@@ -63,6 +64,72 @@ fn what_came_before_a_pause_took_effect_ends_nobody() {
     assert_eq!(stage.closed(CloseReason::MemoryLimit), 0);
     let messages = stage.records().into_iter().filter(|record| record.kind.is_message());
     assert_eq!(messages.count(), 10);
+}
+
+/// Large pieces stay in the buffers they came in, up to all but one of those; what follows a copy is copied.
+#[test]
+fn what_came_before_a_pause_took_effect_keeps_its_order_and_gives_its_buffers_back() {
+    let pieces = |round: usize| -> Vec<Vec<u8>> {
+        let lengths = [3000, 5000, 10, 3000, 4000, 5000];
+        let fill =
+            |(at, length): (usize, usize)| vec![b'a' + u8::try_from(at + round).unwrap(); length];
+        lengths.into_iter().enumerate().map(fill).collect()
+    };
+    let mut stage = Stage::new(&config("receive_buffers = 4", PLAIN));
+    let [one, other] = ["192.0.2.1:1", "192.0.2.1:2"].map(|client| stage.accept(LINES, client));
+    let limit = 16 << 20;
+    for round in 0..3 {
+        stage.shared.credit.book(FIRST, limit);
+        let sent = pieces(round);
+        // No credit is left with these, so that both are paused.
+        stage.worker.engine().bring(one, b"first\n");
+        stage.worker.engine().bring(other, b"first\n");
+        for (piece, other_piece) in sent.iter().zip(sent.iter().rev()) {
+            stage.worker.engine().bring(one, piece);
+            stage.worker.engine().bring(other, other_piece);
+        }
+        for socket in [one, other] {
+            stage.worker.engine().bring(socket, b"\n");
+        }
+        stage.settle();
+        assert_eq!(stage.worker.engine().lent(), 3, "all but one");
+        stage.shared.credit.release(FIRST, limit);
+        stage.settle();
+        assert_eq!(stage.worker.engine().lent(), 0);
+        let lines: Vec<_> =
+            stage.records().into_iter().filter(|one| one.kind.is_message()).collect();
+        let of = |number: u32| {
+            let of_it = |line: &&StagedRecord| line.key == key(SocketId(number - 1), number);
+            lines.iter().filter(of_it).nth(1).expect("two lines").payload.clone()
+        };
+        assert!(of(1) == sent.concat(), "round {round}");
+        assert!(of(2) == sent.iter().rev().flatten().copied().collect::<Vec<_>>(), "round {round}");
+        let credit = &stage.shared.credit;
+        credit.release(FIRST, credit.used());
+    }
+}
+
+#[test]
+fn whoever_ends_a_paused_connection_gets_its_buffers_back() {
+    let mut stage = Stage::new(&config("", PLAIN));
+    for left in [Left::Ended, Left::Reset] {
+        let socket = stage.accept(LINES, "192.0.2.1:1");
+        stage.shared.credit.book(FIRST, 16 << 20);
+        stage.worker.engine().bring(socket, b"a line\n");
+        stage.worker.engine().bring(socket, &[b'x'; 5000]);
+        stage.worker.engine().bring(socket, &[b'y'; 5000]);
+        stage.step();
+        assert_eq!(stage.worker.engine().lent(), 2);
+        stage.worker.engine().leave(socket, b"", left);
+        stage.settle();
+        if stage.worker.engine().is_open(socket) {
+            stage.worker.close(socket, CloseReason::ServerAway);
+            stage.settle();
+        }
+        assert_eq!(stage.worker.engine().lent(), 0, "{left:?}");
+        let credit = &stage.shared.credit;
+        credit.release(FIRST, credit.used());
+    }
 }
 
 #[test]

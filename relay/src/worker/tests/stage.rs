@@ -113,6 +113,11 @@ impl ScriptedEngine {
         self.events.push_back(Event::Received { socket, buffer, length: bytes.len() });
     }
 
+    /// How many buffers are lent.
+    pub(super) fn lent(&self) -> usize {
+        self.lent.iter().flatten().count()
+    }
+
     /// A client ends its side.
     pub(super) fn end(&mut self, socket: SocketId, end: ReceiveEnd) {
         let slot = self.socket(socket);
@@ -358,6 +363,8 @@ impl Stage {
         self.worker.step();
         if self.worker.engine().sockets.len() <= CHECKED {
             self.worker.check();
+            let kept = self.worker.stashes.lent();
+            assert_eq!(self.worker.engine().lent(), kept, "all other buffers are given back");
         }
     }
 
