@@ -2,6 +2,7 @@
 
 use std::ffi::CStr;
 use std::net::SocketAddr;
+use std::sync::OnceLock;
 
 use super::headers::Headers;
 use super::id::ConnectionKey;
@@ -99,6 +100,9 @@ pub struct Identity {
     pub printed: Box<[u8]>,
     /// The headers that do not change; see [`headers_of`](Self::headers_of).
     pub headers: [(&'static CStr, Box<[u8]>); 6],
+    /// The printed key, and those of the headers that messages have, in Kafka's own format: for whoever
+    /// writes that.
+    pub encoded: OnceLock<Box<[u8]>>,
     /// The server's lease of the partition, which may have been another's before; 0 without one.
     pub epoch: u64,
     /// Its worker is told what Kafka has acknowledged.
@@ -155,6 +159,7 @@ impl Identity {
                 (header::SERVER, text(&association.name)),
                 (header::EPOCH, text(&association.epoch)),
             ],
+            encoded: OnceLock::new(),
             epoch: association.epoch,
             acknowledge: begin.acknowledge,
             begin: begin.headers.as_bytes().into(),
@@ -196,6 +201,7 @@ impl Identity {
             partition: association.partition,
             printed: self.printed.clone(),
             headers,
+            encoded: OnceLock::new(),
             epoch: association.epoch,
             acknowledge: self.acknowledge,
             begin: self.begin.clone(),

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use millrace_wire::batch::{Record, Tag};
+use millrace_wire::batch::{Constant, Record, Tag};
 use millrace_wire::uplink::{Order, Refusal, Settings, Uplink};
 use rdkafka::error::RDKafkaErrorCode;
 
@@ -31,17 +31,18 @@ impl WireProducer {
         Ok(Self { uplink: Uplink::new(settings), sockets, deadline: None })
     }
 
-    /// Takes a copy of a record.
+    /// Takes a copy of a record: what was [encoded](Constant::encode) before, and the rest.
     pub(crate) fn produce<'a>(
         &mut self,
         partition: Partition,
-        (key, value): (&[u8], &[u8]),
+        (encoded, value): (&[u8], &[u8]),
         unix_ms: i64,
         headers: impl Iterator<Item = (&'a CStr, &'a [u8])> + Clone,
         tag: Tag,
     ) -> Result<(), RDKafkaErrorCode> {
         let headers = headers.map(|(name, value)| (name.to_bytes(), value));
-        let taken = self.uplink.push(partition.0, (unix_ms, key, value), headers, tag);
+        let constant = Constant::from_bytes(encoded);
+        let taken = self.uplink.push(partition.0, (unix_ms, constant, value), headers, tag);
         if taken { Ok(()) } else { Err(RDKafkaErrorCode::UnknownPartition) }
     }
 

@@ -3,9 +3,10 @@
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::OnceLock;
 use std::time::Duration;
 
-use millrace_wire::batch::Tag;
+use millrace_wire::batch::{self, Tag};
 use millrace_wire::uplink::Settings;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
@@ -29,6 +30,29 @@ pub enum WriterError {
     /// There are no descriptors left, or the like.
     #[error("cannot wait for brokers: {0}")]
     Io(#[from] io::Error),
+}
+
+/// What a record has in common with others.
+#[derive(Clone, Copy)]
+pub(crate) struct Constant<'a> {
+    /// Its key.
+    pub(crate) key: &'a [u8],
+    /// Its first headers.
+    pub(crate) headers: &'a [(&'static CStr, Box<[u8]>)],
+    /// Where all that is kept in Kafka's format, if it will be needed again.
+    pub(crate) encoded: Option<&'a OnceLock<Box<[u8]>>>,
+}
+
+impl<'a> Constant<'a> {
+    /// Those headers.
+    pub(crate) fn headers(self) -> impl Iterator<Item = (&'a CStr, &'a [u8])> + Clone {
+        self.headers.iter().map(|(name, value)| (*name, &**value))
+    }
+
+    fn encode(self) -> Box<[u8]> {
+        let headers = self.headers().map(|(name, value)| (name.to_bytes(), value));
+        batch::Constant::encode(self.key, headers)
+    }
 }
 
 /// Writes to the uplink's topic.
@@ -70,20 +94,27 @@ impl Writer {
         }
     }
 
-    /// Takes a copy of a record.
+    /// Takes a copy of a record, whose headers follow the constant ones.
     pub(crate) fn produce<'a>(
         &mut self,
         partition: Partition,
-        (key, value): (&[u8], &[u8]),
+        (constant, value): (Constant<'a>, &[u8]),
         unix_ms: i64,
         headers: impl Iterator<Item = (&'a CStr, &'a [u8])> + Clone,
         tag: Tag,
     ) -> Result<(), RDKafkaErrorCode> {
         match self {
             Self::Librdkafka(native) => {
-                native.produce(partition, key, value, unix_ms, headers, tag.token)
+                let headers = constant.headers().chain(headers);
+                native.produce(partition, constant.key, value, unix_ms, headers, tag.token)
             }
-            Self::Millrace(wire) => wire.produce(partition, (key, value), unix_ms, headers, tag),
+            Self::Millrace(wire) => match constant.encoded {
+                Some(encoded) => {
+                    let encoded = encoded.get_or_init(|| constant.encode());
+                    wire.produce(partition, (encoded, value), unix_ms, headers, tag)
+                }
+                None => wire.produce(partition, (&constant.encode(), value), unix_ms, headers, tag),
+            },
         }
     }
 

@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::kafka::BatchLimits;
 use crate::kafka::clock::{NO_TIME, brokers_clock};
 use crate::kafka::ffi::{NativeRecord, NativeReport};
-use crate::kafka::writer::{Writer, WriterError};
+use crate::kafka::writer::{Constant, Writer, WriterError};
 use crate::kafka::written::Written;
 use crate::model::{
     Decimal, DeliveryFailure, Headers, Identity, Incarnation, Kind, Partition, header,
@@ -186,7 +186,8 @@ impl KafkaProducer {
         let headers = headers.iter().map(|(name, value)| (&**name, &**value));
         let NativeReport { partition, token, booked_bytes, .. } = again.report;
         let tag = Tag { token, booked_bytes: u32::try_from(booked_bytes).unwrap_or(u32::MAX) };
-        let record = (&**key, &**value);
+        let constant = Constant { key, headers: &[], encoded: None };
+        let record = (constant, &**value);
         let sent = self.writer.produce(partition, record, unix_ms, headers, tag).is_ok();
         if sent {
             self.lateness.produced(partition);
@@ -276,11 +277,14 @@ impl Producer for KafkaProducer {
             }
             Kind::Close(reason) => (Some("close"), Some((header::REASON, reason.as_bytes()))),
         };
-        let headers = identity
-            .headers_of(kind)
-            .iter()
-            .map(|(name, value)| (*name, &**value))
-            .chain(name.map(|name| (header::KIND, name.as_bytes())))
+        let constant = Constant {
+            key: &identity.printed,
+            headers: identity.headers_of(kind),
+            encoded: kind.is_message().then_some(&identity.encoded),
+        };
+        let headers = name
+            .map(|name| (header::KIND, name.as_bytes()))
+            .into_iter()
             .chain(of_protocol.iter())
             .chain(more);
         let booked_bytes = payload.len() + of_protocol.weight();
@@ -288,7 +292,7 @@ impl Producer for KafkaProducer {
             token: token(identity, kind, of_protocol).pack(),
             booked_bytes: u32::try_from(booked_bytes).unwrap_or(u32::MAX),
         };
-        let (partition, record) = (identity.partition, (&*identity.printed, payload));
+        let (partition, record) = (identity.partition, (constant, payload));
         let unix_ms =
             if self.mending.is_timeless() { NO_TIME } else { brokers_clock().correct(unix_ms) };
         let produced = if self.leases.is_over(partition, identity.epoch) {
@@ -309,6 +313,7 @@ impl Producer for KafkaProducer {
             Err(_) if kind.is_message() && !self.has_room() => Err(ProduceError::Full),
             Err(failure) => {
                 if kind.is_message() {
+                    let headers = constant.headers().chain(headers);
                     self.intake
                         .hand_in_refused(Refused::at_once(failure, identity, payload, headers));
                 }

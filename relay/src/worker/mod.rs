@@ -150,7 +150,7 @@ impl<E: Engine> Worker<E> {
     pub fn new(engine: E, parts: WorkerParts) -> Self {
         let WorkerParts { index, shared, wake, flows, uplink, downlink, orders, stats, peers } =
             parts;
-        let stashes = Stashes::new(shared.limits.receive_buffers);
+        let stashes = Stashes::new(&shared.limits);
         Self {
             index,
             shared,

@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
+use crate::config::RelaySection;
 use crate::engine::{BufferId, Engine, SocketId, reserve};
 
 use super::Worker;
@@ -15,8 +16,9 @@ use super::connection::{Connection, Receive, State};
 
 /// What of a stash is decoded between two looks at the bounds.
 const PIECE_BYTES: usize = 4 << 10;
-/// A buffer with less is copied: that is cheaper than to be without the buffer.
-const WORTH_A_BUFFER: usize = 2 << 10;
+/// A buffer that is filled to less than this part is emptied: to copy little is cheaper than to be without the
+/// buffer.
+const WORTH_A_BUFFER: usize = 8;
 /// Most stashes that a worker keeps for pauses to come: under back-pressure connections are paused and
 /// resumed many times a second.
 const MAX_SPARE: usize = 64;
@@ -32,13 +34,14 @@ pub(super) struct Stash {
     copied: Vec<u8>,
     /// So much of that is decoded.
     taken: usize,
+    /// All bytes that wait.
+    length: usize,
 }
 
 impl Stash {
     /// Bytes that wait.
     pub(super) fn len(&self) -> usize {
-        let lent: usize = self.lent.iter().map(|(_, part)| part.len()).sum();
-        lent + self.copied.len() - self.taken
+        self.length
     }
 
     /// How many of the engine's buffers it has. For the checks between two turns.
@@ -55,12 +58,20 @@ pub(super) struct Stashes {
     /// Buffers of the engine in all stashes.
     lent: usize,
     most_lent: usize,
+    /// Bytes in a buffer that are worth it.
+    worth: usize,
 }
 
 impl Stashes {
-    /// For an engine with so many buffers.
-    pub(super) fn new(buffers: u16) -> Self {
-        Self { spare: Vec::new(), lent: 0, most_lent: usize::from(buffers - reserve(buffers)) }
+    /// For an engine with these buffers.
+    pub(super) fn new(limits: &RelaySection) -> Self {
+        let buffers = limits.receive_buffers;
+        Self {
+            spare: Vec::new(),
+            lent: 0,
+            most_lent: usize::from(buffers - reserve(buffers)),
+            worth: limits.receive_buffer_bytes as usize / WORTH_A_BUFFER,
+        }
     }
 
     /// Buffers of the engine in all stashes. For the checks between two turns.
@@ -88,7 +99,8 @@ impl<E: Engine> Worker<E> {
         let connection = self.connections[socket.index()].as_mut().expect("known to the engine");
         let stashes = &mut self.stashes;
         let stash = connection.stash.get_or_insert_with(|| stashes.spare.pop().unwrap_or_default());
-        let lends = length >= WORTH_A_BUFFER && stashes.lent < stashes.most_lent;
+        stash.length += length;
+        let lends = length >= stashes.worth && stashes.lent < stashes.most_lent;
         let back = if lends && stash.copied.is_empty() {
             stashes.lent += 1;
             stash.lent.push_back((buffer, 0..length));
@@ -154,6 +166,7 @@ impl<E: Engine> Worker<E> {
     fn decode_piece(&mut self, socket: SocketId, stash: &mut Stash, most: usize) -> bool {
         if let Some((buffer, part)) = stash.lent.pop_front() {
             let end = part.start + part.len().min(most);
+            stash.length -= end - part.start;
             self.decode(socket, &buffer, part.start..end);
             if end < part.end {
                 stash.lent.push_front((buffer, end..part.end));
@@ -168,6 +181,7 @@ impl<E: Engine> Worker<E> {
         }
         let piece = &rest[..rest.len().min(most)];
         stash.taken += piece.len();
+        stash.length -= piece.len();
         self.call(socket, |codec, now, actions| codec.receive(piece, now, actions));
         true
     }
@@ -195,7 +209,7 @@ impl<E: Engine> Worker<E> {
         }
         if stash.copied.capacity() <= MAX_SPARE_BYTES && self.stashes.spare.len() < MAX_SPARE {
             stash.copied.clear();
-            stash.taken = 0;
+            (stash.taken, stash.length) = (0, 0);
             self.stashes.spare.push(stash);
         }
     }

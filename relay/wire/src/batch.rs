@@ -3,7 +3,11 @@
 //! A record is written once, behind room for the batch's header; the header is written when the batch is to
 //! be sent, and again if its sequence number has to change.
 
+mod constant;
+
 use crate::primitive::{MOST_VARINT_BYTES, Malformed, Reader, put_signed, put_unsigned};
+
+pub use constant::Constant;
 
 /// Bytes of a batch's header, with the offset and the length before it.
 pub const HEADER_BYTES: usize = 61;
@@ -81,11 +85,11 @@ impl Batch {
         size_of::<Self>() + self.bytes.capacity() + self.tags.capacity() * size_of::<Tag>()
     }
 
-    /// Appends a record; its time is in Unix milliseconds, or -1.
+    /// Appends a record; its time is in Unix milliseconds, or -1. Its headers follow the constant ones.
     pub fn push<'a>(
         &mut self,
         time: i64,
-        key: &[u8],
+        constant: Constant<'_>,
         value: &[u8],
         headers: impl Iterator<Item = (&'a [u8], &'a [u8])>,
         tag: Tag,
@@ -104,11 +108,12 @@ impl Batch {
         out.push(0);
         put_signed(out, time.wrapping_sub(self.base_time));
         put_length(out, self.tags.len());
-        put_bytes(out, key);
+        out.extend_from_slice(constant.key);
         put_bytes(out, value);
         let place_of_count = out.len();
         out.push(0);
-        let mut count = 0;
+        out.extend_from_slice(constant.headers);
+        let mut count = constant.count;
         headers.for_each(|(name, value)| {
             put_bytes(out, name);
             put_bytes(out, value);

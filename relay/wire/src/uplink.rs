@@ -35,7 +35,7 @@ use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::batch::{Batch, Record, Tag};
+use crate::batch::{Batch, Constant, Record, Tag};
 use crate::message::{Broker, ProduceResult, ProducerIdentity};
 use link::Peers;
 use partition::Partition;
@@ -236,7 +236,7 @@ impl Uplink {
     pub fn push<'a>(
         &mut self,
         partition: u16,
-        (time, key, value): (i64, &[u8], &[u8]),
+        (time, constant, value): (i64, Constant<'_>, &[u8]),
         headers: impl Iterator<Item = (&'a [u8], &'a [u8])> + Clone,
         tag: Tag,
     ) -> bool {
@@ -244,11 +244,11 @@ impl Uplink {
             return false;
         };
         let open = of_partition.filling(&mut self.spare);
-        open.push(time, key, value, headers.clone(), tag);
+        open.push(time, constant, value, headers.clone(), tag);
         if open.size() > self.settings.batch_bytes && open.count() > 1 {
             open.take_back();
             of_partition.close();
-            of_partition.filling(&mut self.spare).push(time, key, value, headers, tag);
+            of_partition.filling(&mut self.spare).push(time, constant, value, headers, tag);
         }
         self.touch(partition);
         true

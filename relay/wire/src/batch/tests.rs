@@ -24,7 +24,10 @@ impl Given {
     }
 
     fn push(&self, batch: &mut Batch, tag: Tag) {
-        batch.push(self.time, &self.key, &self.value, self.headers(), tag);
+        let constant = self.headers.len() / 2;
+        let encoded = Constant::encode(&self.key, self.headers().take(constant));
+        let constant_part = Constant::from_bytes(&encoded);
+        batch.push(self.time, constant_part, &self.value, self.headers().skip(constant), tag);
     }
 
     /// The second implementation keeps the last one of headers with the same name.
@@ -314,7 +317,7 @@ fn an_empty_batch_has_nothing() {
 fn names_of_headers_are_bytes_for_us() {
     let header = (&b"\xff\xfe"[..], &b"\x80"[..]);
     let mut batch = Batch::new();
-    batch.push(0, b"", b"", [header, header].into_iter(), tag(0));
+    batch.push(0, Constant::NONE, b"", [header, header].into_iter(), tag(0));
     let (record, _) = batch.records().next().unwrap();
     assert_eq!(record.headers().collect::<Vec<_>>(), [header, header]);
 }
@@ -356,8 +359,9 @@ fn the_bytes_are_as_documented() {
         0, 0, 0,
     ];
     let mut batch = Batch::new();
-    batch.push(1000, b"k", b"v", [(&b"h"[..], &b""[..])].into_iter(), tag(0));
-    batch.push(998, b"", b"", std::iter::empty(), tag(1));
+    let key = Constant::encode(b"k", std::iter::empty());
+    batch.push(1000, Constant::from_bytes(&key), b"v", [(&b"h"[..], &b""[..])].into_iter(), tag(0));
+    batch.push(998, Constant::NONE, b"", std::iter::empty(), tag(1));
     batch.seal(Sequence { producer_id: 0x0102_0304_0506_0708, epoch: 0x090a, first: 0x0b0c_0d0e });
     assert_eq!(batch.as_bytes(), BATCH);
 }

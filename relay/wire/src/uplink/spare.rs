@@ -49,12 +49,12 @@ impl fmt::Debug for Spare {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::batch::Tag;
+    use crate::batch::{Constant, Tag};
 
     fn batch(bytes: usize) -> Arc<Batch> {
         let mut batch = Batch::new();
         let tag = Tag { token: 0, booked_bytes: 0 };
-        batch.push(-1, b"", &vec![0; bytes], std::iter::empty(), tag);
+        batch.push(-1, Constant::NONE, &vec![0; bytes], std::iter::empty(), tag);
         Arc::new(batch)
     }
 

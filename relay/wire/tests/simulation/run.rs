@@ -5,7 +5,7 @@ use std::ops::AddAssign;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use millrace_wire::batch::Tag;
+use millrace_wire::batch::{Constant, Tag};
 use millrace_wire::uplink::{MOST_OF_PARTITION, Order, Refusal, Settings, Uplink};
 
 use crate::cluster::{Cluster, Faults, Odd, PORT, REFUSALS, REVOKED, TOPIC};
@@ -246,8 +246,9 @@ impl Run {
                 booked_bytes: u32::try_from(value.len()).expect("small"),
             };
             let time = 1_700_000_000_000 + i64::try_from(number).expect("few");
-            let record = (time, &b"key"[..], &value[..]);
             let headers = [(&b"name"[..], &b"header"[..])].into_iter();
+            let constant = Constant::encode(b"key", headers.clone());
+            let record = (time, Constant::from_bytes(&constant), &value[..]);
             let index = u16::try_from(partition).expect("few");
             assert!(self.uplink.push(index, record, headers, tag), "there is the partition");
             self.pushed[partition].push(value.into());

@@ -61,6 +61,9 @@ fn config(seed: u64) -> Config {
     config.relay.reply_backlog_bytes =
         [0, 2000, 60_000][usize::try_from(seed % 3).expect("a remainder")];
     config.relay.half_close_ms = u32::try_from(seed % 2).expect("0 or 1");
+    // Most of what comes is worth its buffer, which holds as much as the engine brings at a time.
+    config.relay.receive_buffer_bytes = 400;
+    config.relay.receive_buffers = [2, 16][usize::try_from(seed % 2).expect("0 or 1")];
     config.check().expect("valid");
     // Below what the file may say, so that every run meets the bound.
     config.kafka.partition_in_flight_bytes = 4000;
@@ -209,6 +212,9 @@ impl Run {
         self.worker.engine().wait(Duration::ZERO).expect("no kernel, no error");
         self.worker.step();
         self.worker.check();
+        let (kept, buffers) =
+            (self.worker.engine().lent_buffers(), self.config.relay.receive_buffers);
+        assert!(kept < usize::from(buffers), "{kept} of {buffers} buffers are kept");
         if !self.dice.one_in(4) {
             self.pump.step();
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use millrace_wire::batch::Tag;
+use millrace_wire::batch::{Constant, Tag};
 use millrace_wire::message::{
     Api, Metadata, Versions, VersionsFormat, read_header, read_init_producer_response,
     read_produce_response,
@@ -178,8 +178,12 @@ impl Producer {
             let partition = u16::try_from(record).expect("few") % PARTITIONS;
             let tag = Tag { token: record, booked_bytes: 1 };
             let header = (&b"name"[..], &b"value"[..]);
-            let taken =
-                self.uplink.push(partition, (1, b"key", b"value"), [header].into_iter(), tag);
+            let taken = self.uplink.push(
+                partition,
+                (1, Constant::NONE, b"value"),
+                [header].into_iter(),
+                tag,
+            );
             assert!(taken);
         }
     }

@@ -23,7 +23,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::system::paths;
-use crate::system::process::{run_ok, wait_until};
+use crate::system::process::{STOP_PATIENCE, run_ok, stands_still, wait_until};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -307,13 +307,17 @@ impl OwnBroker {
         Ok(())
     }
 
-    /// Sends its process a signal; after SIGKILL, waits until it is gone.
+    /// Sends its process a signal; after SIGKILL, waits until it is gone, after SIGSTOP, until its last thread
+    /// stands still.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         let state = std::fs::read_to_string(self.directory.join("broker.json"))?;
         let state: serde_json::Value = serde_json::from_str(&state)?;
         let pid = state["pid"].as_i64().context("broker.json names no pid")?;
         let pid = Pid::from_raw(i32::try_from(pid)?).context("broker.json names no process")?;
         kill_process(pid, signal)?;
+        if signal == Signal::STOP {
+            wait_until(STOP_PATIENCE, "the broker to stand still", || stands_still(pid))?;
+        }
         if signal == Signal::KILL {
             wait_until(PATIENCE, "the broker's process to be gone", || {
                 Ok(!Path::new("/proc").join(pid.to_string()).exists())

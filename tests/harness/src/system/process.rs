@@ -1,6 +1,7 @@
 //! Child processes that are watched, and never outlive their owner.
 
 use std::collections::VecDeque;
+use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -16,7 +17,7 @@ const KEPT_LINES: usize = 400;
 /// How long a child and its outputs may take to end after each other.
 const END_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a child's threads may take to stand still after SIGSTOP.
-const STOP_PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const STOP_PATIENCE: Duration = Duration::from_secs(20);
 /// How often a condition that sends no notice is looked at.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -219,6 +220,21 @@ pub fn run_ok(name: &str, command: &mut Command, patience: Duration) -> Result<F
         bail!("{name} failed ({}): {}", finished.status, finished.stderr.trim());
     }
     Ok(finished)
+}
+
+/// True if no thread of a process goes on after SIGSTOP. The kernel tells one of them, which may have to wait
+/// for a processor, and meanwhile the others go on; whose child it is is told when all have stopped.
+pub fn stands_still(pid: Pid) -> Result<bool> {
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        // One that has ended since goes on no more.
+        let Ok(stat) = fs::read_to_string(thread?.path().join("stat")) else { continue };
+        // The state follows the name, which may contain anything (proc_pid_stat(5)).
+        let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+        if !matches!(state, Some('T' | 't' | 'Z' | 'X')) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Copies a program that is to be run. Not by this process: the kernel executes nothing that is open for

@@ -8,7 +8,7 @@ use kafka_protocol::protocol::{Decodable, decode_request_header_from_buffer};
 use kafka_protocol::records::RecordBatchDecoder;
 
 use super::*;
-use crate::batch::{Batch, Sequence, Tag};
+use crate::batch::{Batch, Constant, Sequence, Tag};
 
 /// The longest text that a request's header has room for.
 const MOST_CLIENT_BYTES: usize = 32_767;
@@ -45,7 +45,9 @@ fn batches() -> impl Strategy<Value = Vec<(i32, Batch)>> {
             for size in records {
                 let header = (&b"name"[..], &b"value"[..]);
                 let tag = Tag { token: 0, booked_bytes: 0 };
-                batch.push(1, b"key", &vec![b'v'; size], [header].into_iter(), tag);
+                let key = Constant::encode(b"key", std::iter::empty());
+                let key = Constant::from_bytes(&key);
+                batch.push(1, key, &vec![b'v'; size], [header].into_iter(), tag);
             }
             batch.seal(Sequence { producer_id: 1, epoch: 2, first: partition & i32::MAX });
             (partition, batch)

@@ -1,5 +1,5 @@
 use super::*;
-use crate::batch::Tag;
+use crate::batch::{Constant, Tag};
 
 const LINK: LinkId = LinkId(1);
 const IDENTITY: ProducerIdentity = ProducerIdentity { id: 7, epoch: 0 };
@@ -42,7 +42,7 @@ impl Bench {
         let mut batch = Batch::new();
         for token in 0..records as u64 {
             let tag = Tag { token, booked_bytes: 0 };
-            batch.push(0, b"", b"", std::iter::empty(), tag);
+            batch.push(0, Constant::NONE, b"", std::iter::empty(), tag);
         }
         self.partition.open = Some(Arc::new(batch));
         self.partition.close();
