@@ -316,6 +316,11 @@ impl Connection {
         self.receive == Receive::Ended && self.link.identity.as_ref().is_some_and(|one| one.holds())
     }
 
+    /// True if something that it has sent waits to be decoded.
+    pub(super) fn has_stash(&self) -> bool {
+        self.stash.is_some()
+    }
+
     /// True while what the client sends counts.
     pub(super) fn reads(&self) -> bool {
         self.state == State::Open

@@ -10,6 +10,7 @@ mod connection;
 mod departed;
 mod disconnect;
 mod ending;
+mod kept_back;
 mod lag;
 mod limits;
 mod lists;
