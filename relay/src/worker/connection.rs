@@ -299,7 +299,7 @@ impl Connection {
         match self.state {
             State::Open | State::HalfClosed | State::Flushing(_) => {
                 let limited = self.codec.kept_bytes() + self.link.output.bytes();
-                (limited + self.stash.as_ref().map_or(0, |stash| stash.len()), limited)
+                (limited + self.stash.as_ref().map_or(0, |stash| stash.length), limited)
             }
             State::HandingOn | State::Draining | State::Closing => (0, 0),
         }

@@ -52,12 +52,12 @@ impl<E: Engine> Worker<E> {
             // Piece by piece: what is beyond a bound should stay here.
             let mut is_left = true;
             while is_left && self.connection(socket).is_read() {
-                is_left = self.decode_piece(socket, &mut stash, PIECE_BYTES);
+                is_left = self.decode_piece(socket, &mut stash);
                 self.carry_out(socket);
             }
             // What is about to be handed on takes its rest along.
             let goes_on = matches!(self.connection(socket).state, State::Open | State::HandingOn);
-            if goes_on && stash.len() > 0 {
+            if goes_on && stash.length > 0 {
                 self.connection(socket).stash = Some(stash);
                 self.book_memory(socket);
             } else {
@@ -83,17 +83,19 @@ impl<E: Engine> Worker<E> {
         if !connection.reads() {
             return;
         }
-        if let Some(mut stash) = connection.stash.take() {
-            while self.decode_piece(socket, &mut stash, usize::MAX) {}
-            self.spare(stash);
+        // In one call: a codec that wants an end says so and takes the rest no more.
+        let mut received = Vec::new();
+        self.take_stash(socket, &mut received);
+        if !received.is_empty() {
+            self.call(socket, |codec, now, actions| codec.receive(&received, now, actions));
         }
     }
 
-    /// Decodes the first piece, or the rest of a buffer; steps that its connection wants are left to be
-    /// carried out. False if there was nothing.
-    fn decode_piece(&mut self, socket: SocketId, stash: &mut Stash, most: usize) -> bool {
+    /// Decodes the first piece; steps that its connection wants are left to be carried out, before the next
+    /// one. False if there was nothing.
+    fn decode_piece(&mut self, socket: SocketId, stash: &mut Stash) -> bool {
         if let Some((buffer, part)) = stash.lent.pop_front() {
-            let end = part.start + part.len().min(most);
+            let end = part.start + part.len().min(PIECE_BYTES);
             stash.length -= end - part.start;
             self.decode(socket, &buffer, part.start..end);
             if end < part.end {
@@ -107,7 +109,7 @@ impl<E: Engine> Worker<E> {
         if rest.is_empty() {
             return false;
         }
-        let piece = &rest[..rest.len().min(most)];
+        let piece = &rest[..rest.len().min(PIECE_BYTES)];
         stash.taken += piece.len();
         stash.length -= piece.len();
         self.call(socket, |codec, now, actions| codec.receive(piece, now, actions));

@@ -28,18 +28,6 @@ pub(super) struct Stash {
     pub(super) length: usize,
 }
 
-impl Stash {
-    /// Bytes that wait.
-    pub(super) fn len(&self) -> usize {
-        self.length
-    }
-
-    /// How many of the engine's buffers it has. For the checks between two turns.
-    pub(super) fn buffers(&self) -> usize {
-        self.lent.len()
-    }
-}
-
 /// The stashes of a worker that are nobody's, and what all have together.
 #[derive(Debug)]
 pub(super) struct Stashes {
@@ -62,10 +50,5 @@ impl Stashes {
             most_lent: usize::from(buffers - reserve(buffers)),
             worth: limits.receive_buffer_bytes as usize / WORTH_A_BUFFER,
         }
-    }
-
-    /// Buffers of the engine in all stashes. For the checks between two turns.
-    pub(super) fn lent(&self) -> usize {
-        self.lent
     }
 }

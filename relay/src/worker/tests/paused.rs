@@ -132,6 +132,26 @@ fn whoever_ends_a_paused_connection_gets_its_buffers_back() {
     }
 }
 
+/// What follows bytes for which a codec ends its connection is not decoded, in whatever buffers they came.
+#[test]
+fn what_a_pause_has_kept_back_ends_where_its_codec_ends_it() {
+    let plain = format!("max_message_bytes = 100\n{PLAIN}");
+    let mut stage = Stage::new(&config("", &plain));
+    let socket = stage.accept(OTHER, "192.0.2.1:1");
+    stage.shared.credit.book(SECOND, 16 << 20);
+    let lines = b"a line\n".repeat(1000);
+    for bytes in [&b"first\n"[..], &[b'x'; 5000], &lines] {
+        stage.worker.engine().bring(socket, bytes);
+    }
+    stage.step();
+    assert_eq!(stage.worker.engine().lent(), 2);
+    stage.worker.give_up(socket);
+    stage.settle();
+    assert_eq!(stage.worker.engine().lent(), 0);
+    let messages = stage.records().into_iter().filter(|record| record.kind.is_message());
+    assert_eq!(messages.map(|message| message.payload).collect::<Vec<_>>(), [b"first"]);
+}
+
 #[test]
 fn who_waits_for_its_own_output_goes_on_when_that_is_sent() {
     let mut config = config("", PLAIN);

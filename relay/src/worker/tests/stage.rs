@@ -363,7 +363,7 @@ impl Stage {
         self.worker.step();
         if self.worker.engine().sockets.len() <= CHECKED {
             self.worker.check();
-            let kept = self.worker.stashes.lent();
+            let kept = self.worker.stashes.lent;
             assert_eq!(self.worker.engine().lent(), kept, "all other buffers are given back");
         }
     }
