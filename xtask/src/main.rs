@@ -14,6 +14,7 @@ mod process;
 mod run;
 mod setup;
 mod test;
+#[cfg(test)]
 mod tidy;
 mod toolchain;
 mod vm;

@@ -41,10 +41,17 @@ struct Totals {
     ignored: u32,
 }
 
-/// Runs the tests. Returns cargo's exit code.
-pub(crate) fn run(passed: &Passed) -> Result<ExitCode> {
-    let (brokers, arguments) = passed.split()?;
+/// Runs the tests; those of this program first.
+pub(crate) fn run(given: &Passed) -> Result<ExitCode> {
+    let (brokers, arguments) = given.split()?;
     setup::ensure(&setup::USUAL)?;
+    let mut totals = Totals::default();
+    let mut passed = true;
+    // They take seconds, and what they find is found before minutes are spent on the rest.
+    let whole = arguments.is_empty();
+    if whole {
+        passed &= watch(&mut own_tests(), &mut totals)?.success();
+    }
     build::all()?;
     let cluster = kafka::for_run(brokers.as_deref())?;
     let _autogroups = autogroup::Off::new()?;
@@ -55,6 +62,9 @@ pub(crate) fn run(passed: &Passed) -> Result<ExitCode> {
     if !arguments.iter().any(|argument| argument == "-p" || argument == "--package") {
         command.arg("--workspace");
     }
+    if whole {
+        command.args(["--exclude", "xtask"]);
+    }
     environment(&mut command, cluster.brokers())?;
     if std::env::var_os(TEST_THREADS).is_none() {
         let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
@@ -64,25 +74,32 @@ pub(crate) fn run(passed: &Passed) -> Result<ExitCode> {
         // A test that lacks a privilege must fail and not skip.
         command.env("MILLRACE_REQUIRE_PRIVILEGE", "1");
     }
-    let outcome = watch(command.args(arguments));
+    let outcome = watch(command.args(arguments), &mut totals);
     cluster.release()?;
 
-    let (status, totals) = outcome?;
+    passed &= outcome?.success();
     println!(
         "{} test binaries: {} passed, {} failed, {} ignored",
         totals.binaries, totals.passed, totals.failed, totals.ignored
     );
-    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The tests of this program, with the rules of the sources among them. In the profile that it was built
+/// in itself.
+pub(crate) fn own_tests() -> Command {
+    let mut command = build::cargo();
+    command.args(["test", "--no-fail-fast", "--package", "xtask"]);
+    command
 }
 
 /// Shows the runner's output, and adds up the results of the test binaries.
-fn watch(command: &mut Command) -> Result<(ExitStatus, Totals)> {
+fn watch(command: &mut Command, totals: &mut Totals) -> Result<ExitStatus> {
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
         .with_context(|| format!("cannot start `{}`", process::shown(command)))?;
-    let mut totals = Totals::default();
     let output = child.stdout.take().context("no pipe to the test runner")?;
     let mut stdout = std::io::stdout().lock();
     // As bytes, because a test's output may not be UTF-8.
@@ -92,7 +109,7 @@ fn watch(command: &mut Command) -> Result<(ExitStatus, Totals)> {
         stdout.write_all(b"\n")?;
         totals.add(&String::from_utf8_lossy(&line));
     }
-    Ok((child.wait()?, totals))
+    Ok(child.wait()?)
 }
 
 impl Totals {
