@@ -9,6 +9,7 @@ mod hardware;
 mod kafka;
 mod registry;
 mod reverse_path;
+mod security;
 mod service;
 mod sysctls;
 mod tcp;
@@ -26,6 +27,8 @@ pub use hardware::HardwareAddress;
 pub use kafka::{KafkaSection, UplinkEngine};
 pub use registry::RegistrySection;
 pub use reverse_path::ReversePath;
+pub(crate) use security::properties as security_properties;
+pub use security::{SaslSection, TlsSection};
 pub use service::{Server, Service};
 pub use sysctls::Sysctls;
 pub use tcp::TcpSection;
@@ -186,12 +189,15 @@ impl Config {
             path: path.to_owned(),
             message: error.to_string(),
         })?;
+        let base = path.parent().unwrap_or(Path::new(""));
         if let Some(rules) = &mut config.gateway.rules {
-            *rules = path.parent().unwrap_or(Path::new("")).join(&*rules);
+            *rules = base.join(&*rules);
         }
+        security::load(config.kafka.tls.as_mut(), config.kafka.sasl.as_mut(), base)
+            .map_err(|(key, problem)| invalid(key, problem))?;
         for service in &mut config.services {
             if let Some(mqtt) = &mut service.mqtt {
-                mqtt.load(path.parent().unwrap_or(Path::new(""))).map_err(|problem| {
+                mqtt.load(base).map_err(|problem| {
                     invalid(format!("service `{}`: mqtt.passwords", service.name), problem)
                 })?;
             }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::security::{self, SaslSection, TlsSection};
 use super::{ConfigError, invalid};
 use crate::model::Partition;
 
@@ -18,6 +19,12 @@ pub struct KafkaSection {
     pub brokers: String,
     /// Prefix of the names of all topics and groups.
     pub topic_prefix: String,
+    /// Encryption; without it there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsSection>,
+    /// Who the relay is to the cluster; without it, nobody.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sasl: Option<SaslSection>,
     /// How long the producer waits for a batch to fill; a lower bound of the latency. Microseconds. By
     /// default 500 with `librdkafka`, and 0 with `millrace`, whose batches fill while those before them are
     /// on their way.
@@ -42,6 +49,8 @@ impl Default for KafkaSection {
         Self {
             brokers: "127.0.0.1:9092".to_owned(),
             topic_prefix: "millrace.".to_owned(),
+            tls: None,
+            sasl: None,
             linger_us: None,
             engine: UplinkEngine::default(),
             partition_in_flight_bytes: 16 << 20,
@@ -66,7 +75,7 @@ pub enum UplinkEngine {
     /// librdkafka.
     #[default]
     Librdkafka,
-    /// The relay itself: less processor time and less latency. Without TLS and SASL.
+    /// The relay itself: less processor time and less latency.
     Millrace,
 }
 
@@ -97,6 +106,8 @@ impl KafkaSection {
             );
             return Err(invalid("kafka.topic_prefix", problem));
         }
+        security::check(self.tls.as_ref(), self.sasl.as_ref(), &self.properties)
+            .map_err(|(key, problem)| invalid(key, problem))?;
         self.check_engine().map_err(|problem| invalid("kafka.properties", problem))?;
         if self.partition_in_flight_bytes < 1 << 16 {
             return Err(invalid("kafka.partition_in_flight_bytes", "must be at least 65536"));
@@ -147,10 +158,15 @@ impl KafkaSection {
         names.sort_unstable();
         match names.first() {
             None => Ok(()),
+            Some(name) if ["security.", "ssl.", "sasl."].iter().any(|of| name.starts_with(of)) => {
+                Err(format!(
+                    "`{name}` is librdkafka's, and would not apply to the uplink, which kafka.engine = \
+                     \"millrace\" writes without it: say it in [kafka.tls] or [kafka.sasl]"
+                ))
+            }
             Some(name) => Err(format!(
                 "`{name}` is librdkafka's, and would not apply to the uplink, which kafka.engine = \
-                 \"millrace\" writes without it; TLS, SASL and compression need kafka.engine = \
-                 \"librdkafka\""
+                 \"millrace\" writes without it; compression needs kafka.engine = \"librdkafka\""
             )),
         }
     }

@@ -3,7 +3,7 @@
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 
-use crate::config::{Config, KafkaSection};
+use crate::config::{Config, KafkaSection, security_properties};
 
 /// librdkafka's `batch.size`, unless told otherwise.
 const DEFAULT_BATCH_BYTES: u32 = 1_000_000;
@@ -47,6 +47,9 @@ fn client_for(kafka: &KafkaSection, purpose: &str) -> ClientConfig {
         .set("topic.metadata.refresh.interval.ms", "10000")
         // A peer that hangs is not a broken connection; keep-alives tell those apart.
         .set("socket.keepalive.enable", "true");
+    for (key, value) in security_properties(kafka.tls.as_ref(), kafka.sasl.as_ref()) {
+        config.set(key, value);
+    }
     for (key, value) in &kafka.properties {
         config.set(key, value);
     }

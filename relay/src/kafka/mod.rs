@@ -20,6 +20,7 @@ mod retry;
 mod rights;
 mod sockets;
 mod topics;
+mod trust;
 pub(crate) mod unreadable;
 mod wire;
 pub(crate) mod writer;
@@ -46,6 +47,7 @@ pub(crate) use topics::TIMESTAMP_TYPE;
 pub use topics::{
     BatchLimits, Difference, TopicError, Topics, check_properties, ensure_topics, look_at_topics,
 };
+pub use trust::TrustError;
 pub(crate) use unreadable::{is_unreadable, unreadable_at};
 pub use writer::WriterError;
 pub use written::{LogEnd, LogEnds, Written, WrittenPart};

@@ -1,19 +1,24 @@
 //! Connections to brokers, for a thread that waits for all of them at once (epoll(7), edge-triggered).
 
+mod stream;
+
 use std::collections::HashMap;
-use std::io::{self, IoSlice, Read as _, Write as _};
+use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs as _};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use millrace_wire::uplink::LinkId;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustls::ClientConfig;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 use crate::ring::Wake;
+use stream::{Stream, Tls};
 
 /// Events taken at a time.
 const EVENTS: usize = 64;
@@ -41,7 +46,9 @@ enum Stage {
     Resolving,
     /// The first of the addresses is being tried, and then the others.
     Connecting(Socket, Vec<SocketAddr>),
-    Connected(TcpStream),
+    /// TLS is being agreed upon.
+    Securing(Box<Tls>),
+    Connected(Stream),
 }
 
 type Resolved = (LinkId, io::Result<Vec<SocketAddr>>);
@@ -51,6 +58,10 @@ type Resolved = (LinkId, io::Result<Vec<SocketAddr>>);
 pub(super) struct Sockets {
     epoll: OwnedFd,
     stages: HashMap<LinkId, Stage>,
+    /// How connections are encrypted, if they are.
+    tls: Option<Arc<ClientConfig>>,
+    /// Of connections that are being made, whose certificate has to name them.
+    hosts: HashMap<LinkId, String>,
     names: (Sender<Resolved>, Receiver<Resolved>),
     wake: Wake,
     buffer: Vec<u8>,
@@ -60,10 +71,12 @@ pub(super) struct Sockets {
 
 impl Sockets {
     /// None yet. The thread is woken by `wake` when a name is looked up.
-    pub(super) fn new(wake: Wake) -> io::Result<Self> {
+    pub(super) fn new(wake: Wake, tls: Option<Arc<ClientConfig>>) -> io::Result<Self> {
         Ok(Self {
             epoll: epoll::create(CreateFlags::CLOEXEC)?,
             stages: HashMap::new(),
+            tls,
+            hosts: HashMap::new(),
             names: channel(),
             wake,
             buffer: vec![0; READ_BYTES],
@@ -80,6 +93,9 @@ impl Sockets {
     /// because that may take long (getaddrinfo(3)).
     pub(super) fn connect(&mut self, link: LinkId, host: &str, port: u16) {
         let host = host.trim_start_matches('[').trim_end_matches(']');
+        if self.tls.is_some() {
+            self.hosts.insert(link, host.to_owned());
+        }
         if let Ok(address) = host.parse::<IpAddr>() {
             return self.try_addresses(link, vec![SocketAddr::new(address, port)]);
         }
@@ -99,11 +115,16 @@ impl Sockets {
     /// Forgets a connection.
     pub(super) fn close(&mut self, link: LinkId) {
         // Closing it takes it out of the epoll, too: nobody has a copy.
+        self.forget(link);
+    }
+
+    fn forget(&mut self, link: LinkId) {
         self.stages.remove(&link);
+        self.hosts.remove(&link);
     }
 
     fn fail(&mut self, link: LinkId, error: io::Error) {
-        self.stages.remove(&link);
+        self.forget(link);
         self.failed.push((link, error));
     }
 
@@ -172,10 +193,14 @@ impl Sockets {
     ) {
         match self.stages.remove(&link) {
             Some(Stage::Connecting(socket, others)) => match socket.take_error() {
-                Ok(None) if flags.contains(EventFlags::OUT) => {
-                    self.stages.insert(link, Stage::Connected(socket.into()));
-                    each(link, SocketEvent::Connected);
-                }
+                Ok(None) if flags.contains(EventFlags::OUT) => match self.secure(link, socket) {
+                    Ok(stage) => {
+                        if !self.connected(link, stage, each) {
+                            return;
+                        }
+                    }
+                    Err(error) => return self.fail(link, error),
+                },
                 Ok(None) => {
                     self.stages.insert(link, Stage::Connecting(socket, others));
                     return;
@@ -189,19 +214,66 @@ impl Sockets {
                     };
                 }
             },
-            Some(stage) => {
+            Some(stage @ Stage::Securing(_)) => {
+                if !self.connected(link, stage, each) {
+                    return;
+                }
+            }
+            Some(mut stage) => {
+                let is_writable = flags.contains(EventFlags::OUT);
+                if let Stage::Connected(stream) = &mut stage
+                    && is_writable
+                    && let Err(error) = stream.flush()
+                {
+                    return self.fail(link, error);
+                }
                 self.stages.insert(link, stage);
-                if flags.contains(EventFlags::OUT) {
+                if is_writable {
                     each(link, SocketEvent::Writable);
                 }
             }
             // It was closed by what happened before.
             None => return,
         }
-        if flags.intersects(EventFlags::IN | EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR)
-        {
+        // With TLS, there may be something that came with the handshake's end.
+        let anything = EventFlags::IN | EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR;
+        if flags.intersects(anything) || self.tls.is_some() {
             self.read(link, each);
         }
+    }
+
+    /// What a connection is after TCP has made it.
+    fn secure(&mut self, link: LinkId, socket: Socket) -> io::Result<Stage> {
+        let socket = socket.into();
+        let Some(tls) = &self.tls else { return Ok(Stage::Connected(Stream::Plain(socket))) };
+        let host = self.hosts.remove(&link).unwrap_or_default();
+        Ok(Stage::Securing(Tls::new(tls, &host, socket)?))
+    }
+
+    /// Goes on with the handshake of TLS, if there is one. True if the connection may be used.
+    fn connected(
+        &mut self,
+        link: LinkId,
+        stage: Stage,
+        each: &mut impl FnMut(LinkId, SocketEvent<'_>),
+    ) -> bool {
+        let stage = match stage {
+            Stage::Securing(mut tls) => match tls.handshake() {
+                Ok(true) => Stage::Connected(Stream::Tls(tls)),
+                Ok(false) => Stage::Securing(tls),
+                Err(error) => {
+                    self.fail(link, error);
+                    return false;
+                }
+            },
+            stage => stage,
+        };
+        let is_made = matches!(stage, Stage::Connected(_));
+        self.stages.insert(link, stage);
+        if is_made {
+            each(link, SocketEvent::Connected);
+        }
+        is_made
     }
 
     /// All that there is.
@@ -222,12 +294,9 @@ impl Sockets {
     }
 
     /// Sends as much as the connection takes.
-    pub(super) fn send(&self, link: LinkId, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        match self.stages.get(&link) {
-            Some(Stage::Connected(stream)) => {
-                let mut stream = stream;
-                stream.write_vectored(slices)
-            }
+    pub(super) fn send(&mut self, link: LinkId, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self.stages.get_mut(&link) {
+            Some(Stage::Connected(stream)) => stream.write(slices),
             _ => Err(io::ErrorKind::NotConnected.into()),
         }
     }
@@ -237,3 +306,5 @@ const NO_TIME: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tls_tests;

@@ -29,7 +29,7 @@ const BROKERS_TIMEOUT: Duration = Duration::from_secs(5);
 /// Why the topics are not there.
 #[derive(Debug, thiserror::Error)]
 pub enum TopicError {
-    /// librdkafka does not take its properties.
+    /// librdkafka does not take its properties, of which some come from `kafka.tls` and `kafka.sasl`.
     #[error("kafka.properties: {problem}")]
     Properties {
         /// Which, and why.
@@ -37,7 +37,7 @@ pub enum TopicError {
     },
     /// A broker is reached, and TLS or SASL comes to nothing.
     #[error(
-        "kafka.properties: the relay cannot talk to {brokers} with these settings for TLS and \
+        "kafka.tls, kafka.sasl: the relay cannot talk to {brokers} with these settings for TLS and \
          SASL: {reason}"
     )]
     Unspoken {
@@ -49,7 +49,7 @@ pub enum TopicError {
     /// Nobody answers.
     #[error(
         "no Kafka broker answers at {brokers} ({reason}); start one (`cargo xtask kafka start`) \
-         or set kafka.brokers, and kafka.properties if it needs TLS or SASL"
+         or set kafka.brokers, and kafka.tls or kafka.sasl if it needs them"
     )]
     NoBroker {
         /// The bootstrap brokers.

@@ -4,12 +4,17 @@
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use millrace_wire::batch::{Constant, Record, Tag};
+use millrace_wire::sasl::Login;
 use millrace_wire::uplink::{Order, Refusal, Settings, Uplink};
 use rdkafka::error::RDKafkaErrorCode;
+use ring::rand::{SecureRandom as _, SystemRandom};
+use rustls::ClientConfig;
 
+use crate::config::SaslSection;
 use crate::kafka::context::data_throttled;
 use crate::kafka::ffi::{NativeRecord, NativeReport};
 use crate::kafka::sockets::{SocketEvent, Sockets};
@@ -20,15 +25,24 @@ use crate::ring::Wake;
 pub(crate) struct WireProducer {
     uplink: Uplink,
     sockets: Sockets,
+    /// Who the relay is to the brokers.
+    sasl: Option<SaslSection>,
     /// When something is to be done though nothing happens.
     deadline: Option<Instant>,
 }
 
 impl WireProducer {
-    /// Connects when it is polled for the first time. `wake` wakes the thread that polls.
-    pub(crate) fn new(settings: Settings, wake: Wake) -> io::Result<Self> {
-        let sockets = Sockets::new(wake)?;
-        Ok(Self { uplink: Uplink::new(settings), sockets, deadline: None })
+    /// Connects when it is polled for the first time, with TLS and SASL if there are settings for them. `wake`
+    /// wakes the thread that polls.
+    pub(crate) fn new(
+        mut settings: Settings,
+        tls: Option<Arc<ClientConfig>>,
+        sasl: Option<SaslSection>,
+        wake: Wake,
+    ) -> io::Result<Self> {
+        settings.sasl = sasl.as_ref().map(|sasl| sasl.mechanism);
+        let sockets = Sockets::new(wake, tls)?;
+        Ok(Self { uplink: Uplink::new(settings), sockets, sasl, deadline: None })
     }
 
     /// Takes a copy of a record: what was [encoded](Constant::encode) before, and the rest.
@@ -53,7 +67,7 @@ impl WireProducer {
         room: impl Fn() -> bool,
         mut on_report: impl FnMut(NativeReport),
     ) -> bool {
-        let Self { uplink, sockets, deadline } = self;
+        let Self { uplink, sockets, sasl, deadline } = self;
         let now = Instant::now();
         let mut any = false;
         sockets.turn(|link, event| {
@@ -71,6 +85,10 @@ impl WireProducer {
             any = true;
             match order {
                 Order::Connect { link, host, port } => sockets.connect(link, &host, port),
+                Order::Login { link } => match sasl.as_ref().map_or_else(no_login, login) {
+                    Ok((login, nonce)) => uplink.login(link, Ok((&login, nonce)), now),
+                    Err(problem) => uplink.login(link, Err(&problem), now),
+                },
                 Order::Close { link } => sockets.close(link),
             }
         }
@@ -109,6 +127,20 @@ impl WireProducer {
     pub(crate) fn purge(&mut self) {
         self.uplink.purge(Instant::now());
     }
+}
+
+/// User and password, which is read each time, so that a new one is used with the next connection; and a
+/// nonce.
+fn login(sasl: &SaslSection) -> Result<(Login, String), String> {
+    let mut random = [0; 16];
+    let drawn = SystemRandom::new().fill(&mut random);
+    drawn.map_err(|_| "the kernel gives no random numbers".to_owned())?;
+    let nonce = format!("{:032x}", u128::from_ne_bytes(random));
+    Ok((Login { user: sasl.user.clone(), secret: sasl.password()? }, nonce))
+}
+
+fn no_login() -> Result<(Login, String), String> {
+    Err("nothing says who the relay is".to_owned())
 }
 
 /// librdkafka's name for a refusal.

@@ -14,6 +14,7 @@ use crate::config::{Config, UplinkEngine};
 use crate::kafka::client::{DATA, batch_bytes, client_id, fitting_config};
 use crate::kafka::context::LogContext;
 use crate::kafka::ffi::{NativeProducer, NativeReport};
+use crate::kafka::trust::{self, TrustError};
 use crate::kafka::wire::WireProducer;
 use crate::model::Partition;
 use crate::ring::Wake;
@@ -27,6 +28,9 @@ pub enum WriterError {
     /// librdkafka refuses its configuration.
     #[error("the Kafka client refuses its configuration: {0}; see kafka.properties")]
     Librdkafka(#[from] KafkaError),
+    /// There can be no TLS.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
     /// There are no descriptors left, or the like.
     #[error("cannot wait for brokers: {0}")]
     Io(#[from] io::Error),
@@ -86,10 +90,13 @@ impl Writer {
                     client_id: client_id(kafka, DATA),
                     bootstrap: kafka.bootstrap(),
                     batch_bytes: batch_bytes(kafka, most_bytes) as usize,
+                    sasl: None,
                     linger: Duration::from_micros(kafka.linger_us().into()),
                     request_timeout: REQUEST_TIMEOUT,
                 };
-                Ok(Self::Millrace(Box::new(WireProducer::new(settings, wake)?)))
+                let tls = kafka.tls.as_ref().map(trust::client_config).transpose()?;
+                let sasl = kafka.sasl.clone();
+                Ok(Self::Millrace(Box::new(WireProducer::new(settings, tls, sasl, wake)?)))
             }
         }
     }

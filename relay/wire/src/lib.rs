@@ -6,9 +6,11 @@
 //! | [`primitive`] | the types of the protocol's fields |
 //! | [`batch`] | records, written once into the batch in which they are sent |
 //! | [`message`] | requests and answers |
+//! | [`sasl`] | how we say who we are |
 //! | [`uplink`] | an idempotent producer for one topic: what is sent to whom, again if it must be, and what became of each record |
 
 pub mod batch;
 pub mod message;
 pub mod primitive;
+pub mod sasl;
 pub mod uplink;

@@ -6,14 +6,21 @@
 //! | ApiVersions | 3, and 0 where that is not known | KIP-511 |
 //! | Metadata | 12 | KIP-516: topics by name, and their ids |
 //! | InitProducerId | 4 | KIP-360 |
+//! | SaslHandshake | 1 | KIP-43; KIP-152: messages in requests |
+//! | SaslAuthenticate | 2 | KIP-368: for how long |
 //! | Produce | 9 to 12 (topics by name), 13 (by id) | KIP-482, KIP-516 |
 
 mod metadata;
 mod produce;
+mod sasl;
 mod versions;
 
 pub use metadata::{Broker, Metadata, PartitionMetadata, put_metadata_request};
 pub use produce::{ProduceRequest, ProduceResult, read_produce_response};
+pub use sasl::{
+    SaslAuthenticate, SaslHandshake, put_sasl_authenticate_request, put_sasl_handshake_request,
+    read_sasl_authenticate_response, read_sasl_handshake_response,
+};
 pub use versions::{Unusable, Versions, VersionsFormat, put_versions_request};
 
 use crate::primitive::{Malformed, NO_TAGS, Reader, put_short_str, put_unsigned};
@@ -25,10 +32,14 @@ pub enum Api {
     Produce,
     /// Brokers, and leaders of partitions.
     Metadata,
+    /// A mechanism to say who we are.
+    SaslHandshake,
     /// What versions a broker knows.
     ApiVersions,
     /// An id for an idempotent producer.
     InitProducerId,
+    /// A message of that mechanism.
+    SaslAuthenticate,
 }
 
 impl Api {
@@ -37,8 +48,10 @@ impl Api {
         match self {
             Self::Produce => 0,
             Self::Metadata => 3,
+            Self::SaslHandshake => 17,
             Self::ApiVersions => 18,
             Self::InitProducerId => 22,
+            Self::SaslAuthenticate => 36,
         }
     }
 
@@ -47,8 +60,10 @@ impl Api {
         match self {
             Self::Produce => (9, 13),
             Self::Metadata => (12, 12),
+            Self::SaslHandshake => (1, 1),
             Self::ApiVersions => (0, 3),
             Self::InitProducerId => (4, 4),
+            Self::SaslAuthenticate => (2, 2),
         }
     }
 
@@ -57,8 +72,10 @@ impl Api {
         match self {
             Self::Produce => "Produce",
             Self::Metadata => "Metadata",
+            Self::SaslHandshake => "SaslHandshake",
             Self::ApiVersions => "ApiVersions",
             Self::InitProducerId => "InitProducerId",
+            Self::SaslAuthenticate => "SaslAuthenticate",
         }
     }
 }
@@ -82,11 +99,12 @@ pub fn set_length(out: &mut [u8], more: usize) {
 }
 
 /// Reads the header of an answer: the request's number, and where the body begins. `ApiVersions` answers
-/// with version 0, so that who does not know its versions can read it; all others here with version 1.
+/// with version 0, so that who does not know its versions can read it, and `SaslHandshake` has nothing newer;
+/// all others here with version 1.
 pub fn read_header(frame: &[u8], api: Api) -> Result<(i32, Reader<'_>), Malformed> {
     let mut reader = Reader::new(frame);
     let correlation = reader.i32()?;
-    if api != Api::ApiVersions {
+    if !matches!(api, Api::ApiVersions | Api::SaslHandshake) {
         reader.skip_tags()?;
     }
     Ok((correlation, reader))

@@ -144,6 +144,12 @@ impl<'a> Reader<'a> {
         bytes.map(|bytes| std::str::from_utf8(bytes).map_err(|_| Malformed::Text)).transpose()
     }
 
+    /// `STRING`, of the old kind.
+    pub fn short_str(&mut self) -> Result<&'a str, Malformed> {
+        let length = usize::try_from(self.i16()?).map_err(|_| Malformed::Length)?;
+        std::str::from_utf8(self.bytes(length)?).map_err(|_| Malformed::Text)
+    }
+
     /// Skips the tagged fields at the end of a structure (KIP-482).
     pub fn skip_tags(&mut self) -> Result<(), Malformed> {
         for _ in 0..self.unsigned()? {

@@ -24,6 +24,7 @@
 mod answer;
 mod codes;
 mod link;
+mod login;
 mod partition;
 mod send;
 mod spare;
@@ -37,6 +38,7 @@ use std::time::{Duration, Instant};
 
 use crate::batch::{Batch, Constant, Record, Tag};
 use crate::message::{Broker, ProduceResult, ProducerIdentity};
+use crate::sasl::Mechanism;
 use link::Peers;
 use partition::Partition;
 use send::Load;
@@ -79,6 +81,8 @@ pub struct Settings {
     pub client_id: String,
     /// Where brokers are asked for the first time: names or addresses, and ports.
     pub bootstrap: Vec<(String, u16)>,
+    /// How brokers are told who we are; none: not at all.
+    pub sasl: Option<Mechanism>,
     /// A batch of so many bytes is full. A single record may be longer.
     pub batch_bytes: usize,
     /// How long a batch waits for more records while nothing of its partition is on its way.
@@ -98,6 +102,11 @@ pub enum Order {
         host: String,
         /// The port.
         port: u16,
+    },
+    /// Say who we are: [`Uplink::login`].
+    Login {
+        /// To the broker at its other end.
+        link: LinkId,
     },
     /// Forget the connection. Nothing of it is told any more.
     Close {

@@ -91,6 +91,7 @@ fn measure(case: Case) -> Measured {
         client_id: "millrace".into(),
         bootstrap: vec![("bootstrap".into(), 9092)],
         batch_bytes: case.batch_bytes,
+        sasl: None,
         linger: Duration::ZERO,
         request_timeout: Duration::from_secs(30),
     });

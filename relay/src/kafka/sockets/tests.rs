@@ -1,17 +1,33 @@
+use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener};
 use std::time::Instant;
 
 use super::*;
 
-const LINK: LinkId = LinkId(7);
+pub(super) const LINK: LinkId = LinkId(7);
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What was told, in words.
-type Told = Vec<String>;
+pub(super) type Told = Vec<String>;
 
-fn turn_until(sockets: &mut Sockets, wake: &Wake, is_over: impl Fn(&Told) -> bool) -> Told {
+pub(super) fn turn_until(
+    sockets: &mut Sockets,
+    wake: &Wake,
+    is_over: impl Fn(&Told) -> bool,
+) -> Told {
+    let (told, _) = turn_until_told(sockets, wake, |told, _| is_over(told));
+    told
+}
+
+/// What was told, and whether a connection takes bytes again.
+pub(super) fn turn_until_told(
+    sockets: &mut Sockets,
+    wake: &Wake,
+    is_over: impl Fn(&Told, bool) -> bool,
+) -> (Told, bool) {
+    let mut is_writable = false;
     let (begun, mut told) = (Instant::now(), Told::new());
-    while !is_over(&told) {
+    while !is_over(&told, is_writable) {
         assert!(begun.elapsed() < PATIENCE, "{told:?}");
         wake.announce_sleep();
         wake.wait_for(Duration::from_millis(50), Some(sockets.as_fd()));
@@ -21,17 +37,20 @@ fn turn_until(sockets: &mut Sockets, wake: &Wake, is_over: impl Fn(&Told) -> boo
             told.push(match event {
                 SocketEvent::Connected => "connected".to_owned(),
                 SocketEvent::Received(bytes) => String::from_utf8_lossy(bytes).into_owned(),
-                SocketEvent::Writable => return,
+                SocketEvent::Writable => {
+                    is_writable = true;
+                    return;
+                }
                 SocketEvent::Failed(error) => format!("failed: {error}"),
             });
         });
     }
-    told
+    (told, is_writable)
 }
 
 fn sockets() -> (Sockets, Wake) {
     let wake = Wake::new().expect("an eventfd");
-    (Sockets::new(wake.clone()).expect("an epoll"), wake)
+    (Sockets::new(wake.clone(), None).expect("an epoll"), wake)
 }
 
 #[test]

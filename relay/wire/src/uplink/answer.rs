@@ -12,15 +12,17 @@ use super::{
 use crate::message::{
     Metadata, ProduceResult, ProducerIdentity, Unusable, Versions, VersionsFormat,
     put_versions_request, read_header, read_init_producer_response, read_produce_response,
+    read_sasl_authenticate_response, read_sasl_handshake_response,
 };
 use crate::primitive::Malformed;
+use crate::sasl::SaslError;
 
 /// Longest answer. That about a topic of 32,767 partitions on 1,000 brokers has 2 MB.
 const MOST_ANSWER_BYTES: usize = 32 << 20;
 
 /// Why a connection is given up after an answer.
 #[derive(Debug, thiserror::Error)]
-enum Wrong {
+pub(super) enum Wrong {
     #[error("an answer cannot be read: {0}")]
     Malformed(#[from] Malformed),
     #[error("an answer to no question")]
@@ -29,6 +31,12 @@ enum Wrong {
     Order { asked: i32, answered: i32 },
     #[error(transparent)]
     Unusable(#[from] Unusable),
+    #[error("it does not take {mechanism}, but {taken}; see kafka.sasl")]
+    Mechanism { mechanism: &'static str, taken: String },
+    #[error("it refuses the login (error {code}): {reason}; see kafka.sasl")]
+    Login { code: i16, reason: String },
+    #[error(transparent)]
+    Sasl(#[from] SaslError),
 }
 
 impl Uplink {
@@ -82,7 +90,7 @@ impl Uplink {
                 }
                 What::Metadata => self.metadata.asked = None,
                 What::Identity => self.identity_question.asked = None,
-                What::Versions(_) => {}
+                What::Versions(_) | What::Mechanism | What::Message => {}
             }
         }
         // Perhaps there is another leader by now.
@@ -139,6 +147,12 @@ impl Uplink {
                 }
                 Err(unusable) => return Err(unusable.into()),
             },
+            What::Mechanism => {
+                self.mechanism_answered(id, &read_sasl_handshake_response(reader)?)?;
+            }
+            What::Message => {
+                self.message_answered(id, read_sasl_authenticate_response(reader)?, now)?;
+            }
             What::Metadata => {
                 let metadata = Metadata::read(reader, &self.settings.topic)?;
                 self.landed(id);
@@ -169,10 +183,7 @@ impl Uplink {
     }
 
     /// The oldest question of a connection is answered.
-    fn landed(&mut self, id: LinkId) -> Option<Flight> {
-        if self.peers.works(id) {
-            tracing::info!("Kafka: connected again");
-        }
+    pub(super) fn landed(&mut self, id: LinkId) -> Option<Flight> {
         self.peers.get(id)?.landed()
     }
 
@@ -182,12 +193,6 @@ impl Uplink {
             link.quiet_until = Some(now + Duration::from_millis(pause));
             let broker = format!("{}:{}", link.host, link.port);
             self.throttled.push_back((broker, throttle_ms));
-        }
-    }
-
-    fn greeted(&mut self, id: LinkId, versions: Versions, now: Instant) {
-        if let Some(link) = self.peers.get(id) {
-            (link.stage, link.since) = (Stage::Ready(versions), now);
         }
     }
 

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::batch::Batch;
 use crate::message::{Api, Versions, VersionsFormat};
+use crate::sasl::Exchange;
 
 /// A connection's name. None is used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -31,6 +32,8 @@ pub(super) enum Stage {
     Connecting,
     /// The broker was asked for its versions.
     Greeting,
+    /// It is to be told who we are; for the first time, or again because that holds for so long only.
+    Authenticating(Versions),
     /// It takes requests.
     Ready(Versions),
 }
@@ -47,6 +50,10 @@ pub(super) struct Flight {
 #[derive(Debug)]
 pub(super) enum What {
     Versions(VersionsFormat),
+    /// A mechanism to say who we are.
+    Mechanism,
+    /// A message of it.
+    Message,
     Metadata,
     Identity,
     /// The version, and batches: partition, and number in it.
@@ -57,6 +64,8 @@ impl What {
     pub(super) const fn api(&self) -> Api {
         match self {
             Self::Versions(_) => Api::ApiVersions,
+            Self::Mechanism => Api::SaslHandshake,
+            Self::Message => Api::SaslAuthenticate,
             Self::Metadata => Api::Metadata,
             Self::Identity => Api::InitProducerId,
             Self::Produce(..) => Api::Produce,
@@ -83,6 +92,10 @@ pub(super) struct Link {
     pub(super) quiet_until: Option<Instant>,
     /// It leads no more what was sent to it up to the request of this number, and has so long to answer.
     former_until: Option<(i32, Instant)>,
+    /// What was said of who we are, while that goes on.
+    pub(super) exchange: Option<Exchange>,
+    /// When it has to be said again.
+    pub(super) again_at: Option<Instant>,
 }
 
 impl Link {
@@ -114,10 +127,12 @@ impl Link {
     pub(super) fn deadline(&self, request_timeout: Duration) -> Option<Instant> {
         let patience = match self.stage {
             Stage::Connecting => Some(self.since + CONNECT_TIMEOUT),
-            Stage::Greeting | Stage::Ready(_) => self.flights.front().map(|flight| {
-                let records = matches!(flight.what, What::Produce(..));
-                flight.sent + if records { request_timeout } else { QUESTION_TIMEOUT }
-            }),
+            Stage::Greeting | Stage::Authenticating(_) | Stage::Ready(_) => {
+                self.flights.front().map(|flight| {
+                    let records = matches!(flight.what, What::Produce(..));
+                    flight.sent + if records { request_timeout } else { QUESTION_TIMEOUT }
+                })
+            }
         };
         patience.into_iter().chain(self.former_until.map(|(_, then)| then)).min()
     }
@@ -338,6 +353,8 @@ impl Peers {
             next_correlation: 0,
             quiet_until: None,
             former_until: None,
+            exchange: None,
+            again_at: None,
         });
         id
     }

@@ -29,9 +29,10 @@ impl Uplink {
         // What is to be sent may be what makes a question urgent.
         let sending = self.send(now);
         let asking = self.ask(now);
+        let again = self.authenticate_again(now);
         let timeout = self.settings.request_timeout;
         let patience = self.peers.links.iter().filter_map(|link| link.deadline(timeout)).min();
-        [asking, sending, patience].into_iter().flatten().min()
+        [asking, sending, again, patience].into_iter().flatten().min()
     }
 
     /// Gives up connections whose broker has not answered in time.

@@ -15,7 +15,8 @@ use kafka_protocol::messages::produce_response::{
 use kafka_protocol::messages::{
     ApiVersionsRequest, ApiVersionsResponse, BrokerId, InitProducerIdRequest,
     InitProducerIdResponse, MetadataRequest, MetadataResponse, ProduceRequest, ProduceResponse,
-    ProducerId, RequestHeader, ResponseHeader, TopicName,
+    ProducerId, RequestHeader, ResponseHeader, SaslAuthenticateRequest, SaslAuthenticateResponse,
+    SaslHandshakeRequest, SaslHandshakeResponse, TopicName,
 };
 use kafka_protocol::protocol::{Decodable, Encodable, StrBytes};
 use kafka_protocol::records::RecordBatchDecoder;
@@ -23,6 +24,18 @@ use kafka_protocol::records::RecordBatchDecoder;
 use crate::cluster::{Cluster, Odd, TOPIC};
 use crate::dice::Dice;
 use crate::log::Incoming;
+
+const SASL_HANDSHAKE: i16 = 17;
+
+/// What a request says of who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Says {
+    Nothing,
+    Mechanism,
+    Login,
+    /// That it is known.
+    Known,
+}
 
 /// A request that has come.
 #[derive(Debug)]
@@ -35,6 +48,8 @@ pub(crate) struct Request {
 #[derive(Debug)]
 enum Body {
     Versions,
+    Mechanism,
+    Login,
     Metadata,
     Identity,
     Produce(Option<u128>, Vec<(usize, Incoming)>),
@@ -43,13 +58,27 @@ enum Body {
 impl Request {
     /// Reads a request, without its length.
     pub(crate) fn read(mut frame: Bytes) -> Self {
-        let header = RequestHeader::decode(&mut frame, 2).expect("a header");
+        let is_flexible = frame[..2] != SASL_HANDSHAKE.to_be_bytes();
+        let header = RequestHeader::decode(&mut frame, if is_flexible { 2 } else { 1 });
+        let header = header.expect("a header");
         let version = header.request_api_version;
         let body = match (header.request_api_key, version) {
             (18, 3) => {
                 let request = ApiVersionsRequest::decode(&mut frame, version).expect("ApiVersions");
                 assert_eq!(&*request.client_software_name, "millrace");
                 Body::Versions
+            }
+            (SASL_HANDSHAKE, 1) => {
+                let request =
+                    SaslHandshakeRequest::decode(&mut frame, version).expect("SaslHandshake");
+                assert_eq!(&*request.mechanism, "PLAIN");
+                Body::Mechanism
+            }
+            (36, 2) => {
+                let request =
+                    SaslAuthenticateRequest::decode(&mut frame, version).expect("SaslAuthenticate");
+                assert_eq!(&*request.auth_bytes, b"\0simulation\0secret");
+                Body::Login
             }
             (3, 12) => {
                 let request = MetadataRequest::decode(&mut frame, version).expect("Metadata");
@@ -81,6 +110,16 @@ impl Request {
         }
     }
 
+    /// What it says of who asks.
+    pub(crate) fn says(&self) -> Says {
+        match self.body {
+            Body::Versions => Says::Nothing,
+            Body::Mechanism => Says::Mechanism,
+            Body::Login => Says::Login,
+            _ => Says::Known,
+        }
+    }
+
     /// Carries it out; the answer.
     pub(crate) fn answer(
         &self,
@@ -98,6 +137,22 @@ impl Request {
                 let is_old = incomplete > 0 && dice.one_in(incomplete);
                 let produce_max = if is_old { 8 } else { cluster.produce_max };
                 self.encode(0, &versions(produce_max))
+            }
+            Body::Mechanism => {
+                let plain = StrBytes::from_static_str("PLAIN");
+                let answer = SaslHandshakeResponse::default().with_mechanisms(vec![plain]);
+                let is_refused = cluster.refuses_login(dice);
+                self.encode(0, &answer.with_error_code(if is_refused { 33 } else { 0 }))
+            }
+            Body::Login => {
+                let mut answer = SaslAuthenticateResponse::default();
+                if cluster.refuses_login(dice) {
+                    answer.error_code = 58;
+                    answer.error_message = Some(StrBytes::from_static_str("not today"));
+                }
+                let holds = cluster.login.expect("somebody wants it").as_millis();
+                answer.session_lifetime_ms = i64::try_from(holds).expect("short");
+                self.encode(1, &answer)
             }
             Body::Metadata => {
                 let answer = metadata(cluster, node, dice, now);

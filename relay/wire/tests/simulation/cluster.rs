@@ -51,6 +51,8 @@ pub(crate) struct Faults {
 pub(crate) struct Cluster {
     pub(crate) nodes: usize,
     pub(crate) produce_max: i16,
+    /// Brokers have to be told who we are, which holds for so long; `ZERO`: for as long as the connection.
+    pub(crate) login: Option<Duration>,
     pub(crate) logs: Vec<Log>,
     pub(crate) truth: Vec<Leader>,
     pub(crate) topic_id: u128,
@@ -74,6 +76,7 @@ impl Cluster {
         Self {
             nodes,
             produce_max: 9 + i16::try_from(dice.below(5)).expect("small"),
+            login: dice.one_in(2).then(|| Duration::from_millis(dice.of(&[0, 0, 3000, 20_000]))),
             logs: (0..partitions).map(|_| Log::default()).collect(),
             truth,
             topic_id: 1,
@@ -98,6 +101,11 @@ impl Cluster {
         } else {
             *leader = Some(dice.below(self.nodes));
         }
+    }
+
+    /// A broker whose users are not known to it for a moment.
+    pub(crate) fn refuses_login(&self, dice: &mut Dice) -> bool {
+        self.faults.no_identity > 0 && dice.one_in(self.faults.no_identity)
     }
 
     pub(crate) fn next_election(&self) -> Option<Duration> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use millrace_wire::uplink::LinkId;
 
-use crate::broker::Request;
+use crate::broker::{Request, Says};
 use crate::cluster::Cluster;
 use crate::dice::Dice;
 
@@ -51,6 +51,9 @@ struct Connection {
     stage: Stage,
     /// A request that is not whole yet.
     partial: Vec<u8>,
+    /// What was said last of who asks, and until when that holds.
+    said: Says,
+    known_until: Duration,
     requests: VecDeque<Request>,
     /// When the broker is free for the next one.
     free: Duration,
@@ -118,6 +121,8 @@ impl Network {
             node,
             stage,
             partial: Vec::new(),
+            said: Says::Nothing,
+            known_until: Duration::ZERO,
             requests: VecDeque::new(),
             free: now,
             answers: VecDeque::new(),
@@ -253,7 +258,7 @@ impl Network {
     /// The brokers carry out what is due, one request of a connection after another. True if something was.
     pub(crate) fn serve(&mut self, cluster: &mut Cluster, now: Duration) -> bool {
         let Self { connections, dice, .. } = self;
-        let mut any = false;
+        let (mut any, mut over) = (false, None);
         let first = dice.below(connections.len());
         for place in 0..connections.len() {
             let place = (first + place) % connections.len();
@@ -263,6 +268,11 @@ impl Network {
             }
             any = true;
             let request = connection.requests.pop_front().expect("it is due");
+            if !connection.admits(&request, cluster, now) {
+                // As brokers do whose time for a login is over.
+                over = Some(place);
+                break;
+            }
             let bytes = request.answer(cluster, connection.node, dice, now);
             let delay = if !self.is_well && dice.one_in(30) { 2500 } else { 4 };
             connection.free = now + dice.millis(delay);
@@ -275,7 +285,10 @@ impl Network {
                 connection.answers.push_back(Answer { then, bytes, is_of_records });
             }
         }
-        connections.retain(|of| of.stage != Stage::Left || !of.requests.is_empty());
+        if let Some(place) = over {
+            self.break_one(place, cluster, now);
+        }
+        self.connections.retain(|of| of.stage != Stage::Left || !of.requests.is_empty());
         any
     }
 
@@ -353,6 +366,28 @@ impl Connection {
             self.partial.drain(..4 + length);
             self.free = self.free.max(then);
         }
+    }
+
+    /// Whether the broker carries out a request of whoever this is.
+    fn admits(&mut self, request: &Request, cluster: &Cluster, now: Duration) -> bool {
+        let Some(holds) = cluster.login else { return true };
+        match request.says() {
+            Says::Nothing => assert_eq!(self.said, Says::Nothing, "versions are asked for first"),
+            Says::Mechanism => {
+                assert_ne!(self.said, Says::Mechanism, "a mechanism twice");
+                self.said = Says::Mechanism;
+            }
+            Says::Login => {
+                assert_eq!(self.said, Says::Mechanism, "no mechanism");
+                self.said = Says::Login;
+                self.known_until = if holds.is_zero() { Duration::MAX } else { now + holds };
+            }
+            Says::Known => {
+                assert_eq!(self.said, Says::Login, "asked before it was said who asks");
+                return now <= self.known_until;
+            }
+        }
+        true
     }
 
     /// When the broker carries out the next request.

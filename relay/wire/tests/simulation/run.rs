@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use millrace_wire::batch::{Constant, Tag};
+use millrace_wire::sasl::{Login, Mechanism};
 use millrace_wire::uplink::{MOST_OF_PARTITION, Order, Refusal, Settings, Uplink};
 
 use crate::cluster::{Cluster, Faults, Odd, PORT, REFUSALS, REVOKED, TOPIC};
@@ -117,6 +118,7 @@ impl Run {
             client_id: "simulation".to_owned(),
             bootstrap: names.collect(),
             batch_bytes: dice.of(&[200, 600, 4000]),
+            sasl: cluster.login.map(|_| Mechanism::Plain),
             linger: Duration::from_millis(dice.of(&[0, 0, 5])),
             request_timeout: Duration::from_millis(dice.of(&[1500, 6000])),
         };
@@ -279,6 +281,16 @@ impl Run {
             match order {
                 Order::Connect { link, host, port } => {
                     self.network.connect(link, (&host, port), &self.cluster, self.now);
+                }
+                Order::Login { link } => {
+                    let (user, secret) = ("simulation".to_owned(), "secret".to_owned());
+                    let login = Login { user, secret };
+                    let now = self.instant();
+                    if self.network.is_well || !self.dice.one_in(20) {
+                        self.uplink.login(link, Ok((&login, "nonce".to_owned())), now);
+                    } else {
+                        self.uplink.login(link, Err(&"the file is not there"), now);
+                    }
                 }
                 Order::Close { link } => self.network.close(link, &mut self.cluster, self.now),
             }

@@ -5,6 +5,7 @@ mod clocks;
 mod offsets;
 mod rights;
 mod rolling;
+mod secured;
 mod topics;
 mod unclean;
 mod unreadable;

@@ -153,6 +153,7 @@ impl Producer {
             client_id: "fuzz".to_owned(),
             bootstrap: vec![(HOST.to_owned(), PORT)],
             batch_bytes: 1000,
+            sasl: None,
             linger: Duration::ZERO,
             request_timeout: Duration::from_secs(30),
         });
@@ -263,6 +264,7 @@ impl Producer {
                         self.uplink.failed(*link, &"refused", self.now);
                     }
                 }
+                Order::Login { .. } => panic!("nobody is to be told who we are"),
                 Order::Close { link } => self.open.retain(|open| open != link),
             }
             self.did.orders.push(order);

@@ -1,5 +1,6 @@
 //! Topics, watermarks, and a broker of one's own for the tests that hurt it.
 
+pub mod certificates;
 pub mod lasting;
 pub mod requests;
 pub mod three_brokers;

@@ -1,11 +1,14 @@
-//! What no client library here asks of a broker: rights, quotas and elections. Requests as the Kafka protocol guide
-//! has them, in versions without tagged fields.
+//! What no client library here asks of a broker: rights, quotas, elections and passwords. Requests as the Kafka
+//! protocol guide has them, in versions without tagged fields where there are some.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use millrace_wire::primitive::{NO_TAGS, Reader, put_str, put_unsigned};
+use millrace_wire::sasl::{Mechanism, salted_password};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const MOST_BYTES: usize = 1 << 20;
@@ -13,6 +16,7 @@ const CREATE_ACLS: (i16, i16) = (30, 1);
 const DELETE_ACLS: (i16, i16) = (31, 1);
 const ELECT_LEADERS: (i16, i16) = (43, 1);
 const ALTER_CLIENT_QUOTAS: (i16, i16) = (49, 0);
+const ALTER_USER_SCRAM_CREDENTIALS: (i16, i16) = (51, 0);
 
 /// What a right is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,6 +151,33 @@ pub fn elect_unclean(broker: &str, topic: &str, partition: i32) -> Result<()> {
     let mut rest = rest.get(8..).context("a short answer")?;
     let (code, text) = (number(&mut rest)?, string(&mut rest)?);
     ensure!(code == 0, "{topic} [{partition}] has no new leader: error {code} ({text})");
+    Ok(())
+}
+
+/// Has a broker know a user by this password, with a mechanism of the SCRAM family.
+pub fn set_password(broker: &str, mechanism: Mechanism, user: &str, password: &str) -> Result<()> {
+    const ROUNDS: NonZeroU32 = NonZeroU32::new(4096).unwrap();
+    const SALT: &[u8] = b"a salt of the tests";
+    let salted = salted_password(mechanism, password, SALT, ROUNDS);
+    let salted = salted.with_context(|| format!("{mechanism} knows no salt"))?;
+    // The header's tags; nothing to delete, and one to set.
+    let mut body = vec![NO_TAGS, 1, 2];
+    put_str(&mut body, user);
+    body.push(if mechanism == Mechanism::ScramSha256 { 1 } else { 2 });
+    body.extend(ROUNDS.get().to_be_bytes());
+    for bytes in [SALT, &salted] {
+        put_unsigned(&mut body, bytes.len() as u64 + 1);
+        body.extend_from_slice(bytes);
+    }
+    body.extend([NO_TAGS, NO_TAGS]);
+    let answer = ask(broker, ALTER_USER_SCRAM_CREDENTIALS, &body)?;
+    let mut reader = Reader::new(&answer);
+    reader.skip_tags()?;
+    reader.i32()?;
+    ensure!(reader.array_length()? == 1, "an answer about one user was expected");
+    reader.compact_str()?;
+    let (code, text) = (reader.i16()?, reader.compact_str()?);
+    ensure!(code == 0, "the broker does not take the password: error {code} ({text:?})");
     Ok(())
 }
 
