@@ -72,9 +72,13 @@ impl<'a> Headers<'a> {
 }
 
 /// What a header of a record is booked as. Those of protocols have a point in their name; the relay's
-/// own, which do not, are within `ring::MESSAGE_OVERHEAD_BYTES`.
+/// own, which do not, are within what each record is booked as.
 pub fn weight_of(name: &CStr, value_bytes: usize) -> usize {
-    let name = name.to_bytes();
+    weight_of_name(name.to_bytes(), value_bytes)
+}
+
+/// The same of a name without its NUL.
+pub fn weight_of_name(name: &[u8], value_bytes: usize) -> usize {
     if name.contains(&b'.') { PREFIX + name.len() + value_bytes } else { 0 }
 }
 
@@ -150,19 +154,33 @@ impl Decimal {
     /// Digits of `u64::MAX`.
     const LENGTH: usize = 20;
 
+    /// The numbers below 100, with two digits each.
+    const PAIRS: [[u8; 2]; 100] = {
+        let mut pairs = [[b'0'; 2]; 100];
+        let mut number = 0;
+        while number < 100 {
+            pairs[number as usize] = [b'0' + number / 10, b'0' + number % 10];
+            number += 1;
+        }
+        pairs
+    };
+
     /// Prints a number.
     #[inline]
     pub fn new(number: impl Into<u64>) -> Self {
         let mut number = number.into();
         let (mut digits, mut first) = ([b'0'; Self::LENGTH], Self::LENGTH);
-        loop {
-            first -= 1;
-            digits[first] += u8::try_from(number % 10).expect("a digit");
-            number /= 10;
-            if number == 0 {
-                return Self { digits, first };
-            }
+        while number >= 10 {
+            first -= 2;
+            let pair = Self::PAIRS[usize::try_from(number % 100).expect("below 100")];
+            digits[first..first + 2].copy_from_slice(&pair);
+            number /= 100;
         }
+        if number > 0 || first == Self::LENGTH {
+            first -= 1;
+            digits[first] += u8::try_from(number).expect("a digit");
+        }
+        Self { digits, first }
     }
 
     /// Its digits.

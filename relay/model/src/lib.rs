@@ -11,7 +11,7 @@ mod reply;
 mod server;
 
 pub use client::{ClientIdentity, IdentityKind};
-pub use headers::{Decimal, weight_of};
+pub use headers::{Decimal, weight_of, weight_of_name};
 pub use headers::{HeaderList, Headers, MAX_RECORD_HEADERS};
 pub use id::split_reply_key;
 pub use id::{ConnectionKey, Incarnation, KeyError, RelayId};

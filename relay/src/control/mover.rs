@@ -346,7 +346,7 @@ mod tests {
     #[test]
     fn a_server_must_read_what_was_acknowledged_whatever_end_is_told() {
         let (written, partition) = (Written::new(1), Partition(0));
-        written.acknowledged(partition, 8, true);
+        written.acknowledged(partition, (8, 1), true);
         assert_eq!(known_end(&written, partition, || Ok(5)), Ok(9));
         assert_eq!(known_end(&written, partition, || Ok(12)), Ok(12), "others write there too");
         let untold = KafkaError::Canceled;

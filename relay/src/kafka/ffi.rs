@@ -39,14 +39,17 @@ const FIXED_ARGUMENTS: usize = 7;
 /// Reports taken from an event at a time.
 const REPORT_ARRAY: usize = 256;
 
-/// A delivery report as librdkafka gives it.
+/// What became of a record, or of several that follow each other with the same token. librdkafka reports them
+/// one by one.
 #[derive(Debug)]
 pub(crate) struct NativeReport {
     pub(crate) partition: Partition,
-    /// Payload, and headers that are booked if the token says that there are any.
+    /// How many they are; one, if it was not delivered.
+    pub(crate) records: u32,
+    /// Of all of them: payload, and headers that are booked if the token says that there are any.
     pub(crate) booked_bytes: usize,
     pub(crate) token: u64,
-    /// Where it is; below 0 if it is nowhere, or the broker has not told.
+    /// Where the first of them is; below 0 if it is nowhere, or the broker has not told.
     pub(crate) offset: i64,
     pub(crate) error: Option<(RDKafkaErrorCode, NativeRecord)>,
 }
@@ -441,6 +444,7 @@ impl<C: Watched> NativeProducer<C> {
                 on_report(NativeReport {
                     // We produced it, with a partition that is a u16.
                     partition: Partition(u16::try_from(message.partition).unwrap_or(u16::MAX)),
+                    records: 1,
                     booked_bytes,
                     token,
                     offset: message.offset,

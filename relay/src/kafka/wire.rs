@@ -1,15 +1,14 @@
 //! The relay's own producer: `millrace_wire`'s state, and sockets. Both belong to the thread that produces;
 //! there is no other one.
 
-use std::ffi::CStr;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use millrace_wire::batch::{Constant, Record, Tag};
+use millrace_wire::batch::{Constant, Headers, Record, Tag};
 use millrace_wire::sasl::Login;
-use millrace_wire::uplink::{Order, Refusal, Settings, Uplink};
+use millrace_wire::uplink::{Fate, Order, Refusal, Settings, Uplink};
 use rdkafka::error::RDKafkaErrorCode;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use rustls::ClientConfig;
@@ -18,7 +17,7 @@ use crate::config::SaslSection;
 use crate::kafka::context::data_throttled;
 use crate::kafka::ffi::{NativeRecord, NativeReport};
 use crate::kafka::sockets::{SocketEvent, Sockets};
-use crate::model::Partition;
+use crate::model::{Partition, weight_of_name};
 use crate::ring::Wake;
 
 /// A producer for one topic.
@@ -46,25 +45,26 @@ impl WireProducer {
     }
 
     /// Takes a copy of a record: what was [encoded](Constant::encode) before, and the rest.
-    pub(crate) fn produce<'a>(
+    pub(crate) fn produce(
         &mut self,
         partition: Partition,
         (encoded, value): (&[u8], &[u8]),
         unix_ms: i64,
-        headers: impl Iterator<Item = (&'a CStr, &'a [u8])> + Clone,
+        headers: &impl Headers,
         tag: Tag,
     ) -> Result<(), RDKafkaErrorCode> {
-        let headers = headers.map(|(name, value)| (name.to_bytes(), value));
         let constant = Constant::from_bytes(encoded);
         let taken = self.uplink.push(partition.0, (unix_ms, constant, value), headers, tag);
         if taken { Ok(()) } else { Err(RDKafkaErrorCode::UnknownPartition) }
     }
 
     /// Sends and receives what there is, without waiting, and passes on reports for as long as there is
-    /// `room` for what they tell. False if there was nothing.
+    /// `room` for what they tell. False if there was nothing. `weighed` says of a token whether the headers of
+    /// its record are booked.
     pub(crate) fn poll(
         &mut self,
         room: impl Fn() -> bool,
+        weighed: impl Fn(u64) -> bool,
         mut on_report: impl FnMut(NativeReport),
     ) -> bool {
         let Self { uplink, sockets, sasl, deadline } = self;
@@ -96,13 +96,20 @@ impl WireProducer {
             data_throttled(&broker, u64::try_from(throttle_ms).unwrap_or_default());
         }
         any |= uplink.reports(room, |report| {
-            let error = report.result.err();
-            on_report(NativeReport {
-                partition: Partition(report.partition),
-                booked_bytes: report.tag.booked_bytes as usize,
-                token: report.tag.token,
-                offset: report.result.unwrap_or(-1),
-                error: error.map(|(refusal, record)| (code(refusal), copy(&record))),
+            let (partition, token) = (Partition(report.partition), report.token);
+            on_report(match report.fate {
+                Fate::Written { offset, records, booked_bytes } => {
+                    let booked_bytes = usize::try_from(booked_bytes).unwrap_or(usize::MAX);
+                    NativeReport { partition, records, booked_bytes, token, offset, error: None }
+                }
+                Fate::Refused(refusal, record) => NativeReport {
+                    partition,
+                    records: 1,
+                    booked_bytes: booked_bytes(&record, weighed(token)),
+                    token,
+                    offset: -1,
+                    error: Some((code(refusal), copy(&record))),
+                },
             });
         });
         any
@@ -163,6 +170,13 @@ const fn code(refusal: Refusal) -> RDKafkaErrorCode {
             _ => RDKafkaErrorCode::Unknown,
         },
     }
+}
+
+/// What a record was booked as. Of several that were given one after another the sum alone is kept.
+fn booked_bytes(record: &Record<'_>, weighed: bool) -> usize {
+    let headers = record.headers().filter(|_| weighed);
+    let weight: usize = headers.map(|(name, value)| weight_of_name(name, value.len())).sum();
+    record.value.map_or(0, <[u8]>::len) + weight
 }
 
 fn copy(record: &Record<'_>) -> NativeRecord {

@@ -16,7 +16,7 @@ use crate::kafka::context::LogContext;
 use crate::kafka::ffi::{NativeProducer, NativeReport};
 use crate::kafka::trust::{self, TrustError};
 use crate::kafka::wire::WireProducer;
-use crate::model::Partition;
+use crate::model::{Headers, Partition};
 use crate::ring::Wake;
 
 /// How long a broker may take for a batch (`request.timeout.ms` of librdkafka).
@@ -56,6 +56,39 @@ impl<'a> Constant<'a> {
     fn encode(self) -> Box<[u8]> {
         let headers = self.headers().map(|(name, value)| (name.to_bytes(), value));
         batch::Constant::encode(self.key, headers)
+    }
+}
+
+/// The headers of a record that follow its first ones.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct FurtherHeaders<'a> {
+    /// One of the relay's own, before the others.
+    pub(crate) first: Option<(&'static CStr, &'a [u8])>,
+    /// Those of its protocol.
+    pub(crate) of_protocol: Headers<'a>,
+    /// And one behind them.
+    pub(crate) last: Option<(&'static CStr, &'a [u8])>,
+}
+
+impl<'a> FurtherHeaders<'a> {
+    /// All of them, in order.
+    pub(crate) fn iter(self) -> impl Iterator<Item = (&'a CStr, &'a [u8])> + Clone {
+        self.first.into_iter().chain(self.of_protocol.iter()).chain(self.last)
+    }
+}
+
+impl batch::Headers for FurtherHeaders<'_> {
+    #[inline]
+    fn each(&self, mut each: impl FnMut(&[u8], &[u8])) {
+        if let Some((name, value)) = self.first {
+            each(name.to_bytes(), value);
+        }
+        if !self.of_protocol.is_empty() {
+            self.of_protocol.iter().for_each(|(name, value)| each(name.to_bytes(), value));
+        }
+        if let Some((name, value)) = self.last {
+            each(name.to_bytes(), value);
+        }
     }
 }
 
@@ -102,17 +135,17 @@ impl Writer {
     }
 
     /// Takes a copy of a record, whose headers follow the constant ones.
-    pub(crate) fn produce<'a>(
+    pub(crate) fn produce(
         &mut self,
         partition: Partition,
-        (constant, value): (Constant<'a>, &[u8]),
+        (constant, value): (Constant<'_>, &[u8]),
         unix_ms: i64,
-        headers: impl Iterator<Item = (&'a CStr, &'a [u8])> + Clone,
+        headers: &FurtherHeaders<'_>,
         tag: Tag,
     ) -> Result<(), RDKafkaErrorCode> {
         match self {
             Self::Librdkafka(native) => {
-                let headers = constant.headers().chain(headers);
+                let headers = constant.headers().chain(headers.iter());
                 native.produce(partition, constant.key, value, unix_ms, headers, tag.token)
             }
             Self::Millrace(wire) => match constant.encoded {
@@ -136,7 +169,7 @@ impl Writer {
     ) -> bool {
         match self {
             Self::Librdkafka(native) => native.poll(room, weighed, on_report) > 0,
-            Self::Millrace(wire) => wire.poll(room, on_report),
+            Self::Millrace(wire) => wire.poll(room, weighed, on_report),
         }
     }
 

@@ -36,9 +36,15 @@ impl Written {
         Self { parts: (0..partitions).map(|_| Part::default()).collect(), gone: AtomicU64::new(0) }
     }
 
-    /// A record was acknowledged at an offset, if the broker has told it. They only grow, unless the
-    /// topic was deleted and made again: what was acknowledged before is gone then.
-    pub(crate) fn acknowledged(&self, partition: Partition, offset: i64, is_message: bool) {
+    /// So many records were acknowledged, the first of them at this offset, if the broker has told it; either
+    /// all are messages or none is. Offsets only grow, unless the topic was deleted and made again: what was
+    /// acknowledged before is gone then.
+    pub(crate) fn acknowledged(
+        &self,
+        partition: Partition,
+        (offset, records): (i64, u32),
+        are_messages: bool,
+    ) {
         let Some(part) = self.parts.get(partition.index()) else { return };
         let add = |to: &AtomicU64, count| {
             to.store(to.load(Ordering::Relaxed) + count, Ordering::Release);
@@ -57,9 +63,9 @@ impl Written {
                 add(&self.gone, most);
                 part.messages.store(0, Ordering::Release);
             }
-            part.end.store(offset + 1, Ordering::Release);
+            part.end.store(offset + i64::from(records), Ordering::Release);
         }
-        add(&part.messages, u64::from(is_message));
+        add(&part.messages, if are_messages { records.into() } else { 0 });
     }
 
     /// Messages that were acknowledged in logs that are gone.
@@ -125,15 +131,14 @@ mod tests {
     fn an_offset_that_goes_back_says_that_the_log_is_another() {
         let written = Written::new(3);
         let part = Partition(1);
-        for offset in 5..9 {
-            written.acknowledged(part, offset, offset != 5);
-        }
-        written.acknowledged(part, -1, true);
+        written.acknowledged(part, (5, 1), false);
+        written.acknowledged(part, (6, 3), true);
+        written.acknowledged(part, (-1, 1), true);
         let is = |end, messages| written.parts().eq([(1, WrittenPart { end, messages })]);
         assert!(is(9, 4) && written.gone() == 0);
         assert_eq!([1, 0, 9].map(|of| written.end(Partition(of))), [9, 0, 0]);
-        written.acknowledged(part, 0, true);
-        assert!(is(1, 1) && written.gone() == 4);
+        written.acknowledged(part, (0, 2), true);
+        assert!(is(2, 2) && written.gone() == 4);
     }
 
     #[test]

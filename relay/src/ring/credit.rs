@@ -8,7 +8,10 @@ use crossbeam_utils::CachePadded;
 use crate::model::Partition;
 
 /// What a message costs beside its payload, as counted here: its record's key and headers, and
-/// librdkafka's own structures (about 0.5 KiB at 5 headers, measured with its mock broker).
+/// librdkafka's own structures (about 0.5 KiB at 5 headers, measured with its mock broker). With the relay's own
+/// producer a record takes about 166 bytes beside its payload (142 of them in the batch). It counts as much all the
+/// same: with 256, short messages have a longer window and are delivered no faster, but the relay's user time grows by
+/// a fifth, because records are out of the processor's cache when they are sent.
 pub const MESSAGE_OVERHEAD_BYTES: usize = 512;
 
 #[derive(Debug, Default)]

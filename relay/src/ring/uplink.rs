@@ -31,7 +31,9 @@ struct Record {
     offset: u32,
     headers: u32,
     length: u32,
-    kind: Kind,
+    /// A message's number; 0 for others, whose kinds are a list of their own. A [`Kind`] would be half as large
+    /// again, and slow to copy.
+    sequence: u64,
 }
 
 /// Records of one worker, in the order in which they came to be.
@@ -46,6 +48,8 @@ pub struct UplinkBatch {
     origins: Vec<Arc<Identity>>,
     payloads: Vec<u8>,
     records: Vec<Record>,
+    /// Of those that are no messages, in order.
+    others: Vec<Kind>,
 }
 
 impl UplinkBatch {
@@ -56,6 +60,7 @@ impl UplinkBatch {
             origins: Vec::new(),
             payloads: Vec::with_capacity(BATCH_BYTES),
             records: Vec::with_capacity(BATCH_RECORDS),
+            others: Vec::new(),
         }
     }
 
@@ -72,6 +77,7 @@ impl UplinkBatch {
     /// The records: whose, what about, headers, payload, and Unix milliseconds.
     pub fn records(&self) -> impl Iterator<Item = (&Arc<Identity>, Kind, Headers<'_>, &[u8], i64)> {
         let mut times = self.times.iter().peekable();
+        let mut others = self.others.iter();
         let mut unix_ms = 0;
         (0..).zip(&self.records).map(move |(number, record)| {
             while let Some((_, time)) = times.next_if(|(from, _)| *from <= number) {
@@ -79,9 +85,13 @@ impl UplinkBatch {
             }
             let start = record.offset as usize;
             let payload = start + record.headers as usize;
+            let kind = match record.sequence {
+                0 => *others.next().expect("each has one"),
+                sequence => Kind::Message { sequence },
+            };
             (
                 &self.origins[record.origin as usize],
-                record.kind,
+                kind,
                 Headers::from_bytes(&self.payloads[start..payload]),
                 &self.payloads[payload..payload + record.length as usize],
                 unix_ms,
@@ -100,6 +110,8 @@ impl UplinkBatch {
         self.payloads.shrink_to(4 * BATCH_BYTES);
         self.records.clear();
         self.records.shrink_to(4 * BATCH_RECORDS);
+        self.others.clear();
+        self.others.shrink_to(BATCH_RECORDS);
     }
 }
 
@@ -185,7 +197,11 @@ impl UplinkSender {
         batch.payloads.extend_from_slice(headers);
         batch.payloads.extend_from_slice(payload);
         let headers = u32::try_from(headers.len()).expect("headers are limited far below 4 GiB");
-        batch.records.push(Record { origin: origin.index, offset, headers, length, kind });
+        let sequence = kind.message_number();
+        if sequence == 0 {
+            batch.others.push(kind);
+        }
+        batch.records.push(Record { origin: origin.index, offset, headers, length, sequence });
     }
 
     /// Hands the batch over, if it has records and there is an empty one to go on with. False if it

@@ -87,15 +87,16 @@ impl Lateness {
         self.partitions[partition.index()].produced += 1;
     }
 
-    /// It has its report; with an offset, it was acknowledged.
-    pub(crate) fn reported(&mut self, partition: Partition, offset: Option<i64>) {
+    /// So many have their report; with an offset, which is the first one's, they were acknowledged.
+    pub(crate) fn reported(&mut self, partition: Partition, records: u32, offset: Option<i64>) {
         let Some(written) = self.partitions.get_mut(partition.index()) else { return };
-        written.reported += 1;
+        written.reported += u64::from(records);
         if let Some(offset) = offset {
             if written.fresh.is_none() && written.cut.is_none() {
                 self.touched.push(partition);
             }
-            written.fresh = join(written.fresh, Some((offset, offset)));
+            let last = offset + i64::from(records.max(1)) - 1;
+            written.fresh = join(written.fresh, Some((offset, last)));
         }
     }
 
@@ -358,7 +359,7 @@ mod tests {
         fn write(&mut self, offsets: RangeInclusive<i64>) {
             for offset in offsets {
                 self.lateness.produced(PARTITION);
-                self.lateness.reported(PARTITION, Some(offset));
+                self.lateness.reported(PARTITION, 1, Some(offset));
             }
         }
     }
@@ -413,18 +414,18 @@ mod tests {
         for _ in 0..3 {
             relay.lateness.produced(PARTITION);
         }
-        relay.lateness.reported(PARTITION, Some(5));
+        relay.lateness.reported(PARTITION, 1, Some(5));
         relay.speak(nothing).speak(nothing);
         relay.speak(|leases| {
             leases.set(PARTITION, "a", 1, 0, false);
             leases.set(PARTITION, "b", 2, 6, true);
         });
         assert!(relay.found.is_empty());
-        relay.lateness.reported(PARTITION, Some(8));
+        relay.lateness.reported(PARTITION, 1, Some(8));
         relay.speak(nothing).speak(nothing);
         assert_eq!(relay.found, [8..=8]);
         relay.write(9..=9);
-        relay.lateness.reported(PARTITION, Some(10));
+        relay.lateness.reported(PARTITION, 1, Some(10));
         relay.speak(nothing).speak(nothing);
         assert_eq!(relay.found, [8..=8, 9..=10]);
         relay.write(11..=20);

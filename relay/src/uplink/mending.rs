@@ -120,7 +120,7 @@ impl Mending {
 
     /// Takes a report; it comes back if it is final.
     pub(crate) fn report(&mut self, mut report: NativeReport) -> Option<NativeReport> {
-        self.under_way = self.under_way.saturating_sub(1);
+        self.under_way = self.under_way.saturating_sub(report.records.into());
         let tried = std::mem::take(&mut self.trying);
         let Some((code, record)) = report.error.take() else {
             if !tried && !self.failed.is_empty() {
@@ -181,6 +181,7 @@ mod tests {
         let record = NativeRecord { key: vec![], value: vec![number], headers: vec![] };
         NativeReport {
             partition: Partition(0),
+            records: 1,
             booked_bytes: 1,
             offset: -1,
             token: slot << 32,

@@ -1,6 +1,5 @@
 //! The producer behind one small trait, so that a faulty one can take its place in tests.
 
-use std::ffi::CString;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,10 +11,10 @@ use crate::config::Config;
 use crate::kafka::BatchLimits;
 use crate::kafka::clock::{NO_TIME, brokers_clock};
 use crate::kafka::ffi::{NativeRecord, NativeReport};
-use crate::kafka::writer::{Constant, Writer, WriterError};
+use crate::kafka::writer::{Constant, FurtherHeaders, Writer, WriterError};
 use crate::kafka::written::Written;
 use crate::model::{
-    Decimal, DeliveryFailure, Headers, Identity, Incarnation, Kind, Partition, header,
+    Decimal, DeliveryFailure, HeaderList, Headers, Identity, Incarnation, Kind, Partition, header,
 };
 use crate::ring::Wake;
 use crate::undelivered::deadletter::Refused;
@@ -39,14 +38,16 @@ pub(crate) fn delivery_failure(code: RDKafkaErrorCode) -> DeliveryFailure {
     }
 }
 
-/// What became of a record.
+/// What became of a record, or of several of one connection that follow each other.
 #[derive(Clone, Copy, Debug)]
 pub struct Report {
-    /// Its partition.
+    /// Their partition.
     pub partition: Partition,
-    /// Its payload, and what headers its protocol has given it.
+    /// How many they are; one, if it was refused.
+    pub records: u32,
+    /// Their payloads, and what headers their protocol has given them.
     pub booked_bytes: usize,
-    /// Whose it was.
+    /// Whose they were.
     pub token: Token,
     /// The number of a refused message in its connection; of others 0.
     pub message: u64,
@@ -65,7 +66,7 @@ pub enum ProduceError {
     Refused(DeliveryFailure),
 }
 
-/// Takes records and reports on each exactly once. Records of one partition are delivered in the
+/// Takes records and reports on each exactly once, on several at a time where it may. Records of one partition are delivered in the
 /// order in which they were taken.
 pub trait Producer: Send {
     /// Takes a copy of a record; its timestamp is in Unix milliseconds.
@@ -179,16 +180,17 @@ impl KafkaProducer {
     /// False if it is not taken now.
     fn send_again(&mut self, again: &Again) -> bool {
         let NativeRecord { key, value, headers } = &again.record;
-        let named =
-            |(name, value): &(String, Vec<u8>)| Some((CString::new(&**name).ok()?, value.clone()));
-        let headers: Vec<_> = headers.iter().filter_map(named).collect();
+        let mut list = HeaderList::default();
+        for (name, value) in headers {
+            list.push(name.as_bytes(), value);
+        }
         let unix_ms = if self.mending.is_timeless() { NO_TIME } else { brokers_clock().unix_ms() };
-        let headers = headers.iter().map(|(name, value)| (&**name, &**value));
+        let headers = FurtherHeaders { of_protocol: list.headers(), ..FurtherHeaders::default() };
         let NativeReport { partition, token, booked_bytes, .. } = again.report;
         let tag = Tag { token, booked_bytes: u32::try_from(booked_bytes).unwrap_or(u32::MAX) };
         let constant = Constant { key, headers: &[], encoded: None };
         let record = (constant, &**value);
-        let sent = self.writer.produce(partition, record, unix_ms, headers, tag).is_ok();
+        let sent = self.writer.produce(partition, record, unix_ms, &headers, tag).is_ok();
         if sent {
             self.lateness.produced(partition);
         }
@@ -215,10 +217,12 @@ impl KafkaProducer {
             Err(failure)
         });
         if result.is_ok() {
-            written.acknowledged(report.partition, report.offset, !token.control);
+            let place = (report.offset, report.records);
+            written.acknowledged(report.partition, place, !token.control);
         }
         on_report(Report {
             partition: report.partition,
+            records: report.records,
             booked_bytes: report.booked_bytes,
             token,
             message,
@@ -282,11 +286,8 @@ impl Producer for KafkaProducer {
             headers: identity.headers_of(kind),
             encoded: kind.is_message().then_some(&identity.encoded),
         };
-        let headers = name
-            .map(|name| (header::KIND, name.as_bytes()))
-            .into_iter()
-            .chain(of_protocol.iter())
-            .chain(more);
+        let first = name.map(|name| (header::KIND, name.as_bytes()));
+        let headers = FurtherHeaders { first, of_protocol, last: more };
         let booked_bytes = payload.len() + of_protocol.weight();
         let tag = Tag {
             token: token(identity, kind, of_protocol).pack(),
@@ -298,7 +299,7 @@ impl Producer for KafkaProducer {
         let produced = if self.leases.is_over(partition, identity.epoch) {
             Err(DeliveryFailure::LeaseOver)
         } else {
-            match self.writer.produce(partition, record, unix_ms, headers.clone(), tag) {
+            match self.writer.produce(partition, record, unix_ms, &headers, tag) {
                 Err(RDKafkaErrorCode::QueueFull) => return Err(ProduceError::Full),
                 produced => produced.map_err(delivery_failure),
             }
@@ -313,7 +314,7 @@ impl Producer for KafkaProducer {
             Err(_) if kind.is_message() && !self.has_room() => Err(ProduceError::Full),
             Err(failure) => {
                 if kind.is_message() {
-                    let headers = constant.headers().chain(headers);
+                    let headers = constant.headers().chain(headers.iter());
                     self.intake
                         .hand_in_refused(Refused::at_once(failure, identity, payload, headers));
                 }
@@ -329,7 +330,8 @@ impl Producer for KafkaProducer {
         let was_active = mending.is_active();
         let any = writer.poll(room, weighed, |report| {
             let is_there = report.error.is_none() && report.offset >= 0;
-            lateness.reported(report.partition, is_there.then_some(report.offset));
+            let offset = is_there.then_some(report.offset);
+            lateness.reported(report.partition, report.records, offset);
             if let Some(report) = mending.report(report) {
                 Self::settle((intake, written), report, on_report);
             }

@@ -1,12 +1,20 @@
 //! Record batches of format 2 (<https://kafka.apache.org/documentation/#recordbatch>), uncompressed.
 //!
 //! A record is written once, behind room for the batch's header; the header is written when the batch is to
-//! be sent, and again if its sequence number has to change.
+//! be sent, and again if its sequence number has to change. The memory is [chunks], which batches share one
+//! after another: a batch takes as much as it is long, and nothing is moved when it grows.
+//!
+//! [chunks]: Chunks
 
+mod chunks;
 mod constant;
+mod write;
 
-use crate::primitive::{MOST_VARINT_BYTES, Malformed, Reader, put_signed, put_unsigned};
+use crate::primitive::{Malformed, Reader};
+use write::Sizes;
 
+use chunks::Chunk;
+pub use chunks::{CHUNK_BYTES, Chunks};
 pub use constant::Constant;
 
 /// Bytes of a batch's header, with the offset and the length before it.
@@ -27,9 +35,6 @@ mod place {
     pub(super) const COUNT: usize = 57;
 }
 
-/// Of the length of a record of 64 bytes to 8 KiB.
-const USUAL_LENGTH_BYTES: usize = 2;
-
 /// By whom and as the how-many-eth a batch is written (KIP-98).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sequence {
@@ -46,24 +51,75 @@ pub const fn sequence_after(first: i32, count: u32) -> i32 {
     (first.cast_unsigned().wrapping_add(count) & i32::MAX.cast_unsigned()).cast_signed()
 }
 
+/// Headers of a record: name and value.
+///
+/// They are gone through more than once for a record, and that is on the hot path: the state of a chain of
+/// iterators, copied each time, costs as much as to write them.
+pub trait Headers {
+    /// All of them, in order.
+    fn each(&self, each: impl FnMut(&[u8], &[u8]));
+}
+
+impl<'a, I: Iterator<Item = (&'a [u8], &'a [u8])> + Clone> Headers for I {
+    fn each(&self, mut each: impl FnMut(&[u8], &[u8])) {
+        self.clone().for_each(|(name, value)| each(name, value));
+    }
+}
+
 /// What a record's writer wants to know of it when its fate is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tag {
-    /// Whatever the writer chooses.
+    /// Whose it is, or whatever else the writer chooses. Records that follow each other with the same token are
+    /// told of together.
     pub token: u64,
     /// The bytes that it has booked for the record.
     pub booked_bytes: u32,
 }
 
-/// Records of one partition in wire format, and a tag for each.
-#[derive(Clone, Debug, Default)]
+/// Records that follow each other with the same token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// Their token.
+    pub token: u64,
+    /// The bytes booked for all of them.
+    pub booked_bytes: u64,
+    /// How many they are.
+    pub records: u32,
+}
+
+/// Records of one partition in wire format, and whose they are.
+#[derive(Clone, Debug)]
 pub struct Batch {
-    bytes: Vec<u8>,
-    tags: Vec<Tag>,
+    /// All full but the last.
+    chunks: Vec<Chunk>,
+    /// Bytes in them.
+    size: usize,
+    runs: Vec<Run>,
+    count: u32,
     base_time: i64,
     most_time: i64,
-    /// The bytes and the latest time before the last record.
-    before_last: (usize, i64),
+    /// Up to where the CRC of the records is known, and what it is. It is calculated while they are in the
+    /// processor's cache, and not when the batch is sent, which may be much later.
+    summed: (usize, u32),
+}
+
+/// Nothing but the header, which comes last.
+const NOT_SUMMED: (usize, u32) = (HEADER_BYTES, 0);
+/// Bytes whose CRC is calculated at once.
+const SUM_BYTES: usize = 8 << 10;
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self {
+            chunks: Vec::new(),
+            size: 0,
+            runs: Vec::new(),
+            count: 0,
+            base_time: 0,
+            most_time: 0,
+            summed: NOT_SUMMED,
+        }
+    }
 }
 
 impl Batch {
@@ -72,120 +128,172 @@ impl Batch {
         Self::default()
     }
 
-    /// Takes all records out; the memory stays, up to `most_bytes` for records and as much for tags.
-    pub fn clear(&mut self, most_bytes: usize) {
-        self.bytes.clear();
-        self.bytes.shrink_to(most_bytes);
-        self.tags.clear();
-        self.tags.shrink_to(most_bytes / size_of::<Tag>());
+    /// Calculates the CRC of what was written since the last time.
+    fn sum(&mut self) {
+        let (from, mut crc) = self.summed;
+        let starts = (0..self.size).step_by(CHUNK_BYTES);
+        for (at, piece) in starts.zip(self.pieces()).skip(from / CHUNK_BYTES) {
+            crc = crc32c::crc32c_append(crc, &piece[from.saturating_sub(at)..]);
+        }
+        self.summed = (self.size, crc);
     }
 
-    /// The memory that it takes, filled or not.
-    pub(crate) fn memory(&self) -> usize {
-        size_of::<Self>() + self.bytes.capacity() + self.tags.capacity() * size_of::<Tag>()
+    /// Takes all records out.
+    pub fn clear(&mut self, chunks: &mut Chunks) {
+        self.chunks.drain(..).for_each(|chunk| chunks.put(chunk));
+        self.runs.clear();
+        (self.size, self.count, self.summed) = (0, 0, NOT_SUMMED);
     }
 
-    /// Appends a record; its time is in Unix milliseconds, or -1. Its headers follow the constant ones.
-    pub fn push<'a>(
+    /// The memory that it keeps when it is cleared.
+    pub(crate) fn kept_memory(&self) -> usize {
+        self.chunks.capacity() * size_of::<Chunk>() + self.runs.capacity() * size_of::<Run>()
+    }
+
+    /// Appends a record; its time is in Unix milliseconds, or -1. Its headers follow the constant ones. False
+    /// if the batch would have more than `most_bytes` with it; one that is alone may.
+    #[inline]
+    pub fn push(
         &mut self,
-        time: i64,
-        constant: Constant<'_>,
-        value: &[u8],
-        headers: impl Iterator<Item = (&'a [u8], &'a [u8])>,
+        (chunks, most_bytes): (&mut Chunks, usize),
+        (time, constant, value): (i64, Constant<'_>, &[u8]),
+        headers: &impl Headers,
         tag: Tag,
-    ) {
-        let out = &mut self.bytes;
-        if self.tags.is_empty() {
-            out.clear();
-            out.resize(HEADER_BYTES, 0);
+    ) -> bool {
+        let is_first = self.count == 0;
+        if is_first {
             (self.base_time, self.most_time) = (time, time);
         }
-        self.before_last = (out.len(), self.most_time);
+        let time_delta = time.wrapping_sub(self.base_time);
+        let sizes = Sizes::new((time_delta, self.count), constant, value, headers);
+        let start = if is_first { HEADER_BYTES } else { self.size };
+        let end = start + sizes.bytes();
+        if end > most_bytes && !is_first {
+            return false;
+        }
+        while self.chunks.len() * CHUNK_BYTES < end {
+            self.chunks.push(chunks.take());
+        }
+        sizes.write((&mut self.chunks, start), constant, value, headers);
+        (self.size, self.count) = (end, self.count + 1);
         self.most_time = self.most_time.max(time);
-        // The lengths of the record and of its headers stand before them. Most take so many bytes.
-        let start = out.len();
-        out.extend_from_slice(&[0; USUAL_LENGTH_BYTES]);
-        out.push(0);
-        put_signed(out, time.wrapping_sub(self.base_time));
-        put_length(out, self.tags.len());
-        out.extend_from_slice(constant.key);
-        put_bytes(out, value);
-        let place_of_count = out.len();
-        out.push(0);
-        out.extend_from_slice(constant.headers);
-        let mut count = constant.count;
-        headers.for_each(|(name, value)| {
-            put_bytes(out, name);
-            put_bytes(out, value);
-            count += 1;
-        });
-        set_length_at(out, place_of_count, 1, count);
-        let size = out.len() - start - USUAL_LENGTH_BYTES;
-        set_length_at(out, start, USUAL_LENGTH_BYTES, size);
-        self.tags.push(tag);
-    }
-
-    /// Takes the record out again that was appended last. Once.
-    pub fn take_back(&mut self) {
-        let (length, most_time) = self.before_last;
-        self.bytes.truncate(length);
-        self.most_time = most_time;
-        self.tags.pop();
+        if end - self.summed.0 >= SUM_BYTES {
+            self.sum();
+        }
+        match self.runs.last_mut() {
+            Some(run) if run.token == tag.token => {
+                run.records += 1;
+                run.booked_bytes += u64::from(tag.booked_bytes);
+            }
+            _ => {
+                let Tag { token, booked_bytes } = tag;
+                self.runs.push(Run { token, booked_bytes: booked_bytes.into(), records: 1 });
+            }
+        }
+        true
     }
 
     /// Number of records.
     pub fn count(&self) -> u32 {
-        u32::try_from(self.tags.len()).expect("a batch is far below 4 GiB")
+        self.count
     }
 
     /// True if there is no record.
     pub fn is_empty(&self) -> bool {
-        self.tags.is_empty()
+        self.count == 0
     }
 
     /// Bytes on the wire.
     pub fn size(&self) -> usize {
-        self.bytes.len()
+        self.size
     }
 
     /// Writes the header. After this the batch can be sent.
     pub fn seal(&mut self, sequence: Sequence) {
-        let count = self.count();
-        let Some(header) = self.bytes.first_chunk_mut::<HEADER_BYTES>() else { return };
+        let (count, size) = (self.count, self.size);
+        let Some(first) = self.chunks.first_mut().filter(|_| count > 0) else { return };
         let mut put = |place: usize, value: &[u8]| {
-            header[place..place + value.len()].copy_from_slice(value);
+            first[place..place + value.len()].copy_from_slice(value);
         };
+        let length = u32::try_from(size - place::LEADER_EPOCH).unwrap_or(u32::MAX);
+        put(0, &0_i64.to_be_bytes());
+        put(place::LENGTH, &length.to_be_bytes());
         put(place::LEADER_EPOCH, &(-1_i32).to_be_bytes());
         put(place::MAGIC, &[2]);
         put(place::ATTRIBUTES, &[0, 0]);
-        put(place::LAST_OFFSET_DELTA, &count.saturating_sub(1).to_be_bytes());
+        put(place::LAST_OFFSET_DELTA, &(count - 1).to_be_bytes());
         put(place::BASE_TIME, &self.base_time.to_be_bytes());
         put(place::MOST_TIME, &self.most_time.to_be_bytes());
         put(place::PRODUCER_ID, &sequence.producer_id.to_be_bytes());
         put(place::PRODUCER_EPOCH, &sequence.epoch.to_be_bytes());
         put(place::BASE_SEQUENCE, &sequence.first.to_be_bytes());
         put(place::COUNT, &count.to_be_bytes());
-        let length = u32::try_from(self.bytes.len() - place::LEADER_EPOCH).unwrap_or(u32::MAX);
-        self.bytes[place::LENGTH..place::LEADER_EPOCH].copy_from_slice(&length.to_be_bytes());
-        let crc = crc32c::crc32c(&self.bytes[place::ATTRIBUTES..]);
-        self.bytes[place::CRC..place::ATTRIBUTES].copy_from_slice(&crc.to_be_bytes());
+        let of_header = crc32c::crc32c(&first[place::ATTRIBUTES..HEADER_BYTES]);
+        let crc = if self.summed == NOT_SUMMED {
+            // All of it is in the first chunk: that is quicker than to join two.
+            crc32c::crc32c_append(of_header, &first[HEADER_BYTES..size])
+        } else {
+            self.sum();
+            crc32c::crc32c_combine(of_header, self.summed.1, size - HEADER_BYTES)
+        };
+        self.chunks[0][place::CRC..place::ATTRIBUTES].copy_from_slice(&crc.to_be_bytes());
     }
 
-    /// Header and records, as they go over the wire.
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.bytes
+    /// Header and records, as they go over the wire one behind the other.
+    pub fn pieces(&self) -> impl Iterator<Item = &[u8]> {
+        let starts = (0..self.size).step_by(CHUNK_BYTES);
+        starts.zip(&self.chunks).map(|(at, chunk)| &chunk[..CHUNK_BYTES.min(self.size - at)])
     }
 
-    /// The records, with their tags.
-    pub fn records(&self) -> impl Iterator<Item = (Record<'_>, Tag)> {
-        let mut reader = Reader::new(self.bytes.get(HEADER_BYTES..).unwrap_or_default());
+    /// The same, copied.
+    pub fn to_vec(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.size);
+        self.pieces().for_each(|piece| bytes.extend_from_slice(piece));
+        bytes
+    }
+
+    /// A copy of the records, to be looked at one by one.
+    pub fn records(&self) -> Records {
+        Records { bytes: self.to_vec(), taken: HEADER_BYTES, runs: self.runs.clone(), run: 0 }
+    }
+
+    /// Whose the records are, in order.
+    pub fn runs(&self) -> &[Run] {
+        &self.runs
+    }
+}
+
+/// Records of a batch.
+#[derive(Debug)]
+pub struct Records {
+    bytes: Vec<u8>,
+    /// Those of them that are read.
+    taken: usize,
+    /// Each with those of its records that are not.
+    runs: Vec<Run>,
+    /// The first that has any.
+    run: usize,
+}
+
+impl Records {
+    /// The next one, and its token.
+    pub fn read(&mut self) -> Option<(Record<'_>, u64)> {
+        let run = self.runs.get_mut(self.run)?;
+        let token = run.token;
+        run.records -= 1;
+        if run.records == 0 {
+            self.run += 1;
+        }
+        let mut reader = Reader::new(&self.bytes[self.taken..]);
         // They are our own: each can be read.
-        self.tags.iter().map_while(move |tag| Some((Record::read(&mut reader).ok()?, *tag)))
+        let record = Record::read(&mut reader).ok()?;
+        self.taken = self.bytes.len() - reader.rest().len();
+        Some((record, token))
     }
 
-    /// The tags of all records, in order.
-    pub fn tags(&self) -> impl Iterator<Item = Tag> {
-        self.tags.iter().copied()
+    /// True if all were read.
+    pub fn is_empty(&self) -> bool {
+        self.run == self.runs.len()
     }
 }
 
@@ -225,32 +333,6 @@ impl<'a> Record<'a> {
             Some((name, reader.varint_bytes().ok()?.unwrap_or_default()))
         })
     }
-}
-
-fn put_length(out: &mut Vec<u8>, length: usize) {
-    put_unsigned(out, (length as u64) << 1);
-}
-
-/// Writes a length where so many bytes are kept for it. If it takes more or fewer, what follows moves.
-fn set_length_at(out: &mut Vec<u8>, place: usize, kept: usize, length: usize) {
-    let (mut bytes, mut count, mut rest) = ([0; MOST_VARINT_BYTES], 0, (length as u64) << 1);
-    while rest >= 0x80 {
-        bytes[count] = rest.to_le_bytes()[0] | 0x80;
-        rest >>= 7;
-        count += 1;
-    }
-    bytes[count] = rest.to_le_bytes()[0];
-    let bytes = &bytes[..=count];
-    if bytes.len() == kept {
-        out[place..place + kept].copy_from_slice(bytes);
-    } else {
-        out.splice(place..place + kept, bytes.iter().copied());
-    }
-}
-
-fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
-    put_length(out, bytes.len());
-    out.extend_from_slice(bytes);
 }
 
 #[cfg(test)]

@@ -165,7 +165,7 @@ impl<'a> Reader<'a> {
 pub const MOST_VARINT_BYTES: usize = 10;
 
 /// The unsigned number that stands for a signed one, so that small ones of either sign are short.
-const fn zigzag(value: i64) -> u64 {
+pub(crate) const fn zigzag(value: i64) -> u64 {
     (value << 1 ^ value >> 63).cast_unsigned()
 }
 
@@ -176,11 +176,6 @@ pub fn put_unsigned(out: &mut Vec<u8>, mut value: u64) {
         value >>= 7;
     }
     out.push(value.to_le_bytes()[0]);
-}
-
-/// Appends a `VARINT` or a `VARLONG`, which differ in their range alone.
-pub fn put_signed(out: &mut Vec<u8>, value: i64) {
-    put_unsigned(out, zigzag(value));
 }
 
 /// Appends a `COMPACT_STRING`.
@@ -213,8 +208,8 @@ mod tests {
         #[test]
         fn numbers_come_back(value in any::<i64>(), short in any::<i32>(), unsigned in any::<u32>()) {
             let mut out = Vec::new();
-            put_signed(&mut out, value);
-            put_signed(&mut out, short.into());
+            put_unsigned(&mut out, zigzag(value));
+            put_unsigned(&mut out, zigzag(short.into()));
             put_unsigned(&mut out, unsigned.into());
             let mut reader = Reader::new(&out);
             prop_assert_eq!(reader.varlong(), Ok(value));

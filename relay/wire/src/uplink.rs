@@ -36,7 +36,7 @@ use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::batch::{Batch, Constant, Record, Tag};
+use crate::batch::{Batch, Constant, Headers, Record, Records, Tag};
 use crate::message::{Broker, ProduceResult, ProducerIdentity};
 use crate::sasl::Mechanism;
 use link::Peers;
@@ -125,16 +125,31 @@ pub enum Refusal {
     Purged,
 }
 
-/// What became of a record.
+/// What became of one record, or of several that were given one after another.
 #[derive(Clone, Copy, Debug)]
 pub struct Report<'a> {
-    /// Its partition.
+    /// Their partition.
     pub partition: u16,
-    /// What was given with it.
-    pub tag: Tag,
-    /// Its offset, which is below 0 if the broker has written it but does not know where; or why it was not
-    /// written, and the record.
-    pub result: Result<i64, (Refusal, Record<'a>)>,
+    /// The token that was given with each of them.
+    pub token: u64,
+    /// What became of them.
+    pub fate: Fate<'a>,
+}
+
+/// What became of records.
+#[derive(Clone, Copy, Debug)]
+pub enum Fate<'a> {
+    /// They are written.
+    Written {
+        /// Where the first of them is; below 0 if the broker does not know.
+        offset: i64,
+        /// How many they are.
+        records: u32,
+        /// The bytes that were booked for all of them.
+        booked_bytes: u64,
+    },
+    /// This one is not written.
+    Refused(Refusal, Record<'a>),
 }
 
 /// A batch whose fate is known.
@@ -143,8 +158,8 @@ struct Settled {
     partition: u16,
     batch: Arc<Batch>,
     result: Result<i64, Refusal>,
-    /// Records that were reported.
-    reported: usize,
+    /// Those of a refused one that are not reported, once the first of them is.
+    rest: Option<Records>,
 }
 
 /// What is known of the topic.
@@ -242,22 +257,24 @@ impl Uplink {
 
     /// Takes a copy of a record, to be written after those that were taken before it for the same
     /// partition. False if there is no such partition.
-    pub fn push<'a>(
+    #[inline]
+    pub fn push(
         &mut self,
         partition: u16,
         (time, constant, value): (i64, Constant<'_>, &[u8]),
-        headers: impl Iterator<Item = (&'a [u8], &'a [u8])> + Clone,
+        headers: &impl Headers,
         tag: Tag,
     ) -> bool {
         let Some(of_partition) = self.partitions.get_mut(usize::from(partition)) else {
             return false;
         };
-        let open = of_partition.filling(&mut self.spare);
-        open.push(time, constant, value, headers.clone(), tag);
-        if open.size() > self.settings.batch_bytes && open.count() > 1 {
-            open.take_back();
-            of_partition.close();
-            of_partition.filling(&mut self.spare).push(time, constant, value, headers, tag);
+        let (most, record) = (self.settings.batch_bytes, (time, constant, value));
+        let room = (&mut self.spare.chunks, most);
+        if !of_partition.open.push(room, record, headers, tag) {
+            of_partition.close(&mut self.spare);
+            let is_taken =
+                of_partition.open.push((&mut self.spare.chunks, most), record, headers, tag);
+            debug_assert!(is_taken, "an empty batch takes any record");
         }
         self.touch(partition);
         true
@@ -315,12 +332,10 @@ impl Uplink {
                 break;
             }
             any = true;
-            settled.report(&mut each);
-            if settled.reported < settled.batch.count() as usize {
-                continue;
+            if settled.report(&mut each) {
+                let batch = self.settled.pop_front().expect("there is one").batch;
+                self.spare.put(batch);
             }
-            let batch = self.settled.pop_front().expect("there is one").batch;
-            self.spare.put(batch, 2 * self.settings.batch_bytes);
         }
         any
     }
@@ -357,7 +372,7 @@ impl Uplink {
 
     fn settle(&mut self, partition: usize, batch: Arc<Batch>, result: Result<i64, Refusal>) {
         let partition = u16::try_from(partition).expect("partitions are numbered so");
-        self.settled.push_back(Settled { partition, batch, result, reported: 0 });
+        self.settled.push_back(Settled { partition, batch, result, rest: None });
     }
 }
 
@@ -365,26 +380,32 @@ impl Settled {
     /// Most records that are refused between two looks for room.
     const REFUSED_AT_ONCE: usize = 64;
 
-    fn report(&mut self, each: &mut impl FnMut(Report<'_>)) {
+    /// True if all are reported.
+    fn report(&mut self, each: &mut impl FnMut(Report<'_>)) -> bool {
         let partition = self.partition;
         match self.result {
             Ok(base_offset) => {
-                for (tag, place) in self.batch.tags().zip(0..) {
-                    let offset =
-                        if base_offset < 0 { -1 } else { base_offset.saturating_add(place) };
-                    each(Report { partition, tag, result: Ok(offset) });
+                let mut offset = base_offset;
+                for run in self.batch.runs() {
+                    let fate = Fate::Written {
+                        offset,
+                        records: run.records,
+                        booked_bytes: run.booked_bytes,
+                    };
+                    each(Report { partition, token: run.token, fate });
+                    if offset >= 0 {
+                        offset = offset.saturating_add(run.records.into());
+                    }
                 }
-                self.reported = self.batch.count() as usize;
+                true
             }
             Err(refusal) => {
-                let records = self.batch.records().skip(self.reported).take(Self::REFUSED_AT_ONCE);
-                let mut count = 0;
-                for (record, tag) in records {
-                    each(Report { partition, tag, result: Err((refusal, record)) });
-                    count += 1;
+                let rest = self.rest.get_or_insert_with(|| self.batch.records());
+                for _ in 0..Self::REFUSED_AT_ONCE {
+                    let Some((record, token)) = rest.read() else { break };
+                    each(Report { partition, token, fate: Fate::Refused(refusal, record) });
                 }
-                debug_assert!(count > 0, "our own records can be read");
-                self.reported += count.max(1);
+                rest.is_empty()
             }
         }
     }

@@ -18,7 +18,7 @@ use kafka_protocol::messages::{
 use kafka_protocol::protocol::{Encodable, StrBytes};
 use millrace_wire::batch::{Constant, HEADER_BYTES, Tag};
 use millrace_wire::primitive::{Malformed, NO_TAGS, Reader, put_unsigned};
-use millrace_wire::uplink::{LinkId, Order, Settings, Uplink};
+use millrace_wire::uplink::{Fate, LinkId, Order, Settings, Uplink};
 
 #[global_allocator]
 static ALLOCATOR: dhat::Alloc = dhat::Alloc;
@@ -117,7 +117,7 @@ fn measure(case: Case) -> Measured {
             for partition in 0..case.partitions {
                 let tag = Tag { token: token.into(), booked_bytes: 100 };
                 let record = (1_700_000_000_000, constant, &[b'x'; 100][..]);
-                assert!(uplink.push(partition, record, changing.iter().copied(), tag));
+                assert!(uplink.push(partition, record, &changing.iter().copied(), tag));
                 pushed += 1;
             }
         }
@@ -143,9 +143,12 @@ fn measure(case: Case) -> Measured {
                 || true,
                 |report| {
                     let next = &mut next_offsets[usize::from(report.partition)];
-                    assert_eq!(report.result.expect("it is written"), *next);
-                    *next += 1;
-                    reported += 1;
+                    let Fate::Written { offset, records, .. } = report.fate else {
+                        panic!("it is written")
+                    };
+                    assert_eq!(offset, *next);
+                    *next += i64::from(records);
+                    reported += u64::from(records);
                 },
             );
         }

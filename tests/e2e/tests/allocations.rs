@@ -126,6 +126,7 @@ impl Producer for SteadyProducer {
         self.messages += u64::from(kind.is_message());
         self.reports.push(Report {
             partition: identity.partition,
+            records: 1,
             booked_bytes: payload.len() + headers.weight(),
             token: Token {
                 acknowledge: identity.acknowledge && kind.is_message(),

@@ -1,6 +1,6 @@
 //! What records of one origin have in common, encoded once.
 
-use super::put_bytes;
+use super::write::put_bytes;
 
 /// Bytes of the numbers before what is encoded.
 const LENGTHS: usize = 8;

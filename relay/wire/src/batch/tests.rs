@@ -24,10 +24,17 @@ impl Given {
     }
 
     fn push(&self, batch: &mut Batch, tag: Tag) {
+        assert!(self.push_up_to(usize::MAX, batch, tag));
+    }
+
+    /// False if the batch would get longer than that.
+    fn push_up_to(&self, most_bytes: usize, batch: &mut Batch, tag: Tag) -> bool {
         let constant = self.headers.len() / 2;
         let encoded = Constant::encode(&self.key, self.headers().take(constant));
         let constant_part = Constant::from_bytes(&encoded);
-        batch.push(self.time, constant_part, &self.value, self.headers().skip(constant), tag);
+        let record = (self.time, constant_part, &*self.value);
+        let room = (&mut Chunks::default(), most_bytes);
+        batch.push(room, record, &self.headers().skip(constant), tag)
     }
 
     /// The second implementation keeps the last one of headers with the same name.
@@ -37,8 +44,9 @@ impl Given {
     }
 }
 
+/// Some of them follow each other with the same token.
 const fn tag(place: usize) -> Tag {
-    Tag { token: !(place as u64), booked_bytes: 7 }
+    Tag { token: !(place as u64 / 3), booked_bytes: 7 }
 }
 
 fn batch_of(records: &[Given]) -> Batch {
@@ -112,7 +120,7 @@ proptest! {
     fn another_implementation_reads_what_was_given(records in records(), sequence in sequences()) {
         let mut batch = batch_of(&records);
         batch.seal(sequence);
-        let bytes = batch.as_bytes();
+        let bytes = &batch.to_vec();
         prop_assert_eq!(bytes.len(), batch.size());
 
         let infos = RecordBatchDecoder::decode_batch_info(&mut Bytes::copy_from_slice(bytes)).unwrap();
@@ -174,7 +182,7 @@ proptest! {
         let mut written = BytesMut::new();
         let options = RecordEncodeOptions { version: 2, compression: Compression::None };
         RecordBatchEncoder::encode(&mut written, &theirs, &options).unwrap();
-        prop_assert_eq!(batch.as_bytes(), &written[..]);
+        prop_assert_eq!(batch.to_vec(), &written[..]);
     }
 
     #[test]
@@ -185,16 +193,23 @@ proptest! {
         }
         prop_assert_eq!(batch.count() as usize, records.len());
         prop_assert!(!batch.is_empty());
-        prop_assert!(batch.tags().eq((0..records.len()).map(tag)));
-        prop_assert_eq!(batch.records().count(), records.len());
-        for ((place, given), (ours, its_tag)) in records.iter().enumerate().zip(batch.records()) {
-            prop_assert_eq!(its_tag, tag(place));
+        let of_runs = batch.runs().iter().flat_map(|run| {
+            (0..run.records).map(|_| (run.token, run.booked_bytes / u64::from(run.records)))
+        });
+        prop_assert!(of_runs.eq((0..records.len()).map(|place| (tag(place).token, 7))));
+        prop_assert_eq!(batch.runs().len(), records.len().div_ceil(3));
+        let mut read = batch.records();
+        for (place, given) in records.iter().enumerate() {
+            prop_assert!(!read.is_empty());
+            let (ours, token) = read.read().expect("it is there");
+            prop_assert_eq!(token, tag(place).token);
             prop_assert_eq!(ours.offset_delta, i32::try_from(place).unwrap());
             prop_assert_eq!(records[0].time + ours.time_delta, given.time);
             prop_assert_eq!(ours.key, Some(&*given.key));
             prop_assert_eq!(ours.value, Some(&*given.value));
             prop_assert!(ours.headers().eq(given.headers()));
         }
+        prop_assert!(read.is_empty() && read.read().is_none());
     }
 
     #[test]
@@ -204,9 +219,9 @@ proptest! {
     ) {
         let mut batch = batch_of(&records);
         batch.seal(one);
-        let first = batch.as_bytes().to_vec();
+        let first = batch.to_vec();
         batch.seal(other);
-        let second = batch.as_bytes().to_vec();
+        let second = batch.to_vec();
         prop_assert!(RecordBatchDecoder::decode(&mut Bytes::copy_from_slice(&second)).is_ok());
         let without = |bytes: &[u8]| {
             let mut bytes = bytes.to_vec();
@@ -218,12 +233,12 @@ proptest! {
 
         let third = Sequence { first: one.first, ..other };
         batch.seal(third);
-        let third = batch.as_bytes();
+        let third = batch.to_vec();
         prop_assert_eq!(&third[place::PRODUCER_ID..place::BASE_SEQUENCE], &second[place::PRODUCER_ID..place::BASE_SEQUENCE]);
         prop_assert_eq!(&third[place::BASE_SEQUENCE..place::COUNT], one.first.to_be_bytes());
 
         batch.seal(one);
-        prop_assert_eq!(batch.as_bytes(), &first[..]);
+        prop_assert_eq!(batch.to_vec(), &first[..]);
     }
 
     /// A batch that was sealed takes further records all the same.
@@ -237,28 +252,34 @@ proptest! {
         batch.seal(sequence);
         let mut at_once = batch_of(&records);
         at_once.seal(sequence);
-        prop_assert_eq!(batch.as_bytes(), at_once.as_bytes());
+        prop_assert_eq!(batch.to_vec(), at_once.to_vec());
     }
 
     #[test]
-    fn what_is_taken_back_was_never_there(
+    fn what_is_not_taken_was_never_there(
         records in records(),
         last in record(),
         sequence in sequences(),
     ) {
         let mut batch = batch_of(&records);
-        last.push(&mut batch, tag(7));
-        batch.take_back();
+        let size = batch.size();
+        prop_assert!(!last.push_up_to(size, &mut batch, tag(7)));
+        prop_assert_eq!((batch.size(), batch.count() as usize), (size, records.len()));
         batch.seal(sequence);
         let mut without = batch_of(&records);
         without.seal(sequence);
-        prop_assert_eq!(batch.as_bytes(), without.as_bytes());
-        prop_assert_eq!(batch.count(), without.count());
+        prop_assert_eq!(batch.to_vec(), without.to_vec());
+        prop_assert_eq!(batch.runs(), without.runs());
         for batch in [&mut batch, &mut without] {
             last.push(batch, tag(7));
             batch.seal(sequence);
         }
-        prop_assert_eq!(batch.as_bytes(), without.as_bytes());
+        prop_assert_eq!(batch.to_vec(), without.to_vec());
+        // It is taken where there is just room for it, or nothing before it.
+        let mut again = batch_of(&records);
+        prop_assert!(!last.push_up_to(batch.size() - 1, &mut again, tag(7)));
+        prop_assert!(last.push_up_to(batch.size(), &mut again, tag(7)));
+        prop_assert!(last.push_up_to(0, &mut Batch::new(), tag(7)));
     }
 
     #[test]
@@ -271,22 +292,25 @@ proptest! {
     fn after_it_was_cleared_it_is_like_a_new_one(
         [before, after] in [records(), records()],
         sequence in sequences(),
-        most_bytes in 0..4096_usize,
     ) {
-        let mut batch = batch_of(&before);
+        let (mut batch, mut chunks) = (batch_of(&before), Chunks::default());
         batch.seal(sequence);
-        batch.clear(most_bytes);
-        prop_assert!(batch.bytes.capacity() <= most_bytes, "{} bytes", batch.bytes.capacity());
-        let tag_bytes = batch.tags.capacity() * size_of::<Tag>();
-        prop_assert!(tag_bytes <= most_bytes, "{tag_bytes} bytes of tags");
-        prop_assert!(batch.is_empty());
-        prop_assert_eq!((batch.size(), batch.count(), batch.records().count()), (0, 0, 0));
+        let count = batch.pieces().count();
+        batch.clear(&mut chunks);
+        prop_assert_eq!(chunks.count(), count);
+        prop_assert!(batch.is_empty() && batch.records().is_empty() && batch.runs().is_empty());
+        prop_assert_eq!((batch.size(), batch.count(), batch.pieces().count()), (0, 0, 0));
 
-        after.iter().enumerate().for_each(|(place, record)| record.push(&mut batch, tag(place)));
+        for (place, given) in after.iter().enumerate() {
+            // What stands in memory that is used again does not matter.
+            let encoded = Constant::encode(&given.key, given.headers());
+            let record = (given.time, Constant::from_bytes(&encoded), &*given.value);
+            batch.push((&mut chunks, usize::MAX), record, &std::iter::empty(), tag(place));
+        }
         batch.seal(sequence);
         let mut new = batch_of(&after);
         new.seal(sequence);
-        prop_assert_eq!(batch.as_bytes(), new.as_bytes());
+        prop_assert_eq!(batch.to_vec(), new.to_vec());
     }
 }
 
@@ -308,8 +332,9 @@ fn after_the_last_sequence_number_comes_the_first() {
 fn an_empty_batch_has_nothing() {
     let mut batch = Batch::new();
     batch.seal(Sequence { producer_id: 1, epoch: 2, first: 3 });
-    assert_eq!((batch.as_bytes(), batch.count(), batch.size()), (&[][..], 0, 0));
-    assert!(batch.is_empty() && batch.records().next().is_none() && batch.tags().next().is_none());
+    assert_eq!((batch.to_vec(), batch.count(), batch.size()), (vec![], 0, 0));
+    assert!(batch.is_empty() && batch.records().is_empty() && batch.runs().is_empty());
+    assert!(batch.records().read().is_none());
 }
 
 /// Names of headers are texts by convention only.
@@ -317,8 +342,10 @@ fn an_empty_batch_has_nothing() {
 fn names_of_headers_are_bytes_for_us() {
     let header = (&b"\xff\xfe"[..], &b"\x80"[..]);
     let mut batch = Batch::new();
-    batch.push(0, Constant::NONE, b"", [header, header].into_iter(), tag(0));
-    let (record, _) = batch.records().next().unwrap();
+    let room = (&mut Chunks::default(), usize::MAX);
+    batch.push(room, (0, Constant::NONE, b""), &[header, header].into_iter(), tag(0));
+    let mut records = batch.records();
+    let (record, _) = records.read().unwrap();
     assert_eq!(record.headers().collect::<Vec<_>>(), [header, header]);
 }
 
@@ -360,8 +387,10 @@ fn the_bytes_are_as_documented() {
     ];
     let mut batch = Batch::new();
     let key = Constant::encode(b"k", std::iter::empty());
-    batch.push(1000, Constant::from_bytes(&key), b"v", [(&b"h"[..], &b""[..])].into_iter(), tag(0));
-    batch.push(998, Constant::NONE, b"", std::iter::empty(), tag(1));
+    let (mut chunks, most) = (Chunks::default(), usize::MAX);
+    let header = [(&b"h"[..], &b""[..])].into_iter();
+    batch.push((&mut chunks, most), (1000, Constant::from_bytes(&key), b"v"), &header, tag(0));
+    batch.push((&mut chunks, most), (998, Constant::NONE, b""), &std::iter::empty(), tag(1));
     batch.seal(Sequence { producer_id: 0x0102_0304_0506_0708, epoch: 0x090a, first: 0x0b0c_0d0e });
-    assert_eq!(batch.as_bytes(), BATCH);
+    assert_eq!(batch.to_vec(), BATCH);
 }

@@ -287,7 +287,7 @@ impl Uplink {
     }
 
     fn refuse_waiting(&mut self, partition: usize, code: i16) {
-        self.partitions[partition].refuse_waiting(Refusal::Broker(code));
+        self.partitions[partition].refuse_waiting(Refusal::Broker(code), &mut self.spare);
         self.settle_oldest(partition);
     }
 

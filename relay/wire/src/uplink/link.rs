@@ -22,8 +22,8 @@ const INPUT_BYTES: usize = 64 << 10;
 const USUAL_REQUEST_BYTES: usize = 128;
 /// Requests whose memory a connection keeps: so many with records, and a question or two.
 const SPARE_REQUESTS: usize = MOST_OF_LINK + 2;
-/// Most slices of one writev(2).
-const MOST_SLICES: usize = 64;
+/// Most slices of one writev(2): a full batch has some dozens.
+const MOST_SLICES: usize = 128;
 
 /// How far a connection is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -188,12 +188,22 @@ enum Piece {
 }
 
 impl Piece {
-    fn as_bytes(&self) -> &[u8] {
+    fn length(&self) -> usize {
         match self {
-            Self::Bytes(bytes) => bytes,
-            Self::Short(length, bytes) => &bytes[..usize::from(*length)],
-            Self::Batch(batch) => batch.as_bytes(),
+            Self::Bytes(bytes) => bytes.len(),
+            Self::Short(length, _) => usize::from(*length),
+            Self::Batch(batch) => batch.size(),
         }
+    }
+
+    /// Its bytes, in parts.
+    fn parts(&self) -> impl Iterator<Item = &[u8]> {
+        let (bytes, batch) = match self {
+            Self::Bytes(bytes) => (Some(&**bytes), None),
+            Self::Short(length, bytes) => (Some(&bytes[..usize::from(*length)]), None),
+            Self::Batch(batch) => (None, Some(batch.pieces())),
+        };
+        bytes.into_iter().chain(batch.into_iter().flatten())
     }
 }
 
@@ -248,9 +258,15 @@ impl Output {
             let mut slices = [IoSlice::new(&[]); MOST_SLICES];
             let mut skip = self.sent;
             let mut count = 0;
-            for (slice, piece) in slices.iter_mut().zip(&self.pieces) {
-                *slice = IoSlice::new(&piece.as_bytes()[std::mem::take(&mut skip)..]);
-                count += 1;
+            for part in self.pieces.iter().flat_map(Piece::parts) {
+                if let Some(rest) = part.get(skip..).filter(|rest| !rest.is_empty()) {
+                    slices[count] = IoSlice::new(rest);
+                    count += 1;
+                    if count == MOST_SLICES {
+                        break;
+                    }
+                }
+                skip = skip.saturating_sub(part.len());
             }
             match send(&slices[..count]) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -266,7 +282,7 @@ impl Output {
     fn advance(&mut self, bytes: usize) {
         self.sent += bytes;
         while let Some(piece) = self.pieces.front() {
-            let length = piece.as_bytes().len();
+            let length = piece.length();
             if self.sent < length {
                 break;
             }

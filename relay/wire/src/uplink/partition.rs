@@ -61,8 +61,8 @@ enum Renewal {
 #[derive(Debug, Default)]
 pub(super) struct Partition {
     /// Takes records.
-    pub(super) open: Option<Arc<Batch>>,
-    /// When it was seen first.
+    pub(super) open: Batch,
+    /// When one was seen in it first.
     opened: Option<Instant>,
     /// The others, in order.
     queue: VecDeque<Queued>,
@@ -106,26 +106,19 @@ pub(super) enum Idle {
 impl Partition {
     /// True if every record is settled.
     pub(super) fn is_empty(&self) -> bool {
-        self.open.is_none() && self.queue.is_empty()
+        self.open.is_empty() && self.queue.is_empty()
     }
 
     /// True if a batch waits, or is filling.
     pub(super) fn has_unsent(&self) -> bool {
-        self.open.is_some() || self.queue.iter().any(|queued| queued.state == State::Waiting)
+        !self.open.is_empty() || self.queue.iter().any(|queued| queued.state == State::Waiting)
     }
 
-    /// The open batch, which is one of those that are spare if there was none.
-    pub(super) fn filling(&mut self, spare: &mut Spare) -> &mut Batch {
-        let open = self.open.get_or_insert_with(|| spare.take());
-        // It has one owner: it is shared when it is sent, and then it is open no more.
-        Arc::make_mut(open)
-    }
-
-    /// The open batch takes no more.
-    pub(super) fn close(&mut self) {
-        if let Some(batch) = self.open.take() {
+    /// The open batch takes no more: what comes next is for another one.
+    pub(super) fn close(&mut self, spare: &mut Spare) {
+        if !self.open.is_empty() {
             self.opened = None;
-            self.queue.push_back(Queued::new(batch));
+            self.queue.push_back(Queued::new(spare.close(&mut self.open)));
         }
     }
 
@@ -135,6 +128,7 @@ impl Partition {
         now: Instant,
         linger: Duration,
         identity: Option<ProducerIdentity>,
+        spare: &mut Spare,
     ) -> Result<usize, Idle> {
         if let Some(then) = self.not_before.filter(|then| *then > now) {
             return Err(Idle::Time(then));
@@ -169,7 +163,7 @@ impl Partition {
             // As many batches after one that is not settled, and its broker does not remember that one.
             return if place < MOST_OF_PARTITION { Ok(place) } else { Err(Idle::Answer) };
         }
-        if self.open.is_none() {
+        if self.open.is_empty() {
             return Err(Idle::Empty);
         }
         if self.flying > 0 {
@@ -179,7 +173,7 @@ impl Partition {
         if ripe > now {
             return Err(Idle::Time(ripe));
         }
-        self.close();
+        self.close(spare);
         Ok(self.queue.len() - 1)
     }
 
@@ -416,8 +410,8 @@ impl Partition {
     }
 
     /// Refuses all that waits.
-    pub(super) fn refuse_waiting(&mut self, refusal: Refusal) {
-        self.close();
+    pub(super) fn refuse_waiting(&mut self, refusal: Refusal, spare: &mut Spare) {
+        self.close(spare);
         for place in 0..self.queue.len() {
             if self.queue[place].state == State::Waiting {
                 self.queue[place].state = State::Settled(Err(refusal));
@@ -443,7 +437,8 @@ impl Partition {
 
     /// All batches, in order.
     pub(super) fn into_batches(self) -> impl Iterator<Item = Arc<Batch>> {
-        self.queue.into_iter().map(|queued| queued.batch).chain(self.open)
+        let open = (!self.open.is_empty()).then(|| Arc::new(self.open));
+        self.queue.into_iter().map(|queued| queued.batch).chain(open)
     }
 }
 

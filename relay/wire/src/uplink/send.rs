@@ -26,6 +26,7 @@ impl Uplink {
     /// has to be called again if nothing happens before.
     pub fn advance(&mut self, now: Instant) -> Option<Instant> {
         self.give_up(now);
+        self.spare.trim(now);
         // What is to be sent may be what makes a question urgent.
         let sending = self.send(now);
         let asking = self.ask(now);
@@ -244,7 +245,7 @@ impl Uplink {
         if is_elsewhere {
             return Err(Idle::Answer);
         }
-        let batch = partition.next(now, self.settings.linger, self.identity)?;
+        let batch = partition.next(now, self.settings.linger, self.identity, &mut self.spare)?;
         if loads.len() <= place {
             loads.resize_with(place + 1, Load::default);
         }

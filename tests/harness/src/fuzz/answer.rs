@@ -9,7 +9,7 @@ use millrace_wire::message::{
     read_produce_response,
 };
 use millrace_wire::primitive::{NO_TAGS, Reader, put_str, put_unsigned};
-use millrace_wire::uplink::{LinkId, Order, Refusal, Settings, Uplink};
+use millrace_wire::uplink::{Fate, LinkId, Order, Refusal, Settings, Uplink};
 
 use crate::dice::Dice;
 
@@ -182,7 +182,7 @@ impl Producer {
             let taken = self.uplink.push(
                 partition,
                 (1, Constant::NONE, b"value"),
-                [header].into_iter(),
+                &[header].into_iter(),
                 tag,
             );
             assert!(taken);
@@ -240,8 +240,15 @@ impl Producer {
         self.did.throttled.extend(std::iter::from_fn(|| self.uplink.next_throttled()));
         let reports = &mut self.did.reports;
         let reported = |of: millrace_wire::uplink::Report<'_>| {
-            let result = of.result.map_err(|(refusal, _)| refusal);
-            reports.push((of.partition, of.tag.token, result));
+            // Each record has a token of its own, so each is told of alone.
+            let result = match of.fate {
+                Fate::Written { offset, records, .. } => {
+                    assert_eq!(records, 1);
+                    Ok(offset)
+                }
+                Fate::Refused(refusal, _) => Err(refusal),
+            };
+            reports.push((of.partition, of.token, result));
         };
         self.uplink.reports(|| true, reported);
     }

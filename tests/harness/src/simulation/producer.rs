@@ -104,6 +104,7 @@ impl Producer for FaultyProducer {
             let result = if refuse { Err(DeliveryFailure::TooLarge) } else { Ok(()) };
             on_report(Report {
                 partition: record.partition,
+                records: 1,
                 booked_bytes: record.payload.len(),
                 token: record.token,
                 message: if refuse { record.kind.message_number() } else { 0 },

@@ -8,7 +8,7 @@ use kafka_protocol::protocol::{Decodable, decode_request_header_from_buffer};
 use kafka_protocol::records::RecordBatchDecoder;
 
 use super::*;
-use crate::batch::{Batch, Constant, Sequence, Tag};
+use crate::batch::{Batch, Chunks, Constant, Sequence, Tag};
 
 /// The longest text that a request's header has room for.
 const MOST_CLIENT_BYTES: usize = 32_767;
@@ -47,7 +47,8 @@ fn batches() -> impl Strategy<Value = Vec<(i32, Batch)>> {
                 let tag = Tag { token: 0, booked_bytes: 0 };
                 let key = Constant::encode(b"key", std::iter::empty());
                 let key = Constant::from_bytes(&key);
-                batch.push(1, key, &vec![b'v'; size], [header].into_iter(), tag);
+                let (room, value) = ((&mut Chunks::default(), usize::MAX), vec![b'v'; size]);
+                batch.push(room, (1, key, &value), &[header].into_iter(), tag);
             }
             batch.seal(Sequence { producer_id: 1, epoch: 2, first: partition & i32::MAX });
             (partition, batch)
@@ -119,7 +120,7 @@ proptest! {
         let mut behind_head = Vec::new();
         for (partition, batch) in &batches {
             request.partition(&mut behind_head, *partition, batch.size());
-            behind_head.extend_from_slice(batch.as_bytes());
+            behind_head.extend_from_slice(&batch.to_vec());
         }
         let mut frame = request.end(&mut behind_head);
         frame.extend_from_slice(&behind_head);
@@ -141,7 +142,7 @@ proptest! {
             prop_assert_eq!(theirs.index, *partition);
             prop_assert!(theirs.unknown_tagged_fields.is_empty());
             let mut bytes = theirs.records.clone().unwrap();
-            prop_assert_eq!(&bytes[..], batch.as_bytes());
+            prop_assert_eq!(&bytes[..], batch.to_vec());
             let read = RecordBatchDecoder::decode(&mut bytes).unwrap();
             prop_assert_eq!(read.records.len(), batch.count() as usize);
             prop_assert_eq!(read.records[0].sequence, *partition & i32::MAX);

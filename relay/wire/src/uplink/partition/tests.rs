@@ -24,13 +24,14 @@ struct Bench {
     partition: Partition,
     now: Instant,
     correlation: i32,
+    spare: Spare,
 }
 
 impl Bench {
     /// A partition whose leader knows the producer, and has the records 0 and 1 of it.
     fn new() -> Self {
         let (partition, now) = (Partition::default(), Instant::now());
-        let mut bench = Self { partition, now, correlation: 0 };
+        let mut bench = Self { partition, now, correlation: 0, spare: Spare::default() };
         bench.push(2);
         let sent = bench.send();
         assert_eq!((sent.epoch, sent.first), (0, 0));
@@ -39,18 +40,18 @@ impl Bench {
     }
 
     fn push(&mut self, records: usize) {
-        let mut batch = Batch::new();
         for token in 0..records as u64 {
-            let tag = Tag { token, booked_bytes: 0 };
-            batch.push(0, Constant::NONE, b"", std::iter::empty(), tag);
+            let (tag, room) =
+                (Tag { token, booked_bytes: 0 }, (&mut self.spare.chunks, usize::MAX));
+            let record = (0, Constant::NONE, &b""[..]);
+            assert!(self.partition.open.push(room, record, &std::iter::empty(), tag));
         }
-        self.partition.open = Some(Arc::new(batch));
-        self.partition.close();
+        self.partition.close(&mut self.spare);
     }
 
     fn next(&mut self) -> Result<usize, Idle> {
         while self.partition.pop_settled().is_some() {}
-        self.partition.next(self.now, Duration::ZERO, Some(IDENTITY))
+        self.partition.next(self.now, Duration::ZERO, Some(IDENTITY), &mut self.spare)
     }
 
     /// Sends the next one, after any pause.
@@ -60,7 +61,8 @@ impl Bench {
         self.correlation += 1;
         let correlation = self.correlation;
         let (number, batch) = self.partition.send(place, LINK, correlation).expect("it is sent");
-        let bytes = |place: usize| &batch.as_bytes()[place..];
+        let bytes = batch.to_vec();
+        let bytes = |place: usize| &bytes[place..];
         let epoch = i16::from_be_bytes(*bytes(51).first_chunk().expect("an epoch"));
         let first = i32::from_be_bytes(*bytes(53).first_chunk().expect("a number"));
         Sent { number, correlation, epoch, first }
@@ -279,7 +281,7 @@ fn what_never_had_a_number_leaves_no_gap() {
     let mut bench = Bench::new();
     (0..3).for_each(|_| bench.push(1));
     let first = bench.send();
-    bench.partition.refuse_waiting(REFUSED);
+    bench.partition.refuse_waiting(REFUSED, &mut bench.spare);
     assert_eq!(bench.next(), Err(Idle::Empty));
     bench.push(1);
     let last = bench.send();
