@@ -10,6 +10,7 @@ use millrace_wire::batch::{Constant, Record, Tag};
 use millrace_wire::uplink::{Order, Refusal, Settings, Uplink};
 use rdkafka::error::RDKafkaErrorCode;
 
+use crate::dial::Dial;
 use crate::kafka::context::data_throttled;
 use crate::kafka::ffi::{NativeRecord, NativeReport};
 use crate::kafka::sockets::{SocketEvent, Sockets};
@@ -20,6 +21,8 @@ use crate::ring::Wake;
 pub(crate) struct WireProducer {
     uplink: Uplink,
     sockets: Sockets,
+    /// How long a batch waits for more records, in microseconds.
+    linger_us: Dial,
     /// When something is to be done though nothing happens.
     deadline: Option<Instant>,
 }
@@ -28,7 +31,14 @@ impl WireProducer {
     /// Connects when it is polled for the first time. `wake` wakes the thread that polls.
     pub(crate) fn new(settings: Settings, wake: Wake) -> io::Result<Self> {
         let sockets = Sockets::new(wake)?;
-        Ok(Self { uplink: Uplink::new(settings), sockets, deadline: None })
+        let linger_us = u64::try_from(settings.linger.as_micros()).unwrap_or(u64::MAX);
+        let (uplink, linger_us) = (Uplink::new(settings), Dial::new(linger_us));
+        Ok(Self { uplink, sockets, linger_us, deadline: None })
+    }
+
+    /// How long a batch waits for more records, in microseconds. It may change at any time.
+    pub(crate) fn linger_us(&self) -> Dial {
+        self.linger_us.clone()
     }
 
     /// Takes a copy of a record: what was [encoded](Constant::encode) before, and the rest.
@@ -53,8 +63,9 @@ impl WireProducer {
         room: impl Fn() -> bool,
         mut on_report: impl FnMut(NativeReport),
     ) -> bool {
-        let Self { uplink, sockets, deadline } = self;
+        let Self { uplink, sockets, linger_us, deadline } = self;
         let now = Instant::now();
+        uplink.set_linger(Duration::from_micros(linger_us.get()));
         let mut any = false;
         sockets.turn(|link, event| {
             any = true;

@@ -11,6 +11,7 @@ use millrace_wire::uplink::Settings;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use crate::config::{Config, UplinkEngine};
+use crate::dial::Dial;
 use crate::kafka::client::{DATA, batch_bytes, client_id, fitting_config};
 use crate::kafka::context::LogContext;
 use crate::kafka::ffi::{NativeProducer, NativeReport};
@@ -91,6 +92,14 @@ impl Writer {
                 };
                 Ok(Self::Millrace(Box::new(WireProducer::new(settings, wake)?)))
             }
+        }
+    }
+
+    /// How long a batch waits for more records, in microseconds. None if that cannot change.
+    pub(crate) fn linger_us(&self) -> Option<Dial> {
+        match self {
+            Self::Librdkafka(_) => None,
+            Self::Millrace(wire) => Some(wire.linger_us()),
         }
     }
 
