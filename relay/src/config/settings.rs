@@ -15,6 +15,9 @@ mod table;
 pub use bounds::{Bounds, Refused};
 pub use places::{Place, places};
 
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
 use serde_json::Value;
 
 /// What a value of a setting is.
@@ -112,7 +115,9 @@ impl Setting {
 
     /// The setting of that path, which has `*` in place of a name.
     pub fn find(path: &str) -> Option<&'static Self> {
-        Self::all().find(|setting| setting.path == path)
+        static BY_PATH: LazyLock<HashMap<&'static str, &'static Setting>> =
+            LazyLock::new(|| Setting::all().map(|setting| (setting.path, setting)).collect());
+        BY_PATH.get(path).copied()
     }
 
     /// The unit of its values, which its name ends with; none if they are numbers of something, or no numbers.

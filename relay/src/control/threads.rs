@@ -242,7 +242,8 @@ impl Threads {
             },
         )?;
         let written = producer.written();
-        let (linger_us, hold) = (producer.linger_us(), keeper.limits());
+        let longest = topics.batch_limits.longest_message(config);
+        let of_kafka = (producer.linger_us(), keeper.limits(), longest);
         let pump = Pump::new(PumpParts {
             producer,
             relay: RelayId(config.relay.id),
@@ -271,7 +272,7 @@ impl Threads {
             topics: topics.differences.into(),
             standing: Standing::default(),
         };
-        let tuner = tuner(config, &shared, gateway, (orders.clone(), linger_us, hold))?;
+        let tuner = tuner(config, &shared, gateway, orders.clone(), of_kafka)?;
         let wakes = threads.iter().map(|thread| thread.parts.wake.clone()).collect();
         let workers = start_workers(threads, faults)?;
         let pump = spawn_pump(pump, (faults, &stop_time))?;
@@ -409,7 +410,8 @@ fn tuner(
     config: &Config,
     shared: &Shared,
     gateway: Option<&Gateway>,
-    (orders, linger_us, hold): (Orders, Option<Dial>, HoldLimits),
+    orders: Orders,
+    (linger_us, hold, longest_message): (Option<Dial>, HoldLimits, u32),
 ) -> Result<Tuner, RunError> {
     let effects = Effects {
         orders,
@@ -418,6 +420,7 @@ fn tuner(
         credit: shared.credit.clone(),
         hold,
         linger_us,
+        longest_message,
         pins: gateway.map(|_| config.pin_directory()),
     };
     Tuner::new(config, effects).map_err(RunError::Settings)

@@ -38,6 +38,8 @@ pub(super) struct Effects {
     pub(super) hold: HoldLimits,
     /// None if librdkafka has it.
     pub(super) linger_us: Option<Dial>,
+    /// Longest message that Kafka takes as it was set up at the start.
+    pub(super) longest_message: u32,
     /// Directory of the gateway's pins, if there is a gateway.
     pub(super) pins: Option<PathBuf>,
 }
@@ -115,6 +117,15 @@ impl Tuner {
             );
             return Err(Refusal::OutOfRange { path: path.to_owned(), problem });
         }
+        let longest = now.services.iter().map(|service| service.max_message_bytes).max();
+        if longest.is_some_and(|longest| longest > effects.longest_message) {
+            let problem = format!(
+                "must be at most {}: the topics and the producers that there are take no longer records; to \
+                 raise it, change the configuration, and restart the relay",
+                effects.longest_message
+            );
+            return Err(Refusal::OutOfRange { path: path.to_owned(), problem });
+        }
         let busy = |why: String| Refusal::Busy { path: path.to_owned(), why };
         if let (HEARTBEAT, Some(pins)) = (path, &effects.pins) {
             let timeout = Duration::from_millis(now.gateway.heartbeat_timeout_ms.into());
@@ -148,14 +159,17 @@ impl Tuner {
         let former = self.values();
         let changed = former.with(path, text)?;
         self.carry_out(path, &changed, &mut services)?;
-        // The heartbeat's timeout may have been noted meanwhile.
-        let mut values = locked(&self.0.values);
-        let changed = values.with(path, text).unwrap_or(changed);
         let problem = |error: ConfigError| Refusal::Invalid {
             path: path.to_owned(),
             problem: error.to_string(),
         };
-        let now = Arc::new(values.changed(&changed).map_err(problem)?);
+        let mut now = Arc::new(former.changed(&changed).map_err(problem)?);
+        let mut values = locked(&self.0.values);
+        if !Arc::ptr_eq(&values, &former) {
+            // The heartbeat's timeout has been noted meanwhile.
+            let changed = values.with(path, text)?;
+            now = Arc::new(values.changed(&changed).map_err(problem)?);
+        }
         *values = now.clone();
         drop(values);
         let shown = |entry: &Entry| entry.text.clone();

@@ -1,5 +1,6 @@
 //! The values in force, as people see them, and what a change makes of them.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 
 use serde_json::Value;
@@ -59,6 +60,21 @@ fn in_force(config: &Config) -> Config {
     config
 }
 
+/// Names of librdkafka's properties have these in them if their values are nobody's business.
+const SECRETS: [&str; 6] = ["password", "secret", "pem", "oauthbearer.config", "token", "jaas"];
+
+/// A value as it may be shown: lists of settings end up in tickets and logs.
+fn without_secrets<'a>(setting: &Setting, value: &'a Value) -> Cow<'a, Value> {
+    let Some(properties) = value.as_object().filter(|_| setting.path == "kafka/properties") else {
+        return Cow::Borrowed(value);
+    };
+    let hide = |(name, value): (&String, &Value)| {
+        let is_secret = SECRETS.iter().any(|part| name.contains(part));
+        (name.clone(), if is_secret { Value::from("(not shown)") } else { value.clone() })
+    };
+    Cow::Owned(properties.iter().map(hide).collect())
+}
+
 /// A value in one line.
 fn in_words(value: &Value) -> String {
     match value {
@@ -85,7 +101,7 @@ impl Values {
             .map(|place| Entry {
                 path: place.path(),
                 setting: place.setting,
-                text: in_words(place.value),
+                text: in_words(&without_secrets(place.setting, place.value)),
                 fixed: is_fixed(place.setting, fixed),
                 pointer: Some(place.pointer),
             })
@@ -268,6 +284,24 @@ mod tests {
         assert_eq!(get(&former, "gateway/rules"), "", "it is left out");
         assert_eq!(get(&former, "server/chat-1/labels"), "", "it is left out");
         assert_eq!(get(&former, "kafka/linger_us"), "500", "what is in force");
+    }
+
+    #[test]
+    fn secrets_are_not_shown() {
+        let mut config = values().config().clone();
+        for (name, value) in [("sasl.password", "hunter2"), ("client.id", "edge")] {
+            config.kafka.properties.insert(name.to_owned(), value.to_owned());
+        }
+        let values = Values::new(&config, "info", &[]).expect("it can be shown");
+        let shown = get(&values, "kafka/properties");
+        assert!(shown.contains("\"edge\"") && shown.contains("sasl.password"), "{shown}");
+        assert!(!shown.contains("hunter2"), "{shown}");
+        let now = set(&values, "relay/batch_wait_us", "7").expect("it can be changed");
+        assert_eq!(
+            now.config().kafka.properties,
+            config.kafka.properties,
+            "they stay what they are"
+        );
     }
 
     #[test]

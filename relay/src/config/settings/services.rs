@@ -36,7 +36,10 @@ pub(super) const SETTINGS: &[Setting] = &[
         MAX_MESSAGE_BYTES as i64,
         "Longest message; a longer one closes its connection.",
     )
-    .live("connections that are accepted after it; replies held for absent clients: after a restart"),
+    .live(
+        "connections that are accepted after it; replies held for absent clients: after a restart. Not above what \
+         the topics take, which are made by the value at the relay's start",
+    ),
     Setting::number(
         "service/*/handshake_timeout_ms",
         0,

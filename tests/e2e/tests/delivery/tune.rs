@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use millrace_harness::clients::tcp::Client;
 use millrace_harness::relay::direct::Direct;
 use millrace_harness::relay::instance::Instance;
 use millrace_harness::servers::by_hand::HandServer;
@@ -111,7 +112,7 @@ fn a_write_takes_effect() {
     });
     let server = HandServer::on(&relay.brokers, relay.topics.prefix(), &[0]).unwrap();
     let service = service(&relay, &tree);
-    let send = |client: &mut millrace_harness::clients::tcp::Client, text: &[u8]| {
+    let send = |client: &mut Client, text: &[u8]| {
         client.send(text).unwrap();
         server.next("its message", |record| record.value == text).unwrap()
     };
@@ -168,9 +169,9 @@ fn a_write_takes_effect() {
     // What another thread goes by: a batch waits for more.
     told(&tree, "echo 700000 > kafka/linger_us");
     let mut client = relay.connect().unwrap();
-    let sent = Instant::now();
+    let begun = Instant::now();
     send(&mut client, b"waits");
-    assert!(sent.elapsed() >= Duration::from_millis(600), "{:?}", sent.elapsed());
+    assert!(begun.elapsed() >= Duration::from_millis(600), "{:?}", begun.elapsed());
     told(&tree, "echo 0 > kafka/linger_us");
 
     // What the process goes by.
@@ -207,6 +208,8 @@ fn a_wrong_write_fails_and_changes_nothing() {
     }
     let (mut relay, tree) = start("tune-wrong", |_| {});
     let before = told(&tree, "find . -type f ! -name last_error | sort | xargs cat");
+    let long = format!("service/{}/max_message_bytes", relay.instance.config.services[0].name);
+    let long = long.as_str();
     for (file, value, message, reason) in [
         (
             "relay/batch_wait_us",
@@ -226,6 +229,7 @@ fn a_wrong_write_fails_and_changes_nothing() {
             "Numerical result out of range",
             "with which the relay has started",
         ),
+        (long, "2000000", "Numerical result out of range", "take no longer records"),
         ("log/filter", "millrace_relay=loud", "Invalid argument", "valid examples"),
         ("relay/last_error", "x", "Operation not permitted", ""),
         ("relay/weather", "1", "Operation not permitted", ""),
@@ -234,7 +238,7 @@ fn a_wrong_write_fails_and_changes_nothing() {
         assert_eq!(finished.status.code(), Some(1), "{file}: {}", finished.stderr);
         assert!(finished.stderr.contains(message), "{file}: {}", finished.stderr);
         if !reason.is_empty() {
-            let folder = file.split('/').next().unwrap();
+            let (folder, _) = file.rsplit_once('/').unwrap();
             let last = told(&tree, &format!("cat {folder}/last_error"));
             assert!(last.contains(file) && last.contains(reason), "{last}");
             assert!(relay.instance.relay_stderr().contains(reason), "the log has it too");
