@@ -6,6 +6,7 @@ mod rules;
 mod servers;
 mod status;
 mod trace;
+mod tune;
 
 use std::fmt::Display;
 use std::io::{self, Write as _};
@@ -17,6 +18,7 @@ use clap::{Args, Parser, Subcommand};
 use millrace_relay::config::Config;
 use millrace_relay::control::RunError;
 use millrace_relay::logging::{self, Purpose};
+use millrace_relay::tune::Saved;
 use millrace_relay::{control, gateway, kafka};
 use serde::Serialize;
 
@@ -115,6 +117,9 @@ enum Command {
     Trace(trace::Arguments),
     /// Check a configuration file and its rules; changes nothing and needs no privilege.
     ///
+    /// It also checks the file that `relay tune save` has written beside it, if there is one. A wrong line there
+    /// does not keep a relay from starting, but it is not applied: exit code 1.
+    ///
     /// With --brokers it also asks Kafka, and compares the existing topics with what they should be:
     /// partitions, replicas, clean-up policy, retention, longest record, source of timestamps. Exit code
     /// 1 if a difference matters.
@@ -144,6 +149,12 @@ enum Command {
     #[command(after_help = "Examples:\n  sudo relay disconnect 198.51.100.7\n  \
         sudo relay disconnect 2001:db8:7::/48 --json --config /etc/millrace/millrace.toml")]
     Disconnect(disconnect::Arguments),
+    /// Show and change the settings of the running relay while it serves; needs root.
+    ///
+    /// docs/settings.md has every setting, and for which connections a change takes effect. A change lasts
+    /// until the relay ends, unless it is saved.
+    #[command(after_help = tune::HELP)]
+    Tune(tune::Arguments),
     /// Serve clients until SIGTERM, SIGINT or SIGHUP; then deliver what was read, and stop. Needs root.
     ///
     /// The stop takes no longer than `relay.stop_timeout_ms`. Exit code 1 if the relay could not
@@ -226,7 +237,7 @@ impl Cli {
                     let address = Some(address);
                     control::Mode::Direct(control::Place { namespace: netns, address, transparent })
                 });
-                run(&config.read()?, mode)?;
+                run(&config, mode)?;
             }
             Command::Check { config: file, brokers } => {
                 let config = file.read()?;
@@ -238,10 +249,12 @@ impl Cli {
                     config.gateway.instance,
                     config.services.len()
                 ))?;
+                tune::check(&config, &file.config)?;
                 if brokers {
                     check_topics(&config)?;
                 }
             }
+            Command::Tune(arguments) => arguments.run()?,
             Command::Rules(rules) => rules.run()?,
             Command::Servers(servers) => servers.run()?,
         }
@@ -294,9 +307,12 @@ fn check_topics(config: &Config) -> anyhow::Result<()> {
     print(format_args!("{}: the topics are as they should be", config.kafka.brokers))
 }
 
-fn run(config: &Config, mode: control::Mode) -> anyhow::Result<()> {
+fn run(file: &ConfigFile, mode: control::Mode) -> anyhow::Result<()> {
+    let config = &file.read()?;
+    let saved = Saved::place(&file.config, &config.gateway.instance);
+    let saved = Saved::read(&saved).with_context(|| format!("read {}", saved.display()))?;
     let services = config.services.len();
-    let ended = control::run(config, mode, |threads| {
+    let ended = control::run(config, mode, &saved, |threads| {
         // It serves, whoever reads this.
         let _ =
             print(format_args!("relay ready: {} workers, {services} services", threads.workers()));

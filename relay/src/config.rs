@@ -11,6 +11,7 @@ mod registry;
 mod reverse_path;
 mod security;
 mod service;
+pub mod settings;
 mod sysctls;
 mod tcp;
 
@@ -208,11 +209,22 @@ impl Config {
 
     /// Checks what the types cannot express.
     pub fn check(&self) -> Result<(), ConfigError> {
+        self.check_bounds()?;
         self.check_gateway()?;
         self.check_relay()?;
         self.kafka.check()?;
-        self.registry.check()?;
         self.check_services()
+    }
+
+    /// The bounds of all settings, which are in the table of them.
+    fn check_bounds(&self) -> Result<(), ConfigError> {
+        settings::check(&self.serialised()?).map_err(|(key, problem)| invalid(key, problem))
+    }
+
+    /// As a document whose keys are those of the file.
+    pub fn serialised(&self) -> Result<serde_json::Value, ConfigError> {
+        serde_json::to_value(self)
+            .map_err(|error| invalid("configuration", format!("cannot be written: {error}")))
     }
 
     fn check_gateway(&self) -> Result<(), ConfigError> {
@@ -247,39 +259,11 @@ impl Config {
         }
         hardware::check_shared(&self.gateway.shared_addresses)
             .map_err(|problem| invalid("gateway.shared_addresses", problem))?;
-        if self.gateway.heartbeat_timeout_ms < 100 {
-            return Err(invalid("gateway.heartbeat_timeout_ms", "must be at least 100"));
-        }
-        self.gateway.sysctls.check().map_err(|problem| invalid("gateway.sysctls", problem))?;
-        self.gateway.check_coalesce()
+        self.gateway.sysctls.check().map_err(|problem| invalid("gateway.sysctls", problem))
     }
 
     fn check_relay(&self) -> Result<(), ConfigError> {
         let relay = &self.relay;
-        if relay.workers > MAX_WORKERS {
-            return Err(invalid("relay.workers", format!("must be at most {MAX_WORKERS}")));
-        }
-        if relay.max_connections == 0 || relay.max_connections > MAX_CONNECTIONS {
-            return Err(invalid(
-                "relay.max_connections",
-                format!("must be from 1 to {MAX_CONNECTIONS}"),
-            ));
-        }
-        if !relay.receive_buffers.is_power_of_two() || relay.receive_buffers > 32_768 {
-            return Err(invalid("relay.receive_buffers", "must be a power of two up to 32768"));
-        }
-        if !(64..=1 << 20).contains(&relay.receive_buffer_bytes) {
-            return Err(invalid("relay.receive_buffer_bytes", "must be from 64 to 1048576"));
-        }
-        if relay.batch_wait_us > 100_000 {
-            return Err(invalid("relay.batch_wait_us", "must be at most 100000"));
-        }
-        if relay.stop_timeout_ms < 1000 {
-            return Err(invalid("relay.stop_timeout_ms", "must be at least 1000"));
-        }
-        if relay.reply_timeout_ms < 1000 {
-            return Err(invalid("relay.reply_timeout_ms", "must be at least 1000"));
-        }
         if relay.reply_pause_bytes >= relay.reply_limit_bytes {
             return Err(invalid(
                 "relay.reply_pause_bytes",
@@ -310,9 +294,6 @@ impl Config {
                 let problem = "the name must not contain `/`: in the keys of records it ends there";
                 return Err(invalid(key, problem));
             }
-            if service.port == 0 {
-                return Err(invalid(key, "needs a port from 1 to 65535"));
-            }
             if !ports.insert(service.port) {
                 let problem = format!(
                     "port {} is another service's; each service needs its own port",
@@ -324,12 +305,6 @@ impl Config {
                 let problem =
                     "needs at least one destination prefix, unless gateway.rules names a file";
                 return Err(invalid(key, problem));
-            }
-            if !(1..=MAX_MESSAGE_BYTES).contains(&service.max_message_bytes) {
-                return Err(invalid(
-                    key,
-                    format!("max_message_bytes must be from 1 to {MAX_MESSAGE_BYTES}"),
-                ));
             }
             service.check_protocol().map_err(|problem| invalid(key.clone(), problem))?;
             service.check_tcp().map_err(|problem| invalid(key.clone(), problem))?;

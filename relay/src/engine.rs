@@ -111,6 +111,10 @@ pub enum ReceiveEnd {
 
 /// What a worker asks of the kernel. Requests take effect at the next [`wait`](Self::wait).
 pub trait Engine {
+    /// How long a wait may collect events before it ends, in microseconds. An engine that cannot wait like
+    /// that does not.
+    fn set_batch_wait(&mut self, _batch_wait_us: u32) {}
+
     /// Accepts every connection to a listening socket.
     fn listen(&mut self, service: ServiceId, listener: OwnedFd);
 

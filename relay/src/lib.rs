@@ -26,6 +26,8 @@
 //! | [`registry`] | servers that register, their leases; which relays there are |
 //! | [`control`] | starts and stops all this, and answers what it is doing |
 //! | [`stop`] | how long a stop may take |
+//! | [`tune`] | the settings while the relay runs: a tree of files, and what is saved of it |
+//! | [`dial`] | a number that one thread sets while others read it |
 //! | [`logging`] | what people are told meanwhile |
 //!
 //! Which of them may import which: the list of floors in `ARCHITECTURE.md`, which a test holds.
@@ -35,6 +37,7 @@ pub use millrace_model as model;
 
 pub mod config;
 pub mod control;
+pub mod dial;
 pub mod downlink;
 pub mod engine;
 pub mod gateway;
@@ -45,6 +48,7 @@ pub mod registry;
 pub mod ring;
 pub mod route;
 pub mod stop;
+pub mod tune;
 pub mod undelivered;
 pub mod uplink;
 pub mod uring;

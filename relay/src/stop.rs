@@ -4,6 +4,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::config::RelaySection;
+use crate::dial::Dial;
 
 /// Upper bound of a share. Whatever follows the messages has shares reserved; a cluster that answers needs
 /// no more than this.
@@ -28,20 +29,24 @@ pub enum StopPart {
 /// for the cluster, the next one does not wait as long again.
 #[derive(Clone, Debug)]
 pub struct StopTime {
-    timeout: Duration,
+    timeout_ms: Dial,
     until: Arc<OnceLock<Instant>>,
 }
 
 impl StopTime {
     /// The time of a stop that has not begun.
     pub fn new(relay: &RelaySection) -> Self {
-        let timeout = Duration::from_millis(u64::from(relay.stop_timeout_ms));
-        Self { timeout, until: Arc::default() }
+        Self { timeout_ms: Dial::new(relay.stop_timeout_ms.into()), until: Arc::default() }
+    }
+
+    /// Gives a stop that has not begun another time.
+    pub fn set(&self, relay: &RelaySection) {
+        self.timeout_ms.set(relay.stop_timeout_ms.into());
     }
 
     /// Begins the stop. Only the first call counts.
     pub fn begin(&self) {
-        self.until.get_or_init(|| Instant::now() + self.timeout);
+        self.until.get_or_init(|| Instant::now() + self.timeout());
     }
 
     /// True if the relay is stopping.
@@ -50,20 +55,20 @@ impl StopTime {
     }
 
     /// The whole time.
-    pub const fn timeout(&self) -> Duration {
-        self.timeout
+    pub fn timeout(&self) -> Duration {
+        self.timeout_ms.milliseconds()
     }
 
     /// The time that is left; the whole time before the stop begins.
     pub fn left(&self) -> Duration {
         self.until
             .get()
-            .map_or(self.timeout, |until| until.saturating_duration_since(Instant::now()))
+            .map_or_else(|| self.timeout(), |until| until.saturating_duration_since(Instant::now()))
     }
 
     /// The time that is left until the deadline of a part.
     pub fn left_of(&self, part: StopPart) -> Duration {
-        let share = (self.timeout / SHARES).min(MOST_SHARE);
+        let share = (self.timeout() / SHARES).min(MOST_SHARE);
         let after = match part {
             StopPart::Messages => 2 * share,
             StopPart::Connections => share + share / 2,

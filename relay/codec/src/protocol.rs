@@ -22,18 +22,39 @@ pub enum Protocol {
 
 impl From<&Settings> for Protocol {
     fn from(service: &Settings) -> Self {
+        Self::new(service, None)
+    }
+}
+
+impl Protocol {
+    fn new(service: &Settings, former: Option<&Self>) -> Self {
         let which = match service.protocol {
             ProtocolKind::Framing => Recognised::Framing,
             ProtocolKind::Http => Recognised::Http,
             ProtocolKind::Mqtt => Recognised::Mqtt,
             ProtocolKind::WebSocket => Recognised::WebSocket,
-            ProtocolKind::Auto => return Self::Auto(Arc::new(service.into())),
+            ProtocolKind::Auto => {
+                let former = former.and_then(|former| match former {
+                    Self::Auto(settings) => Some(&**settings),
+                    Self::Spoken(_) => None,
+                });
+                return Self::Auto(Arc::new(AutoSettings::new(service, former)));
+            }
         };
-        Self::Spoken(Spoken::new(which, service))
+        let former = former.and_then(|former| match former {
+            Self::Spoken(spoken) => Some(spoken),
+            Self::Auto(_) => None,
+        });
+        Self::Spoken(Spoken::new(which, service, former))
     }
-}
 
-impl Protocol {
+    /// The same with other settings, for connections that come from now on. What outlives connections goes
+    /// on: sessions, and who may connect.
+    #[must_use]
+    pub fn with(&self, service: &Settings) -> Self {
+        Self::new(service, Some(self))
+    }
+
     /// A codec for a new connection.
     pub fn codec(&self, now: Instant) -> AnyCodec {
         match self {

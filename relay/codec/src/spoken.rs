@@ -32,8 +32,8 @@ pub enum Spoken {
 }
 
 impl Spoken {
-    /// That protocol of a service.
-    pub(super) fn new(which: Recognised, service: &Settings) -> Self {
+    /// That protocol of a service. What outlives connections is the former one's, if there is one.
+    pub(super) fn new(which: Recognised, service: &Settings, former: Option<&Self>) -> Self {
         match which {
             Recognised::Framing => Self::Framing {
                 framing: service.framing.expect("a checked configuration has one"),
@@ -42,7 +42,10 @@ impl Spoken {
             Recognised::Http => {
                 Self::Http(Arc::new(HttpSettings::new(service, Instant::now(), SystemTime::now())))
             }
-            Recognised::Mqtt => Self::Mqtt(Arc::new(Mqtt::new(service))),
+            Recognised::Mqtt => Self::Mqtt(Arc::new(match former {
+                Some(Self::Mqtt(former)) => former.with(service),
+                _ => Mqtt::new(service),
+            })),
             Recognised::WebSocket => Self::WebSocket(Arc::new(service.into())),
         }
     }

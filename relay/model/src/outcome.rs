@@ -75,6 +75,8 @@ reasons! {
         KafkaBehind = "kafka_behind",
         /// Its address has as many connections as it may.
         TooManyConnections = "too_many_connections",
+        /// The service takes no new clients.
+        NotAccepted = "not_accepted",
         /// The gateway's flow table is full.
         FlowTableFull = "flow_table_full",
         /// The relay stops.

@@ -5,11 +5,7 @@ use std::path::PathBuf;
 use millrace_common::zone;
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, HardwareAddress, ReversePath, Sysctls, invalid};
-
-/// The link to the relay keeps 256 packets for each processor (`VETH_RING_SIZE`, `drivers/net/veth.c`); so
-/// many come in this time at 256,000 a second, and more are lost.
-const MAX_COALESCE_US: u32 = 1000;
+use super::{HardwareAddress, ReversePath, Sysctls};
 
 /// The XDP side.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -76,17 +72,6 @@ impl GatewaySection {
             coalesce_us: 0,
             sysctls: Sysctls::default(),
         }
-    }
-
-    pub(super) fn check_coalesce(&self) -> Result<(), ConfigError> {
-        if self.coalesce_us > MAX_COALESCE_US {
-            let problem = format!(
-                "must be at most {MAX_COALESCE_US}, or 0 for no wait: the link keeps 256 packets for each \
-                 processor, and loses more"
-            );
-            return Err(invalid("gateway.coalesce_us", problem));
-        }
-        Ok(())
     }
 }
 

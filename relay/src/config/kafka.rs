@@ -108,14 +108,7 @@ impl KafkaSection {
         }
         security::check(self.tls.as_ref(), self.sasl.as_ref(), &self.properties)
             .map_err(|(key, problem)| invalid(key, problem))?;
-        self.check_engine().map_err(|problem| invalid("kafka.properties", problem))?;
-        if self.partition_in_flight_bytes < 1 << 16 {
-            return Err(invalid("kafka.partition_in_flight_bytes", "must be at least 65536"));
-        }
-        if !matches!(self.replication, -1 | 1..=32_767) {
-            return Err(invalid("kafka.replication", "must be -1, or from 1 to 32767"));
-        }
-        Ok(())
+        self.check_engine().map_err(|problem| invalid("kafka.properties", problem))
     }
 
     /// No property of librdkafka's that would silently not apply to the uplink.

@@ -2,11 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, invalid};
-
-/// librdkafka's `max.poll.interval.ms`, which a session must not exceed.
-const MAX_SESSION_TIMEOUT_MS: u32 = 300_000;
-
 /// Servers that register, and relays that watch each other.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -38,29 +33,5 @@ impl Default for RegistrySection {
             session_timeout_ms: 6000,
             start_timeout_ms: 60_000,
         }
-    }
-}
-
-impl RegistrySection {
-    /// Checks what the types cannot express.
-    pub(super) fn check(&self) -> Result<(), ConfigError> {
-        for (name, value, least) in [
-            ("lease_ms", self.lease_ms, 300),
-            ("forget_ms", self.forget_ms, 1),
-            ("max_capacity", self.max_capacity, 1),
-            ("relay_timeout_ms", self.relay_timeout_ms, 300),
-            ("session_timeout_ms", self.session_timeout_ms, 1000),
-            ("start_timeout_ms", self.start_timeout_ms, 1000),
-        ] {
-            if value < least {
-                let problem = format!("must be at least {least}");
-                return Err(invalid(format!("registry.{name}"), problem));
-            }
-        }
-        if self.session_timeout_ms > MAX_SESSION_TIMEOUT_MS {
-            let problem = format!("must be at most {MAX_SESSION_TIMEOUT_MS}");
-            return Err(invalid("registry.session_timeout_ms", problem));
-        }
-        Ok(())
     }
 }

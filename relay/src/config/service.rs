@@ -25,6 +25,9 @@ pub struct Service {
     pub destinations: Vec<Prefix>,
     /// TCP port.
     pub port: u16,
+    /// Whether it takes new clients. If not, their connections are closed at once.
+    #[serde(default = "default_accept")]
+    pub accept: bool,
     /// The clients' protocol.
     #[serde(default)]
     pub protocol: ProtocolKind,
@@ -88,6 +91,7 @@ impl Service {
             name: name.into(),
             destinations: Vec::new(),
             port,
+            accept: default_accept(),
             protocol: ProtocolKind::default(),
             framing: Some(framing),
             mqtt: None,
@@ -136,8 +140,6 @@ impl Service {
     /// Checks what the protocol needs.
     pub(super) fn check_protocol(&self) -> Result<(), String> {
         self.websocket.check()?;
-        self.http.check()?;
-        self.mqtt.as_ref().map_or(Ok(()), MqttSection::check)?;
         match (self.protocol, self.framing) {
             (ProtocolKind::Framing, None) => {
                 Err("needs `framing`, or another `protocol` than \"framing\"".to_owned())
@@ -184,6 +186,10 @@ impl Server {
 
 const fn default_capacity() -> NonZeroU32 {
     NonZeroU32::MIN
+}
+
+const fn default_accept() -> bool {
+    true
 }
 
 const fn default_handshake_timeout_ms() -> u32 {

@@ -26,7 +26,10 @@ fn packets_are_not_collected_for_long() {
     let mode = "mode = \"new\"";
     sample(mode, "coalesce_us = 1000").expect("a millisecond");
     let told = sample(mode, "coalesce_us = 1001").expect_err("more").to_string();
-    assert!(told.starts_with("gateway.coalesce_us: must be at most 1000, or 0"), "{told}");
+    assert!(
+        told.starts_with("gateway.coalesce_us: must be from 1 to 1000, or 0 for no wait"),
+        "{told}"
+    );
 }
 
 #[test]
@@ -86,7 +89,7 @@ fn mistakes_are_told_with_what_would_be_right() {
         let told = told(prefix, &format!("topic_prefix = \"{wrong}\""));
         assert!(told.starts_with("kafka.topic_prefix: ") && told.contains("a-z"), "{told}");
     }
-    assert!(told("port = 7000", "port = 0").ends_with("needs a port from 1 to 65535"));
+    assert!(told("port = 7000", "port = 0").ends_with("port must be from 1 to 65535"));
     let twice = told("[[service.server]]\nid = \"chat-2\"", "[[service.server]]\nid = \"chat-1\"");
     assert!(twice.contains("`chat-1`: needs an id that no other server has"), "{twice}");
     let other = "[[service]]\nname = \"other\"\ndestinations = [\"203.0.113.0/24\"]\nport = 7000\n\

@@ -105,6 +105,9 @@ pub enum RunError {
          lost with this run; start the relay again"
     )]
     Producer(String),
+    /// The settings in force cannot be shown.
+    #[error(transparent)]
+    Settings(crate::config::ConfigError),
     /// The system refused something else.
     #[error("cannot {what}: {source}")]
     Io {

@@ -10,6 +10,7 @@
 //!  mover          moves connections from draining servers to others
 //!  keeper         undelivered::Keeper
 //!  proof          checks that diverted packets are answered
+//!  fuser-0        tune::Mounted: the tree of settings, if it can be mounted
 //!  waiting        measures how long messages have waited for their servers
 //!  gateway        gateway::Watch: follows the gateway's devices
 //!  log            logging
@@ -33,8 +34,10 @@ mod socket;
 mod standing;
 mod start;
 mod threads;
+mod tuning;
 mod waiting;
 
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::config::Config;
@@ -43,13 +46,14 @@ use crate::kafka::brokers_clock;
 use crate::model::Incarnation;
 use crate::registry::RegistryLink;
 use crate::stop::StopTime;
+use crate::tune::{self, Mounted, Saved};
 use crate::worker::Shared;
 
 pub use error::RunError;
 use faults::Faults;
 pub use ledger::{Ledger, LedgerError, ledger};
 pub use listeners::Place;
-pub use orders::disconnect;
+pub use orders::{InForce, disconnect, set, settings};
 use service::Service;
 use signals::StopSignals;
 pub use snapshot::{CpuTime, Snapshot};
@@ -57,6 +61,7 @@ use socket::ControlSocket;
 pub use socket::read_snapshot;
 use start::{Started, Starter};
 use threads::{Awaited, Threads};
+use tuning::Tuner;
 pub use waiting::Waiting;
 
 /// How to run the relay.
@@ -71,19 +76,20 @@ pub enum Mode {
 /// Runs the relay until SIGTERM, SIGINT or SIGHUP, or until it cannot continue; then stops it, which never
 /// takes longer than `relay.stop_timeout_ms`. Calls `on_ready` when clients are served. Returns the final
 /// snapshot, in which everything that was read is acknowledged or counted. An error says why the relay could
-/// not continue.
+/// not continue. Before it serves anybody, it applies what is `saved` of settings.
 ///
 /// An error may leave threads behind: the process should end.
 pub fn run(
     config: &Config,
     mode: Mode,
+    saved: &Saved,
     on_ready: impl FnOnce(&Threads),
 ) -> Result<Snapshot, RunError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(RunError::io("start the control plane"))?;
-    let ended = runtime.block_on(run_async(config, mode, on_ready));
+    let ended = runtime.block_on(run_async(config, mode, saved, on_ready));
     if ended.is_err() {
         // Its drop would wait for what the stop has given up on.
         std::mem::forget(runtime);
@@ -94,6 +100,7 @@ pub fn run(
 async fn run_async(
     config: &Config,
     mode: Mode,
+    saved: &Saved,
     on_ready: impl FnOnce(&Threads),
 ) -> Result<Snapshot, RunError> {
     // Before anything else, so that a signal during the start does not kill the process.
@@ -124,7 +131,10 @@ async fn run_async(
     let starter =
         Starter { config: config.clone(), gateway, place, shared, faults: faults.clone() };
     let Started { gateway, threads, registry } = starter.start(&mut signals).await?;
-    socket.serve(threads.observer(), threads.orders());
+    let tuner = threads.tuner();
+    saved.apply(&tuner).iter().for_each(|wrong| tracing::warn!("{wrong}"));
+    socket.serve(threads.observer(), threads.orders(), tuner.clone());
+    let _tree = mount(config, &tuner);
     // Last: from here on the gateway diverts connections to us.
     let watch = gateway.as_ref().map(|gateway| gateway.watch(config)).transpose()?;
     if let Some(watch) = &watch {
@@ -133,6 +143,7 @@ async fn run_async(
     let mut service = Service::of(gateway.as_ref(), &threads)?;
     if !stop_time.has_begun() {
         service.look()?;
+        tuner.note_heartbeat_timeout(service.timeout());
         on_ready(&threads);
     }
 
@@ -142,6 +153,7 @@ async fn run_async(
                 if let Err(error) = service.look() {
                     faults.report(error);
                 }
+                tuner.note_heartbeat_timeout(service.timeout());
             }
             () = faults.seen() => stop_time.begin(),
             signal = signals.recv() => {
@@ -155,6 +167,24 @@ async fn run_async(
         faults.report(error);
     }
     stop(&stop_time, &faults, threads, registry).await
+}
+
+/// The tree of settings. A relay without one says why, and serves all the same.
+fn mount(config: &Config, tuner: &Tuner) -> Option<Mounted> {
+    let at = tune::place(config);
+    match Mounted::new(&at, Arc::new(tuner.clone())) {
+        Ok(mounted) => {
+            tracing::info!(at = %at.display(), "settings can be read and changed as files");
+            Some(mounted)
+        }
+        Err(error) => {
+            tracing::info!(
+                "no tree of settings at {}: {error}; `relay tune` does the same",
+                at.display()
+            );
+            None
+        }
+    }
 }
 
 /// Stops everything, and gives up on what does not end in time.

@@ -12,9 +12,11 @@ use tokio::time::Instant;
 
 use crate::config::Config;
 use crate::prefix::Prefix;
+use crate::tune::{Entry, Source as _};
 use crate::worker::Orders;
 
 use super::asking::{ANSWER_TIMEOUT, connect, read_answer};
+use super::tuning::Tuner;
 
 /// In the instance's run-time directory, whose owner alone gets in.
 pub(super) const SOCKET: &str = "orders.sock";
@@ -31,6 +33,35 @@ const WORKERS_TIMEOUT: Duration = ANSWER_TIMEOUT.saturating_sub(Duration::from_s
 enum Order {
     /// Close the connections of clients whose addresses lie there.
     Disconnect(Prefix),
+    /// Say the values of all settings that are in force.
+    Settings,
+    /// Change a setting.
+    Set { path: String, value: String },
+}
+
+/// A setting of a running relay.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+pub struct InForce {
+    /// Its path.
+    pub path: String,
+    /// Its value.
+    pub value: String,
+    /// Whether it can be changed while the relay runs.
+    pub live: bool,
+    /// How it is changed, if not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changed_by: Option<String>,
+}
+
+impl From<&Entry> for InForce {
+    fn from(entry: &Entry) -> Self {
+        Self {
+            path: entry.path.clone(),
+            value: entry.text.clone(),
+            live: entry.fixed.is_none(),
+            changed_by: entry.fixed.map(str::to_owned),
+        }
+    }
 }
 
 /// What has come of it.
@@ -39,6 +70,10 @@ enum Order {
 enum Answer {
     /// So many connections.
     Disconnected(u64),
+    /// The settings.
+    Settings(Vec<InForce>),
+    /// The value of a setting that is in force now.
+    Set(String),
     /// Why not.
     Failed(String),
 }
@@ -49,7 +84,7 @@ pub(super) fn socket(config: &Config) -> PathBuf {
 }
 
 /// Reads an order, has the workers carry it out, and says what has come of it.
-pub(super) async fn answer(mut stream: UnixStream, orders: Orders) {
+pub(super) async fn answer(mut stream: UnixStream, orders: Orders, tuner: Tuner) {
     let mut line = String::new();
     let (reader, mut writer) = stream.split();
     if BufReader::new(reader.take(MAX_ORDER_BYTES)).read_line(&mut line).await.is_err() {
@@ -57,10 +92,26 @@ pub(super) async fn answer(mut stream: UnixStream, orders: Orders) {
     }
     let answer = match serde_json::from_str(&line) {
         Ok(Order::Disconnect(clients)) => disconnect_clients(clients, &orders).await,
+        Ok(Order::Settings) => {
+            Answer::Settings(tuner.values().entries().iter().map(InForce::from).collect())
+        }
+        Ok(Order::Set { path, value }) => set_setting(path, value, tuner).await,
         Err(error) => Answer::Failed(format!("the relay does not know this order: {error}")),
     };
     let text = serde_json::to_vec(&answer).unwrap_or_default();
     let _ = writer.write_all(&text).await;
+}
+
+async fn set_setting(path: String, value: String, tuner: Tuner) -> Answer {
+    // It waits for the workers, and the heartbeat must not.
+    match tokio::task::spawn_blocking(move || tuner.set(&path, &value)).await {
+        Ok(Ok(now)) => Answer::Set(now),
+        Ok(Err(refusal)) => {
+            tracing::warn!("a setting was not changed: {refusal}");
+            Answer::Failed(refusal.to_string())
+        }
+        Err(error) => Answer::Failed(error.to_string()),
+    }
 }
 
 async fn disconnect_clients(clients: Prefix, orders: &Orders) -> Answer {
@@ -93,12 +144,48 @@ async fn disconnect_clients(clients: Prefix, orders: &Orders) -> Answer {
 /// Has the running relay close the connections of clients whose addresses lie in a prefix, and gives how
 /// many that were. `None` if no relay runs.
 pub fn disconnect(config: &Config, clients: Prefix) -> io::Result<Option<u64>> {
-    let Some(mut stream) = connect(&socket(config))? else { return Ok(None) };
-    let mut order = serde_json::to_string(&Order::Disconnect(clients))?;
-    order.push('\n');
-    stream.write_all(order.as_bytes())?;
-    match serde_json::from_slice(&read_answer(&mut stream)?)? {
-        Answer::Disconnected(connections) => Ok(Some(connections)),
-        Answer::Failed(why) => Err(io::Error::other(why)),
+    match give(config, &Order::Disconnect(clients))? {
+        None => Ok(None),
+        Some(Answer::Disconnected(connections)) => Ok(Some(connections)),
+        Some(answer) => Err(failed(answer)),
     }
+}
+
+/// The settings of the running relay, by path. `None` if no relay runs.
+pub fn settings(config: &Config) -> io::Result<Option<Vec<InForce>>> {
+    match give(config, &Order::Settings)? {
+        None => Ok(None),
+        Some(Answer::Settings(settings)) => Ok(Some(settings)),
+        Some(answer) => Err(failed(answer)),
+    }
+}
+
+/// Changes a setting of the running relay, and gives its value in force. `None` if no relay runs.
+pub fn set(config: &Config, path: &str, value: &str) -> io::Result<Option<String>> {
+    match give(config, &Order::Set { path: path.to_owned(), value: value.to_owned() })? {
+        None => Ok(None),
+        Some(Answer::Set(now)) => Ok(Some(now)),
+        Some(answer) => Err(failed(answer)),
+    }
+}
+
+fn failed(answer: Answer) -> io::Error {
+    match answer {
+        Answer::Failed(why) => io::Error::other(why),
+        Answer::Disconnected(_) | Answer::Settings(_) | Answer::Set(_) => {
+            io::Error::other("it gave another answer than was asked for; is it of another version?")
+        }
+    }
+}
+
+/// Gives the running relay an order. `None` if none runs.
+fn give(config: &Config, order: &Order) -> io::Result<Option<Answer>> {
+    let Some(mut stream) = connect(&socket(config))? else { return Ok(None) };
+    let mut order = serde_json::to_string(order)?;
+    order.push('\n');
+    if order.len() as u64 > MAX_ORDER_BYTES {
+        return Err(io::Error::other(format!("an order has at most {MAX_ORDER_BYTES} bytes")));
+    }
+    stream.write_all(order.as_bytes())?;
+    Ok(Some(serde_json::from_slice(&read_answer(&mut stream)?)?))
 }

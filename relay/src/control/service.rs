@@ -91,6 +91,11 @@ impl Service {
         Ok(())
     }
 
+    /// How long a worker may not go round before new connections are kept away.
+    pub(super) const fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
     /// New connections take the ordinary path from now on.
     pub(super) fn end(&mut self) -> Result<(), RunError> {
         Ok(self.heartbeat.as_mut().map_or(Ok(()), Heartbeat::stop)?)

@@ -17,6 +17,7 @@ use crate::worker::Orders;
 use super::asking::{ANSWER_TIMEOUT, connect, read_answer};
 use super::orders;
 use super::snapshot::Observer;
+use super::tuning::Tuner;
 use super::{RunError, Snapshot};
 
 /// Pause after a failed accept.
@@ -111,7 +112,7 @@ impl ControlSocket {
     }
 
     /// Begins to answer.
-    pub(super) fn serve(&mut self, observer: Observer, orders: Orders) {
+    pub(super) fn serve(&mut self, observer: Observer, orders: Orders, tuner: Tuner) {
         let (listener, for_orders) = self.listeners.take().expect("served once");
         tokio::spawn(async move {
             loop {
@@ -119,7 +120,7 @@ impl ControlSocket {
                 // Does not wait for a client that says nothing.
                 tokio::spawn(tokio::time::timeout(
                     ANSWER_TIMEOUT,
-                    orders::answer(stream, orders.clone()),
+                    orders::answer(stream, orders.clone(), tuner.clone()),
                 ));
             }
         });

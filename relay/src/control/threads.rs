@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
 use crate::config::{Config, TcpSection};
+use crate::dial::Dial;
 use crate::downlink::{Consumer, ConsumerStats};
 use crate::gateway::{FlowTable, Gateway, enter_namespace};
 use crate::kafka::{Retention, Topics};
@@ -17,7 +18,7 @@ use crate::registry::RegistryObserver;
 use crate::ring::{DownlinkSender, UplinkReceiver, Wake, downlink, uplink};
 use crate::route::{AssociationLog, Associations};
 use crate::stop::StopTime;
-use crate::undelivered::{Intake, Keeper, KeeperParts, KeeperStats};
+use crate::undelivered::{HoldLimits, Intake, Keeper, KeeperParts, KeeperStats};
 use crate::uplink::late::RescueWatch;
 use crate::uplink::{KafkaProducer, Pump, PumpParts, PumpStats};
 use crate::uring::{self, EngineLimits, UringEngine};
@@ -30,6 +31,7 @@ use super::mover::Mover;
 use super::proof::Proof;
 use super::snapshot::Observer;
 use super::standing::Standing;
+use super::tuning::{Effects, Tuner};
 use super::waiting::WaitingWatch;
 
 impl Flows for FlowTable {
@@ -73,6 +75,7 @@ pub struct Threads {
     stop_keeper: Arc<AtomicBool>,
     shared: Shared,
     orders: Orders,
+    tuner: Tuner,
     observer: Observer,
 }
 
@@ -239,6 +242,8 @@ impl Threads {
             },
         )?;
         let written = producer.written();
+        let longest = topics.batch_limits.longest_message(config);
+        let of_kafka = (producer.linger_us(), keeper.limits(), longest);
         let pump = Pump::new(PumpParts {
             producer,
             relay: RelayId(config.relay.id),
@@ -267,6 +272,7 @@ impl Threads {
             topics: topics.differences.into(),
             standing: Standing::default(),
         };
+        let tuner = tuner(config, &shared, gateway, orders.clone(), of_kafka)?;
         let wakes = threads.iter().map(|thread| thread.parts.wake.clone()).collect();
         let workers = start_workers(threads, faults)?;
         let pump = spawn_pump(pump, (faults, &stop_time))?;
@@ -295,6 +301,7 @@ impl Threads {
             stop_keeper,
             shared,
             orders,
+            tuner,
             observer,
         })
     }
@@ -312,6 +319,11 @@ impl Threads {
     /// Gives orders to the workers.
     pub(super) fn orders(&self) -> Orders {
         self.orders.clone()
+    }
+
+    /// Changes settings.
+    pub(super) fn tuner(&self) -> Tuner {
+        self.tuner.clone()
     }
 
     pub(super) fn observer(&self) -> Observer {
@@ -392,6 +404,26 @@ fn start_others(
         })?);
     }
     Ok(others)
+}
+
+fn tuner(
+    config: &Config,
+    shared: &Shared,
+    gateway: Option<&Gateway>,
+    orders: Orders,
+    (linger_us, hold, longest_message): (Option<Dial>, HoldLimits, u32),
+) -> Result<Tuner, RunError> {
+    let effects = Effects {
+        orders,
+        services: shared.services.clone(),
+        stop_time: shared.stop_time.clone(),
+        credit: shared.credit.clone(),
+        hold,
+        linger_us,
+        longest_message,
+        pins: gateway.map(|_| config.pin_directory()),
+    };
+    Tuner::new(config, effects).map_err(RunError::Settings)
 }
 
 fn wake() -> Result<Wake, RunError> {

@@ -49,7 +49,7 @@ mod unload;
 mod watch;
 
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aya::maps::{Array, Map, MapData, MapError};
 pub use millrace_common::abi::Intake;
@@ -71,12 +71,14 @@ pub use self::known::{
     SysctlTrial,
 };
 pub use self::load::{LoadReport, load, load_object_file};
+use self::lock::Lock;
 pub use self::losses::Lost;
 pub use self::netdev::XdpFeatures;
 pub use self::preflight::AttachMode;
 pub use self::replace::{ReplaceReport, Replaced, replace, replace_by};
 pub use self::reverse_path::SourceCheck;
 pub use self::rtnetlink::Link;
+use self::rules::tables::RuleTables;
 pub use self::status::{NamespaceStatus, RelayStatus, Status, status};
 pub use self::sysctls::SysctlStatus;
 pub use self::topology::{RELAY_DEVICE, gateway_device};
@@ -85,6 +87,14 @@ pub use self::traced::Traced;
 pub use self::unload::unload;
 pub use self::watch::{DeviceNews, News, Watch};
 pub use crate::gateway::attached::{DeviceStatus, ProgramStatus};
+
+/// Has the programs of a loaded instance take a heartbeat of this age for that of a dead relay.
+pub fn set_heartbeat_timeout(pins: &Path, timeout: Duration) -> Result<(), GatewayError> {
+    // The same map says which rules are in force, and another command may be changing them.
+    let _lock = Lock::try_take()?;
+    let timeout_ns = u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX);
+    RuleTables::open(pins)?.set_heartbeat_timeout(timeout_ns).map(drop)
+}
 
 /// A running relay's hold on a loaded instance.
 #[derive(Debug)]

@@ -11,6 +11,7 @@ use super::lock::Lock;
 use super::state::{self, State, ignore_missing};
 use super::topology;
 use crate::config::Config;
+use crate::tune;
 
 /// How long the kernel may take to detach a program whose last reference is gone.
 const DETACH: Duration = Duration::from_secs(5);
@@ -37,6 +38,8 @@ pub(super) fn undo(config: &Config, state: &State, report: Report<'_>) -> Result
         ignore_missing(std::fs::remove_dir_all(&state.pin_directory))
             .map_err(GatewayError::io(format!("remove {}", state.pin_directory.display())))?;
     }
+    tune::clear(&tune::place(config))
+        .map_err(GatewayError::io("take away the tree of settings that a relay has left"))?;
     topology::remove(config, report)?;
     state::unmount_bpffs(report)?;
     State::remove(config, report)

@@ -9,7 +9,7 @@ use crate::config::{Config, KafkaSection, security_properties};
 const DEFAULT_BATCH_BYTES: u32 = 1_000_000;
 
 /// What a record may weigh beside its payload: key, headers and the batch's own bytes.
-const RECORD_OVERHEAD_BYTES: u32 = 128 << 10;
+pub(crate) const RECORD_OVERHEAD_BYTES: u32 = 128 << 10;
 
 /// The name that the cluster knows our clients by (`client.id`), unless `kafka.properties` has another.
 const CLIENT: &str = "millrace";
@@ -103,6 +103,9 @@ pub(crate) fn longest_record(config: &Config) -> u32 {
     longest.unwrap_or_default() + RECORD_OVERHEAD_BYTES
 }
 
+/// librdkafka's own `message.max.bytes`.
+pub(crate) const USUAL_RECORD_BYTES: u32 = 1_000_000;
+
 /// librdkafka's properties for the uplink. The bounds are ours ([`crate::ring::Credit`]), so its
 /// own are out of the way; and a record waits as long as the broker is away.
 pub fn producer_config(config: &Config) -> ClientConfig {
@@ -111,7 +114,7 @@ pub fn producer_config(config: &Config) -> ClientConfig {
         .set("linger.ms", (f64::from(config.kafka.linger_us()) / 1000.0).to_string())
         .set("queue.buffering.max.messages", "0")
         .set("queue.buffering.max.kbytes", "2147483647")
-        .set("message.max.bytes", longest_record(config).max(1_000_000).to_string());
+        .set("message.max.bytes", longest_record(config).max(USUAL_RECORD_BYTES).to_string());
     client
 }
 

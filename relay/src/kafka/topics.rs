@@ -11,6 +11,7 @@ use rdkafka::admin::{AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use crate::config::Config;
+use crate::kafka::client::{RECORD_OVERHEAD_BYTES, USUAL_RECORD_BYTES, longest_record};
 use crate::kafka::questions::{ask_again, described, watermarks};
 
 use cluster::{Cluster, TIMEOUT};
@@ -102,6 +103,18 @@ pub struct BatchLimits {
     pub uplink: Option<u32>,
     /// Both `held` and `deadletter`.
     pub kept: Option<u32>,
+}
+
+impl BatchLimits {
+    /// Longest message whose record is taken by the topics, and by the producers that were made by this
+    /// configuration. Not less than the longest that it allows.
+    pub fn longest_message(self, config: &Config) -> u32 {
+        let needed = longest_record(config);
+        let produced = needed.max(USUAL_RECORD_BYTES);
+        // A topic of which nothing is known takes at least what it was made for.
+        let taken = |most: Option<u32>| most.map_or(needed, |most| most.min(produced));
+        taken(self.uplink).min(taken(self.kept)).max(needed) - RECORD_OVERHEAD_BYTES
+    }
 }
 
 /// Compares the topics with what they must be; changes nothing.

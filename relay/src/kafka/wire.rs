@@ -14,6 +14,7 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 use rustls::ClientConfig;
 
 use crate::config::SaslSection;
+use crate::dial::Dial;
 use crate::kafka::context::data_throttled;
 use crate::kafka::ffi::{NativeRecord, NativeReport};
 use crate::kafka::sockets::{SocketEvent, Sockets};
@@ -26,6 +27,8 @@ pub(crate) struct WireProducer {
     sockets: Sockets,
     /// Who the relay is to the brokers.
     sasl: Option<SaslSection>,
+    /// How long a batch waits for more records, in microseconds.
+    linger_us: Dial,
     /// When something is to be done though nothing happens.
     deadline: Option<Instant>,
 }
@@ -41,7 +44,14 @@ impl WireProducer {
     ) -> io::Result<Self> {
         settings.sasl = sasl.as_ref().map(|sasl| sasl.mechanism);
         let sockets = Sockets::new(wake, tls)?;
-        Ok(Self { uplink: Uplink::new(settings), sockets, sasl, deadline: None })
+        let linger_us = u64::try_from(settings.linger.as_micros()).unwrap_or(u64::MAX);
+        let (uplink, linger_us) = (Uplink::new(settings), Dial::new(linger_us));
+        Ok(Self { uplink, sockets, sasl, linger_us, deadline: None })
+    }
+
+    /// How long a batch waits for more records, in microseconds. It may change at any time.
+    pub(crate) fn linger_us(&self) -> Dial {
+        self.linger_us.clone()
     }
 
     /// Takes a copy of a record: what was [encoded](Constant::encode) before, and the rest.
@@ -67,8 +77,9 @@ impl WireProducer {
         weighed: impl Fn(u64) -> bool,
         mut on_report: impl FnMut(NativeReport),
     ) -> bool {
-        let Self { uplink, sockets, sasl, deadline } = self;
+        let Self { uplink, sockets, sasl, linger_us, deadline } = self;
         let now = Instant::now();
+        uplink.set_linger(Duration::from_micros(linger_us.get()));
         let mut any = false;
         sockets.turn(|link, event| {
             any = true;

@@ -11,6 +11,7 @@ use millrace_wire::uplink::Settings;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use crate::config::{Config, UplinkEngine};
+use crate::dial::Dial;
 use crate::kafka::client::{DATA, batch_bytes, client_id, fitting_config};
 use crate::kafka::context::LogContext;
 use crate::kafka::ffi::{NativeProducer, NativeReport};
@@ -131,6 +132,14 @@ impl Writer {
                 let sasl = kafka.sasl.clone();
                 Ok(Self::Millrace(Box::new(WireProducer::new(settings, tls, sasl, wake)?)))
             }
+        }
+    }
+
+    /// How long a batch waits for more records, in microseconds. None if that cannot change.
+    pub(crate) fn linger_us(&self) -> Option<Dial> {
+        match self {
+            Self::Librdkafka(_) => None,
+            Self::Millrace(wire) => Some(wire.linger_us()),
         }
     }
 

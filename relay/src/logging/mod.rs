@@ -11,13 +11,13 @@ use std::env;
 use std::ffi::OsString;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{LazyLock, OnceLock};
+use std::sync::{LazyLock, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Registry, reload};
 
 use limit::{Limit, Limiter};
 use writer::Queue;
@@ -32,6 +32,9 @@ const LAST_LINES: Duration = Duration::from_secs(1);
 static LOST: AtomicU64 = AtomicU64::new(0);
 static LIMITER: LazyLock<Limiter> = LazyLock::new(Limiter::default);
 static QUEUE: OnceLock<Queue> = OnceLock::new();
+static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
+/// The filter as it was asked for.
+static WANTED: Mutex<String> = Mutex::new(String::new());
 
 /// The kind of program that writes a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +71,9 @@ pub fn init(purpose: Purpose) -> io::Result<()> {
         .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
         .log_internal_errors(false)
         .with_writer(Lines);
+    filter.to_string().clone_into(&mut WANTED.lock().unwrap_or_else(PoisonError::into_inner));
+    let (filter, handle) = reload::Layer::new(filter);
+    FILTER.get_or_init(|| handle);
     let log = tracing_subscriber::registry().with(filter).with(lines);
     match purpose {
         // A command's own lines are all written.
@@ -86,6 +92,33 @@ pub fn init(purpose: Purpose) -> io::Result<()> {
              RUST_LOG=warn,millrace_relay=debug"
         );
     }
+    Ok(())
+}
+
+/// What is logged, as `RUST_LOG` says it.
+pub fn filter() -> String {
+    WANTED.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+/// Says what is wrong with a filter.
+pub fn check_filter(text: &str) -> Result<(), String> {
+    read(text).map(drop)
+}
+
+fn read(text: &str) -> Result<EnvFilter, String> {
+    let example = "valid examples: debug; warn,millrace_relay=debug";
+    if text.is_empty() {
+        return Err(format!("it is empty; {example}"));
+    }
+    EnvFilter::try_new(text).map_err(|error| format!("`{text}`: {error}; {example}"))
+}
+
+/// Logs something else from now on. The error says what is wrong with the filter.
+pub fn set_filter(text: &str) -> Result<(), String> {
+    let filter = read(text)?;
+    let handle = FILTER.get().ok_or("this process has no log")?;
+    handle.reload(filter).map_err(|error| error.to_string())?;
+    text.clone_into(&mut WANTED.lock().unwrap_or_else(PoisonError::into_inner));
     Ok(())
 }
 

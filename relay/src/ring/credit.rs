@@ -33,13 +33,23 @@ pub struct Mark(usize);
 #[derive(Debug)]
 pub struct Credit {
     accounts: Box<[CachePadded<Account>]>,
-    limit: usize,
+    limit: AtomicUsize,
 }
 
 impl Credit {
     /// Accounts for the partitions 0 to `partitions - 1`, each with the same limit in bytes.
     pub fn new(partitions: usize, limit: usize) -> Self {
-        Self { accounts: (0..partitions).map(|_| CachePadded::default()).collect(), limit }
+        let accounts = (0..partitions).map(|_| CachePadded::default()).collect();
+        Self { accounts, limit: AtomicUsize::new(limit) }
+    }
+
+    /// Sets another limit. What waits goes on when something is released next.
+    pub fn set_limit(&self, limit: usize) {
+        self.limit.store(limit, Ordering::Relaxed);
+    }
+
+    fn limit(&self) -> usize {
+        self.limit.load(Ordering::Relaxed)
     }
 
     /// The number of partitions that have an account.
@@ -55,14 +65,14 @@ impl Credit {
     /// nothing more should be read for this partition.
     pub fn book(&self, partition: Partition, bytes: usize) -> bool {
         let account = self.account(partition);
-        account.used.fetch_add(bytes, Ordering::Relaxed) + bytes < self.limit
+        account.used.fetch_add(bytes, Ordering::Relaxed) + bytes < self.limit()
     }
 
     /// True when reading for this partition may go on: half of the limit is free again. False asks
     /// for [`release`](Self::release) to tell.
     pub fn may_resume(&self, partition: Partition) -> bool {
         let account = self.account(partition);
-        let free = |account: &Account| account.used.load(Ordering::SeqCst) <= self.limit / 2;
+        let free = |account: &Account| account.used.load(Ordering::SeqCst) <= self.limit() / 2;
         if free(account) {
             return true;
         }
@@ -75,7 +85,7 @@ impl Credit {
         let account = self.account(partition);
         let before = account.used.fetch_sub(bytes, Ordering::SeqCst);
         debug_assert!(before >= bytes, "more released than booked");
-        before - bytes <= self.limit / 2
+        before - bytes <= self.limit() / 2
             && account.waited_for.load(Ordering::SeqCst)
             && account.waited_for.swap(false, Ordering::SeqCst)
     }
@@ -113,7 +123,7 @@ impl Credit {
 
     /// True if a connection may begin.
     pub fn may_open(&self, partition: Partition) -> bool {
-        self.account(partition).control.load(Ordering::Relaxed) < self.limit
+        self.account(partition).control.load(Ordering::Relaxed) < self.limit()
     }
 
     /// Returns what `open` and `close` records had.

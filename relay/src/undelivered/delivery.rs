@@ -64,8 +64,8 @@ pub(crate) struct Deliveries {
     /// Of clients who may be here and have something waiting.
     turns: Turns<Delivery>,
     downlinks: Vec<DownlinkSender>,
-    next_expiry: Instant,
-    expiry_interval: Duration,
+    /// When ages were looked at, and whether there was more to do than was done then.
+    looked: Option<(Instant, bool)>,
 }
 
 impl Deliveries {
@@ -83,13 +83,11 @@ impl Deliveries {
             topic,
             protocols: clientele.protocols.clone(),
             presence: clientele.presence.clone(),
-            index: HeldIndex::new(config.hold.clone(), RelayId(config.relay.id), sender),
+            index: HeldIndex::new((&config.hold).into(), RelayId(config.relay.id), sender),
             here: HashMap::new(),
             turns: Turns::new(),
             downlinks,
-            next_expiry: Instant::now(),
-            expiry_interval: Duration::from_millis(config.hold.max_age_ms / 100)
-                .clamp(EXPIRY_INTERVAL[0], EXPIRY_INTERVAL[1]),
+            looked: None,
         })
     }
 
@@ -161,20 +159,26 @@ impl Deliveries {
             }
         }
         stats.late.store(self.turns.late(Instant::now()) as u64, Ordering::Relaxed);
-        if self.next_expiry <= Instant::now() {
+        if self.is_look_due() {
             // The time of the records is the broker's.
             let now = brokers_clock().unix_ms();
             let turns = &self.turns;
             let expired =
                 self.index.take_expired(now, ROUND_EXPIRED, |holder| turns.is_busy(holder));
             let more = expired.len() >= ROUND_EXPIRED;
-            self.next_expiry =
-                Instant::now() + if more { EXPIRY_INTERVAL[0] } else { self.expiry_interval };
+            self.looked = Some((Instant::now(), more));
             orders.extend(
                 expired.into_iter().map(|(holder, entry)| HeldNote::Expired { holder, entry }),
             );
         }
         orders
+    }
+
+    /// Whether ages are to be looked at. The time that replies may wait may have changed since the last look.
+    fn is_look_due(&self) -> bool {
+        let [shortest, longest] = EXPIRY_INTERVAL;
+        let interval = (self.index.max_age() / 100).clamp(shortest, longest);
+        self.looked.is_none_or(|(at, more)| at.elapsed() >= if more { shortest } else { interval })
     }
 
     fn take_delivered(&mut self, stats: &HeldStats) -> Vec<HeldNote> {

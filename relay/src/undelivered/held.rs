@@ -2,10 +2,11 @@
 //! stay in Kafka.
 
 use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
 
-use crate::config::HoldSection;
 use crate::model::RelayId;
 use crate::undelivered::deadletter::{Reason, Sender};
+use crate::undelivered::limits::HoldLimits;
 
 /// What an entry is counted as beside its value: its place here, and its record's key and headers.
 const ENTRY_BYTES: u64 = 128;
@@ -74,7 +75,7 @@ pub(crate) struct Record<'a> {
 /// All replies that wait, by the client's `SERVICE/IDENTITY`.
 #[derive(Debug)]
 pub(crate) struct HeldIndex {
-    limits: HoldSection,
+    limits: HoldLimits,
     own: Sender,
     own_id: RelayId,
     clients: HashMap<String, Client>,
@@ -84,7 +85,7 @@ pub(crate) struct HeldIndex {
 }
 
 impl HeldIndex {
-    pub(crate) fn new(limits: HoldSection, own_id: RelayId, own: Sender) -> Self {
+    pub(crate) fn new(limits: HoldLimits, own_id: RelayId, own: Sender) -> Self {
         Self { limits, own, own_id, clients: HashMap::new(), replies: 0, bytes: 0 }
     }
 
@@ -125,12 +126,22 @@ impl HeldIndex {
         Ok(())
     }
 
+    /// The limits, which may change at any time.
+    pub(crate) fn limits(&self) -> HoldLimits {
+        self.limits.clone()
+    }
+
+    /// How long a reply may wait.
+    pub(crate) fn max_age(&self) -> Duration {
+        self.limits.age_ms.milliseconds()
+    }
+
     /// Whether one more reply of so many bytes may be held; if so, it is counted.
     pub(crate) fn admit(&mut self, holder: &str, bytes: usize) -> Result<(), Reason> {
         let (bytes, limits) = (bytes as u64 + ENTRY_BYTES, &self.limits);
         let held =
             self.clients.get(holder).map_or(0, |client| client.entries.len() + client.coming);
-        if held >= limits.max_per_client as usize || self.bytes + bytes > limits.max_bytes {
+        if held as u64 >= limits.per_client.get() || self.bytes + bytes > limits.bytes.get() {
             return Err(Reason::HoldLimit);
         }
         self.bytes += bytes;
@@ -210,7 +221,7 @@ impl HeldIndex {
         is_busy: impl Fn(&str) -> bool,
     ) -> Vec<(String, Entry)> {
         let own = self.own_id;
-        let age = i64::try_from(self.limits.max_age_ms).unwrap_or(i64::MAX);
+        let age = i64::try_from(self.limits.age_ms.get()).unwrap_or(i64::MAX);
         let expired = |entry: &&mut Entry| {
             let waited = now_unix_ms.saturating_sub(entry.unix_ms);
             let patience = if entry.writer == own { age } else { age.saturating_mul(2) };
@@ -254,11 +265,25 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::config::HoldSection;
     use crate::model::Incarnation;
 
     fn index(max_per_client: u32, max_bytes: u64) -> HeldIndex {
         let limits = HoldSection { max_per_client, max_bytes, max_age_ms: 1000 };
-        HeldIndex::new(limits, RelayId(3), Sender::new(RelayId(3), Incarnation::new(9)))
+        HeldIndex::new((&limits).into(), RelayId(3), Sender::new(RelayId(3), Incarnation::new(9)))
+    }
+
+    #[test]
+    fn limits_may_change_at_any_time() {
+        let mut index = index(1, 1 << 20);
+        assert_eq!(index.admit("a", 1), Ok(()));
+        assert_eq!(index.admit("a", 1), Err(Reason::HoldLimit));
+        let more = HoldSection { max_age_ms: 5000, max_per_client: 2, max_bytes: 1 << 20 };
+        index.limits().set(&more);
+        assert_eq!(index.admit("a", 1), Ok(()));
+        assert_eq!(index.max_age(), Duration::from_secs(5));
+        index.limits().set(&HoldSection { max_bytes: 0, ..more });
+        assert_eq!(index.admit("b", 1), Err(Reason::HoldLimit));
     }
 
     fn record<'a>(offset: i64, kind: &'a [u8], relay: &'a [u8], value: &'a [u8]) -> Record<'a> {

@@ -21,6 +21,7 @@ use crate::undelivered::deadletter::{Letter, Reason, Refused, Sender};
 use crate::undelivered::delivery::{Deliveries, HeldNote};
 use crate::undelivered::held::{Entry, held_header, print_offsets};
 use crate::undelivered::intake::Intake;
+use crate::undelivered::limits::HoldLimits;
 use crate::undelivered::lines::{Lines, Turn};
 use crate::undelivered::outbox::{Outbox, Outcome};
 use crate::undelivered::presence::Presence;
@@ -165,6 +166,11 @@ impl Keeper {
             self.on_outcome(outcome);
         }
         busy
+    }
+
+    /// The limits of what is held, which may change at any time.
+    pub fn limits(&self) -> HoldLimits {
+        self.deliveries.index.limits()
     }
 
     fn take_orders(&mut self, orders: Vec<HeldNote>, stop: &AtomicBool) {

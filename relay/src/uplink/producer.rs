@@ -8,6 +8,7 @@ use millrace_wire::batch::Tag;
 use rdkafka::error::RDKafkaErrorCode;
 
 use crate::config::Config;
+use crate::dial::Dial;
 use crate::kafka::BatchLimits;
 use crate::kafka::clock::{NO_TIME, brokers_clock};
 use crate::kafka::ffi::{NativeRecord, NativeReport};
@@ -228,6 +229,11 @@ impl KafkaProducer {
             message,
             result,
         });
+    }
+
+    /// How long a batch waits for more records, in microseconds. None if that cannot change.
+    pub fn linger_us(&self) -> Option<Dial> {
+        self.writer.linger_us()
     }
 
     /// How far it has written.

@@ -378,6 +378,11 @@ fn outcome(result: i32) -> io::Result<usize> {
 }
 
 impl Engine for UringEngine {
+    fn set_batch_wait(&mut self, batch_wait_us: u32) {
+        let may = self.ring.params().is_feature_min_timeout();
+        self.batch_wait_us = if may { batch_wait_us } else { 0 };
+    }
+
     fn listen(&mut self, service: ServiceId, listener: OwnedFd) {
         self.listeners.push(Listener { service, socket: listener, armed: false, retry_at: None });
         self.arm_accept(self.listeners.len() - 1);

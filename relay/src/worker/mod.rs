@@ -29,6 +29,7 @@ mod stop;
 #[cfg(test)]
 mod tests;
 mod timers;
+mod tuning;
 mod unconfirmed;
 mod waiting;
 
@@ -59,7 +60,7 @@ use waiting::Waiting;
 
 pub use limits::{Addresses, Rate};
 pub use orders::{OrderAnswer, OrderReceiver, Orders, Task};
-pub use shared::{Flows, NoGateway, Served, Shared};
+pub use shared::{Flows, LiveSettings, NoGateway, Served, Shared};
 pub use stats::{Counter, Gauge, WorkerStats};
 
 /// Longest wait; so often a worker looks at the clock when nothing happens.
@@ -342,6 +343,9 @@ impl<E: Engine> Worker<E> {
         }
         if self.stopping {
             return self.close(socket, CloseReason::RelayStop);
+        }
+        if !self.shared.services[service.index()].accept {
+            return self.flush_and_close(socket, CloseReason::NotAccepted);
         }
         if !counted {
             return self.flush_and_close(socket, CloseReason::TooManyConnections);

@@ -25,6 +25,7 @@ use super::Worker;
 use super::actions::push_control;
 use super::connection::State;
 use super::reasons::Reasons;
+use super::shared::LiveSettings;
 
 /// Orders that may wait for one worker; who gives more is told to wait.
 const ORDERS: usize = 64;
@@ -55,12 +56,14 @@ struct Order {
 }
 
 /// What is to be done, and with which connections.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum What {
     /// Those to a server.
     AtServer(ServerId, Task),
     /// Those of clients whose addresses lie there are closed.
     Disconnect(Prefix),
+    /// None: other settings are in force.
+    Settings(Arc<LiveSettings>),
 }
 
 /// Says when all workers have carried an order out; if it was about a server, also that they have handed
@@ -118,29 +121,34 @@ impl Orders {
     /// Gives an order about the connections to a server to every worker, or to none if one of them has
     /// too many to carry out.
     pub fn give(&self, server: ServerId, task: Task) -> Option<Arc<OrderAnswer>> {
-        self.push(What::AtServer(server, task))
+        self.push(&What::AtServer(server, task))
     }
 
     /// Has every worker close the connections of clients whose addresses lie in a prefix, or none if one
     /// of them has too many orders to carry out.
     pub fn disconnect(&self, clients: Prefix) -> Option<Arc<OrderAnswer>> {
-        self.push(What::Disconnect(clients))
+        self.push(&What::Disconnect(clients))
     }
 
-    fn push(&self, what: What) -> Option<Arc<OrderAnswer>> {
+    /// Has every worker take over settings, or none if one of them has too many orders to carry out.
+    pub fn settings(&self, settings: Arc<LiveSettings>) -> Option<Arc<OrderAnswer>> {
+        self.push(&What::Settings(settings))
+    }
+
+    fn push(&self, what: &What) -> Option<Arc<OrderAnswer>> {
         // For as long as it takes: whoever else pushed could take the place that was seen.
         let workers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if workers.iter().any(|(queue, _)| queue.is_full()) {
             return None;
         }
-        let room = if let What::AtServer(_, Task::QuiesceSome(most)) = what { most } else { 0 };
+        let room = if let What::AtServer(_, Task::QuiesceSome(most)) = what { *most } else { 0 };
         let answer = Arc::new(OrderAnswer {
             workers: AtomicUsize::new(workers.len()),
             connections: AtomicU64::new(0),
             room: AtomicU32::new(room),
         });
         for (queue, wake) in workers.iter() {
-            let order = Order { what, answer: answer.clone() };
+            let order = Order { what: what.clone(), answer: answer.clone() };
             queue.push(order).expect("there was room, and nobody else pushes");
             wake.wake();
         }
@@ -172,6 +180,10 @@ impl<E: Engine> Worker<E> {
                 What::Disconnect(clients) => {
                     answer.count(self.disconnect(clients));
                     // Nobody waits for what they had sent.
+                    answer.one_is_done();
+                }
+                What::Settings(settings) => {
+                    self.take_over(&settings);
                     answer.one_is_done();
                 }
             }

@@ -59,6 +59,8 @@ impl Flows for NoGateway {
 pub struct Served {
     /// What its clients speak.
     pub protocol: Protocol,
+    /// Whether it takes new clients.
+    pub accept: bool,
     /// Time for a client to say who it is.
     pub handshake: Duration,
     /// Idle timeout of a client.
@@ -75,9 +77,16 @@ pub struct Served {
 
 impl From<&Service> for Served {
     fn from(service: &Service) -> Self {
+        Self::new(service, Protocol::from(&service.codec()))
+    }
+}
+
+impl Served {
+    fn new(service: &Service, protocol: Protocol) -> Self {
         let ms = |ms| Duration::from_millis(u64::from(ms));
         Self {
-            protocol: Protocol::from(&service.codec()),
+            protocol,
+            accept: service.accept,
             handshake: ms(service.handshake_timeout_ms),
             idle: (service.idle_timeout_ms > 0).then(|| ms(service.idle_timeout_ms)),
             connect: ms(service.auto.connect_timeout_ms),
@@ -87,6 +96,21 @@ impl From<&Service> for Served {
             rate: Rate::per_second(service.max_messages_per_second),
         }
     }
+
+    /// The same with other settings, for connections that come from now on.
+    #[must_use]
+    pub fn with(&self, service: &Service) -> Self {
+        Self::new(service, self.protocol.with(&service.codec()))
+    }
+}
+
+/// What of the configuration a worker takes over while it runs.
+#[derive(Debug)]
+pub struct LiveSettings {
+    /// Bounds and times. The engine's own are those of the start, but for the time that it collects events.
+    pub limits: RelaySection,
+    /// By [`ServiceId`](crate::model::ServiceId): as many as there were.
+    pub services: Arc<[Served]>,
 }
 
 /// What all workers of a relay have in common.

@@ -255,6 +255,11 @@ impl Uplink {
         }
     }
 
+    /// Batches that are not full wait so long from now on.
+    pub fn set_linger(&mut self, linger: Duration) {
+        self.settings.linger = linger;
+    }
+
     /// Takes a copy of a record, to be written after those that were taken before it for the same
     /// partition. False if there is no such partition.
     #[inline]

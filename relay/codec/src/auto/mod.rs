@@ -32,11 +32,15 @@ pub struct AutoSettings {
     otherwise: Otherwise,
 }
 
-impl From<&Settings> for AutoSettings {
-    fn from(service: &Settings) -> Self {
+impl AutoSettings {
+    /// Those of a service. What outlives connections is the former ones', if there are any.
+    pub(super) fn new(service: &Settings, former: Option<&Self>) -> Self {
         let auto = &service.auto;
         let framing = service.framing.map(|framing| (framing, service.max_message_bytes));
-        let protocol = |one: &Recognised| (*one, Spoken::new(*one, service));
+        let protocol = |one: &Recognised| {
+            let former = former.and_then(|former| former.find(*one));
+            (*one, Spoken::new(*one, service, former))
+        };
         Self {
             recognised: auto.recognise.iter().map(protocol).collect(),
             framing,
@@ -44,9 +48,7 @@ impl From<&Settings> for AutoSettings {
             otherwise: auto.otherwise,
         }
     }
-}
 
-impl AutoSettings {
     /// See [`Protocol::check_reply`](super::Protocol::check_reply): one that no protocol of the service could send.
     pub fn check_reply(&self, headers: Headers<'_>, payload: &[u8]) -> Result<(), Unencodable> {
         let framing = match (self.otherwise, self.framing) {

@@ -65,12 +65,6 @@ impl AutoSection {
         if self.recognise.is_empty() {
             return Err("auto.recognise is empty; name the protocols to recognise".to_owned());
         }
-        if self.wait_ms == 0 {
-            return Err("auto.wait_ms must be at least 1".to_owned());
-        }
-        if self.connect_timeout_ms == 0 {
-            return Err("auto.connect_timeout_ms must be at least 1".to_owned());
-        }
         let wants_framing =
             self.recognise.contains(&Recognised::Framing) || self.otherwise == Otherwise::Framing;
         if wants_framing && !has_framing {

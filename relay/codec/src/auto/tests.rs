@@ -31,7 +31,7 @@ fn settings(text: &str) -> Arc<AutoSettings> {
         auto: text.auto,
         ..Settings::new(ProtocolKind::Auto)
     };
-    Arc::new((&service).into())
+    Arc::new(AutoSettings::new(&service, None))
 }
 
 struct Peer {

@@ -2,8 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::head::MAX_REQUEST_FIELDS;
-
 /// Limits of HTTP. The status of the answer says which one was exceeded.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -43,32 +41,6 @@ impl Default for HttpSection {
             request_timeout_ms: 30_000,
             body_timeout_ms: 10_000,
             keep_alive_ms: 60_000,
-        }
-    }
-}
-
-impl HttpSection {
-    /// Refuses values that make no sense.
-    pub fn check(&self) -> Result<(), String> {
-        if !(256..=1 << 20).contains(&self.max_head_bytes) {
-            return Err("http.max_head_bytes must be from 256 to 1048576".to_owned());
-        }
-        if !(1..=MAX_REQUEST_FIELDS).contains(&usize::from(self.max_fields)) {
-            return Err(format!(
-                "http.max_fields must be from 1 to {MAX_REQUEST_FIELDS}: each field is a header of a record"
-            ));
-        }
-        if self.max_pipelined == 0 {
-            return Err("http.max_pipelined must be at least 1".to_owned());
-        }
-        let times = [
-            ("request_timeout_ms", self.request_timeout_ms),
-            ("body_timeout_ms", self.body_timeout_ms),
-            ("keep_alive_ms", self.keep_alive_ms),
-        ];
-        match times.iter().find(|(_, time)| *time == 0) {
-            Some((name, _)) => Err(format!("http.{name} must be at least 1")),
-            None => Ok(()),
         }
     }
 }

@@ -63,11 +63,11 @@ pub struct Mqtt {
     section: MqttSection,
     max_message_bytes: usize,
     handshake: Duration,
-    sessions: Sessions,
+    sessions: Arc<Sessions>,
     /// Without them everybody may connect.
     users: Option<Passwords>,
     /// Starts when the first client asks.
-    checker: OnceLock<Checker>,
+    checker: Arc<OnceLock<Checker>>,
 }
 
 impl Mqtt {
@@ -84,9 +84,22 @@ impl Mqtt {
             section,
             max_message_bytes: service.max_message_bytes as usize,
             handshake: Duration::from_millis(u64::from(service.handshake_timeout_ms)),
-            sessions,
+            sessions: Arc::new(sessions),
             users,
-            checker: OnceLock::new(),
+            checker: Arc::default(),
+        }
+    }
+
+    /// The same with other settings: the same sessions, within the same bounds, and the same users.
+    pub(super) fn with(&self, service: &Settings) -> Self {
+        let section = service.mqtt.clone();
+        Self {
+            section: MqttSection { users: None, ..section },
+            max_message_bytes: service.max_message_bytes as usize,
+            handshake: Duration::from_millis(u64::from(service.handshake_timeout_ms)),
+            sessions: self.sessions.clone(),
+            users: self.users.clone(),
+            checker: self.checker.clone(),
         }
     }
 

@@ -64,30 +64,12 @@ impl Default for MqttSection {
     }
 }
 
-/// Packet identifiers of QoS 2 that the relay remembers of one client.
-const MAX_RECEIVE_MAXIMUM: u16 = 1024;
-
 impl MqttSection {
     /// Reads the other files that this names.
     pub fn load(&mut self, folder: &Path) -> Result<(), String> {
         if let Some(passwords) = &mut self.passwords {
             *passwords = folder.join(&*passwords);
             self.users = Some(Passwords::read(passwords)?);
-        }
-        Ok(())
-    }
-
-    /// Checks what the types cannot express.
-    pub fn check(&self) -> Result<(), String> {
-        for (name, value) in
-            [("receive_maximum", self.receive_maximum), ("send_maximum", self.send_maximum)]
-        {
-            if !(1..=MAX_RECEIVE_MAXIMUM).contains(&value) {
-                return Err(format!("mqtt.{name} must be from 1 to {MAX_RECEIVE_MAXIMUM}"));
-            }
-        }
-        if self.max_sessions == 0 {
-            return Err("mqtt.max_sessions must be at least 1".to_owned());
         }
         Ok(())
     }

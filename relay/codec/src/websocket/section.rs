@@ -2,9 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Largest `max_head_bytes`; httparse and the codec keep the head whole.
-const MAX_HEAD_BYTES: u32 = 1 << 20;
-
 /// WebSocket (RFC 6455) of a service.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -58,12 +55,6 @@ impl Default for WebSocketSection {
 impl WebSocketSection {
     /// Checks what the types cannot express.
     pub fn check(&self) -> Result<(), String> {
-        if !(256..=MAX_HEAD_BYTES).contains(&self.max_head_bytes) {
-            return Err(format!("websocket.max_head_bytes must be from 256 to {MAX_HEAD_BYTES}"));
-        }
-        if (1..1000).contains(&self.ping_interval_ms) {
-            return Err("websocket.ping_interval_ms must be 0, for never, or at least 1000".into());
-        }
         let token = |name: &String| {
             !name.is_empty()
                 && name

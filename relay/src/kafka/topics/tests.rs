@@ -49,3 +49,20 @@ fn what_a_cluster_does_not_make_is_named_after_one_time_out() {
     );
     assert!(took < 2 * TIMEOUT, "each was waited for: {took:?}");
 }
+
+#[test]
+fn the_longest_message_is_what_topics_and_producers_take() {
+    let cluster = MockCluster::new(1).expect("a cluster");
+    let mut config = config(&cluster);
+    let longest = |config: &Config, uplink, kept| {
+        BatchLimits { uplink, kept }.longest_message(config) as usize
+    };
+    config.services.truncate(1);
+    config.services[0].max_message_bytes = 1000;
+    assert_eq!(longest(&config, None, Some(1 << 20)), 1000, "nothing is known of one");
+    assert_eq!(longest(&config, Some(1 << 20), Some(1 << 20)), 1_000_000 - (128 << 10));
+    assert_eq!(longest(&config, Some(1 << 20), Some(500_000)), 500_000 - (128 << 10));
+    assert_eq!(longest(&config, Some(1), Some(1)), 1000, "the start has told that");
+    config.services[0].max_message_bytes = 4 << 20;
+    assert_eq!(longest(&config, Some(16 << 20), Some(16 << 20)), 4 << 20, "the producers' own");
+}

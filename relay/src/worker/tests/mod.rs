@@ -6,6 +6,7 @@ mod endings;
 mod gone;
 mod paused;
 mod stage;
+mod tuned;
 
 use crate::config::Config;
 use crate::engine::{ReceiveEnd, SocketId};

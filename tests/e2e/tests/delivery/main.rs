@@ -20,5 +20,6 @@ mod rebalance;
 mod registration;
 mod simulation;
 mod transparent;
+mod tune;
 mod undisturbed;
 mod vanished;

@@ -10,6 +10,7 @@ use millrace_harness::servers::by_hand::HandServer;
 use millrace_harness::system::freeze::Frozen;
 use millrace_harness::system::privilege;
 use millrace_harness::system::process::{run_ok, wait_until};
+use millrace_relay::tune;
 
 const PATIENCE: Duration = Duration::from_mins(2);
 
@@ -177,6 +178,22 @@ fn the_heartbeats_timeout_is_the_loaded_one_and_can_be_changed() {
         Ok(cluster.instance.relay_stderr().contains("timeout was changed"))
     })
     .unwrap();
+
+    // The tree of settings shows what is in force, whoever has changed it, and changes it too.
+    let tree = tune::place(&cluster.instance.config);
+    let file = tree.join("gateway/heartbeat_timeout_ms");
+    let shown = || Ok(std::fs::read_to_string(&file)? == "60000\n");
+    wait_until(Duration::from_secs(20), "the file to show it", shown).unwrap();
+    std::fs::write(&file, "3000\n").unwrap();
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "3000\n");
+    assert_eq!(of_relay(&cluster)["heartbeat_timeout_ms"], 3000);
+    expect_diverted(&cluster, &server, b"again");
+
+    // What a killed relay leaves of the tree goes with the instance.
+    cluster.instance.kill().unwrap();
+    assert!(std::fs::read_dir(&tree).is_err(), "nobody answers");
+    cluster.instance.unload().unwrap();
+    assert!(!cluster.instance.config.run_directory().exists());
 }
 
 /// At whatever moment a relay is killed that attaches a device which is back: the next one goes on from

@@ -23,6 +23,7 @@ use millrace_relay::config::{Absence, Config, Then};
 use millrace_relay::control::{self, Mode, Place, Snapshot};
 use millrace_relay::model::ServiceId;
 use millrace_relay::route::{Associations, ServerLink, ServerState};
+use millrace_relay::tune::Saved;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::message::{Headers, Message};
 use rdkafka::{Offset, TopicPartitionList};
@@ -57,7 +58,7 @@ impl Relay {
         let (sender, ready) = mpsc::channel();
         let running = config.clone();
         let thread = std::thread::spawn(move || {
-            control::run(&running, Mode::Direct(place), |threads| {
+            control::run(&running, Mode::Direct(place), &Saved::default(), |threads| {
                 sender.send(threads.associations().clone()).expect("the test waits");
             })
         });

@@ -18,6 +18,7 @@ use millrace_relay::config::{
 use millrace_relay::gateway::object::ObjectFile;
 use millrace_relay::gateway::{self, LoadReport};
 use millrace_relay::model::Partition;
+use millrace_relay::tune;
 
 use crate::net::tcp::tcp_counter;
 use crate::system::paths;
@@ -403,6 +404,7 @@ fn remove_stale() {
         let removed = match gateway::unload(&config, &mut |_| {}) {
             // A relay without a gateway has only this.
             Err(gateway::GatewayError::NothingToUnload { .. }) => {
+                let _ = tune::clear(&tune::place(&config));
                 std::fs::remove_dir_all(config.run_directory()).map_err(anyhow::Error::from)
             }
             removed => removed.map_err(anyhow::Error::from),

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use millrace_relay::config::Config;
 use millrace_relay::gateway::object::VARIABLE;
+use millrace_relay::tune;
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -264,6 +265,7 @@ impl Drop for Instance {
         }
         if self.gateway.is_none() {
             // What a relay that was killed has left; with a gateway it is `unload` that removes it.
+            let _ = tune::clear(&tune::place(&self.config));
             let _ = std::fs::remove_dir_all(self.config.run_directory());
         }
         let _ = std::fs::remove_dir_all(&self.directory);

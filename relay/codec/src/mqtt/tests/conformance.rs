@@ -551,7 +551,7 @@ fn who_may_connect_is_asked_and_what_comes_meanwhile_waits() {
     for v5 in BOTH {
         let (call, called) = std::sync::mpsc::channel();
         let mut mqtt = Arc::into_inner(service(|_| ())).unwrap();
-        mqtt.checker = Checker::start(OnCall(called.into())).into();
+        mqtt.checker = Arc::new(Checker::start(OnCall(called.into())).into());
         let mqtt = Arc::new(mqtt);
         let wrong = if v5 { vec![0, 0x86, 0] } else { vec![0, 4] };
         for (password, right) in [("secret", true), ("Secret", false)] {

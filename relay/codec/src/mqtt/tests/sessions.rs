@@ -452,3 +452,23 @@ fn sessions_have_a_bound_in_bytes() {
     }
     drop(Arc::into_inner(mqtt).expect("nobody has it any more"));
 }
+
+#[test]
+fn other_settings_leave_sessions_as_they_are() {
+    let former = service(|section| section.send_maximum = 1);
+    let again = connect(true, "a").persistent();
+    let (mut peer, _) = Peer::connected(&former, &again);
+    peer.subscribe("a", 1);
+    leave(&mut peer);
+    let mut settings = Settings::new(ProtocolKind::Mqtt);
+    settings.mqtt.send_maximum = 2;
+    let now = Arc::new(former.with(&settings));
+    assert_eq!(now.sessions(), former.sessions());
+    let (mut peer, connack) = Peer::connected(&now, &again);
+    assert!(present(&connack));
+    let sent = (1..=3).map(|offset| peer.reply(offset, &REPLY1));
+    let sent: Vec<_> = sent.collect::<Result<_, _>>().unwrap();
+    assert_eq!(sent, [Sending::Kept; 3]);
+    assert_eq!(peer.answers().len(), 2, "what the client has not confirmed");
+    assert!(former.sessions().0 == 1, "it is the same session");
+}
