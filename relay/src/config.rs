@@ -7,9 +7,11 @@ mod absence;
 mod gateway;
 mod hardware;
 mod kafka;
+mod metrics;
 mod registry;
 mod reverse_path;
 mod service;
+mod source;
 mod sysctls;
 mod tcp;
 
@@ -24,9 +26,11 @@ pub use absence::{Absence, Then};
 pub use gateway::{GatewaySection, Mode, XdpPolicy, Zones};
 pub use hardware::HardwareAddress;
 pub use kafka::{KafkaSection, UplinkEngine};
+pub use metrics::{Listen, MetricsSection};
 pub use registry::RegistrySection;
 pub use reverse_path::ReversePath;
 pub use service::{Server, Service};
+pub use source::Source;
 pub use sysctls::Sysctls;
 pub use tcp::TcpSection;
 
@@ -90,9 +94,15 @@ pub struct Config {
     /// Replies for clients that are away.
     #[serde(default)]
     pub hold: HoldSection,
+    /// What is told to Prometheus.
+    #[serde(default)]
+    pub metrics: MetricsSection,
     /// What is diverted, and which servers it belongs to.
     #[serde(rename = "service")]
     pub services: Vec<Service>,
+    /// The file that it was read from.
+    #[serde(skip)]
+    pub source: Source,
 }
 
 /// The process.
@@ -186,6 +196,7 @@ impl Config {
             path: path.to_owned(),
             message: error.to_string(),
         })?;
+        config.source = Source::of(&text);
         if let Some(rules) = &mut config.gateway.rules {
             *rules = path.parent().unwrap_or(Path::new("")).join(&*rules);
         }

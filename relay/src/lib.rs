@@ -27,6 +27,7 @@
 //! | [`control`] | starts and stops all this, and answers what it is doing |
 //! | [`stop`] | how long a stop may take |
 //! | [`logging`] | what people are told meanwhile |
+//! | [`measure`] | counters, and histograms of how long things take |
 //!
 //! Which of them may import which: the list of floors in `ARCHITECTURE.md`, which a test holds.
 
@@ -40,6 +41,7 @@ pub mod engine;
 pub mod gateway;
 pub mod kafka;
 pub mod logging;
+pub mod measure;
 pub mod prefix;
 pub mod registry;
 pub mod ring;

@@ -22,6 +22,8 @@ mod faults;
 mod files;
 mod ledger;
 mod listeners;
+mod measured;
+mod metrics;
 mod mover;
 mod orders;
 mod proof;
@@ -49,6 +51,7 @@ pub use error::RunError;
 use faults::Faults;
 pub use ledger::{Ledger, LedgerError, ledger};
 pub use listeners::Place;
+pub use measured::{ConfigSource, HowLong, Measured, ServiceCounts, WorkerCounts};
 pub use orders::disconnect;
 use service::Service;
 use signals::StopSignals;
@@ -115,6 +118,7 @@ async fn run_async(
     files::fit(&mut config, workers, files::raise_limit());
     let config = &config;
     let mut socket = ControlSocket::claim(config)?;
+    let metrics = config.metrics.listen.map(metrics::Claimed::listen).transpose()?;
     // Its time starts with the run.
     brokers_clock();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -125,6 +129,10 @@ async fn run_async(
         Starter { config: config.clone(), gateway, place, shared, faults: faults.clone() };
     let Started { gateway, threads, registry } = starter.start(&mut signals).await?;
     socket.serve(threads.observer(), threads.orders());
+    if let Some(metrics) = metrics {
+        let counts = gateway.as_ref().map(|gateway| gateway.counts(config)).transpose()?;
+        metrics.serve(threads.observer(), counts)?;
+    }
     // Last: from here on the gateway diverts connections to us.
     let watch = gateway.as_ref().map(|gateway| gateway.watch(config)).transpose()?;
     if let Some(watch) = &watch {
