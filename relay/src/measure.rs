@@ -217,7 +217,9 @@ mod tests {
         let (histogram, began) = (Histogram::new(Ladder::MEDIUM), Instant::now());
         let later = began + Duration::from_millis(3);
         let mut groups = Groups::default();
-        [began, began, later].into_iter().for_each(|began| groups.add(began));
+        for began in [began, began, later] {
+            groups.add(began);
+        }
         groups.end(began + Duration::from_millis(4), &histogram);
         assert!(groups.is_empty());
         let times = histogram.times();

@@ -261,6 +261,13 @@ impl Observer {
         self.workers.iter().map(|worker| count(worker)).sum()
     }
 
+    fn connections_refused(&self) -> BTreeMap<String, u64> {
+        nonzero([
+            ("connection_limit", self.sum(|worker| &worker.connection_limit)),
+            ("accept_failed", self.sum(|worker| &worker.accept_failed)),
+        ])
+    }
+
     fn handed_on(&self) -> BTreeMap<String, u64> {
         let ended = self.sum(|worker| &worker.handed_on_ended);
         let connections = self.sum(|worker| &worker.handed_on);
@@ -334,10 +341,7 @@ impl Observer {
             accepted: self.total(|worker| worker.sum(|service| &service.accepted)),
             connection_bytes: self.total(|worker| worker.connection_bytes.get()),
             connections_closed: nonzero(closed),
-            connections_refused: nonzero([
-                ("connection_limit", self.sum(|worker| &worker.connection_limit)),
-                ("accept_failed", self.sum(|worker| &worker.accept_failed)),
-            ]),
+            connections_refused: self.connections_refused(),
             handed_on: self.handed_on(),
             mqtt: self.mqtt_sessions(),
             messages_received: received,

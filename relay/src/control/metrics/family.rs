@@ -14,7 +14,7 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// How OpenMetrics names it.
+    /// How both formats name it.
     #[cfg(test)]
     pub(super) const fn name(self) -> &'static str {
         match self {

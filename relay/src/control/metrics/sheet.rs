@@ -19,7 +19,7 @@ type Exemplars<'a> = Option<&'a Exemplar<[(&'static str, &'static str); 0], f64>
 /// A format that scrapers know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
-    /// OpenMetrics 1.0.
+    /// `OpenMetrics` 1.0.
     OpenMetrics,
     /// Prometheus' text format, version 0.0.4.
     Text,

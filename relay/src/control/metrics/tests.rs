@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::control::{ServiceCounts, Snapshot};
+use crate::control::{ServiceCounts, Snapshot, WorkerCounts};
 use crate::gateway::{Counted, Evidence, Flows, Lost, PathEvidence, RelayStatus};
 use crate::measure::{Histogram, Ladder};
 use crate::registry::{CoordinatorStatus, RegistryStatus, ServerStatus};
@@ -39,9 +39,9 @@ fn busy(services: usize, servers: usize) -> Snapshot {
     measured.times.allot = times();
     measured.times.connection_held = times();
     measured.times.held_reply = times();
-    measured.each_worker.insert("worker-0".to_owned(), Default::default());
-    let mut registry = RegistryStatus::default();
-    registry.coordinator = Some(CoordinatorStatus { relay: 0, term: 12 });
+    measured.each_worker.insert("worker-0".to_owned(), WorkerCounts::default());
+    let coordinator = Some(CoordinatorStatus { relay: 0, term: 12 });
+    let mut registry = RegistryStatus { coordinator, ..RegistryStatus::default() };
     registry.records_refused.insert("malformed_key".to_owned(), 1);
     for service in 0..services {
         let name = if service == 0 { NASTY.to_owned() } else { format!("service-{service}") };
