@@ -15,7 +15,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, ensure};
 use clap::{Args, Parser, Subcommand};
-use millrace_relay::config::Config;
+use millrace_relay::config::{Config, Listen};
 use millrace_relay::control::RunError;
 use millrace_relay::logging::{self, Purpose};
 use millrace_relay::tune::Saved;
@@ -163,7 +163,7 @@ enum Command {
     /// Prints `relay ready: …` when it serves clients, and its counters as one line of JSON at the end.
     /// The log goes to standard error; `RUST_LOG` sets its level (default: info).
     #[command(
-        after_help = "Examples:\n  sudo relay run --config /etc/millrace/millrace.toml\n  relay run --config millrace.toml --no-gateway 127.0.0.1\n  sudo relay run --config millrace.toml --no-gateway --transparent --netns /run/netns/gateway"
+        after_help = "Examples:\n  sudo relay run --config /etc/millrace/millrace.toml\n  relay run --config millrace.toml --no-gateway 127.0.0.1\n  sudo relay run --config millrace.toml --no-gateway --transparent --netns /run/netns/gateway\n  sudo relay run --metrics 127.0.0.1:9742"
     )]
     Run {
         #[command(flatten)]
@@ -177,6 +177,10 @@ enum Command {
         /// Listen in this network namespace, and reach Kafka from the current one. Needs root.
         #[arg(long, value_name = "FILE", requires = "no_gateway")]
         netns: Option<PathBuf>,
+        /// Serve metrics at http://ADDRESS:PORT/metrics, to everybody who can connect; instead of
+        /// `metrics.listen`. docs/metrics.md lists them.
+        #[arg(long, value_name = "ADDRESS:PORT")]
+        metrics: Option<Listen>,
     },
 }
 
@@ -232,12 +236,12 @@ impl Cli {
             Command::Ledger { config, json } => ledger::run(&config.read()?, json)?,
             Command::Trace(arguments) => trace::run(&arguments)?,
             Command::Disconnect(arguments) => arguments.run()?,
-            Command::Run { config, no_gateway, transparent, netns } => {
+            Command::Run { config, no_gateway, transparent, netns, metrics } => {
                 let mode = no_gateway.map_or(control::Mode::Gateway, |address| {
                     let address = Some(address);
                     control::Mode::Direct(control::Place { namespace: netns, address, transparent })
                 });
-                run(&config, mode)?;
+                run(&config, mode, metrics)?;
             }
             Command::Check { config: file, brokers } => {
                 let config = file.read()?;
@@ -307,8 +311,10 @@ fn check_topics(config: &Config) -> anyhow::Result<()> {
     print(format_args!("{}: the topics are as they should be", config.kafka.brokers))
 }
 
-fn run(file: &ConfigFile, mode: control::Mode) -> anyhow::Result<()> {
-    let config = &file.read()?;
+fn run(file: &ConfigFile, mode: control::Mode, metrics: Option<Listen>) -> anyhow::Result<()> {
+    let mut config = file.read()?;
+    config.metrics.listen = metrics.or(config.metrics.listen);
+    let config = &config;
     let saved = Saved::place(&file.config, &config.gateway.instance);
     let saved = Saved::read(&saved).with_context(|| format!("read {}", saved.display()))?;
     let services = config.services.len();

@@ -7,11 +7,13 @@ mod absence;
 mod gateway;
 mod hardware;
 mod kafka;
+mod metrics;
 mod registry;
 mod reverse_path;
 mod security;
 mod service;
 pub mod settings;
+mod source;
 mod sysctls;
 mod tcp;
 
@@ -26,11 +28,13 @@ pub use absence::{Absence, Then};
 pub use gateway::{GatewaySection, Mode, XdpPolicy, Zones};
 pub use hardware::HardwareAddress;
 pub use kafka::{KafkaSection, UplinkEngine};
+pub use metrics::{Listen, MetricsSection};
 pub use registry::RegistrySection;
 pub use reverse_path::ReversePath;
 pub(crate) use security::properties as security_properties;
 pub use security::{SaslSection, TlsSection};
 pub use service::{Server, Service};
+pub use source::Source;
 pub use sysctls::Sysctls;
 pub use tcp::TcpSection;
 
@@ -94,9 +98,15 @@ pub struct Config {
     /// Replies for clients that are away.
     #[serde(default)]
     pub hold: HoldSection,
+    /// What is told to Prometheus.
+    #[serde(default)]
+    pub metrics: MetricsSection,
     /// What is diverted, and which servers it belongs to.
     #[serde(rename = "service")]
     pub services: Vec<Service>,
+    /// The file that it was read from.
+    #[serde(skip)]
+    pub source: Source,
 }
 
 /// The process.
@@ -190,6 +200,7 @@ impl Config {
             path: path.to_owned(),
             message: error.to_string(),
         })?;
+        config.source = Source::of(&text);
         let base = path.parent().unwrap_or(Path::new(""));
         if let Some(rules) = &mut config.gateway.rules {
             *rules = base.join(&*rules);

@@ -29,6 +29,7 @@
 //! | [`tune`] | the settings while the relay runs: a tree of files, and what is saved of it |
 //! | [`dial`] | a number that one thread sets while others read it |
 //! | [`logging`] | what people are told meanwhile |
+//! | [`measure`] | counters, and histograms of how long things take |
 //!
 //! Which of them may import which: the list of floors in `ARCHITECTURE.md`, which a test holds.
 
@@ -43,6 +44,7 @@ pub mod engine;
 pub mod gateway;
 pub mod kafka;
 pub mod logging;
+pub mod measure;
 pub mod prefix;
 pub mod registry;
 pub mod ring;

@@ -48,6 +48,16 @@ pub enum RunError {
         /// What to do.
         hint: &'static str,
     },
+    /// The metrics cannot be served.
+    #[error("the metrics cannot be served at {address}: {source}{hint}")]
+    Metrics {
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+        /// What to do.
+        hint: &'static str,
+    },
     /// The downlink cannot be read.
     #[error(transparent)]
     Consumer(#[from] ConsumerError),

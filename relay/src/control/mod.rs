@@ -23,6 +23,8 @@ mod faults;
 mod files;
 mod ledger;
 mod listeners;
+mod measured;
+mod metrics;
 mod mover;
 mod orders;
 mod proof;
@@ -53,6 +55,7 @@ pub use error::RunError;
 use faults::Faults;
 pub use ledger::{Ledger, LedgerError, ledger};
 pub use listeners::Place;
+pub use measured::{ConfigSource, HowLong, Measured, ServiceCounts, WorkerCounts};
 pub use orders::{InForce, disconnect, set, settings};
 use service::Service;
 use signals::StopSignals;
@@ -122,6 +125,7 @@ async fn run_async(
     files::fit(&mut config, workers, files::raise_limit());
     let config = &config;
     let mut socket = ControlSocket::claim(config)?;
+    let metrics = config.metrics.listen.map(metrics::Claimed::listen).transpose()?;
     // Its time starts with the run.
     brokers_clock();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -134,6 +138,10 @@ async fn run_async(
     let tuner = threads.tuner();
     saved.apply(&tuner).iter().for_each(|wrong| tracing::warn!("{wrong}"));
     socket.serve(threads.observer(), threads.orders(), tuner.clone());
+    if let Some(metrics) = metrics {
+        let counts = gateway.as_ref().map(|gateway| gateway.counts(config)).transpose()?;
+        metrics.serve(threads.observer(), counts)?;
+    }
     let _tree = mount(config, &tuner);
     // Last: from here on the gateway diverts connections to us.
     let watch = gateway.as_ref().map(|gateway| gateway.watch(config)).transpose()?;

@@ -10,14 +10,16 @@ use serde::{Deserialize, Serialize};
 use crate::downlink::{Break, ConsumerStats};
 use crate::gateway::News;
 use crate::kafka::{Difference, LogEnd, Written, WrittenPart, brokers_clock, throttled_ms};
+use crate::measure::Counter;
 use crate::model::{CloseReason, DeliveryFailure, UndeliveredReason};
 use crate::registry::{RegistryObserver, RegistryStatus};
 use crate::ring::Credit;
 use crate::route::{Associations, RecordRefusal};
 use crate::undelivered::{HeldRefusal, Intake, KeeperStats, LetterCounts};
 use crate::uplink::PumpStats;
-use crate::worker::{Counter, Served, WorkerStats};
+use crate::worker::{Served, WorkerStats};
 
+use super::measured::{Counting, Measured, Settings, nonzero};
 use super::standing::Standing;
 use super::waiting::{Waiting, WaitingWatch};
 
@@ -215,6 +217,9 @@ pub struct Snapshot {
     /// Lines of the log that were lost, because standard error did not accept them.
     #[serde(default)]
     pub log_lines_lost: u64,
+    /// By service, by worker, and how long things took.
+    #[serde(flatten)]
+    pub measured: Measured,
 }
 
 /// Read access to all counters.
@@ -235,11 +240,7 @@ pub(super) struct Observer {
     pub(super) registry: RegistryObserver,
     pub(super) topics: Arc<[Difference]>,
     pub(super) standing: Standing,
-}
-
-/// Only counters above 0, so that what is wrong stands out.
-fn nonzero<'a>(counts: impl IntoIterator<Item = (&'a str, u64)>) -> BTreeMap<String, u64> {
-    counts.into_iter().filter(|(_, n)| *n > 0).map(|(name, n)| (name.to_owned(), n)).collect()
+    pub(super) settings: Settings,
 }
 
 fn letters(counts: &LetterCounts) -> BTreeMap<String, u64> {
@@ -249,6 +250,22 @@ fn letters(counts: &LetterCounts) -> BTreeMap<String, u64> {
 impl Observer {
     fn sum(&self, counter: impl Fn(&WorkerStats) -> &Counter) -> u64 {
         self.workers.iter().map(|worker| counter(worker).get()).sum()
+    }
+
+    fn measured(&self) -> Measured {
+        let Self { workers, pump, consumer, keeper, settings, .. } = self;
+        Counting { workers, pump, consumer, keeper, settings }.measured()
+    }
+
+    fn total(&self, count: impl Fn(&WorkerStats) -> u64) -> u64 {
+        self.workers.iter().map(|worker| count(worker)).sum()
+    }
+
+    fn connections_refused(&self) -> BTreeMap<String, u64> {
+        nonzero([
+            ("connection_limit", self.sum(|worker| &worker.connection_limit)),
+            ("accept_failed", self.sum(|worker| &worker.accept_failed)),
+        ])
     }
 
     fn handed_on(&self) -> BTreeMap<String, u64> {
@@ -302,11 +319,11 @@ impl Observer {
             .iter()
             .map(|reason| (reason.name(), load(&self.pump.refused[*reason as usize])))
             .collect();
-        let received = self.sum(|worker| &worker.messages);
+        let received = self.total(|worker| worker.sum(|service| &service.messages));
         let refused_sum: u64 = refused.iter().map(|(_, count)| count).sum();
         let closed = CloseReason::ALL
             .iter()
-            .map(|reason| (reason.name(), self.sum(|worker| &worker.closed[*reason as usize])));
+            .map(|reason| (reason.name(), self.total(|worker| worker.closed(*reason))));
         let undelivered = UndeliveredReason::ALL.iter().map(|reason| self.undelivered(*reason));
         let News { detached, reattached } = self.standing.devices();
         let log = self.associations.log_stats();
@@ -320,14 +337,11 @@ impl Observer {
             workers_hanging_ms: self.workers_hanging_ms(),
             devices_detached: detached,
             devices_reattached: reattached,
-            connections: self.workers.iter().map(|worker| worker.connections()).sum(),
-            accepted: self.sum(|worker| &worker.accepted),
-            connection_bytes: self.workers.iter().map(|worker| worker.connection_bytes.get()).sum(),
+            connections: self.total(WorkerStats::connections),
+            accepted: self.total(|worker| worker.sum(|service| &service.accepted)),
+            connection_bytes: self.total(|worker| worker.connection_bytes.get()),
             connections_closed: nonzero(closed),
-            connections_refused: nonzero([
-                ("connection_limit", self.sum(|worker| &worker.connection_limit)),
-                ("accept_failed", self.sum(|worker| &worker.accept_failed)),
-            ]),
+            connections_refused: self.connections_refused(),
             handed_on: self.handed_on(),
             mqtt: self.mqtt_sessions(),
             messages_received: received,
@@ -340,14 +354,14 @@ impl Observer {
             messages_to_bury: to_bury,
             messages_dead_lettered: letters(&self.keeper.message_letters),
             messages_truncated: self.sum(|worker| &worker.truncated),
-            received_bytes: self.sum(|worker| &worker.received_bytes),
-            holds: self.sum(|worker| &worker.holds),
+            received_bytes: self.total(|worker| worker.sum(|service| &service.received_bytes)),
+            holds: self.total(|worker| worker.holds.iter().map(Counter::get).sum()),
             throttles: self.sum(|worker| &worker.throttles),
             replies_orders: self.sum(|worker| &worker.replies_orders)
                 + load(&self.consumer.orders)
                 + load(&self.keeper.orders),
             replies_received: load(&self.consumer.received),
-            replies_sent: self.sum(|worker| &worker.replies_sent),
+            replies_sent: self.total(|worker| worker.sum(|service| &service.replies_sent)),
             replies_postponed: self.sum(|worker| &worker.replies_postponed),
             replies_backlog: self.intake.postponed() as u64,
             replies_filtered: self.sum(|worker| &worker.replies_filtered),
@@ -393,6 +407,7 @@ impl Observer {
             worker_loops: self.sum(|worker| &worker.loops),
             producer_batches: load(&self.pump.batches),
             log_lines_lost: crate::logging::lost(),
+            measured: self.measured(),
         }
     }
 }

@@ -27,6 +27,7 @@ use crate::worker::{Flows, NoGateway, Orders, Shared, Worker, WorkerParts, Worke
 use super::RunError;
 use super::faults::Faults;
 use super::listeners::{self, Listeners};
+use super::measured::Settings;
 use super::mover::Mover;
 use super::proof::Proof;
 use super::snapshot::Observer;
@@ -176,7 +177,7 @@ fn connect_workers(
             flows,
             uplink: uplink_sender,
             downlink: downlink_receiver,
-            stats: Arc::default(),
+            stats: Arc::new(WorkerStats::new(shared.services.len())),
             peers: Vec::new(),
         };
         let namespace = gateway.filter(|_| hands_on).map(|gateway| gateway.namespace().to_owned());
@@ -271,6 +272,7 @@ impl Threads {
             registry,
             topics: topics.differences.into(),
             standing: Standing::default(),
+            settings: Settings::of(config, threads.len()),
         };
         let tuner = tuner(config, &shared, gateway, orders.clone(), of_kafka)?;
         let wakes = threads.iter().map(|thread| thread.parts.wake.clone()).collect();

@@ -74,6 +74,8 @@ pub struct ConsumerStats {
     pub breaks: [AtomicU64; Break::ALL.len()],
     /// Errors reported by the cluster.
     pub errors: AtomicU64,
+    /// Times that it waited because a worker had all the batches that there are for it.
+    pub ring_full: AtomicU64,
 }
 
 /// Why there is no consumer.
@@ -142,11 +144,15 @@ fn empty_batch(
     worker: usize,
     intake: &Intake,
     wake: &Wake,
-    stop: &AtomicBool,
+    (stop, full): (&AtomicBool, &AtomicU64),
 ) -> Option<Box<DownlinkBatch>> {
     let downlink = &downlinks[worker];
+    let mut counted = false;
     loop {
         let mut batch = downlink.take_empty();
+        if batch.is_none() && !std::mem::replace(&mut counted, true) {
+            full.fetch_add(1, Ordering::Relaxed);
+        }
         if batch.is_none() && !stop.load(Ordering::SeqCst) {
             intake.collect(downlinks);
             wake.announce_sleep();
@@ -392,8 +398,10 @@ impl Consumer {
                     let worker = usize::from(key.worker);
                     if self.open[worker].is_none() {
                         let (downlinks, intake) = (&self.downlinks, &self.intake);
-                        let batch = empty_batch(downlinks, worker, intake, &self.wake, stop);
-                        let Some(batch) = batch else { return };
+                        let full = (stop, &self.stats.ring_full);
+                        let batch = empty_batch(downlinks, worker, intake, &self.wake, full);
+                        let Some(mut batch) = batch else { return };
+                        batch.begin(Instant::now());
                         self.open[worker] = Some(batch);
                     }
                     let batch = self.open[worker].as_mut().expect("just filled");

@@ -65,6 +65,12 @@ impl<T: Borrow<MapData>> Established<T> {
         }
     }
 
+    /// One for each flow. While flows come and go it may meet one twice.
+    pub(super) fn keys(&self) -> impl Iterator<Item = Result<(), MapError>> + '_ {
+        let ipv4 = self.ipv4.keys().map(|key| key.map(|_| ()));
+        ipv4.chain(self.ipv6.keys().map(|key| key.map(|_| ())))
+    }
+
     /// Every flow. While flows come and go it may meet one twice.
     pub fn iter(&self) -> impl Iterator<Item = Result<(FlowKey, FlowState), MapError>> + '_ {
         let ipv4 = self.ipv4.iter().map(|entry| entry.map(|(key, state)| (key.into(), state)));

@@ -12,6 +12,7 @@ mod attached;
 mod btf;
 mod change;
 mod coalesce;
+mod counts;
 mod devices;
 mod diversion;
 mod drivers;
@@ -57,6 +58,7 @@ use millrace_common::abi::{self, ABI_VERSION, GatewayConfig, map};
 
 use crate::config::{Config, Zones};
 
+pub use self::counts::{Counted, Counts, Flows};
 pub use self::diversion::{Diversion, Evidence, PathEvidence};
 use self::error::errno;
 pub use self::error::{FlowError, GatewayError, RuleMistake};
@@ -161,6 +163,11 @@ impl Gateway {
             diversion.set_closed(path.key(), false)?;
         }
         Ok(diversion)
+    }
+
+    /// What the gateway has counted.
+    pub fn counts(&self, config: &Config) -> Result<Counts, GatewayError> {
+        Counts::open(config)
     }
 
     /// A handle on the flow maps for one thread.

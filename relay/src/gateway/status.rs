@@ -72,7 +72,7 @@ pub struct NamespaceStatus {
 }
 
 /// The relay's sign of life, as the programs see it.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct RelayStatus {
     /// Whether new connections are offered to it.
     pub alive: bool,
@@ -129,7 +129,7 @@ fn namespace(config: &Config) -> Result<NamespaceStatus, GatewayError> {
     })
 }
 
-fn verdicts(pins: &Path) -> Result<BTreeMap<&'static str, u64>, GatewayError> {
+pub(super) fn verdicts(pins: &Path) -> Result<BTreeMap<&'static str, u64>, GatewayError> {
     let failed = || GatewayError::bpf::<MapError>(format!("read the map {}", map::COUNTERS));
     let counters: PerCpuArray<_, u64> =
         PerCpuArray::try_from(Map::PerCpuArray(open_map(pins, map::COUNTERS)?)).map_err(failed())?;
@@ -142,7 +142,11 @@ fn verdicts(pins: &Path) -> Result<BTreeMap<&'static str, u64>, GatewayError> {
         .collect()
 }
 
-fn relay(config: &Config, pins: &Path, value: &GatewayConfig) -> Result<RelayStatus, GatewayError> {
+pub(super) fn relay(
+    config: &Config,
+    pins: &Path,
+    value: &GatewayConfig,
+) -> Result<RelayStatus, GatewayError> {
     let failed = || GatewayError::bpf::<MapError>(format!("read the map {}", map::HEARTBEAT));
     let heartbeat: Array<_, abi::Heartbeat> =
         Array::try_from(Map::Array(open_map(pins, map::HEARTBEAT)?)).map_err(failed())?;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_queue::{ArrayQueue, SegQueue};
 
@@ -141,11 +141,13 @@ pub struct DownlinkBatch {
     /// The first and the last offset among its receipts, and how many there are.
     offsets: Option<(ReplyOffset, ReplyOffset)>,
     receipts: usize,
+    /// When its replies were read from Kafka.
+    read: Option<Instant>,
 }
 
 impl DownlinkBatch {
     fn new() -> Self {
-        Self { payloads: Vec::new(), entries: Vec::new(), offsets: None, receipts: 0 }
+        Self { payloads: Vec::new(), entries: Vec::new(), offsets: None, receipts: 0, read: None }
     }
 
     /// Adds a command that nobody wants to know about.
@@ -174,6 +176,16 @@ impl DownlinkBatch {
         self.payloads.extend_from_slice(payload);
         let headers = u32::try_from(headers.len()).expect("Kafka records are below 2 GiB");
         self.entries.push(Entry { key, command, receipt, origin, offset, headers, length, waited });
+    }
+
+    /// Its replies are read from Kafka now: one look at the clock a batch, not a reply.
+    pub fn begin(&mut self, now: Instant) {
+        self.read = Some(now);
+    }
+
+    /// When its replies were read from Kafka, if somebody has said so.
+    pub fn read(&self) -> Option<Instant> {
+        self.read
     }
 
     /// The first and the last offset in it, if there is one.
@@ -218,6 +230,7 @@ impl DownlinkBatch {
         self.entries.clear();
         self.offsets = None;
         self.receipts = 0;
+        self.read = None;
     }
 }
 

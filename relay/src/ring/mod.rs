@@ -16,5 +16,5 @@ pub use delivered::{DELIVERY_PARTS, Delivered, Parts};
 pub use downlink::{
     Command, DownlinkBatch, DownlinkReceiver, DownlinkSender, Receipt, Return, downlink,
 };
-pub use uplink::{BatchPlace, UplinkBatch, UplinkReceiver, UplinkSender, uplink};
+pub use uplink::{BatchPlace, Came, UplinkBatch, UplinkReceiver, UplinkSender, uplink};
 pub use wake::Wake;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam_queue::ArrayQueue;
 
@@ -24,6 +24,15 @@ pub struct BatchPlace {
     index: u32,
 }
 
+/// When a record came to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Came {
+    /// In Unix milliseconds.
+    pub unix_ms: i64,
+    /// By a clock that nobody sets: the beginning of its worker's turn.
+    pub at: Instant,
+}
+
 #[derive(Debug)]
 struct Record {
     origin: u32,
@@ -43,7 +52,7 @@ pub struct UplinkBatch {
     /// When its records came to be: each time counts from the record with that number on. One look at the
     /// clock a batch, not a message, and one a turn of the worker while a batch must wait to be handed
     /// over.
-    times: Vec<(u32, i64)>,
+    times: Vec<(u32, Came)>,
     /// One entry for each connection with records here: one reference count a batch, not a message.
     origins: Vec<Arc<Identity>>,
     payloads: Vec<u8>,
@@ -74,14 +83,16 @@ impl UplinkBatch {
         self.records.is_empty()
     }
 
-    /// The records: whose, what about, headers, payload, and Unix milliseconds.
-    pub fn records(&self) -> impl Iterator<Item = (&Arc<Identity>, Kind, Headers<'_>, &[u8], i64)> {
+    /// The records: whose, what about, headers, payload, and when it came.
+    pub fn records(
+        &self,
+    ) -> impl Iterator<Item = (&Arc<Identity>, Kind, Headers<'_>, &[u8], Came)> {
         let mut times = self.times.iter().peekable();
         let mut others = self.others.iter();
-        let mut unix_ms = 0;
+        let mut came = self.times.first().map(|(_, came)| *came);
         (0..).zip(&self.records).map(move |(number, record)| {
             while let Some((_, time)) = times.next_if(|(from, _)| *from <= number) {
-                unix_ms = *time;
+                came = Some(*time);
             }
             let start = record.offset as usize;
             let payload = start + record.headers as usize;
@@ -94,7 +105,7 @@ impl UplinkBatch {
                 kind,
                 Headers::from_bytes(&self.payloads[start..payload]),
                 &self.payloads[payload..payload + record.length as usize],
-                unix_ms,
+                came.expect("the first record has a time"),
             )
         })
     }
@@ -135,6 +146,8 @@ pub struct UplinkSender {
     current: Box<UplinkBatch>,
     /// The batch could not be handed over: what comes now is younger than what is in it.
     late: bool,
+    /// When the worker's turn began.
+    turn: Instant,
     rings: Arc<Rings>,
 }
 
@@ -161,10 +174,16 @@ pub fn uplink(worker: Wake, producer: Wake) -> (UplinkSender, UplinkReceiver) {
     }
     let mut current = Box::new(UplinkBatch::new());
     current.number = 1;
-    (UplinkSender { current, late: false, rings: rings.clone() }, UplinkReceiver { rings })
+    let sender = UplinkSender { current, late: false, turn: Instant::now(), rings: rings.clone() };
+    (sender, UplinkReceiver { rings })
 }
 
 impl UplinkSender {
+    /// What comes from now on has come at this time.
+    pub fn begin_turn(&mut self, now: Instant) {
+        self.turn = now;
+    }
+
     /// True if what a receive brings may be added; if not, the worker is woken when it may.
     pub fn has_room(&mut self) -> bool {
         !self.current.is_full() || self.hand_over()
@@ -184,7 +203,8 @@ impl UplinkSender {
         if batch.records.is_empty() || std::mem::take(&mut self.late) {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             let from = u32::try_from(batch.records.len()).expect("records have 32-bit offsets");
-            batch.times.push((from, i64::try_from(now.as_millis()).unwrap_or_default()));
+            let unix_ms = i64::try_from(now.as_millis()).unwrap_or_default();
+            batch.times.push((from, Came { unix_ms, at: self.turn }));
         }
         if origin.batch != batch.number {
             let index = u32::try_from(batch.origins.len()).expect("fewer origins than records");
@@ -334,7 +354,7 @@ mod tests {
         receiver.recycle(kept.pop().expect("some are kept"));
         assert!(sender.hand_over());
         let batch = receiver.pop().expect("just handed over");
-        let times: Vec<i64> = batch.records().map(|(.., unix_ms)| unix_ms).collect();
+        let times: Vec<i64> = batch.records().map(|(.., came)| came.unix_ms).collect();
         assert_eq!(times.len(), 4);
         assert!(
             times[0] == times[1] && times[2] == times[3] && times[2] >= times[1] + 3,

@@ -195,12 +195,18 @@ impl Associations {
 
     /// Associations of all relays per server, by service and server name.
     pub fn counts(&self) -> BTreeMap<String, BTreeMap<String, u32>> {
+        // Workers wait for the table.
+        let servers: Vec<_> = {
+            let table = self.table();
+            let all = table.servers.all();
+            all.map(|(_, server)| (server.service, server.name.clone(), server.clients)).collect()
+        };
         let mut counts: BTreeMap<String, BTreeMap<String, u32>> = BTreeMap::new();
-        for (_, server) in self.table().servers.all() {
+        for (service, name, clients) in servers {
             counts
-                .entry(self.policies[server.service.index()].name.clone())
+                .entry(self.policies[service.index()].name.clone())
                 .or_default()
-                .insert(server.name.to_string(), server.clients);
+                .insert(name.to_string(), clients);
         }
         counts
     }

@@ -155,9 +155,10 @@ impl Values {
         *json.pointer_mut(pointer).expect("it was found there") = value;
         let mut config: Config =
             serde_json::from_value(json).map_err(|error| invalid(error.to_string()))?;
+        // These are not part of what is serialised.
+        config.source.clone_from(&self.config.source);
         for (service, former) in config.services.iter_mut().zip(&self.config.services) {
             if let (Some(mqtt), Some(former)) = (&mut service.mqtt, &former.mqtt) {
-                // They are not part of what is serialised.
                 mqtt.users.clone_from(&former.users);
             }
         }

@@ -118,6 +118,7 @@ impl Deliveries {
         let (replies, clients) = self.index.size();
         stats.waiting.store(replies, Ordering::Relaxed);
         stats.clients.store(clients, Ordering::Relaxed);
+        stats.bytes.store(self.index.bytes(), Ordering::Relaxed);
         any
     }
 
@@ -193,6 +194,8 @@ impl Deliveries {
             let mut offsets = Vec::new();
             for (part, entry) in (0..).zip(entries) {
                 if sent.has(part) {
+                    let waited = entry.age_ms(brokers_clock().unix_ms());
+                    stats.times.record(Duration::from_millis(waited), 1);
                     offsets.push(entry.offset);
                 } else if unencodable.has(part) {
                     self.index.leave(&holder, &entry);

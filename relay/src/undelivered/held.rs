@@ -84,6 +84,13 @@ pub(crate) struct HeldIndex {
     bytes: u64,
 }
 
+impl Entry {
+    /// How long it has waited, in milliseconds of the broker's clock.
+    pub(crate) fn age_ms(&self, now_unix_ms: i64) -> u64 {
+        u64::try_from(now_unix_ms.saturating_sub(self.unix_ms)).unwrap_or_default()
+    }
+}
+
 impl HeldIndex {
     pub(crate) fn new(limits: HoldLimits, own_id: RelayId, own: Sender) -> Self {
         Self { limits, own, own_id, clients: HashMap::new(), replies: 0, bytes: 0 }
@@ -238,6 +245,11 @@ impl HeldIndex {
             }
         }
         taken
+    }
+
+    /// Bytes of the replies that wait, as they are counted against the limit.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// Replies that wait, and of how many clients.

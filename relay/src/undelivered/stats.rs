@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use crate::kafka::LogEnds;
+use crate::measure::{Histogram, Ladder};
 use crate::undelivered::HeldRefusal;
 
 use super::deadletter::LetterCounts;
@@ -28,7 +29,7 @@ pub struct KeeperStats {
 }
 
 /// What is counted about replies that wait. Written by the keeper's thread only.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct HeldStats {
     /// Replies that this relay has held.
     pub held: AtomicU64,
@@ -46,4 +47,25 @@ pub struct HeldStats {
     pub vanished: AtomicU64,
     /// Errors reported by the cluster.
     pub errors: AtomicU64,
+    /// Bytes of those that wait, as they are counted against `hold.max_bytes`.
+    pub bytes: AtomicU64,
+    /// How long those have waited that this relay has sent, by the broker's clock.
+    pub times: Histogram,
+}
+
+impl Default for HeldStats {
+    fn default() -> Self {
+        Self {
+            held: AtomicU64::default(),
+            delivered: AtomicU64::default(),
+            waiting: AtomicU64::default(),
+            clients: AtomicU64::default(),
+            late: AtomicU64::default(),
+            refused: std::array::from_fn(|_| AtomicU64::default()),
+            vanished: AtomicU64::default(),
+            errors: AtomicU64::default(),
+            bytes: AtomicU64::default(),
+            times: Histogram::new(Ladder::LONG),
+        }
+    }
 }

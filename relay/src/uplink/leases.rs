@@ -138,7 +138,10 @@ impl Leases {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::config::{GatewaySection, HoldSection, KafkaSection, RegistrySection, RelaySection};
+    use crate::config::{
+        GatewaySection, HoldSection, KafkaSection, MetricsSection, RegistrySection, RelaySection,
+        Source,
+    };
 
     pub(crate) fn leases() -> Leases {
         Leases::new(&Config {
@@ -147,7 +150,9 @@ pub(crate) mod tests {
             kafka: KafkaSection { uplink_partitions: 2, ..KafkaSection::default() },
             registry: RegistrySection::default(),
             hold: HoldSection::default(),
+            metrics: MetricsSection::default(),
             services: Vec::new(),
+            source: Source::default(),
         })
     }
 

@@ -3,10 +3,12 @@
 mod parked;
 mod silence;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::measure::{Groups, Histogram};
 use crate::model::{ConnectionKey, DeliveryFailure, Incarnation, Partition, RelayId};
 use crate::ring::{
     Command, Credit, DownlinkSender, MESSAGE_OVERHEAD_BYTES, UplinkBatch, UplinkReceiver, Wake,
@@ -42,6 +44,8 @@ pub struct PumpStats {
     pub waiting: AtomicU64,
     /// For how many milliseconds some wait while Kafka acknowledges none.
     pub silent_ms: AtomicU64,
+    /// From the receipt of a message to Kafka's acknowledgement.
+    pub acknowledge_times: Histogram,
 }
 
 /// A batch that the producer has not taken whole.
@@ -102,6 +106,10 @@ struct Tally {
     /// By worker, in order: connections whose message was refused, and those that want to know how many
     /// messages more are acknowledged.
     news: Vec<Vec<(Token, Command)>>,
+    /// By partition: when messages came that have no report yet, and how many at a time.
+    under_way: Vec<VecDeque<(Instant, u32)>>,
+    /// Messages that were acknowledged since that was told last, by the time when they came.
+    acknowledged: Groups,
     /// Records that have no report yet.
     outstanding: u64,
     /// Kafka has said something about one since the last look.
@@ -131,6 +139,8 @@ impl<P: Producer> Pump<P> {
             control: vec![0; partitions],
             touched: Vec::with_capacity(partitions),
             news: vec![Vec::new(); downlinks.len()],
+            under_way: vec![VecDeque::new(); partitions],
+            acknowledged: Groups::default(),
             outstanding: 0,
             heard: false,
             produced: 0,
@@ -195,6 +205,7 @@ impl<P: Producer> Pump<P> {
 
     /// Says that Kafka says nothing. All else goes on as if it were only slow.
     fn listen(&mut self, now: Instant) {
+        self.tally.acknowledged.end(now, &self.stats.acknowledge_times);
         let records = self.tally.outstanding;
         let heard = std::mem::take(&mut self.tally.heard);
         match self.silence.look(records > 0, heard, now) {
@@ -325,6 +336,7 @@ impl<P: Producer> Pump<P> {
             }
             // What is given up at a stop says nothing of Kafka.
             tally.heard |= report.result != Err(DeliveryFailure::Purged);
+            tally.time(&report);
             tally.report(stats, report);
         });
         self.stats.acknowledged.fetch_add(acknowledged, Ordering::Relaxed);
@@ -405,12 +417,15 @@ fn give(
     producer: &mut impl Producer,
     tally: &mut Tally,
     stats: &PumpStats,
-    (identity, kind, headers, payload, unix_ms): Record<'_>,
+    (identity, kind, headers, payload, came): Record<'_>,
 ) -> Given {
-    match producer.produce(identity, kind, headers, payload, unix_ms) {
+    match producer.produce(identity, kind, headers, payload, came.unix_ms) {
         Ok(()) => {
             tally.outstanding += 1;
-            tally.produced += u64::from(kind.is_message());
+            if kind.is_message() {
+                tally.produced += 1;
+                tally.is_under_way(identity.partition, came.at);
+            }
         }
         Err(ProduceError::Later) => return Given::Later,
         Err(ProduceError::Full) => return Given::Full,
@@ -431,6 +446,37 @@ fn give(
 }
 
 impl Tally {
+    /// The producer has a message that came then.
+    fn is_under_way(&mut self, partition: Partition, came: Instant) {
+        let queue = &mut self.under_way[partition.index()];
+        match queue.back_mut() {
+            Some((other, count)) if *other == came => *count += 1,
+            _ => queue.push_back((came, 1)),
+        }
+    }
+
+    /// Messages that the producer had have their report. Those of a partition come in order, but for refusals,
+    /// which make a few times inexact and no count wrong.
+    fn time(&mut self, report: &Report) {
+        if report.token.control {
+            return;
+        }
+        let queue = &mut self.under_way[report.partition.index()];
+        let mut rest = report.records;
+        while rest > 0 {
+            let Some((came, count)) = queue.front_mut() else { return };
+            let taken = rest.min(*count);
+            if report.result.is_ok() {
+                self.acknowledged.add(*came, taken.into());
+            }
+            rest -= taken;
+            *count -= taken;
+            if *count == 0 {
+                queue.pop_front();
+            }
+        }
+    }
+
     fn report(&mut self, stats: &PumpStats, report: Report) {
         let records = report.records;
         self.outstanding -= u64::from(records);

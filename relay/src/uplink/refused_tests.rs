@@ -8,7 +8,8 @@ use rdkafka::mocking::MockCluster;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
 use crate::config::{
-    Config, GatewaySection, HoldSection, KafkaSection, RegistrySection, RelaySection, UplinkEngine,
+    Config, GatewaySection, HoldSection, KafkaSection, MetricsSection, RegistrySection,
+    RelaySection, Source, UplinkEngine,
 };
 use crate::kafka::BatchLimits;
 use crate::model::{
@@ -37,7 +38,9 @@ fn config(brokers: &str, engine: UplinkEngine) -> Config {
         kafka,
         registry: RegistrySection::default(),
         hold: HoldSection::default(),
+        metrics: MetricsSection::default(),
         services: Vec::new(),
+        source: Source::default(),
     }
 }
 

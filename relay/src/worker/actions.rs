@@ -5,7 +5,7 @@
 //! at, and its end becomes [steps](super::step::Step), which are carried out after that.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::codec::{Actions, AnyCodec};
 use crate::engine::{Engine, SocketId};
@@ -37,8 +37,8 @@ pub(super) struct Wishes {
     /// Replies that it does not want after all.
     filtered: u64,
     hand_on: Option<Vec<u8>>,
-    /// It has entered the books.
-    begun: bool,
+    /// It has entered the books; so long did the choice of its server take.
+    begun: Option<Duration>,
 }
 
 /// The worker, as far as a codec may act on it.
@@ -77,7 +77,7 @@ impl<'a> CodecActions<'a> {
 
     pub(super) fn finish(self, stats: &WorkerStats) -> Wishes {
         if self.wishes.messages > 0 {
-            stats.messages.add(self.wishes.messages);
+            stats.of(self.link.service).messages.add(self.wishes.messages);
         }
         self.wishes
     }
@@ -95,7 +95,9 @@ impl Actions for CodecActions<'_> {
         let ends = (link.client, link.server);
         let who = associations.identity(link.service, ends, begin.client);
         let may = |partition| credit.may_open(partition);
+        let asked = Instant::now();
         let association = associations.associate_if(link.service, who.clone(), may)?;
+        self.wishes.begun = Some(asked.elapsed());
         let presence = &self.shared.presence;
         let known = begin.holds || begin.later;
         let holder = known.then(|| presence.holder(link.service, &who)).flatten();
@@ -109,7 +111,6 @@ impl Actions for CodecActions<'_> {
         }
         link.identity = Some(identity);
         link.who = Some(who);
-        self.wishes.begun = true;
         Ok(())
     }
 
@@ -132,7 +133,7 @@ impl Actions for CodecActions<'_> {
         if let Some(receipt) = self.link.unconfirmed.take(reply) {
             let unconfirmed = &mut self.link.unconfirmed;
             self.wishes.sent +=
-                u64::from(self.settlement.done(receipt, unconfirmed, self.downlink));
+                u64::from(self.settlement.sent(receipt, unconfirmed, self.downlink));
         }
     }
 
@@ -225,7 +226,8 @@ impl<E: Engine> Worker<E> {
 
     /// Does what a codec wants, but for the steps towards its connection's end.
     pub(super) fn fulfil(&mut self, socket: SocketId, wishes: Wishes) {
-        if wishes.begun {
+        if let Some(took) = wishes.begun {
+            self.stats.allot_times.record(took, 1);
             self.list_at_server(socket);
         }
         let connection = self.connections[socket.index()].as_mut().expect("known to the engine");
@@ -250,7 +252,7 @@ impl<E: Engine> Worker<E> {
             connection.link.output.moved = Some(self.now);
             self.to_send.push(socket);
         }
-        self.stats.replies_sent.add(wishes.sent);
+        self.stats.of(connection.link.service).replies_sent.add(wishes.sent);
         self.stats.replies_filtered.add(wishes.filtered);
         if let Some(other) = wishes.take_over {
             self.to_evict.push(other);

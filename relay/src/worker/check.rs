@@ -36,6 +36,7 @@ impl<E: Engine> Worker<E> {
             assert!(connection.will_be_looked_at(), "{}", what());
         }
         assert_eq!(self.stats.connection_bytes.get(), booked as u64, "bytes that are kept");
+        assert_eq!(self.stats.held.get(), self.paused() as u64, "connections that are held back");
         assert_eq!(self.stashes.lent, lent, "buffers that are kept");
         assert_eq!(self.stats.connections(), served, "connections that are counted as open");
         assert_eq!(self.waiting.length(), waiting, "nobody else waits");

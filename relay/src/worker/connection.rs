@@ -204,6 +204,8 @@ pub(super) struct Connection {
     pub(super) drains_until: Option<Instant>,
     /// Why it is not read from, if it is not.
     pub(super) paused: Reasons,
+    /// Since when, if one of them is a bound.
+    pub(super) held_since: Instant,
     /// What was received before its pause took effect.
     pub(super) stash: Option<Box<Stash>>,
     /// Bytes of memory that it is booked with.
@@ -253,6 +255,7 @@ impl Connection {
             lingers_until: None,
             drains_until: None,
             paused: Reasons::NONE,
+            held_since: now,
             stash: None,
             booked_bytes: 0,
             limited_bytes: 0,

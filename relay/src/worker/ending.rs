@@ -236,14 +236,17 @@ impl<E: Engine> Worker<E> {
         if connection.counted {
             self.shared.addresses.leave(link.service, link.client.ip());
         }
-        self.stats.closed[reason as usize].add(1);
+        self.stats.of(link.service).closed[reason as usize].add(1);
+        if link.identity.is_none() {
+            self.stats.strangers[reason as usize].add(1);
+        }
         let mut unsent = std::mem::take(&mut link.output.receipts);
         let doubtful = std::mem::take(&mut link.doubtful);
         if !doubtful.is_empty() && self.engine.is_taken(socket) {
             let (settlement, downlink) = (&mut self.settlement, &self.downlink);
-            let of_downlink = |receipt| settlement.done(receipt, &mut link.unconfirmed, downlink);
+            let of_downlink = |receipt| settlement.sent(receipt, &mut link.unconfirmed, downlink);
             let replies = doubtful.into_iter().map(of_downlink).filter(|one| *one).count();
-            self.stats.replies_sent.add(replies as u64);
+            self.stats.of(link.service).replies_sent.add(replies as u64);
         } else {
             unsent.extend(doubtful);
         }

@@ -60,8 +60,9 @@ use waiting::Waiting;
 
 pub use limits::{Addresses, Rate};
 pub use orders::{OrderAnswer, OrderReceiver, Orders, Task};
+pub use reasons::BOUNDS;
 pub use shared::{Flows, LiveSettings, NoGateway, Served, Shared};
-pub use stats::{Counter, Gauge, WorkerStats};
+pub use stats::{ServiceStats, WorkerStats};
 
 /// Longest wait; so often a worker looks at the clock when nothing happens.
 const TICK: Duration = Duration::from_secs(1);
@@ -213,6 +214,7 @@ impl<E: Engine> Worker<E> {
     pub fn step(&mut self) {
         self.stats.loops.add(1);
         self.now = Instant::now();
+        self.uplink.begin_turn(self.now);
         while let Some(event) = self.engine.next_event() {
             if let Some(event) = self.take_onward(event) {
                 self.on_event(event);
@@ -233,6 +235,7 @@ impl<E: Engine> Worker<E> {
         self.hand_on_asked();
         self.start_sends();
         self.settlement.publish(&self.downlink);
+        self.settlement.tell_times(self.now, &self.stats.reply_times);
         self.say_room();
         if self.uplink.hand_over() {
             self.give_answers();
@@ -287,7 +290,6 @@ impl<E: Engine> Worker<E> {
             }
             Event::AcceptFailed { error } => self.on_accept_failed(&error),
             Event::Received { socket, buffer, length } => {
-                self.stats.received_bytes.add(length as u64);
                 if let Some(buffer) = self.on_received(socket, buffer, length) {
                     self.engine.recycle(buffer);
                 }
@@ -321,7 +323,7 @@ impl<E: Engine> Worker<E> {
         if self.connections.len() <= socket.index() {
             self.connections.resize_with(socket.index() + 1, || None);
         }
-        self.stats.accepted.add(1);
+        self.stats.of(service).accepted.add(1);
         self.next_generation = self.next_generation.wrapping_add(1);
         let key = ConnectionKey {
             relay: self.shared.relay,
@@ -382,6 +384,7 @@ impl<E: Engine> Worker<E> {
         length: usize,
     ) -> Option<BufferId> {
         let connection = self.connections[socket.index()].as_mut().expect("known to the engine");
+        self.stats.of(connection.link.service).received_bytes.add(length as u64);
         if connection.state == State::Draining {
             connection.heard = self.now;
         }

@@ -211,7 +211,7 @@ impl<E: Engine> Worker<E> {
         };
         self.open += 1;
         self.connections[socket.index()] = None;
-        self.stats.closed[CloseReason::HandedOn as usize].add(1);
+        self.stats.of(service).closed[CloseReason::HandedOn as usize].add(1);
         self.stats.handed_on.add(1);
         self.stats.handed_on_bytes.add(received.len() as u64);
         let mut end = End::new(other, Receive::Stopped, false);

@@ -96,7 +96,9 @@ impl<E: Engine> Worker<E> {
         let before = connection.paused;
         connection.paused = before | reasons;
         if reasons.has(Reasons::BOUNDS) && !before.has(Reasons::BOUNDS) {
-            self.stats.holds.add(1);
+            self.stats.holds[reasons.first_bound()].add(1);
+            self.stats.held.replace(0, 1);
+            connection.held_since = self.now;
             let reasons = self.reasons_left(socket);
             self.put_to_wait(socket, reasons);
         }
@@ -115,8 +117,18 @@ impl<E: Engine> Worker<E> {
     /// Nothing more that comes from a client counts: no bound concerns it any more.
     pub(super) fn end_reading(&mut self, socket: SocketId) {
         self.waiting.remove(socket);
-        let connection = self.connection(socket);
-        connection.paused = connection.paused.without(Reasons::BOUNDS);
+        self.end_hold(socket);
+    }
+
+    /// No bound keeps a connection from being read from any more.
+    fn end_hold(&mut self, socket: SocketId) {
+        let connection = self.connections[socket.index()].as_mut().expect("known to the engine");
+        if connection.paused.has(Reasons::BOUNDS) {
+            connection.paused = connection.paused.without(Reasons::BOUNDS);
+            self.stats.held.replace(1, 0);
+            let held = self.now.saturating_duration_since(connection.held_since);
+            self.stats.held_times.record(held, 1);
+        }
     }
 
     /// The bounds that keep a paused connection from being read from.
@@ -193,9 +205,8 @@ impl<E: Engine> Worker<E> {
             self.put_to_wait(socket, reasons);
             return self.take_end(socket);
         }
-        let connection = self.connection(socket);
-        connection.paused = connection.paused.without(Reasons::BOUNDS);
-        if connection.paused.is_empty() {
+        self.end_hold(socket);
+        if self.connection(socket).paused.is_empty() {
             self.read_on(socket);
         }
     }

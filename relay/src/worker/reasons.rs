@@ -17,6 +17,9 @@
 
 use std::ops::BitOr;
 
+/// Names of the bounds, in the order of their bits.
+pub const BOUNDS: [&str; 5] = ["output", "codec", "rate", "credit", "ring"];
+
 /// Why a connection is not read from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Reasons(u8);
@@ -41,6 +44,12 @@ impl Reasons {
     pub(super) const OWN: Self = Self(Self::OUTPUT.0 | Self::CODEC.0 | Self::RATE.0);
     /// All but orders.
     pub(super) const BOUNDS: Self = Self(Self::OWN.0 | Self::CREDIT.0 | Self::RING.0);
+
+    /// The place of the first of its bounds among [`BOUNDS`].
+    pub(super) const fn first_bound(self) -> usize {
+        let place = (self.0 & Self::BOUNDS.0).trailing_zeros() as usize;
+        if place < BOUNDS.len() { place } else { BOUNDS.len() - 1 }
+    }
 
     /// This one if it stands.
     #[inline]

@@ -270,9 +270,9 @@ impl<E: Engine> Worker<E> {
             let Link { doubtful, unconfirmed, .. } = &mut connection.link;
             if !doubtful.is_empty() && self.engine.is_taken(socket) {
                 let (settlement, downlink) = (&mut self.settlement, &self.downlink);
-                let of_downlink = |receipt| settlement.done(receipt, unconfirmed, downlink);
+                let of_downlink = |receipt| settlement.sent(receipt, unconfirmed, downlink);
                 let replies = doubtful.drain(..).map(of_downlink).filter(|one| *one).count();
-                self.stats.replies_sent.add(replies as u64);
+                self.stats.of(connection.link.service).replies_sent.add(replies as u64);
             }
             self.engine.send(socket, buffer);
         }
@@ -289,6 +289,9 @@ impl<E: Engine> Worker<E> {
             // Counted as lost when it was given up.
             return;
         }
+        if let Ok(bytes) = result {
+            self.stats.of(connection.link.service).sent_bytes.add(*bytes as u64);
+        }
         match connection.link.output.end_send(buffer, result, self.now) {
             Taken::All => {
                 let doubtful = connection.is_doubtful();
@@ -299,9 +302,9 @@ impl<E: Engine> Worker<E> {
                 } else {
                     let (settlement, downlink) = (&mut self.settlement, &self.downlink);
                     let of_downlink =
-                        |receipt| settlement.done(receipt, &mut link.unconfirmed, downlink);
+                        |receipt| settlement.sent(receipt, &mut link.unconfirmed, downlink);
                     let replies = sent.map(of_downlink).filter(|one| *one).count();
-                    self.stats.replies_sent.add(replies as u64);
+                    self.stats.of(link.service).replies_sent.add(replies as u64);
                 }
                 self.book_memory(socket);
                 self.has_read(socket);

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use crate::measure::{Groups, Histogram};
 use crate::model::ReplyOffset;
 use crate::ring::{DownlinkBatch, DownlinkReceiver, Receipt, Return};
 
@@ -19,6 +20,8 @@ struct Unsettled {
     first: ReplyOffset,
     outstanding: usize,
     since: Instant,
+    /// When its replies were read from Kafka.
+    read: Instant,
 }
 
 /// The window of batches between the first that is not settled and the last that was taken. A client
@@ -31,12 +34,20 @@ pub(super) struct Settlement {
     published: ReplyOffset,
     /// What the ring had no room for, and what of the window is settled thereby.
     backlog: VecDeque<(Return, Option<ReplyOffset>)>,
+    /// Replies sent in this turn, by the time at which they were read.
+    sent: Groups,
 }
 
 impl Settlement {
     pub(super) fn new() -> Self {
         let nothing = ReplyOffset(i64::MIN);
-        Self { window: VecDeque::new(), end: nothing, published: nothing, backlog: VecDeque::new() }
+        Self {
+            window: VecDeque::new(),
+            end: nothing,
+            published: nothing,
+            backlog: VecDeque::new(),
+            sent: Groups::default(),
+        }
     }
 
     /// A batch is taken; each of its offsets will be settled or returned.
@@ -47,15 +58,38 @@ impl Settlement {
                 // Another log, whose offsets begin anew: what was said of the former one was taken back.
                 self.published = ReplyOffset(i64::MIN);
             }
-            self.window.push_back(Unsettled { first, outstanding, since });
+            let read = batch.read().unwrap_or(since);
+            self.window.push_back(Unsettled { first, outstanding, since, read });
             self.end = ReplyOffset(last.0 + 1);
         }
     }
 
-    /// A reply was sent, or needs nothing.
-    pub(super) fn settle(&mut self, offset: ReplyOffset) {
+    /// A reply was sent, or needs nothing. Gives when it was read.
+    pub(super) fn settle(&mut self, offset: ReplyOffset) -> Instant {
         let behind = self.window.partition_point(|batch| batch.first <= offset);
-        self.window[behind - 1].outstanding -= 1;
+        let batch = &mut self.window[behind - 1];
+        batch.outstanding -= 1;
+        batch.read
+    }
+
+    /// Like [`done`](Self::done), of a reply that was sent.
+    pub(super) fn sent(
+        &mut self,
+        receipt: Receipt,
+        unconfirmed: &mut Unconfirmed,
+        ring: &DownlinkReceiver,
+    ) -> bool {
+        if let Receipt::Offset(offset) = receipt {
+            let read = self.settle(offset);
+            self.sent.add(read, 1);
+            return true;
+        }
+        self.done(receipt, unconfirmed, ring)
+    }
+
+    /// Tells how long the replies have taken that were sent in this turn.
+    pub(super) fn tell_times(&mut self, now: Instant, times: &Histogram) {
+        self.sent.end(now, times);
     }
 
     /// The client of a connection is done with a reply: says so to whom its receipt names. True if it is one
@@ -77,7 +111,9 @@ impl Settlement {
     /// Like [`done`](Self::done), of what is no part of a delivery.
     pub(super) fn done_with(&mut self, receipt: Receipt, ring: &DownlinkReceiver) -> bool {
         match receipt {
-            Receipt::Offset(offset) => self.settle(offset),
+            Receipt::Offset(offset) => {
+                self.settle(offset);
+            }
             Receipt::Postponed { offset, .. } => self.give_back(Return::Sent(offset), None, ring),
             Receipt::Held { .. } | Receipt::None => return false,
         }

@@ -1,49 +1,45 @@
 //! What a worker counts.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use crossbeam_utils::CachePadded;
 
-use crate::model::{CloseReason, UndeliveredReason};
+use crate::measure::{Counter, Gauge, Histogram, Ladder};
+use crate::model::{CloseReason, ServiceId, UndeliveredReason};
 
-/// A counter with one writer: no locked instruction on the data path.
+use super::reasons::BOUNDS;
+
+/// What a worker counts of one service.
 #[derive(Debug, Default)]
-pub struct Counter(AtomicU64);
-
-impl Counter {
-    /// Adds; only the owning thread may.
-    pub fn add(&self, count: u64) {
-        self.0.store(self.0.load(Ordering::Relaxed) + count, Ordering::Relaxed);
-    }
-
-    /// The present value.
-    pub fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// An amount with one writer.
-#[derive(Debug, Default)]
-pub struct Gauge(AtomicU64);
-
-impl Gauge {
-    /// Takes a part of it as grown or shrunk; only the owning thread may.
-    pub fn replace(&self, before: usize, now: usize) {
-        let amount = self.get().wrapping_sub(before as u64).wrapping_add(now as u64);
-        self.0.store(amount, Ordering::Relaxed);
-    }
-
-    /// The present amount.
-    pub fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// A worker's counters. Written by its thread only, read by anybody.
-#[derive(Debug, Default)]
-pub struct WorkerStats {
+pub struct ServiceStats {
     /// Connections accepted.
     pub accepted: Counter,
     /// Connections closed, by [`CloseReason`].
     pub closed: [Counter; CloseReason::ALL.len()],
+    /// Bytes received from clients.
+    pub received_bytes: Counter,
+    /// Bytes that the kernel has taken for clients.
+    pub sent_bytes: Counter,
+    /// Messages decoded.
+    pub messages: Counter,
+    /// Replies sent.
+    pub replies_sent: Counter,
+}
+
+impl ServiceStats {
+    /// Connections open now.
+    pub fn connections(&self) -> u64 {
+        let closed: u64 = self.closed.iter().map(Counter::get).sum();
+        self.accepted.get().saturating_sub(closed)
+    }
+}
+
+/// A worker's counters. Written by its thread only, read by anybody.
+#[derive(Debug)]
+pub struct WorkerStats {
+    /// By [`ServiceId`].
+    pub services: Box<[CachePadded<ServiceStats>]>,
+    /// Connections that were closed before their client had said who it is, by [`CloseReason`]. They are
+    /// among those of their service.
+    pub strangers: [Counter; CloseReason::ALL.len()],
     /// Bytes kept in memory for connections that are open.
     pub connection_bytes: Gauge,
     /// Connections refused because the worker has all it may have.
@@ -64,18 +60,14 @@ pub struct WorkerStats {
     pub hand_on_timed_out: Counter,
     /// Bytes of both directions of them.
     pub handed_on_bytes: Counter,
-    /// Bytes received from clients.
-    pub received_bytes: Counter,
-    /// Messages decoded.
-    pub messages: Counter,
     /// Messages of which only a part had come when the client ended its side or the relay stopped.
     pub truncated: Counter,
-    /// Times that a connection was not read from because of a bound further on.
-    pub holds: Counter,
+    /// Times that a connection was not read from because of a bound, by the first of [`BOUNDS`].
+    pub holds: [Counter; BOUNDS.len()],
+    /// Connections that are not read from now because of a bound.
+    pub held: Gauge,
     /// Times that a connection was not read from because it sent more messages a second than it may.
     pub throttles: Counter,
-    /// Replies sent.
-    pub replies_sent: Counter,
     /// Times that a reply was left in the log, because its client had not read what came before.
     pub replies_postponed: Counter,
     /// Replies that their client does not want, by its own word: done with.
@@ -86,12 +78,66 @@ pub struct WorkerStats {
     pub replies_undelivered: [Counter; UndeliveredReason::ALL.len()],
     /// Times around the loop: one `io_uring_enter` each.
     pub loops: Counter,
+    /// From the choice of a client's server to the association.
+    pub allot_times: Histogram,
+    /// How long connections were not read from because of a bound.
+    pub held_times: Histogram,
+    /// From the reading of a reply to its sending.
+    pub reply_times: Histogram,
+}
+
+fn counters<const N: usize>() -> [Counter; N] {
+    std::array::from_fn(|_| Counter::default())
 }
 
 impl WorkerStats {
+    /// Those of a worker that has done nothing, for so many services.
+    pub fn new(services: usize) -> Self {
+        Self {
+            services: (0..services).map(|_| CachePadded::default()).collect(),
+            strangers: counters(),
+            connection_bytes: Gauge::default(),
+            connection_limit: Counter::default(),
+            full: Gauge::default(),
+            accept_starved: Counter::default(),
+            accept_failed: Counter::default(),
+            handed_on: Counter::default(),
+            handed_on_ended: Counter::default(),
+            hand_on_failed: Counter::default(),
+            hand_on_timed_out: Counter::default(),
+            handed_on_bytes: Counter::default(),
+            truncated: Counter::default(),
+            holds: counters(),
+            held: Gauge::default(),
+            throttles: Counter::default(),
+            replies_postponed: Counter::default(),
+            replies_filtered: Counter::default(),
+            replies_orders: Counter::default(),
+            replies_undelivered: counters(),
+            loops: Counter::default(),
+            allot_times: Histogram::new(Ladder::SHORT),
+            held_times: Histogram::new(Ladder::MEDIUM),
+            reply_times: Histogram::new(Ladder::MEDIUM),
+        }
+    }
+
+    /// What it counts of a service.
+    pub fn of(&self, service: ServiceId) -> &ServiceStats {
+        &self.services[service.index()]
+    }
+
+    /// The sum over all services.
+    pub fn sum(&self, counter: impl Fn(&ServiceStats) -> &Counter) -> u64 {
+        self.services.iter().map(|service| counter(service).get()).sum()
+    }
+
+    /// Connections closed for a reason.
+    pub fn closed(&self, reason: CloseReason) -> u64 {
+        self.sum(|service| &service.closed[reason as usize])
+    }
+
     /// Connections open now.
     pub fn connections(&self) -> u64 {
-        let closed: u64 = self.closed.iter().map(Counter::get).sum();
-        self.accepted.get().saturating_sub(closed)
+        self.services.iter().map(|service| service.connections()).sum()
     }
 }

@@ -144,7 +144,7 @@ mod tests {
             sender.push(&mut origin, &identity, kind, Headers::NONE, &[b'x'; 16 << 10]);
             sender.has_room();
         }
-        let stats = Arc::<WorkerStats>::default();
+        let stats = Arc::new(WorkerStats::new(shared.services.len()));
         let parts = WorkerParts {
             index: 0,
             shared: shared.clone(),

@@ -19,7 +19,7 @@ use millrace_relay::model::{
 };
 use millrace_relay::ring::{Command, Receipt, Wake, downlink, uplink};
 use millrace_relay::uplink::{ProduceError, Producer, Pump, PumpParts, Report, Token};
-use millrace_relay::worker::{NoGateway, Orders, Shared, Worker, WorkerParts};
+use millrace_relay::worker::{NoGateway, Orders, Shared, Worker, WorkerParts, WorkerStats};
 
 #[global_allocator]
 static ALLOCATOR: dhat::Alloc = dhat::Alloc;
@@ -215,7 +215,7 @@ fn measure(speech: Speech) -> (u64, u64) {
         uplink: sender,
         downlink: downlink_receiver,
         orders: Orders::default().add_worker(wake()),
-        stats: Arc::default(),
+        stats: Arc::new(WorkerStats::new(shared.services.len())),
         peers: Vec::new(),
     };
     let mut worker = Worker::new(engine, parts);

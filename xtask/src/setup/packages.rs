@@ -33,7 +33,7 @@ enum Sign {
 }
 
 /// Packages that start a service. We run these programs only by hand, with our own configuration.
-const KEPT_STILL: [&str; 2] = ["rsyslog", "mosquitto"];
+const KEPT_STILL: [&str; 3] = ["rsyslog", "mosquitto", "prometheus"];
 
 macro_rules! packages {
     ($($part:ident: $name:literal by $sign:ident $(($of:literal))? for $purpose:literal;)*) => {
@@ -83,6 +83,8 @@ const PACKAGES: &[Package] = packages! {
     Network: "python3-paho-mqtt"
         by File("/usr/lib/python3/dist-packages/paho/mqtt/client.py")
         for "an MQTT client in tests";
+    Network: "prometheus" by Program("prometheus")
+        for "asks the queries of dashboard and alert rules; unpacked 98 MB";
     Network: "nodejs" by Program("node") for "clients in JavaScript in tests";
     Network: "npm" by Program("npm") for "fetches these clients";
     Kafka: "default-jre-headless" by Java for "Java 17 or later, for Kafka";

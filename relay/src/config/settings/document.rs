@@ -45,6 +45,7 @@ fn whole() -> Config {
         "mechanism = \"SCRAM-SHA-512\"\nuser = \"relay\"\npassword_file = \"kafka-password\"",
     )
     .ok();
+    config.metrics = toml::from_str("listen = \"127.0.0.1:9742\"").expect("valid");
     let gateway = &mut config.gateway;
     gateway.rules = Some("example.rules".into());
     gateway.shared_addresses = vec!["00:00:5e:00:01:33".parse().expect("valid")];

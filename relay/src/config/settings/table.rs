@@ -182,6 +182,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         .live("replies after it; those that wait already stay"),
     Setting::number("hold/max_bytes", 0, I64, "Maximum bytes of replies that wait for all clients.")
         .live("replies after it; those that wait already stay"),
+    Setting::text("metrics/listen", "Where metrics are served, `ADDRESS:PORT`; `relay run --metrics` takes precedence."),
     Setting::text("log/filter", "What is logged, as `RUST_LOG` says it: `info`, `warn,millrace_relay=debug`.")
         .of_process()
         .live("the log, at once"),

@@ -7,12 +7,11 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::model::{Headers, Kind};
+use crate::model::{Headers, Identity, Kind};
+use crate::ring::Came;
 
-use crate::model::Identity;
-
-/// A record of a batch: whose, what about, headers, payload, and Unix milliseconds.
-pub(super) type Record<'a> = (&'a Arc<Identity>, Kind, Headers<'a>, &'a [u8], i64);
+/// A record of a batch: whose, what about, headers, payload, and when it came.
+pub(super) type Record<'a> = (&'a Arc<Identity>, Kind, Headers<'a>, &'a [u8], Came);
 
 /// One that waits.
 pub(super) struct Parked {
@@ -21,13 +20,13 @@ pub(super) struct Parked {
     /// Headers, then the payload.
     bytes: Box<[u8]>,
     headers: usize,
-    unix_ms: i64,
+    came: Came,
 }
 
 impl Parked {
     pub(super) fn record(&self) -> Record<'_> {
         let (headers, payload) = self.bytes.split_at(self.headers);
-        (&self.identity, self.kind, Headers::from_bytes(headers), payload, self.unix_ms)
+        (&self.identity, self.kind, Headers::from_bytes(headers), payload, self.came)
     }
 }
 
@@ -46,11 +45,11 @@ impl Lot {
         identity.epoch > 0 && !self.0.is_empty()
     }
 
-    pub(super) fn park(&mut self, (identity, kind, headers, payload, unix_ms): Record<'_>) {
+    pub(super) fn park(&mut self, (identity, kind, headers, payload, came): Record<'_>) {
         let headers = headers.as_bytes();
         let bytes = [headers, payload].concat().into_boxed_slice();
         let (identity, headers) = (identity.clone(), headers.len());
-        self.0.push_back(Parked { identity, kind, bytes, headers, unix_ms });
+        self.0.push_back(Parked { identity, kind, bytes, headers, came });
     }
 
     pub(super) fn pop(&mut self) -> Option<Parked> {

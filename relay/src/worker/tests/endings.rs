@@ -85,7 +85,7 @@ fn a_reply_to_a_client_that_has_closed_waits_for_it_however_it_ended() {
         let returned = stage.returned();
         let (offset, reason) = (ReplyOffset(5), UndeliveredReason::ConnectionLost);
         assert_eq!(returned, [Return::Undelivered { key: key(socket, 1), offset, reason }]);
-        assert_eq!(stage.stats.replies_sent.get(), 0);
+        assert_eq!(stage.stats.sum(|service| &service.replies_sent), 0);
     }
 }
 
@@ -94,7 +94,7 @@ fn a_reply_to_a_client_that_has_only_ended_its_side_is_sent() {
     let (mut stage, socket) = half_closed(Peer::Takes, PLAIN);
     stage.wait_for("the connection is over", |stage| !stage.worker.engine().is_open(socket));
     assert_eq!(stage.returned(), []);
-    assert_eq!(stage.stats.replies_sent.get(), 1);
+    assert_eq!(stage.stats.sum(|service| &service.replies_sent), 1);
     assert_eq!(stage.sent(socket), b"late\n");
     assert_eq!(stage.downlink.settled(), ReplyOffset(6));
 }

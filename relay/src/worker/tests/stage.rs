@@ -341,7 +341,7 @@ impl Stage {
         let (uplink_sender, uplink) = uplink(worker_wake.clone(), wake());
         let (downlink, downlink_receiver) = downlink(worker_wake.clone(), wake());
         let mut orders = Orders::default();
-        let stats = Arc::<WorkerStats>::default();
+        let stats = Arc::new(WorkerStats::new(shared.services.len()));
         let parts = WorkerParts {
             index: 0,
             shared: shared.clone(),
@@ -407,7 +407,7 @@ impl Stage {
 
     /// How many connections have ended for a reason.
     pub(super) fn closed(&self, reason: CloseReason) -> u64 {
-        self.stats.closed[reason as usize].get()
+        self.stats.closed(reason)
     }
 
     /// Takes what the worker has handed over; the batches go back to it.

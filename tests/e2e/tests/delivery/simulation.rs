@@ -13,6 +13,7 @@ use millrace_harness::simulation::producer::{FaultyProducer, SimRecord};
 use millrace_relay::codec::{ByteOrder, Decoder, Framing};
 use millrace_relay::config::Config;
 use millrace_relay::engine::Engine as _;
+use millrace_relay::measure::Counter;
 use millrace_relay::model::{
     CloseReason, ConnectionKey, DeliveryFailure, Incarnation, Kind, Partition, RelayId, Reply,
     ReplyOffset, ServerId, ServiceId,
@@ -21,7 +22,7 @@ use millrace_relay::ring::{Command, DownlinkSender, Receipt, Return, Wake, downl
 use millrace_relay::route::{ServerLink, ServerState};
 use millrace_relay::uplink::{Pump, PumpParts, PumpStats};
 use millrace_relay::worker::{
-    Counter, NoGateway, OrderAnswer, Orders, Shared, Task, Worker, WorkerParts, WorkerStats,
+    NoGateway, OrderAnswer, Orders, Shared, Task, Worker, WorkerParts, WorkerStats,
 };
 
 const SEEDS: u64 = 2000;
@@ -158,7 +159,7 @@ impl Run {
         let (replies, downlink_receiver) = downlink(worker_wake.clone(), wake());
         let clients = (0..=dice.below(30)).map(|number| client(&mut dice, number)).collect();
         let mut orders = Orders::default();
-        let stats = Arc::<WorkerStats>::default();
+        let stats = Arc::new(WorkerStats::new(shared.services.len()));
         let parts = WorkerParts {
             index: 0,
             shared: shared.clone(),
@@ -445,7 +446,10 @@ impl Run {
         let messages = |records: &[SimRecord]| {
             records.iter().filter(|record| record.kind.is_message()).count() as u64
         };
-        assert_eq!(stats.messages.get(), messages(&acknowledged) + messages(&refused));
+        assert_eq!(
+            stats.sum(|service| &service.messages),
+            messages(&acknowledged) + messages(&refused)
+        );
         assert_eq!(self.pump_stats.acknowledged.load(Ordering::SeqCst), messages(&acknowledged));
         let counted = &self.pump_stats.refused[DeliveryFailure::TooLarge as usize];
         assert_eq!(counted.load(Ordering::SeqCst), messages(&refused));
@@ -453,7 +457,7 @@ impl Run {
         assert_eq!(stats.connection_bytes.get(), 0, "nothing is kept for them");
         let undelivered: u64 = stats.replies_undelivered.iter().map(Counter::get).sum();
         assert_eq!(
-            stats.replies_sent.get() + undelivered + self.backlog.abandoned,
+            stats.sum(|service| &service.replies_sent) + undelivered + self.backlog.abandoned,
             self.replies_given,
             "every reply was sent or counted"
         );

@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::{Context as _, bail, ensure};
 use millrace_relay::codec::Framing;
 use millrace_relay::config::{
-    Config, GatewaySection, HoldSection, KafkaSection, RegistrySection, RelaySection, Server,
-    Service,
+    Config, GatewaySection, HoldSection, KafkaSection, MetricsSection, RegistrySection,
+    RelaySection, Server, Service, Source,
 };
 use millrace_relay::gateway::object::ObjectFile;
 use millrace_relay::gateway::{self, LoadReport};
@@ -237,6 +237,8 @@ impl Topology {
             kafka: KafkaSection::default(),
             registry: RegistrySection::default(),
             hold: HoldSection::default(),
+            metrics: MetricsSection::default(),
+            source: Source::default(),
             services: vec![Service {
                 destinations: vec![Self::SERVER_NETWORK.parse().expect("a prefix")],
                 max_message_bytes: 255,

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use millrace_relay::config::{
-    Config, GatewaySection, HoldSection, RegistrySection, RelaySection, Server, Service,
+    Config, GatewaySection, HoldSection, MetricsSection, RegistrySection, RelaySection, Server,
+    Service, Source,
 };
 use millrace_relay::model::Partition;
 
@@ -155,9 +156,11 @@ fn config(plan: &ClusterPlan, prefix: &str) -> Config {
         kafka: kafka::section(&plan.brokers, prefix),
         registry: RegistrySection::default(),
         hold: HoldSection::default(),
+        metrics: MetricsSection::default(),
         services: vec![
             service(FRAMES_SERVICE, FRAMES_PORT, frames(), 0),
             service(LINES_SERVICE, LINES_PORT, lines(), plan.servers),
         ],
+        source: Source::default(),
     }
 }

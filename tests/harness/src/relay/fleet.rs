@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use millrace_relay::config::{
-    Config, GatewaySection, HoldSection, RegistrySection, RelaySection, Server, Service,
+    Config, GatewaySection, HoldSection, MetricsSection, RegistrySection, RelaySection, Server,
+    Service, Source,
 };
 use millrace_relay::model::Partition;
 use millrace_relay::registry::RegistryStatus;
@@ -44,6 +45,8 @@ pub fn config(prefix: &str, relay: u16, servers: u16, port: u16) -> Config {
         kafka: kafka::section(&kafka::brokers(), prefix),
         registry: RegistrySection::default(),
         hold: HoldSection::default(),
+        metrics: MetricsSection::default(),
+        source: Source::default(),
         services: vec![Service {
             destinations: vec!["127.0.0.0/8".parse().expect("a prefix")],
             servers: (0..servers).map(server).collect(),

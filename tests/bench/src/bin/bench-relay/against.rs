@@ -40,6 +40,8 @@ pub(crate) fn sparse(config: &Config) -> Result<String> {
     without_defaults(&mut table, "kafka", &KafkaSection::default())?;
     without_defaults(&mut table, "registry", &RegistrySection::default())?;
     without_defaults(&mut table, "hold", &HoldSection::default())?;
+    // None is served, and older relays do not know the section.
+    table.remove("metrics");
     if let Some(Value::Table(gateway)) = table.get_mut("gateway") {
         gateway.retain(|key, _| ["instance", "devices"].contains(&key));
     }

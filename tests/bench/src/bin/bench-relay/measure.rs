@@ -13,8 +13,8 @@ use millrace_harness::system::cpu::CpuTime;
 use millrace_harness::system::process::{Process, wait_until};
 use millrace_relay::codec::Framing;
 use millrace_relay::config::{
-    Config, GatewaySection, HoldSection, KafkaSection, RegistrySection, RelaySection, Server,
-    Service, UplinkEngine,
+    Config, GatewaySection, HoldSection, KafkaSection, MetricsSection, RegistrySection,
+    RelaySection, Server, Service, Source, UplinkEngine,
 };
 use millrace_relay::model::Partition;
 
@@ -191,6 +191,8 @@ fn config(setting: &Setting<'_>, topics: &Topics, port: u16) -> Config {
         },
         registry: RegistrySection::default(),
         hold: HoldSection::default(),
+        metrics: MetricsSection::default(),
+        source: Source::default(),
         services: vec![service],
     }
 }
