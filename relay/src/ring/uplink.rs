@@ -86,13 +86,13 @@ impl UplinkBatch {
     /// The records: whose, what about, headers, payload, and when it came.
     pub fn records(
         &self,
-    ) -> impl Iterator<Item = (&Arc<Identity>, Kind, Headers<'_>, &[u8], Came)> {
+    ) -> impl Iterator<Item = (&Arc<Identity>, Kind, Headers<'_>, &[u8], &Came)> {
         let mut times = self.times.iter().peekable();
         let mut others = self.others.iter();
-        let mut came = self.times.first().map(|(_, came)| *came);
+        let mut came = self.times.first().map(|(_, came)| came);
         (0..).zip(&self.records).map(move |(number, record)| {
             while let Some((_, time)) = times.next_if(|(from, _)| *from <= number) {
-                came = Some(*time);
+                came = Some(time);
             }
             let start = record.offset as usize;
             let payload = start + record.headers as usize;

@@ -108,6 +108,8 @@ struct Tally {
     news: Vec<Vec<(Token, Command)>>,
     /// By partition: when messages came that have no report yet, and how many at a time.
     under_way: Vec<VecDeque<(Instant, u32)>>,
+    /// Those of them that the producer has just taken, one after another.
+    run: Option<(Partition, Instant, u32)>,
     /// Messages that were acknowledged since that was told last, by the time when they came.
     acknowledged: Groups,
     /// Records that have no report yet.
@@ -140,6 +142,7 @@ impl<P: Producer> Pump<P> {
             touched: Vec::with_capacity(partitions),
             news: vec![Vec::new(); downlinks.len()],
             under_way: vec![VecDeque::new(); partitions],
+            run: None,
             acknowledged: Groups::default(),
             outstanding: 0,
             heard: false,
@@ -323,6 +326,7 @@ impl<P: Producer> Pump<P> {
     }
 
     fn count_produced(&mut self) {
+        self.tally.end_run();
         let produced = std::mem::take(&mut self.tally.produced);
         self.stats.produced.fetch_add(produced, Ordering::Relaxed);
     }
@@ -448,10 +452,21 @@ fn give(
 impl Tally {
     /// The producer has a message that came then.
     fn is_under_way(&mut self, partition: Partition, came: Instant) {
+        match &mut self.run {
+            Some((of, then, count)) if (*of, *then) == (partition, came) => *count += 1,
+            _ => {
+                self.end_run();
+                self.run = Some((partition, came, 1));
+            }
+        }
+    }
+
+    fn end_run(&mut self) {
+        let Some((partition, came, count)) = self.run.take() else { return };
         let queue = &mut self.under_way[partition.index()];
         match queue.back_mut() {
-            Some((other, count)) if *other == came => *count += 1,
-            _ => queue.push_back((came, 1)),
+            Some((other, before)) if *other == came => *before += count,
+            _ => queue.push_back((came, count)),
         }
     }
 

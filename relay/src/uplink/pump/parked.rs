@@ -11,7 +11,7 @@ use crate::model::{Headers, Identity, Kind};
 use crate::ring::Came;
 
 /// A record of a batch: whose, what about, headers, payload, and when it came.
-pub(super) type Record<'a> = (&'a Arc<Identity>, Kind, Headers<'a>, &'a [u8], Came);
+pub(super) type Record<'a> = (&'a Arc<Identity>, Kind, Headers<'a>, &'a [u8], &'a Came);
 
 /// One that waits.
 pub(super) struct Parked {
@@ -26,7 +26,7 @@ pub(super) struct Parked {
 impl Parked {
     pub(super) fn record(&self) -> Record<'_> {
         let (headers, payload) = self.bytes.split_at(self.headers);
-        (&self.identity, self.kind, Headers::from_bytes(headers), payload, self.came)
+        (&self.identity, self.kind, Headers::from_bytes(headers), payload, &self.came)
     }
 }
 
@@ -49,7 +49,7 @@ impl Lot {
         let headers = headers.as_bytes();
         let bytes = [headers, payload].concat().into_boxed_slice();
         let (identity, headers) = (identity.clone(), headers.len());
-        self.0.push_back(Parked { identity, kind, bytes, headers, came });
+        self.0.push_back(Parked { identity, kind, bytes, headers, came: *came });
     }
 
     pub(super) fn pop(&mut self) -> Option<Parked> {
