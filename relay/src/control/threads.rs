@@ -190,6 +190,11 @@ fn connect_workers(
     Ok(Connected { uplinks, downlinks, orders, threads })
 }
 
+/// What holds against each other what was diverted and what was received.
+fn proof(gateway: &Gateway, standing: Standing) -> Result<Proof, RunError> {
+    Ok(Proof::new(gateway.diversion()?, standing))
+}
+
 /// The counters of the Kafka threads.
 type Counts = (Arc<PumpStats>, Arc<ConsumerStats>, Arc<KeeperStats>);
 
@@ -287,9 +292,7 @@ impl Threads {
         );
         let watch = (faults, &stop_time);
         let standing = observer.standing.clone();
-        let proof = gateway
-            .map(|gateway| Ok::<_, RunError>(Proof::new(gateway.diversion()?, standing)))
-            .transpose()?;
+        let proof = gateway.map(|gateway| proof(gateway, standing)).transpose()?;
         let others = start_others(watch, &stop_others, (consumer, log, mover, proof))?;
         let stop_keeper = Arc::new(AtomicBool::new(false));
         let keeper = spawn_other("keeper", watch, &stop_keeper, |stop| keeper.run(stop))?;
