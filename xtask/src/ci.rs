@@ -99,5 +99,5 @@ fn clippy() -> Result<()> {
 
 /// Runs a subcommand of this program, as a user would.
 fn xtask(arguments: &[&str]) -> Result<()> {
-    process::check(Command::new(std::env::current_exe()?).args(arguments))
+    process::check(Command::new(paths::own_program()?).args(arguments))
 }

@@ -142,7 +142,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    match dispatch(Cli::parse().command) {
+    match paths::own_program().map_err(Into::into).and_then(|_| dispatch(Cli::parse().command)) {
         Ok(code) => code,
         Err(error) => {
             // Not `Debug`, which buries the message if RUST_BACKTRACE is set.

@@ -1,12 +1,27 @@
 //! Paths of the workspace, and of what is generated below its target folder.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
 
 use crate::kafka::jars;
 
 /// The folder of the workspace.
 pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace")
+}
+
+/// This program's own file. Its tests are built beside it and replace it, after which the kernel only knows the
+/// file that is gone (proc(5), `/proc/pid/exe`): so [`main`](crate::main) asks first of all.
+pub(crate) fn own_program() -> io::Result<&'static Path> {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    if let Some(program) = PROGRAM.get() {
+        return Ok(program);
+    }
+    let program = std::env::current_exe()?;
+    Ok(PROGRAM.get_or_init(|| program))
 }
 
 /// Cargo's target folder.

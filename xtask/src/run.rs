@@ -220,7 +220,7 @@ pub(crate) fn environment(command: &mut Command, brokers: &str) -> Result<()> {
         .env("MILLRACE_RELAY", paths::release("relay"))
         .env(BPF_OBJECT, paths::bpf_object())
         .env("MILLRACE_EXAMPLE_SERVER", paths::release("examples/server"))
-        .env("MILLRACE_XTASK", std::env::current_exe()?);
+        .env("MILLRACE_XTASK", paths::own_program()?);
     Ok(())
 }
 
