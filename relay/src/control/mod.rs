@@ -149,9 +149,17 @@ async fn run_async(
         threads.standing().follow(watch.news());
     }
     let mut service = Service::of(gateway.as_ref(), &threads)?;
+    let mut noted = None;
+    let mut note_timeout = |service: &Service| {
+        // What was seen at the look before may have been changed since by a setting.
+        let seen = service.timeout();
+        if noted.replace(seen) != Some(seen) {
+            tuner.note_heartbeat_timeout(seen);
+        }
+    };
     if !stop_time.has_begun() {
         service.look()?;
-        tuner.note_heartbeat_timeout(service.timeout());
+        note_timeout(&service);
         on_ready(&threads);
     }
 
@@ -161,7 +169,7 @@ async fn run_async(
                 if let Err(error) = service.look() {
                     faults.report(error);
                 }
-                tuner.note_heartbeat_timeout(service.timeout());
+                note_timeout(&service);
             }
             () = faults.seen() => stop_time.begin(),
             signal = signals.recv() => {

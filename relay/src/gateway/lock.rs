@@ -12,6 +12,7 @@ use super::state::RUN;
 
 /// How long another process may hold the lock: longer than a `load` takes on a busy host.
 const PATIENCE: Duration = Duration::from_secs(30);
+const MOMENT: Duration = Duration::from_millis(500);
 /// From then on the log says who is waited for.
 const SILENCE: Duration = Duration::from_secs(1);
 const INTERVAL: Duration = Duration::from_millis(10);
@@ -24,6 +25,12 @@ pub(super) struct Lock {
 impl Lock {
     pub(super) fn take() -> Result<Self, GatewayError> {
         Self::take_within(PATIENCE)
+    }
+
+    /// Takes it unless somebody has it for longer than a moment: whoever writes into a file waits meanwhile, and
+    /// no signal ends that.
+    pub(super) fn take_soon() -> Result<Self, GatewayError> {
+        Self::take_within(MOMENT)
     }
 
     /// Takes it if nobody has it.

@@ -93,7 +93,7 @@ pub use crate::gateway::attached::{DeviceStatus, ProgramStatus};
 /// Has the programs of a loaded instance take a heartbeat of this age for that of a dead relay.
 pub fn set_heartbeat_timeout(pins: &Path, timeout: Duration) -> Result<(), GatewayError> {
     // The same map says which rules are in force, and another command may be changing them.
-    let _lock = Lock::try_take()?;
+    let _lock = Lock::take_soon()?;
     let timeout_ns = u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX);
     RuleTables::open(pins)?.set_heartbeat_timeout(timeout_ns).map(drop)
 }

@@ -38,8 +38,8 @@ pub enum TopicError {
     },
     /// A broker is reached, and TLS or SASL comes to nothing.
     #[error(
-        "kafka.tls, kafka.sasl: the relay cannot talk to {brokers} with these settings for TLS and \
-         SASL: {reason}"
+        "kafka.tls, kafka.sasl, kafka.properties: the relay cannot talk to {brokers} with these settings \
+         for TLS and SASL: {reason}"
     )]
     Unspoken {
         /// The bootstrap brokers.
@@ -50,7 +50,7 @@ pub enum TopicError {
     /// Nobody answers.
     #[error(
         "no Kafka broker answers at {brokers} ({reason}); start one (`cargo xtask kafka start`) \
-         or set kafka.brokers, and kafka.tls or kafka.sasl if it needs them"
+         or set kafka.brokers, and kafka.tls, kafka.sasl or kafka.properties if it needs TLS or SASL"
     )]
     NoBroker {
         /// The bootstrap brokers.

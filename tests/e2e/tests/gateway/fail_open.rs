@@ -1,5 +1,6 @@
 //! What the gateway must not break: connections it does not divert, and servers when the relay dies.
 
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use millrace_harness::clients::tcp::Client;
@@ -184,7 +185,12 @@ fn the_heartbeats_timeout_is_the_loaded_one_and_can_be_changed() {
     let file = tree.join("gateway/heartbeat_timeout_ms");
     let shown = || Ok(std::fs::read_to_string(&file)? == "60000\n");
     wait_until(Duration::from_secs(20), "the file to show it", shown).unwrap();
-    std::fs::write(&file, "3000\n").unwrap();
+    // EBUSY: another instance is just being loaded.
+    let write = || match std::fs::write(&file, "3000\n") {
+        Err(error) if error.kind() == ErrorKind::ResourceBusy => Ok(false),
+        written => Ok(written.map(|()| true)?),
+    };
+    wait_until(Duration::from_secs(20), "the file to take it", write).unwrap();
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "3000\n");
     assert_eq!(of_relay(&cluster)["heartbeat_timeout_ms"], 3000);
     expect_diverted(&cluster, &server, b"again");
