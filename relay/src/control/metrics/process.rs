@@ -65,8 +65,9 @@ mod tests {
     fn a_thread_that_works_is_seen_to_be_busy() {
         let working = std::thread::Builder::new().name("worker-77".to_owned());
         let seen = working.spawn(|| {
-            let busy =
-                || threads().into_iter().find(|one| one.name == "worker-77").unwrap().busy_ns;
+            // A look may miss it while threads of other tests end.
+            let look = || threads().into_iter().find(|one| one.name == "worker-77");
+            let busy = || std::iter::repeat_with(look).flatten().next().expect("endless").busy_ns;
             let before = busy();
             let mut sum = 0_u64;
             while busy() < before + 10_000_000 {
