@@ -20,8 +20,6 @@ use ring::{digest, hmac, pbkdf2};
 const LEAST_ROUNDS: u32 = 4096;
 /// Most of them. Kafka itself sets at most 16,384; a million would take a second of the thread that writes.
 const MOST_ROUNDS: u32 = 100_000;
-/// Bytes of the longest of the hashes.
-const MOST_HASH_BYTES: usize = digest::SHA512_OUTPUT_LEN;
 
 /// A way to say who we are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,10 +173,9 @@ impl Exchange {
             State::Last => Ok(Step::Done),
             State::First { password, bare, nonce } => {
                 let first = text(message).ok_or_else(|| unexpected("is not ASCII"))?;
-                let (hmac, rounds) =
-                    mechanism.hash().ok_or_else(|| unexpected("comes from nowhere"))?;
                 let salt = Salt::read(first, &nonce).map_err(unexpected)?;
-                let keys = Keys::new(password.as_bytes(), &salt, (hmac, rounds));
+                let keys = Keys::new(mechanism, &password, &salt);
+                let keys = keys.ok_or_else(|| unexpected("comes from nowhere"))?;
                 let last = format!("c={},r={}", BASE64.encode(NO_BINDING), salt.nonce);
                 let all = format!("{bare},{first},{last}");
                 let (proof, expected) = keys.prove(all.as_bytes());
@@ -251,14 +248,10 @@ pub fn salted_password(
     salt: &[u8],
     rounds: NonZeroU32,
 ) -> Option<Vec<u8>> {
-    let (_, hash) = mechanism.hash()?;
-    let mut out = vec![0; hash_length(mechanism)?];
+    let (hmac, hash) = mechanism.hash()?;
+    let mut out = vec![0; hmac.digest_algorithm().output_len()];
     pbkdf2::derive(hash, rounds, salt, password.as_bytes(), &mut out);
     Some(out)
-}
-
-fn hash_length(mechanism: Mechanism) -> Option<usize> {
-    mechanism.hash().map(|(hmac, _)| hmac.digest_algorithm().output_len())
 }
 
 /// What follows from the password.
@@ -269,18 +262,13 @@ struct Keys {
 }
 
 impl Keys {
-    fn new(
-        password: &[u8],
-        salt: &Salt<'_>,
-        (algorithm, hash): (hmac::Algorithm, pbkdf2::Algorithm),
-    ) -> Self {
-        let mut salted = [0; MOST_HASH_BYTES];
-        let salted = &mut salted[..algorithm.digest_algorithm().output_len()];
-        pbkdf2::derive(hash, salt.rounds, &salt.bytes, password, salted);
-        let key = hmac::Key::new(algorithm, salted);
+    fn new(mechanism: Mechanism, password: &str, salt: &Salt<'_>) -> Option<Self> {
+        let (algorithm, _) = mechanism.hash()?;
+        let salted = salted_password(mechanism, password, &salt.bytes, salt.rounds)?;
+        let key = hmac::Key::new(algorithm, &salted);
         let client = hmac::sign(&key, b"Client Key");
         let server = hmac::sign(&key, b"Server Key");
-        Self { client, server, algorithm }
+        Some(Self { client, server, algorithm })
     }
 
     /// Our proof, and what the broker's has to be.
