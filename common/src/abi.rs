@@ -6,7 +6,7 @@ use crate::rule::ActiveSet;
 ///
 /// It stands in the object file ([`SECTION`]) and in [`GatewayConfig`]; whoever finds another
 /// number refuses to go on and names both. Raise it whenever a map, a key or a value changes.
-pub const ABI_VERSION: u32 = 9;
+pub const ABI_VERSION: u32 = 10;
 
 /// ELF section of the eBPF object that holds [`ABI_VERSION`] as a little-endian `u32`.
 pub const SECTION: &str = ".millrace.abi";
@@ -19,7 +19,7 @@ pub mod map {
     pub const HEARTBEAT: &str = "HEARTBEAT";
     /// Array of [`crate::rule::PortClass`] as `u32`, at [`crate::rule::PortClass::slot`].
     pub const PORT_CLASSES: &str = "PORT_CLASSES";
-    /// LPM trie: [`crate::rule::RuleKey`] to [`crate::rule::Action`] as `u32`.
+    /// LPM trie: [`crate::rule::RuleKey`] to [`crate::rule::Ruling`] as `u32`.
     pub const RULES: &str = "RULES";
     /// LRU hash: [`crate::flow::FlowKey`] to [`crate::flow::PendingState`]; flows seen but not
     /// accepted.
@@ -64,8 +64,6 @@ pub const MAX_DROPPED_SOURCES: u32 = 65_536;
 /// Most entries that the rules and sources of a set become: a rule has one in every class that
 /// its ports belong to.
 pub const MAX_SET_ENTRIES: u32 = 131_072;
-/// Slots of port classes: two sets of two protocols.
-pub const PORT_SLOTS: u32 = 2 * 2 * 65_536;
 /// UDP port of 127.0.0.1 in the relay namespace that a relay holds for as long as its process lives.
 ///
 /// A listener outlives a killed process by some milliseconds: the kernel takes an `io_uring` apart in

@@ -56,7 +56,7 @@ pub enum ReversePath {
 }
 
 /// What the programs know of a client-facing device: its hardware address, and behind it a number, from
-/// 1 upwards in the order of the configuration, with the device's [`ReversePath`] in its upper two bits.
+/// 1 upwards, by which rules know it, with the device's [`ReversePath`] in its upper two bits.
 /// All zero: not a device of the instance.
 ///
 /// One word, for the programs compare it for every packet of a port that has rules.
@@ -71,7 +71,7 @@ impl ClientDevice {
     pub const SLOTS: u32 = 1 << 16;
 
     /// The highest number.
-    pub const MAX_NUMBER: u16 = (1 << Self::NUMBER_BITS) - 1;
+    pub const MAX_NUMBER: u16 = 127;
     /// Above them are two for the [`ReversePath`].
     const NUMBER_BITS: u32 = 14;
 

@@ -13,6 +13,15 @@ macro_rules! verdicts {
             /// Every verdict, in the order of the counters.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
 
+            /// From its number.
+            #[inline(always)]
+            pub const fn of_number(number: u32) -> Option<Self> {
+                match number {
+                    $(_ if number == Self::$variant as u32 => Some(Self::$variant),)+
+                    _ => None,
+                }
+            }
+
             /// Its name for operators: `action/reason`.
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$variant => $name,)+ }
@@ -86,7 +95,7 @@ verdicts! {
     PassReversePath = "pass/reverse_path",
     /// Ingress: a `drop` rule decides.
     DropRule = "drop/rule",
-    /// Ingress: a `drop from` rule is for the packet's source.
+    /// Ingress: a `drop` rule names the packet's source.
     DropSource = "drop/source",
     /// Ingress: to the relay, a SYN.
     DivertNew = "divert/new",

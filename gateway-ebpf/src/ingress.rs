@@ -1,20 +1,18 @@
 //! From the clients: divert, pass or drop.
 
-use core::arch::asm;
-
 use aya_ebpf::programs::XdpContext;
 use millrace_common::abi::{GatewayConfig, Heartbeat, Intake};
 use millrace_common::flow::{FlowKey, PendingState};
 use millrace_common::packet::{Headers, TCP, parse};
 use millrace_common::plain::Plain;
-use millrace_common::rule::{Action, ActiveSet, PortClass};
+use millrace_common::rule::{Action, ActiveSet, PortClass, Ruling};
 use millrace_common::verdict::Verdict;
 use millrace_common::zone::Zone;
 
+use crate::apart;
 use crate::kernel::{self, Known};
 use crate::maps::{self, Offer, Owner, Pending};
 use crate::packet::Packet;
-use crate::related;
 use crate::reverse_path;
 
 /// What becomes of a packet that came in on a client-facing device.
@@ -24,21 +22,10 @@ pub fn verdict(ctx: &XdpContext) -> Verdict {
         Some(decided) => decided,
         None => intricate(ctx),
     };
-    // What is called has one place here, which the compiler must not make two of: the verifier goes
-    // through it once for each place.
-    let (mut next, verdict) = match decided {
-        Decided::As(verdict) => (0_u64, verdict),
-        Decided::Unaccepted => (1, Verdict::PassNoFlow),
-        Decided::Answer => (2, Verdict::PassNoFlow),
-    };
-    // SAFETY: changes nothing, which the compiler does not know.
-    unsafe {
-        asm!("{next} = {next}", next = inout(reg) next, options(pure, nomem, nostack, preserves_flags))
-    };
-    match next {
-        0 => verdict,
-        1 => unaccepted(ctx),
-        _ => answer(ctx),
+    match decided {
+        Decided::As(verdict) => verdict,
+        Decided::Unaccepted => apart::told(apart::unaccepted(ctx.ctx)),
+        Decided::Answer => apart::told(apart::answered_by_server(ctx.ctx)),
     }
 }
 
@@ -97,11 +84,15 @@ fn unruled(active: ActiveSet, protocol: u8) -> Decided {
 fn intricate(ctx: &XdpContext) -> Decided {
     let ruled = match Ruled::of(ctx) {
         Ok(ruled) => ruled,
-        Err(Decided::As(Verdict::PassFragment)) => return Decided::As(related::fragment(ctx)),
-        Err(Decided::As(Verdict::PassProtocol)) => return Decided::As(related::report(ctx)),
+        Err(Decided::As(Verdict::PassFragment)) => {
+            return Decided::As(apart::told(apart::fragment(ctx.ctx)));
+        }
+        Err(Decided::As(Verdict::PassProtocol)) => {
+            return Decided::As(apart::told(apart::report(ctx.ctx)));
+        }
         Err(decided) => return decided,
     };
-    if ruled.active.drops_sources() && is_dropped(ctx) {
+    if ruled.active.drops_sources() && apart::is_dropped(ctx.ctx) != 0 {
         return Decided::As(Verdict::DropSource);
     }
     let generation = ruled.heartbeat.generation;
@@ -117,8 +108,8 @@ fn intricate(ctx: &XdpContext) -> Decided {
 ///
 /// Called, and from the beginning: what it wants to know is not kept on the stack while the flow of
 /// every other packet is looked up. That saves those 1 ns of 66, and costs these 10 of 100 or more.
-#[inline(never)]
-fn unaccepted(ctx: &XdpContext) -> Verdict {
+#[inline(always)]
+pub fn unaccepted(ctx: &XdpContext) -> Verdict {
     let ruled = match Ruled::of(ctx) {
         Ok(ruled) => ruled,
         Err(Decided::As(verdict)) => return verdict,
@@ -128,7 +119,9 @@ fn unaccepted(ctx: &XdpContext) -> Verdict {
     let Some(flow) = ruled.headers.flow(&Packet(ctx)) else { return Verdict::PassTruncated };
     let (continues, is_tcp) = (ruled.continues(), ruled.headers.protocol == TCP);
     let zone = ruled.zone();
-    let steering = Steering { ruled, flow: &flow, zone };
+    // Asked in one place: the verifier goes through what is called once for each.
+    let ruling = ruled.ruling(&flow);
+    let steering = Steering { ruled, flow: &flow, zone, ruling };
     if continues {
         steering.follow()
     } else if is_tcp {
@@ -138,19 +131,23 @@ fn unaccepted(ctx: &XdpContext) -> Verdict {
     }
 }
 
-/// Whether a packet to a port that has rules, or had them, is dropped for its source: it belongs to a
-/// connection that the relay has, or a rule is for its destination. Everything else takes the ordinary
-/// path, where the host's firewall sees it.
+/// Whether a packet to a port that has rules, or had them, is dropped for its source: by a rule that names
+/// both ends; or because nothing of this source is wanted, and it belongs to a connection that the relay has,
+/// or a rule is for its destination. Everything else takes the ordinary path, where the host's firewall sees
+/// it.
 ///
 /// Called, and only where there are such rules.
-#[inline(never)]
-fn is_dropped(ctx: &XdpContext) -> bool {
+#[inline(always)]
+pub fn is_dropped(ctx: &XdpContext) -> bool {
     let Ok(ruled) = Ruled::of(ctx) else { return false };
     let Some(flow) = ruled.headers.flow(&Packet(ctx)) else { return false };
-    let (set, generation) = (ruled.active.set(), ruled.heartbeat.generation);
-    maps::drops(set, flow.client)
-        && (ruled.headers.protocol == TCP && maps::has(&flow, generation, ruled.zone())
-            || maps::action(set, ruled.class, &flow).is_some())
+    let all = maps::drops(ctx, ruled.active.set(), &flow.client, ruled.headers.tags);
+    if !all && !ruled.class.blocks() {
+        return false;
+    }
+    let ruling = ruled.ruling(&flow);
+    let has = || maps::has(&flow, ruled.heartbeat.generation, ruled.zone());
+    ruling.blocks() || all && (ruling.action().is_some() || ruled.headers.protocol == TCP && has())
 }
 
 /// Aims a packet at the relay. It is changed only when the link is there: what goes up to the host
@@ -168,8 +165,8 @@ pub fn divert(ctx: &XdpContext, config: &GatewayConfig, tags: usize, verdict: Ve
 
 /// What becomes of a TCP segment to a port without rules, where the relay hands connections on: it
 /// may be a server's answer to one of those, to the port of a client.
-#[inline(never)]
-fn answer(ctx: &XdpContext) -> Verdict {
+#[inline(always)]
+pub fn answer(ctx: &XdpContext) -> Verdict {
     let packet = Packet(ctx);
     let headers = match parse(&packet) {
         Ok(headers) => headers,
@@ -271,6 +268,13 @@ impl<'a> Ruled<'a> {
         maps::zone(&Packet(self.ctx), self.headers.tags, self.active)
     }
 
+    /// What the rules say of a packet of this flow.
+    #[inline(always)]
+    fn ruling(&self, flow: &FlowKey) -> Ruling {
+        let number = maps::ruling(self.ctx, self.active.set(), self.class, flow, self.headers.tags);
+        Ruling::of_number(number)
+    }
+
     /// [`divert`], of this packet.
     #[inline(always)]
     fn divert(&self, verdict: Verdict) -> Verdict {
@@ -285,6 +289,8 @@ struct Steering<'a> {
     flow: &'a FlowKey,
     /// Where it comes from.
     zone: Zone,
+    /// What the rules say of it.
+    ruling: Ruling,
 }
 
 impl Steering<'_> {
@@ -472,7 +478,7 @@ impl Steering<'_> {
     /// What the rules say.
     #[inline(always)]
     fn action(&self) -> Option<Action> {
-        maps::action(self.ruled.active.set(), self.ruled.class, self.flow)
+        self.ruling.action()
     }
 
     /// What becomes of a packet that is not for the relay: by its rule, or although one diverts it.
@@ -490,8 +496,9 @@ impl Steering<'_> {
     /// relay has not beaten for too long.
     #[inline(always)]
     fn kept_away(&self, now_ns: u64) -> Option<Verdict> {
-        if self.ruled.active.flags().has_exclusions()
-            && maps::excludes(self.ruled.active.set(), self.flow)
+        let Ruled { ctx, active, headers, .. } = &self.ruled;
+        if active.flags().has_exclusions()
+            && maps::excludes(ctx, active.set(), self.flow, headers.tags)
         {
             return Some(Verdict::PassExcluded);
         }

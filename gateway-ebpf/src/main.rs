@@ -2,7 +2,8 @@
 //! [`ingress`] on the client-facing devices, [`pass`] on the relay's end of the veth, [`egress`] on
 //! the gateway's end, and behind it, for what it leaves to the stack, [`answer`]. [`trace`] has what
 //! is added to them while a client is watched: then other programs run, and these know nothing of
-//! it. [`losses`] has two on the kernel's tracepoints, which count what these have aimed in vain.
+//! it. [`apart`] is what the verifier looks at by itself. [`losses`] has two on the kernel's tracepoints,
+//! which count what these have aimed in vain.
 //!
 //! `docs/design/gateway.md` says what is decided and why; every decision is one [`Verdict`], counted
 //! per CPU and turned into an XDP action in one place, [`conclude`].
@@ -11,6 +12,7 @@
 #![feature(asm_experimental_arch)]
 
 mod answer;
+mod apart;
 mod egress;
 mod ingress;
 mod kernel;

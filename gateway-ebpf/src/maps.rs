@@ -6,17 +6,18 @@ use aya_ebpf::bindings::{BPF_ANY, BPF_F_NO_PREALLOC, xdp_action};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, DevMap, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray};
+use aya_ebpf::programs::XdpContext;
 use millrace_common::abi::{
     ABI_VERSION, GatewayConfig, Heartbeat, IN_VAIN_NS, MAX_CLIENT_LINKS, MAX_ESTABLISHED,
-    MAX_FRAGMENTS, MAX_PATHS, MAX_PENDING, MAX_SET_ENTRIES, MAX_SHARED_ADDRESSES, Offers,
-    PORT_SLOTS, Path, SENT_AGAIN_NS,
+    MAX_FRAGMENTS, MAX_PATHS, MAX_PENDING, MAX_SET_ENTRIES, MAX_SHARED_ADDRESSES, Offers, Path,
+    SENT_AGAIN_NS,
 };
 use millrace_common::flow::{Address, FlowKey, FlowState, PendingState, Ports, ShortKey};
 use millrace_common::fragment::{FragmentKey, FragmentState};
 use millrace_common::link::{ClientDevice, HardwareAddress, ReversePath};
 use millrace_common::packet::{Family, Headers, vlans};
 use millrace_common::plain::Plain;
-use millrace_common::rule::{Action, ActiveSet, PortClass, RuleKey, SetIndex};
+use millrace_common::rule::{Action, ActiveSet, Place, PortClass, RuleKey, Ruling, SetIndex};
 use millrace_common::verdict::Verdict;
 use millrace_common::zone::Zone;
 
@@ -27,7 +28,7 @@ static CONFIG: Array<GatewayConfig> = Array::with_max_entries(1, 0);
 #[map]
 static HEARTBEAT: Array<Heartbeat> = Array::with_max_entries(1, 0);
 #[map]
-static PORT_CLASSES: Array<u32> = Array::with_max_entries(PORT_SLOTS, 0);
+static PORT_CLASSES: Array<u32> = Array::with_max_entries(PortClass::SLOTS, 0);
 #[map]
 static RULES: LpmTrie<RuleKey, u32> = LpmTrie::with_max_entries(2 * MAX_SET_ENTRIES, 0);
 #[map]
@@ -89,19 +90,24 @@ fn is_shared(address: HardwareAddress) -> bool {
 pub fn zone(packet: &Packet<'_>, tags: usize, active: ActiveSet) -> Zone {
     let zones = active.zones();
     let vlans = if zones.by_vlan { vlans(packet, tags) } else { 0 };
-    let mut zone = Zone::new(zones, packet.0.ingress_ifindex() as u32, vlans).number();
-    // Swapped to and fro: of such a number the verifier knows nothing, and so does not go on from here once
-    // for each way in which it may have come about.
+    let zone = Zone::new(zones, packet.0.ingress_ifindex() as u32, vlans);
+    Zone::of_number(opaque(zone.number()))
+}
+
+/// The same number. It is swapped to and fro: of such a number the verifier knows nothing, and so does not go on
+/// from here once for each way in which it may have come about.
+#[inline(always)]
+fn opaque(mut number: u64) -> u64 {
     // SAFETY: changes nothing but this number, and that not in the end.
     unsafe {
         asm!(
-            "{zone} = be64 {zone}",
-            "{zone} = be64 {zone}",
-            zone = inout(reg) zone,
+            "{number} = be64 {number}",
+            "{number} = be64 {number}",
+            number = inout(reg) number,
             options(pure, nomem, nostack, preserves_flags),
         );
     }
-    Zone::of_number(zone)
+    number
 }
 
 /// How far sources are checked on a client-facing device.
@@ -130,27 +136,98 @@ pub fn is_from_server(set: SetIndex, headers: &Headers) -> bool {
     PORT_CLASSES.get(slot).is_some_and(|class| *class != PortClass::NO_RULE.0)
 }
 
-/// What the rules of a class say about a flow.
-#[inline(always)]
-pub fn action(set: SetIndex, class: PortClass, flow: &FlowKey) -> Option<Action> {
+/// What the rules of a class say about a packet of a flow, which has so many VLAN tags.
+///
+/// Called: rules are asked in several places, and what is looked up has no room on the stack of what else
+/// a packet is asked.
+#[inline(never)]
+pub fn ruling(
+    ctx: &XdpContext,
+    set: SetIndex,
+    class: PortClass,
+    flow: &FlowKey,
+    tags: usize,
+) -> u32 {
     if !class.has_rules() {
-        return None;
+        return Ruling::NONE.number();
     }
-    let key = RuleKey::destination(set, class, flow.server);
-    RULES.get(Key::new(RuleKey::ALL_BITS, key)).copied().and_then(Action::from_value)
+    let anywhere =
+        look_up(RuleKey::new(set, class.number(), Place::ANY, flow.server), &flow.client);
+    if !class.names_places() {
+        return anywhere;
+    }
+    let (device, vlans) = place(ctx, tags);
+    let mut best = anywhere;
+    for named in Place::KINDS {
+        if class.names(named) {
+            let place = Place::new(named, device, vlans);
+            let key = RuleKey::new(set, class.number(), place, flow.server);
+            best = greater(best, look_up(key, &flow.client));
+        }
+    }
+    best
 }
 
-/// Whether a set drops what comes from a source.
+/// What is said of a source alone, whatever the destination: the same of packets from a place.
+#[inline(never)]
+pub fn source_ruling(ctx: &XdpContext, set: SetIndex, source: &Address, tags: usize) -> u32 {
+    let anywhere = look_up_once(RuleKey::new(set, RuleKey::SOURCES, Place::ANY, *source));
+    let Some(named) = PORT_CLASSES.get(PortClass::sources_slot(set)).copied().map(PortClass) else {
+        return anywhere;
+    };
+    if !named.names_places() {
+        return anywhere;
+    }
+    let (device, vlans) = place(ctx, tags);
+    let mut best = anywhere;
+    for kind in Place::KINDS {
+        if named.names(kind) {
+            let place = Place::new(kind, device, vlans);
+            best = greater(best, look_up_once(RuleKey::new(set, RuleKey::SOURCES, place, *source)));
+        }
+    }
+    best
+}
+
 #[inline(always)]
-pub fn drops(set: SetIndex, source: Address) -> bool {
-    let key = Key::new(RuleKey::ALL_BITS, RuleKey::source(set, source));
-    RULES.get(key).is_some_and(|action| *action == Action::Drop as u32)
+fn greater(one: u32, other: u32) -> u32 {
+    opaque(u64::from(one.max(other))) as u32
+}
+
+/// The number of the device by which a packet came, and its VLANs.
+#[inline(always)]
+fn place(ctx: &XdpContext, tags: usize) -> (u16, u32) {
+    let slot = ClientDevice::slot(ctx.ingress_ifindex() as u32);
+    let device = CLIENT_DEVICES.get(slot).map_or(0, |device| device.number());
+    (opaque(u64::from(device)) as u16, opaque(u64::from(vlans(&Packet(ctx), tags))) as u32)
+}
+
+#[inline(always)]
+fn look_up_once(key: RuleKey) -> u32 {
+    let found = RULES.get(Key::new(RuleKey::ALL_BITS, key)).copied().unwrap_or_default();
+    opaque(u64::from(found)) as u32
+}
+
+/// The same; and where the rules name sources, what they say of this one.
+#[inline(never)]
+fn look_up(key: RuleKey, source: &Address) -> u32 {
+    let found = Ruling::of_number(look_up_once(key));
+    match found.group() {
+        None => found.number(),
+        Some(group) => look_up_once(key.in_group(group, *source)),
+    }
+}
+
+/// Whether a set drops whatever comes from a source.
+#[inline(always)]
+pub fn drops(ctx: &XdpContext, set: SetIndex, source: &Address, tags: usize) -> bool {
+    Ruling::of_number(source_ruling(ctx, set, source, tags)).action() == Some(Action::Drop)
 }
 
 /// Whether a flow's client is excluded from diversion, or, as was asked before, dropped.
 #[inline(always)]
-pub fn excludes(set: SetIndex, flow: &FlowKey) -> bool {
-    RULES.get(Key::new(RuleKey::ALL_BITS, RuleKey::source(set, flow.client))).is_some()
+pub fn excludes(ctx: &XdpContext, set: SetIndex, flow: &FlowKey, tags: usize) -> bool {
+    source_ruling(ctx, set, &flow.client, tags) != Ruling::NONE.number()
 }
 
 /// The configuration, if the loader is of this object's ABI version.

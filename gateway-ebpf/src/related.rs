@@ -6,7 +6,8 @@ use millrace_common::abi::{FRAGMENT_LIFE_NS, NEXT_HOP, NEXT_HOP_IPV6};
 use millrace_common::flow::{Address, FlowKey};
 use millrace_common::fragment::{self, FragmentState};
 use millrace_common::icmp;
-use millrace_common::packet::{Family, Headers, PacketBytes as _};
+use millrace_common::packet::{Family, Headers, PacketBytes as _, TCP};
+use millrace_common::rule::{ActiveSet, Ruling};
 use millrace_common::verdict::Verdict;
 
 use crate::ingress::divert;
@@ -16,7 +17,7 @@ use crate::packet::Packet;
 
 /// A fragment from a client: the first of a segment goes where its flow goes, the others follow it.
 /// One that comes before the first takes the ordinary path, and its segment will be sent again.
-#[inline(never)]
+#[inline(always)]
 pub fn fragment(ctx: &XdpContext) -> Verdict {
     let packet = Packet(ctx);
     let Some(fragment) = fragment::fragment(&packet) else { return Verdict::PassFragment };
@@ -37,6 +38,10 @@ pub fn fragment(ctx: &XdpContext) -> Verdict {
                 maps::forget_fragments(&key, zone);
                 return Verdict::PassFragment;
             }
+            if is_blocked(ctx, config.active_set, &flow, fragment.tags) {
+                maps::forget_fragments(&key, zone);
+                return Verdict::DropSource;
+            }
             maps::follow_fragments(&key, FragmentState { generation, stamp_ns: now_ns, zone });
         }
         None => {
@@ -49,15 +54,26 @@ pub fn fragment(ctx: &XdpContext) -> Verdict {
         }
     }
     let active = config.active_set;
-    if active.drops_sources() && maps::drops(active.set(), key.source) {
+    if active.drops_sources() && maps::drops(ctx, active.set(), &key.source, fragment.tags) {
         return Verdict::DropSource;
     }
     divert(ctx, config, fragment.tags, Verdict::DivertFragment)
 }
 
+/// Whether a rule that names both ends drops what a flow's client sends. What follows the first fragment then
+/// is of no segment that anybody has.
+#[inline(always)]
+fn is_blocked(ctx: &XdpContext, active: ActiveSet, flow: &FlowKey, tags: usize) -> bool {
+    if !active.drops_sources() {
+        return false;
+    }
+    let class = maps::port_class(active.set(), TCP, flow.ports);
+    class.blocks() && Ruling::of_number(maps::ruling(ctx, active.set(), class, flow, tags)).blocks()
+}
+
 /// An ICMP packet from a client-facing device: an error about a segment of a flow that the relay has
 /// belongs to the relay's stack, although it is addressed to the server.
-#[inline(never)]
+#[inline(always)]
 pub fn report(ctx: &XdpContext) -> Verdict {
     let packet = Packet(ctx);
     let Some(report) = icmp::report(&packet) else { return Verdict::PassProtocol };

@@ -15,7 +15,7 @@ use super::object::{ObjectFile, map_mut};
 use super::offered::Offered;
 use super::preflight;
 use super::reverse_path;
-use super::state::{State, ignore_missing};
+use super::state::{self, State, ignore_missing};
 use super::topology;
 use super::unload::detach;
 use crate::config::Config;
@@ -39,8 +39,12 @@ impl Change {
             if stays { &mut kept } else { &mut added }.push(device.clone());
         }
         let configured = |device: &&String| !config.gateway.devices.contains(device);
-        let removed = former.devices.iter().filter(configured).cloned().collect();
-        let kept = State { devices: kept, ..former.clone() };
+        let removed: Vec<String> = former.devices.iter().filter(configured).cloned().collect();
+        let rules = state::read_rules(config)?.read()?;
+        if let Some(device) = removed.iter().find(|device| rules.names_device(device)) {
+            return Err(GatewayError::DeviceHasRules { device: device.clone() });
+        }
+        let kept = State { devices: kept, ..former.clone() }.following(&former);
         Ok(Self { former, kept, added, removed })
     }
 
@@ -62,6 +66,7 @@ impl Change {
         let mut all = self.former.clone();
         all.devices
             .extend(self.added.iter().filter(|name| !self.former.devices.contains(name)).cloned());
+        let all = all.following(&self.former);
         all.create(config)?;
         for device in &self.added {
             // The link of a device that is gone holds nothing.
@@ -87,6 +92,7 @@ impl Change {
         ebpf: &mut Ebpf,
         report: Report<'_>,
     ) -> Result<State, GatewayError> {
+        let state = State::of(config).following(&self.former);
         for name in &self.removed {
             if let Some(device) = Device::find(name)? {
                 let mut links: DevMapHash<_> =
@@ -104,17 +110,16 @@ impl Change {
             let mtu = preflight::link_mtu(links, config.gateway.xdp, facts.page_size);
             topology::raise_mtu(config, mtu, report)?;
             let (mut devices, mut checks) = (Vec::new(), Vec::new());
-            for (name, link) in &facts.devices {
+            for ((number, name), (_, link)) in state.numbered().zip(&facts.devices) {
                 let (Some(link), Some(device)) = (link, Device::find(name)?) else { continue };
                 checks.push(reverse_path::decide(config.gateway.reverse_path, &link.sources));
-                devices.push((name.clone(), device));
+                devices.push((number, name, device));
             }
             let mut table = DeviceTable::of(ebpf).expect("load_object has checked the maps");
             table.retell(&devices, &checks)?;
-            let ifindexes: Vec<_> = devices.iter().map(|(_, device)| device.ifindex).collect();
+            let ifindexes: Vec<_> = devices.iter().map(|(.., device)| device.ifindex).collect();
             Offered::of(ebpf)?.count(&ifindexes)?;
         }
-        let state = State::of(config);
         state.create(config)?;
         Ok(state)
     }

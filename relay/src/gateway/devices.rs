@@ -144,20 +144,19 @@ impl<T: BorrowMut<MapData>> DeviceTable<T> {
         Ok(())
     }
 
-    /// Tells of devices anew, in the order of the configuration, and of no others. One that stays is
-    /// known all the time.
+    /// Tells of devices anew, each with its number, and of no others. One that stays is known all the time.
     pub(super) fn retell(
         &mut self,
-        devices: &[(String, Device)],
+        devices: &[(u16, &String, Device)],
         checks: &[SourceCheck],
     ) -> Result<(), GatewayError> {
         let mut slots = HashSet::new();
-        for (number, ((name, device), check)) in (1..).zip(devices.iter().zip(checks)) {
+        for ((number, name, device), check) in devices.iter().zip(checks) {
             let slot = ClientDevice::slot(device.ifindex);
             if !slots.insert(slot) {
-                return Err(GatewayError::DeviceSlot { device: name.clone() });
+                return Err(GatewayError::DeviceSlot { device: (*name).clone() });
             }
-            self.set(slot, told(number, name, device, check)?)?;
+            self.set(slot, told(*number, name, device, check)?)?;
         }
         for slot in (0..ClientDevice::SLOTS).filter(|slot| !slots.contains(slot)) {
             if self.get(slot)?.number() != 0 {
@@ -246,7 +245,7 @@ pub(super) fn refresh(config: &Config, state: &State) -> Result<Vec<Changed>, Ga
     let mut table = DeviceTable::open(&state.pin_directory)?;
     table.share(&config.gateway.shared_addresses)?;
     let (mut changed, surroundings) = (Vec::new(), Surroundings::read()?);
-    for (number, name) in (1..).zip(&state.devices) {
+    for (number, name) in state.numbered() {
         let Some(device) = Device::find(name)? else { continue };
         let to = device.address(name)?;
         if let Some(from) = table.follow(number, device.ifindex, to)? {

@@ -173,6 +173,15 @@ pub enum GatewayError {
         /// Each with its place.
         mistakes: Vec<RuleMistake>,
     },
+    /// A device of which rules in force speak is not to be loaded any more.
+    #[error(
+        "the rules in force name {device}, which gateway.devices does not have any more: take it out of \
+         the rules first, and run `relay rules apply`"
+    )]
+    DeviceHasRules {
+        /// Its name.
+        device: String,
+    },
     /// More rules than may be.
     #[error("{count} {what} are more than the {limit} that the gateway can hold; merge prefixes")]
     TooManyRules {
@@ -308,6 +317,7 @@ impl GatewayError {
             Self::NoIpv6Forwarding => "no_ipv6_forwarding",
             Self::NoGracePeriod => "no_grace_period",
             Self::Rules { .. } => "rules",
+            Self::DeviceHasRules { .. } => "device_has_rules",
             Self::TooManyRules { .. } => "too_many_rules",
             Self::TooManyDevices { .. } => "too_many_devices",
             _ => "other",

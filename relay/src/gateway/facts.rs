@@ -20,6 +20,7 @@ use super::preflight::{self, AttachMode};
 use super::reverse_path::{self, SourceCheck, Surroundings};
 use super::rules::RuleSet;
 use super::rules::compile::Compiled;
+use super::rules::place::DeviceNumbers;
 use super::state::{self, State};
 use super::sysctls;
 use super::topology;
@@ -152,8 +153,26 @@ fn is_hidden(error: &GatewayError) -> bool {
 /// Refuses rules that are wrong, too many, or for what the host does not forward.
 fn check_rules(config: &Config) -> Result<(), GatewayError> {
     let rules = RuleSet::of(config)?;
-    Compiled::of(&rules)?;
+    Compiled::of(&rules, &DeviceNumbers::configured(&config.gateway.devices))?;
     topology::check_forwarding(&rules)
+}
+
+/// Refuses rules that name VLANs if a device hides the tags.
+pub(super) fn check_vlans(config: &Config, rules: &RuleSet) -> Result<(), GatewayError> {
+    if !rules.names_vlans() {
+        return Ok(());
+    }
+    let mut hidden = Vec::new();
+    for name in &config.gateway.devices {
+        if Device::find(name)?.is_some() && hides_tags(&Offloads::of(name)?) {
+            hidden.push(Finding::untags(name, preflight::NAMED_BY_RULES));
+        }
+    }
+    if hidden.is_empty() { Ok(()) } else { Err(GatewayError::Unfit(hidden)) }
+}
+
+fn hides_tags(offloads: &Offloads) -> bool {
+    offloads.is_on("rx-vlan-offload")
 }
 
 /// Refuses an instance that is loaded.
@@ -176,6 +195,8 @@ pub(super) fn gather(config: &Config) -> Result<Facts, GatewayError> {
         bpffs: state::bpffs(),
         shared_addresses: config.gateway.shared_addresses.clone(),
         zones: config.gateway.zones,
+        // Whoever loads them reads them again, and says what is wrong with them.
+        rules_name_vlans: RuleSet::of(config).is_ok_and(|rules| rules.names_vlans()),
         sysctls: sysctls::try_out(&config.gateway.sysctls)?,
         devices: devices
             .map(|name| {
@@ -208,7 +229,7 @@ fn link(
         channels: host::channels(name)?,
         lro: offloads.is_on("large-receive-offload"),
         gro_hw: offloads.is_on("rx-gro-hw"),
-        untags: offloads.is_on("rx-vlan-offload"),
+        untags: hides_tags(&offloads),
         peer: device.is_veth().then(|| peer(device)).transpose()?,
         above: above(device, &surroundings.stacked(name, device)),
         sources: surroundings.facts(name, device)?,

@@ -26,6 +26,9 @@ pub struct Facts {
     /// What the configuration tells zones apart by.
     #[serde(default)]
     pub zones: Zones,
+    /// Whether the rules of the configuration name VLANs.
+    #[serde(default)]
+    pub rules_name_vlans: bool,
     /// Whether a network namespace can have the settings of the configuration.
     #[serde(default)]
     pub sysctls: SysctlTrial,

@@ -34,6 +34,7 @@ use super::losses;
 use super::reverse_path;
 use super::rules::RuleSet;
 use super::rules::compile::Compiled;
+use super::rules::place::DeviceNumbers;
 use super::rules::tables::{Present, RuleTables};
 use super::state::{self, State};
 use super::sysctls;
@@ -113,7 +114,7 @@ pub fn load_object_file(
     facts::loaded(config)?;
     kernel::check(report)?;
     let rules = RuleSet::of(config)?;
-    let compiled = Compiled::of(&rules)?;
+    let compiled = Compiled::of(&rules, &DeviceNumbers::configured(&config.gateway.devices))?;
     let facts = examine(config, report)?;
     let devices = devices(config)?;
     topology::check_forwarding(&rules)?;
@@ -174,7 +175,10 @@ fn build(
     table.fill(devices, &checks)?;
     table.share(&config.gateway.shared_addresses)?;
     RuleTables::of(&mut ebpf).expect("load_object has checked the maps").replace(
-        Some(&Present { compiled: &Compiled::of(&RuleSet::default())?, closing: &[] }),
+        Some(&Present {
+            compiled: &Compiled::of(&RuleSet::default(), &DeviceNumbers::default())?,
+            closing: &[],
+        }),
         rules,
         config.gateway.mode == Mode::All,
     )?;

@@ -7,7 +7,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::config::{XdpPolicy, Zones};
+use crate::config::XdpPolicy;
 use crate::gateway::finding::{Finding, Severity};
 
 use super::drivers;
@@ -21,6 +21,9 @@ pub(super) const MAX_LINK_MTU: u32 = 65_535;
 /// What a driver needs of the page that a packet lies in: `XDP_PACKET_HEADROOM` (`linux/bpf.h`),
 /// `struct skb_shared_info` on 64-bit machines, an Ethernet header.
 const PAGE_OVERHEAD: u32 = 256 + 320 + 14;
+
+/// Why tags have to be seen.
+pub(super) const NAMED_BY_RULES: &str = "the rules name VLANs";
 
 /// How a program is attached to a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -143,15 +146,13 @@ impl Finding {
         )
     }
 
-    /// Without the tags, all VLANs would be one zone.
-    fn untags(device: &str, zones: Zones) -> Self {
+    /// Without the tags, all VLANs would be one.
+    pub(super) fn untags(device: &str, wanted: &str) -> Self {
         Self::refuses(
             device,
             "untags",
             format!(
-                "device `{device}` takes VLAN tags off before the program sees them, but gateway.zones \
-                 = \"{}\" tells networks apart by them",
-                zones.name()
+                "device `{device}` takes VLAN tags off before the program sees them, but {wanted}"
             ),
             format!("ethtool -K {device} rxvlan off"),
         )
@@ -447,7 +448,11 @@ fn judge_device(
     }
     judge_merging(name, link, findings);
     if link.untags && facts.zones.told().by_vlan {
-        findings.push(Finding::untags(name, facts.zones));
+        let zones = facts.zones.name();
+        let wanted = format!("gateway.zones = \"{zones}\" tells networks apart by them");
+        findings.push(Finding::untags(name, &wanted));
+    } else if link.untags && facts.rules_name_vlans {
+        findings.push(Finding::untags(name, NAMED_BY_RULES));
     }
     if let Some(peer) = &link.peer {
         judge_veth(name, link, peer, findings);

@@ -91,10 +91,8 @@ impl<'a> Returned<'a> {
     /// `None` if it is not there, or the instance does not have it.
     fn find(config: &Config, name: &'a str) -> Result<Option<Self>, GatewayError> {
         let Some(state) = State::read(config)? else { return Ok(None) };
-        let mut devices = (1..).zip(&state.devices);
-        let Some((number, _)) = devices.find(|(_, device)| *device == name) else {
-            return Ok(None);
-        };
+        let number = state.numbered().find(|(_, device)| *device == name).map(|(number, _)| number);
+        let Some(number) = number else { return Ok(None) };
         // What is half loaded is nobody's to complete.
         if !state::is_complete(config) {
             return Ok(None);
@@ -125,7 +123,8 @@ impl<'a> Returned<'a> {
     fn check_place(&self) -> Result<(), GatewayError> {
         let occupant = DeviceTable::open(self.pins())?.occupant(self.device.ifindex)?;
         let Some(other) = occupant.filter(|number| *number != self.number) else { return Ok(()) };
-        let Some(name) = self.state.devices.get(usize::from(other) - 1) else { return Ok(()) };
+        let mut devices = self.state.numbered();
+        let Some((_, name)) = devices.find(|(number, _)| *number == other) else { return Ok(()) };
         let slot = |device: &Device| ClientDevice::slot(device.ifindex);
         match Device::find(name)? {
             Some(device) if slot(&device) == slot(&self.device) => {

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::gateway::rules::in_force::InForce;
+use crate::gateway::rules::place::DeviceNumbers;
 
 use super::error::GatewayError;
 use super::host::Report;
@@ -36,6 +37,9 @@ const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 pub(super) struct State {
     pub instance: String,
     pub devices: Vec<String>,
+    /// The numbers by which the programs know the devices, in the same order. None: they count from 1.
+    #[serde(default)]
+    pub numbers: Vec<u16>,
     pub pin_directory: PathBuf,
 }
 
@@ -44,8 +48,32 @@ impl State {
         Self {
             instance: config.gateway.instance.clone(),
             devices: config.gateway.devices.clone(),
+            numbers: (1..).take(config.gateway.devices.len()).collect(),
             pin_directory: config.pin_directory(),
         }
+    }
+
+    /// The same of an instance that is loaded: rules know devices by their numbers, so those that stay keep
+    /// theirs.
+    pub(super) fn following(mut self, former: &Self) -> Self {
+        let kept = |name: &String| former.numbered().find(|(_, it)| *it == name).map(|(it, _)| it);
+        let taken: Vec<u16> = self.devices.iter().filter_map(kept).collect();
+        let mut free = (1..).filter(|number| !taken.contains(number));
+        let numbers = self.devices.iter().map(|name| kept(name).or_else(|| free.next()));
+        self.numbers = numbers.flatten().collect();
+        self
+    }
+
+    /// The devices, each with the number by which the programs know it.
+    pub(super) fn numbered(&self) -> impl Iterator<Item = (u16, &String)> {
+        let number =
+            |index: u16| self.numbers.get(usize::from(index)).copied().unwrap_or(index + 1);
+        (0..).map(number).zip(&self.devices)
+    }
+
+    /// The same, for rules.
+    pub(super) fn device_numbers(&self) -> DeviceNumbers {
+        DeviceNumbers::loaded(self.numbered().map(|(number, name)| (number, name.clone())))
     }
 
     fn path(config: &Config) -> PathBuf {

@@ -9,7 +9,7 @@ use millrace_common::abi::{self, GatewayConfig, map};
 use millrace_common::verdict::Verdict;
 use serde::Serialize;
 
-use crate::config::{Config, Zones};
+use crate::config::{Config, Mode, Zones};
 use crate::gateway::attached::{DeviceStatus, ProgramStatus, programs};
 use crate::gateway::rules::in_force::InForce;
 
@@ -44,6 +44,8 @@ pub struct Status {
     pub zones: Zones,
     /// That of the configuration, if it is another one: the former counts.
     pub configured_zones: Option<Zones>,
+    /// `gateway.mode` of the configuration, if it is another one than that in force.
+    pub configured_mode: Option<Mode>,
     /// Steering rules, as `relay rules show` has them.
     pub rules: InForce,
     /// Packets by verdict, all processors together.
@@ -100,17 +102,19 @@ pub fn status(config: &Config) -> Result<Status, GatewayError> {
     let value = read_config(config, pins)?;
     let surroundings = Surroundings::read()?;
     let (zones, configured) = (Zones::of(value.active_set.zones()), config.gateway.zones);
+    let rules = state::read_rules(config)?;
     Ok(Status {
-        instance: state.instance,
+        instance: state.instance.clone(),
         abi_version: value.abi_version,
-        devices: (1..)
-            .zip(&state.devices)
+        devices: state
+            .numbered()
             .map(|(number, name)| DeviceStatus::of(config, &surroundings, pins, number, name))
             .collect::<Result<_, GatewayError>>()?,
         programs: programs(pins)?,
         zones,
         configured_zones: (configured != zones).then_some(configured),
-        rules: state::read_rules(config)?,
+        configured_mode: (config.gateway.mode != rules.mode).then_some(config.gateway.mode),
+        rules,
         verdicts: verdicts(pins)?,
         namespace: namespace(config)?,
         relay: relay(config, pins, &value)?,
@@ -360,6 +364,14 @@ impl fmt::Display for Status {
         write!(f, "{}", self.namespace)?;
         let InForce { source, mode, rules, .. } = &self.rules;
         writeln!(f, "rules        {} of {source}, mode {}", rules.len(), mode.name())?;
+        if let Some(configured) = self.configured_mode {
+            let configured = configured.name();
+            writeln!(
+                f,
+                "  MODE       gateway.mode is \"{configured}\" in the configuration, which `relay rules \
+                 apply` puts into force"
+            )?;
+        }
         for rule in rules.iter().take(SHOWN_RULES) {
             writeln!(f, "rule         {rule}")?;
         }

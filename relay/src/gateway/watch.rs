@@ -162,7 +162,7 @@ impl Watcher {
         devices.retain(|name, _| state.devices.contains(name));
         eye.news.lock().detached.retain(|name, _| state.devices.contains(name));
         let mut pause = INTERVAL;
-        for (number, name) in (1..).zip(&state.devices) {
+        for (number, name) in state.numbered() {
             let watched = devices.entry(name.clone()).or_default();
             pause = pause.min(eye.look_at(watched, (number, name), &relays)?);
         }

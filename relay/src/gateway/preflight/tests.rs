@@ -3,6 +3,8 @@
 use serde::Deserialize;
 
 use super::super::known::{Channels, SourceFacts};
+use crate::config::Zones;
+
 use super::*;
 
 const ALL: XdpFeatures = XdpFeatures(
@@ -61,6 +63,7 @@ fn host(devices: Vec<(String, Option<LinkFacts>)>) -> Facts {
         bpffs: Bpffs::Usable,
         shared_addresses: Vec::new(),
         zones: Zones::One,
+        rules_name_vlans: false,
         sysctls: SysctlTrial::default(),
         devices,
     }
@@ -188,6 +191,9 @@ fn zones_by_vlan_need_the_tags() {
     }
     let told = judge(&Facts { zones: Zones::Vlan, ..host(untags()) }, XdpPolicy::Native);
     assert_eq!(told[0].remedy.as_deref(), Some("ethtool -K eth1 rxvlan off"));
+    let told = judge(&Facts { rules_name_vlans: true, ..host(untags()) }, XdpPolicy::Native);
+    assert_eq!((told[0].severity, told[0].code), (Severity::Refuses, "untags"));
+    assert!(told[0].what.ends_with("but the rules name VLANs"), "{}", told[0].what);
 }
 
 #[test]

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::compile::Compiled;
 use super::in_force::InForce;
+use super::place::DeviceNumbers;
 use super::tables::{Present, RuleTables};
 use super::{GatewayError, RuleSet};
 use crate::config::{Config, Mode};
@@ -16,7 +17,7 @@ use crate::gateway::flows::{Established, open_pending};
 use crate::gateway::host::Device;
 use crate::gateway::lock::Lock;
 use crate::gateway::state::{self, State};
-use crate::gateway::{Gateway, devices, read_config, require_root, topology};
+use crate::gateway::{Gateway, devices, facts, read_config, require_root, topology};
 
 /// Lines of rules that are shown to people before they are referred to `--json`.
 const SHOWN: usize = 20;
@@ -48,6 +49,10 @@ pub struct ApplyReport {
     pub closing_ports: Vec<u16>,
     /// Devices whose hardware addresses the programs did not know, in words.
     pub devices: Vec<String>,
+    /// Which packets the rules divert.
+    pub mode: Mode,
+    /// The mode before, if it was another one.
+    pub former_mode: Option<Mode>,
     /// A relay whose heartbeat is older gets no new connections.
     pub heartbeat_timeout_ms: u64,
     /// What that was before, if it was something else.
@@ -71,7 +76,7 @@ pub struct Shown {
 /// Reads and compiles the rules of a configuration; changes nothing and needs no privilege.
 pub fn check(config: &Config) -> Result<CheckReport, GatewayError> {
     let set = RuleSet::of(config)?;
-    let compiled = Compiled::of(&set)?;
+    let compiled = Compiled::of(&set, &DeviceNumbers::configured(&config.gateway.devices))?;
     Ok(CheckReport::of(&InForce::of(config, &set), &compiled))
 }
 
@@ -81,18 +86,21 @@ pub fn check(config: &Config) -> Result<CheckReport, GatewayError> {
 pub fn apply(config: &Config) -> Result<ApplyReport, GatewayError> {
     require_root("`relay rules apply`")?;
     let set = RuleSet::of(config)?;
-    let compiled = Compiled::of(&set)?;
+    Compiled::of(&set, &DeviceNumbers::configured(&config.gateway.devices))?;
     let _lock = Lock::take()?;
     let loaded = State::of_loaded(config)?;
     read_config(config, &loaded.pin_directory)?;
-    // Run elsewhere than `load`, it cannot see whether the gateway forwards.
+    let compiled = Compiled::of(&set, &loaded.device_numbers())?;
+    // Run elsewhere than `load`, it cannot see whether the gateway forwards and what its devices
+    // do.
     if Device::find(&topology::gateway_device(config))?.is_some() {
         topology::check_forwarding(&set)?;
+        facts::check_vlans(config, &set)?;
     }
     // An apply that was killed has left its draft: what the kernel holds is not known then.
     let killed = state::has_draft(config);
     let former = state::read_rules(config)?;
-    let in_force = former.compile()?;
+    let in_force = former.compile(&loaded.device_numbers())?;
     let present = Present { compiled: &in_force, closing: &former.closing_ports };
     let mut now = InForce::of(config, &set);
     let draft = state::draft_rules(config, &now)?;
@@ -120,6 +128,8 @@ pub fn apply(config: &Config) -> Result<ApplyReport, GatewayError> {
         rules.iter().filter(|rule| !others.contains(rule)).cloned().collect()
     };
     Ok(ApplyReport {
+        mode: now.mode,
+        former_mode: (former.mode != now.mode).then_some(former.mode),
         now: CheckReport::of(&now, &compiled),
         added: but(&now.rules, &before),
         removed: but(&former.rules, &after),
@@ -137,7 +147,7 @@ pub fn show(config: &Config) -> Result<Shown, GatewayError> {
     let loaded = State::of_loaded(config)?;
     read_config(config, &loaded.pin_directory)?;
     let in_force = state::read_rules(config)?;
-    let compiled = in_force.compile()?;
+    let compiled = in_force.compile(&loaded.device_numbers())?;
     let present = Present { compiled: &compiled, closing: &in_force.closing_ports };
     let tables = RuleTables::open(&loaded.pin_directory)?;
     Ok(Shown {
@@ -231,6 +241,9 @@ impl fmt::Display for ApplyReport {
         list(f, "+ ", &self.added)?;
         list(f, "- ", &self.removed)?;
         self.devices.iter().try_for_each(|changed| write!(f, "\n{changed}"))?;
+        if let Some(former) = self.former_mode {
+            write!(f, "\nmode: {} → {}", former.name(), self.mode.name())?;
+        }
         if let Some(former_ms) = self.former_heartbeat_timeout_ms {
             write!(f, "\nheartbeat timeout: {former_ms} ms → {} ms", self.heartbeat_timeout_ms)?;
         }

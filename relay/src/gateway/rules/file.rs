@@ -3,11 +3,15 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{Action, GatewayError, Origin, Ports, Protocol, Rule, RuleMistake, RuleSet, mistake};
+use super::place::Where;
+use super::{
+    Action, GatewayError, Origin, Ports, Protocol, Rule, RuleMistake, RuleSet, Source, mistake,
+};
 use crate::prefix::Prefix;
 
-const FORM: &str = "a line is `divert|pass|drop tcp|udp PREFIX port PORT|FIRST-LAST|any`, \
-                    `exclude PREFIX`, or `drop from PREFIX`";
+const FORM: &str = "a line is `divert|pass|drop tcp|udp PREFIX port PORT|FIRST-LAST|any [from PREFIX]`, \
+                    `exclude PREFIX`, or `drop from PREFIX`, each with `[device NAME] [vlan \
+                    NUMBER|OUTER.INNER|none]` behind it";
 
 impl RuleSet {
     /// Reads the text of a file of rules; `name` is what its lines are called by.
@@ -22,9 +26,9 @@ impl RuleSet {
             match statement(&words) {
                 Ok(None) => {}
                 Ok(Some(Statement::Rule(rule))) => set.rules.push((rule, origin)),
-                Ok(Some(Statement::Exclusion(prefix))) => set.exclusions.push((prefix, origin)),
-                Ok(Some(Statement::DroppedSource(prefix))) => {
-                    set.dropped_sources.push((prefix, origin));
+                Ok(Some(Statement::Exclusion(source))) => set.exclusions.push((source, origin)),
+                Ok(Some(Statement::DroppedSource(source))) => {
+                    set.dropped_sources.push((source, origin));
                 }
                 Err(reason) => mistakes.push(mistake(&origin, reason)),
             }
@@ -37,13 +41,13 @@ impl RuleSet {
     /// Sources that are to be excluded, and dropped.
     fn source_ties(&self) -> Vec<RuleMistake> {
         let excluded: HashMap<_, _> =
-            self.exclusions.iter().map(|(prefix, there)| (prefix, there)).collect();
+            self.exclusions.iter().map(|(source, there)| (source, there)).collect();
         let dropped = self.dropped_sources.iter();
         dropped
-            .filter_map(|(prefix, here)| {
-                let there = excluded.get(prefix)?;
+            .filter_map(|(source, here)| {
+                let there = excluded.get(source)?;
                 let reason = format!(
-                    "`exclude {prefix}` ({there}) is about the same prefix, so neither takes \
+                    "`exclude {source}` ({there}) is about the same prefix, so neither takes \
                      precedence; remove one of them"
                 );
                 Some(mistake(here, reason))
@@ -53,17 +57,17 @@ impl RuleSet {
 
     /// Rules of which neither comes before the other.
     fn ties(&self) -> Vec<RuleMistake> {
+        let what = |rule: &Rule| {
+            (rule.protocol, rule.source, rule.destination, rule.place.clone(), rule.ports.width())
+        };
         let mut rules: Vec<_> = self.rules.iter().collect();
         // Stable: of two alike the later line is the mistake.
-        rules.sort_by_key(|(rule, _)| {
-            (rule.protocol, rule.destination, rule.ports.width(), rule.ports.first)
-        });
+        rules.sort_by_cached_key(|(rule, _)| (what(rule), rule.ports.first));
         rules
             .windows(2)
             .filter_map(|pair| {
                 let [(first, there), (second, here)] = pair else { return None };
-                let alike = (first.protocol, first.destination, first.ports.width())
-                    == (second.protocol, second.destination, second.ports.width());
+                let alike = what(first) == what(second);
                 (alike && first.ports.last >= second.ports.first).then(|| {
                     let reason = if first == second {
                         format!("`{second}` is already in {there}; remove one of them")
@@ -84,25 +88,32 @@ impl RuleSet {
 
 enum Statement {
     Rule(Rule),
-    Exclusion(Prefix),
-    DroppedSource(Prefix),
+    Exclusion(Source),
+    DroppedSource(Source),
 }
 
 fn statement(words: &[&str]) -> Result<Option<Statement>, String> {
+    if words.is_empty() {
+        return Ok(None);
+    }
+    let (words, Conditions { source, place }) = conditions(words)?;
     let action = match words.first() {
-        None => return Ok(None),
+        None => return Err(format!("a line needs an action; {FORM}")),
         Some(&"exclude") => {
-            return match words[1..] {
-                [prefix] => Ok(Some(Statement::Exclusion(prefix.parse()?))),
+            return match (&words[1..], source) {
+                ([prefix], None) => {
+                    Ok(Some(Statement::Exclusion(Source { prefix: prefix.parse()?, place })))
+                }
                 _ => Err(format!("`exclude` needs one prefix; {FORM}")),
             };
         }
-        Some(&"drop") if words.contains(&"from") => {
-            return match words[1..] {
-                ["from", prefix] => Ok(Some(Statement::DroppedSource(prefix.parse()?))),
-                _ => Err(format!(
-                    "`drop from` needs one prefix, and drops what comes from there to any \
-                     destination that has a rule; {FORM}"
+        Some(&"drop") if words.len() == 1 || words[1] == "from" => {
+            return match source {
+                Some(prefix) => Ok(Some(Statement::DroppedSource(Source { prefix, place }))),
+                None => Err(format!(
+                    "`drop from` needs one prefix, and drops what comes from there to any destination \
+                     that has a rule; to drop what goes to some destinations alone, write `drop tcp|udp \
+                     PREFIX port PORTS from PREFIX`; {FORM}"
                 )),
             };
         }
@@ -112,7 +123,10 @@ fn statement(words: &[&str]) -> Result<Option<Statement>, String> {
         Some(word) => return Err(format!("`{word}` is not an action; {FORM}")),
     };
     let [protocol, destination, port, ports] = words[1..] else {
-        return Err(format!("{} words, but a rule has 5; {FORM}", words.len()));
+        return Err(format!(
+            "{} words before `from`, `device` and `vlan`, but a rule has 5; {FORM}",
+            words.len()
+        ));
     };
     if port != "port" {
         return Err(format!("`{port}` should be `port`; {FORM}"));
@@ -121,8 +135,48 @@ fn statement(words: &[&str]) -> Result<Option<Statement>, String> {
         .into_iter()
         .find(|known| known.name() == protocol)
         .ok_or_else(|| format!("`{protocol}` is not a protocol for rules: use tcp or udp"))?;
-    let (destination, ports) = (destination.parse()?, self::ports(ports)?);
-    Ok(Some(Statement::Rule(Rule { action, protocol, destination, ports })))
+    let destination: Prefix = destination.parse()?;
+    if let Some(source) = source.filter(|it| it.address.is_ipv4() != destination.address.is_ipv4())
+    {
+        return Err(format!(
+            "nothing from {source} can be sent to {destination}: one is IPv4 and the other IPv6; use \
+             two prefixes of one family"
+        ));
+    }
+    let ports = self::ports(ports)?;
+    Ok(Some(Statement::Rule(Rule { action, protocol, destination, ports, source, place })))
+}
+
+/// What stands behind a rule.
+#[derive(Default)]
+struct Conditions {
+    source: Option<Prefix>,
+    place: Where,
+}
+
+/// Takes the conditions off the end of a line, whatever their order.
+fn conditions<'a, 'b>(words: &'a [&'b str]) -> Result<(&'a [&'b str], Conditions), String> {
+    let (mut rest, mut found) = (words, Conditions::default());
+    loop {
+        match rest {
+            [.., word @ ("from" | "device" | "vlan")] => {
+                return Err(format!("`{word}` needs a value behind it; {FORM}"));
+            }
+            [before @ .., "from", source] if found.source.is_none() => {
+                (rest, found.source) = (before, Some(source.parse()?));
+            }
+            [before @ .., "device", name] if found.place.device.is_none() => {
+                (rest, found.place.device) = (before, Some((*name).into()));
+            }
+            [before @ .., "vlan", vlan] if found.place.vlan.is_none() => {
+                (rest, found.place.vlan) = (before, Some(vlan.parse()?));
+            }
+            [.., word @ ("from" | "device" | "vlan"), _] => {
+                return Err(format!("`{word}` twice: write one line for each"));
+            }
+            _ => return Ok((rest, found)),
+        }
+    }
 }
 
 fn ports(text: &str) -> Result<Ports, String> {
@@ -158,17 +212,26 @@ mod tests {
             "rules",
             "# The chat.\n\n  divert tcp 203.0.113.0/24 port 7000-7010 # and more\n\
              pass tcp 203.0.113.7 port 7000\ndrop udp 2001:db8::/32 port any\n\
-             exclude 198.51.100.0/24\n drop from 2001:db8:bad::/48\ndrop from 198.51.100.7\n",
+             exclude 198.51.100.0/24\n drop from 2001:db8:bad::/48\ndrop from 198.51.100.7\n\
+             drop tcp 203.0.113.0/24 port 7000-7010 from 198.51.100.0/25\n\
+             divert tcp 203.0.113.0/24 port 7000 vlan 12 device eth1\n\
+             divert tcp 203.0.113.0/24 port 7000 vlan 100.12 from 192.0.2.7\n\
+             exclude 198.51.100.0/24 vlan none\ndrop from 198.51.100.7 device eth1\n",
         )
         .unwrap();
         assert_eq!(
             set.lines(),
             [
+                "divert tcp 203.0.113.0/24 port 7000 device eth1 vlan 12",
+                "divert tcp 203.0.113.0/24 port 7000 from 192.0.2.7/32 vlan 100.12",
                 "divert tcp 203.0.113.0/24 port 7000-7010",
+                "drop tcp 203.0.113.0/24 port 7000-7010 from 198.51.100.0/25",
                 "pass tcp 203.0.113.7/32 port 7000",
                 "drop udp 2001:db8::/32 port any",
                 "exclude 198.51.100.0/24",
+                "exclude 198.51.100.0/24 vlan none",
                 "drop from 198.51.100.7/32",
+                "drop from 198.51.100.7/32 device eth1",
                 "drop from 2001:db8:bad::/48",
             ]
         );
@@ -182,7 +245,11 @@ mod tests {
             "steer tcp 10.0.0.0/8 port 1\ndivert tcp 10.0.0.0/8 port 1\ndivert sctp 10.0.0.0/8 port \
              1\ndivert tcp 10.0.0.1/8 port 1\ndivert tcp 10.0.0.0/8 port 70000\ndivert tcp \
              10.0.0.0/8 port 9-3\ndivert tcp 10.0.0.0/8\ndivert tcp 10.0.0.0/8 ports 1\nexclude\n\
-             drop tcp 10.0.0.0/8 port 1 from 10.1.0.0/16\ndrop from 10.1.0.1/16\n",
+             drop from 10.1.0.0/16 port 1\ndrop from 10.1.0.1/16\n\
+             divert tcp 10.0.0.0/8 port 2 vlan 4095\ndivert tcp 10.0.0.0/8 port 2 device\n\
+             divert tcp 10.0.0.0/8 port 2 vlan 1 device a vlan 2\n\
+             divert tcp 10.0.0.0/8 port 2 vlan 1 only from 10.1.0.0/16\n\
+             drop tcp 10.0.0.0/8 port 2 from 2001:db8::/32\nvlan 12\n",
         );
         for (line, said) in [
             (1, "`steer` is not an action; a line is `divert|pass|drop"),
@@ -195,6 +262,12 @@ mod tests {
             (9, "needs one prefix"),
             (10, "`drop from` needs one prefix"),
             (11, "did you mean 10.1.0.0/16?"),
+            (12, "`4095` is not a VLAN: use 1 to 4094"),
+            (13, "`device` needs a value behind it"),
+            (14, "`vlan` twice: write one line for each"),
+            (15, "8 words before `from`, `device` and `vlan`, but a rule has 5"),
+            (16, "one is IPv4 and the other IPv6"),
+            (17, "a line needs an action; a line is"),
         ] {
             let place = format!("rules:{line}: ");
             assert!(
@@ -202,7 +275,7 @@ mod tests {
                 "{place}{said}: {found:#?}"
             );
         }
-        assert_eq!(found.len(), 10, "{found:#?}");
+        assert_eq!(found.len(), 16, "{found:#?}");
     }
 
     #[test]

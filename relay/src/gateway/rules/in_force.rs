@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{Config, Mode};
 
 use super::compile::Compiled;
+use super::place::DeviceNumbers;
 use super::{GatewayError, RuleSet};
 
 /// What stands in the state beside the maps: the rules in force, as people know them.
@@ -23,8 +24,13 @@ pub struct InForce {
 
 impl InForce {
     /// The rules again.
-    pub(super) fn compile(&self) -> Result<Compiled, GatewayError> {
-        Compiled::of(&RuleSet::parse("the rules in force", &self.rules.join("\n"))?)
+    pub(in crate::gateway) fn read(&self) -> Result<RuleSet, GatewayError> {
+        RuleSet::parse("the rules in force", &self.rules.join("\n"))
+    }
+
+    /// The same as the programs have them.
+    pub(super) fn compile(&self, devices: &DeviceNumbers) -> Result<Compiled, GatewayError> {
+        Compiled::of(&self.read()?, devices)
     }
 
     /// What a configuration puts into force.

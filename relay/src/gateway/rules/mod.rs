@@ -1,14 +1,16 @@
 //! Steering rules: how they are written (`file`), what the programs are told of them ([`compile`]),
 //! and how a whole set comes into force at once ([`tables`], [`command`]).
 //!
-//! Of the rules whose protocol and ports fit a packet, the one with the longest destination prefix
-//! decides; among equal prefixes, the one with the fewest ports. What is said of sources comes first; of
-//! that, the longest prefix decides.
+//! Of the rules that fit a packet, the one with the longest source prefix decides, and one that names no
+//! source comes last; then the longest destination prefix; then what names a device and a VLAN, a VLAN, a
+//! device, neither; then the fewest ports. What is said of sources alone comes before all of that; of it,
+//! the longest prefix decides, then what it names of a place.
 
 pub mod command;
 pub mod compile;
 mod file;
 pub(super) mod in_force;
+pub mod place;
 pub mod tables;
 
 use std::fmt;
@@ -19,6 +21,7 @@ pub use millrace_common::rule::Action;
 use super::error::{GatewayError, RuleMistake};
 use crate::config::Config;
 use crate::prefix::Prefix;
+use place::{DeviceNumbers, Where};
 
 /// A transport protocol that has rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -90,7 +93,7 @@ impl fmt::Display for Ports {
 }
 
 /// One steering rule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Rule {
     /// What it asks for.
     pub action: Action,
@@ -98,8 +101,35 @@ pub struct Rule {
     pub protocol: Protocol,
     /// to these addresses
     pub destination: Prefix,
-    /// and these ports.
+    /// and these ports,
     pub ports: Ports,
+    /// from these addresses, if it names some,
+    pub source: Option<Prefix>,
+    /// that come in here.
+    pub place: Where,
+}
+
+impl Rule {
+    /// Whether it drops what clients send on the connections too that they have: it is about them, and not
+    /// about a destination alone.
+    pub(super) fn blocks(&self) -> bool {
+        self.action == Action::Drop && self.source.is_some()
+    }
+}
+
+/// What is said of sources alone.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Source {
+    /// Of these addresses,
+    pub prefix: Prefix,
+    /// whose packets come in here.
+    pub place: Where,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.prefix, self.place)
+    }
 }
 
 const fn action_name(action: Action) -> &'static str {
@@ -113,7 +143,11 @@ const fn action_name(action: Action) -> &'static str {
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (action, protocol) = (action_name(self.action), self.protocol.name());
-        write!(f, "{action} {protocol} {} port {}", self.destination, self.ports)
+        write!(f, "{action} {protocol} {} port {}", self.destination, self.ports)?;
+        if let Some(source) = self.source {
+            write!(f, " from {source}")?;
+        }
+        write!(f, "{}", self.place)
     }
 }
 
@@ -141,9 +175,9 @@ pub struct RuleSet {
     /// The rules, in the order of the file, which does not matter to them.
     pub rules: Vec<(Rule, Origin)>,
     /// Sources that no rule diverts.
-    pub exclusions: Vec<(Prefix, Origin)>,
+    pub exclusions: Vec<(Source, Origin)>,
     /// Sources whose packets are dropped. Of these and the exclusions, the longest prefix decides.
-    pub dropped_sources: Vec<(Prefix, Origin)>,
+    pub dropped_sources: Vec<(Source, Origin)>,
 }
 
 impl RuleSet {
@@ -175,6 +209,8 @@ impl RuleSet {
                     protocol: Protocol::Tcp,
                     destination,
                     ports: service.port.into(),
+                    source: None,
+                    place: Where::default(),
                 };
                 (rule, Origin::Service(service.name.clone()))
             }));
@@ -186,15 +222,41 @@ impl RuleSet {
     pub fn lines(&self) -> Vec<String> {
         let mut rules: Vec<_> = self.rules.iter().map(|(rule, _)| rule).collect();
         rules.sort_unstable_by_key(|rule| {
-            (rule.protocol, rule.destination, rule.ports, rule.action)
+            (rule.protocol, rule.destination, rule.ports, rule.source, &rule.place, rule.action)
         });
-        let [exclusions, dropped] = [prefixes(&self.exclusions), prefixes(&self.dropped_sources)];
+        let [exclusions, dropped] = [sources(&self.exclusions), sources(&self.dropped_sources)];
         rules
             .into_iter()
             .map(ToString::to_string)
-            .chain(exclusions.into_iter().map(|prefix| format!("exclude {prefix}")))
-            .chain(dropped.into_iter().map(|prefix| format!("drop from {prefix}")))
+            .chain(exclusions.into_iter().map(|source| format!("exclude {source}")))
+            .chain(dropped.into_iter().map(|source| format!("drop from {source}")))
             .collect()
+    }
+
+    /// Every place that is named, and by which line.
+    fn places(&self) -> impl Iterator<Item = (&Where, &Origin)> {
+        let sources = self.exclusions.iter().chain(&self.dropped_sources);
+        let rules = self.rules.iter().map(|(rule, origin)| (&rule.place, origin));
+        rules.chain(sources.map(|(source, origin)| (&source.place, origin)))
+    }
+
+    /// Whether something is said of VLANs, whose tags the programs have to see then.
+    pub fn names_vlans(&self) -> bool {
+        self.places().any(|(place, _)| place.vlan.is_some())
+    }
+
+    /// Whether something is said of a device.
+    pub fn names_device(&self, name: &str) -> bool {
+        self.places().any(|(place, _)| place.device.as_deref() == Some(name))
+    }
+
+    /// Refuses devices that are not there.
+    pub(super) fn check_devices(&self, devices: &DeviceNumbers) -> Result<(), GatewayError> {
+        let mistakes: Vec<_> = self
+            .places()
+            .filter_map(|(place, origin)| Some(mistake(origin, devices.mistake(place)?)))
+            .collect();
+        if mistakes.is_empty() { Ok(()) } else { Err(GatewayError::Rules { mistakes }) }
     }
 
     /// Whether a rule diverts packets of IPv6.
@@ -205,12 +267,12 @@ impl RuleSet {
     }
 }
 
-/// Each prefix once, in order.
-fn prefixes(written: &[(Prefix, Origin)]) -> Vec<Prefix> {
-    let mut prefixes: Vec<_> = written.iter().map(|(prefix, _)| *prefix).collect();
-    prefixes.sort_unstable();
-    prefixes.dedup();
-    prefixes
+/// Each source once, in order.
+fn sources(written: &[(Source, Origin)]) -> Vec<&Source> {
+    let mut sources: Vec<_> = written.iter().map(|(source, _)| source).collect();
+    sources.sort_unstable();
+    sources.dedup();
+    sources
 }
 
 fn mistake(origin: &Origin, reason: impl Into<String>) -> RuleMistake {

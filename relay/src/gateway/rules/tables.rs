@@ -77,6 +77,11 @@ impl<T: Borrow<MapData>> RuleTables<T> {
         self.classes.get(&slot, 0).map(PortClass).map_err(failed("read"))
     }
 
+    fn source_places(&self, set: SetIndex) -> Result<PortClass, GatewayError> {
+        let slot = PortClass::sources_slot(set);
+        self.classes.get(&slot, 0).map(PortClass).map_err(failed("read"))
+    }
+
     /// Keys of one set.
     fn keys(&self, set: SetIndex) -> Result<Vec<Key<RuleKey>>, GatewayError> {
         self.rules
@@ -107,6 +112,9 @@ impl<T: Borrow<MapData>> RuleTables<T> {
                     return Ok(Some(format!("{name} port {port} has the rules of another class")));
                 }
             }
+        }
+        if self.source_places(set)? != present.compiled.source_places() {
+            return Ok(Some("sources are dropped or excluded in other places".to_owned()));
         }
         let (entries, wanted) = (self.keys(set)?.len(), wanted.keys.len());
         if entries != wanted {
@@ -258,6 +266,8 @@ impl<T: BorrowMut<MapData>> RuleTables<T> {
                 }
             })?;
         }
+        let (slot, places) = (PortClass::sources_slot(set), compiled.source_places());
+        self.classes.set(slot, places.0, 0).map_err(failed("write"))?;
         ruled_ports(&next.classes)
             .try_for_each(|(protocol, port, class)| self.set_class(set, protocol, port, class))
     }

@@ -8,7 +8,7 @@ use millrace_harness::gateway::fake_relay::{
     FakeRelay, PORT, connect, diverts, loaded, traces, transfer, within,
 };
 use millrace_harness::net::frames::{Frame, SERVICE_TAG, TAG, flag};
-use millrace_harness::net::netns::{Loaded, Topology, bpf_object};
+use millrace_harness::net::netns::{Host, Loaded, Topology, bpf_object};
 use millrace_harness::net::raw_socket::send_frame;
 use millrace_harness::net::tcp::tcp_counter;
 use millrace_harness::system::privilege::{privileged, shared};
@@ -187,6 +187,16 @@ fn merged_segments_pass_in_generic_mode() -> anyhow::Result<()> {
 }
 
 /// The kernel has taken the tag off and keeps it beside the packet, where the program does not see it.
+/// Where frames for a device of a host go.
+pub(super) fn hardware_address(host: &Host, device: &str) -> anyhow::Result<[u8; 6]> {
+    let address = host.run(|| details(device))??["address"].clone();
+    let mut mac = [0; 6];
+    for (byte, digits) in mac.iter_mut().zip(address.as_str().context("none")?.split(':')) {
+        *byte = u8::from_str_radix(digits, 16)?;
+    }
+    Ok(mac)
+}
+
 /// Before, the relay's device dropped such a packet, for it has no VLAN.
 #[test]
 fn a_tag_that_generic_mode_cannot_see_is_taken_off() -> anyhow::Result<()> {
@@ -196,11 +206,7 @@ fn a_tag_that_generic_mode_cannot_see_is_taken_off() -> anyhow::Result<()> {
     let _shared = shared();
     let (loaded, topology) = bridged()?;
     let _relay = FakeRelay::start(&loaded.config, PORT)?;
-    let address = topology.gateway.run(|| details("bridge0"))??["address"].clone();
-    let mut mac = [0; 6];
-    for (byte, digits) in mac.iter_mut().zip(address.as_str().context("none")?.split(':')) {
-        *byte = u8::from_str_radix(digits, 16)?;
-    }
+    let mac = hardware_address(&topology.gateway, "bridge0")?;
     let client = (Topology::client_address(0), 40_000).into();
     let server = (Topology::server_address(0), PORT).into();
     for tags in [&[TAG][..], &[SERVICE_TAG, TAG]] {

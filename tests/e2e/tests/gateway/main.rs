@@ -14,6 +14,7 @@ mod lifecycle;
 mod losses;
 mod namespace;
 mod path_mtu;
+mod places;
 mod reattach;
 mod refusals;
 mod replace;

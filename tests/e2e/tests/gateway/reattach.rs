@@ -11,7 +11,7 @@ use aya::programs::xdp::XdpMode;
 use millrace_harness::gateway::fake_relay::{
     FakeRelay, PORT, Traces, connect, loaded, traces, transfer,
 };
-use millrace_harness::net::netns::{Host, Topology, bpf_object};
+use millrace_harness::net::netns::{Host, Loaded, Topology, bpf_object};
 use millrace_harness::system::privilege::{privileged, shared};
 use millrace_harness::system::process::wait_until;
 use millrace_relay::codec::Framing;
@@ -41,6 +41,20 @@ fn is_attached(gateway: &Host, config: &Config) -> anyhow::Result<bool> {
 
 fn wait_attached(gateway: &Host, config: &Config) -> anyhow::Result<()> {
     wait_until(PATIENCE, "the device to be attached again", || is_attached(gateway, config))
+}
+
+/// A loaded gateway and its relay, which has seen that the device is gone.
+fn without_device(
+    change: impl FnOnce(&mut Config),
+) -> anyhow::Result<(Loaded, Topology, FakeRelay)> {
+    let topology = Topology::new(1, 1)?;
+    let mut config = topology.config(PORT, Framing::Lines);
+    change(&mut config);
+    let loaded = topology.load(&config)?;
+    let relay = FakeRelay::start(&config, PORT)?;
+    topology.remove_client_device()?;
+    wait_told(&relay, "there is no such device")?;
+    Ok((loaded, topology, relay))
 }
 
 /// Waits until the relay says this of the device.
@@ -172,11 +186,8 @@ fn a_device_that_runs_another_program_is_left_alone() -> anyhow::Result<()> {
         return Ok(());
     }
     let _shared = shared();
-    let (loaded, topology) = loaded()?;
+    let (loaded, topology, mut relay) = without_device(|_| {})?;
     let (gateway, config) = (&topology.gateway, &loaded.config);
-    let mut relay = FakeRelay::start(config, PORT)?;
-    topology.remove_client_device()?;
-    wait_told(&relay, "there is no such device")?;
     let mut object = EbpfLoader::new().load(&std::fs::read(bpf_object()?)?)?;
     let other: &mut Xdp = object.program_mut("pass").context("no program")?.try_into()?;
     other.load()?;
@@ -212,10 +223,8 @@ fn a_device_that_load_would_refuse_is_told_of() -> anyhow::Result<()> {
         return Ok(());
     }
     let _shared = shared();
-    let (loaded, topology) = loaded()?;
+    let (loaded, topology, mut relay) = without_device(|_| {})?;
     let (gateway, config) = (&topology.gateway, &loaded.config);
-    let mut relay = FakeRelay::start(config, PORT)?;
-    topology.remove_client_device()?;
     gateway.ip(&format!("link add {DEVICE} type bridge"))?;
     let why = wait_told(&relay, "has no native XDP that can redirect")?;
     ensure!(why.contains("gateway.xdp = \"native-or-generic\""), "{why}");
@@ -238,14 +247,9 @@ fn generic_mode_is_used_where_it_may_be() -> anyhow::Result<()> {
         return Ok(());
     }
     let _shared = shared();
-    let topology = Topology::new(1, 1)?;
-    let gateway = &topology.gateway;
-    let mut config = topology.config(PORT, Framing::Lines);
-    config.gateway.xdp = XdpPolicy::NativeOrGeneric;
-    let loaded = topology.load(&config)?;
-    let mut relay = FakeRelay::start(&config, PORT)?;
-    topology.remove_client_device()?;
-    wait_told(&relay, "there is no such device")?;
+    let (loaded, topology, mut relay) =
+        without_device(|config| config.gateway.xdp = XdpPolicy::NativeOrGeneric)?;
+    let (gateway, config) = (&topology.gateway, &loaded.config);
     // The client's network is behind a bridge now, which has the name of the former device.
     gateway.ip(&format!("link add {DEVICE} type bridge"))?;
     let client = &topology.clients[0];
@@ -254,8 +258,8 @@ fn generic_mode_is_used_where_it_may_be() -> anyhow::Result<()> {
     gateway.ip(&format!("address add 10.77.1.1/24 dev {DEVICE}"))?;
     gateway.ip(&format!("link set dev {DEVICE} up"))?;
     client.ip("route add default via 10.77.1.1")?;
-    wait_attached(gateway, &config)?;
-    ensure!(status(gateway, &config)?.devices[0].mode == "generic");
+    wait_attached(gateway, config)?;
+    ensure!(status(gateway, config)?.devices[0].mode == "generic");
     diverts(&topology, &mut relay)?;
     loaded.unload()
 }
@@ -266,19 +270,13 @@ fn it_can_be_left_to_the_operator() -> anyhow::Result<()> {
         return Ok(());
     }
     let _shared = shared();
-    let topology = Topology::new(1, 1)?;
-    let gateway = &topology.gateway;
-    let mut config = topology.config(PORT, Framing::Lines);
-    config.gateway.reattach = false;
-    let loaded = topology.load(&config)?;
-    let mut relay = FakeRelay::start(&config, PORT)?;
-    topology.remove_client_device()?;
-    wait_told(&relay, "there is no such device")?;
+    let (loaded, topology, mut relay) = without_device(|config| config.gateway.reattach = false)?;
+    let (gateway, config) = (&topology.gateway, &loaded.config);
     topology.restore_client_device()?;
     wait_told(&relay, "gateway.reattach is false; attach it with `relay load --replace`")?;
-    ensure!(status(gateway, &config)?.devices[0].mode == "none");
-    replace(gateway, &config)?;
-    ensure!(is_attached(gateway, &config)?);
+    ensure!(status(gateway, config)?.devices[0].mode == "none");
+    replace(gateway, config)?;
+    ensure!(is_attached(gateway, config)?);
     let news = relay.watch.news();
     wait_until(PATIENCE, "that to be seen", || Ok(news.now().detached.is_empty()))?;
     diverts(&topology, &mut relay)?;

@@ -445,3 +445,48 @@ fn in_mode_all_a_rule_is_enough() -> anyhow::Result<()> {
     ensure!(status.verdicts["divert/rule"] > 0 && status.verdicts["divert/new"] == 0);
     loaded.unload()
 }
+
+/// No connection of the relay's notices.
+#[test]
+fn the_mode_is_changed_while_loaded() -> anyhow::Result<()> {
+    if !privileged("the_mode_is_changed_while_loaded") {
+        return Ok(());
+    }
+    let _shared = shared();
+    let (loaded, topology) = loaded()?;
+    let gateway = &topology.gateway;
+    let mut config = loaded.config.clone();
+    let mut relay = FakeRelay::start(&config, PORT)?;
+    let mut open = Vec::new();
+    for (mode, verdict) in [
+        (Mode::New, "divert/new"),
+        (Mode::All, "divert/rule"),
+        (Mode::New, "divert/new"),
+        (Mode::All, "divert/rule"),
+    ] {
+        let former = gateway::status(&config)?.rules.mode;
+        config.gateway.mode = mode;
+        let told = gateway.run(|| gateway::status(&config))??.to_string();
+        ensure!(told.contains("  MODE       gateway.mode is") == (mode != former), "{told}");
+        let report = gateway.run(|| apply(&config))??;
+        ensure!(report.mode == mode && report.former_mode == (mode != former).then_some(former));
+        let words = format!("mode: {} → {}", former.name(), mode.name());
+        ensure!(report.to_string().contains(&words) == (mode != former), "{report}");
+        let status = gateway.run(|| gateway::status(&config))??;
+        ensure!(status.rules.mode == mode && !status.to_string().contains("MODE"), "{status}");
+        ensure!(show(&config)?.difference.is_none());
+
+        let before = loaded.verdict(verdict)?;
+        let client = connect(&topology.clients[0], Topology::server_address(0), PORT)?;
+        let mut accepted = relay.accept()?;
+        open.push((client, accepted.stream().try_clone()?));
+        // Not closed: its flow stays.
+        std::mem::forget(accepted);
+        ensure!(loaded.verdict(verdict)? > before, "{verdict}");
+        for (client, stream) in &mut open {
+            transfer(client, stream, 10_000)?;
+            transfer(stream, client, 10_000)?;
+        }
+    }
+    loaded.unload()
+}

@@ -21,9 +21,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const CLIENT_PORT: u16 = 40_000;
 
 /// Another client and another server at the same gateway, with the addresses of the first ones.
-struct Tenant {
-    client: Host,
-    server: Host,
+pub(super) struct Tenant {
+    pub client: Host,
+    pub server: Host,
 }
 
 impl Tenant {
@@ -43,7 +43,7 @@ impl Tenant {
     }
 }
 
-fn server() -> SocketAddr {
+pub(super) fn server() -> SocketAddr {
     (Topology::server_address(0), PORT).into()
 }
 
@@ -52,7 +52,7 @@ fn client() -> SocketAddr {
 }
 
 /// Connects from [`CLIENT_PORT`].
-fn connect(host: &Host) -> anyhow::Result<TcpStream> {
+pub(super) fn connect_alike(host: &Host) -> anyhow::Result<TcpStream> {
     let connect = || {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
         socket.set_reuse_address(true)?;
@@ -66,12 +66,13 @@ fn connect(host: &Host) -> anyhow::Result<TcpStream> {
 }
 
 /// Bytes both ways.
-fn works(client: &mut TcpStream, server: &mut TcpStream) -> anyhow::Result<()> {
+pub(super) fn works(client: &mut TcpStream, server: &mut TcpStream) -> anyhow::Result<()> {
     transfer(client, server, 100_000)?;
     transfer(server, client, 100_000)
 }
 
-fn with(zones: Zones) -> anyhow::Result<(Topology, Tenant, Loaded)> {
+/// Two tenants whose clients and servers have the same addresses, and what is loaded for them.
+pub(super) fn two_tenants(zones: Zones) -> anyhow::Result<(Topology, Tenant, Loaded)> {
     let topology = Topology::new(1, 1)?;
     let tenant = Tenant::new(&topology.gateway)?;
     let mut config = topology.config(PORT, Framing::Lines);
@@ -91,16 +92,16 @@ fn tenants_with_the_same_addresses_are_kept_apart() -> anyhow::Result<()> {
         return Ok(());
     }
     let _shared = shared();
-    let (topology, tenant, loaded) = with(Zones::Device)?;
+    let (topology, tenant, loaded) = two_tenants(Zones::Device)?;
     let mut relay = FakeRelay::start(&loaded.config, PORT)?;
     let listener: TcpListener = tenant.server.run(|| listen(server().ip(), PORT))??;
 
-    let mut first = connect(&topology.clients[0])?;
+    let mut first = connect_alike(&topology.clients[0])?;
     let mut accepted = relay.accept()?;
     ensure!(accepted.client == client() && accepted.server == server());
     works(&mut first, accepted.stream())?;
 
-    let mut second = connect(&tenant.client)?;
+    let mut second = connect_alike(&tenant.client)?;
     let (mut served, peer) = accept(&listener)?;
     ensure!(peer == client(), "the server sees {peer}");
     ensure!(loaded.verdict("divert/new")? == 1 && loaded.verdict("pass/other_zone")? > 0);
@@ -137,9 +138,9 @@ fn a_connection_may_change_its_device() -> anyhow::Result<()> {
         (Zones::Vlan, "divert/established"),
         (Zones::Device, "pass/other_zone"),
     ] {
-        let (topology, tenant, loaded) = with(zones)?;
+        let (topology, tenant, loaded) = two_tenants(zones)?;
         let mut relay = FakeRelay::start(&loaded.config, PORT)?;
-        let mut first = connect(&topology.clients[0])?;
+        let mut first = connect_alike(&topology.clients[0])?;
         let mut accepted = relay.accept()?;
         works(&mut first, accepted.stream())?;
         let before = loaded.verdict(verdict)?;

@@ -20,6 +20,7 @@ use millrace_relay::gateway::Established;
 use millrace_relay::gateway::object::verify;
 use millrace_relay::gateway::rules::RuleSet;
 use millrace_relay::gateway::rules::compile::Compiled;
+use millrace_relay::gateway::rules::place::DeviceNumbers;
 use millrace_relay::gateway::rules::tables::{Present, RuleTables};
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 
@@ -106,6 +107,8 @@ impl Family {
     }
 }
 
+/// What rules call the devices 1 and 2.
+const DEVICES: [&str; 2] = ["lo", "client"];
 /// The device by which the frames of a test run come in, unless they say otherwise.
 pub const LOOPBACK: u32 = 1;
 /// `BPF_MAP_TYPE_HASH`.
@@ -168,7 +171,7 @@ impl Programs {
         for (name, program) in ebpf.programs_mut() {
             verify(program).with_context(|| format!("load {name}"))?;
         }
-        let rules = (Compiled::of(&RuleSet::default())?, Vec::new());
+        let rules = (Compiled::of(&RuleSet::default(), &DeviceNumbers::default())?, Vec::new());
         Ok(Self { ebpf, seen: BTreeSet::new(), rules })
     }
 
@@ -202,7 +205,8 @@ impl Programs {
 
     /// Puts rules into force; connections at ports that had rules before go on.
     pub fn rules(&mut self, text: &str, by_rule: bool) -> anyhow::Result<()> {
-        let next = Compiled::of(&RuleSet::parse("rules", text)?)?;
+        let devices = DeviceNumbers::configured(&DEVICES.map(str::to_owned));
+        let next = Compiled::of(&RuleSet::parse("rules", text)?, &devices)?;
         let present = Present { compiled: &self.rules.0, closing: &self.rules.1 };
         let closing = tables(&mut self.ebpf)?.replace(Some(&present), &next, by_rule)?;
         self.rules = (next, closing);

@@ -19,6 +19,7 @@ use millrace_harness::net::netns::{Host, bpf_object};
 use millrace_harness::system::privilege::privileged;
 
 mod lost;
+mod places;
 mod related;
 mod reverse_path;
 mod zones;
@@ -454,6 +455,7 @@ fn every_verdict() -> anyhow::Result<()> {
             }
             by_rule(programs, family)?;
             dropped_sources(programs, family)?;
+            places::places(programs, family)?;
             programs.ingress(&family.from_client(SYN), Verdict::DivertNew, REDIRECT)?;
             programs.accept(flow(&family.from_client(SYN)))?;
             returning(programs, family)?;
