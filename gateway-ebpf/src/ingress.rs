@@ -119,9 +119,7 @@ pub fn unaccepted(ctx: &XdpContext) -> Verdict {
     let Some(flow) = ruled.headers.flow(&Packet(ctx)) else { return Verdict::PassTruncated };
     let (continues, is_tcp) = (ruled.continues(), ruled.headers.protocol == TCP);
     let zone = ruled.zone();
-    // Asked in one place: the verifier goes through what is called once for each.
-    let ruling = ruled.ruling(&flow);
-    let steering = Steering { ruled, flow: &flow, zone, ruling };
+    let steering = Steering { ruled, flow: &flow, zone };
     if continues {
         steering.follow()
     } else if is_tcp {
@@ -289,8 +287,6 @@ struct Steering<'a> {
     flow: &'a FlowKey,
     /// Where it comes from.
     zone: Zone,
-    /// What the rules say of it.
-    ruling: Ruling,
 }
 
 impl Steering<'_> {
@@ -478,7 +474,7 @@ impl Steering<'_> {
     /// What the rules say.
     #[inline(always)]
     fn action(&self) -> Option<Action> {
-        self.ruling.action()
+        self.ruled.ruling(self.flow).action()
     }
 
     /// What becomes of a packet that is not for the relay: by its rule, or although one diverts it.
