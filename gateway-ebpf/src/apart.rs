@@ -9,21 +9,19 @@ use millrace_common::verdict::Verdict;
 
 use crate::{ingress, related};
 
-/// The verdict of a function here, whose number the verifier does not know to be one.
-#[inline(always)]
-pub fn told(number: u32) -> Verdict {
-    Verdict::of_number(number).unwrap_or(Verdict::PassNoFlow)
-}
-
 macro_rules! apart {
-    ($($(#[doc = $doc:literal])+ $name:ident = $what:path;)+) => {
+    ($($(#[doc = $doc:literal])+ $name:ident -> $told:ty = $what:path, $read:expr;)+) => {
         $(
             $(#[doc = $doc])+
-            // SAFETY: the only symbol of this name in the object.
-            #[unsafe(no_mangle)]
-            #[inline(never)]
-            pub extern "C" fn $name(ctx: *mut xdp_md) -> u32 {
-                $what(&XdpContext::new(ctx)) as u32
+            #[inline(always)]
+            pub fn $name(ctx: &XdpContext) -> $told {
+                // SAFETY: the only symbol of this name in the object.
+                #[unsafe(no_mangle)]
+                #[inline(never)]
+                extern "C" fn $name(ctx: *mut xdp_md) -> u32 {
+                    $what(&XdpContext::new(ctx)) as u32
+                }
+                $read($name(ctx.ctx))
             }
         )+
     };
@@ -31,13 +29,19 @@ macro_rules! apart {
 
 apart! {
     /// [`ingress::unaccepted`].
-    unaccepted = ingress::unaccepted;
+    unaccepted -> Verdict = ingress::unaccepted, verdict;
     /// [`ingress::answer`].
-    answered_by_server = ingress::answer;
+    answered_by_server -> Verdict = ingress::answer, verdict;
     /// [`ingress::is_dropped`].
-    is_dropped = ingress::is_dropped;
+    is_dropped -> bool = ingress::is_dropped, |number| number != 0;
     /// [`related::fragment`].
-    fragment = related::fragment;
+    fragment -> Verdict = related::fragment, verdict;
     /// [`related::report`].
-    report = related::report;
+    report -> Verdict = related::report, verdict;
+}
+
+/// The verdict of a function here. It has that number, which the verifier does not know.
+#[inline(always)]
+fn verdict(number: u32) -> Verdict {
+    Verdict::of_number(number).unwrap_or(Verdict::PassNoFlow)
 }

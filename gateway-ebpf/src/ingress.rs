@@ -24,8 +24,8 @@ pub fn verdict(ctx: &XdpContext) -> Verdict {
     };
     match decided {
         Decided::As(verdict) => verdict,
-        Decided::Unaccepted => apart::told(apart::unaccepted(ctx.ctx)),
-        Decided::Answer => apart::told(apart::answered_by_server(ctx.ctx)),
+        Decided::Unaccepted => apart::unaccepted(ctx),
+        Decided::Answer => apart::answered_by_server(ctx),
     }
 }
 
@@ -85,14 +85,14 @@ fn intricate(ctx: &XdpContext) -> Decided {
     let ruled = match Ruled::of(ctx) {
         Ok(ruled) => ruled,
         Err(Decided::As(Verdict::PassFragment)) => {
-            return Decided::As(apart::told(apart::fragment(ctx.ctx)));
+            return Decided::As(apart::fragment(ctx));
         }
         Err(Decided::As(Verdict::PassProtocol)) => {
-            return Decided::As(apart::told(apart::report(ctx.ctx)));
+            return Decided::As(apart::report(ctx));
         }
         Err(decided) => return decided,
     };
-    if ruled.active.drops_sources() && apart::is_dropped(ctx.ctx) != 0 {
+    if ruled.active.drops_sources() && apart::is_dropped(ctx) {
         return Decided::As(Verdict::DropSource);
     }
     let generation = ruled.heartbeat.generation;
@@ -269,8 +269,7 @@ impl<'a> Ruled<'a> {
     /// What the rules say of a packet of this flow.
     #[inline(always)]
     fn ruling(&self, flow: &FlowKey) -> Ruling {
-        let number = maps::ruling(self.ctx, self.active.set(), self.class, flow, self.headers.tags);
-        Ruling::of_number(number)
+        maps::ruling(self.ctx, self.active.set(), self.class, flow, self.headers.tags)
     }
 
     /// [`divert`], of this packet.

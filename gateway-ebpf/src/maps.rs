@@ -147,51 +147,48 @@ pub fn ruling(
     class: PortClass,
     flow: &FlowKey,
     tags: usize,
-) -> u32 {
+) -> Ruling {
     if !class.has_rules() {
-        return Ruling::NONE.number();
+        return Ruling::NONE;
     }
-    let anywhere =
-        look_up(RuleKey::new(set, class.number(), Place::ANY, flow.server), &flow.client);
-    if !class.names_places() {
-        return anywhere;
-    }
-    let (device, vlans) = place(ctx, tags);
-    let mut best = anywhere;
-    for named in Place::KINDS {
-        if class.names(named) {
-            let place = Place::new(named, device, vlans);
-            let key = RuleKey::new(set, class.number(), place, flow.server);
-            best = greater(best, look_up(key, &flow.client));
-        }
-    }
-    best
+    let key = |place| RuleKey::new(set, class.number(), place, flow.server);
+    of_all_places(ctx, class, tags, |place| look_up(key(place), &flow.client))
 }
 
 /// What is said of a source alone, whatever the destination: the same of packets from a place.
 #[inline(never)]
-pub fn source_ruling(ctx: &XdpContext, set: SetIndex, source: &Address, tags: usize) -> u32 {
-    let anywhere = look_up_once(RuleKey::new(set, RuleKey::SOURCES, Place::ANY, *source));
-    let Some(named) = PORT_CLASSES.get(PortClass::sources_slot(set)).copied().map(PortClass) else {
-        return anywhere;
-    };
-    if !named.names_places() {
-        return anywhere;
+pub fn source_ruling(ctx: &XdpContext, set: SetIndex, source: &Address, tags: usize) -> Ruling {
+    let slot = PortClass::sources_slot(set);
+    let named = PORT_CLASSES.get(slot).copied().map_or(PortClass::FLOWS_ONLY, PortClass);
+    let key = |place| RuleKey::new(set, RuleKey::SOURCES, place, *source);
+    of_all_places(ctx, named, tags, |place| look_up_once(key(place)))
+}
+
+/// What counts of all that is found: for any place, and for that of a packet, as far as the class names one.
+#[inline(always)]
+fn of_all_places(
+    ctx: &XdpContext,
+    class: PortClass,
+    tags: usize,
+    look_up: impl Fn(Place) -> Ruling,
+) -> Ruling {
+    let mut best = look_up(Place::ANY);
+    if !class.names_places() {
+        return best;
     }
     let (device, vlans) = place(ctx, tags);
-    let mut best = anywhere;
-    for kind in Place::KINDS {
-        if named.names(kind) {
-            let place = Place::new(kind, device, vlans);
-            best = greater(best, look_up_once(RuleKey::new(set, RuleKey::SOURCES, place, *source)));
+    for named in Place::KINDS {
+        if class.names(named) {
+            best = opaque_ruling(best.max(look_up(Place::new(named, device, vlans))));
         }
     }
     best
 }
 
+/// [`opaque`].
 #[inline(always)]
-fn greater(one: u32, other: u32) -> u32 {
-    opaque(u64::from(one.max(other))) as u32
+fn opaque_ruling(ruling: Ruling) -> Ruling {
+    Ruling::of_number(opaque(u64::from(ruling.number())) as u32)
 }
 
 /// The number of the device by which a packet came, and its VLANs.
@@ -203,17 +200,17 @@ fn place(ctx: &XdpContext, tags: usize) -> (u16, u32) {
 }
 
 #[inline(always)]
-fn look_up_once(key: RuleKey) -> u32 {
-    let found = RULES.get(Key::new(RuleKey::ALL_BITS, key)).copied().unwrap_or_default();
-    opaque(u64::from(found)) as u32
+fn look_up_once(key: RuleKey) -> Ruling {
+    let found = RULES.get(Key::new(RuleKey::ALL_BITS, key)).copied();
+    opaque_ruling(found.map_or(Ruling::NONE, Ruling::of_number))
 }
 
 /// The same; and where the rules name sources, what they say of this one.
 #[inline(never)]
-fn look_up(key: RuleKey, source: &Address) -> u32 {
-    let found = Ruling::of_number(look_up_once(key));
+fn look_up(key: RuleKey, source: &Address) -> Ruling {
+    let found = look_up_once(key);
     match found.group() {
-        None => found.number(),
+        None => found,
         Some(group) => look_up_once(key.in_group(group, *source)),
     }
 }
@@ -221,13 +218,13 @@ fn look_up(key: RuleKey, source: &Address) -> u32 {
 /// Whether a set drops whatever comes from a source.
 #[inline(always)]
 pub fn drops(ctx: &XdpContext, set: SetIndex, source: &Address, tags: usize) -> bool {
-    Ruling::of_number(source_ruling(ctx, set, source, tags)).action() == Some(Action::Drop)
+    source_ruling(ctx, set, source, tags).action() == Some(Action::Drop)
 }
 
 /// Whether a flow's client is excluded from diversion, or, as was asked before, dropped.
 #[inline(always)]
 pub fn excludes(ctx: &XdpContext, set: SetIndex, flow: &FlowKey, tags: usize) -> bool {
-    source_ruling(ctx, set, &flow.client, tags) != Ruling::NONE.number()
+    source_ruling(ctx, set, &flow.client, tags) != Ruling::NONE
 }
 
 /// The configuration, if the loader is of this object's ABI version.

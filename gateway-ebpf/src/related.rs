@@ -7,7 +7,7 @@ use millrace_common::flow::{Address, FlowKey};
 use millrace_common::fragment::{self, FragmentState};
 use millrace_common::icmp;
 use millrace_common::packet::{Family, Headers, PacketBytes as _, TCP};
-use millrace_common::rule::{ActiveSet, Ruling};
+use millrace_common::rule::ActiveSet;
 use millrace_common::verdict::Verdict;
 
 use crate::ingress::divert;
@@ -68,7 +68,7 @@ fn is_blocked(ctx: &XdpContext, active: ActiveSet, flow: &FlowKey, tags: usize) 
         return false;
     }
     let class = maps::port_class(active.set(), TCP, flow.ports);
-    class.blocks() && Ruling::of_number(maps::ruling(ctx, active.set(), class, flow, tags)).blocks()
+    class.blocks() && maps::ruling(ctx, active.set(), class, flow, tags).blocks()
 }
 
 /// An ICMP packet from a client-facing device: an error about a segment of a flow that the relay has
