@@ -1,6 +1,7 @@
 //! The command line.
 
 mod disconnect;
+mod generate;
 mod ledger;
 mod rules;
 mod servers;
@@ -155,6 +156,9 @@ enum Command {
     /// until the relay ends, unless it is saved.
     #[command(after_help = tune::HELP)]
     Tune(tune::Arguments),
+    /// Write man pages, and completions for shells, into a folder: for who makes packages.
+    #[command(hide = true, after_help = "Example:\n  relay generate /tmp/relay")]
+    Generate(generate::Arguments),
     /// Serve clients until SIGTERM, SIGINT or SIGHUP; then deliver what was read, and stop. Needs root.
     ///
     /// The stop takes no longer than `relay.stop_timeout_ms`. Exit code 1 if the relay could not
@@ -261,6 +265,7 @@ impl Cli {
             Command::Tune(arguments) => arguments.run()?,
             Command::Rules(rules) => rules.run()?,
             Command::Servers(servers) => servers.run()?,
+            Command::Generate(arguments) => arguments.run()?,
         }
         Ok(())
     }

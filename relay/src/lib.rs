@@ -28,6 +28,7 @@
 //! | [`stop`] | how long a stop may take |
 //! | [`tune`] | the settings while the relay runs: a tree of files, and what is saved of it |
 //! | [`dial`] | a number that one thread sets while others read it |
+//! | [`privilege`] | the capabilities of the process, and of each of its threads |
 //! | [`logging`] | what people are told meanwhile |
 //! | [`measure`] | counters, and histograms of how long things take |
 //!
@@ -46,6 +47,7 @@ pub mod kafka;
 pub mod logging;
 pub mod measure;
 pub mod prefix;
+pub mod privilege;
 pub mod registry;
 pub mod ring;
 pub mod route;

@@ -5,7 +5,8 @@ mod cli;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use millrace_relay::logging;
+use millrace_relay::logging::{self, Purpose};
+use millrace_relay::privilege;
 
 /// librdkafka's allocations go through it too, by the crate's `override` feature.
 #[global_allocator]
@@ -13,6 +14,13 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let command = cli::Cli::parse();
+    // First: threads have the capabilities of the one that starts them.
+    if command.purpose() == Purpose::Service
+        && let Err(error) = privilege::confine()
+    {
+        logging::finish(Some(&format!("relay: give up capabilities: {error}")));
+        return ExitCode::FAILURE;
+    }
     if let Err(error) = logging::init(command.purpose()) {
         logging::finish(Some(&format!("relay: start the log's thread: {error}")));
         return ExitCode::FAILURE;

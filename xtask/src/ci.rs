@@ -61,6 +61,9 @@ pub(crate) fn run() -> Result<()> {
                     cluster.brokers(),
                 ])
             })
+        })
+        .and_then(|()| {
+            step("cargo xtask dist", &|| xtask(&["dist", "--test", "--brokers", cluster.brokers()]))
         });
     drop(autogroups);
     cluster.release()?;

@@ -7,6 +7,7 @@ mod against;
 mod autogroup;
 mod build;
 mod ci;
+mod dist;
 mod fuzz;
 mod kafka;
 mod paths;
@@ -126,6 +127,9 @@ enum Command {
     /// Run end-to-end tests against other releases of Kafka, and against a cluster of three nodes
     #[command(after_help = kafka::matrix::HELP)]
     TestBrokers(kafka::matrix::Options),
+    /// Make the Debian package
+    #[command(after_help = dist::HELP)]
+    Dist(dist::Options),
     /// Run a coverage-guided fuzz target
     #[command(after_help = fuzz::HELP)]
     Fuzz(fuzz::Options),
@@ -178,6 +182,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Pktgen(passed) => run::pktgen(&passed)?,
         Command::Test(passed) => return test::run(&passed),
         Command::TestBrokers(options) => return kafka::matrix::run(&options),
+        Command::Dist(options) => dist::run(&options)?,
         Command::Fuzz(options) => fuzz::run(&options)?,
         Command::VmTest(options) => vm::run(&options)?,
         Command::Ci => ci::run()?,

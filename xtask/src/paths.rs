@@ -66,6 +66,11 @@ pub(crate) fn vm() -> PathBuf {
     target().join("vm")
 }
 
+/// Packages, and what their test needs.
+pub(crate) fn dist() -> PathBuf {
+    target().join("dist")
+}
+
 /// The log of a set-up step.
 pub(crate) fn setup_log(step: &str) -> PathBuf {
     target().join("setup").join(format!("{step}.log"))

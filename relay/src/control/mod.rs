@@ -35,12 +35,13 @@ mod snapshot;
 mod socket;
 mod standing;
 mod start;
+mod supervisor;
 mod threads;
 mod tuning;
 mod waiting;
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use crate::config::Config;
 use crate::gateway::Gateway;
@@ -63,6 +64,7 @@ pub use snapshot::{CpuTime, Snapshot};
 use socket::ControlSocket;
 pub use socket::read_snapshot;
 use start::{Started, Starter};
+use supervisor::Supervisor;
 use threads::{Awaited, Threads};
 use tuning::Tuner;
 pub use waiting::Waiting;
@@ -110,6 +112,7 @@ async fn run_async(
     let mut signals = StopSignals::watch()?;
     let faults = Faults::default();
     faults.watch_panics();
+    let mut supervisor = Supervisor::find();
 
     let (gateway, place) = match mode {
         Mode::Gateway => {
@@ -158,18 +161,22 @@ async fn run_async(
         }
     };
     if !stop_time.has_begun() {
-        service.look()?;
+        supervisor.looked(Instant::now(), service.look()?);
         note_timeout(&service);
+        supervisor.say(service.state());
+        supervisor.ready();
         on_ready(&threads);
     }
 
     while !stop_time.has_begun() {
         tokio::select! {
             () = service.next_look(&intake) => {
-                if let Err(error) = service.look() {
-                    faults.report(error);
+                match service.look() {
+                    Ok(all_go_round) => supervisor.looked(Instant::now(), all_go_round),
+                    Err(error) => faults.report(error),
                 }
                 note_timeout(&service);
+                supervisor.say(service.state());
             }
             () = faults.seen() => stop_time.begin(),
             signal = signals.recv() => {
@@ -178,7 +185,9 @@ async fn run_async(
             }
         }
     }
-    // First: from here on, new connections take the ordinary path.
+    supervisor.say("stopping: delivers what was read");
+    supervisor.stopping(stop_time.timeout());
+    // From here on, new connections take the ordinary path.
     if let Err(error) = service.end() {
         faults.report(error);
     }

@@ -32,6 +32,7 @@ pub(super) struct Service {
     workers: Vec<(Arc<WorkerStats>, Wake)>,
     rounds: Rounds,
     full: bool,
+    hangs: bool,
     /// Accepts that failed for want of something, and when the last one was seen.
     starved: (u64, Option<Instant>),
     standing: Standing,
@@ -50,6 +51,7 @@ impl Service {
             rounds: Rounds::new(workers.len(), now),
             workers,
             full: false,
+            hangs: false,
             starved: (0, None),
             standing: threads.standing(),
         })
@@ -64,8 +66,9 @@ impl Service {
         }
     }
 
-    /// Looks at the workers, wakes those that seem idle, and tells the gateway whether all go round.
-    pub(super) fn look(&mut self) -> Result<(), RunError> {
+    /// Looks at the workers, wakes those that seem idle, and tells the gateway whether all go round. Returns
+    /// that.
+    pub(super) fn look(&mut self) -> Result<bool, RunError> {
         let now = Instant::now();
         if let Some(heartbeat) = &self.heartbeat {
             let timeout = heartbeat.timeout()?;
@@ -81,6 +84,7 @@ impl Service {
             self.workers[index].1.wake();
         }
         self.tell(&hanging);
+        self.hangs = !hanging.is_empty();
         let full = self.is_full(now);
         if let Some(heartbeat) = &mut self.heartbeat {
             match served {
@@ -88,7 +92,16 @@ impl Service {
                 None => heartbeat.stop()?,
             }
         }
-        Ok(())
+        Ok(!self.hangs)
+    }
+
+    /// What the service does, for people.
+    pub(super) const fn state(&self) -> &'static str {
+        match (self.hangs, self.full) {
+            (true, _) => "a worker hangs: see `relay status`",
+            (false, true) => "serving; takes no new connections: see `relay status`",
+            (false, false) => "serving",
+        }
     }
 
     /// How long a worker may not go round before new connections are kept away.

@@ -16,7 +16,7 @@ use crate::worker::Shared;
 use super::faults::Faults;
 use super::listeners::{self, Place};
 use super::signals::StopSignals;
-use super::threads::Threads;
+use super::threads::{Threads, client_of_kafka};
 use super::{RunError, worker_count};
 
 /// What a relay is started from.
@@ -81,21 +81,20 @@ impl Starter {
         let retention = runtime.block_on(Retention::ask(&config.kafka));
         // Before clients are accepted: only the registry has all servers.
         let (of_registry, stop_time) = (faults.clone(), shared.stop_time.clone());
-        let registry = RegistryLink::start(
-            &config,
-            RegistryParts {
-                incarnation: shared.incarnation,
-                associations: shared.associations.clone(),
-                leases: shared.leases.clone(),
-                retention,
-                letter_batch_bytes: topics.batch_limits.kept,
-                stop_time: shared.stop_time.clone(),
-            },
-            move |run| {
+        let parts = RegistryParts {
+            incarnation: shared.incarnation,
+            associations: shared.associations.clone(),
+            leases: shared.leases.clone(),
+            retention,
+            letter_batch_bytes: topics.batch_limits.kept,
+            stop_time: shared.stop_time.clone(),
+        };
+        let registry = client_of_kafka(|| {
+            RegistryLink::start(&config, parts, move |run| {
                 let failed = |reason| RunError::Producer(format!("registry: {reason}"));
                 of_registry.watch(&stop_time, || run().map_err(failed));
-            },
-        )?;
+            })
+        })?;
         if let Some(gateway) = &mut gateway {
             gateway.start_generation()?;
         }

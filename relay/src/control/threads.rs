@@ -14,6 +14,7 @@ use crate::downlink::{Consumer, ConsumerStats};
 use crate::gateway::{FlowTable, Gateway, enter_namespace};
 use crate::kafka::{Retention, Topics};
 use crate::model::RelayId;
+use crate::privilege::{self, CONTROL, CapabilitySet, HANDS_ON, KAFKA};
 use crate::registry::RegistryObserver;
 use crate::ring::{DownlinkSender, UplinkReceiver, Wake, downlink, uplink};
 use crate::route::{AssociationLog, Associations};
@@ -109,6 +110,12 @@ impl WorkerThread {
                 return;
             }
         };
+        // What follows meets clients' bytes.
+        let kept = if self.namespace.is_some() { HANDS_ON } else { CapabilitySet::empty() };
+        if let Err(error) = privilege::keep(kept) {
+            let _ = ready.send(Err(error));
+            return;
+        }
         let stop_time = self.parts.shared.stop_time.clone();
         let mut worker = Worker::new(engine, self.parts);
         for (service, listener) in self.listeners {
@@ -128,16 +135,20 @@ fn spawn<T: Send + 'static>(
     std::thread::Builder::new().name(name).spawn(body).map_err(RunError::io("start a thread"))
 }
 
-/// Starts a thread that runs until it is told to stop. If it ends before, the relay ends too.
+/// Starts a thread that runs until it is told to stop, with these capabilities at most. If it ends before, the
+/// relay ends too.
 fn spawn_other(
-    name: &str,
+    (name, kept): (&str, CapabilitySet),
     (faults, stop_time): (&Faults, &StopTime),
     stop: &Arc<AtomicBool>,
     body: impl FnOnce(&AtomicBool) -> Result<(), String> + Send + 'static,
 ) -> Result<JoinHandle<()>, RunError> {
     let (faults, stop_time, stop) = (faults.clone(), stop_time.clone(), stop.clone());
     spawn(name.to_owned(), move || {
-        faults.watch(&stop_time, || body(&stop).map_err(RunError::Producer));
+        faults.watch(&stop_time, || {
+            privilege::keep(kept).map_err(RunError::io("give up capabilities"))?;
+            body(&stop).map_err(RunError::Producer)
+        });
     })
 }
 
@@ -190,6 +201,16 @@ fn connect_workers(
     Ok(Connected { uplinks, downlinks, orders, threads })
 }
 
+/// Makes a client of Kafka, whose threads have no more than it needs.
+pub(super) fn client_of_kafka<T: Send, E: Send>(
+    opened: impl FnOnce() -> Result<T, E> + Send,
+) -> Result<T, RunError>
+where
+    RunError: From<E>,
+{
+    Ok(privilege::with(KAFKA, opened).map_err(RunError::io("give up capabilities"))??)
+}
+
 /// What holds against each other what was diverted and what was received.
 fn proof(gateway: &Gateway, standing: Standing) -> Result<Proof, RunError> {
     Ok(Proof::new(gateway.diversion()?, standing))
@@ -208,45 +229,48 @@ impl Threads {
         (registry, retention, topics): (RegistryObserver, Retention, Topics),
         faults: &Faults,
     ) -> Result<Self, RunError> {
-        let incarnation = shared.incarnation;
-        let (producer_wake, consumer_wake) = (wake()?, wake()?);
+        let (incarnation, producer_wake, consumer_wake) = (shared.incarnation, wake()?, wake()?);
         let intake = Arc::new(Intake::new(shared.postponed.clone(), shared.arrivals.clone()));
         // Kafka's clients first: they can fail, and nothing is running yet.
-        let producer = KafkaProducer::new(
-            config,
-            topics.batch_limits,
-            producer_wake.clone(),
-            intake.clone(),
-            shared.leases.clone(),
-            watch_rescue(faults, &shared.stop_time),
-        )?;
+        let producer = client_of_kafka(|| {
+            KafkaProducer::new(
+                config,
+                topics.batch_limits,
+                producer_wake.clone(),
+                intake.clone(),
+                shared.leases.clone(),
+                watch_rescue(faults, &shared.stop_time),
+            )
+        })?;
         // The associations must be known before the first client is accepted.
         let (stop_time, known) = (shared.stop_time.clone(), shared.associations.clone());
-        let log = AssociationLog::open(config, incarnation, known, stop_time.clone())?;
+        let log = client_of_kafka(|| {
+            AssociationLog::open(config, incarnation, known, stop_time.clone())
+        })?;
         let (pump_stats, consumer_stats, keeper_stats): Counts = Default::default();
         let wakes = (&producer_wake, &consumer_wake);
         let Connected { uplinks, downlinks, orders, threads } =
             connect_workers(&shared, gateway, config.hands_on(), listeners, wakes)?;
-        let consumer = Consumer::new(
-            config,
-            incarnation,
-            downlinks.clone(),
-            consumer_stats.clone(),
-            intake.clone(),
-            consumer_wake,
-            stop_time.clone(),
-        )?
+        let consumer = client_of_kafka(|| {
+            Consumer::new(
+                config,
+                incarnation,
+                downlinks.clone(),
+                consumer_stats.clone(),
+                intake.clone(),
+                consumer_wake,
+                stop_time.clone(),
+            )
+        })?
         .renewing(retention);
-        let keeper = Keeper::new(
-            config,
-            KeeperParts {
-                clientele: shared.clientele(),
-                letter_batch_bytes: topics.batch_limits.kept,
-                intake: intake.clone(),
-                downlinks: downlinks.clone(),
-                stats: keeper_stats.clone(),
-            },
-        )?;
+        let parts = KeeperParts {
+            clientele: shared.clientele(),
+            letter_batch_bytes: topics.batch_limits.kept,
+            intake: intake.clone(),
+            downlinks: downlinks.clone(),
+            stats: keeper_stats.clone(),
+        };
+        let keeper = client_of_kafka(|| Keeper::new(config, parts))?;
         let written = producer.written();
         let longest = topics.batch_limits.longest_message(config);
         let of_kafka = (producer.linger_us(), keeper.limits(), longest);
@@ -270,7 +294,7 @@ impl Threads {
             consumer: consumer_stats,
             keeper: keeper_stats,
             written: written.clone(),
-            waiting: WaitingWatch::start(config, registry.clone())?,
+            waiting: client_of_kafka(|| WaitingWatch::start(config, registry.clone()))?,
             credit: shared.credit.clone(),
             intake,
             associations: shared.associations.clone(),
@@ -283,7 +307,7 @@ impl Threads {
         let wakes = threads.iter().map(|thread| thread.parts.wake.clone()).collect();
         let workers = start_workers(threads, faults)?;
         let pump = spawn_pump(pump, (faults, &stop_time))?;
-        let stop_others = Arc::new(AtomicBool::new(false));
+        let (stop_others, stop_keeper) = <(Arc<AtomicBool>, Arc<AtomicBool>)>::default();
         let mover = Mover::new(
             (config.kafka.clone(), retention, written.clone()),
             shared.associations.clone(),
@@ -291,11 +315,9 @@ impl Threads {
             orders.clone(),
         );
         let watch = (faults, &stop_time);
-        let standing = observer.standing.clone();
-        let proof = gateway.map(|gateway| proof(gateway, standing)).transpose()?;
+        let proof = gateway.map(|one| proof(one, observer.standing.clone())).transpose()?;
         let others = start_others(watch, &stop_others, (consumer, log, mover, proof))?;
-        let stop_keeper = Arc::new(AtomicBool::new(false));
-        let keeper = spawn_other("keeper", watch, &stop_keeper, |stop| keeper.run(stop))?;
+        let keeper = spawn_other(("keeper", KAFKA), watch, &stop_keeper, |stop| keeper.run(stop))?;
         Ok(Self {
             workers,
             wakes,
@@ -392,18 +414,18 @@ fn start_others(
     stop: &Arc<AtomicBool>,
     (consumer, log, mover, proof): (Consumer, AssociationLog, Mover, Option<Proof>),
 ) -> Result<Vec<JoinHandle<()>>, RunError> {
-    let consumer = spawn_other("consumer", watch, stop, |stop| {
+    let consumer = spawn_other(("consumer", KAFKA), watch, stop, |stop| {
         consumer.run(stop);
         Ok(())
     })?;
-    let log = spawn_other("associations", watch, stop, |stop| log.run(stop))?;
-    let mover = spawn_other("mover", watch, stop, |stop| {
+    let log = spawn_other(("associations", KAFKA), watch, stop, |stop| log.run(stop))?;
+    let mover = spawn_other(("mover", KAFKA), watch, stop, |stop| {
         mover.run(stop);
         Ok(())
     })?;
     let mut others = vec![consumer, log, mover];
     if let Some(proof) = proof {
-        others.push(spawn_other("proof", watch, stop, |stop| {
+        others.push(spawn_other(("proof", CONTROL), watch, stop, |stop| {
             proof.run(stop);
             Ok(())
         })?);
@@ -453,6 +475,7 @@ fn spawn_pump(
     let (faults, stop_time) = (faults.clone(), stop_time.clone());
     spawn("producer".to_owned(), move || {
         faults.watch(&stop_time, || {
+            privilege::keep(KAFKA).map_err(RunError::io("give up capabilities"))?;
             pump.run(|error| faults.report(RunError::Producer(error)));
             Ok(())
         });

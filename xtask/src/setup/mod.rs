@@ -54,6 +54,8 @@ pub(crate) enum Part {
     Bench,
     /// To run other kernels in QEMU.
     Vm,
+    /// To make a package and test it.
+    Dist,
 }
 
 /// What demo and tests need.

@@ -95,6 +95,10 @@ const PACKAGES: &[Package] = packages! {
     Vm: "busybox-static" by Program("busybox") for "the first process of such a machine";
     Vm: "xz-utils" by Program("xz") for "unpacks kernel modules";
     Vm: "libc-bin" by Program("ldd") for "lists the libraries of a program";
+    Dist: "dpkg-dev" by Program("dpkg-shlibdeps") for "finds the libraries of a package";
+    Dist: "binutils" by Program("strip") for "removes debug information from a package";
+    Dist: "mmdebstrap" by Program("mmdebstrap") for "a minimal Debian for the package's test";
+    Dist: "systemd-container" by Program("systemd-nspawn") for "boots that";
     Bench: "rsyslog-kafka" by Library("rsyslog/omkafka.so") for "rsyslog's output to Kafka";
 };
 

@@ -19,6 +19,7 @@ mod path;
 mod rebalance;
 mod registration;
 mod simulation;
+mod supervised;
 mod transparent;
 mod tune;
 mod undisturbed;
