@@ -13,6 +13,7 @@ mod reverse_path;
 mod security;
 mod service;
 pub mod settings;
+mod sharing;
 mod source;
 mod sysctls;
 mod tcp;
@@ -34,6 +35,7 @@ pub use reverse_path::ReversePath;
 pub(crate) use security::properties as security_properties;
 pub use security::{SaslSection, TlsSection};
 pub use service::{Server, Service};
+pub use sharing::Sharing;
 pub use source::Source;
 pub use sysctls::Sysctls;
 pub use tcp::TcpSection;
@@ -294,7 +296,11 @@ impl Config {
         if self.services.is_empty() {
             return Err(invalid("service", "no service is configured; add a [[service]]"));
         }
-        let (mut names, mut ports) = (HashSet::new(), HashSet::new());
+        Sharing::check(&self.services).map_err(|overlap| {
+            let name = &self.services[overlap.service.index()].name;
+            invalid(format!("service `{name}`"), overlap.problem)
+        })?;
+        let mut names = HashSet::new();
         let (mut servers, mut partitions) = (HashSet::new(), HashSet::new());
         for service in &self.services {
             let key = format!("service `{}`", service.name);
@@ -303,13 +309,6 @@ impl Config {
             }
             if service.name.contains('/') {
                 let problem = "the name must not contain `/`: in the keys of records it ends there";
-                return Err(invalid(key, problem));
-            }
-            if !ports.insert(service.port) {
-                let problem = format!(
-                    "port {} is another service's; each service needs its own port",
-                    service.port
-                );
                 return Err(invalid(key, problem));
             }
             if service.destinations.is_empty() && self.gateway.rules.is_none() {

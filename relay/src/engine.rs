@@ -9,6 +9,8 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use socket2::{SockRef, TcpKeepalive};
+
 use crate::model::ServiceId;
 
 /// A socket of an engine. Reused after [`Event::Closed`], not before.
@@ -38,7 +40,7 @@ pub enum Event {
     Accepted {
         /// The new socket.
         socket: SocketId,
-        /// Whose listener it came from.
+        /// Whose listener it came from: of services that share a port, the first.
         service: ServiceId,
         /// The client.
         client: SocketAddr,
@@ -109,14 +111,39 @@ pub enum ReceiveEnd {
     Failed(io::Error),
 }
 
+/// Options of a connection (tcp(7)).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SocketOptions {
+    /// Time until the first keep-alive probe, between two, and their number. None: no probes.
+    pub keepalive: Option<(Duration, Duration, u32)>,
+    /// How long data may remain unacknowledged; None: as long as the kernel retransmits it.
+    pub user_timeout: Option<Duration>,
+}
+
+impl SocketOptions {
+    /// Sets them, and that small messages are sent at once (`TCP_NODELAY`).
+    pub fn set(&self, socket: &SockRef<'_>) -> io::Result<()> {
+        socket.set_tcp_nodelay(true)?;
+        socket.set_keepalive(self.keepalive.is_some())?;
+        if let Some((idle, interval, probes)) = self.keepalive {
+            let keepalive = TcpKeepalive::new().with_time(idle);
+            socket.set_tcp_keepalive(&keepalive.with_interval(interval).with_retries(probes))?;
+        }
+        socket.set_tcp_user_timeout(self.user_timeout)
+    }
+}
+
 /// What a worker asks of the kernel. Requests take effect at the next [`wait`](Self::wait).
 pub trait Engine {
     /// How long a wait may collect events before it ends, in microseconds. An engine that cannot wait like
     /// that does not.
     fn set_batch_wait(&mut self, _batch_wait_us: u32) {}
 
-    /// Accepts every connection to a listening socket.
+    /// Accepts every connection to a listening socket of a service.
     fn listen(&mut self, service: ServiceId, listener: OwnedFd);
+
+    /// Gives a socket other options than those of its listener.
+    fn set_options(&mut self, socket: SocketId, options: &SocketOptions) -> io::Result<()>;
 
     /// Closes all listeners; no [`Event::Accepted`] comes after the next wait.
     fn stop_listening(&mut self);

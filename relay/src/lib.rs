@@ -22,6 +22,7 @@
 //! | [`model`] | the words that all of these share |
 //! | [`config`] | what the operator says: instance, services, servers |
 //! | [`prefix`] | address prefixes of both families |
+//! | [`ports`] | ranges of ports |
 //! | [`kafka`] | a client of Kafka |
 //! | [`registry`] | servers that register, their leases; which relays there are |
 //! | [`control`] | starts and stops all this, and answers what it is doing |
@@ -46,6 +47,7 @@ pub mod gateway;
 pub mod kafka;
 pub mod logging;
 pub mod measure;
+pub mod ports;
 pub mod prefix;
 pub mod privilege;
 pub mod registry;

@@ -16,6 +16,12 @@ pub struct Prefix {
 }
 
 impl Prefix {
+    /// All addresses of each family.
+    pub const EVERYWHERE: [Self; 2] = [
+        Self { address: IpAddr::V4(Ipv4Addr::UNSPECIFIED), length: 0 },
+        Self { address: IpAddr::V6(Ipv6Addr::UNSPECIFIED), length: 0 },
+    ];
+
     /// The prefix of this length in which an address lies.
     pub fn containing(address: IpAddr, length: u8) -> Self {
         Self { address: network(address, length), length }

@@ -12,9 +12,10 @@ use crate::codec::{
 };
 use crate::config::{Absence, TcpSection};
 use crate::model::{IdentityKind, Partition};
+use crate::ports::Ports;
 use crate::prefix::Prefix;
 
-/// One port of a set of destinations, its clients' protocol, and its servers.
+/// Ports of a set of destinations, their clients' protocol, and its servers.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Service {
@@ -23,8 +24,8 @@ pub struct Service {
     /// Destination prefixes that are diverted, unless [`GatewaySection::rules`](super::GatewaySection::rules) names rules.
     #[serde(default)]
     pub destinations: Vec<Prefix>,
-    /// TCP port.
-    pub port: u16,
+    /// TCP port, or a range of ports. Services may share ports if their destinations differ.
+    pub port: Ports,
     /// Whether it takes new clients. If not, their connections are closed at once.
     #[serde(default = "default_accept")]
     pub accept: bool,
@@ -86,11 +87,11 @@ pub struct Service {
 
 impl Service {
     /// A service with this framing, and defaults for everything else.
-    pub fn new(name: impl Into<String>, port: u16, framing: Framing) -> Self {
+    pub fn new(name: impl Into<String>, port: impl Into<Ports>, framing: Framing) -> Self {
         Self {
             name: name.into(),
             destinations: Vec::new(),
-            port,
+            port: port.into(),
             accept: default_accept(),
             protocol: ProtocolKind::default(),
             framing: Some(framing),

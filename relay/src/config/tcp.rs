@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::engine::SocketOptions;
+
 /// Options of a service's sockets (tcp(7)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -45,19 +47,15 @@ impl TcpSection {
         Ok(())
     }
 
-    /// Time until the first probe, between two, and their number; None: no probes.
-    pub(crate) fn keepalive(&self) -> Option<(Duration, Duration, u32)> {
+    /// What that is for a socket.
+    pub fn options(&self) -> SocketOptions {
         let seconds = |seconds: u16| Duration::from_secs(u64::from(seconds));
-        (self.keepalive_idle_s > 0).then(|| {
+        let keepalive = (self.keepalive_idle_s > 0).then(|| {
             let (idle, interval) = (self.keepalive_idle_s, self.keepalive_interval_s);
             (seconds(idle), seconds(interval), u32::from(self.keepalive_probes))
-        })
-    }
-
-    /// How long data may remain unacknowledged; None: as long as the kernel retransmits it.
-    pub(crate) fn user_timeout(&self) -> Option<Duration> {
+        });
         let timeout = Duration::from_millis(u64::from(self.user_timeout_ms));
-        (!timeout.is_zero()).then_some(timeout)
+        SocketOptions { keepalive, user_timeout: (!timeout.is_zero()).then_some(timeout) }
     }
 }
 
@@ -79,8 +77,8 @@ mod tests {
     #[test]
     fn zero_is_off() {
         let off = TcpSection { keepalive_idle_s: 0, ..TcpSection::default() };
-        assert_eq!((off.keepalive(), off.user_timeout()), (None, None));
-        let (idle, interval, probes) = TcpSection::default().keepalive().expect("on");
+        assert_eq!(off.options(), SocketOptions::default());
+        let (idle, interval, probes) = TcpSection::default().options().keepalive.expect("on");
         assert_eq!((idle.as_secs(), interval.as_secs(), probes), (60, 75, 9));
     }
 }

@@ -95,7 +95,10 @@ fn mistakes_are_told_with_what_would_be_right() {
     let other = "[[service]]\nname = \"other\"\ndestinations = [\"203.0.113.0/24\"]\nport = 7000\n\
                  framing = { type = \"lines\" }\n\n# HTTP clients";
     let taken = told("# HTTP clients", other);
-    assert!(taken.contains("`other`: port 7000 is another service's"), "{taken}");
+    assert!(
+        taken.contains("`other`: port 7000 of 203.0.113.0/24 is also service `chat`'s"),
+        "{taken}"
+    );
     let text = include_str!("../../../docs/millrace.toml");
     let framing = text.replace("{ type = \"length\", bytes = 4, order = \"big\" }", "\"lines\"");
     let told = toml::from_str::<Config>(&framing).expect_err("no table").to_string();

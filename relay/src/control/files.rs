@@ -2,9 +2,9 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::config::Config;
+use crate::config::{Config, Sharing};
 
-/// Descriptors reserved for everything but clients: Kafka's connections, rings, eventfds, maps, listeners.
+/// Descriptors reserved for everything but clients and listeners: Kafka's connections, rings, eventfds, maps.
 const OTHERS: u64 = 1000;
 
 /// Raises the limit of open files to the hard limit, which any process may do. Returns the limit; None: there
@@ -27,7 +27,11 @@ pub(super) fn raise_limit() -> Option<u64> {
 /// not reconnect to a broker that was away. Logs it if the limit becomes lower than configured.
 pub(super) fn fit(config: &mut Config, workers: usize, limit: Option<u64>) {
     let configured = config.relay.max_connections;
-    let Some(most) = limit.and_then(|limit| most_connections(limit, workers, configured)) else {
+    // Of each family.
+    let listeners = 2 * workers * Sharing::of(&config.services).ports().count();
+    let others = OTHERS + u64::try_from(listeners).unwrap_or(u64::MAX);
+    let most = limit.and_then(|limit| most_connections((limit, others), workers, configured));
+    let Some(most) = most else {
         return;
     };
     config.relay.max_connections = most;
@@ -41,8 +45,8 @@ pub(super) fn fit(config: &mut Config, workers: usize, limit: Option<u64>) {
 }
 
 /// The number of connections that a worker may have, if that is less than configured.
-fn most_connections(limit: u64, workers: usize, configured: u32) -> Option<u32> {
-    let left = limit - OTHERS.min(limit / 2);
+fn most_connections((limit, others): (u64, u64), workers: usize, configured: u32) -> Option<u32> {
+    let left = limit - others.min(limit / 2);
     let each = left / u64::try_from(workers.max(1)).unwrap_or(u64::MAX);
     // What is on its way when a worker is full is accepted too: `EngineLimits::with_overshoot`.
     let most = (each - each / 17).min(each.saturating_sub(16));
@@ -56,11 +60,12 @@ mod tests {
 
     #[test]
     fn connections_leave_files_for_the_rest() {
-        assert_eq!(most_connections(1 << 20, 8, 8192), None);
-        assert_eq!(most_connections(20_000, 2, 8192), None);
-        assert_eq!(most_connections(20_000, 4, 8192), Some(4471));
-        assert_eq!(most_connections(4096, 1, 8192), Some(2914));
-        assert_eq!(most_connections(1024, 2, 8192), Some(240), "half of few");
-        assert_eq!(most_connections(0, 2, 8192), Some(1));
+        assert_eq!(most_connections((1 << 20, OTHERS), 8, 8192), None);
+        assert_eq!(most_connections((20_000, OTHERS), 2, 8192), None);
+        assert_eq!(most_connections((20_000, OTHERS), 4, 8192), Some(4471));
+        assert_eq!(most_connections((4096, OTHERS), 1, 8192), Some(2914));
+        assert_eq!(most_connections((1024, OTHERS), 2, 8192), Some(240), "half of few");
+        assert_eq!(most_connections((0, OTHERS), 2, 8192), Some(1));
+        assert_eq!(most_connections((20_000, 3000), 2, 8192), Some(8000), "with many ports");
     }
 }

@@ -6,9 +6,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
-use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use crate::config::{Config, TcpSection};
+use crate::config::{Config, Sharing};
+use crate::engine::SocketOptions;
 use crate::gateway::in_namespace;
 use crate::model::ServiceId;
 
@@ -32,7 +33,8 @@ pub struct Place {
 /// The listeners of one worker.
 pub(super) type Listeners = Vec<(ServiceId, OwnedFd)>;
 
-/// Makes listeners of every service for every worker; the kernel spreads connections over the workers (`SO_REUSEPORT`, socket(7)).
+/// Makes listeners of every port for every worker, in the name of the port's first service; the kernel spreads connections over the
+/// workers (`SO_REUSEPORT`, socket(7)).
 pub(super) fn open(
     config: &Config,
     place: &Place,
@@ -66,10 +68,12 @@ fn open_services(
     addresses: &[IpAddr],
 ) -> Result<Listeners, RunError> {
     let mut listeners = Vec::new();
-    for (service, id) in config.services.iter().zip((0..).map(ServiceId)) {
+    for (port, id) in Sharing::of(&config.services).ports() {
+        let service = &config.services[id.index()];
+        let options = service.tcp.options();
         for address in addresses {
-            let address = SocketAddr::from((*address, service.port));
-            let socket = listener(address, place.transparent, &service.tcp).map_err(|source| {
+            let address = SocketAddr::from((*address, port));
+            let socket = listener(address, place.transparent, &options).map_err(|source| {
                 RunError::Listen {
                     service: service.name.clone(),
                     address,
@@ -100,12 +104,12 @@ fn open_services(
 
 /// A socket with a client's address, to connect to the client's server in its name. For a thread in the relay
 /// namespace, where the server's answers are local.
-pub(super) fn onward(client: SocketAddr, tcp: &TcpSection) -> io::Result<OwnedFd> {
+pub(super) fn onward(client: SocketAddr, options: &SocketOptions) -> io::Result<OwnedFd> {
     let socket = Socket::new(Domain::for_address(client), Type::STREAM, Some(Protocol::TCP))?;
     // A listener may have the same port, at the wildcard address.
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
-    set_options(&socket, tcp)?;
+    options.set(&SockRef::from(&socket))?;
     set_transparent(&socket, client)?;
     socket.bind(&client.into())?;
     Ok(socket.into())
@@ -118,17 +122,11 @@ fn set_transparent(socket: &Socket, address: SocketAddr) -> io::Result<()> {
     }
 }
 
-/// What all sockets of a service have in common.
-fn set_options(socket: &Socket, tcp: &TcpSection) -> io::Result<()> {
-    socket.set_tcp_nodelay(true)?;
-    if let Some((idle, interval, probes)) = tcp.keepalive() {
-        let keepalive = TcpKeepalive::new().with_time(idle);
-        socket.set_tcp_keepalive(&keepalive.with_interval(interval).with_retries(probes))?;
-    }
-    socket.set_tcp_user_timeout(tcp.user_timeout())
-}
-
-fn listener(address: SocketAddr, transparent: bool, tcp: &TcpSection) -> io::Result<OwnedFd> {
+fn listener(
+    address: SocketAddr,
+    transparent: bool,
+    options: &SocketOptions,
+) -> io::Result<OwnedFd> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
@@ -137,7 +135,7 @@ fn listener(address: SocketAddr, transparent: bool, tcp: &TcpSection) -> io::Res
         socket.set_only_v6(true)?;
     }
     // Accepted sockets inherit these.
-    set_options(&socket, tcp)?;
+    options.set(&SockRef::from(&socket))?;
     if transparent {
         set_transparent(&socket, address)?;
     }
@@ -151,11 +149,14 @@ mod tests {
     use std::net::TcpStream;
     use std::time::Duration;
 
+    use crate::config::TcpSection;
+
     use super::*;
 
     /// An accepted connection of a service with these options.
     fn accepted(tcp: &TcpSection) -> Socket {
-        let listener = Socket::from(listener((Ipv4Addr::LOCALHOST, 0).into(), false, tcp).unwrap());
+        let listener =
+            Socket::from(listener((Ipv4Addr::LOCALHOST, 0).into(), false, &tcp.options()).unwrap());
         let address = listener.local_addr().unwrap().as_socket().unwrap();
         let _client = TcpStream::connect(address).unwrap();
         listener.accept().unwrap().0
@@ -187,7 +188,8 @@ mod tests {
     fn a_connection_to_the_server_has_them_too() {
         let tcp = TcpSection { keepalive_interval_s: 3, ..TcpSection::default() };
         // Only root may take a client's address.
-        let Ok(socket) = onward((Ipv4Addr::LOCALHOST, 0).into(), &tcp).map(Socket::from) else {
+        let Ok(socket) = onward((Ipv4Addr::LOCALHOST, 0).into(), &tcp.options()).map(Socket::from)
+        else {
             assert!(!rustix::process::geteuid().is_root(), "root was refused");
             return;
         };

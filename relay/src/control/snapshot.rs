@@ -264,6 +264,7 @@ impl Observer {
     fn connections_refused(&self) -> BTreeMap<String, u64> {
         nonzero([
             ("connection_limit", self.sum(|worker| &worker.connection_limit)),
+            ("no_service", self.sum(|worker| &worker.no_service)),
             ("accept_failed", self.sum(|worker| &worker.accept_failed)),
         ])
     }

@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
-use crate::config::{Config, TcpSection};
+use crate::config::Config;
 use crate::dial::Dial;
 use crate::downlink::{Consumer, ConsumerStats};
+use crate::engine::SocketOptions;
 use crate::gateway::{FlowTable, Gateway, enter_namespace};
 use crate::kafka::{Retention, Topics};
 use crate::model::RelayId;
@@ -51,9 +52,9 @@ impl Flows for FlowTable {
         &mut self,
         client: SocketAddr,
         server: SocketAddr,
-        tcp: &TcpSection,
+        options: &SocketOptions,
     ) -> io::Result<OwnedFd> {
-        let socket = listeners::onward(client, tcp)?;
+        let socket = listeners::onward(client, options)?;
         // The server's answers are diverted like a client's packets, although the relay opened the flow.
         Self::opened(self, server, client).map_err(io::Error::other)?;
         Ok(socket)

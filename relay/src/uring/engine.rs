@@ -11,7 +11,7 @@ use io_uring::{IoUring, cqueue, opcode, squeue};
 use socket2::{SockAddr, SockRef};
 
 use crate::config::RelaySection;
-use crate::engine::{BufferId, Engine, Event, ReceiveEnd, SocketId};
+use crate::engine::{BufferId, Engine, Event, ReceiveEnd, SocketId, SocketOptions};
 use crate::model::ServiceId;
 use crate::ring::Wake;
 
@@ -187,7 +187,7 @@ impl UringEngine {
         listener.armed = true;
         let fd = Fd(listener.socket.as_raw_fd());
         let entry = opcode::AcceptMulti::new(fd).flags(libc::SOCK_CLOEXEC).build();
-        let index = u32::try_from(index).expect("services are u16");
+        let index = u32::try_from(index).expect("listeners are few");
         self.submit(entry, Operation::Accept(index));
     }
 
@@ -388,9 +388,13 @@ impl Engine for UringEngine {
         self.arm_accept(self.listeners.len() - 1);
     }
 
+    fn set_options(&mut self, socket: SocketId, options: &SocketOptions) -> io::Result<()> {
+        options.set(&SockRef::from(&self.slot(socket).socket))
+    }
+
     fn stop_listening(&mut self) {
         for index in 0..self.listeners.len() {
-            let index = u32::try_from(index).expect("services are u16");
+            let index = u32::try_from(index).expect("listeners are few");
             self.cancel(Operation::Accept(index));
         }
         // The accepts hold the files open until they are cancelled; the descriptors can go now,

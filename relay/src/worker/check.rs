@@ -42,6 +42,7 @@ impl<E: Engine> Worker<E> {
         assert_eq!(self.waiting.length(), waiting, "nobody else waits");
         assert_eq!(self.at_servers.length(), at_servers, "nobody else is at a server");
         let sockets = self.connections.iter().flatten().count() + self.onward.sockets();
+        let sockets = sockets + self.turned_away;
         assert_eq!(self.open, sockets, "sockets of the engine");
     }
 

@@ -118,6 +118,8 @@ pub struct Worker<E> {
     stats: Arc<WorkerStats>,
     connections: Vec<Option<Connection>>,
     open: usize,
+    /// Sockets among them that have no connection here: no service has their destination.
+    turned_away: usize,
     departed: Departed,
     next_generation: u32,
     /// Connections that are paused for a bound, by what they wait for.
@@ -169,6 +171,7 @@ impl<E: Engine> Worker<E> {
             stats,
             connections: Vec::new(),
             open: 0,
+            turned_away: 0,
             departed: Departed::default(),
             next_generation: 0,
             waiting: Waiting::default(),
@@ -300,8 +303,9 @@ impl<E: Engine> Worker<E> {
             // Only of those that are handed on.
             Event::Connected { .. } => {}
             Event::Closed { socket } => {
-                if let Some(connection) = self.connections[socket.index()].take() {
-                    self.departed.add(connection);
+                match self.connections.get_mut(socket.index()).and_then(Option::take) {
+                    Some(connection) => self.departed.add(connection),
+                    None => self.turned_away -= 1,
                 }
                 self.open -= 1;
             }
@@ -315,11 +319,17 @@ impl<E: Engine> Worker<E> {
     fn on_accepted(
         &mut self,
         socket: SocketId,
-        service: ServiceId,
+        listener: ServiceId,
         client: SocketAddr,
         server: SocketAddr,
     ) {
         self.open += 1;
+        let Some(service) = self.shared.sharing.choose(listener, server) else {
+            self.stats.no_service.add(1);
+            self.turned_away += 1;
+            tracing::warn!(%client, %server, "no service of this port has this destination; the connection is reset");
+            return self.engine.abort(socket);
+        };
         if self.connections.len() <= socket.index() {
             self.connections.resize_with(socket.index() + 1, || None);
         }
@@ -339,6 +349,10 @@ impl<E: Engine> Worker<E> {
         let counted =
             most.is_none_or(|most| self.shared.addresses.enter(service, client.ip(), most));
         self.connection(socket).counted = most.is_some() && counted;
+        if let Err(error) = self.take_options(socket, listener, service) {
+            tracing::debug!(%error, %client, "options of a socket");
+            return self.close(socket, CloseReason::ConnectionFailed);
+        }
         if let Err(error) = self.flows.accepted(client, server) {
             tracing::warn!(%error, %client, "a flow was not accepted; its connection is closed");
             return self.close(socket, CloseReason::FlowTableFull);
@@ -356,6 +370,18 @@ impl<E: Engine> Worker<E> {
         if self.connection(socket).reads() {
             self.arm_receive(socket);
         }
+    }
+
+    /// A connection has the options of its listener, which another service of the port may have made.
+    fn take_options(
+        &mut self,
+        socket: SocketId,
+        listener: ServiceId,
+        service: ServiceId,
+    ) -> io::Result<()> {
+        let [had, wanted] =
+            [listener, service].map(|one| self.shared.services[one.index()].options);
+        if had == wanted { Ok(()) } else { self.engine.set_options(socket, &wanted) }
     }
 
     fn on_accept_failed(&mut self, error: &io::Error) {

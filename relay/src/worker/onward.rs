@@ -193,8 +193,8 @@ impl<E: Engine> Worker<E> {
         if self.stopping {
             return self.close(socket, CloseReason::RelayStop);
         }
-        let tcp = &self.shared.services[service.index()].tcp;
-        let onward = match self.flows.onward(client, server, tcp) {
+        let options = &self.shared.services[service.index()].options;
+        let onward = match self.flows.onward(client, server, options) {
             Ok(onward) => onward,
             Err(error) => {
                 if error.kind() != io::ErrorKind::Unsupported {

@@ -10,7 +10,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use crate::codec::Protocol;
-use crate::config::{Config, RelaySection, Service, TcpSection};
+use crate::config::{Config, RelaySection, Service, Sharing};
+use crate::engine::SocketOptions;
 use crate::model::{Incarnation, RelayId};
 use crate::ring::Credit;
 use crate::route::Associations;
@@ -34,7 +35,7 @@ pub trait Flows: Send {
         &mut self,
         _client: SocketAddr,
         _server: SocketAddr,
-        _tcp: &TcpSection,
+        _options: &SocketOptions,
     ) -> io::Result<OwnedFd> {
         Err(io::ErrorKind::Unsupported.into())
     }
@@ -67,8 +68,8 @@ pub struct Served {
     pub idle: Option<Duration>,
     /// How long the server may take to accept a connection that is handed on.
     pub connect: Duration,
-    /// Options of the sockets of connections that are handed on.
-    pub tcp: TcpSection,
+    /// Options of its sockets.
+    pub options: SocketOptions,
     /// Connections that one address may have.
     pub connections_per_address: Option<u32>,
     /// What a connection may send.
@@ -90,7 +91,7 @@ impl Served {
             handshake: ms(service.handshake_timeout_ms),
             idle: (service.idle_timeout_ms > 0).then(|| ms(service.idle_timeout_ms)),
             connect: ms(service.auto.connect_timeout_ms),
-            tcp: service.tcp,
+            options: service.tcp.options(),
             connections_per_address: Some(service.max_connections_per_address)
                 .filter(|most| *most > 0),
             rate: Rate::per_second(service.max_messages_per_second),
@@ -124,6 +125,8 @@ pub struct Shared {
     pub limits: RelaySection,
     /// By [`ServiceId`](crate::model::ServiceId).
     pub services: Arc<[Served]>,
+    /// Which of them a connection belongs to, where several share a port.
+    pub sharing: Arc<Sharing>,
     /// Which client belongs to which server.
     pub associations: Arc<Associations>,
     /// Which clients are here whose replies would wait for them.
@@ -165,6 +168,7 @@ impl Shared {
             incarnation,
             limits: config.relay.clone(),
             services,
+            sharing: Arc::new(Sharing::of(&config.services)),
             associations: Arc::new(Associations::new(
                 &config.services,
                 RelayId(config.relay.id),

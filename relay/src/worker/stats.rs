@@ -44,6 +44,8 @@ pub struct WorkerStats {
     pub connection_bytes: Gauge,
     /// Connections refused because the worker has all it may have.
     pub connection_limit: Counter,
+    /// Connections refused because no service of their port has their destination.
+    pub no_service: Counter,
     /// 1 while it has all that it may have, or nearly so.
     pub full: Gauge,
     /// Connections that could not be accepted for want of files or memory; they wait.
@@ -98,6 +100,7 @@ impl WorkerStats {
             strangers: counters(),
             connection_bytes: Gauge::default(),
             connection_limit: Counter::default(),
+            no_service: Counter::default(),
             full: Gauge::default(),
             accept_starved: Counter::default(),
             accept_failed: Counter::default(),

@@ -69,7 +69,7 @@ mod tests {
     use super::super::{NoGateway, Orders, Shared, WorkerParts, WorkerStats};
     use super::*;
     use crate::config::Config;
-    use crate::engine::{BufferId, Event};
+    use crate::engine::{BufferId, Event, SocketOptions};
     use crate::model::Kind;
     use crate::model::{Association, Partition, ServerId, ServiceId};
     use crate::model::{Begin, Headers};
@@ -81,6 +81,9 @@ mod tests {
 
     impl Engine for Quiet {
         fn listen(&mut self, _: ServiceId, _: OwnedFd) {}
+        fn set_options(&mut self, _: SocketId, _: &SocketOptions) -> io::Result<()> {
+            Ok(())
+        }
         fn stop_listening(&mut self) {}
         fn receive(&mut self, _: SocketId) {}
         fn stop_receiving(&mut self, _: SocketId) {}

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use millrace_harness::clients::speech::Speech;
 use millrace_relay::config::Config;
-use millrace_relay::engine::{BufferId, Engine, Event, SocketId};
+use millrace_relay::engine::{BufferId, Engine, Event, SocketId, SocketOptions};
 use millrace_relay::model::{
     ConnectionKey, HeaderList, Headers, Identity, Incarnation, Kind, RelayId, Reply, ReplyOffset,
     ReplyOrigin, ServiceId,
@@ -45,6 +45,9 @@ struct SteadyEngine {
 
 impl Engine for SteadyEngine {
     fn listen(&mut self, _: ServiceId, _: OwnedFd) {}
+    fn set_options(&mut self, _: SocketId, _: &SocketOptions) -> io::Result<()> {
+        Ok(())
+    }
     fn stop_listening(&mut self) {}
     fn receive(&mut self, _: SocketId) {}
     fn stop_receiving(&mut self, _: SocketId) {

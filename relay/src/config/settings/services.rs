@@ -27,7 +27,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         .live(NEW),
     Setting::toml("service/*/destinations", "Destination prefixes that are diverted.")
         .by("change the configuration, then `relay rules apply`"),
-    Setting::number("service/*/port", 1, U16, "TCP port."),
+    Setting::text("service/*/port", "TCP port, or a range of ports such as `8000-8099`."),
     Setting::text("service/*/protocol", "The clients' protocol."),
     Setting::toml("service/*/framing", "How plain framing separates messages."),
     Setting::number(

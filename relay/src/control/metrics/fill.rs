@@ -76,7 +76,7 @@ fn connections(sheet: &mut Sheet, snapshot: &Snapshot) {
     let reasons = || CloseReason::ALL.iter().map(|reason| reason.name());
     by_name(sheet, Metric::Closed, reasons(), &snapshot.connections_closed);
     by_name(sheet, Metric::HandshakesFailed, reasons(), &measured.handshakes_failed);
-    let refusals = ["connection_limit", "accept_failed"];
+    let refusals = ["connection_limit", "no_service", "accept_failed"];
     by_name(sheet, Metric::Refused, refusals, &snapshot.connections_refused);
     sheet.set(Metric::Held, measured.connections_held);
     by_name(sheet, Metric::Holds, BOUNDS, &measured.holds_by_bound);

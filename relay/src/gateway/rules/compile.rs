@@ -287,9 +287,9 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::super::Ports;
     use super::super::place::{Vlan, Where};
     use super::*;
+    use crate::ports::Ports;
 
     /// A packet, as far as rules ask.
     #[derive(Clone, Debug)]

@@ -4,9 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::place::Where;
-use super::{
-    Action, GatewayError, Origin, Ports, Protocol, Rule, RuleMistake, RuleSet, Source, mistake,
-};
+use super::{Action, GatewayError, Origin, Protocol, Rule, RuleMistake, RuleSet, Source, mistake};
+use crate::ports::Ports;
 use crate::prefix::Prefix;
 
 const FORM: &str = "a line is `divert|pass|drop tcp|udp PREFIX port PORT|FIRST-LAST|any [from PREFIX]`, \
@@ -183,14 +182,7 @@ fn ports(text: &str) -> Result<Ports, String> {
     if text == "any" {
         return Ok(Ports::ANY);
     }
-    let (first, last) = text.split_once('-').unwrap_or((text, text));
-    let wrong = || format!("`{text}` is not a port: use 0 to 65535, FIRST-LAST, or any");
-    let first = first.parse().map_err(|_| wrong())?;
-    let last = last.parse().map_err(|_| wrong())?;
-    if first > last {
-        return Err(format!("`{text}`: the first port is greater than the last"));
-    }
-    Ok(Ports { first, last })
+    text.parse().map_err(|wrong: String| wrong.replace(", or FIRST-LAST", ", FIRST-LAST, or any"))
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ pub use millrace_common::rule::Action;
 
 use super::error::{GatewayError, RuleMistake};
 use crate::config::Config;
+use crate::ports::Ports;
 use crate::prefix::Prefix;
 use place::{DeviceNumbers, Where};
 
@@ -48,46 +49,6 @@ impl Protocol {
         match self {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
-        }
-    }
-}
-
-/// Destination ports, from the first to the last.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Ports {
-    /// The first.
-    pub first: u16,
-    /// The last, not below the first.
-    pub last: u16,
-}
-
-impl Ports {
-    /// Every port.
-    pub const ANY: Self = Self { first: 0, last: u16::MAX };
-
-    /// How many, less one.
-    const fn width(self) -> u16 {
-        self.last - self.first
-    }
-
-    /// Whether a port is among them.
-    pub const fn contains(self, port: u16) -> bool {
-        self.first <= port && port <= self.last
-    }
-}
-
-impl From<u16> for Ports {
-    fn from(port: u16) -> Self {
-        Self { first: port, last: port }
-    }
-}
-
-impl fmt::Display for Ports {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Self::ANY => f.write_str("any"),
-            Self { first, last } if first == last => write!(f, "{first}"),
-            Self { first, last } => write!(f, "{first}-{last}"),
         }
     }
 }
@@ -208,7 +169,7 @@ impl RuleSet {
                     action: Action::Divert,
                     protocol: Protocol::Tcp,
                     destination,
-                    ports: service.port.into(),
+                    ports: service.port,
                     source: None,
                     place: Where::default(),
                 };

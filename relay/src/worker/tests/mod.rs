@@ -5,6 +5,7 @@ mod disconnect;
 mod endings;
 mod gone;
 mod paused;
+mod sharing;
 mod stage;
 mod tuned;
 

@@ -9,8 +9,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::config::{Config, TcpSection};
-use crate::engine::{BufferId, Engine, Event, ReceiveEnd, SocketId};
+use crate::config::Config;
+use crate::engine::{BufferId, Engine, Event, ReceiveEnd, SocketId, SocketOptions};
 use crate::model::{CloseReason, ConnectionKey, Incarnation, Kind, Partition, ServiceId};
 use crate::ring::{DownlinkSender, UplinkBatch, UplinkReceiver, Wake, downlink, uplink};
 use crate::worker::{Flows, Orders, Shared, Worker, WorkerParts, WorkerStats};
@@ -70,6 +70,8 @@ pub(super) struct ScriptedEngine {
     lent: Vec<Option<Vec<u8>>>,
     /// What the peers of sockets that are closed were sent, by socket; the last user's.
     last: Vec<Vec<u8>>,
+    /// Options that the worker has set.
+    pub(super) options: Vec<(SocketId, SocketOptions)>,
     /// Sockets that the worker has connected.
     pub(super) connected: Vec<SocketId>,
 }
@@ -209,6 +211,11 @@ impl ScriptedEngine {
 impl Engine for ScriptedEngine {
     fn listen(&mut self, _service: ServiceId, _listener: OwnedFd) {}
 
+    fn set_options(&mut self, socket: SocketId, options: &SocketOptions) -> io::Result<()> {
+        self.options.push((socket, *options));
+        Ok(())
+    }
+
     fn stop_listening(&mut self) {}
 
     fn receive(&mut self, socket: SocketId) {
@@ -294,7 +301,7 @@ impl Flows for Onward {
         &mut self,
         _client: SocketAddr,
         _server: SocketAddr,
-        _tcp: &TcpSection,
+        _options: &SocketOptions,
     ) -> io::Result<OwnedFd> {
         Ok(std::fs::File::open("/dev/null")?.into())
     }
@@ -387,7 +394,12 @@ impl Stage {
 
     /// A client connects to a service.
     pub(super) fn accept(&mut self, service: u16, client: &str) -> SocketId {
-        let server = SocketAddr::from(([198, 51, 100, 1], 7000));
+        self.accept_for(service, client, "198.51.100.1:7000")
+    }
+
+    /// A client connects to this destination, at the listener of a service.
+    pub(super) fn accept_for(&mut self, service: u16, client: &str, server: &str) -> SocketId {
+        let server = server.parse().expect("an address");
         let client = client.parse().expect("an address");
         let socket = self.worker.engine().accept(ServiceId(service), client, server);
         self.step();

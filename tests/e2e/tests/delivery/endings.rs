@@ -210,7 +210,7 @@ fn flushing(name: &str, adjust: impl FnOnce(&mut Config)) -> (Direct, TcpStream)
     .unwrap();
     direct.instance.start().unwrap();
     let server = HandServer::on(&direct.brokers, direct.topics.prefix(), &[0]).unwrap();
-    let at = SocketAddr::from((Ipv4Addr::LOCALHOST, direct.instance.config.services[0].port));
+    let at = SocketAddr::from((Ipv4Addr::LOCALHOST, direct.instance.config.services[0].port.first));
     let mut slow = slow_client(at);
     slow.write_all(b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").unwrap();
     let request = server.next("the request", |record| record.kind() == "message").unwrap();

@@ -11,6 +11,7 @@ use millrace_harness::clients::persistent::{Persistent, Seen};
 use millrace_harness::dice::Dice;
 use millrace_harness::kafka::OwnBroker;
 use millrace_harness::relay::fleet::Fleet;
+use millrace_harness::relay::instance::Instance;
 use millrace_harness::servers::by_hand::{Record, all_records};
 use millrace_harness::system::process::{Process, run, wait_until};
 use rustix::process::Signal;
@@ -113,6 +114,16 @@ impl Scene {
         Ok(())
     }
 
+    /// For whoever looks for what went wrong: what the relays know of the registry, and what they have said.
+    fn state(&self) -> String {
+        let of = |relay: &Instance| {
+            let registry = relay.stats().map(|stats| stats.0["registry"].to_string());
+            let registry = registry.unwrap_or_else(|error| format!("{error:#}"));
+            format!("registry: {registry}\n{}", relay.relay_stderr())
+        };
+        self.fleet.relays.iter().map(of).collect::<Vec<_>>().join("\n")
+    }
+
     /// What `relay ledger` says of a relay.
     fn ledger(&self, relay: usize) -> Result<Value> {
         let mut command = self.fleet.relays[relay].command("ledger", false);
@@ -146,10 +157,12 @@ fn nothing_acknowledged_is_lost_whoever_is_killed() -> Result<()> {
     for round in 0..rounds as usize {
         let victim = victims[round % victims.len()];
         let killed = Instant::now();
-        scene.kill(victim, &mut dice).with_context(|| format!("round {round}: {victim:?}"))?;
-        clients
-            .wait_for_echoes(&clients.echoes(), ECHOES)
-            .with_context(|| format!("round {round}: after the kill of {victim:?}"))?;
+        scene
+            .kill(victim, &mut dice)
+            .with_context(|| format!("round {round}: {victim:?}\n{}", scene.state()))?;
+        clients.wait_for_echoes(&clients.echoes(), ECHOES).with_context(|| {
+            format!("round {round}: after the kill of {victim:?}\n{}", scene.state())
+        })?;
         recoveries.entry(format!("{victim:?}")).or_default().push(killed.elapsed());
     }
     let connects = clients.connects();

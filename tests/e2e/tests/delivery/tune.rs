@@ -298,7 +298,11 @@ fn who_looks_while_the_relay_stands_still_can_be_ended() {
         ("cp", vec![Path::new("/proc/self/oom_score_adj"), &file], Signal::INT),
         ("ls", vec![tree.as_path()], Signal::KILL),
     ] {
-        let looks = Process::spawn(program, Command::new(program).args(arguments)).unwrap();
+        // Tests that a shell runs in the background inherit that SIGINT is ignored (POSIX.1, section 2.11 of
+        // the shell's language), and so would this.
+        let mut command = Command::new("env");
+        command.args(["--default-signal=INT", program]).args(arguments);
+        let looks = Process::spawn(program, &mut command).unwrap();
         // In `request_wait_answer` of `fs/fuse/dev.c`.
         let wait = PathBuf::from(format!("/proc/{}/wchan", looks.id()));
         let waits = || Ok(std::fs::read_to_string(&wait)?.contains("request_wait_answer"));

@@ -43,7 +43,7 @@ fn a_scrape_of_many_connections_and_services_is_small_and_quick() -> Result<()> 
             .map(|(number, port)| {
                 let mut service = first.clone();
                 service.name = format!("service-{number}");
-                service.port = *port;
+                service.port = (*port).into();
                 let id = format!("server-{number}");
                 let server = Server::new(id, Ipv4Addr::LOCALHOST.into(), Partition(number));
                 service.servers = vec![server];

@@ -31,7 +31,8 @@ impl Web {
         })
         .unwrap();
         direct.instance.start().unwrap();
-        let at = SocketAddr::from((Ipv4Addr::LOCALHOST, direct.instance.config.services[0].port));
+        let at =
+            SocketAddr::from((Ipv4Addr::LOCALHOST, direct.instance.config.services[0].port.first));
         Self { site: Site::new(name).unwrap(), direct, at }
     }
 

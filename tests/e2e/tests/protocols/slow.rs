@@ -163,7 +163,7 @@ fn config(config: &mut Config) -> Result<()> {
         );
         let mut service = Service {
             name: format!("{speech:?}").to_lowercase(),
-            port: free_port()?,
+            port: free_port()?.into(),
             max_message_bytes: u32::try_from(PIECE_BYTES)?,
             handshake_timeout_ms: 4000,
             idle_timeout_ms: 10_000,
@@ -246,7 +246,8 @@ impl<'a> Crowd<'a> {
     fn connect(relay: &'a Direct) -> Result<Self> {
         let services = &relay.instance.config.services;
         let clients = slow_clients().map(|(number, speech, kind)| {
-            let target = SocketAddr::from((Ipv4Addr::LOCALHOST, services[speech as usize].port));
+            let target =
+                SocketAddr::from((Ipv4Addr::LOCALHOST, services[speech as usize].port.first));
             let client = Slow::connect(speech, kind, target, &format!("slow-{number}-{kind:?}"));
             client.with_context(|| format!("{speech:?}, {kind:?}"))
         });
@@ -306,7 +307,7 @@ fn compare(relay: &Direct) -> Result<()> {
         .into_iter()
         .zip(services)
         .map(|(speech, service)| {
-            let target = SocketAddr::from((Ipv4Addr::LOCALHOST, service.port));
+            let target = SocketAddr::from((Ipv4Addr::LOCALHOST, service.port.first));
             Speaker::connect(speech, target, "honest")
         })
         .collect::<Result<Vec<_>>>()?;

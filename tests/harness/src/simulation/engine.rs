@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use millrace_relay::engine::{BufferId, Engine, Event, ReceiveEnd, SocketId};
+use millrace_relay::engine::{BufferId, Engine, Event, ReceiveEnd, SocketId, SocketOptions};
 use millrace_relay::model::ServiceId;
 
 use crate::dice::Dice;
@@ -232,6 +232,10 @@ impl FaultyEngine {
 
 impl Engine for FaultyEngine {
     fn listen(&mut self, _service: ServiceId, _listener: OwnedFd) {}
+
+    fn set_options(&mut self, _: SocketId, _: &SocketOptions) -> io::Result<()> {
+        Ok(())
+    }
 
     fn stop_listening(&mut self) {
         self.listening = false;
