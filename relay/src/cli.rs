@@ -3,6 +3,7 @@
 mod disconnect;
 mod generate;
 mod ledger;
+mod reload;
 mod rules;
 mod servers;
 mod status;
@@ -156,13 +157,18 @@ enum Command {
     /// until the relay ends, unless it is saved.
     #[command(after_help = tune::HELP)]
     Tune(tune::Arguments),
+    /// Have a running relay read its configuration again. Needs root.
+    #[command(after_help = reload::HELP)]
+    Reload(reload::Arguments),
     /// Write man pages, and completions for shells, into a folder: for who makes packages.
     #[command(hide = true, after_help = "Example:\n  relay generate /tmp/relay")]
     Generate(generate::Arguments),
-    /// Serve clients until SIGTERM, SIGINT or SIGHUP; then deliver what was read, and stop. Needs root.
+    /// Serve clients until SIGTERM or SIGINT; then deliver what was read, and stop. Needs root.
     ///
     /// The stop takes no longer than `relay.stop_timeout_ms`. Exit code 1 if the relay could not
     /// continue, or did not stop in that time.
+    ///
+    /// SIGHUP has it read its configuration again: see `relay reload`.
     ///
     /// Prints `relay ready: …` when it serves clients, and its counters as one line of JSON at the end.
     /// The log goes to standard error; `RUST_LOG` sets its level (default: info).
@@ -265,6 +271,7 @@ impl Cli {
             Command::Tune(arguments) => arguments.run()?,
             Command::Rules(rules) => rules.run()?,
             Command::Servers(servers) => servers.run()?,
+            Command::Reload(arguments) => arguments.run()?,
             Command::Generate(arguments) => arguments.run()?,
         }
         Ok(())

@@ -202,7 +202,6 @@ impl Config {
             path: path.to_owned(),
             message: error.to_string(),
         })?;
-        config.source = Source::of(&text);
         let base = path.parent().unwrap_or(Path::new(""));
         if let Some(rules) = &mut config.gateway.rules {
             *rules = base.join(&*rules);
@@ -217,6 +216,7 @@ impl Config {
             }
         }
         config.check()?;
+        config.source = Source::of(path, &text, config.serialised()?);
         Ok(config)
     }
 

@@ -121,7 +121,7 @@ impl fmt::Display for Written {
 }
 
 /// Says that no relay answers.
-fn no_relay(config: &Config) -> String {
+pub(super) fn no_relay(config: &Config) -> String {
     format!(
         "no relay of instance `{}` runs on this host; `relay status` shows what does",
         config.gateway.instance

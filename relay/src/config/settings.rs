@@ -58,7 +58,7 @@ pub struct Setting {
 }
 
 /// How most settings are changed that cannot change while the relay runs.
-const RESTART: &str = "change the configuration, and restart the relay";
+pub const RESTART: &str = "change the configuration, and restart the relay";
 
 impl Setting {
     const fn new(path: &'static str, kind: Kind, what: &'static str) -> Self {

@@ -1,8 +1,8 @@
 //! What a snapshot has beside the totals: by service, by worker, and how long things took.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -23,7 +23,8 @@ pub(super) struct Settings {
     max_connections: u64,
     receive_buffer_bytes: u64,
     hold_max_bytes: u64,
-    source: ConfigSource,
+    /// A reload brings another one.
+    source: Arc<Mutex<ConfigSource>>,
 }
 
 /// Which configuration a relay runs with.
@@ -40,16 +41,28 @@ impl Settings {
     pub(super) fn of(config: &Config, workers: usize) -> Self {
         let (relay, workers) = (&config.relay, workers as u64);
         let buffers = u64::from(relay.receive_buffers) * u64::from(relay.receive_buffer_bytes);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self {
             services: config.services.iter().map(|service| service.name.clone()).collect(),
             max_connections: workers * u64::from(relay.max_connections),
             receive_buffer_bytes: workers * buffers,
             hold_max_bytes: config.hold.max_bytes,
-            source: ConfigSource {
-                sha1: config.source.sha1.clone(),
-                loaded_unix_ms: u64::try_from(now.as_millis()).unwrap_or_default(),
-            },
+            source: Arc::new(Mutex::new(ConfigSource::now(config))),
+        }
+    }
+
+    /// Where it is noted that another configuration has been put into force.
+    pub(super) fn source(&self) -> Arc<Mutex<ConfigSource>> {
+        self.source.clone()
+    }
+}
+
+impl ConfigSource {
+    /// That of a configuration which is put into force now.
+    pub(super) fn now(config: &Config) -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self {
+            sha1: config.source.sha1.clone(),
+            loaded_unix_ms: u64::try_from(now.as_millis()).unwrap_or_default(),
         }
     }
 }
@@ -163,6 +176,7 @@ impl Counting<'_> {
 
     pub(super) fn measured(&self) -> Measured {
         let Settings { services, source, .. } = self.settings;
+        let source = source.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let strangers = CloseReason::ALL
             .iter()
             .map(|reason| (reason.name(), self.sum(|worker| &worker.strangers[*reason as usize])));

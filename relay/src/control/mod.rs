@@ -57,9 +57,9 @@ use faults::Faults;
 pub use ledger::{Ledger, LedgerError, ledger};
 pub use listeners::Place;
 pub use measured::{ConfigSource, HowLong, Measured, ServiceCounts, WorkerCounts};
-pub use orders::{InForce, disconnect, set, settings};
+pub use orders::{InForce, disconnect, reload_running, set, settings};
 use service::Service;
-use signals::StopSignals;
+use signals::{Signals, Told};
 pub use snapshot::{CpuTime, Snapshot};
 use socket::ControlSocket;
 pub use socket::read_snapshot;
@@ -78,7 +78,7 @@ pub enum Mode {
     Direct(Place),
 }
 
-/// Runs the relay until SIGTERM, SIGINT or SIGHUP, or until it cannot continue; then stops it, which never
+/// Runs the relay until SIGTERM or SIGINT, or until it cannot continue; then stops it, which never
 /// takes longer than `relay.stop_timeout_ms`. Calls `on_ready` when clients are served. Returns the final
 /// snapshot, in which everything that was read is acknowledged or counted. An error says why the relay could
 /// not continue. Before it serves anybody, it applies what is `saved` of settings.
@@ -109,7 +109,7 @@ async fn run_async(
     on_ready: impl FnOnce(&Threads),
 ) -> Result<Snapshot, RunError> {
     // Before anything else, so that a signal during the start does not kill the process.
-    let mut signals = StopSignals::watch()?;
+    let mut signals = Signals::watch()?;
     let faults = Faults::default();
     faults.watch_panics();
     let mut supervisor = Supervisor::find();
@@ -179,9 +179,12 @@ async fn run_async(
                 supervisor.say(service.state());
             }
             () = faults.seen() => stop_time.begin(),
-            signal = signals.recv() => {
-                tracing::info!(signal, "told to stop");
-                stop_time.begin();
+            told = signals.recv() => match told {
+                Told::Stop(signal) => {
+                    tracing::info!(signal, "told to stop");
+                    stop_time.begin();
+                }
+                Told::Reload => drop(tokio::spawn(orders::reload(false, tuner.clone()))),
             }
         }
     }

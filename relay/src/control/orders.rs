@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::config::Config;
 use crate::prefix::Prefix;
-use crate::tune::{Entry, Source as _};
+use crate::tune::{Difference, Entry, Reload, Source as _};
 use crate::worker::Orders;
 
 use super::asking::{ANSWER_TIMEOUT, connect, read_answer};
@@ -37,6 +37,8 @@ enum Order {
     Settings,
     /// Change a setting.
     Set { path: String, value: String },
+    /// Read the configuration again, and change what it changes; or only look what that would be.
+    Reload { only_look: bool },
 }
 
 /// A setting of a running relay.
@@ -74,6 +76,8 @@ enum Answer {
     Settings(Vec<InForce>),
     /// The value of a setting that is in force now.
     Set(String),
+    /// What has come of the configuration.
+    Reloaded(Reload),
     /// Why not.
     Failed(String),
 }
@@ -96,6 +100,7 @@ pub(super) async fn answer(mut stream: UnixStream, orders: Orders, tuner: Tuner)
             Answer::Settings(tuner.values().entries().iter().map(InForce::from).collect())
         }
         Ok(Order::Set { path, value }) => set_setting(path, value, tuner).await,
+        Ok(Order::Reload { only_look }) => reload_configuration(only_look, tuner).await,
         Err(error) => Answer::Failed(format!("the relay does not know this order: {error}")),
     };
     let text = serde_json::to_vec(&answer).unwrap_or_default();
@@ -111,6 +116,38 @@ async fn set_setting(path: String, value: String, tuner: Tuner) -> Answer {
             Answer::Failed(refusal.to_string())
         }
         Err(error) => Answer::Failed(error.to_string()),
+    }
+}
+
+/// Reads the configuration again. What has come of it is logged.
+pub(super) async fn reload(only_look: bool, tuner: Tuner) -> Result<Reload, String> {
+    // It waits for the workers, and the heartbeat must not.
+    let done = tokio::task::spawn_blocking(move || tuner.reload(only_look)).await;
+    let done = done.map_err(|error| error.to_string()).flatten();
+    if only_look {
+        return done;
+    }
+    match &done {
+        Err(problem) => tracing::error!("the configuration was not reloaded: {problem}"),
+        Ok(reload) if !reload.applied => {
+            for Difference { path, from, to, .. } in &reload.restart {
+                tracing::error!(
+                    path,
+                    from,
+                    to,
+                    "the configuration was not reloaded: this needs a restart"
+                );
+            }
+        }
+        Ok(_) => {}
+    }
+    done
+}
+
+async fn reload_configuration(only_look: bool, tuner: Tuner) -> Answer {
+    match reload(only_look, tuner).await {
+        Ok(reload) => Answer::Reloaded(reload),
+        Err(problem) => Answer::Failed(problem),
     }
 }
 
@@ -169,10 +206,20 @@ pub fn set(config: &Config, path: &str, value: &str) -> io::Result<Option<String
     }
 }
 
+/// Has the running relay read its configuration again and change what it changes, or only say what that would
+/// be. `None` if no relay runs.
+pub fn reload_running(config: &Config, only_look: bool) -> io::Result<Option<Reload>> {
+    match give(config, &Order::Reload { only_look })? {
+        None => Ok(None),
+        Some(Answer::Reloaded(reload)) => Ok(Some(reload)),
+        Some(answer) => Err(failed(answer)),
+    }
+}
+
 fn failed(answer: Answer) -> io::Error {
     match answer {
         Answer::Failed(why) => io::Error::other(why),
-        Answer::Disconnected(_) | Answer::Settings(_) | Answer::Set(_) => {
+        Answer::Disconnected(_) | Answer::Settings(_) | Answer::Set(_) | Answer::Reloaded(_) => {
             io::Error::other("it gave another answer than was asked for; is it of another version?")
         }
     }

@@ -1,4 +1,4 @@
-//! The signals that tell a relay to stop.
+//! The signals that tell a relay to stop, or to read its configuration again.
 
 use std::io;
 
@@ -6,15 +6,23 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::RunError;
 
-/// SIGTERM, SIGINT and SIGHUP: each stops the relay in good order. SIGHUP is sent when the relay's terminal
-/// is closed; if the relay was started under `nohup`, it is ignored and stays so.
-pub(super) struct StopSignals {
+/// SIGTERM and SIGINT, which stop the relay in good order, and SIGHUP, which has it read its configuration
+/// again. If the relay was started under `nohup`, SIGHUP is ignored and stays so.
+pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hang_up: Option<Signal>,
 }
 
-impl StopSignals {
+/// What a signal tells a relay to do.
+pub(super) enum Told {
+    /// To stop; with the signal's name.
+    Stop(&'static str),
+    /// To read its configuration again.
+    Reload,
+}
+
+impl Signals {
     /// Begins to watch.
     pub(super) fn watch() -> Result<Self, RunError> {
         let watch = |kind, name| signal(kind).map_err(RunError::io(format!("watch for {name}")));
@@ -26,8 +34,8 @@ impl StopSignals {
         })
     }
 
-    /// Waits for a signal, and returns its name.
-    pub(super) async fn recv(&mut self) -> &'static str {
+    /// Waits for a signal.
+    pub(super) async fn recv(&mut self) -> Told {
         let hang_up = async {
             match &mut self.hang_up {
                 Some(signal) => signal.recv().await,
@@ -35,9 +43,22 @@ impl StopSignals {
             }
         };
         tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-            _ = hang_up => "SIGHUP",
+            _ = self.terminate.recv() => Told::Stop("SIGTERM"),
+            _ = self.interrupt.recv() => Told::Stop("SIGINT"),
+            _ = hang_up => Told::Reload,
+        }
+    }
+
+    /// Waits for one that stops the relay, and returns its name. It is not reloaded meanwhile: it has read its
+    /// configuration just now.
+    pub(super) async fn stop(&mut self) -> &'static str {
+        loop {
+            match self.recv().await {
+                Told::Stop(signal) => return signal,
+                Told::Reload => {
+                    tracing::warn!("SIGHUP: the relay is starting, and does not reload yet");
+                }
+            }
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::worker::Shared;
 
 use super::faults::Faults;
 use super::listeners::{self, Place};
-use super::signals::StopSignals;
+use super::signals::Signals;
 use super::threads::{Threads, client_of_kafka};
 use super::{RunError, worker_count};
 
@@ -49,14 +49,14 @@ impl Gate {
 impl Starter {
     /// Starts everything. A stop before the first client can be accepted takes effect at once. After that,
     /// the relay first finishes its start within the time of the stop, and then stops as usual.
-    pub(super) async fn start(self, signals: &mut StopSignals) -> Result<Started, RunError> {
+    pub(super) async fn start(self, signals: &mut Signals) -> Result<Started, RunError> {
         let stop_time = self.shared.stop_time.clone();
         let gate = Gate::default();
         let asked = gate.clone();
         let mut task = tokio::task::spawn_blocking(move || self.run(&gate));
         tokio::select! {
             started = &mut task => return joined(started),
-            signal = signals.recv() => {
+            signal = signals.stop() => {
                 tracing::info!(signal, "told to stop while starting");
                 stop_time.begin();
             }

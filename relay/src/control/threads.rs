@@ -304,7 +304,7 @@ impl Threads {
             standing: Standing::default(),
             settings: Settings::of(config, threads.len()),
         };
-        let tuner = tuner(config, &shared, gateway, orders.clone(), of_kafka)?;
+        let tuner = tuner(config, &shared, gateway, &observer, orders.clone(), of_kafka)?;
         let wakes = threads.iter().map(|thread| thread.parts.wake.clone()).collect();
         let workers = start_workers(threads, faults)?;
         let pump = spawn_pump(pump, (faults, &stop_time))?;
@@ -438,6 +438,7 @@ fn tuner(
     config: &Config,
     shared: &Shared,
     gateway: Option<&Gateway>,
+    observer: &Observer,
     orders: Orders,
     (linger_us, hold, longest_message): (Option<Dial>, HoldLimits, u32),
 ) -> Result<Tuner, RunError> {
@@ -450,6 +451,7 @@ fn tuner(
         linger_us,
         longest_message,
         pins: gateway.map(|_| config.pin_directory()),
+        source: observer.settings.source(),
     };
     Tuner::new(config, effects).map_err(RunError::Settings)
 }

@@ -6,13 +6,14 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::measured::ConfigSource;
 use crate::config::{Config, ConfigError};
 use crate::dial::Dial;
 use crate::gateway::set_heartbeat_timeout;
 use crate::logging;
 use crate::ring::Credit;
 use crate::stop::StopTime;
-use crate::tune::{Changed, Entry, Refusal, Source, Values};
+use crate::tune::{Changed, Draft, Entry, Refusal, Reload, Saved, Source, Values};
 use crate::undelivered::HoldLimits;
 use crate::worker::{LiveSettings, Orders, Served};
 
@@ -42,6 +43,8 @@ pub(super) struct Effects {
     pub(super) longest_message: u32,
     /// Directory of the gateway's pins, if there is a gateway.
     pub(super) pins: Option<PathBuf>,
+    /// Which configuration is in force.
+    pub(super) source: Arc<Mutex<ConfigSource>>,
 }
 
 /// The values in force.
@@ -50,6 +53,10 @@ pub(super) struct Tuner(Arc<Shared>);
 
 struct Shared {
     effects: Effects,
+    /// What is logged if nothing else is asked for.
+    log_filter_at_start: String,
+    /// The configuration as its file had it when it was read last. None: there is no file.
+    as_read: Mutex<Option<Values>>,
     /// By which Kafka keeps the topic's records.
     max_age_at_start_ms: u64,
     values: Mutex<Arc<Values>>,
@@ -71,8 +78,12 @@ impl Tuner {
         if effects.pins.is_none() {
             fixed.push((HEARTBEAT, NO_GATEWAY));
         }
-        let values = Values::new(config, &logging::filter(), &fixed)?;
+        let log_filter = logging::filter();
+        let values = Values::new(config, &log_filter, &fixed)?;
+        let as_read = config.source.as_read().map(|config| values.of_process(&config, &log_filter));
         Ok(Self(Arc::new(Shared {
+            as_read: Mutex::new(as_read.transpose()?),
+            log_filter_at_start: log_filter,
             max_age_at_start_ms: config.hold.max_age_ms,
             values: Mutex::new(Arc::new(values)),
             services: Mutex::new(effects.services.clone()),
@@ -96,20 +107,9 @@ impl Tuner {
         }
     }
 
-    fn carry_out(
-        &self,
-        path: &str,
-        changed: &Changed,
-        services: &mut Arc<[Served]>,
-    ) -> Result<(), Refusal> {
+    /// Whether a configuration goes with what was set up when the relay started.
+    fn check(&self, path: &str, now: &Config) -> Result<(), Refusal> {
         let Shared { effects, max_age_at_start_ms, .. } = &*self.0;
-        let now = match changed {
-            Changed::LogFilter(filter) => {
-                return logging::set_filter(filter)
-                    .map_err(|problem| Refusal::Invalid { path: path.to_owned(), problem });
-            }
-            Changed::Config(config) => &**config,
-        };
         if path == MAX_AGE && now.hold.max_age_ms > *max_age_at_start_ms {
             let problem = format!(
                 "must be at most {max_age_at_start_ms}, with which the relay has started: Kafka keeps the \
@@ -126,11 +126,43 @@ impl Tuner {
             );
             return Err(Refusal::OutOfRange { path: path.to_owned(), problem });
         }
-        let busy = |why: String| Refusal::Busy { path: path.to_owned(), why };
-        if let (HEARTBEAT, Some(pins)) = (path, &effects.pins) {
-            let timeout = Duration::from_millis(now.gateway.heartbeat_timeout_ms.into());
-            return set_heartbeat_timeout(pins, timeout).map_err(|error| busy(error.to_string()));
+        Ok(())
+    }
+
+    fn set_heartbeat_timeout(&self, timeout_ms: u32) -> Result<(), Refusal> {
+        let Some(pins) = &self.0.effects.pins else { return Ok(()) };
+        set_heartbeat_timeout(pins, Duration::from_millis(timeout_ms.into()))
+            .map_err(|error| Refusal::Busy { path: HEARTBEAT.to_owned(), why: error.to_string() })
+    }
+
+    fn carry_out(
+        &self,
+        path: &str,
+        changed: &Changed,
+        services: &mut Arc<[Served]>,
+    ) -> Result<(), Refusal> {
+        match changed {
+            Changed::LogFilter(filter) => logging::set_filter(filter)
+                .map_err(|problem| Refusal::Invalid { path: path.to_owned(), problem }),
+            Changed::Config(now) if path == HEARTBEAT => {
+                self.set_heartbeat_timeout(now.gateway.heartbeat_timeout_ms)
+            }
+            Changed::Config(now) => {
+                self.check(path, now)?;
+                self.put_into_force(path, now, services)
+            }
         }
+    }
+
+    /// Everything but what the gateway and the log go by.
+    fn put_into_force(
+        &self,
+        path: &str,
+        now: &Config,
+        services: &mut Arc<[Served]>,
+    ) -> Result<(), Refusal> {
+        let effects = &self.0.effects;
+        let busy = |why: String| Refusal::Busy { path: path.to_owned(), why };
         let each = services.iter().zip(&now.services);
         let next: Arc<[Served]> = each.map(|(served, service)| served.with(service)).collect();
         let settings = Arc::new(LiveSettings { limits: now.relay.clone(), services: next.clone() });
@@ -174,6 +206,67 @@ impl Tuner {
         drop(values);
         let shown = |entry: &Entry| entry.text.clone();
         Ok((former.entry(path).map(shown)?, now.entry(path).map(shown)?))
+    }
+}
+
+impl Tuner {
+    /// Reads the configuration again, and puts into force what it and the saved settings say, or says why not;
+    /// with `only_look`, says what would change.
+    pub(super) fn reload(&self, only_look: bool) -> Result<Reload, String> {
+        // One change at a time.
+        let mut services = locked(&self.0.services);
+        let mut as_read = locked(&self.0.as_read);
+        let Some(started) = as_read.as_ref() else {
+            return Err("the relay was started without a configuration file".to_owned());
+        };
+        let file = started.config().source.file.clone();
+        let said = |error: &dyn std::fmt::Display| format!("{}: {error}", file.display());
+        let in_force = self.values();
+        let of_file = |config: &Config| in_force.of_process(config, &self.0.log_filter_at_start);
+        let config = Config::read(&file).map_err(|error| error.to_string())?;
+        let next = of_file(&config).map_err(|error| said(&error))?;
+        let saved = Saved::place(&file, &config.gateway.instance);
+        let saved =
+            Saved::read(&saved).map_err(|error| format!("read {}: {error}", saved.display()))?;
+        let draft = Draft::new(next.clone());
+        if let Some(wrong) = saved.apply(&draft).first() {
+            return Err(wrong.to_string());
+        }
+        let wanted = draft.values();
+        let mut plan = Reload::plan(started, &in_force, &wanted);
+        if !plan.restart.is_empty() {
+            return Ok(plan);
+        }
+        let now = plan.config(&in_force, &wanted).map_err(|error| said(&error))?;
+        for change in &plan.changes {
+            self.check(&change.path, &now).map_err(|refusal| refusal.to_string())?;
+        }
+        if only_look {
+            return Ok(plan);
+        }
+        let of_gateway = plan.changes.iter().any(|change| change.path == HEARTBEAT);
+        let timeouts =
+            [&in_force, &wanted].map(|values| values.config().gateway.heartbeat_timeout_ms);
+        if of_gateway {
+            self.set_heartbeat_timeout(timeouts[1]).map_err(|refusal| refusal.to_string())?;
+        }
+        if let Err(refusal) = self.put_into_force("relay", &now, &mut services) {
+            if of_gateway {
+                // As it was; what cannot be done either is told by `status`.
+                let _ = self.set_heartbeat_timeout(timeouts[0]);
+            }
+            return Err(refusal.to_string());
+        }
+        // It was checked when it was saved, or when the relay started.
+        logging::set_filter(wanted.log_filter())?;
+        let values = in_force.of_process(&now, wanted.log_filter());
+        *locked(&self.0.values) = Arc::new(values.map_err(|error| said(&error))?);
+        *self.0.effects.source.lock().unwrap_or_else(PoisonError::into_inner) =
+            ConfigSource::now(&now);
+        *as_read = Some(next);
+        plan.applied = true;
+        plan.tell();
+        Ok(plan)
     }
 }
 

@@ -5,11 +5,14 @@
 //!  Mount (FUSE) ──┐
 //!  relay tune ────┼─► Source::set ─► Values::with ─► control: workers, dials, gateway, log
 //!  INSTANCE.tune ─┘   Source::values ◄── a snapshot, replaced by each change
+//!
+//!  relay reload, SIGHUP ─► Reload::plan ─► the same, all at once
 //! ```
 
 mod draft;
 mod mount;
 mod refusal;
+mod reload;
 mod saved;
 mod tree;
 mod values;
@@ -22,6 +25,7 @@ use crate::config::Config;
 pub use draft::Draft;
 pub use mount::{MountError, Mounted, clear};
 pub use refusal::Refusal;
+pub use reload::{Difference, Reload};
 pub use saved::{Saved, WrongLine};
 pub use values::{Changed, Entry, Values};
 

@@ -153,17 +153,53 @@ impl Values {
         };
         let mut json = self.json.clone();
         *json.pointer_mut(pointer).expect("it was found there") = value;
-        let mut config: Config =
-            serde_json::from_value(json).map_err(|error| invalid(error.to_string()))?;
-        // These are not part of what is serialised.
-        config.source.clone_from(&self.config.source);
-        for (service, former) in config.services.iter_mut().zip(&self.config.services) {
-            if let (Some(mqtt), Some(former)) = (&mut service.mqtt, &former.mqtt) {
-                mqtt.users.clone_from(&former.users);
-            }
-        }
+        let config = read(json, &self.config).map_err(invalid)?;
         config.check().map_err(|error| invalid(error.to_string()))?;
         Ok(Changed::Config(Box::new(config)))
+    }
+
+    /// What is left of it without the values of all settings: names, and whatever is no setting.
+    pub(super) fn bare(&self) -> Value {
+        let mut json = self.json.clone();
+        for place in places(&self.json) {
+            let Some((table, key)) = place.pointer.rsplit_once('/') else { continue };
+            if let Some(table) = json.pointer_mut(table).and_then(Value::as_object_mut) {
+                table.remove(key);
+            }
+        }
+        prune(&mut json);
+        json
+    }
+
+    /// The value of a setting as the configuration has it; none if it is left out or unknown.
+    pub(super) fn value(&self, path: &str) -> Option<&Value> {
+        self.json.pointer(self.entry(path).ok()?.pointer.as_deref()?)
+    }
+
+    /// What is logged.
+    pub fn log_filter(&self) -> &str {
+        &self.log_filter
+    }
+
+    /// The configuration in force with other values at these paths, those of `next`; and with its users.
+    pub(super) fn taking(&self, paths: &[&str], next: &Self) -> Result<Config, ConfigError> {
+        let mut json = self.json.clone();
+        for path in paths {
+            let place = self.entry(path).ok().and_then(|entry| entry.pointer.as_deref());
+            let place = place.and_then(|pointer| json.pointer_mut(pointer));
+            if let (Some(place), Some(value)) = (place, next.value(path)) {
+                *place = value.clone();
+            }
+        }
+        let config = read(json, &next.config)
+            .map_err(|problem| ConfigError::Invalid { key: "configuration".to_owned(), problem })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Those of another configuration in this process.
+    pub fn of_process(&self, config: &Config, log_filter: &str) -> Result<Self, ConfigError> {
+        Self::new(config, log_filter, &self.fixed)
     }
 
     /// The same with other values in force.
@@ -172,6 +208,34 @@ impl Values {
             Changed::Config(config) => Self::new(config, &self.log_filter, &self.fixed),
             Changed::LogFilter(filter) => Self::new(&self.config, filter, &self.fixed),
         }
+    }
+}
+
+/// A configuration that was serialised, with what is not part of it then: that of `other`.
+fn read(json: Value, other: &Config) -> Result<Config, String> {
+    let mut config: Config = serde_json::from_value(json).map_err(|error| error.to_string())?;
+    config.source.clone_from(&other.source);
+    for (service, other) in config.services.iter_mut().zip(&other.services) {
+        if let (Some(mqtt), Some(other)) = (&mut service.mqtt, &other.mqtt) {
+            mqtt.users.clone_from(&other.users);
+        }
+    }
+    Ok(config)
+}
+
+/// Takes away what is null, and tables without anything in them.
+fn prune(value: &mut Value) {
+    match value {
+        Value::Object(table) => {
+            table.values_mut().for_each(prune);
+            table.retain(|_, value| match value {
+                Value::Null => false,
+                Value::Object(table) => !table.is_empty(),
+                _ => true,
+            });
+        }
+        Value::Array(list) => list.iter_mut().for_each(prune),
+        _ => {}
     }
 }
 

@@ -22,6 +22,8 @@ const SERVER: ([u8; 4], u16) = ([203, 0, 113, 11], 7000);
 const PARTITIONS: [&str; 2] = ["0", "1"];
 const TOPIC_PREFIX: &str = "dist-test.";
 const CONFIGURATION: &str = "/etc/millrace/millrace.toml";
+/// The sample leaves it out.
+const SETTING: &str = "service/chat/max_messages_per_second";
 const RELAY: &str = "millrace@millrace.service";
 const GATEWAY: &str = "millrace-gateway@millrace.service";
 /// `systemd-analyze security` wants tenths: below 3.0.
@@ -57,6 +59,10 @@ fn is_used(machine: &mut Machine, hosts: &Hosts, later: &Path) -> Result<()> {
     let mut client = Client::connect(hosts)?;
     client.expect_echo("a message by way of Kafka")?;
     settings_are_files(machine)?;
+    machine.run(&format!("systemctl reload {RELAY}"))?;
+    let told = machine.run(&format!("relay tune get {SETTING}"))?;
+    ensure!(told == "0", "{SETTING} is {told} after a reload, and not what the file has");
+    client.expect_echo("after a reload")?;
 
     let before = (main_process(machine)?, programs(machine)?);
     install(machine, later)?;
@@ -111,7 +117,6 @@ fn units_are_sound(machine: &Machine) -> Result<()> {
 
 /// The tree is in the relay's own view of the file system; a link leads there.
 fn settings_are_files(machine: &Machine) -> Result<()> {
-    const SETTING: &str = "service/chat/max_messages_per_second";
     machine.run(&format!("echo 1000 > /run/millrace/millrace.tune/{SETTING}"))?;
     let told = machine.run(&format!("relay tune get {SETTING}"))?;
     ensure!(told == "1000", "{SETTING} was set to 1000 and is {told}");

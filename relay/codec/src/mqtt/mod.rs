@@ -90,16 +90,18 @@ impl Mqtt {
         }
     }
 
-    /// The same with other settings: the same sessions, within the same bounds, and the same users.
+    /// The same with other settings and users: the same sessions, within the same bounds.
     pub(super) fn with(&self, service: &Settings) -> Self {
-        let section = service.mqtt.clone();
+        let mut section = service.mqtt.clone();
+        let users = section.users.take();
+        let checker = if users == self.users { self.checker.clone() } else { Arc::default() };
         Self {
-            section: MqttSection { users: None, ..section },
+            section,
             max_message_bytes: service.max_message_bytes as usize,
             handshake: Duration::from_millis(u64::from(service.handshake_timeout_ms)),
             sessions: self.sessions.clone(),
-            users: self.users.clone(),
-            checker: self.checker.clone(),
+            users,
+            checker,
         }
     }
 

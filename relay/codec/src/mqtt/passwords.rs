@@ -18,7 +18,24 @@ pub struct Passwords {
     secret: RandomState,
 }
 
+/// The same users with the same hashes.
+impl PartialEq for Passwords {
+    fn eq(&self, other: &Self) -> bool {
+        self.users == other.users
+    }
+}
+
 impl Passwords {
+    /// How many users there are.
+    pub fn len(&self) -> usize {
+        self.users.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.users.is_empty()
+    }
+
     /// Reads a file, or says what is wrong with it, and where.
     pub(super) fn read(path: &Path) -> Result<Self, String> {
         let text = std::fs::read_to_string(path)

@@ -121,17 +121,21 @@ fn a_command_whose_reader_has_gone_keeps_its_exit_code() {
 }
 
 #[test]
-fn a_closed_terminal_is_an_orderly_stop_unless_it_is_ignored() {
+fn a_closed_terminal_stops_nothing() {
     let direct = Direct::build("terminal", |_| {}).unwrap();
-    let finished = told_to_stop(started(&direct, ":"), Signal::HUP);
-    assert!(finished.stdout.contains("{\"stopped\":"), "{finished:?}");
-    assert!(finished.stderr.contains("SIGHUP"), "{finished:?}");
-    // As `nohup` starts it.
-    let relay = started(&direct, "trap '' HUP");
-    relay.signal(Signal::HUP).unwrap();
-    let finished = told_to_stop(relay, Signal::TERM);
-    assert!(finished.stderr.contains("SIGTERM"), "{finished:?}");
-    assert!(!finished.stderr.contains("SIGHUP"), "{finished:?}");
+    // As `nohup` starts it, nothing is reloaded either.
+    for (begins, reloads) in [(":", true), ("trap '' HUP", false)] {
+        let relay = started(&direct, begins);
+        relay.signal(Signal::HUP).unwrap();
+        if reloads {
+            let says = || Ok(relay.stderr().contains("the configuration was reloaded"));
+            wait_until(PATIENCE, "the relay to have reloaded", says).unwrap();
+        }
+        let finished = told_to_stop(relay, Signal::TERM);
+        assert!(finished.stdout.contains("{\"stopped\":"), "{finished:?}");
+        assert!(finished.stderr.contains("SIGTERM"), "{finished:?}");
+        assert_eq!(finished.stderr.contains("reloaded"), reloads, "{finished:?}");
+    }
 }
 
 #[test]

@@ -18,6 +18,7 @@ mod panics;
 mod path;
 mod rebalance;
 mod registration;
+mod reload;
 mod shared_port;
 mod simulation;
 mod supervised;

@@ -276,6 +276,21 @@ fn who_is_not_known_may_not_connect() -> Result<()> {
     }
     let stats = fleet.relays[0].stats()?;
     assert_eq!(stats.count_by("connections_closed", "not_authorized")?, 2);
+
+    // Another one in her place, while the relay runs.
+    std::fs::write(&file, format!("bert:{hash}\n"))?;
+    let reloaded = run_ok("relay reload", &mut fleet.relays[0].command("reload", false), PATIENCE)?;
+    ensure!(
+        reloaded.stdout.contains("mqtt/passwords: users: 1 -> others: 1"),
+        "{}",
+        reloaded.stdout
+    );
+    for (user, may) in [("anna", false), ("bert", true)] {
+        let arguments = ["-i", "meter", "-u", user, "-P", "secret", "-t", "a", "-m", user];
+        let finished =
+            run("mosquitto_pub", &mut place.mosquitto("mosquitto_pub", &arguments), PATIENCE)?;
+        ensure!(finished.status.success() == may, "{user}: {finished:?}");
+    }
     std::fs::remove_dir_all(&directory)?;
     Ok(())
 }
