@@ -14,6 +14,9 @@ use crate::kafka::{LogContext, logs_as_ours, rejoin};
 /// Heartbeats per session timeout; Kafka's documentation recommends at least three.
 const HEARTBEATS: u32 = 3;
 
+/// Events that are served in one turn.
+const MOST_EVENTS: usize = 1000;
+
 /// This relay's standing in the group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Standing {
@@ -94,26 +97,26 @@ impl Candidate {
         Ok(Self { consumer, group, is_refused: Cell::new(false) })
     }
 
-    /// Serves the group's events.
+    /// Serves the group's events: all that have come, because the group's choice stands behind the errors of an
+    /// outage, of which there are dozens a second.
     pub(super) fn poll(&self) -> Standing {
-        match self.consumer.poll(Duration::ZERO) {
-            Some(Err(error)) if is_refused(&error) => {
-                if !self.is_refused.replace(true) {
-                    let group = &*self.group;
-                    tracing::error!(
-                        %error,
-                        "Kafka does not allow this relay READ on group {group}: it cannot coordinate. \
-                         Unless another relay can, no server can register or drain"
-                    );
-                }
-            }
-            Some(Err(error)) => {
-                tracing::warn!(%error, "cannot take part in choosing the coordinator; retrying");
-            }
-            Some(Ok(_)) | None => {}
-        }
+        let events = std::iter::from_fn(|| self.consumer.poll(Duration::ZERO)).take(MOST_EVENTS);
+        events.filter_map(Result::err).for_each(|error| self.tell_error(&error));
         rejoin(self.consumer.client());
         *self.consumer.context().standing()
+    }
+
+    fn tell_error(&self, error: &KafkaError) {
+        if !is_refused(error) {
+            tracing::warn!(%error, "cannot take part in choosing the coordinator; retrying");
+        } else if !self.is_refused.replace(true) {
+            let group = &*self.group;
+            tracing::error!(
+                %error,
+                "Kafka does not allow this relay READ on group {group}: it cannot coordinate. Unless \
+                 another relay can, no server can register or drain"
+            );
+        }
     }
 
     /// Logs why this relay is no longer the coordinator.
