@@ -136,21 +136,37 @@ fn spawn<T: Send + 'static>(
     std::thread::Builder::new().name(name).spawn(body).map_err(RunError::io("start a thread"))
 }
 
-/// Starts a thread that runs until it is told to stop, with these capabilities at most. If it ends before, the
-/// relay ends too.
-fn spawn_other(
+/// Starts a thread, and returns when it has these capabilities at most: a relay that serves has no thread that
+/// is about to give some up. If it ends before it is told to, the relay ends too.
+fn spawn_confined(
     (name, kept): (&str, CapabilitySet),
     (faults, stop_time): (&Faults, &StopTime),
+    body: impl FnOnce() -> Result<(), RunError> + Send + 'static,
+) -> Result<JoinHandle<()>, RunError> {
+    let (faults, stop_time) = (faults.clone(), stop_time.clone());
+    let (confined, waits) = mpsc::channel::<()>();
+    let thread = spawn(name.to_owned(), move || {
+        faults.watch(&stop_time, || {
+            let kept = privilege::keep(kept).map_err(RunError::io("give up capabilities"));
+            drop(confined);
+            kept?;
+            body()
+        });
+    })?;
+    // Nothing is sent: that the other end is gone says it.
+    let _ = waits.recv();
+    Ok(thread)
+}
+
+/// Starts a thread that runs until it is told to stop.
+fn spawn_other(
+    (name, kept): (&str, CapabilitySet),
+    watch: (&Faults, &StopTime),
     stop: &Arc<AtomicBool>,
     body: impl FnOnce(&AtomicBool) -> Result<(), String> + Send + 'static,
 ) -> Result<JoinHandle<()>, RunError> {
-    let (faults, stop_time, stop) = (faults.clone(), stop_time.clone(), stop.clone());
-    spawn(name.to_owned(), move || {
-        faults.watch(&stop_time, || {
-            privilege::keep(kept).map_err(RunError::io("give up capabilities"))?;
-            body(&stop).map_err(RunError::Producer)
-        });
-    })
+    let stop = stop.clone();
+    spawn_confined((name, kept), watch, move || body(&stop).map_err(RunError::Producer))
 }
 
 /// The workers' threads to be, and the ends of what leads to them.
@@ -475,13 +491,10 @@ fn spawn_pump(
     pump: Pump<KafkaProducer>,
     (faults, stop_time): (&Faults, &StopTime),
 ) -> Result<JoinHandle<()>, RunError> {
-    let (faults, stop_time) = (faults.clone(), stop_time.clone());
-    spawn("producer".to_owned(), move || {
-        faults.watch(&stop_time, || {
-            privilege::keep(KAFKA).map_err(RunError::io("give up capabilities"))?;
-            pump.run(|error| faults.report(RunError::Producer(error)));
-            Ok(())
-        });
+    let told = faults.clone();
+    spawn_confined(("producer", KAFKA), (faults, stop_time), move || {
+        pump.run(|error| told.report(RunError::Producer(error)));
+        Ok(())
     })
 }
 
